@@ -1,0 +1,5 @@
+"""`python -m vit21k`."""
+
+from vit21k.cli.app import main
+
+main()

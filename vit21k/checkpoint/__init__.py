@@ -1,0 +1,1 @@
+"""Save, find, verify and load what a run has learnt."""

@@ -1,0 +1,90 @@
+"""The Typer application and the one place that handles errors."""
+
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.errors import Vit21kError
+
+app = typer.Typer(
+    name="vit21k",
+    help="ImageNet-21K, cleaned and split, and a Vision Transformer trained on it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VIT21K"},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Run the command line; entry point of `vit21k`."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except Vit21kError as error:
+        console.fail(error)
+        sys.exit(error.exit_code)
+    except _StoppedError as stop:
+        console.fail_with(f"stopped by {stop}", "the same command goes on from here")
+        sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(errors.EXIT_FAILED)
+    except OSError as error:
+        console.fail_with(*_storage_problem(error))
+        sys.exit(errors.EXIT_STORAGE)
+
+
+class _StoppedError(BaseException):
+    """SIGINT or SIGTERM; a BaseException so that nothing on the way takes it for an error."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = {
+            signal.SIGINT: errors.EXIT_INTERRUPTED,
+            signal.SIGTERM: errors.EXIT_TERMINATED,
+        }[signal.Signals(signum)]
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    raise _StoppedError(signum)
+
+
+def _storage_problem(error: OSError) -> tuple[str, str | None]:
+    hints = {
+        errno.ENOSPC: "free some space, then run the same command again",
+        errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
+        errno.EACCES: "check who may write there",
+        errno.EROFS: "the file system is mounted read-only; give another folder",
+        errno.EIO: "the disk or its cable is failing; check the system log",
+    }
+    where = f": `{error.filename}`" if error.filename else ""
+    return f"{error.strerror or error}{where}", hints.get(error.errno or 0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vit21k import __version__
+
+        console.print_lines(f"vit21k {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Exit codes: " + "; ".join(f"{k} {v}" for k, v in errors.EXIT_CODES.items()))
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """ImageNet-21K, cleaned and split, and a Vision Transformer trained on it."""

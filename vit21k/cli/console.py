@@ -1,0 +1,161 @@
+"""Where output goes: results to stdout, everything else to stderr."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vit21k.errors import Vit21kError
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+_PLAIN_LINE_SECONDS = 10.0
+_BAR_SECONDS = 0.1
+
+
+def done(message: str) -> None:
+    """Report a finished step (stderr)."""
+    err.print(message, markup=False)
+
+
+def note(message: str) -> None:
+    """Say something worth knowing (stderr)."""
+    err.print(message, markup=False, style="dim")
+
+
+def warn(message: str) -> None:
+    """Say what the user should look at (stderr)."""
+    err.print(Text.assemble(("warning: ", "yellow"), message))
+
+
+def fail(error: Vit21kError) -> None:
+    """Print an expected error: what is wrong, then what to do (stderr)."""
+    fail_with(error.message, error.hint)
+
+
+def fail_with(message: str, hint: str | None = None) -> None:
+    """Print an error and, after a blank line, a hint (stderr)."""
+    err.print(Text.assemble(("error: ", "red"), message))
+    if hint:
+        err.print()
+        err.print(Text.assemble(("hint: ", "cyan"), hint))
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value (stdout)."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_lines(text: str) -> None:
+    """Print text as it is (stdout)."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table without borders (stdout); numbers are right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table, soft_wrap=False)
+
+
+def _is_number(cell: str) -> bool:
+    return (
+        cell.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit()
+    )
+
+
+class Progress:
+    """Counts what is done, and shows it: a line that moves on a terminal, one every 10 s elsewhere.
+
+    Attributes:
+        num_done: Units done so far.
+        num_bytes: Bytes read so far.
+        num_problems: Problems met so far.
+        total: Units in all, once known.
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.num_done = 0
+        self.num_bytes = 0
+        self.num_problems = 0
+        self.total: int | None = None
+        self._title = title
+        self._unit = unit
+        self._started_at = time.monotonic()
+        self._shown_at = self._started_at
+        self._moving = err.is_terminal and os.environ.get("TERM") != "dumb"
+
+    def advance(self, num_done: int = 1, *, num_bytes: int = 0, num_problems: int = 0) -> None:
+        """Count, and show the line if it is time."""
+        self.num_done += num_done
+        self.num_bytes += num_bytes
+        self.num_problems += num_problems
+        now = time.monotonic()
+        if now - self._shown_at >= (_BAR_SECONDS if self._moving else _PLAIN_LINE_SECONDS):
+            self._shown_at = now
+            self._show(now - self._started_at)
+
+    def clear(self) -> None:
+        """Remove the moving line."""
+        if self._moving:
+            err.file.write("\r\x1b[2K")
+            err.file.flush()
+
+    def _show(self, seconds: float) -> None:
+        line = self.line(seconds)
+        if self._moving:
+            err.file.write("\r\x1b[2K" + line[: err.width - 1])
+            err.file.flush()
+        else:
+            err.print(line, markup=False)
+
+    def line(self, seconds: float) -> str:
+        """Return what is shown after *seconds*: done, rates, time left, problems."""
+        rate = self.num_done / max(seconds, 1e-9)
+        parts = [f"{self._title}: {self.num_done:,}"]
+        if self.total:
+            parts[0] += f" of {self.total:,} ({100 * self.num_done / self.total:.1f} %)"
+        parts[0] += f" {self._unit}"
+        parts.append(f"{rate:,.0f} {self._unit}/s")
+        if self.num_bytes:
+            parts.append(f"{self.num_bytes / max(seconds, 1e-9) / 1e6:,.0f} MB/s")
+        if self.total and rate:
+            parts.append(f"ETA {duration((self.total - self.num_done) / rate)}")
+        if self.num_problems:
+            parts.append(f"{self.num_problems:,} problems")
+        return " | ".join(parts)
+
+
+@contextmanager
+def progress(title: str, *, unit: str = "files") -> Iterator[Progress]:
+    """Yield a progress line for the time of the block."""
+    line = Progress(title, unit)
+    try:
+        yield line
+    finally:
+        line.clear()
+
+
+def duration(seconds: float) -> str:
+    """Return *seconds* in words: ``41 s``, ``12 min 05 s``, ``3 h 20 min``, ``11.4 d``, ``3.2 y``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    if seconds < 86_400:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+    if seconds < 365 * 86_400:
+        return f"{seconds / 86_400:.1f} d"
+    return f"{seconds / 365 / 86_400:,.1f} y"

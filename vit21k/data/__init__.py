@@ -1,0 +1,1 @@
+"""Manifest rows -> batches of uint8 images and sparse labels."""

@@ -1,0 +1,104 @@
+"""Every exception vit21k raises on purpose.
+
+Vit21kError                   the command line prints it without a traceback   exit 1
+├── UsageError                arguments that contradict each other or the world       2
+│   └── RecipeError           a recipe, or an override of it, is wrong                2
+├── DataError                 the files on disk are not what they were said to be     3
+│   ├── ImageTreeError        the image root is not <root>/**/<class>/<file>
+│   ├── ManifestError         a manifest is missing, stale, damaged or another one
+│   ├── ImageError            one picture cannot be decoded
+│   └── CheckpointError       a checkpoint is missing, damaged or another model's
+├── MissingExtraError         an optional dependency is not installed                 1
+├── NonFiniteLossError        training diverged                                       1
+├── LockedError               another run works on the same folder                   75
+└── TerminatedError           a signal ended the run; its state is saved            143
+
+Anything else that escapes is a bug in vit21k and keeps its traceback, except `OSError`
+(no space, no permission, a failing disk), which ends a command with exit code 74.
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_BAD_DATA = 3
+EXIT_DIFFERENCES = 4
+EXIT_STORAGE = 74
+EXIT_LOCKED = 75
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+EXIT_CODES = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "failed",
+    EXIT_USAGE: "wrong usage or recipe",
+    EXIT_BAD_DATA: "some inputs were bad (they are listed), or data are not what was said",
+    EXIT_DIFFERENCES: "a check found differences",
+    EXIT_STORAGE: "the disk is full or failing",
+    EXIT_LOCKED: "another run works on the same folder",
+    EXIT_INTERRUPTED: "interrupted",
+    EXIT_TERMINATED: "terminated; the state is saved",
+}
+"""What each exit code of the command line means; the README and `vit21k --help` print it."""
+
+
+class Vit21kError(Exception):
+    """Base class.  *message* says what is wrong, *hint* what to do about it."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(Vit21kError):
+    """The arguments contradict each other, or name what is not there."""
+
+    exit_code = EXIT_USAGE
+
+
+class RecipeError(UsageError):
+    """A recipe file, or an override given with ``--set``, is not usable."""
+
+
+class DataError(Vit21kError):
+    """Input data is missing or is not what the caller said it is."""
+
+    exit_code = EXIT_BAD_DATA
+
+
+class ImageTreeError(DataError):
+    """The image root does not hold ``<class>/<file>`` at any depth."""
+
+
+class ManifestError(DataError):
+    """A manifest is missing, stale, damaged, or of another kind or version."""
+
+
+class ImageError(DataError):
+    """One picture cannot be decoded."""
+
+
+class CheckpointError(DataError):
+    """A checkpoint is missing, damaged, or belongs to another model or class list."""
+
+
+class MissingExtraError(Vit21kError):
+    """A command needs an optional dependency that is not installed."""
+
+
+class NonFiniteLossError(Vit21kError):
+    """The loss stopped being a finite number."""
+
+
+class LockedError(Vit21kError):
+    """Another process works on the same folder."""
+
+    exit_code = EXIT_LOCKED
+
+
+class TerminatedError(Vit21kError):
+    """A signal asked the run to stop; its state was saved first."""
+
+    exit_code = EXIT_TERMINATED

@@ -1,0 +1,1 @@
+"""Checkpoint -> numbers and files."""

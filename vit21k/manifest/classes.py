@@ -1,0 +1,90 @@
+"""The class list: which wnid is class 0, 1, 2, ..."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vit21k.errors import ManifestError
+
+_WNID_THEN_NAME = re.compile(r"(n\d{8})\s+(\S.*)")
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Class folders in class-index order.
+
+    "ImageNet-21K" names at least three lists that differ by one or two classes (21,841, 21,842 and
+    21,843), so a count never identifies one; the *fingerprint* does.  It is stored in every
+    manifest and checkpoint, and compared.
+
+    Attributes:
+        wnids: Names of the class folders: wnids in ImageNet, but any folder name works.
+        names: The classes in words, where known; same length.
+    """
+
+    wnids: tuple[str, ...]
+    names: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", (None,) * len(self.wnids))
+        if len(self.names) != len(self.wnids):
+            raise ValueError(f"{len(self.names)} names for {len(self.wnids)} classes")
+        if repeated := _first_repeat(self.wnids):
+            raise ManifestError(f"`{repeated}` occurs twice in the class list")
+
+    @classmethod
+    def from_folders(cls, folders: Iterable[str]) -> Self:
+        """Build the canonical list: the distinct folder names in ascending order."""
+        return cls(tuple(sorted(set(folders))))
+
+    @classmethod
+    def read_text(cls, path: Path) -> Self:
+        """Read one class per line: ``folder``, ``folder<TAB>name`` or ``n01440764 name``.
+
+        Blank lines are skipped.  The order of the lines is the order of the class indices.
+
+        Raises:
+            ManifestError: No such file, not text, empty, or a folder named twice.
+        """
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise ManifestError(f"no class list at `{path}`") from None
+        except (UnicodeDecodeError, IsADirectoryError):
+            raise ManifestError(
+                f"`{path}` is not a text file", hint="write one class folder per line"
+            ) from None
+        entries = [_parse_line(line) for line in lines if line.strip()]
+        if not entries:
+            raise ManifestError(f"the class list `{path}` is empty")
+        return cls(tuple(wnid for wnid, _ in entries), tuple(name for _, name in entries))
+
+    def __len__(self) -> int:
+        return len(self.wnids)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the ordered wnids, as 64 hex digits."""
+        return hashlib.sha256("\n".join(self.wnids).encode()).hexdigest()
+
+
+def _parse_line(line: str) -> tuple[str, str | None]:
+    wnid, tab, name = line.rstrip("\r\n").partition("\t")
+    if tab:
+        return wnid.strip(), name.strip() or None
+    if match := _WNID_THEN_NAME.fullmatch(line.strip()):
+        return match[1], match[2].strip()
+    return line.strip(), None
+
+
+def _first_repeat(wnids: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for wnid in wnids:
+        if wnid in seen:
+            return wnid
+        seen.add(wnid)
+    return None

@@ -1,0 +1,318 @@
+"""Read and write manifests.
+
+Writing is atomic, and the bytes depend on the rows and the header alone (no clock, no host name),
+so the same inputs give the same file and `sha256sum` can compare runs.
+
+What protects a reader:
+
+- every page carries a checksum, which is verified when it is read;
+- the header is sealed (see `header.py`), because Parquet's footer has no checksum;
+- the footer carries a *fingerprint*, a digest of all that was written before it.  A manifest names
+  the fingerprints of the manifests it was made from, so one that is stale is told from a fresh one
+  without reading any rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from vit21k.atomic import atomic_file
+from vit21k.errors import ManifestError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.header import (
+    Header,
+    kind_and_version,
+    parse_classes,
+    parse_header,
+    to_metadata,
+)
+from vit21k.manifest.schema import KINDS, ManifestKind
+
+ROW_GROUP_ROWS = 131_072
+_FINGERPRINT = b"vit21k.fingerprint"
+
+
+class ManifestWriter:
+    """Takes rows in order and writes them in row groups of one fixed size.
+
+    How the rows arrive (in how many pieces) does not change the file.
+    """
+
+    def __init__(self, kind: ManifestKind, parquet: pq.ParquetWriter) -> None:
+        self._kind = kind
+        self._parquet = parquet
+        self._waiting: list[pa.RecordBatch] = []
+        self._num_waiting = 0
+        self.num_rows = 0
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append *rows*.
+
+        Raises:
+            ManifestError: A column is missing, has another type, or holds a null.
+        """
+        rows = _fit(rows, self._kind)
+        self.num_rows += rows.num_rows
+        self._waiting += rows.to_batches()
+        self._num_waiting += rows.num_rows
+        while self._num_waiting >= ROW_GROUP_ROWS:
+            self._flush(ROW_GROUP_ROWS)
+
+    def finish(self) -> None:
+        """Write what is still waiting."""
+        if self._num_waiting or not self.num_rows:
+            self._flush(self._num_waiting)
+
+    def _flush(self, num_rows: int) -> None:
+        rows = pa.Table.from_batches(self._waiting, schema=self._kind.schema)
+        self._parquet.write_table(
+            rows.slice(0, num_rows).combine_chunks(), row_group_size=ROW_GROUP_ROWS
+        )
+        self._waiting = rows.slice(num_rows).to_batches()
+        self._num_waiting -= num_rows
+
+
+@contextmanager
+def manifest_writer(
+    kind: ManifestKind, folder: Path, header: Header, classes: ClassList | None = None
+) -> Iterator[ManifestWriter]:
+    """Yield a writer; the manifest appears in *folder* when the block ends without an exception.
+
+    Args:
+        kind: Which manifest.
+        folder: Where; made if need be.
+        header: What it says of itself.
+        classes: The list that its `label_ids` index; its wnids travel in the file.
+
+    Raises:
+        OSError: The disk is full or failing; the old manifest is unchanged.
+    """
+    schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
+    with atomic_file(folder / kind.file_name) as file:
+        digesting = _DigestingFile(file)
+        parquet = pq.ParquetWriter(pa.PythonFile(digesting, "w"), schema, **_encoding(kind))
+        writer = ManifestWriter(kind, parquet)
+        yield writer
+        writer.finish()
+        parquet.add_key_value_metadata({_FINGERPRINT: digesting.hexdigest()})
+        parquet.close()
+
+
+def write_manifest(
+    rows: pa.Table,
+    kind: ManifestKind,
+    folder: Path,
+    header: Header,
+    classes: ClassList | None = None,
+) -> None:
+    """Write *rows* as the *kind* manifest of *folder*, replacing what is there in one step."""
+    with manifest_writer(kind, folder, header, classes) as writer:
+        writer.write(rows)
+
+
+class Manifest:
+    """An open manifest: its header at once, its rows when asked for.
+
+    Attributes:
+        path: The file.
+        kind: Which manifest it is.
+        header: What it says of itself.
+        fingerprint: Identifies its content; other manifests name it as their input.
+        num_rows: How many rows it has.
+    """
+
+    def __init__(self, path: Path, kind: ManifestKind, parquet: pq.ParquetFile) -> None:
+        metadata = parquet.schema_arrow.metadata or {}
+        self.path = path
+        self.kind = kind
+        self.header = parse_header(metadata)
+        self.fingerprint = (parquet.metadata.metadata or {}).get(_FINGERPRINT, b"").decode()
+        self.num_rows = int(parquet.metadata.num_rows)
+        self._parquet = parquet
+        self._metadata = metadata
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Return all rows (of the named *columns* only).
+
+        Raises:
+            ManifestError: The file is damaged.
+        """
+        with _damage_is_an_error(self.path):
+            return self._parquet.read(columns=columns)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of one row group at a time.
+
+        Raises:
+            ManifestError: The file is damaged.
+        """
+        for index in range(self._parquet.num_row_groups):
+            with _damage_is_an_error(self.path):
+                rows = self._parquet.read_row_group(index, columns=columns)
+            yield rows
+
+    def classes(self) -> ClassList:
+        """Return the class list that the `label_ids` of this manifest index.
+
+        Raises:
+            ManifestError: The manifest has no class list.
+        """
+        classes = parse_classes(self._metadata)
+        if classes is None:
+            raise ManifestError(f"`{self.path}` has no class list")
+        return classes
+
+
+def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -> Manifest:
+    """Open the manifest at *path*, refusing anything that is not one of *kinds*.
+
+    Args:
+        path: The Parquet file, or the manifest folder when there is one kind.
+        kinds: What is acceptable.
+        allow_stale: Do not compare it with the manifests it was made from.
+
+    Raises:
+        ManifestError: No such file, damaged, another kind or version, or stale.
+    """
+    if len(kinds) == 1 and not path.is_file():
+        path = path / kinds[0].file_name if path.suffix != ".parquet" else path
+    if not path.is_file():
+        raise ManifestError(f"no {_names(kinds)} manifest at `{path}`", hint=_how_to_make(kinds))
+    with _damage_is_an_error(path):
+        parquet = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+        kind = _kind_of(path, parquet, kinds)
+        manifest = Manifest(path, kind, parquet)
+    if not allow_stale and (stale := stale_input(manifest)):
+        raise ManifestError(
+            f"`{path}` is stale: `{stale}.parquet` beside it has changed since it was made",
+            hint=f"make it again with `{kind.made_by}`",
+        )
+    return manifest
+
+
+def read_manifest(path: Path, kind: ManifestKind, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows of the *kind* manifest at *path* (a file, or the folder it lies in).
+
+    Raises:
+        ManifestError: No such file, damaged, another kind or version, or stale.
+    """
+    return open_manifest(path, kind).read(columns)
+
+
+def stale_input(manifest: Manifest) -> str | None:
+    """Return the kind of an input that has changed since *manifest* was made, if there is one.
+
+    Inputs of inputs count.  An input that is no longer there, or cannot be read, does not: a
+    manifest may be moved away from what it was made from.
+    """
+    for name, fingerprint in manifest.header.inputs.items():
+        path = manifest.path.with_name(KINDS[name].file_name)
+        try:
+            source = open_manifest(path, KINDS[name], allow_stale=True)
+        except ManifestError:
+            continue
+        if source.fingerprint != fingerprint:
+            return name
+        if deeper := stale_input(source):
+            return deeper
+    return None
+
+
+class _DigestingFile:
+    """A binary file to write to that digests what passes through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = xxhash.xxh3_128()
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def _damage_is_an_error(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises on damaged bytes into a `ManifestError`."""
+    try:
+        yield
+    except ManifestError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ManifestError(
+            f"`{path}` is damaged or not a manifest: {_first_line(error)}",
+            hint="restore it from a copy, or make it again",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _encoding(kind: ManifestKind) -> dict[str, Any]:
+    names = kind.schema.names
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "write_page_checksum": True,
+        "write_statistics": False,
+        "store_schema": True,
+        "use_dictionary": [name for name in ("wnid", "kind") if name in names],
+        "column_encoding": {"path": "DELTA_BYTE_ARRAY"} if "path" in names else None,
+    }
+
+
+def _kind_of(path: Path, parquet: pq.ParquetFile, kinds: tuple[ManifestKind, ...]) -> ManifestKind:
+    """Return which of *kinds* the file is; refuse any other."""
+    found = kind_and_version(path, parquet.schema_arrow.metadata or {})
+    if found is None:
+        raise ManifestError(
+            f"`{path}` is a Parquet file, but not a manifest of vit21k", hint=_how_to_make(kinds)
+        )
+    for kind in kinds:
+        if found == (kind.name, kind.version):
+            if not parquet.schema_arrow.equals(kind.schema):
+                raise ManifestError(f"`{path}` is damaged: its columns are not those of its kind")
+            return kind
+    expected = " or ".join(f"{kind.name}, version {kind.version}" for kind in kinds)
+    raise ManifestError(
+        f"`{path}` is a manifest of kind {found[0]}, version {found[1]}; expected {expected}",
+        hint=_how_to_make(kinds),
+    )
+
+
+def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
+    if isinstance(rows, pa.RecordBatch):
+        rows = pa.Table.from_batches([rows])
+    try:
+        rows = rows.select(kind.schema.names).cast(kind.schema)
+    except (KeyError, ValueError, pa.ArrowInvalid) as error:
+        raise ManifestError(f"rows do not fit the {kind.name} manifest: {error}") from error
+    for name in kind.schema.names:
+        if name not in kind.may_be_null and rows[name].null_count:
+            raise ManifestError(f"column `{name}` of the {kind.name} manifest must not hold nulls")
+    return rows
+
+
+def _names(kinds: tuple[ManifestKind, ...]) -> str:
+    return " or ".join(kind.name for kind in kinds)
+
+
+def _how_to_make(kinds: tuple[ManifestKind, ...]) -> str:
+    return f"make it with `{kinds[0].made_by}`"
