@@ -149,7 +149,7 @@ def progress(title: str, *, unit: str = "files") -> Iterator[Progress]:
 
 
 def duration(seconds: float) -> str:
-    """Return *seconds* in words: ``41 s``, ``12 min 05 s``, ``3 h 20 min``, ``11.4 d``, ``3.2 y``."""
+    """Return *seconds* in words: ``41 s``, ``12 min 05 s``, ``3 h 20 min``, ``11.4 d``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
