@@ -142,7 +142,7 @@ class Manifest:
         Raises:
             ManifestError: The file is damaged.
         """
-        with _damage_is_an_error(self.path):
+        with damage_is_an_error(self.path):
             return self._parquet.read(columns=columns)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -152,7 +152,7 @@ class Manifest:
             ManifestError: The file is damaged.
         """
         for index in range(self._parquet.num_row_groups):
-            with _damage_is_an_error(self.path):
+            with damage_is_an_error(self.path):
                 rows = self._parquet.read_row_group(index, columns=columns)
             yield rows
 
@@ -183,7 +183,7 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
         path = path / kinds[0].file_name if path.suffix != ".parquet" else path
     if not path.is_file():
         raise ManifestError(f"no {_names(kinds)} manifest at `{path}`", hint=_how_to_make(kinds))
-    with _damage_is_an_error(path):
+    with damage_is_an_error(path):
         parquet = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
         kind = _kind_of(path, parquet, kinds)
         manifest = Manifest(path, kind, parquet)
@@ -246,7 +246,7 @@ class _DigestingFile:
 
 
 @contextmanager
-def _damage_is_an_error(path: Path) -> Iterator[None]:
+def damage_is_an_error(path: Path) -> Iterator[None]:
     """Turn what Arrow raises on damaged bytes into a `ManifestError`."""
     try:
         yield
