@@ -1,0 +1,190 @@
+"""Load a recipe, apply overrides, and say clearly everything that is wrong with it."""
+
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vit21k.config.describe import field_names
+from vit21k.config.schema import Recipe
+from vit21k.errors import RecipeError
+
+_SHIPPED = files("vit21k") / "recipes"
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names that `vit21k train --recipe NAME` accepts."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in _SHIPPED.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe with *overrides* applied.
+
+    Args:
+        name_or_path: A shipped recipe's name, or a path that ends in ``.yaml``.
+        overrides: Dotted assignments such as ``"optim.lr=3e-4"``.  Later ones win over earlier
+            ones, and all of them over the file.
+
+    Raises:
+        RecipeError: With *every* problem found, not only the first.
+    """
+    values = _parse(_read(name_or_path), f"recipe `{name_or_path}`")
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe `{name_or_path}` must be a mapping of fields to values")
+    for override in overrides:
+        _assign(values, override)
+    return recipe_from(values, name_or_path)
+
+
+def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
+    """Return the recipe that *values* spell out, as in a checkpoint's `state.json`.
+
+    Args:
+        values: Fields and values, sections as nested mappings.
+        name: What messages call it.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in _explain(error))
+        raise RecipeError(
+            f"recipe `{name}` is not usable:\n{problems}",
+            hint="`vit21k recipes fields` lists every field with its meaning and limits",
+        ) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return *recipe* as YAML, every field spelled out, in declaration order."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_PlainDumper, sort_keys=False)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper that writes a list of numbers on one line."""
+
+    def represent_list(self, data: list[Any]) -> yaml.Node:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_PlainDumper.add_representer(list, _PlainDumper.represent_list)
+
+
+def summary(name: str) -> str:
+    """Return the first comment of a shipped recipe: one line that says what it is."""
+    first = (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+def _read(name_or_path: str) -> str:
+    if name_or_path.endswith(_SUFFIXES):
+        return _read_file(Path(name_or_path))
+    known = shipped_recipes()
+    if name_or_path not in known:
+        close = difflib.get_close_matches(name_or_path, known, n=1)
+        meant = f"; did you mean `{close[0]}`?" if close else ""
+        raise RecipeError(
+            f"no recipe is called `{name_or_path}`{meant}",
+            hint=f"shipped recipes: {', '.join(known)}; or give a path that ends in .yaml",
+        )
+    return (_SHIPPED / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+
+
+def _read_file(path: Path) -> str:
+    if not path.is_file():
+        raise RecipeError(
+            f"no such recipe file: `{path}`",
+            hint=f"shipped recipes, by name: {', '.join(shipped_recipes())}",
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe `{path}` is not text: {error.reason}") from error
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-3` as a number and refuses a repeated key.
+
+    Plain YAML 1.1 reads `1e-3` as text, and keeps the last of two equal keys.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key}` is set twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    parts = dotted.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(
+            f"cannot read the override `{override}`",
+            hint="write it as section.field=value, for example optim.lr=3e-4",
+        )
+    *sections, field = parts
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"cannot read the override `{override}`: `{section}` has no fields")
+    values[field] = _parse(text, f"the value of `{override}`")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """Turn pydantic's report into one plain line per problem."""
+    lines: list[str] = []
+    for problem in error.errors():
+        dotted = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{dotted}: no such field{_did_you_mean(dotted)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{dotted}: required")
+        elif problem["type"] == "model_type":
+            lines.append(f"{dotted}: a section with fields, got {problem['input']!r}")
+        elif problem["type"] == "value_error":
+            lines += str(problem["ctx"]["error"]).splitlines()
+        else:
+            lines.append(f"{dotted}: {_lower_first(problem['msg'])}, got {problem['input']!r}")
+    return lines
+
+
+def _did_you_mean(dotted: str) -> str:
+    known = field_names(Recipe)
+    leaf = dotted.rpartition(".")[2]
+    close = difflib.get_close_matches(dotted, known, n=1)
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    best = (elsewhere or close)[:1]
+    return f"; did you mean `{best[0]}`?" if best else ""
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
