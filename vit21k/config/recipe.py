@@ -74,11 +74,11 @@ def dump_recipe(recipe: Recipe) -> str:
 class _PlainDumper(yaml.SafeDumper):
     """SafeDumper that writes a list of numbers on one line."""
 
-    def represent_list(self, data: list[Any]) -> yaml.Node:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
-
-_PlainDumper.add_representer(list, _PlainDumper.represent_list)
+_PlainDumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
+)
 
 
 def summary(name: str) -> str:
