@@ -1,0 +1,251 @@
+"""Images -> logits: the Vision Transformer, under timm's parameter names.
+
+Dimensions: B images, C colours, H W pixels, N tokens, D width, A heads, E width of a head,
+K classes.  Q: the tokens whose output is asked for.
+
+Source: Dosovitskiy et al., arXiv:2010.11929; names and defaults from timm's `VisionTransformer`, so
+that weights go both ways as they are.  Differences: the tanh representation layer (`pre_logits`),
+which timm dropped, and a last block that computes only what the head reads.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vit21k.models.layers import DropPath, Mlp, PatchEmbed
+
+LAYER_NORM_EPS = 1e-6  # flax's default, kept by PLSC and timm
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one linear layer for queries, keys and values."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool,
+        attn_drop_rate: float,
+        proj_drop_rate: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
+        """Mix the tokens: (B, N, D) -> (B, Q, D); Q is *num_queries*, or N if that is None."""
+        q_BAQE, k_BANE, v_BANE = self._project(x_BND, num_queries)
+        y_BAQE = F.scaled_dot_product_attention(
+            q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
+        )
+        return self.proj_drop(self.proj(y_BAQE.transpose(1, 2).flatten(2)))
+
+    def _project(self, x_BND: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries of the first *num_queries* tokens, keys and values of all tokens."""
+        if num_queries is None:
+            q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
+        else:
+            D = x_BND.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q_bias, kv_bias = (None, None) if bias is None else (bias[:D], bias[D:])
+            q_BND = F.linear(x_BND[:, :num_queries], weight[:D], q_bias)
+            k_BND, v_BND = F.linear(x_BND, weight[D:], kv_bias).chunk(2, dim=-1)
+        return self._split_heads(q_BND), self._split_heads(k_BND), self._split_heads(v_BND)
+
+    def _split_heads(self, x_BND: Tensor) -> Tensor:
+        """Rearrange (B, N, D) -> (B, A, N, E)."""
+        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each around a residual."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        act_layer: str,
+        proj_drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(
+            embed_dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            attn_drop_rate=attn_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+        )
+        self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(
+            embed_dim, int(embed_dim * mlp_ratio), act_layer=act_layer, drop_rate=proj_drop_rate
+        )
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
+        """Return the first *num_queries* tokens after this block (None: all of them)."""
+        attended_BQD = self.attn(self.norm1(x_BND), num_queries)
+        x_BQD = x_BND[:, :num_queries] + self.drop_path(attended_BQD)
+        return x_BQD + self.drop_path(self.mlp(self.norm2(x_BQD)))
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer for square images of one size.
+
+    Linear layers start with torch's default weights; see `init_vit` for the published ones.
+
+    Args:
+        img_size: Height and width of the images, in pixels.  Where it is not a multiple of
+            *patch_size*, the model does not see the last rows and columns, as in PLSC and timm.
+        patch_size: Height and width of a patch.
+        in_chans: Colours of an image.
+        num_classes: Outputs of the head; with 0 there is no head and `forward` returns features.
+        global_pool: What the head reads: the class "token", or the "avg" of all other tokens.
+        class_token: Whether there is a class token.
+        fc_norm: Normalise after the pooling instead of before it.  None: with "avg", as timm.
+        embed_dim: Width of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads; *embed_dim* is a multiple of it.
+        mlp_ratio: Width of the MLP's hidden layer, in widths of a token.
+        qkv_bias: Whether queries, keys and values have a bias.
+        representation_size: Width of a tanh layer before the head (`pre_logits`); None: no layer.
+        act_layer: "gelu" is exact; "gelu_tanh" is the approximation that Google's weights need.
+        pos_drop_rate: Dropout after the position embedding.
+        proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+
+    Attributes:
+        num_classes: Outputs of the head.
+        img_size: Height and width of the images.
+        patch_size: Height and width of a patch.
+        embed_dim: Width of a token.
+        num_features: Width of what the head reads.
+        num_prefix_tokens: 1 with a class token, else 0.
+        grid_size: Patches of an image, (rows, columns).
+    """
+
+    def __init__(  # noqa: PLR0913 (timm's arguments)
+        self,
+        *,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: Literal["token", "avg"] = "token",
+        class_token: bool = True,
+        fc_norm: bool | None = None,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        representation_size: int | None = None,
+        act_layer: Literal["gelu", "gelu_tanh"] = "gelu",
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.num_features = representation_size or embed_dim
+        self.num_prefix_tokens = int(class_token)
+        self.global_pool = global_pool
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim).normal_(std=0.02))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    act_layer=act_layer,
+                    proj_drop_rate=proj_drop_rate,
+                    attn_drop_rate=attn_drop_rate,
+                    drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
+                )
+                for index in range(depth)
+            )
+        )
+        norms_after_pool = global_pool == "avg" if fc_norm is None else fc_norm
+        norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.Identity() if norms_after_pool else norm
+        self.fc_norm = norm if norms_after_pool else nn.Identity()
+        self.pre_logits = _representation_layer(embed_dim, representation_size)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK of normalised float images."""
+        return self.head(self.features(images_BCHW))
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Return what the head reads, (B, D): pooled, normalised, through `pre_logits`.
+
+        When the head reads only the class token, the last block computes only that: keys and
+        values of all tokens, but one query, one projection and one MLP.  The result and its
+        gradients are those of the plain path, `forward_head(forward_features(x))`.
+        """
+        if self.global_pool == "token" and len(self.blocks):
+            *blocks, last_block = self.blocks
+            x_BND = self._embed(images_BCHW)
+            for block in blocks:
+                x_BND = block(x_BND)
+            tokens_BND = self.norm(last_block(x_BND, num_queries=1))
+        else:
+            tokens_BND = self.forward_features(images_BCHW)
+        return self.forward_head(tokens_BND, pre_logits=True)
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return all tokens_BND after the last block (normalised, unless `fc_norm` does it)."""
+        return self.norm(self.blocks(self._embed(images_BCHW)))
+
+    def forward_head(self, tokens_BND: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Return logits_BK of tokens_BND, or what the head would read if *pre_logits*."""
+        if self.global_pool == "token":
+            pooled_BD = tokens_BND[:, 0]
+        else:
+            pooled_BD = tokens_BND[:, self.num_prefix_tokens :].mean(dim=1)
+        features_BD = self.pre_logits(self.fc_norm(pooled_BD))
+        return features_BD if pre_logits else self.head(features_BD)
+
+    def _embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return patches and class token with their positions, (B, N, D)."""
+        if images_BCHW.shape[2:] != (self.img_size, self.img_size):
+            raise ValueError(
+                f"images of {tuple(images_BCHW.shape[2:])} for a model of {self.img_size} pixels"
+            )
+        x_BND = self.patch_embed(images_BCHW)
+        if self.cls_token is not None:
+            x_BND = torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
+        return self.pos_drop(x_BND + self.pos_embed)
+
+
+def _representation_layer(embed_dim: int, representation_size: int | None) -> nn.Module:
+    """Return Google's and PLSC's tanh layer; its parameters are `pre_logits.fc.*`, timm's name."""
+    if representation_size is None:
+        return nn.Identity()
+    layer = nn.Sequential()
+    layer.add_module("fc", nn.Linear(embed_dim, representation_size))
+    layer.add_module("act", nn.Tanh())
+    return layer
