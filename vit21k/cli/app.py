@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vit21k import errors
-from vit21k.cli import console
+from vit21k.cli import console, doctor_command
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -88,3 +88,7 @@ def root(
     ] = False,
 ) -> None:
     """ImageNet-21K, cleaned and split, and a Vision Transformer trained on it."""
+
+
+for _commands in (doctor_command,):  # in the order of `--help`
+    _commands.register(app)

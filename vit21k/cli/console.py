@@ -19,6 +19,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 _PLAIN_LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
+_ENDLESS = 1 << 20  # columns
 
 
 def done(message: str) -> None:
@@ -60,14 +61,17 @@ def print_lines(text: str) -> None:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table without borders (stdout); numbers are right-aligned."""
+    """Print a table without borders (stdout); numbers are right-aligned.
+
+    A row is folded to the width of a terminal; elsewhere it stays one line, for `grep`.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    out.print(table, soft_wrap=False)
+    out.print(table, soft_wrap=False, width=None if out.is_terminal else _ENDLESS)
 
 
 def _is_number(cell: str) -> bool:

@@ -16,13 +16,19 @@ import pyarrow.parquet as pq
 from vit21k.errors import ManifestError
 from vit21k.manifest.io import damage_is_an_error
 
+COLUMNS = {
+    "wnid": "`n` and the eight digits of its place in WordNet 3.0.",
+    "lemmas": "Its names; ImageNet joins them with commas.",
+    "gloss": "What it means, with WordNet's examples.",
+    "parents": "The wnids it is a kind or an instance of; the root alone has none.",
+}
+"""What each column of the table holds; its rows are in ascending order of `wnid`."""
+
 _STRINGS = pa.list_(pa.field("element", pa.string()))
 
 SCHEMA = pa.schema(
     [("wnid", pa.string()), ("lemmas", _STRINGS), ("gloss", pa.string()), ("parents", _STRINGS)]
 )
-"""`wnid`, ascending; `lemmas`, its names, the most usual first; `gloss`, its meaning in a sentence;
-`parents`, the wnids it is a kind or an instance of."""
 
 _IN_WHEEL = Path(__file__).parent / "data" / "synsets.parquet"
 _IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests" / "synsets.parquet"

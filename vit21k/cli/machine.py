@@ -1,0 +1,114 @@
+"""What the machine gives this process: cores, memory, file systems, GPUs.
+
+In a container or a batch job the machine has more than the process may use, so limits of control
+groups (cgroups, versions 1 and 2) count as well.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path("/")
+_MEMORY_FILES = (  # of versions 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+_UNLIMITED_BYTES = 1 << 60  # what version 1 shows for no limit is just below 2**63
+
+
+def num_cores() -> float:
+    """Return how many cores this process may keep busy; a quota may be a fraction of one."""
+    return min(float(len(os.sched_getaffinity(0))), cpu_quota() or float("inf"))
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """Return the tightest quota of the control groups, in cores; None if there is none."""
+    quotas = []
+    for folder in _groups(root, "cpu"):
+        words = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(word.isdigit() for word in words):  # not "max", not -1
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def memory_bytes(root: Path = _ROOT) -> tuple[int, int]:
+    """Return how much memory this process may use in all, and how much of it is free."""
+    info = dict(re.findall(r"(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text()))
+    total, free = int(info["MemTotal"]) * 1024, int(info["MemAvailable"]) * 1024
+    for folder in _groups(root, "memory"):
+        for limit, used in _MEMORY_FILES:
+            words = _words(folder / limit)
+            if words and words[0].isdigit() and int(words[0]) < _UNLIMITED_BYTES:
+                total = min(total, int(words[0]))
+                free = min(free, int(words[0]) - _used_bytes(folder, used))
+    return total, max(free, 0)
+
+
+def _used_bytes(group: Path, used: str) -> int:
+    """Return what a group uses, without cached files that give way when memory is needed."""
+    cached = re.search(
+        r"(?m)^(?:total_)?inactive_file (\d+)", "\n".join(_lines(group / "memory.stat"))
+    )
+    return int(" ".join(_words(group / used)) or 0) - int(cached[1] if cached else 0)
+
+
+def file_system_of(path: Path, root: Path = _ROOT) -> str:
+    """Return the type of the file system that *path* is, or would be, on: "ext4", "nfs4", ..."""
+    path = path.resolve()
+    best, found = -1, "unknown"
+    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        folder = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), mount.split()[4]))
+        if path.is_relative_to(folder) and len(folder.parts) >= best:
+            best, found = len(folder.parts), source.split()[0]
+    return found
+
+
+def nvidia_gpus() -> list[str]:
+    """Return the name and memory of each GPU that NVIDIA's driver shows."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def existing_folder(path: Path) -> Path:
+    """Return *path*, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of those above it."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / (controller if controllers else "")
+        folder = top / group.lstrip("/")
+        yield folder
+        yield from (above for above in folder.parents if above.is_relative_to(top))
+
+
+def _words(path: Path) -> list[str]:
+    return [word for line in _lines(path) for word in line.split()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
