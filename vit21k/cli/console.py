@@ -71,7 +71,9 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    out.print(table, soft_wrap=False, width=None if out.is_terminal else _ENDLESS)
+    if not out.is_terminal:
+        out.width = _ENDLESS
+    out.print(table, soft_wrap=False)
 
 
 def _is_number(cell: str) -> bool:
