@@ -1,0 +1,46 @@
+# Needs Python 3.11 or newer and make; everything else is set up in a virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TRAIN := $(VENV)/.installed-train
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help install demo test check clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(DEV) ## Set up the virtual environment for development
+	@echo "next: . $(BIN)/activate"
+
+demo: $(TRAIN) ## See the whole path on generated pictures, in a few minutes
+	$(BIN)/vit21k demo
+
+test: $(DEV) ## Run all tests; FAST=1 leaves the slow ones out
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu$(if $(FAST), and not slow)"
+
+check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/data_dictionary.py --check
+	$(BIN)/python tools/update_docs.py --check
+	$(BIN)/python tools/check_wheel.py
+	$(MAKE) test
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find vit21k tools tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(TRAIN): pyproject.toml | $(BIN)/python
+	@echo "installing vit21k with torch into $(VENV); this downloads a few gigabytes once"
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@touch $@
+
+$(DEV): $(TRAIN)
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
