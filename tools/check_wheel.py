@@ -76,7 +76,7 @@ def install_wheel(folder: Path) -> Path:
 
 def failed(python: Path, folder: str, arguments: Sequence[str], exit_code: int) -> list[str]:
     """Run *arguments*; return what was wrong: an exit code, or a traceback where none is due."""
-    command = [python, *arguments]
+    command = [str(python), *arguments]
     result = subprocess.run(
         command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
