@@ -1,0 +1,244 @@
+"""A model as a folder: ``config.json`` + ``model.safetensors``, as timm writes and reads it.
+
+`timm.create_model("local-dir:DIR", pretrained=True)` gives the same logits, and so does
+transformers' wrapper around timm.  What timm has no word for is under the key ``vit21k``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit21k.errors import CheckpointError, ManifestError
+from vit21k.manifest.classes import ClassList
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_VERSION = 1
+
+# Arguments that timm's constructor has as well, under the same names.
+_TIMM_ARGS = (
+    "img_size",
+    "patch_size",
+    "in_chans",
+    "global_pool",
+    "class_token",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "act_layer",
+)
+
+_UNKNOWN_TO_TIMM = {"vit_small_patch8_384", "vit_base_patch8_384", "vit_large_patch14_384"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """How a picture is made ready for a model.
+
+    Attributes:
+        img_size: Side of the model's input, in pixels.
+        mode: Resize the short side and crop the middle, or resize to a square.
+        resize: The short side before the crop, in pixels; None: *img_size*.
+        interpolation: Of the resizing.
+        mean: Subtracted from red, green, blue in 0..1.
+        std: Divided by afterwards.
+    """
+
+    img_size: int
+    mode: Literal["center_crop", "squash"]
+    resize: int | None
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a folder says of its model.
+
+    Attributes:
+        path: The folder.
+        name: Architecture, one of `list_models()`.
+        args: Every argument of the constructor.
+        classes: What the outputs mean.
+        eval_settings: How a picture is made ready.
+        loss_kind: What it was trained with.
+    """
+
+    path: Path
+    name: str
+    args: Mapping[str, Any]
+    classes: ClassList
+    eval_settings: EvalSettings
+    loss_kind: Literal["sigmoid", "softmax"]
+
+    @property
+    def activation(self) -> Literal["sigmoid", "softmax"]:
+        """What turns its logits into probabilities."""
+        return self.loss_kind
+
+
+def model_config(
+    name: str,
+    args: Mapping[str, Any],
+    classes: ClassList,
+    eval_settings: EvalSettings,
+    loss_kind: Literal["sigmoid", "softmax"],
+) -> dict[str, Any]:
+    """Return the content of ``config.json``.
+
+    Args:
+        name: Architecture, one of `list_models()`.
+        args: Every argument of the constructor, as `model_args` returns them.
+        classes: What the outputs mean.
+        eval_settings: How a picture is made ready.
+        loss_kind: What it is trained with.
+    """
+    args = {**args, "num_classes": len(classes)}
+    timm_args = {key: args[key] for key in _TIMM_ARGS}
+    if args["fc_norm"] is not None:
+        timm_args["fc_norm"] = args["fc_norm"]
+    return {
+        "architecture": _timm_name(name, args),
+        "num_classes": len(classes),
+        "num_features": args["embed_dim"],
+        "global_pool": args["global_pool"],
+        "model_args": timm_args,
+        "label_names": list(classes.wnids),
+        "label_descriptions": {
+            wnid: text for wnid, text in zip(classes.wnids, classes.names, strict=True) if text
+        },
+        "pretrained_cfg": _pretrained_cfg(args, eval_settings),
+        "vit21k": {
+            "version": _VERSION,
+            "name": name,
+            "args": args,
+            "classes": classes.fingerprint,
+            "eval": asdict(eval_settings),
+            "loss_kind": loss_kind,
+        },
+    }
+
+
+def write_model_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Write both files into *folder*, which exists.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    write_tensors(folder / WEIGHTS, tensors)
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def read_model_card(folder: Path) -> ModelCard:
+    """Return what ``config.json`` of *folder* says.
+
+    Raises:
+        CheckpointError: It is missing, damaged, another program's, or a later version's.
+    """
+    path = folder / CONFIG
+    try:
+        own = (config := json.loads(path.read_text(encoding="utf-8")))["vit21k"]
+        if own["version"] > _VERSION:
+            raise CheckpointError(
+                f"`{path}` was written by a later vit21k (layout {own['version']}; "
+                f"this one reads {_VERSION})",
+                hint="upgrade vit21k",
+            )
+        card = _parse(folder, config, own)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no model in `{folder}`: there is no {CONFIG}",
+            hint="give a run, a checkpoint, or a folder that vit21k wrote",
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, ManifestError) as error:
+        raise CheckpointError(
+            f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: {error})"
+        ) from error
+    if card.classes.fingerprint != own["classes"]:
+        raise CheckpointError(f"`{path}` is damaged: its class list is not the one it names")
+    return card
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write *tensors* as safetensors; the same tensors give the same bytes.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # It wraps what the system said: "... (os error 28)".
+        if match := re.search(r"os error (\d+)", str(error)):
+            number = int(match[1])
+            raise OSError(number, str(error), str(path)) from error
+        raise
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, by name.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"`{path}` is missing") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"`{path}` is damaged: {error}") from error
+    return tensors
+
+
+def _timm_name(name: str, args: Mapping[str, Any]) -> str:
+    """Return the name under which timm builds this model from its arguments."""
+    if args["representation_size"] is not None:
+        # timm drops the pre-logits without a word and would give other logits; this makes it stop.
+        return f"{name}_with_pre_logits"
+    # The sizes are in the arguments, so a name of the same shape does.
+    return name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
+
+
+def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str, Any]:
+    resize = settings.resize or settings.img_size
+    squash = settings.mode == "squash"
+    return {
+        "tag": "vit21k",
+        "input_size": [args["in_chans"], settings.img_size, settings.img_size],
+        "fixed_input_size": True,
+        "interpolation": settings.interpolation,
+        "crop_pct": 1.0 if squash else settings.img_size / resize,
+        "crop_mode": "squash" if squash else "center",
+        "mean": list(settings.mean),
+        "std": list(settings.std),
+        "num_classes": args["num_classes"],
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCard:
+    wnids, names = config["label_names"], config["label_descriptions"]
+    settings = {**own["eval"], "mean": tuple(own["eval"]["mean"]), "std": tuple(own["eval"]["std"])}
+    return ModelCard(
+        path=folder,
+        name=own["name"],
+        args=own["args"],
+        classes=ClassList(tuple(wnids), tuple(names.get(wnid) for wnid in wnids)),
+        eval_settings=EvalSettings(**settings),
+        loss_kind=own["loss_kind"],
+    )

@@ -1,0 +1,100 @@
+"""Optimizer state <-> flat tensors by parameter name: ``exp_avg/blocks.0.attn.qkv.weight``.
+
+Only tensors are kept (moments, step counts).  Learning rates and the like come from the recipe.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vit21k.errors import CheckpointError
+
+
+def optimizers_to_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Return the state of *optimizers*, keyed ``<slot>/<parameter name>``.
+
+    The tensors are the optimizers' own, not copies.
+
+    Args:
+        model: Owns the parameters that the optimizers update.
+        optimizers: Together they update a parameter at most once.
+
+    Raises:
+        TypeError: A state is neither a tensor nor None; it could not be restored.
+    """
+    names = {id(param): name for name, param in model.named_parameters()}
+    tensors = {}
+    for optimizer in optimizers:
+        for param, slots in optimizer.state.items():
+            for slot, value in slots.items():
+                if value is None:
+                    continue
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{type(optimizer).__name__} keeps `{slot}` as {type(value)}")
+                tensors[f"{slot}/{names[id(param)]}"] = value
+    return tensors
+
+
+def tensors_to_optimizers(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizers: Sequence[Optimizer]
+) -> None:
+    """Put back what `optimizers_to_tensors` returned.
+
+    Args:
+        tensors: The state; empty before the first update.
+        model: Has the same parameters as then; its parameters are on their device.
+        optimizers: Of the same kinds over the same parameters; changed in place.
+
+    Raises:
+        CheckpointError: The state is that of other parameters.
+    """
+    states = _by_parameter(tensors)
+    _check(states, model, optimizers)
+    names = {id(param): name for name, param in model.named_parameters()}
+    for optimizer in optimizers:
+        # torch's own loader places a step count and a moment where its kernels expect them.
+        saved: dict[str, Any] = optimizer.state_dict()
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        saved["state"] = {
+            index: states[names[id(param)]]
+            for index, param in enumerate(params)
+            if names[id(param)] in states
+        }
+        optimizer.load_state_dict(saved)
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        slot, _, name = key.partition("/")
+        states.setdefault(name, {})[slot] = tensor
+    return states
+
+
+def _check(
+    states: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizers: Sequence[Optimizer]
+) -> None:
+    """Raise unless *states* are those of all updated parameters, or of none."""
+    updated = {
+        id(param)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for param in group["params"]
+    }
+    shapes = {name: param.shape for name, param in model.named_parameters() if id(param) in updated}
+    for name, slots in states.items():
+        if name not in shapes:
+            raise CheckpointError(f"the optimizer's state has `{name}`, which is not updated here")
+        for slot, tensor in slots.items():
+            if tensor.ndim and tensor.shape != shapes[name]:
+                raise CheckpointError(
+                    f"the optimizer's `{slot}` of `{name}` has shape {tuple(tensor.shape)}, "
+                    f"the parameter {tuple(shapes[name])}"
+                )
+    if states and (missing := sorted(shapes.keys() - states.keys())):
+        raise CheckpointError(
+            f"the optimizer's state lacks {len(missing)} of {len(shapes)} parameters, "
+            f"`{missing[0]}` first"
+        )
