@@ -1,0 +1,205 @@
+"""Image tree -> digests.parquet, problems.parquet: one row per file.
+
+Input: folders at any depth; the class of a file is the name of the folder it lies in.
+Output: both manifests in path order.  The bytes depend on the tree alone: not on the number of
+workers, nor on the order in which the file system lists its entries, nor on the locale.
+Errors: a file that cannot be used is a row of `problems.parquet`, and the run goes on.
+Threading: this thread walks the tree and writes, *num_workers* threads read and digest chunks, of
+which a bounded number is under way; they are taken in the order in which they were handed out.
+Memory: independent of the number of files.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from vit21k.errors import ImageTreeError
+from vit21k.lock import locked
+from vit21k.manifest.header import Header
+from vit21k.manifest.io import ManifestWriter, manifest_writer
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.prep.digest import ChunkDigester, DigestedChunk
+from vit21k.prep.places import image_root, refuse_inside
+from vit21k.prep.walk import walk
+
+DEFAULT_ALGORITHM = "xxh3_128"
+DEFAULT_NUM_WORKERS = 16
+"""More than there are cores: the workers of a cold run mostly wait for the disk."""
+
+_CHUNKS_PER_WORKER = 4
+_BATCH_ROWS = 16_384
+
+
+@dataclass
+class HashSummary:
+    """Counts of a run of `hash_tree`.
+
+    Attributes:
+        num_entries: What the walk met, folders that it went into excepted.
+        num_files: Rows of `digests.parquet`.
+        num_bytes: Bytes of those files.
+        wnids: Names of the class folders.
+        problems: Rows of `problems.parquet`, by kind.
+    """
+
+    num_entries: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    wnids: set[str] = field(default_factory=set)
+    problems: Counter[ProblemKind] = field(default_factory=Counter)
+
+    @property
+    def num_bad(self) -> int:
+        """Files and folders that could not be used."""
+        return sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+
+    @property
+    def num_left_out(self) -> int:
+        """What is no image, or not to be followed."""
+        return sum(count for kind, count in self.problems.items() if kind.is_left_out)
+
+
+def hash_tree(
+    root: Path,
+    manifests: Path,
+    *,
+    algorithm: str = DEFAULT_ALGORITHM,
+    num_workers: int = DEFAULT_NUM_WORKERS,
+    follow_symlinks: bool = False,
+    on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
+) -> HashSummary:
+    """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
+
+    Args:
+        root: The image root; opened read-only.
+        manifests: Folder to write to; not below *root*.
+        algorithm: A key of `digest.ALGORITHMS`.
+        num_workers: Threads that read and digest.
+        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+        on_chunk: Called, in path order, with each chunk that is done.
+
+    Raises:
+        ImageTreeError: No such folder, or no images in it; what was in *manifests* is unchanged.
+        UsageError: *manifests* lies inside *root*.
+        LockedError: Another run works on *manifests*.
+        OSError: *manifests* cannot be written to.
+    """
+    root = image_root(root)
+    root_text = os.fsencode(root).decode("utf-8", "surrogateescape")
+    refuse_inside(manifests, str(root))
+    header = Header(
+        algorithm=algorithm, root=root_text, options={"follow_symlinks": follow_symlinks}
+    )
+    summary = HashSummary()
+    with (
+        locked(manifests, command="hash"),
+        manifest_writer(PROBLEMS, manifests, header) as problems,
+        manifest_writer(DIGESTS, manifests, header) as digests,
+    ):
+        rows = _Rows(digests, problems)
+        digester = ChunkDigester(
+            os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
+        )
+        for chunk in digest_tree(digester, num_workers=num_workers, summary=summary):
+            rows.add(chunk)
+            on_chunk(chunk)
+        rows.flush()
+        _refuse_nothing(summary, root)
+    return summary
+
+
+def digest_tree(
+    digester: ChunkDigester, *, num_workers: int, summary: HashSummary
+) -> Iterator[DigestedChunk]:
+    """Yield what became of every chunk of the tree, in path order; count it in *summary*."""
+    under_way: deque[Future[DigestedChunk]] = deque()
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as pool:
+        try:
+            for chunk in walk(digester.root, follow_symlinks=digester.follow_symlinks):
+                summary.num_entries += len(chunk.entries)
+                under_way.append(pool.submit(digester, chunk))
+                if len(under_way) >= num_workers * _CHUNKS_PER_WORKER:
+                    yield _counted(under_way.popleft().result(), summary)
+            while under_way:
+                yield _counted(under_way.popleft().result(), summary)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _counted(chunk: DigestedChunk, summary: HashSummary) -> DigestedChunk:
+    summary.num_files += len(chunk.files)
+    summary.num_bytes += chunk.num_bytes
+    summary.problems.update(problem.kind for problem in chunk.problems)
+    if chunk.files:
+        summary.wnids.add(chunk.wnid)
+    return chunk
+
+
+def _refuse_nothing(summary: HashSummary, root: Path) -> None:
+    if not summary.num_files and not summary.num_bad:
+        raise ImageTreeError(
+            f"no images below `{root}`",
+            hint="expected folders such as `n01440764/` with .JPEG, .jpg, .png ... files in them"
+            + _links_hint(summary),
+        )
+
+
+def _links_hint(summary: HashSummary) -> str:
+    num_links = summary.problems[ProblemKind.SYMLINK]
+    return f"; `--follow-symlinks` reads the {num_links:,} links found" if num_links else ""
+
+
+class _Rows:
+    """Gathers chunks, and hands them on in batches that are worth Arrow's overhead."""
+
+    def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
+        self._digests = digests
+        self._problems = problems
+        self._chunks: list[DigestedChunk] = []
+        self._num_waiting = 0
+
+    def add(self, chunk: DigestedChunk) -> None:
+        self._chunks.append(chunk)
+        self._num_waiting += len(chunk.files) + len(chunk.problems)
+        if self._num_waiting >= _BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if digests := [chunk for chunk in self._chunks if chunk.files]:
+            self._digests.write(_digest_rows(digests))
+        if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
+            self._problems.write(problem_rows(problems))
+        self._chunks = []
+        self._num_waiting = 0
+
+
+def _digest_rows(chunks: list[DigestedChunk]) -> pa.Table:
+    files = [file for chunk in chunks for file in chunk.files]
+    digests = pa.py_buffer(b"".join([file.digest for file in files]))
+    return pa.table(
+        {
+            "path": [path for chunk in chunks for path in chunk.paths],
+            "wnid": [wnid for chunk in chunks for wnid in [chunk.wnid] * len(chunk.files)],
+            "num_bytes": [file.num_bytes for file in files],
+            "mtime_ns": [file.mtime_ns for file in files],
+            "digest": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(DIGEST_BYTES), len(files), [None, digests]
+            ),
+        },
+        schema=DIGESTS.schema,
+    )
+
+
+def problem_rows(problems: list[Problem]) -> pa.Table:
+    """Return *problems* as rows of `problems.parquet`."""
+    paths, kinds, details = map(list, zip(*problems, strict=True))
+    return pa.table(
+        {"path": paths, "kind": [str(kind) for kind in kinds], "detail": details},
+        schema=PROBLEMS.schema,
+    )

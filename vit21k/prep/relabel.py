@@ -1,0 +1,185 @@
+"""digests.parquet -> images.parquet, copies.parquet, classes.parquet: one row per picture.
+
+The same picture is filed under several classes of ImageNet-21K.  Files with equal digests are one
+picture, and its labels are the folders they lie in.
+
+Algorithm: the digests and class indices of all files are read into arrays (20 bytes a file), which
+tell the pictures (`pictures.merge_files`).  Paths are never held: a second pass over the manifest
+carries them from row group to row group.
+
+Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".  From the same list
+of files the result is the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k.errors import DataError
+from vit21k.lock import locked
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.header import Header
+from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
+from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES
+from vit21k.prep.picture_rows import RowSource
+from vit21k.prep.pictures import Pictures, merge_files
+from vit21k.prep.places import refuse_inside
+
+CROWDED_LABELS = 20
+"""A picture under more classes than this is hardly a picture of them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelSummary:
+    """Counts of a run of `relabel`.
+
+    Attributes:
+        num_files: Rows of `digests.parquet`.
+        num_images: Rows of `images.parquet`.
+        num_multi_label: Pictures with two labels or more.
+        num_crowded: Pictures with more than `CROWDED_LABELS` labels.
+        num_classes: Length of the class list.
+        num_classes_without_files: Classes of the list that no file lies in.
+    """
+
+    num_files: int
+    num_images: int
+    num_multi_label: int
+    num_crowded: int
+    num_classes: int
+    num_classes_without_files: int
+
+    @property
+    def num_copies(self) -> int:
+        """Files that were merged into another; rows of `copies.parquet`."""
+        return self.num_files - self.num_images
+
+
+def relabel(
+    manifests: Path,
+    *,
+    classes: ClassList | None = None,
+    names_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda _wnids: {},
+) -> RelabelSummary:
+    """Merge files with equal content; write `images`, `copies` and `classes.parquet`.
+
+    Args:
+        manifests: The folder that holds `digests.parquet`.
+        classes: Which class folder is class 0, 1, 2 ...; default: the folders found, by name.
+        names_of: Gives the classes' names in words, where *classes* does not.
+
+    Raises:
+        ManifestError: `digests.parquet` is missing or damaged.
+        DataError: It is empty, or a file lies in a folder that is not among *classes*.
+        UsageError: *manifests* lies inside the image root.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    with locked(manifests, command="relabel"):
+        digests = open_manifest(manifests, DIGESTS)
+        refuse_inside(manifests, digests.header.root)
+        digests_N2, wnid_N, wnids = _read_keys(digests)
+        classes = classes or ClassList.from_folders(wnids)
+        pictures = merge_files(digests_N2, _class_indices(wnids, classes)[wnid_N])
+        del wnid_N
+        header = _header_for(digests, classes)
+        with ExitStack() as stack:
+            writers = {
+                kind.name: stack.enter_context(manifest_writer(kind, manifests, header, classes))
+                for kind in (IMAGES, COPIES, CLASSES)
+            }
+            writers["classes"].write(class_rows(classes, pictures, names_of))
+            source = RowSource(digests, digests_N2, pictures, classes.wnids)
+            for images, copies in source.batches():
+                writers["images"].write(images)
+                writers["copies"].write(copies)
+    return _summary(pictures, classes)
+
+
+def _header_for(digests: Manifest, classes: ClassList) -> Header:
+    return Header(
+        algorithm=digests.header.algorithm,
+        root=digests.header.root,
+        classes=classes.fingerprint,
+        inputs={"digests": digests.fingerprint},
+    )
+
+
+def _read_keys(
+    digests: Manifest,
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], list[str]]:
+    """Return the digests, and the folder of each file as an index into a list of folders."""
+    if not digests.num_rows:
+        raise DataError(
+            f"`{digests.path}` lists no files", hint="see `problems.parquet` beside it for why"
+        )
+    digests_N2 = np.empty((digests.num_rows, 2), dtype=np.uint64)
+    wnid_N = np.empty(digests.num_rows, dtype=np.int32)
+    index_of: dict[str, int] = {}
+    row = 0
+    for rows in digests.batches(["digest", "wnid"]):
+        stop = row + rows.num_rows
+        digests_N2[row:stop] = _as_numbers(rows["digest"].combine_chunks())
+        wnid = rows["wnid"].combine_chunks().dictionary_encode()
+        found = [index_of.setdefault(name, len(index_of)) for name in wnid.dictionary.to_pylist()]
+        wnid_N[row:stop] = np.array(found, dtype=np.int32)[wnid.indices.to_numpy()]
+        row = stop
+    return digests_N2, wnid_N, list(index_of)
+
+
+def _as_numbers(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
+    numbers = np.frombuffer(digests.buffers()[1], dtype=np.uint64).reshape(-1, 2)
+    return numbers[digests.offset : digests.offset + len(digests)]
+
+
+def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
+    """Return the class index of each of *wnids*."""
+    index_of = {wnid: index for index, wnid in enumerate(classes.wnids)}
+    if unknown := sorted(wnid for wnid in wnids if wnid not in index_of):
+        more = f" and {len(unknown) - 1:,} more folders are" if len(unknown) > 1 else " is"
+        raise DataError(
+            f"`{unknown[0]}`{more} not in the class list",
+            hint="add it to the list, or move the folder out of the image tree and run "
+            "`vit21k hash` again",
+        )
+    return np.array([index_of[wnid] for wnid in wnids], dtype=np.int32)
+
+
+def class_rows(
+    classes: ClassList,
+    pictures: Pictures,
+    names_of: Callable[[Sequence[str]], Mapping[str, str]],
+) -> pa.Table:
+    """Return the rows of `classes.parquet`."""
+    names = names_of(classes.wnids)
+    size = len(classes)
+    return pa.table(
+        {
+            "class_index": np.arange(size),
+            "wnid": list(classes.wnids),
+            "name": [
+                name or names.get(wnid)
+                for wnid, name in zip(classes.wnids, classes.names, strict=True)
+            ],
+            "num_files": pictures.num_files_of_classes(size),
+            "num_images": pictures.num_images_of_classes(size),
+            "num_single_label": pictures.num_single_label_of_classes(size),
+        },
+        schema=CLASSES.schema,
+    )
+
+
+def _summary(pictures: Pictures, classes: ClassList) -> RelabelSummary:
+    return RelabelSummary(
+        num_files=len(pictures.label_N),
+        num_images=pictures.num_pictures,
+        num_multi_label=int((pictures.num_labels_G > 1).sum()),
+        num_crowded=int((pictures.num_labels_G > CROWDED_LABELS).sum()),
+        num_classes=len(classes),
+        num_classes_without_files=int((pictures.num_files_of_classes(len(classes)) == 0).sum()),
+    )

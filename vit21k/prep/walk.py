@@ -1,0 +1,232 @@
+"""Image tree -> chunks of file names, in path order, without holding the tree in memory.
+
+Path order is the order of the relative paths, byte by byte.  It comes for free from a depth-first
+walk that sorts the entries of each folder with folders compared as ``name/``: that is how their
+paths compare with those of the files beside them.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vit21k.manifest.problems import Problem, ProblemKind
+
+IMAGE_SUFFIXES = frozenset(
+    {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
+)
+"""Compared in lower case: ImageNet's own files end in `.JPEG`."""
+
+CHUNK_FILES = 128
+"""Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""
+
+
+class Chunk(NamedTuple):
+    """Neighbours in path order, all in one folder.
+
+    Attributes:
+        folder: Relative to the root, with a ``/`` at the end; empty for the root itself.
+        entries: The names, each with what is wrong with it already (None: it is to be read).
+        fraction: Share of the tree that lies before the end of this chunk, 0 to 1; an estimate
+            that takes all entries of a folder for equally large.
+    """
+
+    folder: bytes
+    entries: list[tuple[bytes, Problem | None]]
+    fraction: float
+
+
+def walk(root: bytes, *, follow_symlinks: bool = False) -> Iterator[Chunk]:
+    """Yield every entry below *root* that is not a folder, and the folders that are not read.
+
+    Args:
+        root: The image root.  Bytes, so that neither the locale nor odd names matter.
+        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+
+    Raises:
+        OSError: *root* itself cannot be read.
+    """
+    return _Walker(root.rstrip(b"/") + b"/", follow_symlinks=follow_symlinks).chunks()
+
+
+def printable(path: bytes) -> str:
+    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+@dataclass
+class _Level:
+    """A folder on the way from the root to where the walk is."""
+
+    path: bytes
+    keys: list[bytes]
+    """Names in order; those of folders end in ``/``."""
+    odd: dict[bytes, tuple[ProblemKind, str]]
+    """What is wrong with those that are neither folders nor regular files."""
+    num_taken: int = 0
+    waiting: list[tuple[bytes, Problem | None]] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_taken == len(self.keys)
+
+
+class _Walker:
+    def __init__(self, root: bytes, *, follow_symlinks: bool) -> None:
+        self._root = root
+        self._follow_symlinks = follow_symlinks
+        self._names: dict[tuple[int, int], bytes] = {}
+        self._stack: list[_Level] = []
+
+    def chunks(self) -> Iterator[Chunk]:
+        self._remember(b"")
+        self._stack.append(self._open(b""))
+        while self._stack:
+            level = self._stack[-1]
+            deeper = self._take(level)
+            is_full = len(level.waiting) == CHUNK_FILES
+            if level.waiting and (deeper or is_full or level.is_done):
+                yield Chunk(level.path, level.waiting, self._fraction())
+                level.waiting = []
+            if deeper:
+                self._stack.append(deeper)
+            elif level.is_done:
+                self._stack.pop()
+
+    def _take(self, level: _Level) -> _Level | None:
+        """Take names until a chunk is full, the folder ends, or one has to be gone into."""
+        while not level.is_done and len(level.waiting) < CHUNK_FILES:
+            key = level.keys[level.num_taken]
+            level.num_taken += 1
+            if key.endswith(b"/"):
+                found = self._go_into(level.path + key, key)
+                if isinstance(found, _Level):
+                    return found
+                level.waiting.append((key, found))
+            else:
+                level.waiting.append((key, _problem_of(level, key)))
+        return None
+
+    def _go_into(self, path: bytes, key: bytes) -> _Level | Problem:
+        if key.startswith(b"."):
+            return Problem(printable(path), ProblemKind.HIDDEN, "")
+        try:
+            first = self._remember(path)
+            if first is None:
+                return self._open(path)
+        except OSError as error:
+            return problem_from(path, error)
+        is_loop = path.startswith(first)
+        kind = ProblemKind.SYMLINK_LOOP if is_loop else ProblemKind.FOLDER_SEEN_BEFORE
+        return Problem(printable(path), kind, f"is `{printable(first) or '/'}`")
+
+    def _remember(self, path: bytes) -> bytes | None:
+        """Return the name under which the folder was met before; None if it was not."""
+        status = os.stat(self._root + path)  # noqa: PTH116 (bytes)
+        if not status.st_ino:  # a file system without inode numbers
+            return None
+        first = self._names.setdefault((status.st_dev, status.st_ino), path)
+        return None if first is path else first
+
+    def _open(self, path: bytes) -> _Level:
+        level = _Level(path, [], {})
+        with os.scandir(self._root + path) as entries:
+            for entry in entries:
+                level.keys.append(self._key(entry, level))
+        level.keys.sort()
+        return level
+
+    def _key(self, entry: os.DirEntry[bytes], level: _Level) -> bytes:
+        """Return the sort key of *entry*; note in *level* what is wrong with it, if anything."""
+        if entry.is_file(follow_symlinks=False):
+            return entry.name
+        if entry.is_dir(follow_symlinks=False):
+            return entry.name + b"/"
+        if not entry.is_symlink():
+            level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, ""
+            return entry.name
+        if not self._follow_symlinks:
+            level.odd[entry.name] = ProblemKind.SYMLINK, _target(entry)
+            return entry.name
+        return _followed_key(entry, level)
+
+    def _fraction(self) -> float:
+        """Return the share of the tree that lies before this point."""
+        fraction, weight = 0.0, 1.0
+        for level in self._stack:
+            weight /= len(level.keys)
+            fraction += weight * (level.num_taken - (level is not self._stack[-1]))
+        return fraction
+
+
+def _followed_key(entry: os.DirEntry[bytes], level: _Level) -> bytes:
+    try:
+        mode = entry.stat().st_mode
+    except OSError as error:
+        is_loop = error.errno == errno.ELOOP
+        kind = ProblemKind.SYMLINK_LOOP if is_loop else ProblemKind.BROKEN_SYMLINK
+        level.odd[entry.name] = kind, _target(entry)
+        return entry.name
+    if stat.S_ISDIR(mode):
+        return entry.name + b"/"
+    if not stat.S_ISREG(mode):
+        level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, _target(entry)
+    return entry.name
+
+
+def _target(entry: os.DirEntry[bytes]) -> str:
+    try:
+        return f"-> {printable(os.readlink(entry.path))}"  # noqa: PTH115 (bytes)
+    except OSError as error:  # it was removed meanwhile
+        return error.strerror or ""
+
+
+def _problem_of(level: _Level, name: bytes) -> Problem | None:
+    """Return what is wrong with a file before it is opened."""
+    detail = ""
+    if name.startswith(b"."):
+        kind = ProblemKind.HIDDEN
+    elif name in level.odd:
+        kind, detail = level.odd[name]
+    elif name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+        kind = ProblemKind.OTHER_SUFFIX
+    elif not _is_utf8(level.path) or not _is_utf8(name):
+        kind = ProblemKind.NAME_NOT_UTF8
+    elif not level.path:
+        kind = ProblemKind.NOT_IN_CLASS_FOLDER
+    else:
+        return None
+    return Problem(printable(level.path + name), kind, detail)
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+_KIND_OF_ERRNO = {
+    errno.ENOENT: ProblemKind.VANISHED,
+    errno.ENOTDIR: ProblemKind.VANISHED,
+    errno.ESTALE: ProblemKind.VANISHED,
+    errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: a link has taken its place
+    errno.ENXIO: ProblemKind.NOT_A_REGULAR_FILE,  # a socket
+}
+_OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def problem_from(path: bytes, error: OSError) -> Problem:
+    """Return the problem that *error* is, met at *path*.
+
+    Raises:
+        OSError: *error* itself, where it says nothing of the file: this process has run out of
+            file descriptors or memory.
+    """
+    if error.errno in _OUR_OWN_LIMITS:
+        raise error
+    kind = _KIND_OF_ERRNO.get(error.errno or 0, ProblemKind.UNREADABLE)
+    return Problem(printable(path), kind, error.strerror or str(error))
