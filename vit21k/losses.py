@@ -74,6 +74,10 @@ def single_label_loss(
     return loss / len(logits_BK)
 
 
+LOSSES = {"sigmoid": multi_label_loss, "softmax": single_label_loss}
+"""By the name that recipes give them: what turns the logits into probabilities."""
+
+
 class _MultiLabelLoss(torch.autograd.Function):
     """`multi_label_loss` that keeps nothing for the backward pass but the logits themselves."""
 

@@ -1,0 +1,48 @@
+"""What a run would take: arithmetic that can be checked by hand."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vit21k.models.registry import model_args  # noqa: E402
+from vit21k.training.forecast import (  # noqa: E402
+    fit_device_batch_size,
+    forecast,
+    measure_images_per_second,
+)
+
+LARGE = model_args("vit_large_patch16_224", num_classes=21_841)
+
+
+def test_an_epoch_of_vit_l_is_six_operations_for_each_multiplication():
+    # Reference: 61.6 GMAC forward, 369 GFLOP a training image.
+    run = forecast(LARGE, num_steps=3466, global_batch_size=4096, images_per_second=1000.0)
+
+    assert run.num_images == 14_196_736
+    assert run.flops / run.num_images == pytest.approx(369e9, rel=0.01)
+    assert run.seconds == pytest.approx(14_196.736)
+
+
+def test_the_first_call_warms_up_and_is_not_timed():
+    calls = []
+
+    rate = measure_images_per_second(calls.append, num_images=2)
+
+    assert calls == [2, 2]
+    assert rate > 0
+
+
+def test_what_does_not_fit_into_memory_is_made_smaller_on_a_cpu_only():
+    huge = {**LARGE, "img_size": 4096}
+
+    on_cpu = fit_device_batch_size(huge, 1024, device=torch.device("cpu"), bytes_per_value=4)
+    on_gpu = fit_device_batch_size(huge, 1024, device=torch.device("cuda"), bytes_per_value=4)
+
+    assert on_cpu == 1
+    assert on_gpu == 1024
+
+
+def test_a_small_model_takes_what_the_recipe_asks_for():
+    tiny = model_args("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, num_heads=2)
+
+    assert fit_device_batch_size(tiny, 64, device=torch.device("cpu"), bytes_per_value=4) == 64

@@ -1,0 +1,73 @@
+"""metrics.jsonl: a step has one line, however often the run was killed."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+
+from vit21k.training.loop import Progress
+from vit21k.training.run_log import RunLog
+
+
+def open_log(tmp_path, told, *, step=0):
+    return RunLog(
+        tmp_path,
+        resumed_step=step,
+        resumed_images=8 * step,
+        total_steps=6,
+        every_steps=2,
+        peak_lr=0.5,
+        tell=told.append,
+    )
+
+
+def log_steps(log, first, last):
+    for step in range(first, last + 1):
+        metrics = {"loss": float(step), "lr_factor": 0.1 * step, "grad_norm": 1.0}
+        log.log_step(Progress(step=step, images_seen=8 * step), metrics)
+    log.close()
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_holds_the_mean_loss_since_the_last_one(tmp_path):
+    told = []
+
+    log_steps(open_log(tmp_path, told), 1, 6)
+
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
+        (2, 1.5),
+        (4, 3.5),
+        (6, 5.5),
+    ]
+    assert [line["lr"] for line in lines(tmp_path)] == pytest.approx([0.1, 0.2, 0.3])
+    assert [line["eta_seconds"] >= 0 for line in told] == [True] * 3
+
+
+def test_a_resumed_run_takes_back_what_was_written_after_its_checkpoint(tmp_path):
+    log_steps(open_log(tmp_path, []), 1, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed while writing
+
+    log_steps(open_log(tmp_path, [], step=2), 3, 6)
+
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+
+
+def test_processes_but_the_first_write_nothing(tmp_path):
+    log = RunLog(
+        tmp_path,
+        resumed_step=0,
+        resumed_images=0,
+        total_steps=2,
+        every_steps=1,
+        peak_lr=1.0,
+        tell=None,
+    )
+
+    log_steps(log, 1, 2)
+
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -1,0 +1,109 @@
+"""What a run would take on this machine: arithmetic, memory, time."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+
+# A multiply-accumulate is two operations; the backward pass costs two forward passes.
+_FLOPS_PER_MAC = 6
+# Weights, gradients and two moments, in float32.
+_BYTES_PER_PARAM = 16
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run would take.
+
+    Attributes:
+        num_params: Of the model.
+        num_steps: Updates still to make.
+        num_images: Pictures still to train on.
+        flops: Floating-point operations still to do.
+        images_per_second: Measured on this machine.
+    """
+
+    num_params: int
+    num_steps: int
+    num_images: int
+    flops: float
+    images_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        """Time left at the measured rate."""
+        return self.num_images / self.images_per_second
+
+
+def forecast(
+    args: Mapping[str, Any],
+    *,
+    num_steps: int,
+    global_batch_size: int,
+    images_per_second: float,
+) -> Forecast:
+    """Return what *num_steps* more updates of the model with constructor *args* would take."""
+    num_images = num_steps * global_batch_size
+    return Forecast(
+        num_params=num_params(args),
+        num_steps=num_steps,
+        num_images=num_images,
+        flops=float(_FLOPS_PER_MAC * macs_per_image(args) * num_images),
+        images_per_second=images_per_second,
+    )
+
+
+def measure_images_per_second(step: Callable[[int], None], *, num_images: int) -> float:
+    """Time *step*, which trains on the given number of pictures, after one call to warm up."""
+    step(num_images)
+    _wait_for_device()
+    started_at = time.perf_counter()
+    step(num_images)
+    _wait_for_device()
+    return num_images / (time.perf_counter() - started_at)
+
+
+def fit_device_batch_size(
+    args: Mapping[str, Any], wanted: int, *, device: torch.device, bytes_per_value: int
+) -> int:
+    """Return how many pictures fit into one forward and backward pass: 1 to *wanted*.
+
+    On an accelerator the recipe is taken at its word.  On a CPU, where a recipe written for one
+    would exhaust the memory of the whole machine, half of what is free is what may be used.
+    """
+    if device.type != "cpu":
+        return wanted
+    free = _MEMORY_SHARE * _available_bytes() - _BYTES_PER_PARAM * num_params(args)
+    fitting = int(free // activation_bytes_per_image(args, bytes_per_value))
+    return max(1, min(wanted, fitting))
+
+
+def _available_bytes() -> int:
+    """Return the memory this process may still use: of the machine, or of its cgroup if less."""
+    machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            machine = int(line.split()[1]) * 1024
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit.strip().isdigit() and used.strip().isdigit():
+        return min(machine, int(limit) - int(used))
+    return machine
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,178 @@
+"""Recipe -> the parts of a run.  Each function reads the fields that one part needs."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit21k.checkpoint.model_folder import EvalSettings, model_config
+from vit21k.config.schema import Recipe
+from vit21k.data.loader import Batch
+from vit21k.data.sampler import StepSampler
+from vit21k.data.transforms import EvalTransform, TrainTransform
+from vit21k.distributed import World
+from vit21k.errors import UsageError
+from vit21k.inference.evaluate import autocast, normalise
+from vit21k.losses import LOSSES
+from vit21k.manifest.classes import ClassList
+from vit21k.models.init_weights import init_vit
+from vit21k.models.registry import get_model, model_args
+from vit21k.models.vit import VisionTransformer
+from vit21k.training.loop import Plan
+from vit21k.training.optim import OptimPlan
+from vit21k.training.schedule import lr_factor
+
+_MODEL_OVERRIDES = (
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "global_pool",
+    "representation_size",
+    "act_layer",
+    "pos_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+)
+# What may differ between a run and its continuation: it changes no weight, but for rounding.
+_NOT_IDENTITY: dict[str, Any] = {"source": True, "run": True, "data": {"device_batch_size"}}
+
+
+def overrides_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the model's arguments that the recipe sets beside its name."""
+    fields = recipe.model.model_dump(include=set(_MODEL_OVERRIDES))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def model_args_of(recipe: Recipe, *, num_classes: int) -> dict[str, Any]:
+    """Return every argument of the model's constructor."""
+    return model_args(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+
+
+def new_model(recipe: Recipe, *, num_classes: int) -> VisionTransformer:
+    """Return the model with its first weights, a function of the recipe alone."""
+    model = get_model(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+    init_vit(
+        model,
+        scheme=recipe.model.init_scheme,
+        head_init=recipe.model.head_init,
+        head_bias_init=recipe.model.head_bias_init,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    return model
+
+
+def train_transform_of(recipe: Recipe) -> TrainTransform:
+    """Return what is done to a picture in training."""
+    return TrainTransform(
+        recipe.model.img_size,
+        crop_scale=recipe.data.crop_scale,
+        crop_ratio=recipe.data.crop_ratio,
+        interpolation=recipe.data.interpolation,
+        hflip=recipe.data.hflip_rate,
+    )
+
+
+def eval_transform_of(recipe: Recipe) -> EvalTransform:
+    """Return what is done to a picture in evaluation."""
+    return EvalTransform(
+        recipe.model.img_size,
+        resize=recipe.data.eval_resize,
+        mode=recipe.data.eval_mode,
+        interpolation=recipe.data.eval_interpolation,
+    )
+
+
+def sampler_of(recipe: Recipe, num_images: int, world: World) -> StepSampler:
+    """Return the order of the pictures for this process.
+
+    Raises:
+        UsageError: The global batch does not fit the pictures or the processes.
+    """
+    size = recipe.data.global_batch_size
+    if size % world.world_size:
+        raise UsageError(
+            f"data.global_batch_size ({size}) is not a multiple of the {world.world_size} processes"
+        )
+    if recipe.data.drop_last and size > num_images:
+        raise UsageError(
+            f"data.global_batch_size ({size}) is more than the {num_images:,} training pictures",
+            hint=f"lower it: `--set data.global_batch_size={max(1, num_images // 4)}`",
+        )
+    return StepSampler(
+        num_images,
+        global_batch_size=size,
+        seed=recipe.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        drop_last=recipe.data.drop_last,
+    )
+
+
+def plan_of(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """Return length, schedule and periods.
+
+    Raises:
+        UsageError: The warm-up is longer than the run.
+    """
+    total_steps = recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    if recipe.schedule.warmup_steps >= total_steps:
+        raise UsageError(
+            f"schedule.warmup_steps ({recipe.schedule.warmup_steps}) must be less than the "
+            f"{total_steps:,} steps of the run",
+            hint="shorten it: `--set schedule.warmup_steps=...`",
+        )
+    return Plan(
+        total_steps=total_steps,
+        global_batch_size=recipe.data.global_batch_size,
+        seed=recipe.seed,
+        lr_factor=partial(
+            lr_factor,
+            warmup_steps=recipe.schedule.warmup_steps,
+            total_steps=total_steps,
+            decay=recipe.schedule.decay,
+            end_factor=recipe.schedule.end_lr / recipe.optim.lr,
+        ),
+        grad_clip_norm=recipe.optim.grad_clip_norm,
+        log_every_steps=recipe.run.log_every_steps,
+        eval_every_steps=recipe.run.eval_every_steps,
+        save_every_steps=recipe.run.save_every_steps,
+    )
+
+
+def optim_plan_of(recipe: Recipe) -> OptimPlan:
+    """Return which optimizer, with which numbers."""
+    fields = recipe.optim.model_dump(exclude={"grad_clip_norm"})
+    return OptimPlan(**{**fields, "muon_lr": recipe.optim.muon_lr or recipe.optim.lr})
+
+
+def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
+    """Return the `config.json` that travels with the weights."""
+    settings = EvalSettings(
+        img_size=recipe.model.img_size,
+        mode=recipe.data.eval_mode,
+        resize=recipe.data.eval_resize,
+        interpolation=recipe.data.eval_interpolation,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+    )
+    return model_config(recipe.model.name, args, classes, settings, recipe.loss.kind)
+
+
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what a run must have in common with a checkpoint that it goes on from."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return fields
+
+
+def loss_of(model: nn.Module, batch: Batch, *, recipe: Recipe, device: torch.device) -> Tensor:
+    """Return the mean loss over the pictures of one micro-batch: forward pass and loss."""
+    images = batch.images_BCHW.to(device, non_blocking=True)
+    with autocast(device, recipe.precision):
+        logits = model(normalise(images, recipe.data.mean, recipe.data.std))
+    rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+    return LOSSES[recipe.loss.kind](logits, rows, ids, smoothing=recipe.loss.smoothing)

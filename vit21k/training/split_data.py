@@ -1,0 +1,60 @@
+"""train.parquet and val.parquet, opened for training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit21k.data.pictures import Pictures
+from vit21k.errors import ManifestError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import TRAIN, VAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitData:
+    """The two halves of a split.
+
+    Attributes:
+        train: Pictures to train on.
+        val: Pictures to evaluate on.
+        val_name: Prefix of the metrics on *val*: `dummy_val` if its pictures are also in train.
+        classes: The class list both are labelled by.
+        fingerprint: Identifies the train manifest.
+    """
+
+    train: Pictures
+    val: Pictures
+    val_name: str
+    classes: ClassList
+    fingerprint: str
+
+
+def open_split_data(manifests: Path, root: Path | None) -> SplitData:
+    """Open both manifests of the folder.
+
+    Raises:
+        ManifestError: One is missing, damaged or stale, or holds no pictures, or the two are
+            labelled by different class lists.
+    """
+    train, val = open_manifest(manifests, TRAIN), open_manifest(manifests, VAL)
+    if train.header.classes != val.header.classes:
+        raise ManifestError(
+            f"`{train.path}` and `{val.path}` are labelled by different class lists",
+            hint="make both again with `vit21k make-val`",
+        )
+    if not train.num_rows:
+        raise ManifestError(f"`{train.path}` holds no pictures")
+    return SplitData(
+        train=Pictures.from_manifest(train, root),
+        val=Pictures.from_manifest(val, root),
+        val_name=metric_prefix(val),
+        classes=train.classes(),
+        fingerprint=train.fingerprint,
+    )
+
+
+def metric_prefix(manifest: Manifest) -> str:
+    """Return what metrics on *manifest* are called; a dummy split's are not held-out accuracy."""
+    if manifest.header.options.get("split") == "dummy" and manifest.kind is VAL:
+        return "dummy_val"
+    return manifest.kind.name
