@@ -8,15 +8,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit21k.checkpoint.load import load_model
+    from vit21k.inference.predict import predict
     from vit21k.manifest.api import read_manifest
+    from vit21k.models.registry import get_model, list_models
 
 __version__ = version("vit21k")
 
 _HOME = {
+    "get_model": "vit21k.models.registry",
+    "list_models": "vit21k.models.registry",
+    "load_model": "vit21k.checkpoint.load",
+    "predict": "vit21k.inference.predict",
     "read_manifest": "vit21k.manifest.api",
 }
 
-__all__ = ["read_manifest"]
+__all__ = ["get_model", "list_models", "load_model", "predict", "read_manifest"]
 
 
 def __getattr__(name: str) -> Any:

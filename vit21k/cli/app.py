@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vit21k import errors
-from vit21k.cli import console, doctor_command
+from vit21k.cli import console, doctor_command, inference_commands, recipe_commands
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -90,5 +90,9 @@ def root(
     """ImageNet-21K, cleaned and split, and a Vision Transformer trained on it."""
 
 
-for _commands in (doctor_command,):  # in the order of `--help`
+for _commands in (  # in the order of `--help`
+    recipe_commands,
+    inference_commands,
+    doctor_command,
+):
     _commands.register(app)

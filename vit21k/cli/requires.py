@@ -1,0 +1,27 @@
+"""Commands that need an optional dependency say so before they start."""
+
+from importlib import import_module
+
+from vit21k.errors import MissingExtraError
+
+INSTALL_TRAIN = "pip install 'vit21k[train]'"
+
+
+def require_torch(command: str) -> None:
+    """Check that *command* can import torch and safetensors.
+
+    Raises:
+        MissingExtraError: One of them is not installed, or is broken.
+    """
+    try:
+        import_module("safetensors.torch")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"`vit21k {command}` needs {error.name}, which is not installed",
+            hint=f"install it with: {INSTALL_TRAIN}",
+        ) from error
+    except (ImportError, OSError) as error:  # a shared library is missing, or is another version's
+        raise MissingExtraError(
+            f"`vit21k {command}` needs torch, which cannot be imported: {error}",
+            hint=f"`vit21k doctor` looks closer; or install it anew: {INSTALL_TRAIN}",
+        ) from error

@@ -1,0 +1,76 @@
+"""Model and pictures -> loss, prec@1 and top-5, exact over the split.
+
+Dimensions: B images, C colours, H W pixels, K classes, L labels in the batch.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vit21k.data.batch_decoder import Batch
+from vit21k.distributed import World
+from vit21k.losses import multi_label_loss, single_label_loss
+from vit21k.metrics import ClassificationMetrics
+
+LossKind = Literal["sigmoid", "softmax"]
+_LOSSES = {"sigmoid": multi_label_loss, "softmax": single_label_loss}
+_LARGEST = 255.0
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    loss_kind: LossKind,
+    mean: Sequence[float],
+    std: Sequence[float],
+    smoothing: float = 0.0,
+    device: str | torch.device = "cpu",
+    world: World | None = None,
+) -> dict[str, float | int]:
+    """Return the metrics of *model* over every picture of *loader*.
+
+    Args:
+        model: On *device*; evaluated in eval mode, left in the mode it came in.
+        loader: This process's share of the pictures, each of them once.
+        loss_kind: "sigmoid" sums over classes; "softmax" is cross-entropy.
+        mean: Of red, green, blue in 0..1.
+        std: Of the same.
+        smoothing: As in the loss that was trained with; 0 for the plain loss.
+        device: Where to compute.
+        world: The processes that share the pictures; every one gets the metrics of all.
+
+    Returns:
+        What `ClassificationMetrics.compute` returns: "loss", "prec@1", "top5", "num_images".
+
+    Raises:
+        ImageError: A picture cannot be decoded.
+        ValueError: There are no pictures.
+    """
+    metrics = ClassificationMetrics()
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader:
+            rows_L, ids_L = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+            images_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True), mean, std)
+            logits_BK = model(images_BCHW).float()
+            loss = _LOSSES[loss_kind](logits_BK, rows_L, ids_L, smoothing=smoothing)
+            metrics.update(logits_BK, rows_L, ids_L, loss * len(logits_BK))
+    finally:
+        model.train(was_training)
+    # On the CPU, where also a process without pictures has its zeros.
+    metrics.set_totals((world or World()).all_reduce_sum(metrics.totals().cpu()))
+    return metrics.compute()
+
+
+def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return uint8 images as float32: ``(x / 255 - mean) / std`` for each colour."""
+    scale = [1 / (_LARGEST * deviation) for deviation in std]
+    shift = [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]
+    scale_C11 = torch.tensor(scale, device=images_BCHW.device).view(-1, 1, 1)
+    shift_C11 = torch.tensor(shift, device=images_BCHW.device).view(-1, 1, 1)
+    return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11)
