@@ -10,7 +10,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from vit21k import errors
-from vit21k.cli import console, doctor_command, inference_commands, recipe_commands
+from vit21k.cli import (
+    console,
+    demo_command,
+    doctor_command,
+    inference_commands,
+    recipe_commands,
+)
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -93,6 +99,7 @@ def root(
 for _commands in (  # in the order of `--help`
     recipe_commands,
     inference_commands,
+    demo_command,
     doctor_command,
 ):
     _commands.register(app)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vit21k.cli import machine
+from vit21k.cli.requires import INSTALL_TRAIN
 
 Mark = Literal["ok", "look", "bad"]
 
@@ -41,8 +42,8 @@ class Fact:
 
 CORE = ("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "typer", "xxhash")
 TRAIN = ("safetensors", "torch", "torchvision")
-INSTALL_TRAIN = "to train, install the extra: `pip install 'vit21k[train]'`"
 
+_TO_TRAIN = f"needed to train; install it with: {INSTALL_TRAIN}"
 _GIB = 1 << 30
 _LITTLE_MEMORY_BYTES = 4 * _GIB
 _LITTLE_DISK_BYTES = 10 * _GIB
@@ -67,7 +68,7 @@ _PAIR_HINTS = {
         "torch and torchvision are of different builds (as CPU torch with CUDA torchvision): "
         "uninstall both, then install both from one index with one `pip install torch torchvision`"
     ),
-    "No module named 'torchvision'": INSTALL_TRAIN,
+    "No module named 'torchvision'": _TO_TRAIN,
 }
 
 
@@ -114,7 +115,7 @@ def package_facts() -> Iterator[Fact]:
         if found := installed(package):
             yield Fact(package, found)
         else:
-            yield Fact(package, "not installed", "look", INSTALL_TRAIN)
+            yield Fact(package, "not installed", "look", _TO_TRAIN)
 
 
 def cores_fact() -> Fact:

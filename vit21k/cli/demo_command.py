@@ -1,0 +1,118 @@
+"""`demo`: the whole path for real, on a small tree of generated pictures."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.cli.requires import require_torch
+
+if TYPE_CHECKING:
+    from vit21k.cli.demo_steps import Step
+
+_MARKER = ".made-by-vit21k-demo"
+_TREE, _MANIFESTS, _RUNS = "ImageNet21K", "data_manifests", "runs"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `demo` to *app*."""
+    app.command("demo", rich_help_panel="Help")(demo_command)
+
+
+def demo_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where; what an earlier demo left is replaced.")
+    ] = Path("demo"),
+) -> None:
+    """See the whole path on generated pictures, in a few minutes.
+
+    Draws a small tree in the shape of ImageNet-21K with faults planted in it, then runs hash,
+    relabel, make-val, pretraining, fine-tuning, eval and predict as you would, and checks that
+    what was planted was found.  Exit code 1 if it was not.
+
+    [bold]Examples[/bold]
+
+      vit21k demo
+
+      vit21k demo /scratch/demo
+    """
+    require_torch("demo")
+    from vit21k.cli.demo_steps import steps_of
+    from vit21k.demo_tree import make_demo_tree
+
+    _clear(folder)
+    started_at = time.monotonic()
+    tree = make_demo_tree(folder / _TREE)
+    console.print_lines(
+        f"# {tree.num_files + 1:,} files of {tree.num_classes} classes in {folder / _TREE}; "
+        f"planted: {tree.num_copies} copies of pictures, {tree.num_multi_label} pictures in "
+        "several classes, an empty file, a file that is cut off, a PNG named .JPEG"
+    )
+    console.print_lines(f"$ cd {shlex.quote(str(folder))}")
+    results = []
+    for step in steps_of(tree, folder / _MANIFESTS, folder / _RUNS):
+        results += _run(step, folder)
+    console.done(
+        f"demo: {len(results)} checks: {sum(results)} hold, {len(results) - sum(results)} do not; "
+        f"{console.duration(time.monotonic() - started_at)}"
+    )
+    if not all(results):
+        raise typer.Exit(errors.EXIT_FAILED)
+    console.note("next: `vit21k hash` with your own image root, or `vit21k -h`")
+
+
+def _clear(folder: Path) -> None:
+    """Make *folder*, empty but for the marker that says it is a demo's.
+
+    Raises:
+        UsageError: There is something in it that no demo has made.
+    """
+    ours = (folder / _MARKER).is_file() or not folder.exists()
+    if not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise errors.UsageError(
+            f"`{folder}` is not empty, and no demo made it",
+            hint="give the demo a folder of its own: `vit21k demo DIR`",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).touch()
+    for name in (_TREE, _MANIFESTS, _RUNS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _run(step: "Step", folder: Path) -> list[bool]:
+    """Run one step and show it; return which of its checks hold.
+
+    Raises:
+        Vit21kError: It ended in a way that leaves nothing for the next step to go on with.
+    """
+    console.print_lines(f"\n$ {step.command}")
+    sys.stdout.flush()
+    result = subprocess.run(
+        [sys.executable, "-m", *shlex.split(step.command)],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("VIT21K_")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.stdout:
+        console.print_lines(result.stdout)
+    console.print_lines(f"# look: {step.look}")
+    if result.returncode != step.exit_code:
+        raise errors.Vit21kError(
+            f"`{step.command}` ended with exit code {result.returncode}, not {step.exit_code}",
+            hint="run `vit21k doctor`",
+        )
+    holds = []
+    for check in step.checks(result.stdout):
+        console.print_lines(f"# {'ok' if check.holds else 'NOT OK'}: {check.text}")
+        holds.append(check.holds)
+    return holds
