@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -35,7 +34,7 @@ def micro_batches(step, *, size=BATCH, skip=0):
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(BATCH, 3, generator=generator)[: BATCH - skip]
     for part in images.split(size):
-        rows = np.arange(len(part))
+        rows = torch.arange(len(part))
         yield Batch(part, torch.arange(len(part)), torch.zeros(len(part), dtype=torch.int64), rows)
 
 

@@ -72,7 +72,8 @@ def _elementwise(named: Iterable[tuple[str, nn.Parameter]], plan: OptimPlan) -> 
 def _decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], plan: OptimPlan
 ) -> list[dict[str, object]]:
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, param in named:
         (decayed if _is_decayed(name, param, plan.decay_params) else spared).append(param)
     return [

@@ -14,10 +14,11 @@ from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import EvalTransform, TrainTransform
 from vit21k.distributed import World
 from vit21k.errors import UsageError
-from vit21k.inference.evaluate import autocast, normalise
+from vit21k.inference.evaluate import normalise
 from vit21k.losses import LOSSES
 from vit21k.manifest.classes import ClassList
 from vit21k.models.init_weights import init_vit
+from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
 from vit21k.models.vit import VisionTransformer
 from vit21k.training.loop import Plan

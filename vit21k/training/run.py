@@ -276,7 +276,7 @@ def _trial_step(
         images_BCHW=torch.zeros(num_images, 3, img_size, img_size, dtype=torch.uint8),
         label_rows_L=torch.arange(num_images),
         label_ids_L=torch.zeros(num_images, dtype=torch.int64),
-        rows_B=torch.zeros(num_images, dtype=torch.int64).numpy(),
+        rows_B=torch.zeros(num_images, dtype=torch.int64),
     )
     loss_of(model, batch).backward()
     model.zero_grad(set_to_none=True)
@@ -303,7 +303,6 @@ def _evaluate(
         model,
         loader,
         loss_kind=recipe.loss.kind,
-        precision=recipe.precision,
         mean=recipe.data.mean,
         std=recipe.data.std,
         device=torch.device(place.device),

@@ -1,0 +1,176 @@
+"""`train`: a shell around `training.run`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
+from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
+from vit21k.cli.requires import require_torch
+from vit21k.errors import TerminatedError, UsageError
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitReport
+    from vit21k.config.schema import Recipe
+    from vit21k.training.forecast import Forecast
+
+_PANEL = "Train"
+_STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
+_LONG_RUN_SECONDS = 14 * 86_400
+
+Stage = Literal["pretrain", "finetune"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the training commands to *app*."""
+    app.command("train", rich_help_panel=_PANEL)(train_command)
+
+
+def train_command(
+    stage: Annotated[
+        Stage | None,
+        typer.Option(help="pretrain: multi-label, from scratch; finetune: from --init."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A shipped recipe (`vit21k recipes list`) or a .yaml file instead of the stage's.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|FOLDER", help="Pretrained run or model folder to start from."),
+    ] = None,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    root: ImageRoot = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What the run writes.  [default: runs/<recipe>]"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over instead of going on from a checkpoint.")
+    ] = False,
+    device: Device = None,
+    device_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images in one forward pass.  [default: the recipe's, if they fit]"
+        ),
+    ] = None,
+    num_workers: NumWorkers = None,
+) -> None:
+    """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
+
+    A run that was stopped or killed goes on from its newest checkpoint when the same command is
+    given again, and ends with the same weights as if it had not been stopped.
+
+    [bold]Examples[/bold]
+
+        vit21k train --stage pretrain
+
+        vit21k train --stage finetune --init runs/pretrain_l16_in21k --manifests in1k_manifests
+
+        vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
+
+        torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
+    """
+    require_torch("train")
+    from vit21k.training.run import Listener, Place, train_run
+
+    plan = _load_recipe(stage, recipe, overrides or [])
+    place = Place(
+        manifests=manifests,
+        root=root,
+        run_dir=run_dir or Path("runs") / _run_name(plan.stage, recipe),
+        device=device_or_best(device),
+        num_workers=workers_or_cores(num_workers),
+        device_batch_size=device_batch_size,
+    )
+    listener = Listener(
+        note=console.note,
+        warn=console.warn,
+        forecast=_tell_forecast,
+        initialised=_tell_initialised,
+        line=_tell_line,
+    )
+    if not train_run(plan, place, listener, init=init, fresh=fresh):
+        raise TerminatedError(
+            f"stopped; the state is saved in `{place.run_dir}`",
+            hint="the same command goes on from there",
+        )
+    console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+
+
+def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":
+    from vit21k.config.recipe import load_recipe
+
+    if stage is None and recipe is None:
+        raise UsageError(
+            "which stage?", hint="`--stage pretrain`, `--stage finetune`, or `--recipe NAME|FILE`"
+        )
+    loaded = load_recipe(recipe or _STAGE_RECIPES[stage or "pretrain"], overrides)
+    if stage is not None and loaded.stage != stage:
+        raise UsageError(
+            f"recipe `{recipe}` is for --stage {loaded.stage}, not {stage}",
+            hint="leave --stage out, or choose another recipe: `vit21k recipes list`",
+        )
+    return loaded
+
+
+def _run_name(stage: str, recipe: str | None) -> str:
+    return Path(recipe).stem if recipe else _STAGE_RECIPES[stage]
+
+
+def _tell_forecast(forecast: "Forecast") -> None:
+    console.done(
+        f"{forecast.num_params / 1e6:,.2f} M parameters; {forecast.num_steps:,} steps to go over "
+        f"{forecast.num_images:,} images: {_engineering(forecast.flops)}FLOP; "
+        f"{_rate(forecast.images_per_second)} measured here, about "
+        f"{console.duration(forecast.seconds)} without reading images"
+    )
+    if forecast.seconds > _LONG_RUN_SECONDS:
+        console.warn(
+            f"this run would take about {console.duration(forecast.seconds)} on this machine; it "
+            "goes on, and can be stopped and resumed at any time"
+        )
+
+
+def _tell_initialised(report: "InitReport") -> None:
+    console.note(f"init: {report.in_words()}")
+
+
+def _tell_line(line: Mapping[str, Any]) -> None:
+    head = f"step {line['step']:,}/{line['total_steps']:,}"
+    if "lr" not in line:
+        names = [name for name in line if name not in ("step", "total_steps", "eta_seconds")]
+        console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
+        return
+    console.done(
+        f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
+        f"grad norm {line['grad_norm']:.3g} | {_rate(line['images_per_second'])} | "
+        f"ETA {console.duration(line['eta_seconds'])}"
+    )
+
+
+def _rate(images_per_second: float) -> str:
+    digits = 0 if images_per_second >= 100 else 2
+    return f"{images_per_second:,.{digits}f} images/s"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _engineering(value: float) -> str:
+    for prefix, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if value >= size:
+            return f"{value / size:,.1f} {prefix}"
+    return f"{value:,.0f} "
