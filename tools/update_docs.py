@@ -25,12 +25,12 @@ LONG_LINES, HEAD_LINES, TAIL_LINES = 9, 4, 3
 
 def command_table() -> str:
     """Return every command in the order of `--help`, with the first line of its help."""
-    lines = ["| | command | what it does |", "|---|---|---|"]
-    group = None
+    panels: dict[str, list[str]] = {}
     for panel, name, doc in commands(typer.main.get_command(app)):
-        lines.append(f"| {panel if panel != group else ''} | `{name}` | {doc} |")
-        group = panel
-    return "\n".join(lines)
+        rows = panels.setdefault(panel, [])
+        rows.append(f"| {'' if rows else panel} | `{name}` | {doc} |")
+    lines = [line for rows in panels.values() for line in rows]
+    return "\n".join(["| | command | what it does |", "|---|---|---|", *lines])
 
 
 def commands(parent: Any, prefix: str = "", panel: str = "") -> Iterator[tuple[str, str, str]]:

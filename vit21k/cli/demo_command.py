@@ -44,6 +44,7 @@ def demo_command(
 
       vit21k demo /scratch/demo
     """
+    _require_own(folder)
     require_torch("demo")
     from vit21k.cli.demo_steps import steps_of
     from vit21k.demo_tree import make_demo_tree
@@ -69,8 +70,8 @@ def demo_command(
     console.note("next: `vit21k hash` with your own image root, or `vit21k -h`")
 
 
-def _clear(folder: Path) -> None:
-    """Make *folder*, empty but for the marker that says it is a demo's.
+def _require_own(folder: Path) -> None:
+    """Check that a demo made *folder*, or that there is nothing in it.
 
     Raises:
         UsageError: There is something in it that no demo has made.
@@ -81,6 +82,10 @@ def _clear(folder: Path) -> None:
             f"`{folder}` is not empty, and no demo made it",
             hint="give the demo a folder of its own: `vit21k demo DIR`",
         )
+
+
+def _clear(folder: Path) -> None:
+    """Make *folder*, empty but for the marker that says it is a demo's."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
     for name in (_TREE, _MANIFESTS, _RUNS):
