@@ -1,0 +1,184 @@
+"""Rows of a manifest -> uint8 images, read, decoded and transformed by threads.
+
+Dimensions: B images, C colours, H W pixels, L labels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vit21k.data.decode import decode_rgb
+from vit21k.data.pictures import Pictures
+from vit21k.errors import ImageError
+
+OnBadImage = Literal["fail", "skip"]
+
+_CHUNK = 16
+"""Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
+
+_Bad = list[tuple[int, str]]
+
+
+class Batch(NamedTuple):
+    """A batch on its way to a device.
+
+    Attributes:
+        images_BCHW: uint8, RGB, not normalised.
+        label_rows_L: int64; which image of the batch each label belongs to.
+        label_ids_L: int64; class index of each label.
+        rows_B: int64; row of each image in the manifest.
+    """
+
+    images_BCHW: Tensor
+    label_rows_L: Tensor
+    label_ids_L: Tensor
+    rows_B: Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to decode.
+
+    Attributes:
+        rows_B: Row of each image in the manifest.
+        transform: (picture, place in the batch, (3, H, W) array to fill).
+    """
+
+    rows_B: NDArray[np.int64]
+    transform: Callable[[Image.Image, int, NDArray[np.uint8]], object]
+
+
+@dataclass
+class _Pending:
+    """A batch in the making: a task of a thread for each chunk of it."""
+
+    job: Job
+    images_BCHW: NDArray[np.uint8]
+    chunks: list[range]
+    tasks: list[Future[_Bad]] = field(default_factory=list)
+
+
+class BatchDecoder:
+    """Decodes batches ahead of their use, in order.
+
+    Args:
+        pictures: What the rows of a job name.
+        img_size: Height and width that the transforms return.
+        batch_size: Usual size of a job; it decides how many are decoded ahead.
+        num_workers: Threads; with 0 the caller's own thread decodes.
+        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and note it.
+        hint: What to do about a bad picture.
+
+    Attributes:
+        skipped: Why each picture was left out, by path.
+        num_skipped: How often a picture was left out.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        *,
+        img_size: int,
+        batch_size: int,
+        num_workers: int,
+        on_bad_image: OnBadImage,
+        hint: str,
+    ) -> None:
+        self.skipped: dict[str, str] = {}
+        self.num_skipped = 0
+        self._pictures = pictures
+        self._img_size = img_size
+        self._skips = on_bad_image == "skip"
+        self._hint = hint
+        self._pool = ThreadPoolExecutor(num_workers, "decode") if num_workers else None
+        # Enough that every thread has a task to do and one to take next: with large batches, two.
+        self._num_ahead = max(2, -(-2 * _CHUNK * num_workers // batch_size)) if num_workers else 0
+
+    def batches(self, jobs: Iterable[Job]) -> Iterator[Batch]:
+        """Yield the batch of each job, some of which may be smaller than their job or empty.
+
+        Raises:
+            ImageError: A picture is bad, and bad pictures are not skipped.
+            OSError: A file cannot be read.
+        """
+        waiting: deque[_Pending] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._start(job))
+                if len(waiting) > self._num_ahead:
+                    yield self._finish(waiting.popleft())
+            while waiting:
+                yield self._finish(waiting.popleft())
+        finally:
+            for pending in waiting:
+                _cancel(pending)
+
+    def close(self) -> None:
+        """Drop what is not begun, and join the threads."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, job: Job) -> _Pending:
+        B = len(job.rows_B)
+        images_BCHW = np.empty((B, 3, self._img_size, self._img_size), dtype=np.uint8)
+        chunks = [range(start, min(start + _CHUNK, B)) for start in range(0, B, _CHUNK)]
+        pending = _Pending(job, images_BCHW, chunks)
+        if self._pool:
+            pending.tasks = [
+                self._pool.submit(self._fill, job, images_BCHW, chunk) for chunk in chunks
+            ]
+        return pending
+
+    def _finish(self, pending: _Pending) -> Batch:
+        job, images_BCHW = pending.job, pending.images_BCHW
+        try:
+            if self._pool:
+                bad = [entry for task in pending.tasks for entry in task.result()]
+            else:
+                bad = [e for chunk in pending.chunks for e in self._fill(job, images_BCHW, chunk)]
+        finally:
+            _cancel(pending)
+        rows_B = job.rows_B
+        if bad:
+            kept = np.delete(np.arange(len(rows_B)), [index for index, _ in bad])
+            self._note(rows_B, bad)
+            rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
+        label_rows_L, label_ids_L = self._pictures.labels_of(rows_B)
+        return Batch(
+            *(torch.from_numpy(a) for a in (images_BCHW, label_rows_L, label_ids_L, rows_B))
+        )
+
+    def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Bad:
+        """Decode a chunk into its place; return the places of bad pictures, and what is wrong."""
+        bad: _Bad = []
+        for index in chunk:
+            row = int(job.rows_B[index])
+            try:
+                image = decode_rgb(self._pictures.read_bytes(row))
+                job.transform(image, index, images_BCHW[index])
+            except ImageError as error:
+                if not self._skips:
+                    raise ImageError(
+                        f"`{self._pictures.path(row)}`: {error.message}",
+                        hint=error.hint or self._hint,
+                    ) from error
+                bad.append((index, error.message))
+        return bad
+
+    def _note(self, rows_B: NDArray[np.int64], bad: _Bad) -> None:
+        self.num_skipped += len(bad)
+        for index, reason in bad:
+            self.skipped[self._pictures.path(int(rows_B[index]))] = reason
+
+
+def _cancel(pending: _Pending) -> None:
+    for task in pending.tasks:
+        task.cancel()

@@ -1,0 +1,192 @@
+"""Pictures -> batches of uint8 images and sparse labels.
+
+Threads decode ahead, not processes: Pillow decodes and resizes without the GIL, and nothing has to
+be copied between threads.  What a batch holds hangs on the sampler and the seed alone.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
+from vit21k.data.draws import uniform_draws
+from vit21k.data.pictures import Pictures
+from vit21k.data.sampler import StepSampler
+from vit21k.data.transforms import EvalTransform, TrainTransform
+
+__all__ = ["Batch", "EvalLoader", "OnBadImage", "TrainLoader"]
+
+_SKIP_HINT = "repair it, or leave such pictures out: `--set data.on_bad_image=skip`"
+_REPAIR_HINT = "repair it, or take it out of the image tree and start again at `vit21k hash`"
+
+
+class _Loader:
+    """What both loaders share: the decoder, what it skipped, and its end."""
+
+    def __init__(self, decoder: BatchDecoder) -> None:
+        self._decoder = decoder
+
+    @property
+    def num_skipped(self) -> int:
+        """How often a bad picture was left out so far."""
+        return self._decoder.num_skipped
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each picture was left out, by path."""
+        return self._decoder.skipped
+
+    def close(self) -> None:
+        """Join the threads; the loader cannot be used any more."""
+        self._decoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class TrainLoader(_Loader):
+    """The micro-batches of each step of this rank.
+
+    Steps may be asked for in any order; in ascending order they are decoded ahead, across steps.
+
+    Args:
+        pictures: The training pictures.
+        sampler: Which of them each step takes.
+        transform: Random crop and flip, drawn from *seed* and the sampler's positions.
+        device_batch_size: Images of a micro-batch; the last one of a step may be smaller.
+        num_workers: Threads that decode; with 0 the caller's own does.
+        seed: Seed of the run.
+        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and count it.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        sampler: StepSampler,
+        transform: TrainTransform,
+        *,
+        device_batch_size: int,
+        num_workers: int,
+        seed: int,
+        on_bad_image: OnBadImage = "fail",
+    ) -> None:
+        super().__init__(
+            BatchDecoder(
+                pictures,
+                img_size=transform.img_size,
+                batch_size=device_batch_size,
+                num_workers=num_workers,
+                on_bad_image=on_bad_image,
+                hint=_SKIP_HINT,
+            )
+        )
+        self._sampler = sampler
+        self._transform = transform
+        self._device_batch_size = device_batch_size
+        self._seed = seed
+        self._batches: Iterator[Batch] = iter(())
+        self._next_step: int | None = None  # where `_batches` is; None: in the middle of a step
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Yield the images of the 0-based *step*; empty micro-batches are left out.
+
+        Raises:
+            ImageError: A picture is bad, and bad pictures are not skipped.
+            OSError: A file cannot be read.
+        """
+        if self._next_step != step:
+            self._batches = self._decoder.batches(self._jobs_from(step))
+        self._next_step = None
+        for _ in range(-(-self._sampler.num_rows(step) // self._device_batch_size)):
+            batch = next(self._batches)
+            if len(batch.rows_B):
+                yield batch
+        self._next_step = step + 1
+
+    def _jobs_from(self, step: int) -> Iterator[Job]:
+        """Yield the jobs of *step* and of all steps after it, without end."""
+        for later in count(step):
+            rows, positions = self._sampler.batch(later)
+            for start in range(0, len(rows), self._device_batch_size):
+                part = slice(start, start + self._device_batch_size)
+                yield self._job(rows[part], positions[part])
+
+    def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Job:
+        draws = uniform_draws(self._seed, positions_B, self._transform.num_draws)
+
+        def transform(image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
+            self._transform(image, draws[index], out)
+
+        return Job(rows_B, transform)
+
+
+class EvalLoader(_Loader):
+    """Every picture exactly once, in manifest order; each rank has a part of the rows.
+
+    Args:
+        pictures: The pictures.
+        transform: What is done to each.
+        device_batch_size: Images of a batch; the last one may be smaller.
+        num_workers: Threads that decode; with 0 the caller's own does.
+        rank: Which process this is.
+        world_size: How many processes there are.
+        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and count it.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        transform: EvalTransform,
+        *,
+        device_batch_size: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        on_bad_image: OnBadImage = "fail",
+    ) -> None:
+        super().__init__(
+            BatchDecoder(
+                pictures,
+                img_size=transform.img_size,
+                batch_size=device_batch_size,
+                num_workers=num_workers,
+                on_bad_image=on_bad_image,
+                hint=_REPAIR_HINT,
+            )
+        )
+        first = len(pictures) * rank // world_size
+        last = len(pictures) * (rank + 1) // world_size
+        self._transform = transform
+        self._starts = range(first, last, device_batch_size)
+        self._last = last
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches; those without a good picture are left out."""
+        for batch in self._decoder.batches(self._jobs()):
+            if len(batch.rows_B):
+                yield batch
+
+    def _jobs(self) -> Iterator[Job]:
+        for start in self._starts:
+            last = min(start + self._starts.step, self._last)
+            yield Job(
+                rows_B=np.arange(start, last, dtype=np.int64),
+                transform=lambda image, _, out: self._transform(image, out),
+            )

@@ -1,0 +1,191 @@
+"""RGB pictures -> uint8 arrays of one size.
+
+Normalisation is not here: batches travel as uint8, a quarter of the bytes, and are normalised on
+the device.  Nothing is drawn here either: a random crop is a pure function of numbers it is given.
+
+Dimensions: C colours, H W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit21k.data.decode import MAX_PIXELS
+from vit21k.errors import ImageError, UsageError
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+_NUM_TRIES = 10
+_FLIP, _TOP, _LEFT, _FIRST_TRY = range(4)
+
+
+class TrainTransform:
+    """A random crop, resized, and flipped with probability *hflip*.
+
+    The crop and its resizing are one step, antialiased, from the picture decoded in full.  (JPEG's
+    decoding at a fraction of the size, Pillow's `draft`, is not used: it changes pixels, and
+    ImageNet's pictures are rarely large enough for it.)
+
+    Args:
+        img_size: Height and width of the result.
+        crop_scale: Smallest and largest area of the crop, as fractions of the picture.
+        crop_ratio: Smallest and largest width / height of the crop; its logarithm is uniform.
+        interpolation: How pixels are resampled.
+        hflip: Probability of a flip.
+
+    Attributes:
+        num_draws: How many numbers one picture takes.
+
+    Source: torchvision's `RandomResizedCrop`, tries and fallback included.
+    """
+
+    num_draws = _FIRST_TRY + 2 * _NUM_TRIES
+
+    def __init__(
+        self,
+        img_size: int,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bicubic",
+        hflip: float = 0.5,
+    ) -> None:
+        self.img_size = img_size
+        self.crop_scale = crop_scale
+        self.crop_ratio = crop_ratio
+        self.hflip = hflip
+        self._resampling = _RESAMPLING[interpolation]
+
+    def __call__(
+        self, image: Image.Image, draws: NDArray[np.float64], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the picture as (3, H, W), written to *out* if that is given.
+
+        Args:
+            image: RGB.
+            draws: `num_draws` uniform numbers, 0 <= x < 1.
+            out: (3, H, W) uint8 to write to.
+        """
+        numbers = draws.tolist()
+        box = crop_box(image.size, numbers, scale=self.crop_scale, ratio=self.crop_ratio)
+        size = (self.img_size, self.img_size)
+        resized = image.resize(size, self._resampling, box=box)
+        return _to_chw(resized, out, flip=numbers[_FLIP] < self.hflip)
+
+
+class EvalTransform:
+    """The whole picture or its middle, resized to one size.
+
+    Args:
+        img_size: Height and width of the result.
+        resize: With "center_crop": resize the shorter side to this first; None: to *img_size*.
+        mode: "center_crop" is torchvision's `Resize(resize)` and `CenterCrop(img_size)`, to the
+            pixel; "squash" resizes height and width to *img_size* each, as Google and PLSC do when
+            they finetune.
+        interpolation: How pixels are resampled.
+
+    Raises:
+        UsageError: *resize* is smaller than *img_size*, or given where nothing is cropped.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        resize: int | None = None,
+        mode: Literal["center_crop", "squash"] = "center_crop",
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        if resize is not None and (mode == "squash" or resize < img_size):
+            raise UsageError(
+                f"pictures cannot be resized to {resize} pixels first",
+                hint=f"with `squash` leave it out; with `center_crop` take {img_size} or more",
+            )
+        self.img_size = img_size
+        self.resize = resize or img_size
+        self.mode = mode
+        self._resampling = _RESAMPLING[interpolation]
+
+    def __call__(
+        self, image: Image.Image, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the RGB picture as (3, H, W), written to *out* if that is given.
+
+        Raises:
+            ImageError: The picture is so long a strip that it would not fit into memory.
+        """
+        if self.mode == "squash":
+            image = image.resize((self.img_size, self.img_size), self._resampling)
+        else:
+            image = image.resize(self._resized(image.size), self._resampling)
+            left = round((image.width - self.img_size) / 2)
+            top = round((image.height - self.img_size) / 2)
+            image = image.crop((left, top, left + self.img_size, top + self.img_size))
+        return _to_chw(image, out, flip=False)
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (width, height) with the shorter side resized; the other is rounded down."""
+        short, long = sorted(size)
+        long = int(self.resize * long / short)
+        if self.resize * long > MAX_PIXELS:
+            raise ImageError(f"{size[0]} x {size[1]} pixels are too long a strip to resize")
+        return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
+
+
+def crop_box(
+    size: tuple[int, int],
+    draws: Sequence[float],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Return a random crop as (left, top, right, bottom).
+
+    Up to ten times an area and a ratio are tried; if none fits, the crop is the largest one in the
+    middle whose ratio is allowed.
+
+    Args:
+        size: (width, height) of the picture.
+        draws: As `TrainTransform` takes them: flip, top, left, then area and ratio of each try.
+        scale: Smallest and largest area, as fractions of the picture.
+        ratio: Smallest and largest width / height.
+    """
+    width, height = size
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for index in range(_FIRST_TRY, _FIRST_TRY + 2 * _NUM_TRIES, 2):
+        area = width * height * (scale[0] + draws[index] * (scale[1] - scale[0]))
+        aspect = math.exp(log_low + draws[index + 1] * (log_high - log_low))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(draws[_TOP] * (height - h + 1))
+            left = int(draws[_LEFT] * (width - w + 1))
+            return left, top, left + w, top + h
+    return _middle_box(size, ratio)
+
+
+def _middle_box(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    width, height = w, h = size
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _to_chw(image: Image.Image, out: NDArray[np.uint8] | None, *, flip: bool) -> NDArray[np.uint8]:
+    pixels_HWC = np.asarray(image)
+    if flip:
+        pixels_HWC = pixels_HWC[:, ::-1]
+    pixels_CHW = pixels_HWC.transpose(2, 0, 1)
+    if out is None:
+        return np.ascontiguousarray(pixels_CHW)
+    np.copyto(out, pixels_CHW)
+    return out
