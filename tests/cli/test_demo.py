@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vit21k.cli.demo_steps import Check, steps_of
+from vit21k.cli.demo_steps import Check, Printed, steps_of
 from vit21k.demo_tree import DemoTree, make_demo_tree
 
 
@@ -33,9 +33,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> DemoTree:
     return make_demo_tree(tmp_path_factory.mktemp("same") / "ImageNet21K")
 
 
-def _checks(folder: Path, tree: DemoTree, step_number: int, printed: str = "") -> list[Check]:
+def _checks(folder: Path, tree: DemoTree, step_number: int, out: str = "") -> list[Check]:
     steps = list(steps_of(tree, folder / "data_manifests", folder / "runs"))
-    return list(steps[step_number].checks(printed))
+    return list(steps[step_number].checks(Printed(out, "")))
 
 
 @pytest.mark.slow

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -16,7 +19,7 @@ from vit21k.cli import console
 from vit21k.cli.requires import require_torch
 
 if TYPE_CHECKING:
-    from vit21k.cli.demo_steps import Step
+    from vit21k.cli.demo_steps import Printed, Step
 
 _MARKER = ".made-by-vit21k-demo"
 _TREE, _MANIFESTS, _RUNS = "ImageNet21K", "data_manifests", "runs"
@@ -99,25 +102,51 @@ def _run(step: "Step", folder: Path) -> list[bool]:
         Vit21kError: It ended in a way that leaves nothing for the next step to go on with.
     """
     console.print_lines(f"\n$ {step.command}")
-    sys.stdout.flush()
-    result = subprocess.run(
-        [sys.executable, "-m", *shlex.split(step.command)],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith("VIT21K_")},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if result.stdout:
-        console.print_lines(result.stdout)
+    exit_code, printed = _start([sys.executable, "-m", *shlex.split(step.command)], folder)
     console.print_lines(f"# look: {step.look}")
-    if result.returncode != step.exit_code:
+    if exit_code != step.exit_code:
         raise errors.Vit21kError(
-            f"`{step.command}` ended with exit code {result.returncode}, not {step.exit_code}",
+            f"`{step.command}` ended with exit code {exit_code}, not {step.exit_code}",
             hint="run `vit21k doctor`",
         )
-    holds = []
-    for check in step.checks(result.stdout):
+    checks = list(step.checks(printed))
+    for check in checks:
         console.print_lines(f"# {'ok' if check.holds else 'NOT OK'}: {check.text}")
-        holds.append(check.holds)
-    return holds
+    return [check.holds for check in checks]
+
+
+def _start(command: list[str], folder: Path) -> tuple[int, "Printed"]:
+    """Run *command* in *folder* and show what it prints; return its exit code and that."""
+    from vit21k.cli.demo_steps import Printed
+
+    env = {name: value for name, value in os.environ.items() if not name.startswith("VIT21K_")}
+    pipe = subprocess.PIPE
+    sys.stdout.flush()
+    with (
+        subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True) as run,
+        _ended_with_us(run),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        out = pool.submit(_pass_on, run.stdout, sys.stdout)
+        err = pool.submit(_pass_on, run.stderr, sys.stderr)
+    return run.returncode, Printed(out.result(), err.result())
+
+
+@contextmanager
+def _ended_with_us(run: "subprocess.Popen[str]") -> Iterator[None]:
+    """End *run* if the block is left by a signal."""
+    try:
+        yield
+    except BaseException:
+        run.terminate()
+        raise
+
+
+def _pass_on(source: IO[str] | None, sink: TextIO) -> str:
+    """Copy lines as they come; return all of them."""
+    lines = []
+    for line in source or ():
+        sink.write(line)
+        sink.flush()
+        lines.append(line)
+    return "".join(lines)

@@ -21,6 +21,13 @@ class Check(NamedTuple):
     holds: bool
 
 
+class Printed(NamedTuple):
+    """What a command printed."""
+
+    out: str
+    err: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One command of the demo.
@@ -28,13 +35,13 @@ class Step:
     Attributes:
         command: As a user types it, in the folder of the demo.
         look: What to look at, in a sentence.
-        checks: Given what the command printed to stdout, yields what must hold.
+        checks: Given what the command printed, yields what must hold.
         exit_code: How the command must end.
     """
 
     command: str
     look: str
-    checks: Callable[[str], Iterator[Check]]
+    checks: Callable[[Printed], Iterator[Check]]
     exit_code: int = errors.EXIT_DONE
 
 
@@ -61,13 +68,13 @@ def steps_of(tree: DemoTree, manifests: Path, runs: Path) -> Iterator[Step]:
         command=f"vit21k train --stage pretrain --recipe tiny --run-dir {runs.name}/tiny",
         look=f"loss falls, val/prec@1 rises; {tree.cut_off.name} is cut off, which its bytes do "
         "not tell and decoding does: the recipe says `on_bad_image: skip`",
-        checks=lambda _: _check_train(tree, runs / "tiny"),
+        checks=lambda printed: _check_train(tree, runs / "tiny", printed),
     )
     yield Step(
         command="vit21k train --stage finetune --recipe tiny_finetune "
         f"--init {runs.name}/tiny --run-dir {runs.name}/tiny_finetune",
         look="the same weights at a larger image size, with a new head",
-        checks=lambda _: _check_train(tree, runs / "tiny_finetune"),
+        checks=lambda printed: _check_train(tree, runs / "tiny_finetune", printed),
     )
     yield Step(
         command=f"vit21k eval {runs.name}/tiny_finetune --json",
@@ -107,21 +114,22 @@ def _check_make_val(tree: DemoTree, manifests: Path) -> Iterator[Check]:
     yield Check("no picture is in both", not both)
 
 
-def _check_train(tree: DemoTree, run_dir: Path) -> Iterator[Check]:
+def _check_train(tree: DemoTree, run_dir: Path, printed: Printed) -> Iterator[Check]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     yield Check(f"the loss fell from {losses[0]:.3f} to {losses[-1]:.3f}", losses[-1] < losses[0])
+    yield Check("it says that a picture was left out", "could not be decoded" in printed.err)
     yield _beats_chance(tree, [line for line in lines if "val/prec@1" in line][-1])
 
 
-def _check_eval(tree: DemoTree, printed: str) -> Iterator[Check]:
-    report = json.loads(printed)
+def _check_eval(tree: DemoTree, printed: Printed) -> Iterator[Check]:
+    report = json.loads(printed.out)
     yield _count("val pictures judged", report["val/num_images"], PER_CLASS * tree.num_classes)
     yield _beats_chance(tree, report)
 
 
-def _check_predict(wnid: str, printed: str) -> Iterator[Check]:
-    yield Check(f"{wnid} is among the classes it names", wnid in printed)
+def _check_predict(wnid: str, printed: Printed) -> Iterator[Check]:
+    yield Check(f"{wnid} is among the classes it names", wnid in printed.out)
 
 
 def _beats_chance(tree: DemoTree, metrics: dict[str, Any]) -> Check:
