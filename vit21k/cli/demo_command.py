@@ -43,9 +43,9 @@ def demo_command(
 
     [bold]Examples[/bold]
 
-      vit21k demo
+        vit21k demo
 
-      vit21k demo /scratch/demo
+        vit21k demo /scratch/demo
     """
     _require_own(folder)
     require_torch("demo")

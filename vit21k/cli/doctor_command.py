@@ -33,11 +33,11 @@ def doctor_command(
 
     [bold]Examples[/bold]
 
-      vit21k doctor
+        vit21k doctor
 
-      vit21k doctor --root /data/ImageNet21K
+        vit21k doctor --root /data/ImageNet21K
 
-      vit21k doctor --json > doctor.json
+        vit21k doctor --json > doctor.json
     """
     from vit21k.cli.doctor_facts import all_facts
 
