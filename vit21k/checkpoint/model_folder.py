@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit21k.errors import CheckpointError, ManifestError
+from vit21k.errors import CheckpointError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
+from vit21k.models.registry import model_args
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -37,7 +38,12 @@ _TIMM_ARGS = (
     "act_layer",
 )
 
-_UNKNOWN_TO_TIMM = {"vit_small_patch8_384", "vit_base_patch8_384", "vit_large_patch14_384"}
+_UNKNOWN_TO_TIMM = (
+    "vit_small_patch8_384",
+    "vit_base_patch8_384",
+    "vit_large_patch14_384",
+    "vit_huge_patch14_384",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +169,7 @@ def read_model_card(folder: Path) -> ModelCard:
             f"no model in `{folder}`: there is no {CONFIG}",
             hint="give a run, a checkpoint, or a folder that vit21k wrote",
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, ManifestError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ManifestError, UsageError) as error:
         raise CheckpointError(
             f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: {error})"
         ) from error
@@ -237,7 +243,7 @@ def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> M
     return ModelCard(
         path=folder,
         name=own["name"],
-        args=own["args"],
+        args=model_args(own["name"], **own["args"]),
         classes=ClassList(tuple(wnids), tuple(names.get(wnid) for wnid in wnids)),
         eval_settings=EvalSettings(**settings),
         loss_kind=own["loss_kind"],

@@ -77,24 +77,30 @@ def _check(
     states: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizers: Sequence[Optimizer]
 ) -> None:
     """Raise unless *states* are those of all updated parameters, or of none."""
-    updated = {
-        id(param)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for param in group["params"]
-    }
-    shapes = {name: param.shape for name, param in model.named_parameters() if id(param) in updated}
-    for name, slots in states.items():
-        if name not in shapes:
-            raise CheckpointError(f"the optimizer's state has `{name}`, which is not updated here")
-        for slot, tensor in slots.items():
-            if tensor.ndim and tensor.shape != shapes[name]:
-                raise CheckpointError(
-                    f"the optimizer's `{slot}` of `{name}` has shape {tuple(tensor.shape)}, "
-                    f"the parameter {tuple(shapes[name])}"
-                )
-    if states and (missing := sorted(shapes.keys() - states.keys())):
+    names = {id(param): name for name, param in model.named_parameters()}
+    updated: set[str] = set()
+    for optimizer in optimizers:
+        mine = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
+        updated.update(mine)
+        if len({frozenset(states[name]) for name in mine if name in states}) > 1:
+            raise CheckpointError("the optimizer's state is not of one kind for all parameters")
+    if unknown := sorted(states.keys() - updated):
         raise CheckpointError(
-            f"the optimizer's state lacks {len(missing)} of {len(shapes)} parameters, "
+            f"the optimizer's state has `{unknown[0]}`, which is not updated here"
+        )
+    if states and (missing := sorted(updated - states.keys())):
+        raise CheckpointError(
+            f"the optimizer's state lacks {len(missing)} of {len(updated)} parameters, "
             f"`{missing[0]}` first"
         )
+    for name, slots in states.items():
+        _check_shapes(name, slots, model.get_parameter(name))
+
+
+def _check_shapes(name: str, slots: Mapping[str, Tensor], param: Tensor) -> None:
+    for slot, tensor in slots.items():
+        if tensor.ndim and tensor.shape != param.shape:
+            raise CheckpointError(
+                f"the optimizer's `{slot}` of `{name}` has shape {tuple(tensor.shape)}, "
+                f"the parameter {tuple(param.shape)}"
+            )

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, ...  [default: the GPU if there is one]")
+    str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option(min=1, help="Decoding threads.  [default: the cores, at most 16]")
+    int | None, typer.Option(min=1, help="Decoding threads; default: the cores, at most 16.")
 ]
 _MOST_WORKERS = 16
 

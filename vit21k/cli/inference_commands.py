@@ -54,8 +54,8 @@ def eval_command(
 ) -> None:
     """Measure a model on a split: loss, prec@1, top-5, over exactly every image.
 
-    prec@1: the top class is one of the image's labels.  top5: one of the top five is.  On a dummy
-    split, whose images are also in train, the numbers are called `dummy_val/...`.
+    prec@1: the top class is one of the image's labels; top5: one of the five is.
+    On a dummy split, whose images are also in train, they are `dummy_val/...`.
 
     [bold]Examples[/bold]
 
@@ -91,8 +91,8 @@ def predict_command(
 ) -> None:
     """Name what is in pictures: class index, class folder, name, probability.
 
-    A picture that cannot be read is named on stderr; the others are still done, and the exit code
-    is 3.
+    A picture that cannot be read is named on stderr, the others are still done;
+    the exit code is 3 then.
 
     [bold]Examples[/bold]
 
@@ -128,8 +128,8 @@ def predict_command(
 def models_command(as_json: AsJson = False) -> None:
     """List the architectures: parameters, and multiplications of one image at its size.
 
-    With a head of 1,000 classes.  `model.name` of a recipe takes these names; its other fields
-    change their sizes.
+    With a head of 1,000 classes.  `model.name` of a recipe takes these names; the
+    fields beside it change their sizes.
 
     [bold]Examples[/bold]
 
