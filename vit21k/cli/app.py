@@ -12,10 +12,13 @@ import typer
 from vit21k import errors
 from vit21k.cli import (
     console,
+    data_commands,
     demo_command,
     doctor_command,
     inference_commands,
+    list_commands,
     recipe_commands,
+    train_commands,
 )
 from vit21k.errors import Vit21kError
 
@@ -97,6 +100,9 @@ def root(
 
 
 for _commands in (  # in the order of `--help`
+    data_commands,
+    list_commands,
+    train_commands,
     recipe_commands,
     inference_commands,
     demo_command,

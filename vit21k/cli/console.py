@@ -90,6 +90,7 @@ class Progress:
         num_bytes: Bytes read so far.
         num_problems: Problems met so far.
         total: Units in all, once known.
+        fraction: Share that is done, 0 to 1, where *total* is not known.
     """
 
     def __init__(self, title: str, unit: str) -> None:
@@ -97,14 +98,23 @@ class Progress:
         self.num_bytes = 0
         self.num_problems = 0
         self.total: int | None = None
+        self.fraction: float | None = None
         self._title = title
         self._unit = unit
         self._started_at = time.monotonic()
         self._shown_at = self._started_at
         self._moving = err.is_terminal and os.environ.get("TERM") != "dumb"
 
-    def advance(self, num_done: int = 1, *, num_bytes: int = 0, num_problems: int = 0) -> None:
+    def advance(
+        self,
+        num_done: int = 1,
+        *,
+        num_bytes: int = 0,
+        num_problems: int = 0,
+        fraction: float | None = None,
+    ) -> None:
         """Count, and show the line if it is time."""
+        self.fraction = fraction
         self.num_done += num_done
         self.num_bytes += num_bytes
         self.num_problems += num_problems
@@ -134,11 +144,15 @@ class Progress:
         if self.total:
             parts[0] += f" of {self.total:,} ({100 * self.num_done / self.total:.1f} %)"
         parts[0] += f" {self._unit}"
+        if self.fraction:
+            parts[0] += f" (about {100 * self.fraction:.1f} %)"
         parts.append(f"{rate:,.0f} {self._unit}/s")
         if self.num_bytes:
             parts.append(f"{self.num_bytes / max(seconds, 1e-9) / 1e6:,.0f} MB/s")
         if self.total and rate:
             parts.append(f"ETA {duration((self.total - self.num_done) / rate)}")
+        if self.fraction:
+            parts.append(f"ETA {duration(seconds * (1 / self.fraction - 1))}")
         if self.num_problems:
             parts.append(f"{self.num_problems:,} problems")
         return " | ".join(parts)

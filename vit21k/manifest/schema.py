@@ -52,7 +52,7 @@ _KEPT_PATH = _column(
     "POSIX path of the kept file: the first with this content, in digests order.",
 )
 _WNID = _column("wnid", pa.string(), "Name of the folder the file lies in: its class.")
-_NUM_BYTES = _column("num_bytes", pa.int64(), "Size of the file in bytes.")
+_NUM_BYTES = _column("num_bytes", pa.int64(), "Size of the file in bytes; null if it was imported.")
 _DIGEST = _column(
     "digest",
     pa.binary(DIGEST_BYTES),
@@ -72,13 +72,14 @@ DIGESTS = ManifestKind(
             _PATH,
             _WNID,
             _NUM_BYTES,
-            _column("mtime_ns", pa.int64(), "Modification time, nanoseconds since 1970."),
+            _column("mtime_ns", pa.int64(), "Modification time, ns since 1970; null if imported."),
             _DIGEST,
         ]
     ),
     row="file",
     order="by path, byte by byte; or the order of an imported md5sum file",
     made_by="vit21k hash <image root>",
+    may_be_null=frozenset({"num_bytes", "mtime_ns"}),
 )
 
 PROBLEMS = ManifestKind(
@@ -111,6 +112,7 @@ IMAGES = ManifestKind(
     row="picture (distinct content)",
     order="by first label id; ties in digests order",
     made_by="vit21k relabel",
+    may_be_null=frozenset({"num_bytes"}),
 )
 
 COPIES = ManifestKind(
@@ -150,6 +152,7 @@ TRAIN = ManifestKind(
     row="picture to train on",
     order="in images order",
     made_by="vit21k make-val",
+    may_be_null=frozenset({"num_bytes"}),
 )
 VAL = ManifestKind(
     name="val",
@@ -158,6 +161,7 @@ VAL = ManifestKind(
     row="picture to validate on",
     order="in images order",
     made_by="vit21k make-val",
+    may_be_null=frozenset({"num_bytes"}),
 )
 
 KINDS = {kind.name: kind for kind in (DIGESTS, PROBLEMS, IMAGES, COPIES, CLASSES, TRAIN, VAL)}

@@ -97,6 +97,11 @@ class DigestedChunk:
         """Bytes read."""
         return sum(file.num_bytes for file in self.files)
 
+    @property
+    def num_bad(self) -> int:
+        """Problems, without what was merely left out."""
+        return sum(not problem.kind.is_left_out for problem in self.problems)
+
 
 class ChunkDigester:
     """Digests chunks; any number of threads may share it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from vit21k.manifest.io import Manifest
 from vit21k.manifest.schema import COPIES, DIGEST_BYTES, IMAGES
+from vit21k.prep.ahead import ahead
 from vit21k.prep.pictures import Pictures
 
 ROWS_IN_MEMORY = 2_000_000
@@ -35,7 +37,7 @@ class RowSource:
         """Yield rows of `images` and of `copies`, each in the order of its manifest."""
         place = self.pictures.image_order()
         wnids = pa.array(self.wnids, pa.string())
-        for start, files in self._files():
+        for start, files in ahead(self._files()):
             images = self._images(start, files) if place is None else IMAGES.schema.empty_table()
             yield images, self._copies(start, files, wnids)
         if place is not None:
@@ -56,7 +58,7 @@ class RowSource:
         label_ids, num_files = self.pictures.columns(start, stop)
         kept = files.filter(pa.array(is_kept))
         columns = [
-            _as_digests(self.digests_N2[start:stop][is_kept]),
+            as_digests(self.digests_N2[start:stop][is_kept]),
             kept["path"],
             kept["num_bytes"],
             label_ids,
@@ -69,7 +71,7 @@ class RowSource:
         stop = start + files.num_rows
         is_copy = self.pictures.is_copy_N[start:stop]
         columns = [
-            _as_digests(self.digests_N2[start:stop][is_copy]),
+            as_digests(self.digests_N2[start:stop][is_copy]),
             files["path"].filter(pa.array(is_copy)),
             wnids.take(pa.array(self.pictures.label_N[start:stop][is_copy])),
         ]
@@ -92,8 +94,15 @@ class RowSource:
             yield pa.concat_tables(parts).take(pa.array(order))
 
 
-def _as_digests(numbers_N2: NDArray[np.uint64]) -> pa.FixedSizeBinaryArray:
+def as_digests(numbers_N2: NDArray[np.unsignedinteger[Any]]) -> pa.FixedSizeBinaryArray:
+    """Return rows of 16 bytes (two numbers, or sixteen) as digests."""
     buffer = pa.py_buffer(np.ascontiguousarray(numbers_N2))
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(DIGEST_BYTES), len(numbers_N2), [None, buffer]
     )
+
+
+def as_numbers(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
+    """Return digests of 16 bytes as two numbers each; a view, not a copy."""
+    numbers_B2 = np.frombuffer(digests.buffers()[1], dtype="<u8").reshape(-1, 2)
+    return numbers_B2[digests.offset : digests.offset + len(digests)]

@@ -26,7 +26,8 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES
-from vit21k.prep.picture_rows import RowSource
+from vit21k.prep.ahead import ahead
+from vit21k.prep.picture_rows import RowSource, as_numbers
 from vit21k.prep.pictures import Pictures, merge_files
 from vit21k.prep.places import refuse_inside
 
@@ -122,19 +123,14 @@ def _read_keys(
     wnid_N = np.empty(digests.num_rows, dtype=np.int32)
     index_of: dict[str, int] = {}
     row = 0
-    for rows in digests.batches(["digest", "wnid"]):
+    for rows in ahead(digests.batches(["digest", "wnid"])):
         stop = row + rows.num_rows
-        digests_N2[row:stop] = _as_numbers(rows["digest"].combine_chunks())
+        digests_N2[row:stop] = as_numbers(rows["digest"].combine_chunks())
         wnid = rows["wnid"].combine_chunks().dictionary_encode()
         found = [index_of.setdefault(name, len(index_of)) for name in wnid.dictionary.to_pylist()]
         wnid_N[row:stop] = np.array(found, dtype=np.int32)[wnid.indices.to_numpy()]
         row = stop
     return digests_N2, wnid_N, list(index_of)
-
-
-def _as_numbers(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
-    numbers = np.frombuffer(digests.buffers()[1], dtype=np.uint64).reshape(-1, 2)
-    return numbers[digests.offset : digests.offset + len(digests)]
 
 
 def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:

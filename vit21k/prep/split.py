@@ -1,0 +1,191 @@
+"""images.parquet -> train.parquet, val.parquet.
+
+Only pictures with a single label are drawn for val, so that plain accuracy means something.  By
+default they stay in train as well, as in PLSC: such a split is a *dummy*, good for watching a
+training run and for nothing else, and every metric on it is named so.
+
+Without a seed the first pictures of each class are taken, as in PLSC.  With one, each picture's
+place in the draw is a keyed hash of its digest: other classes, and other pictures, do not move it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k.data.mix64 import derive_key, mix64
+from vit21k.lock import locked
+from vit21k.manifest.header import Header
+from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
+from vit21k.manifest.schema import IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.prep.ahead import ahead
+from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.places import refuse_inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """Counts of a run of `make_val`.
+
+    Attributes:
+        num_images: Rows of `images.parquet`.
+        num_train: Rows of `train.parquet`.
+        num_val: Rows of `val.parquet`.
+        short_classes: Classes with fewer single-label pictures than asked, with how many they have.
+        classes_without_train: Classes whose every picture went to val.
+    """
+
+    num_images: int
+    num_train: int
+    num_val: int
+    short_classes: dict[str, int]
+    classes_without_train: list[str]
+
+
+def make_val(
+    manifests: Path, *, per_class: int = 20, holdout: bool = False, seed: int | None = None
+) -> SplitSummary:
+    """Choose pictures to validate on; write `val.parquet` and `train.parquet`.
+
+    Args:
+        manifests: The folder that holds `images.parquet`.
+        per_class: How many single-label pictures of each class to choose, where there are so many.
+        holdout: Take them out of train.  A picture is distinct content, so that no copy stays.
+        seed: Draw them, instead of taking the first; 64 bits.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+        UsageError: *manifests* lies inside the image root.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    with locked(manifests, command="make-val"):
+        images = open_manifest(manifests, IMAGES)
+        refuse_inside(manifests, images.header.root)
+        wnids = images.classes().wnids
+        singles = single_labels(images)
+        score_R = None if seed is None else _scores(images, singles.row_R, seed)
+        chosen = choose(singles.label_R, score_R, num_classes=len(wnids), per_class=per_class)
+        in_val = np.zeros(images.num_rows, dtype=bool)
+        in_val[singles.row_R[chosen]] = True
+
+        split = "holdout" if holdout else "dummy"
+        options = {"split": split, "per_class": per_class, "seed": seed}
+        header = replace(images.header, inputs={"images": images.fingerprint}, options=options)
+        num_val = _write(VAL, images, manifests, header, in_val)
+        inputs = {**header.inputs, "val": open_manifest(manifests, VAL).fingerprint}
+        header = replace(header, inputs=inputs)
+        num_train = _write(TRAIN, images, manifests, header, ~in_val if holdout else None)
+
+    num_val_K = np.bincount(singles.label_R[chosen], minlength=len(wnids))
+    is_bare_K = (num_val_K == singles.num_images_K) & (num_val_K > 0)
+    return SplitSummary(
+        num_images=images.num_rows,
+        num_train=num_train,
+        num_val=num_val,
+        short_classes=_short(singles, wnids, per_class),
+        classes_without_train=[wnids[k] for k in np.flatnonzero(is_bare_K).tolist() if holdout],
+    )
+
+
+def _short(singles: "Singles", wnids: Sequence[str], per_class: int) -> dict[str, int]:
+    num_single_K = np.bincount(singles.label_R, minlength=len(wnids))
+    short = np.flatnonzero(num_single_K < per_class).tolist()
+    return {wnids[index]: int(num_single_K[index]) for index in short}
+
+
+class Singles(NamedTuple):
+    """The pictures with one label, in images order, which is by label.
+
+    Attributes:
+        row_R: Their rows in `images.parquet`.
+        label_R: Their labels; ascending.
+        num_images_K: How many pictures, with one label or more, carry each label.
+    """
+
+    row_R: NDArray[np.int64]
+    label_R: NDArray[np.int64]
+    num_images_K: NDArray[np.int64]
+
+
+def single_labels(images: Manifest) -> Singles:
+    """Read which pictures of `images.parquet` have a single label."""
+    num_classes = len(images.classes())
+    row_R, label_R = [], []
+    num_images_K = np.zeros(num_classes, dtype=np.int64)
+    row = 0
+    for rows in images.batches(["label_ids"]):
+        lists = rows["label_ids"].combine_chunks()
+        starts = lists.offsets.to_numpy()
+        label_ids = lists.values.to_numpy()
+        num_images_K += np.bincount(lists.flatten().to_numpy(), minlength=num_classes)
+        is_single = np.diff(starts) == 1
+        row_R.append(row + np.flatnonzero(is_single))
+        label_R.append(label_ids[starts[:-1][is_single]])
+        row += rows.num_rows
+    return Singles(np.concatenate(row_R), np.concatenate(label_R), num_images_K)
+
+
+def choose(
+    label_R: NDArray[np.int64],
+    score_R: NDArray[np.uint64] | None,
+    *,
+    num_classes: int,
+    per_class: int,
+) -> NDArray[np.int64]:
+    """Return the places in *label_R* of the first *per_class* of each class, ascending.
+
+    Args:
+        label_R: Labels, ascending.
+        score_R: The first are those with the lowest score; default: those that come first.
+        num_classes: Labels are smaller than this.
+        per_class: How many; all, of a class that has fewer.
+    """
+    start_K = np.searchsorted(label_R, np.arange(num_classes + 1))
+    size_K = np.minimum(np.diff(start_K), per_class)
+    if score_R is None:
+        first_place = np.repeat(start_K[:-1] - (np.cumsum(size_K) - size_K), size_K)
+        return first_place + np.arange(len(first_place))
+    chosen = [
+        start + np.sort(np.argsort(score_R[start:stop], kind="stable")[:per_class])
+        for start, stop in pairwise(start_K)
+    ]
+    return np.concatenate(chosen)
+
+
+def _scores(images: Manifest, row_R: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    scores = []
+    row = 0
+    for rows in images.batches(["digest"]):
+        first, last = np.searchsorted(row_R, (row, row + rows.num_rows))
+        digests_B2 = as_numbers(rows["digest"].combine_chunks())
+        scores.append(keyed_hash(digests_B2[row_R[first:last] - row], seed))
+        row += rows.num_rows
+    return np.concatenate(scores)
+
+
+def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Return a number for each digest that looks random, and another one for another seed."""
+    return mix64(digests_B2[:, 0] ^ mix64(digests_B2[:, 1] ^ np.uint64(derive_key(seed))))
+
+
+def _write(
+    kind: ManifestKind,
+    images: Manifest,
+    manifests: Path,
+    header: Header,
+    is_in: NDArray[np.bool_] | None,
+) -> int:
+    """Write those pictures that *is_in* marks (default: all); return how many."""
+    row = 0
+    with manifest_writer(kind, manifests, header, images.classes()) as writer:
+        for rows in ahead(images.batches(kind.schema.names)):
+            here = slice(row, row + rows.num_rows)
+            writer.write(rows if is_in is None else rows.filter(pa.array(is_in[here])))
+            row += rows.num_rows
+    return writer.num_rows
