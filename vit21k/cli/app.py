@@ -20,6 +20,7 @@ from vit21k.cli import (
     recipe_commands,
     train_commands,
 )
+from vit21k.cli.help_text import join_paragraphs
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -109,3 +110,4 @@ for _commands in (  # in the order of `--help`
     doctor_command,
 ):
     _commands.register(app)
+join_paragraphs(app)

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def demo_command(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where; what an earlier demo left is replaced.")
+        Path, typer.Argument(metavar="DIR", help="Where; what an earlier demo left is replaced.")
     ] = Path("demo"),
 ) -> None:
     """See the whole path on generated pictures, in a few minutes.
