@@ -1,5 +1,6 @@
 """`eval`, `predict`, `models`: use a trained model."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -202,14 +203,14 @@ def _evaluate(
     from vit21k.inference.predict import eval_transform
     from vit21k.training.split_data import metric_prefix
 
+    settings = card.eval_settings
     loader = EvalLoader(
         Pictures.from_manifest(source, root),
-        eval_transform(card.eval_settings),
+        eval_transform(settings),
         device_batch_size=device_batch_size,
         num_workers=workers_or_cores(num_workers),
     )
-    settings = card.eval_settings
-    with console.progress("eval", unit="images") as progress:
+    with loader, console.progress("eval", unit="images") as progress:
         progress.total = source.num_rows
         metrics = evaluate(
             model,
@@ -232,12 +233,11 @@ def _counted(loader: "EvalLoader", progress: console.Progress) -> "Iterator[Batc
 def _show(predictions: "Iterable[Prediction]") -> int:
     """Print predictions as they come; return how many pictures could not be read."""
     num_problems = 0
-    for prediction in predictions:
+    for prediction in _warned(predictions):
         if prediction.problem:
             num_problems += 1
-            console.warn(f"`{prediction.path}`: {prediction.problem}")
             continue
-        console.print_lines(str(prediction.path))
+        console.print_lines(_printable(prediction.path))
         for score in prediction.top:
             name = f"  {score.name}" if score.name else ""
             console.print_lines(
@@ -248,10 +248,10 @@ def _show(predictions: "Iterable[Prediction]") -> int:
 
 def _show_json(predictions: "Iterable[Prediction]") -> int:
     """Print predictions as one JSON list; return how many pictures could not be read."""
-    found = list(predictions)
+    found = list(_warned(predictions))
     rows = [
         {
-            "path": str(prediction.path),
+            "path": _printable(prediction.path),
             "top": [score._asdict() for score in prediction.top],
             "problem": prediction.problem,
         }
@@ -259,6 +259,19 @@ def _show_json(predictions: "Iterable[Prediction]") -> int:
     ]
     console.print_json(rows)
     return sum(prediction.problem is not None for prediction in found)
+
+
+def _warned(predictions: "Iterable[Prediction]") -> "Iterator[Prediction]":
+    """Pass *predictions* on; say on stderr which pictures could not be read."""
+    for prediction in predictions:
+        if prediction.problem:
+            console.warn(f"`{_printable(prediction.path)}`: {prediction.problem}")
+        yield prediction
+
+
+def _printable(path: Path) -> str:
+    r"""Return *path* with bytes that are not UTF-8 as `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _in_words(value: float) -> str:

@@ -14,7 +14,8 @@ def require_torch(command: str) -> None:
         MissingExtraError: One of them is not installed, or is broken.
     """
     try:
-        import_module("safetensors.torch")
+        for name in ("torch", "safetensors"):
+            import_module(name)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"`vit21k {command}` needs {error.name}, which is not installed",

@@ -1,0 +1,78 @@
+"""`vit21k recipes ...`, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from vit21k.config.recipe import load_recipe, shipped_recipes
+
+
+def recipes(*arguments, cwd=None):
+    command = [sys.executable, "-m", "vit21k", "recipes", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_list_names_every_shipped_recipe_and_what_it_is():
+    result = recipes("list", "--json")
+
+    assert result.returncode == 0
+    assert sorted(json.loads(result.stdout)) == shipped_recipes()
+    assert all(len(line) > 20 for line in json.loads(result.stdout).values())
+
+
+def test_what_show_prints_is_a_recipe_file_of_its_own(tmp_path):
+    result = recipes("show", "tiny", "--set", "optim.lr=1e-3")
+    (tmp_path / "mine.yaml").write_text(result.stdout)
+    checked = recipes("check", "mine.yaml", cwd=tmp_path)
+
+    assert load_recipe(str(tmp_path / "mine.yaml")) == load_recipe("tiny", ["optim.lr=1e-3"])
+    assert checked.returncode == 0
+    assert checked.stdout == ""
+    assert "`mine.yaml` is usable" in checked.stderr
+
+
+def test_show_as_json_holds_the_same_values():
+    as_json, as_yaml = recipes("show", "cifar10_cpu", "--json"), recipes("show", "cifar10_cpu")
+
+    assert json.loads(as_json.stdout) == yaml.safe_load(as_yaml.stdout)
+
+
+def test_everything_wrong_with_a_recipe_is_one_message_and_exit_code_2():
+    result = recipes("check", "tiny", "--set", "optim.warmup_step=5", "--set", "optim.lr=-1")
+
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "error: recipe `tiny` is not usable:",
+        "  optim.lr: input should be greater than 0, got -1",
+        "  optim.warmup_step: no such field; did you mean `schedule.warmup_steps`?",
+        "",
+        "hint: `vit21k recipes fields` lists every field with its meaning and limits",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=vit_tiny_patch16_225", "did you mean `vit_tiny_patch16_224`?"),
+        ("model.num_heads=7", "not a multiple of `num_heads` 7"),
+    ],
+)
+def test_check_looks_at_the_model_as_well(override, message):
+    result = recipes("check", "tiny", "--set", override)
+
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_fields_documents_every_field():
+    rows = json.loads(recipes("fields", "--json").stdout)
+    text = recipes("fields").stdout
+
+    assert len(text.splitlines()) == 2 * len(rows)
+    assert "optim.lr: number > 0; default required" in text
+    assert all(row["meaning"] in text for row in rows)
