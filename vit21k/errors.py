@@ -11,7 +11,8 @@ Vit21kError                   the command line prints it without a traceback   e
 ├── MissingExtraError         an optional dependency is not installed                 1
 ├── NonFiniteLossError        training diverged                                       1
 ├── LockedError               another run works on the same folder                   75
-└── TerminatedError           a signal ended the run; its state is saved            143
+├── TerminatedError           SIGTERM ended the run; its state is saved             143
+└── InterruptedRunError       Ctrl-C ended the run; its state is saved              130
 
 Anything else that escapes is a bug in vit21k and keeps its traceback, except `OSError`
 (no space, no permission, a failing disk), which ends a command with exit code 74.
@@ -99,6 +100,12 @@ class LockedError(Vit21kError):
 
 
 class TerminatedError(Vit21kError):
-    """A signal asked the run to stop; its state was saved first."""
+    """SIGTERM asked the run to stop; its state was saved first."""
 
     exit_code = EXIT_TERMINATED
+
+
+class InterruptedRunError(Vit21kError):
+    """Ctrl-C asked the run to stop; its state was saved first."""
+
+    exit_code = EXIT_INTERRUPTED

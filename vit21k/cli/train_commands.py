@@ -10,7 +10,7 @@ from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
 from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
 from vit21k.cli.requires import require_torch
-from vit21k.errors import TerminatedError, UsageError
+from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport
@@ -101,11 +101,7 @@ def train_command(
         initialised=_tell_initialised,
         line=_tell_line,
     )
-    if not train_run(plan, place, listener, init=init, fresh=fresh):
-        raise TerminatedError(
-            f"stopped; the state is saved in `{place.run_dir}`",
-            hint="the same command goes on from there",
-        )
+    train_run(plan, place, listener, init=init, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
 
 
@@ -131,8 +127,8 @@ def _run_name(stage: str, recipe: str | None) -> str:
 
 def _tell_forecast(forecast: "Forecast") -> None:
     console.done(
-        f"{forecast.num_params / 1e6:,.2f} M parameters; {forecast.num_steps:,} steps to go over "
-        f"{forecast.num_images:,} images: {_engineering(forecast.flops)}FLOP; "
+        f"{forecast.num_params / 1e6:,.2f} M parameters, {forecast.num_images:,} images to go, "
+        f"{_engineering(forecast.flops)}FLOP; "
         f"{_rate(forecast.images_per_second)} measured here, about "
         f"{console.duration(forecast.seconds)} without reading images"
     )
@@ -170,7 +166,7 @@ def _number(value: float) -> str:
 
 
 def _engineering(value: float) -> str:
-    for prefix, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if value >= size:
-            return f"{value / size:,.1f} {prefix}"
+    for power, prefix in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:,.1f} {prefix}"
     return f"{value:,.0f} "

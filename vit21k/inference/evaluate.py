@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from vit21k.data.batch_decoder import Batch
 from vit21k.distributed import World
-from vit21k.losses import multi_label_loss, single_label_loss
+from vit21k.losses import LOSSES
 from vit21k.metrics import ClassificationMetrics
+from vit21k.models.precision import Precision, autocast
 
 LossKind = Literal["sigmoid", "softmax"]
-_LOSSES = {"sigmoid": multi_label_loss, "softmax": single_label_loss}
 _LARGEST = 255.0
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate(  # noqa: PLR0913 (each is a plain value)
     model: nn.Module,
     loader: Iterable[Batch],
     *,
@@ -30,6 +30,7 @@ def evaluate(
     smoothing: float = 0.0,
     device: str | torch.device = "cpu",
     world: World | None = None,
+    precision: Precision = "fp32",
 ) -> dict[str, float | int]:
     """Return the metrics of *model* over every picture of *loader*.
 
@@ -42,6 +43,7 @@ def evaluate(
         smoothing: As in the loss that was trained with; 0 for the plain loss.
         device: Where to compute.
         world: The processes that share the pictures; every one gets the metrics of all.
+        precision: Of the matrix products.
 
     Returns:
         What `ClassificationMetrics.compute` returns: "loss", "prec@1", "top5", "num_images".
@@ -57,8 +59,10 @@ def evaluate(
         for batch in loader:
             rows_L, ids_L = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
             images_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True), mean, std)
-            logits_BK = model(images_BCHW).float()
-            loss = _LOSSES[loss_kind](logits_BK, rows_L, ids_L, smoothing=smoothing)
+            with autocast(device, precision):
+                logits_BK = model(images_BCHW)
+            logits_BK = logits_BK.float()
+            loss = LOSSES[loss_kind](logits_BK, rows_L, ids_L, smoothing=smoothing)
             metrics.update(logits_BK, rows_L, ids_L, loss * len(logits_BK))
     finally:
         model.train(was_training)

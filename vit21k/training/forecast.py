@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from vit21k.data.loader import Batch
 from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
@@ -16,6 +18,8 @@ _FLOPS_PER_MAC = 6
 # Weights, gradients and two moments, in float32.
 _BYTES_PER_PARAM = 16
 _MEMORY_SHARE = 0.5
+# Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
+_TRIAL_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +28,12 @@ class Forecast:
 
     Attributes:
         num_params: Of the model.
-        num_steps: Updates still to make.
         num_images: Pictures still to train on.
         flops: Floating-point operations still to do.
         images_per_second: Measured on this machine.
     """
 
     num_params: int
-    num_steps: int
     num_images: int
     flops: float
     images_per_second: float
@@ -42,32 +44,42 @@ class Forecast:
         return self.num_images / self.images_per_second
 
 
-def forecast(
-    args: Mapping[str, Any],
-    *,
-    num_steps: int,
-    global_batch_size: int,
-    images_per_second: float,
-) -> Forecast:
-    """Return what *num_steps* more updates of the model with constructor *args* would take."""
-    num_images = num_steps * global_batch_size
+def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: float) -> Forecast:
+    """Return what training on *num_images* takes with the model of constructor arguments *args*."""
     return Forecast(
         num_params=num_params(args),
-        num_steps=num_steps,
         num_images=num_images,
         flops=float(_FLOPS_PER_MAC * macs_per_image(args) * num_images),
         images_per_second=images_per_second,
     )
 
 
-def measure_images_per_second(step: Callable[[int], None], *, num_images: int) -> float:
-    """Time *step*, which trains on the given number of pictures, after one call to warm up."""
-    step(num_images)
-    _wait_for_device()
-    started_at = time.perf_counter()
-    step(num_images)
-    _wait_for_device()
-    return num_images / (time.perf_counter() - started_at)
+def measure_images_per_second(
+    model: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor], *, img_size: int
+) -> float:
+    """Train on a few grey images, forget it, and return how many images a second that was.
+
+    The first pass warms up and is not timed.
+
+    Args:
+        model: On its device; unchanged afterwards.
+        loss_of: Mean loss over a micro-batch.
+        img_size: Side of the model's input, in pixels.
+    """
+    batch = Batch(
+        images_BCHW=torch.full((_TRIAL_IMAGES, 3, img_size, img_size), 128, dtype=torch.uint8),
+        label_rows_L=torch.arange(_TRIAL_IMAGES),
+        label_ids_L=torch.zeros(_TRIAL_IMAGES, dtype=torch.int64),
+        rows_B=torch.zeros(_TRIAL_IMAGES, dtype=torch.int64),
+    )
+    seconds = 0.0
+    for _ in range(2):
+        started_at = time.perf_counter()
+        loss_of(model, batch).backward()
+        model.zero_grad(set_to_none=True)
+        _wait_for_device()
+        seconds = time.perf_counter() - started_at
+    return _TRIAL_IMAGES / seconds
 
 
 def fit_device_batch_size(

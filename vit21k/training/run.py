@@ -9,26 +9,32 @@ Layout of a run::
       checkpoints/step-00000100/   config.json, model.safetensors, optimizer.safetensors, state.json
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from vit21k.atomic import write_atomic
 from vit21k.checkpoint.initialise import InitReport, initialise_from
 from vit21k.checkpoint.optimizer_state import optimizers_to_tensors, tensors_to_optimizers
-from vit21k.checkpoint.store import Checkpoint, find_latest, save_checkpoint
+from vit21k.checkpoint.store import Checkpoint, save_checkpoint
 from vit21k.config.recipe import dump_recipe
 from vit21k.config.schema import Recipe
-from vit21k.data.loader import Batch, EvalLoader, TrainLoader
+from vit21k.data.loader import EvalLoader, TrainLoader
 from vit21k.distributed import World, init_world
-from vit21k.errors import CheckpointError, UsageError
+from vit21k.errors import (
+    InterruptedRunError,
+    TerminatedError,
+    UsageError,
+    Vit21kError,
+)
 from vit21k.inference.evaluate import evaluate
 from vit21k.lock import locked
 from vit21k.training import parts
@@ -38,13 +44,12 @@ from vit21k.training.forecast import (
     forecast,
     measure_images_per_second,
 )
-from vit21k.training.loop import Hooks, Plan, Progress, train
+from vit21k.training.loop import Hooks, Progress, train
 from vit21k.training.optim import build_optimizers
+from vit21k.training.resume import find_resumable
 from vit21k.training.run_log import RunLog
 from vit21k.training.split_data import SplitData, open_split_data
 from vit21k.training.stop_signal import StopSignal
-
-_TRIAL_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +84,22 @@ class Listener:
     line: Callable[[Mapping[str, Any]], None]
 
 
+def _hear_nothing(_message: object) -> None:
+    pass
+
+
+_NOBODY = Listener(
+    note=_hear_nothing,
+    warn=_hear_nothing,
+    forecast=_hear_nothing,
+    initialised=_hear_nothing,
+    line=_hear_nothing,
+)
+
+
 def train_run(
     recipe: Recipe, place: Place, listener: Listener, *, init: str | None, fresh: bool = False
-) -> bool:
+) -> None:
     """Run *recipe* from its newest checkpoint, or from the start, to its end.
 
     Args:
@@ -91,10 +109,9 @@ def train_run(
         init: Pretrained run, checkpoint or model folder to start from; not read on a resume.
         fresh: Start over although there are checkpoints; they are left alone until replaced.
 
-    Returns:
-        Whether the run is finished; False if a signal ended it, after its state was saved.
-
     Raises:
+        TerminatedError: SIGTERM ended it, after its state was saved.
+        InterruptedRunError: Ctrl-C did.
         UsageError: Recipe, data and processes do not fit together.
         CheckpointError: The checkpoints are damaged or belong to another run.
         NonFiniteLossError: Training diverged.
@@ -103,40 +120,60 @@ def train_run(
     lock = locked(place.run_dir, command="train") if world.rank == 0 else nullcontext()
     try:
         with lock, StopSignal() as stop:
-            return _train(recipe, place, listener, world, stop, init=init, fresh=fresh)
+            data = open_split_data(place.manifests, place.root)
+            args = parts.model_args_of(recipe, num_classes=len(data.classes))
+            setup = _Setup(
+                recipe=recipe,
+                place=place,
+                listener=listener if world.rank == 0 else _NOBODY,
+                world=world,
+                data=data,
+                args=args,
+            )
+            if not _train(setup, stop, init=init, fresh=fresh):
+                raise _stopped(stop, place.run_dir)
     finally:
         world.close()
 
 
-def _train(
-    recipe: Recipe,
-    place: Place,
-    listener: Listener,
-    world: World,
-    stop: StopSignal,
-    *,
-    init: str | None,
-    fresh: bool,
-) -> bool:
-    data = open_split_data(place.manifests, place.root)
-    args = parts.model_args_of(recipe, num_classes=len(data.classes))
-    sampler = parts.sampler_of(recipe, len(data.train), world)
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What every part of a run is made from."""
+
+    recipe: Recipe
+    place: Place
+    listener: Listener
+    world: World
+    data: SplitData
+    args: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.place.device)
+
+
+def _train(setup: _Setup, stop: StopSignal, *, init: str | None, fresh: bool) -> bool:
+    """Put the parts together and train; return whether the run came to its end."""
+    recipe, place, listener, world = setup.recipe, setup.place, setup.listener, setup.world
+    sampler = parts.sampler_of(recipe, len(setup.data.train), world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
-    checkpoint = None if fresh else _resumable(recipe, place, data, listener)
-    model = _model(recipe, args, data, init, checkpoint, listener).to(place.device).train()
+    checkpoint = None if fresh else _resumable(setup)
+    model = _model(setup, init, checkpoint).to(setup.device).train()
     optimizers = build_optimizers(model, parts.optim_plan_of(recipe))
     progress = Progress()
     if checkpoint:
         tensors_to_optimizers(checkpoint.optimizer_tensors(), model, optimizers)
         progress = Progress(**checkpoint.state["progress"])
 
-    device_batch_size = _device_batch_size(recipe, place, args, listener)
-    loss_of = partial(parts.loss_of, recipe=recipe, device=torch.device(place.device))
-    if progress.step < plan.total_steps:
-        trial = partial(_trial_step, model, loss_of, recipe.model.img_size)
-        listener.forecast(_forecast(args, plan, progress, trial))
+    loss_of = partial(parts.loss_of, recipe=recipe, device=setup.device)
+    device_batch_size = _device_batch_size(setup)
+    if steps_left := plan.total_steps - progress.step:
+        rate = measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+        num_images = steps_left * plan.global_batch_size
+        listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
+
     loader = TrainLoader(
-        data.train,
+        setup.data.train,
         sampler,
         parts.train_transform_of(recipe),
         device_batch_size=device_batch_size,
@@ -157,80 +194,51 @@ def _train(
         micro_batches=loader.micro_batches,
         loss_of=loss_of,
         log_step=log.log_step,
-        evaluate=partial(_evaluate, recipe, place, data, world, device_batch_size),
+        evaluate=partial(_evaluate, setup, device_batch_size),
         log_evaluation=log.log_evaluation,
-        save=partial(_save, recipe, place, data, args, world, model, optimizers),
+        save=partial(_save, setup, model, optimizers),
         should_stop=lambda: stop.received is not None,
     )
-    try:
-        return train(plan, progress, model=model, optimizers=optimizers, hooks=hooks, world=world)
-    finally:
-        loader.close()
-        log.close()
-        _report_skipped(loader, listener)
-
-
-def _resumable(
-    recipe: Recipe, place: Place, data: SplitData, listener: Listener
-) -> Checkpoint | None:
-    """Return the newest intact checkpoint of the run, if it has any.
-
-    Raises:
-        CheckpointError: It is that of another recipe or other data.
-    """
-    checkpoint, warnings = find_latest(place.run_dir)
-    for warning in warnings:
-        listener.warn(warning)
-    if checkpoint is None:
-        return None
-    mine, its = parts.identity_of(recipe), checkpoint.state["recipe"]
-    if different := _differences(its, mine):
-        raise CheckpointError(
-            f"`{place.run_dir}` holds a run of another recipe: {'; '.join(different)}",
-            hint="give another --run-dir, or start over with --fresh",
+    with closing(loader), closing(log):
+        finished = train(
+            plan, progress, model=model, optimizers=optimizers, hooks=hooks, world=world
         )
-    if checkpoint.state["train_manifest"] != data.fingerprint:
-        raise CheckpointError(
-            f"`{place.run_dir}` holds a run on another train.parquet than that of "
-            f"`{place.manifests}`",
-            hint="give its --manifests, another --run-dir, or start over with --fresh",
-        )
-    listener.note(f"going on from step {checkpoint.state['progress']['step']:,}")
+    if loader.num_skipped:
+        listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were left out")
+    return finished
+
+
+def _stopped(stop: StopSignal, run_dir: Path) -> Vit21kError:
+    kind = InterruptedRunError if stop.received is signal.SIGINT else TerminatedError
+    return kind(
+        f"stopped by a signal; the state is saved in `{run_dir}`",
+        hint="the same command goes on from there",
+    )
+
+
+def _resumable(setup: _Setup) -> Checkpoint | None:
+    checkpoint = find_resumable(
+        setup.place.run_dir,
+        recipe=parts.identity_of(setup.recipe),
+        train_manifest=setup.data.fingerprint,
+        warn=setup.listener.warn,
+    )
+    if checkpoint:
+        setup.listener.note(f"going on from step {checkpoint.step:,}")
     return checkpoint
 
 
-def _differences(its: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return ``field: theirs, not mine`` for every field that differs."""
-    lines = []
-    for name in sorted({*its, *mine}):
-        old, new = its.get(name), mine.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            lines.append(f"{prefix}{name} is {old}, not {new}")
-    return lines
-
-
-def _model(
-    recipe: Recipe,
-    args: Mapping[str, Any],
-    data: SplitData,
-    init: str | None,
-    checkpoint: Checkpoint | None,
-    listener: Listener,
-) -> nn.Module:
-    model = parts.new_model(recipe, num_classes=len(data.classes))
+def _model(setup: _Setup, init: str | None, checkpoint: Checkpoint | None) -> nn.Module:
+    recipe, classes = setup.recipe, setup.data.classes
+    model = parts.new_model(recipe, num_classes=len(classes))
     if checkpoint:
         model.load_state_dict(checkpoint.model_tensors())
     elif init is not None:
+        resize = recipe.model.pos_embed_resize
         report = initialise_from(
-            model,
-            init,
-            args=args,
-            classes=data.classes,
-            pos_embed_mode=recipe.model.pos_embed_resize,
+            model, init, args=setup.args, classes=classes, pos_embed_mode=resize
         )
-        listener.initialised(report)
+        setup.listener.initialised(report)
     elif recipe.stage == "finetune":
         raise UsageError(
             "fine-tuning starts from a pretrained model, and none was given",
@@ -239,64 +247,31 @@ def _model(
     return model
 
 
-def _device_batch_size(
-    recipe: Recipe, place: Place, args: Mapping[str, Any], listener: Listener
-) -> int:
-    if place.device_batch_size is not None:
-        return place.device_batch_size
-    wanted = recipe.data.device_batch_size
-    bytes_per_value = 2 if recipe.precision == "bf16" else 4
+def _device_batch_size(setup: _Setup) -> int:
+    if setup.place.device_batch_size is not None:
+        return setup.place.device_batch_size
+    wanted = setup.recipe.data.device_batch_size
+    bytes_per_value = 2 if setup.recipe.precision == "bf16" else 4
     fitting = fit_device_batch_size(
-        args, wanted, device=torch.device(place.device), bytes_per_value=bytes_per_value
+        setup.args, wanted, device=setup.device, bytes_per_value=bytes_per_value
     )
     if fitting < wanted:
-        listener.note(
+        setup.listener.note(
             f"{fitting} images in one forward pass, not {wanted}: more do not fit into memory "
-            f"(the global batch stays {recipe.data.global_batch_size:,})"
+            f"(the global batch stays {setup.recipe.data.global_batch_size:,})"
         )
     return fitting
 
 
-def _forecast(
-    args: Mapping[str, Any], plan: Plan, progress: Progress, trial: Callable[[int], None]
-) -> Forecast:
-    return forecast(
-        args,
-        num_steps=plan.total_steps - progress.step,
-        global_batch_size=plan.global_batch_size,
-        images_per_second=measure_images_per_second(trial, num_images=_TRIAL_IMAGES),
-    )
-
-
-def _trial_step(
-    model: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor], img_size: int, num_images: int
-) -> None:
-    """Train on grey images and forget it: what a picture costs, without reading any."""
-    batch = Batch(
-        images_BCHW=torch.zeros(num_images, 3, img_size, img_size, dtype=torch.uint8),
-        label_rows_L=torch.arange(num_images),
-        label_ids_L=torch.zeros(num_images, dtype=torch.int64),
-        rows_B=torch.zeros(num_images, dtype=torch.int64),
-    )
-    loss_of(model, batch).backward()
-    model.zero_grad(set_to_none=True)
-
-
-def _evaluate(
-    recipe: Recipe,
-    place: Place,
-    data: SplitData,
-    world: World,
-    device_batch_size: int,
-    model: nn.Module,
-) -> dict[str, float]:
+def _evaluate(setup: _Setup, device_batch_size: int, model: nn.Module) -> dict[str, float]:
+    recipe = setup.recipe
     loader = EvalLoader(
-        data.val,
+        setup.data.val,
         parts.eval_transform_of(recipe),
         device_batch_size=device_batch_size,
-        num_workers=place.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
+        num_workers=setup.place.num_workers,
+        rank=setup.world.rank,
+        world_size=setup.world.world_size,
         on_bad_image=recipe.data.on_bad_image,
     )
     metrics = evaluate(
@@ -305,40 +280,30 @@ def _evaluate(
         loss_kind=recipe.loss.kind,
         mean=recipe.data.mean,
         std=recipe.data.std,
-        device=torch.device(place.device),
-        world=world,
+        device=setup.device,
+        world=setup.world,
+        precision=recipe.precision,
     )
-    return {f"{data.val_name}/{name}": value for name, value in metrics.items()}
+    return {f"{setup.data.val_name}/{name}": value for name, value in metrics.items()}
 
 
 def _save(
-    recipe: Recipe,
-    place: Place,
-    data: SplitData,
-    args: Mapping[str, Any],
-    world: World,
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    progress: Progress,
+    setup: _Setup, model: nn.Module, optimizers: Sequence[Optimizer], progress: Progress
 ) -> None:
-    if world.rank == 0:
-        write_atomic(place.run_dir / "recipe.yaml", dump_recipe(recipe).encode())
+    recipe, run_dir = setup.recipe, setup.place.run_dir
+    if setup.world.rank == 0:
+        write_atomic(run_dir / "recipe.yaml", dump_recipe(recipe).encode())
         save_checkpoint(
-            place.run_dir,
+            run_dir,
             progress.step,
             model_state=model.state_dict(),
-            model_config=parts.model_config_of(recipe, args, data.classes),
+            model_config=parts.model_config_of(recipe, setup.args, setup.data.classes),
             optimizer_state=optimizers_to_tensors(model, optimizers),
             state={
                 "progress": asdict(progress),
                 "recipe": parts.identity_of(recipe),
-                "train_manifest": data.fingerprint,
+                "train_manifest": setup.data.fingerprint,
             },
             keep_last=recipe.run.keep_last,
         )
-    world.barrier()
-
-
-def _report_skipped(loader: TrainLoader, listener: Listener) -> None:
-    if loader.num_skipped:
-        listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were left out")
+    setup.world.barrier()

@@ -6,8 +6,8 @@ from pathlib import Path
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Manifest, open_manifest
-from vit21k.manifest.schema import TRAIN, VAL
+from vit21k.manifest.io import Manifest, open_manifest, read_manifest
+from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,19 @@ def open_split_data(manifests: Path, root: Path | None) -> SplitData:
         train=Pictures.from_manifest(train, root),
         val=Pictures.from_manifest(val, root),
         val_name=metric_prefix(val),
-        classes=train.classes(),
+        classes=_with_names(train.classes(), manifests),
         fingerprint=train.fingerprint,
     )
+
+
+def _with_names(classes: ClassList, manifests: Path) -> ClassList:
+    """Return *classes* with the names that classes.parquet of the folder gives them, if it does."""
+    try:
+        rows = read_manifest(manifests, CLASSES, ["wnid", "name"])
+    except ManifestError:
+        return classes
+    named = ClassList(tuple(rows["wnid"].to_pylist()), tuple(rows["name"].to_pylist()))
+    return named if named.fingerprint == classes.fingerprint else classes
 
 
 def metric_prefix(manifest: Manifest) -> str:
