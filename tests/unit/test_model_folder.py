@@ -168,6 +168,26 @@ def test_a_model_in_a_damaged_checkpoint_is_refused(tmp_path):
         load_model(path)
 
 
+def test_a_model_from_an_older_checkpoint_says_why(tmp_path):
+    model = make(tmp_path / "folder")
+    for step in (1, 2):
+        newest = save_checkpoint(
+            tmp_path / "run",
+            step,
+            model_state=model.state_dict(),
+            model_config=json.loads((tmp_path / "folder" / "config.json").read_text()),
+            optimizer_state={},
+            state={},
+            keep_last=2,
+        )
+    (newest / "config.json").unlink()
+
+    _, card = load_model(tmp_path / "run")
+
+    assert card.path.name == "step-00000001"
+    assert card.warnings == (f"checkpoint `{newest}` is damaged: `config.json` is missing",)
+
+
 def test_where_there_is_no_model_that_is_said(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
 

@@ -41,6 +41,7 @@ class InitReport:
         resized: Taken after a change of grid.
         dropped: In the source only.
         initialised: In the model only: they keep their first values.
+        warnings: What was wrong with newer checkpoints of the source.
     """
 
     source: Path
@@ -48,6 +49,7 @@ class InitReport:
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
     initialised: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """Return the report in one line."""
@@ -55,6 +57,7 @@ class InitReport:
             "resized": self.resized,
             "dropped": self.dropped,
             "initialised anew": self.initialised,
+            "warning": self.warnings,
         }
         parts = [f"{what}: {', '.join(names)}" for what, names in rest.items() if names]
         return "; ".join([f"{len(self.loaded)} tensors loaded from `{self.source}`", *parts])
@@ -83,7 +86,7 @@ def initialise_from(
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of another architecture.
     """
-    folder = locate_model(Path(path))
+    folder, warnings = locate_model(Path(path))
     card = read_model_card(folder)
     _check_architecture(card, args)
     source, target = read_tensors(folder / WEIGHTS), model.state_dict()
@@ -102,6 +105,7 @@ def initialise_from(
         resized=resized,
         dropped=tuple(sorted(source.keys() - kept.keys())),
         initialised=tuple(sorted(target.keys() - kept.keys())),
+        warnings=warnings,
     )
 
 

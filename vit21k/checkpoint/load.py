@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,15 @@ from vit21k.checkpoint.state_file import STATE
 from vit21k.checkpoint.store import find_latest, load_checkpoint
 from vit21k.errors import CheckpointError
 from vit21k.models.vit import VisionTransformer
+
+
+class Located(NamedTuple):
+    """Where a model lies."""
+
+    folder: Path
+    """Holds ``config.json`` and ``model.safetensors``."""
+    warnings: tuple[str, ...] = ()
+    """Newer checkpoints of the run that are damaged, each in a sentence."""
 
 
 def load_model(
@@ -36,8 +47,8 @@ def load_model(
     Raises:
         CheckpointError: There is no model, or it is damaged.
     """
-    folder = locate_model(Path(path))
-    card = read_model_card(folder)
+    folder, warnings = locate_model(Path(path))
+    card = replace(read_model_card(folder), warnings=warnings)
     with torch.device("meta"):  # no time is lost on first weights
         model = VisionTransformer(**card.args)
     tensors = read_tensors(folder / WEIGHTS)
@@ -46,7 +57,7 @@ def load_model(
     return model.to(device).eval(), card
 
 
-def locate_model(path: Path) -> Path:
+def locate_model(path: Path) -> Located:
     """Return the model folder that *path* means; if it is a checkpoint, its files are verified.
 
     Raises:
@@ -62,8 +73,8 @@ def locate_model(path: Path) -> Path:
     if (path / "checkpoints").is_dir():
         return _newest(path)
     if (path / STATE).is_file():
-        return load_checkpoint(path, only=(CONFIG, WEIGHTS)).path
-    return path
+        return Located(load_checkpoint(path, only=(CONFIG, WEIGHTS)).path)
+    return Located(path)
 
 
 def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
@@ -86,11 +97,11 @@ def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: P
         raise CheckpointError(f"`{path}` does not fit the model: {'; '.join(problems)}")
 
 
-def _newest(run_dir: Path) -> Path:
+def _newest(run_dir: Path) -> Located:
     found = find_latest(run_dir, only=(CONFIG, WEIGHTS))
     if found.checkpoint is None:
         raise CheckpointError(
             f"the run `{run_dir}` has no checkpoint yet",
             hint="the first one is written after run.save_every_steps of its recipe",
         )
-    return found.checkpoint.path
+    return Located(found.checkpoint.path, tuple(found.warnings))

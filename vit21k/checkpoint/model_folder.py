@@ -78,6 +78,7 @@ class ModelCard:
         classes: What the outputs mean.
         eval_settings: How a picture is made ready.
         loss_kind: What it was trained with.
+        warnings: What was wrong with newer checkpoints of the same run.
     """
 
     path: Path
@@ -86,6 +87,7 @@ class ModelCard:
     classes: ClassList
     eval_settings: EvalSettings
     loss_kind: Literal["sigmoid", "softmax"]
+    warnings: tuple[str, ...] = ()
 
     @property
     def activation(self) -> Literal["sigmoid", "softmax"]:

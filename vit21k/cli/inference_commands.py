@@ -65,10 +65,8 @@ def eval_command(
       vit21k eval runs/cifar10_cpu --manifest test_manifests/images.parquet --json
     """
     require_torch("eval")
-    from vit21k.checkpoint.load import load_model
-
     source = _open_pictures(manifest, manifests, split)
-    model, card = load_model(run, device=device_or_best(device))
+    model, card = _load(run, device)
     _check_classes(card, source)
     metrics = _evaluate(model, card, source, root, device_batch_size, num_workers)
     if as_json:
@@ -102,13 +100,12 @@ def predict_command(
       vit21k predict runs/tiny holiday/ --top-k 1 --json
     """
     require_torch("predict")
-    from vit21k.checkpoint.load import load_model
     from vit21k.inference.predict import find_pictures, predict
 
     pictures = find_pictures(paths)
     if not pictures:
         raise UsageError(f"no pictures in {', '.join(f'`{path}`' for path in paths)}")
-    model, card = load_model(run, device=device_or_best(device))
+    model, card = _load(run, device)
     predictions = predict(
         model,
         card,
@@ -160,6 +157,15 @@ def models_command(as_json: AsJson = False) -> None:
             for row in rows
         ],
     )
+
+
+def _load(run: Path, device: str | None) -> "tuple[VisionTransformer, ModelCard]":
+    from vit21k.checkpoint.load import load_model
+
+    model, card = load_model(run, device=device_or_best(device))
+    for warning in card.warnings:
+        console.warn(warning)
+    return model, card
 
 
 def _open_pictures(manifest: Path | None, manifests: Path, split: str) -> "Manifest":
