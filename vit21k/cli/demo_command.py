@@ -64,6 +64,7 @@ def demo_command(
     results = []
     for step in steps_of(tree, folder / _MANIFESTS, folder / _RUNS):
         results += _run(step, folder)
+    console.print_lines("")
     console.done(
         f"demo: {len(results)} checks: {sum(results)} hold, {len(results) - sum(results)} do not; "
         f"{console.duration(time.monotonic() - started_at)}"

@@ -138,8 +138,9 @@ def _beats_chance(tree: DemoTree, metrics: dict[str, Any]) -> Check:
     return Check(text, accuracy >= TIMES_CHANCE * chance)
 
 
-def _count(what: str, found: int, planted: int) -> Check:
-    return Check(f"{what}: {found:,}, as planted: {planted:,}", found == planted)
+def _count(what: str, found: int, expected: int) -> Check:
+    ending = "as expected" if found == expected else f"not {expected:,}"
+    return Check(f"{found:,} {what}, {ending}", found == expected)
 
 
 def _a_val_picture(manifests: Path) -> tuple[str, str]:
