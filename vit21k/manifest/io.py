@@ -3,23 +3,19 @@
 Writing is atomic, and the bytes depend on the rows and the header alone (no clock, no host name),
 so the same inputs give the same file and `sha256sum` can compare runs.
 
-What protects a reader:
-
-- every page carries a checksum, which is verified when it is read;
-- the header is sealed (see `header.py`), because Parquet's footer has no checksum;
-- the footer carries a *fingerprint*, a digest of all that was written before it.  A manifest names
-  the fingerprints of the manifests it was made from, so one that is stale is told from a fresh one
-  without reading any rows.
+What protects a reader: every page carries a checksum, which is verified when it is read; the
+header is sealed (see `header.py`); and a digest covers every byte of the file (see `integrity.py`).
+That digest is the manifest's *fingerprint*.  A manifest names the fingerprints of the manifests it
+was made from, so one that is stale is told from a fresh one without reading any rows.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError
@@ -31,10 +27,10 @@ from vit21k.manifest.header import (
     parse_header,
     to_metadata,
 )
+from vit21k.manifest.integrity import SealingFile, check_body, fingerprint_of
 from vit21k.manifest.schema import KINDS, ManifestKind
 
 ROW_GROUP_ROWS = 131_072
-_FINGERPRINT = b"vit21k.fingerprint"
 
 
 class ManifestWriter:
@@ -94,13 +90,12 @@ def manifest_writer(
     """
     schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
     with atomic_file(folder / kind.file_name) as file:
-        digesting = _DigestingFile(file)
-        parquet = pq.ParquetWriter(pa.PythonFile(digesting, "w"), schema, **_encoding(kind))
+        sealing = SealingFile(file)
+        parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **_encoding(kind))
         writer = ManifestWriter(kind, parquet)
         yield writer
         writer.finish()
-        parquet.add_key_value_metadata({_FINGERPRINT: digesting.hexdigest()})
-        parquet.close()
+        sealing.seal(parquet)
 
 
 def write_manifest(
@@ -131,10 +126,11 @@ class Manifest:
         self.path = path
         self.kind = kind
         self.header = parse_header(metadata)
-        self.fingerprint = (parquet.metadata.metadata or {}).get(_FINGERPRINT, b"").decode()
+        self.fingerprint = fingerprint_of(path, parquet)
         self.num_rows = int(parquet.metadata.num_rows)
         self._parquet = parquet
         self._metadata = metadata
+        self._is_checked = False
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows (of the named *columns* only).
@@ -143,6 +139,7 @@ class Manifest:
             ManifestError: The file is damaged.
         """
         with damage_is_an_error(self.path):
+            self._check()
             return self._parquet.read(columns=columns)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -151,10 +148,17 @@ class Manifest:
         Raises:
             ManifestError: The file is damaged.
         """
+        with damage_is_an_error(self.path):
+            self._check()
         for index in range(self._parquet.num_row_groups):
             with damage_is_an_error(self.path):
                 rows = self._parquet.read_row_group(index, columns=columns)
             yield rows
+
+    def _check(self) -> None:
+        if not self._is_checked:
+            check_body(self.path, self._parquet)
+            self._is_checked = True
 
     def classes(self) -> ClassList:
         """Return the class list that the `label_ids` of this manifest index.
@@ -221,28 +225,6 @@ def stale_input(manifest: Manifest) -> str | None:
         if deeper := stale_input(source):
             return deeper
     return None
-
-
-class _DigestingFile:
-    """A binary file to write to that digests what passes through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = xxhash.xxh3_128()
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 @contextmanager

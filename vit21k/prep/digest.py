@@ -25,6 +25,7 @@ BUFFER_BYTES = 1 << 20
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _NUM_TRIES = 2
+_NO_LIMIT = 1 << 62
 
 
 class Hasher(Protocol):
@@ -170,18 +171,23 @@ class ChunkDigester:
                     before = os.fstat(descriptor)
                     if not stat.S_ISREG(before.st_mode):
                         return ProblemKind.NOT_A_REGULAR_FILE, ""
-                    num_bytes, digest = self._digest_content(descriptor)
+                    limit = before.st_size + BUFFER_BYTES if before.st_size else _NO_LIMIT
+                    num_bytes, digest = self._digest_content(descriptor, limit)
                     after = os.fstat(descriptor)
                 finally:
                     os.close(descriptor)
-                if _version(before) == _version(after):
+                if _version(before) == _version(after) and num_bytes <= limit:
                     return _checked(num_bytes, after, digest)
         except OSError as error:
             return error
         return ProblemKind.CHANGED_WHILE_READ, ""
 
-    def _digest_content(self, descriptor: int) -> tuple[int, bytes]:
-        """Return size and digest of all that can be read; `st_size` is not trusted."""
+    def _digest_content(self, descriptor: int, limit: int) -> tuple[int, bytes]:
+        """Return size and digest of all that can be read; stop once it is more than *limit*.
+
+        The size that the system gives is not trusted: for files of /proc, and some network file
+        systems, it is 0.
+        """
         buffer = self._buffer()
         num_bytes = 0
         while num_bytes < BUFFER_BYTES:
@@ -189,14 +195,14 @@ class ChunkDigester:
             if not num_read:
                 return num_bytes, self._algorithm.at_once(buffer[:num_bytes])
             num_bytes += num_read
-        return self._digest_rest(descriptor, buffer)
+        return self._digest_rest(descriptor, buffer, limit)
 
-    def _digest_rest(self, descriptor: int, buffer: memoryview) -> tuple[int, bytes]:
+    def _digest_rest(self, descriptor: int, buffer: memoryview, limit: int) -> tuple[int, bytes]:
         """Return size and digest of a file of which *buffer* holds the first part."""
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         hasher = self._algorithm.piecewise()
         num_bytes = num_read = len(buffer)
-        while num_read:
+        while num_read and num_bytes <= limit:
             hasher.update(buffer[:num_read])
             num_read = os.readv(descriptor, [buffer])
             num_bytes += num_read

@@ -1,0 +1,42 @@
+"""Fixtures shared by the tests of data preparation.
+
+`tiny_tree` is the whole zoo in six files: a content that lies in two folders, one that lies twice
+in one folder, and classes of different size.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+TINY_FILES = {
+    "n01440764/n01440764_1.JPEG": b"tench",
+    "n01440764/n01440764_2.JPEG": b"tench again",
+    "n01440764/n01440764_3.JPEG": b"tench",  # same content, same class
+    "n01443537/n01443537_1.JPEG": b"goldfish",
+    "n01443537/n01443537_2.JPEG": b"fish",
+    "n02512053/n02512053_9.JPEG": b"fish",  # same content, other class
+}
+
+MakeTree = Callable[[Mapping[str, bytes]], Path]
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path) -> MakeTree:
+    """A function that lays files out below a new image root, which it returns."""
+
+    def make(files: Mapping[str, bytes]) -> Path:
+        root = tmp_path / "tree"
+        root.mkdir(exist_ok=True)
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def tiny_tree(make_tree: MakeTree) -> Path:
+    return make_tree(TINY_FILES)
