@@ -28,6 +28,7 @@ from vit21k.checkpoint.store import Checkpoint, save_checkpoint
 from vit21k.config.recipe import dump_recipe
 from vit21k.config.schema import Recipe
 from vit21k.data.loader import EvalLoader, TrainLoader
+from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World, init_world
 from vit21k.errors import (
     InterruptedRunError,
@@ -44,7 +45,7 @@ from vit21k.training.forecast import (
     forecast,
     measure_images_per_second,
 )
-from vit21k.training.loop import Hooks, Progress, train
+from vit21k.training.loop import Hooks, Plan, Progress, train
 from vit21k.training.optim import build_optimizers
 from vit21k.training.resume import find_resumable
 from vit21k.training.run_log import RunLog
@@ -172,24 +173,8 @@ def _train(setup: _Setup, stop: StopSignal, *, init: str | None, fresh: bool) ->
         num_images = steps_left * plan.global_batch_size
         listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
 
-    loader = TrainLoader(
-        setup.data.train,
-        sampler,
-        parts.train_transform_of(recipe),
-        device_batch_size=device_batch_size,
-        num_workers=place.num_workers,
-        seed=recipe.seed,
-        on_bad_image=recipe.data.on_bad_image,
-    )
-    log = RunLog(
-        place.run_dir,
-        resumed_step=progress.step,
-        resumed_images=progress.images_seen,
-        total_steps=plan.total_steps,
-        every_steps=plan.log_every_steps,
-        peak_lr=recipe.optim.lr,
-        tell=listener.line if world.rank == 0 else None,
-    )
+    loader = _train_loader(setup, sampler, device_batch_size)
+    log = _run_log(setup, plan, progress)
     hooks = Hooks(
         micro_batches=loader.micro_batches,
         loss_of=loss_of,
@@ -206,6 +191,30 @@ def _train(setup: _Setup, stop: StopSignal, *, init: str | None, fresh: bool) ->
     if loader.num_skipped:
         listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were left out")
     return finished
+
+
+def _train_loader(setup: _Setup, sampler: StepSampler, device_batch_size: int) -> TrainLoader:
+    return TrainLoader(
+        setup.data.train,
+        sampler,
+        parts.train_transform_of(setup.recipe),
+        device_batch_size=device_batch_size,
+        num_workers=setup.place.num_workers,
+        seed=setup.recipe.seed,
+        on_bad_image=setup.recipe.data.on_bad_image,
+    )
+
+
+def _run_log(setup: _Setup, plan: Plan, progress: Progress) -> RunLog:
+    return RunLog(
+        setup.place.run_dir,
+        resumed_step=progress.step,
+        resumed_images=progress.images_seen,
+        total_steps=plan.total_steps,
+        every_steps=plan.log_every_steps,
+        peak_lr=setup.recipe.optim.lr,
+        tell=setup.listener.line if setup.world.rank == 0 else None,
+    )
 
 
 def _stopped(stop: StopSignal, run_dir: Path) -> Vit21kError:
