@@ -1,103 +1,19 @@
 """Images -> logits: the Vision Transformer, under timm's parameter names.
 
-Dimensions: B images, C colours, H W pixels, N tokens, D width, A heads, E width of a head,
-K classes.  Q: the tokens whose output is asked for.
+Dimensions: B images, C colours, H W pixels, N tokens, D width, K classes.
 
 Source: Dosovitskiy et al., arXiv:2010.11929; names and defaults from timm's `VisionTransformer`, so
 that weights go both ways as they are.  Differences: the tanh representation layer (`pre_logits`),
 which timm dropped, and a last block that computes only what the head reads.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vit21k.models.layers import DropPath, Mlp, PatchEmbed
-
-LAYER_NORM_EPS = 1e-6  # flax's default, kept by PLSC and timm
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one linear layer for queries, keys and values."""
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        qkv_bias: bool,
-        attn_drop_rate: float,
-        proj_drop_rate: float,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop_rate)
-
-    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        """Mix the tokens: (B, N, D) -> (B, Q, D); Q is *num_queries*, or N if that is None."""
-        q_BAQE, k_BANE, v_BANE = self._project(x_BND, num_queries)
-        y_BAQE = F.scaled_dot_product_attention(
-            q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
-        )
-        return self.proj_drop(self.proj(y_BAQE.transpose(1, 2).flatten(2)))
-
-    def _project(self, x_BND: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries of the first *num_queries* tokens, keys and values of all tokens."""
-        if num_queries is None:
-            q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
-        else:
-            D = x_BND.shape[-1]
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q_bias, kv_bias = (None, None) if bias is None else (bias[:D], bias[D:])
-            q_BND = F.linear(x_BND[:, :num_queries], weight[:D], q_bias)
-            k_BND, v_BND = F.linear(x_BND, weight[D:], kv_bias).chunk(2, dim=-1)
-        return self._split_heads(q_BND), self._split_heads(k_BND), self._split_heads(v_BND)
-
-    def _split_heads(self, x_BND: Tensor) -> Tensor:
-        """Rearrange (B, N, D) -> (B, A, N, E)."""
-        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each around a residual."""
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        act_layer: str,
-        proj_drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(
-            embed_dim,
-            num_heads,
-            qkv_bias=qkv_bias,
-            attn_drop_rate=attn_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-        )
-        self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(
-            embed_dim, int(embed_dim * mlp_ratio), act_layer=act_layer, drop_rate=proj_drop_rate
-        )
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        """Return the first *num_queries* tokens after this block (None: all of them)."""
-        attended_BQD = self.attn(self.norm1(x_BND), num_queries)
-        x_BQD = x_BND[:, :num_queries] + self.drop_path(attended_BQD)
-        return x_BQD + self.drop_path(self.mlp(self.norm2(x_BQD)))
+from vit21k.models.layers import LAYER_NORM_EPS, Block, PatchEmbed
 
 
 class VisionTransformer(nn.Module):
@@ -173,21 +89,18 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim).normal_(std=0.02))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    embed_dim,
-                    num_heads,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    act_layer=act_layer,
-                    proj_drop_rate=proj_drop_rate,
-                    attn_drop_rate=attn_drop_rate,
-                    drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
-                )
-                for index in range(depth)
-            )
+        block = partial(
+            Block,
+            embed_dim,
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            act_layer=act_layer,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
         )
+        rates = (drop_path_rate * index / max(depth - 1, 1) for index in range(depth))
+        self.blocks = nn.Sequential(*(block(drop_path_rate=rate) for rate in rates))
         norms_after_pool = global_pool == "avg" if fc_norm is None else fc_norm
         norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.norm = nn.Identity() if norms_after_pool else norm
