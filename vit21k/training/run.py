@@ -155,7 +155,7 @@ class _Setup:
 
 def _train(setup: _Setup, stop: StopSignal, *, init: str | None, fresh: bool) -> bool:
     """Put the parts together and train; return whether the run came to its end."""
-    recipe, place, listener, world = setup.recipe, setup.place, setup.listener, setup.world
+    recipe, listener, world = setup.recipe, setup.listener, setup.world
     sampler = parts.sampler_of(recipe, len(setup.data.train), world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
