@@ -24,7 +24,7 @@ def open_log(tmp_path, told, *, step=0):
 
 def log_steps(log, first, last):
     for step in range(first, last + 1):
-        metrics = {"loss": float(step), "lr_factor": 0.1 * step, "grad_norm": 1.0}
+        metrics = {"loss": float(step), "lr_factor": 0.1 * step, "grad_norm": 1.0, "num_skipped": 0}
         log.log_step(Progress(step=step, images_seen=8 * step), metrics)
     log.close()
 

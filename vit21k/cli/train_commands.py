@@ -149,10 +149,11 @@ def _tell_line(line: Mapping[str, Any]) -> None:
         names = [name for name in line if name not in ("step", "total_steps", "eta_seconds")]
         console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
         return
+    skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
     console.done(
         f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
         f"grad norm {line['grad_norm']:.3g} | {_rate(line['images_per_second'])} | "
-        f"ETA {console.duration(line['eta_seconds'])}"
+        f"ETA {console.duration(line['eta_seconds'])}{skipped}"
     )
 
 

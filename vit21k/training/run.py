@@ -178,7 +178,7 @@ def _train(setup: _Setup, stop: StopSignal, *, init: str | None, fresh: bool) ->
     hooks = Hooks(
         micro_batches=loader.micro_batches,
         loss_of=loss_of,
-        log_step=log.log_step,
+        log_step=partial(_log_step, log, loader),
         evaluate=partial(_evaluate, setup, device_batch_size),
         log_evaluation=log.log_evaluation,
         save=partial(_save, setup, model, optimizers),
@@ -215,6 +215,12 @@ def _run_log(setup: _Setup, plan: Plan, progress: Progress) -> RunLog:
         peak_lr=setup.recipe.optim.lr,
         tell=setup.listener.line if setup.world.rank == 0 else None,
     )
+
+
+def _log_step(
+    log: RunLog, loader: TrainLoader, progress: Progress, metrics: Mapping[str, float]
+) -> None:
+    log.log_step(progress, {**metrics, "num_skipped": loader.num_skipped})
 
 
 def _stopped(stop: StopSignal, run_dir: Path) -> Vit21kError:

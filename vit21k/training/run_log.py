@@ -59,7 +59,7 @@ class RunLog:
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of one update: ``loss``, ``lr_factor``, ``grad_norm``."""
+        """Take the metrics of one update: ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped``."""
         step, images_seen = progress.step, progress.images_seen
         self._losses.append(metrics["loss"])
         if not is_due(step, every_steps=self._every_steps, total_steps=self._total_steps):
@@ -73,6 +73,7 @@ class RunLog:
             "lr": self._peak_lr * metrics["lr_factor"],
             "grad_norm": metrics["grad_norm"],
             "images_per_second": round(rate, 2),
+            "num_skipped": metrics["num_skipped"],
         }
         self._losses, self._window_at, self._window_images = [], now, images_seen
         self._write(line, self._seconds_left(step, now))
