@@ -59,7 +59,7 @@ class RunLog:
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of one update: ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped``."""
+        """Take ``loss``, ``lr_factor``, ``grad_norm`` and ``num_skipped`` of one update."""
         step, images_seen = progress.step, progress.images_seen
         self._losses.append(metrics["loss"])
         if not is_due(step, every_steps=self._every_steps, total_steps=self._total_steps):
