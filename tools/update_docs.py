@@ -9,6 +9,7 @@ python tools/update_docs.py --transcript FILE    also the first screen, from wha
 import ast
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,15 @@ def first_line(text: str | None) -> str:
 
 def first_screen(transcript: str) -> str:
     """Return the main commands of the demo and what they printed; long output lacks its middle."""
-    lines = ["```console"]
+    lines = []
     for section in transcript.split("\n$ vit21k ")[1:]:
         if section.startswith(FIRST_SCREEN):
-            command, *output = (line.rstrip() for line in section.splitlines())
-            output = [line for line in output if line and not line.startswith("# ")]
+            printed = takewhile(lambda line: not line.startswith("# "), section.splitlines())
+            command, *output = (line.rstrip() for line in printed)
             if len(output) > LONG_LINES:
                 output = [*output[:HEAD_LINES], "...", *output[-TAIL_LINES:]]
-            lines += [f"$ vit21k {command}", *output]
-    return "\n".join([*lines, "```"])
+            lines += ["", f"$ vit21k {command}", *output]
+    return "\n".join(["```console", *lines[1:], "```"])
 
 
 def main(arguments: list[str]) -> int:

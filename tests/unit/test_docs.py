@@ -36,7 +36,10 @@ $ vit21k train --stage pretrain --recipe tiny
 8
 9
 10
+# look: the loss
 # ok: the loss fell
+
+demo: 3 checks: 3 hold, 0 do not
 """
 
 
@@ -73,6 +76,7 @@ def test_the_first_screen_shows_the_main_commands_and_what_they_printed() -> Non
         "```console",
         "$ vit21k hash ImageNet21K",
         "hash: 8 files",
+        "",
         "$ vit21k train --stage pretrain --recipe tiny",
         "1",
         "2",
