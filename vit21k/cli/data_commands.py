@@ -108,10 +108,14 @@ def _report_hash(summary: "HashSummary", manifests: Path) -> None:
     console.done(
         f"hash: {summary.num_entries:,} entries: "
         f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
-        f"({summary.num_bytes / 1e9:,.2f} GB), "
+        f"({_size(summary.num_bytes)}), "
         f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
     )
     console.note("next: `vit21k relabel`")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _warn_of_odd_folders(wnids: set[str]) -> None:

@@ -7,9 +7,11 @@ and of the footer itself.  The latter covers the former, and with it every byte 
 the manifest's *fingerprint*.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
@@ -32,9 +34,12 @@ class SealingFile:
         self._file = file
         self._body = xxhash.xxh3_128()
         self._end: bytearray | None = None
+        self._is_abandoned = False
 
     def write(self, data: bytes) -> int:
         """Pass *data* on; the footer is held back."""
+        if self._is_abandoned:
+            return len(data)
         if self._end is not None:
             self._end += data
             return len(data)
@@ -43,11 +48,24 @@ class SealingFile:
 
     def tell(self) -> int:
         """Return how many bytes have been written, or are held back."""
+        if self._is_abandoned:
+            return 0
         return self._file.tell() + len(self._end or b"")
 
     def flush(self) -> None:
         """Flush what was passed on."""
-        self._file.flush()
+        if not self._is_abandoned:
+            self._file.flush()
+
+    def abandon(self, parquet: pq.ParquetWriter) -> None:
+        """Close *parquet* for good after an error, without another byte being written.
+
+        Left open, it would write its footer to a closed file when it is collected.
+        """
+        self._is_abandoned = True
+        with suppress(pa.ArrowException, OSError):
+            parquet.close()
+        parquet.is_open = False
 
     def seal(self, parquet: pq.ParquetWriter) -> None:
         """Close *parquet*, whose rows are all written, with the digests in its footer."""

@@ -9,6 +9,7 @@ That digest is the manifest's *fingerprint*.  A manifest names the fingerprints 
 was made from, so one that is stale is told from a fresh one without reading any rows.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,9 +94,13 @@ def manifest_writer(
         sealing = SealingFile(file)
         parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **_encoding(kind))
         writer = ManifestWriter(kind, parquet)
-        yield writer
-        writer.finish()
-        sealing.seal(parquet)
+        try:
+            yield writer
+            writer.finish()
+            sealing.seal(parquet)
+        except BaseException:
+            sealing.abandon(parquet)
+            raise
 
 
 def write_manifest(
@@ -193,8 +198,8 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
         manifest = Manifest(path, kind, parquet)
     if not allow_stale and (stale := stale_input(manifest)):
         raise ManifestError(
-            f"`{path}` is stale: `{stale}.parquet` beside it has changed since it was made",
-            hint=f"make it again with `{kind.made_by}`",
+            f"`{path}` is stale: {_place(stale, path)} has changed since it was made",
+            hint=f"make it again with `{_made_by(manifest)}`",
         )
     return manifest
 
@@ -208,20 +213,21 @@ def read_manifest(path: Path, kind: ManifestKind, columns: list[str] | None = No
     return open_manifest(path, kind).read(columns)
 
 
-def stale_input(manifest: Manifest) -> str | None:
-    """Return the kind of an input that has changed since *manifest* was made, if there is one.
+def stale_input(manifest: Manifest) -> Path | None:
+    """Return the file of an input that has changed since *manifest* was made, if there is one.
 
     Inputs of inputs count.  An input that is no longer there, or cannot be read, does not: a
     manifest may be moved away from what it was made from.
     """
     for name, fingerprint in manifest.header.inputs.items():
-        path = manifest.path.with_name(KINDS[name].file_name)
+        folder = os.path.normpath(manifest.path.parent / manifest.header.inputs_in)
+        path = Path(folder) / KINDS[name].file_name
         try:
             source = open_manifest(path, KINDS[name], allow_stale=True)
         except ManifestError:
             continue
         if source.fingerprint != fingerprint:
-            return name
+            return path
         if deeper := stale_input(source):
             return deeper
     return None
@@ -294,6 +300,18 @@ def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
 
 def _names(kinds: tuple[ManifestKind, ...]) -> str:
     return " or ".join(kind.name for kind in kinds)
+
+
+def _place(path: Path, manifest: Path) -> str:
+    beside = os.path.samefile(path.parent, manifest.parent)
+    return f"`{path.name}` beside it" if beside else f"`{path}`"
+
+
+def _made_by(manifest: Manifest) -> str:
+    """Return the command that made *manifest*: the last step of the labels, if there is one."""
+    steps = manifest.header.options.get("labels")
+    is_split = "split" in manifest.header.options
+    return f"vit21k labels {steps[-1]['verb']}" if steps and not is_split else manifest.kind.made_by
 
 
 def _how_to_make(kinds: tuple[ManifestKind, ...]) -> str:

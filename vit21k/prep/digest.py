@@ -110,12 +110,14 @@ class ChunkDigester:
     Attributes:
         root: The image root.  Everything below it is only ever opened for reading.
         follow_symlinks: Whether symbolic links are opened too.
+        is_stopped: Set it to have the chunks under way end at their next file, unfinished.
     """
 
     def __init__(self, root: bytes, *, algorithm: str, follow_symlinks: bool = False) -> None:
         no_follow = 0 if follow_symlinks else os.O_NOFOLLOW
         self.root = root.rstrip(b"/") + b"/"
         self.follow_symlinks = follow_symlinks
+        self.is_stopped = False
         self._algorithm = ALGORITHMS[algorithm]
         self._file_flags = _FILE_FLAGS | no_follow
         self._folder_flags = _FOLDER_FLAGS | no_follow
@@ -148,6 +150,8 @@ class ChunkDigester:
         self, chunk: Chunk, descriptor: int, folder: str, done: DigestedChunk
     ) -> None:
         for name, known_problem in chunk.entries:
+            if self.is_stopped:
+                return
             if known_problem:
                 done.problems.append(known_problem)
                 continue

@@ -99,8 +99,8 @@ def hash_tree(
     summary = HashSummary()
     with (
         locked(manifests, command="hash"),
+        manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header) as problems,
-        manifest_writer(DIGESTS, manifests, header) as digests,
     ):
         rows = _Rows(digests, problems)
         digester = ChunkDigester(
@@ -129,6 +129,7 @@ def digest_tree(
             while under_way:
                 yield _counted(under_way.popleft().result(), summary)
         finally:
+            digester.is_stopped = True
             pool.shutdown(cancel_futures=True)
 
 

@@ -13,6 +13,7 @@ goes into writing the manifest.  Only blocks with escapes pass through Python li
 Legend: B lines in a block.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import IO, NoReturn
@@ -66,9 +67,8 @@ def read_md5sum(file: IO[bytes], name: str, *, strip_prefix: str = "") -> Iterat
 def _blocks(file: IO[bytes], name: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield pieces of whole lines, each with what its lines end in."""
     rest = b""
-    end_of_line = b""
+    end_of_line = _end_of_line(file)
     while piece := file.read(_BLOCK_BYTES):
-        end_of_line = end_of_line or (b"\0" if b"\0" in piece else b"\n")
         whole, end, rest = (rest + piece).rpartition(end_of_line)
         if end:
             yield whole + end, end_of_line
@@ -79,6 +79,15 @@ def _blocks(file: IO[bytes], name: str) -> Iterator[tuple[bytes, bytes]]:
             f"the last line of `{name}` has no end: the file was cut short",
             hint="run `md5sum` again to its end",
         )
+
+
+def _end_of_line(file: IO[bytes]) -> bytes:
+    """Return NUL if that is how the file ends, else a newline."""
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(num_bytes - 1, 0))
+    last = file.read(1)
+    file.seek(0)
+    return b"\0" if last == b"\0" else b"\n"
 
 
 class _Block:
@@ -94,6 +103,9 @@ class _Block:
     def __init__(self, name: str, num_before: int, block: bytes, end_of_line: bytes) -> None:
         self._name = name
         self._num_before = num_before
+        if end_of_line == b"\n" and b"\0" in block:
+            index = block.count(b"\n", 0, block.index(b"\0"))
+            self._refuse(index, "holds a NUL", block.split(b"\n")[index])
         if end_of_line == b"\n" and (block.startswith(b"\\") or b"\n\\" in block):
             block, end_of_line = self._without_escapes(block), b"\0"
         self._block = block
@@ -115,8 +127,6 @@ class _Block:
         """Return the lines with what is escaped put back, each ended by NUL."""
         lines = block[:-1].split(b"\n")
         for index, line in enumerate(lines):
-            if b"\0" in line:
-                self._refuse(index, "holds a NUL", line)
             if line.startswith(b"\\"):
                 lines[index] = _ESCAPE.sub(self._unescape(index, line), line[1:])
         return b"\0".join(lines) + b"\0"

@@ -76,7 +76,12 @@ def make_val(
 
         split = "holdout" if holdout else "dummy"
         options = {"split": split, "per_class": per_class, "seed": seed}
-        header = replace(images.header, inputs={"images": images.fingerprint}, options=options)
+        header = replace(
+            images.header,
+            inputs={"images": images.fingerprint},
+            inputs_in=".",
+            options={**images.header.options, **options},
+        )
         num_val = _write(VAL, images, manifests, header, in_val)
         inputs = {**header.inputs, "val": open_manifest(manifests, VAL).fingerprint}
         header = replace(header, inputs=inputs)

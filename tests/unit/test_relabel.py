@@ -1,0 +1,282 @@
+"""`prep.relabel`: one row per picture, with the labels of all its files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit21k.errors import DataError, ManifestError, UsageError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.header import Header
+from vit21k.manifest.io import open_manifest, read_manifest, write_manifest
+from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES
+from vit21k.prep import picture_rows
+from vit21k.prep.copies import find_copies
+from vit21k.prep.relabel import RelabelSummary, relabel
+
+WNIDS = ("n00000001", "n00000002", "n00000003", "n00000004")
+
+# (content, class) of each file; few contents, so that they collide.
+files_strategy = st.lists(
+    st.tuples(st.integers(0, 7), st.sampled_from(WNIDS)), min_size=1, max_size=40
+)
+
+File = tuple[int, str]
+
+
+def _digest(content: int) -> bytes:
+    # Contents 4 to 7 share their first half with 0 to 3, which only a comparison in full tells.
+    return bytes([content % 4]) * 8 + bytes([content // 4]) * 8
+
+
+def _write_digests(folder: Path, files: Sequence[File], root: str = "/nowhere") -> None:
+    rows = [
+        {
+            "path": f"{wnid}/{number:03}.JPEG",
+            "wnid": wnid,
+            "num_bytes": 10 * number,
+            "mtime_ns": 0,
+            "digest": _digest(content),
+        }
+        for number, (content, wnid) in enumerate(files)
+    ]
+    header = Header(algorithm="md5", root=root)
+    write_manifest(pa.Table.from_pylist(rows, schema=DIGESTS.schema), DIGESTS, folder, header)
+
+
+def _relabel(
+    files: Sequence[File], **options: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]], RelabelSummary]:
+    with TemporaryDirectory() as name:
+        _write_digests(Path(name), files)
+        summary = relabel(Path(name), **options)
+        images, copies, classes = (
+            read_manifest(Path(name), kind).to_pylist() for kind in (IMAGES, COPIES, CLASSES)
+        )
+        return images, copies, classes, summary
+
+
+def _oracle(files: Sequence[File], wnids: Sequence[str]) -> list[dict[str, Any]]:
+    pictures: dict[bytes, dict[str, Any]] = {}
+    for number, (content, wnid) in enumerate(files):
+        new = {
+            "digest": _digest(content),
+            "path": f"{wnid}/{number:03}.JPEG",
+            "num_bytes": 10 * number,
+            "label_ids": [],
+            "num_files": 0,
+        }
+        picture = pictures.setdefault(_digest(content), new)
+        picture["label_ids"] = sorted({*picture["label_ids"], wnids.index(wnid)})
+        picture["num_files"] += 1
+    return sorted(pictures.values(), key=lambda picture: picture["label_ids"][0])
+
+
+def test_one_content_in_two_folders_is_one_picture_with_two_labels() -> None:
+    images, copies, _, summary = _relabel([(7, "n00000003"), (7, "n00000001")])
+
+    assert images == [
+        {
+            "digest": _digest(7),
+            "path": "n00000003/000.JPEG",  # the first in digests order, not the first by name
+            "num_bytes": 0,
+            "label_ids": [0, 1],
+            "num_files": 2,
+        }
+    ]
+    assert copies == [{"digest": _digest(7), "path": "n00000001/001.JPEG", "wnid": "n00000001"}]
+    assert (summary.num_files, summary.num_images, summary.num_copies) == (2, 1, 1)
+    assert summary.num_multi_label == 1
+
+
+def test_one_content_twice_in_one_folder_is_one_label() -> None:
+    images, copies, classes, summary = _relabel([(1, "n00000001"), (1, "n00000001")])
+
+    assert [(row["label_ids"], row["num_files"]) for row in images] == [([0], 2)]
+    assert len(copies) == 1
+    assert summary.num_multi_label == 0
+    assert [(row["num_files"], row["num_images"], row["num_single_label"]) for row in classes] == [
+        (2, 1, 1)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(files_strategy)
+def test_pictures_are_those_of_the_oracle(files: list[File]) -> None:
+    wnids = sorted({wnid for _, wnid in files})
+
+    images, _, _, _ = _relabel(files)
+
+    assert images == _oracle(files, wnids)
+
+
+@settings(max_examples=30, deadline=None)
+@given(files_strategy, st.permutations(WNIDS))
+def test_pictures_follow_the_class_list_that_is_given(files: list[File], wnids: list[str]) -> None:
+    images, _, _, _ = _relabel(files, classes=ClassList(tuple(wnids)))
+
+    assert images == _oracle(files, wnids)
+
+
+@settings(max_examples=30, deadline=None)
+@given(files_strategy)
+def test_every_file_is_a_picture_or_a_copy(files: list[File]) -> None:
+    images, copies, _, summary = _relabel(files)
+
+    paths = [row["path"] for row in images] + [row["path"] for row in copies]
+    assert sorted(paths) == sorted(f"{w}/{i:03}.JPEG" for i, (_, w) in enumerate(files))
+    assert [row["path"][-8:-5] for row in copies] == sorted(row["path"][-8:-5] for row in copies)
+    assert sum(row["num_files"] for row in images) == len(files) == summary.num_files
+    assert summary.num_copies == len(copies)
+
+
+@settings(max_examples=30, deadline=None)
+@given(files_strategy)
+def test_classes_count_files_and_pictures(files: list[File]) -> None:
+    images, _, classes, summary = _relabel(files, classes=ClassList(WNIDS))
+
+    for index, row in enumerate(classes):
+        labels = [image["label_ids"] for image in images]
+        assert (row["class_index"], row["wnid"]) == (index, WNIDS[index])
+        assert row["num_files"] == sum(wnid == WNIDS[index] for _, wnid in files)
+        assert row["num_images"] == sum(index in ids for ids in labels)
+        assert row["num_single_label"] == sum(ids == [index] for ids in labels)
+    assert summary.num_classes_without_files == sum(row["num_files"] == 0 for row in classes)
+
+
+@pytest.mark.parametrize("rows_in_memory", [1, 2, 3, 1000])
+def test_the_number_of_rows_held_does_not_change_a_row(
+    monkeypatch: pytest.MonkeyPatch, rows_in_memory: int
+) -> None:
+    files = [(number % 5, WNIDS[-number % 4]) for number in range(17)]  # not in class order
+    monkeypatch.setattr(picture_rows, "ROWS_IN_MEMORY", rows_in_memory)
+
+    images, copies, _, _ = _relabel(files)
+
+    assert images == _oracle(files, WNIDS)
+    assert len(copies) == 12
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_row_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch, *, is_sorted: bool) -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, (8, 4), (50, 2)).tolist()
+    files = [(content, WNIDS[index]) for content, index in draws]
+    if is_sorted:
+        files.sort(key=lambda file: file[1])
+    monkeypatch.setattr("vit21k.manifest.io.ROW_GROUP_ROWS", 7)
+
+    images, _, _, _ = _relabel(files)
+
+    assert images == _oracle(files, WNIDS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_copies_are_the_rows_with_equal_digests(halves: list[tuple[int, int]]) -> None:
+    digests = np.array(halves, dtype=np.uint64).reshape(-1, 2) * np.uint64(0x9E3779B97F4A7C15)
+
+    groups = find_copies(digests)
+
+    expected: dict[tuple[int, int], list[int]] = {}
+    for row, half in enumerate(halves):
+        expected.setdefault(half, []).append(row)
+    found = np.split(groups.rows_M, groups.starts_G[1:]) if len(groups.starts_G) else []
+    assert [group.tolist() for group in found] == [
+        rows for rows in expected.values() if len(rows) > 1
+    ]
+
+
+def test_a_folder_outside_the_class_list_is_refused_by_name(tmp_path: Path) -> None:
+    _write_digests(tmp_path, [(1, "n00000003"), (2, "n00000002"), (3, "n00000001")])
+
+    with pytest.raises(DataError, match="`n00000002` and 1 more folders are not in the class list"):
+        relabel(tmp_path, classes=ClassList(("n00000001",)))
+    assert not (tmp_path / "images.parquet").exists()
+
+
+def test_classes_without_files_keep_their_index() -> None:
+    images, _, classes, summary = _relabel([(1, "n00000003")], classes=ClassList(WNIDS))
+
+    assert images[0]["label_ids"] == [2]
+    assert [row["num_files"] for row in classes] == [0, 0, 1, 0]
+    assert summary.num_classes == 4
+    assert summary.num_classes_without_files == 3
+
+
+def test_names_come_from_the_list_and_then_from_wordnet() -> None:
+    classes = ClassList(("n00000001", "n00000002", "n00000003"), ("mine", None, None))
+
+    _, _, rows, _ = _relabel(
+        [(1, "n00000001")],
+        classes=classes,
+        names_of=lambda _: {"n00000001": "theirs", "n00000002": "bird"},
+    )
+
+    assert [row["name"] for row in rows] == ["mine", "bird", None]
+
+
+def test_what_is_written_names_what_it_was_made_from(tmp_path: Path) -> None:
+    _write_digests(tmp_path, [(1, "n00000003")])
+
+    relabel(tmp_path)
+
+    digests = open_manifest(tmp_path, DIGESTS)
+    for kind in (IMAGES, COPIES, CLASSES):
+        header = open_manifest(tmp_path, kind).header
+        assert header.inputs == {"digests": digests.fingerprint}
+        assert (header.algorithm, header.root) == ("md5", "/nowhere")
+        assert header.classes == ClassList(("n00000003",)).fingerprint
+    assert open_manifest(tmp_path, IMAGES).classes().wnids == ("n00000003",)
+
+
+def test_relabelling_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    _write_digests(tmp_path, [(number % 3, WNIDS[number % 4]) for number in range(20)])
+    relabel(tmp_path)
+    first = {path.name: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+
+    relabel(tmp_path)
+
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.parquet")} == first
+
+
+def test_images_are_stale_once_digests_have_changed(tmp_path: Path) -> None:
+    _write_digests(tmp_path, [(1, "n00000003")])
+    relabel(tmp_path)
+    _write_digests(tmp_path, [(2, "n00000003")])
+
+    with pytest.raises(ManifestError, match="stale") as caught:
+        open_manifest(tmp_path, IMAGES)
+
+    assert "vit21k relabel" in (caught.value.hint or "")
+
+
+def test_a_picture_under_very_many_classes_is_counted() -> None:
+    files = [(1, f"n{number:08}") for number in range(21)]
+    files += [(2, f"n{number:08}") for number in range(20)]
+
+    _, _, _, summary = _relabel(files)
+
+    assert summary.num_crowded == 1
+
+
+def test_an_empty_list_of_files_is_refused(tmp_path: Path) -> None:
+    _write_digests(tmp_path, [])
+
+    with pytest.raises(DataError, match="lists no files") as caught:
+        relabel(tmp_path)
+
+    assert "problems.parquet" in (caught.value.hint or "")
+
+
+def test_nothing_is_written_below_the_image_root(tmp_path: Path) -> None:
+    _write_digests(tmp_path / "tree" / "m", [(1, "n00000003")], root=str(tmp_path / "tree"))
+
+    with pytest.raises(UsageError, match="lies inside the image root"):
+        relabel(tmp_path / "tree" / "m")
