@@ -15,7 +15,6 @@ from vit21k.cli import console
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
 if TYPE_CHECKING:
-    from vit21k.manifest.classes import ClassList
     from vit21k.prep.hashing import HashSummary
     from vit21k.prep.split import SplitSummary
 
@@ -154,10 +153,14 @@ def relabel_command(
     from vit21k.manifest.synsets import names_of
     from vit21k.prep.relabel import CROWDED_LABELS, relabel
 
-    before = _classes_before(manifests)
     asked = ClassList.read_text(classes) if classes else None
     summary = relabel(manifests, classes=asked, names_of=names_of)
-    _warn_of_new_classes(before, _classes_before(manifests))
+    if summary.num_classes_before is not None:
+        console.warn(
+            "the class list was another one before "
+            f"({summary.num_classes_before:,} classes, now {summary.num_classes:,}): "
+            "class indices have moved, and models trained until now do not fit"
+        )
     if summary.num_crowded:
         console.warn(
             f"{summary.num_crowded:,} pictures lie under more than {CROWDED_LABELS} classes each: "
@@ -176,26 +179,6 @@ def relabel_command(
         f"in {summary.num_classes:,} classes"
     )
     console.note("next: `vit21k make-val`")
-
-
-def _classes_before(manifests: Path) -> "ClassList | None":
-    """Return the class list of the images manifest that is there, if one is."""
-    from vit21k.errors import ManifestError
-    from vit21k.manifest.io import open_manifest
-    from vit21k.manifest.schema import IMAGES
-
-    try:
-        return open_manifest(manifests, IMAGES, allow_stale=True).classes()
-    except ManifestError:
-        return None
-
-
-def _warn_of_new_classes(before: "ClassList | None", now: "ClassList | None") -> None:
-    if before and now and before.fingerprint != now.fingerprint:
-        console.warn(
-            f"the class list was another one before ({len(before):,} classes, now {len(now):,}): "
-            "class indices have moved, and models trained until now do not fit"
-        )
 
 
 def make_val_command(

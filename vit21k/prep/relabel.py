@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.errors import DataError
+from vit21k.errors import DataError, ManifestError
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
@@ -46,6 +46,8 @@ class RelabelSummary:
         num_crowded: Pictures with more than `CROWDED_LABELS` labels.
         num_classes: Length of the class list.
         num_classes_without_files: Classes of the list that no file lies in.
+        num_classes_before: Length of the class list of the `images.parquet` that was replaced, if
+            it was another list.
     """
 
     num_files: int
@@ -54,6 +56,7 @@ class RelabelSummary:
     num_crowded: int
     num_classes: int
     num_classes_without_files: int
+    num_classes_before: int | None
 
     @property
     def num_copies(self) -> int:
@@ -89,6 +92,7 @@ def relabel(
         pictures = merge_files(digests_N2, _class_indices(wnids, classes)[wnid_N])
         del wnid_N
         header = _header_for(digests, classes)
+        num_classes_before = _num_classes_before(manifests, classes)
         with ExitStack() as stack:
             writers = {
                 kind.name: stack.enter_context(manifest_writer(kind, manifests, header, classes))
@@ -99,7 +103,7 @@ def relabel(
             for images, copies in source.batches():
                 writers["images"].write(images)
                 writers["copies"].write(copies)
-    return _summary(pictures, classes)
+    return _summary(pictures, classes, num_classes_before)
 
 
 def _header_for(digests: Manifest, classes: ClassList) -> Header:
@@ -170,7 +174,17 @@ def class_rows(
     )
 
 
-def _summary(pictures: Pictures, classes: ClassList) -> RelabelSummary:
+def _num_classes_before(manifests: Path, classes: ClassList) -> int | None:
+    try:
+        before = open_manifest(manifests, IMAGES, allow_stale=True).classes()
+    except ManifestError:
+        return None
+    return None if before.fingerprint == classes.fingerprint else len(before)
+
+
+def _summary(
+    pictures: Pictures, classes: ClassList, num_classes_before: int | None
+) -> RelabelSummary:
     return RelabelSummary(
         num_files=len(pictures.label_N),
         num_images=pictures.num_pictures,
@@ -178,4 +192,5 @@ def _summary(pictures: Pictures, classes: ClassList) -> RelabelSummary:
         num_crowded=int((pictures.num_labels_G > CROWDED_LABELS).sum()),
         num_classes=len(classes),
         num_classes_without_files=int((pictures.num_files_of_classes(len(classes)) == 0).sum()),
+        num_classes_before=num_classes_before,
     )
