@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import xxhash
 
 from vit21k.errors import ManifestError
@@ -32,6 +33,7 @@ class Header:
         root: Image root, an absolute POSIX path; the paths of the rows are relative to it.
         classes: Fingerprint of the class list that `label_ids` index, if there are any.
         inputs: Fingerprint of each manifest this one was made from, by kind.
+        inputs_in: The folder that those lie in, relative to the folder of this one.
         options: What it was made with, where that changes the rows.
     """
 
@@ -39,6 +41,7 @@ class Header:
     root: str
     classes: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs_in: str = "."
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ def _hugging_face_features(kind: ManifestKind, classes: ClassList) -> bytes:
     for column in kind.schema:
         dtype = str(column.type)
         features[column.name] = {"dtype": dtype, "_type": "Value"}
-    label = {"names": list(classes.wnids), "_type": "ClassLabel"}
-    features["label_ids"] = {"feature": label, "_type": "List"}
+        if pa.types.is_list(column.type):
+            label = {"names": list(classes.wnids), "_type": "ClassLabel"}
+            features[column.name] = {"feature": label, "_type": "List"}
     return json.dumps({"info": {"features": features}}, sort_keys=True).encode()

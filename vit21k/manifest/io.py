@@ -303,7 +303,7 @@ def _names(kinds: tuple[ManifestKind, ...]) -> str:
 
 
 def _place(path: Path, manifest: Path) -> str:
-    beside = os.path.samefile(path.parent, manifest.parent)
+    beside = path.parent.samefile(manifest.parent)
     return f"`{path.name}` beside it" if beside else f"`{path}`"
 
 

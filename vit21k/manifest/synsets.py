@@ -5,13 +5,15 @@ of all 82,115 is `data_manifests/synsets.parquet`, made by `tools/build_synsets.
 the wheel with WordNet's licence.
 """
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
 from vit21k.manifest.io import damage_is_an_error
@@ -37,14 +39,18 @@ _IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests" / "synsets.parquet"
 class Synsets:
     """The nouns of WordNet 3.0, by wnid.
 
-    Every method raises `KeyError` for a wnid that is not among them.
+    Every method of a wnid raises `KeyError` for one that is not among them.
+
+    Attributes:
+        wnids: All of them, ascending.  The place of one in this list is its *row*.
     """
 
     def __init__(self, table: pa.Table) -> None:
+        self.wnids: list[str] = table["wnid"].to_pylist()
         self._lemmas = table["lemmas"].combine_chunks()
         self._glosses = table["gloss"].combine_chunks()
         self._parents = table["parents"].combine_chunks()
-        self._rows = {wnid: row for row, wnid in enumerate(table["wnid"].to_pylist())}
+        self._rows = {wnid: row for row, wnid in enumerate(self.wnids)}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,6 +85,44 @@ class Synsets:
             nearest = tuple(dict.fromkeys(up for near in nearest for up in self.parents(near)))
             nearest = tuple(up for up in nearest if up not in found)
         return tuple(found)
+
+    def search(self, text: str) -> list[str]:
+        """Return the wnids that have *text* in one of their names, then those in whose gloss it is.
+
+        Case does not matter; of the names, those that are *text* and nothing else come first.
+        """
+        wanted = text.strip().lower()
+        joined = pc.utf8_lower(pc.binary_join(self._lemmas, "\n"))
+        named = pc.match_substring(joined, wanted).to_numpy(zero_copy_only=False)
+        called = [wanted in names.split("\n") for names in joined.filter(named).to_pylist()]
+        glossed = pc.match_substring(pc.utf8_lower(self._glosses), wanted)
+        rows = np.flatnonzero(named)
+        rows = rows[np.argsort(~np.array(called, dtype=bool), kind="stable")]
+        rest = np.flatnonzero(glossed.to_numpy(zero_copy_only=False) & ~named)
+        return [self.wnids[row] for row in (*rows.tolist(), *rest.tolist())]
+
+    def rows_of(self, wnids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the row of each of *wnids*; -1 for what is no noun of WordNet."""
+        return np.array([self._rows.get(wnid, -1) for wnid in wnids], dtype=np.int64)
+
+    @cached_property
+    def parent_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the parents of each row begin (and the last end), and the rows that they are."""
+        flat = np.array([self._rows[wnid] for wnid in self._parents.flatten().to_pylist()])
+        return self._parents.offsets.to_numpy().astype(np.int64), flat
+
+    @cached_property
+    def depths(self) -> NDArray[np.int64]:
+        """Number of steps from the root to each row, on the longest way; the root has 0."""
+        starts, parents = self.parent_rows
+        children = np.repeat(np.arange(len(self)), np.diff(starts))
+        depths = np.zeros(len(self), dtype=np.int64)
+        while True:
+            deeper = depths.copy()
+            np.maximum.at(deeper, children, depths[parents] + 1)
+            if (deeper == depths).all():
+                return depths
+            depths = deeper
 
 
 @cache

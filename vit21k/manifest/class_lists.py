@@ -1,0 +1,283 @@
+"""The class lists that "ImageNet-21K" stands for, and which of them a folder or a file is.
+
+A list is told by its fingerprint, never by its length.  The lists are in
+`data_manifests/class_lists.parquet`, made by `tools/build_class_lists.py` from the files that come
+with timm; it travels in the wheel.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vit21k.errors import ManifestError, UsageError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import damage_is_an_error
+from vit21k.manifest.synsets import names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownList:
+    """A class list that somebody published a data set or a model with.
+
+    Attributes:
+        name: What it is called on the command line.
+        num_classes: Its length.
+        file: Name of timm's file with it, without suffix; None: it is not shipped.
+        what: What is labelled by it, and what is known of its order.
+        fingerprint: That of its `ClassList`; "" if it is not shipped.
+    """
+
+    name: str
+    num_classes: int
+    file: str | None
+    what: str
+    fingerprint: str = ""
+
+
+KNOWN_LISTS = {
+    known.name: known
+    for known in (
+        KnownList(
+            name="fall11",
+            num_classes=21_841,
+            file="imagenet22k_synsets",
+            what='fall11_whole.tar, the whole ImageNet-21K ("22k"); ascending, as PLSC numbers it',
+            fingerprint="6320b72b72e43c09a768f0253d28c3b55707760bbf3b9d308887800b0d86658d",
+        ),
+        KnownList(
+            name="winter21",
+            num_classes=19_167,
+            file=None,
+            what="winter21_whole.tar.gz: fall11 without 2,674 classes, most of them people; "
+            "in no package, take it from your own copy",
+        ),
+        KnownList(
+            name="in21k-p",
+            num_classes=11_221,
+            file="imagenet21k_miil_synsets",
+            what="ImageNet-21K-P from fall11: classes with more than 500 images; ascending",
+            fingerprint="e96927e3af1cf32cd60c35b4407ba6e16396a2696feefed66c4017b403c5596a",
+        ),
+        KnownList(
+            name="in21k-p-winter21",
+            num_classes=10_450,
+            file="imagenet21k_miil_w21_synsets",
+            what="ImageNet-21K-P from winter21; ascending",
+            fingerprint="68202583aa200623fa7f326a1a4f8ff8f9a2e33ee8cd78ae16d52fb34e345dd4",
+        ),
+        KnownList(
+            name="in12k",
+            num_classes=11_821,
+            file="imagenet12k_synsets",
+            what="timm's ImageNet-12k: the larger classes of fall11; ascending",
+            fingerprint="009d4c9f19667ccf35878fb10718a90ccc9afe27004b4d42880d5feab073a3b1",
+        ),
+        KnownList(
+            name="google",
+            num_classes=21_843,
+            file="imagenet21k_goog_synsets",
+            what="BiT, ViT, big_vision: fall11 and n03931044, n09859684; ascending in timm's file, "
+            "after the list that Google published with BiT",
+            fingerprint="c03345e3490e010defaeac86b00012db28ecb79af13daba0b72525fa37c66e94",
+        ),
+        KnownList(
+            name="microsoft",
+            num_classes=21_842,
+            file="imagenet22k_ms_synsets",
+            what="Swin and others: ImageNet-1k first, then the rest of fall11; with the teddy",
+            fingerprint="57d68b4f40ef1181c022b488650d3fcb08ab4a95dc7d75d286fff16922ee6c2d",
+        ),
+        KnownList(
+            name="in1k",
+            num_classes=1_000,
+            file="imagenet_synsets",
+            what="ILSVRC 2012; ascending; n04399382 (teddy, index 850) is not in fall11",
+            fingerprint="385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+        ),
+    )
+}
+"""Every list by its name.  Source of the files: timm/data/_info, Apache-2.0."""
+
+_IN_WHEEL = Path(__file__).parent / "data" / "class_lists.parquet"
+_IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests" / "class_lists.parquet"
+
+
+@cache
+def known_list(name: str) -> ClassList:
+    """Return a known list, with the names of its classes.
+
+    Raises:
+        UsageError: No list is called *name*, or it is not shipped.
+        ManifestError: The table of lists was not installed with vit21k, or is damaged.
+    """
+    wnids = _wnids_of(name)
+    names = names_of(wnids)
+    return ClassList(wnids, tuple(names.get(wnid) for wnid in wnids))
+
+
+@cache
+def _wnids_of(name: str) -> tuple[str, ...]:
+    if name not in KNOWN_LISTS:
+        raise UsageError(
+            f"no class list is called `{name}`", hint=f"known lists: {', '.join(KNOWN_LISTS)}"
+        )
+    if KNOWN_LISTS[name].file is None:
+        raise UsageError(
+            f"the list `{name}` ({KNOWN_LISTS[name].num_classes:,} classes) does not come with "
+            "vit21k: no package has it",
+            hint=f"take it from your own copy: `vit21k classes identify DIR --write {name}.txt`, "
+            f"then name `{name}.txt` instead",
+        )
+    path = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
+    if not path.is_file():
+        raise ManifestError(f"no table of class lists at `{path}`", hint="install vit21k again")
+    with damage_is_an_error(path):
+        table = pq.read_table(path, columns=["wnid", name], page_checksum_verification=True)
+    table = table.filter(table[name].is_valid()).sort_by(name)
+    return tuple(table["wnid"].to_pylist())
+
+
+def read_classes(name: str) -> ClassList:
+    """Return the class list called *name*: a known list, a file, or a folder of class folders.
+
+    Raises:
+        UsageError: It is none of these, or a known list that is not shipped.
+        ManifestError: The file is not a class list.
+    """
+    if name in KNOWN_LISTS:
+        return known_list(name)
+    path = Path(name)
+    if path.is_dir():
+        return ClassList.from_folders(class_folders(path))
+    if path.is_file():
+        return ClassList.read_text(path)
+    raise UsageError(
+        f"`{name}` is neither a known class list nor a file nor a folder",
+        hint=f"known lists: {', '.join(KNOWN_LISTS)}; a file has one class folder per line",
+    )
+
+
+def class_folders(root: Path) -> list[str]:
+    """Return the names of the class folders, and of the class archives, below *root*.
+
+    They are what is called like a wnid, at any depth; nothing below those is looked at.  If there
+    is nothing of that kind, they are the folders that hold files.
+
+    Raises:
+        UsageError: There are none.
+    """
+    found: set[str] = set()
+    with_files: set[str] = set()
+    for folder, folders, files in os.walk(root):
+        classes = [name for name in folders if _is_wnid(name)]
+        found.update(classes)
+        found.update(stem for name in files if _is_wnid(stem := name.removesuffix(".tar")))
+        folders[:] = [name for name in folders if not _is_wnid(name) and not name.startswith(".")]
+        if Path(folder) != root and any(not name.startswith(".") for name in files):
+            with_files.add(Path(folder).name)
+    if not (found or with_files):
+        raise UsageError(
+            f"`{root}` holds no class folders", hint="expected `n01440764/` and others"
+        )
+    return sorted(found or with_files)
+
+
+def _is_wnid(name: str) -> bool:
+    return len(name) == len("n01440764") and name[0] == "n" and name[1:].isdecimal()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """How a list compares with a known one.
+
+    Attributes:
+        name: The known one.
+        num_known: Its length.
+        num_common: Classes in both.
+        missing: Classes of the known one that are not there, in its order.
+        extra: Classes that the known one does not have.
+        is_same_order: Whether the common classes come in the same order.
+    """
+
+    name: str
+    num_known: int
+    num_common: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    is_same_order: bool
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether it is that list, class indices and all."""
+        return not self.missing and not self.extra and self.is_same_order
+
+    @property
+    def is_part(self) -> bool:
+        """Whether all classes are of that list, and some of that list are missing."""
+        return bool(self.missing) and not self.extra and self.num_common > 0
+
+
+def identify(classes: ClassList) -> list[Match]:
+    """Compare *classes* with every list that is shipped; the most alike come first.
+
+    Raises:
+        ManifestError: The table of lists was not installed with vit21k, or is damaged.
+    """
+    matches = [_match(name, classes.wnids) for name in shipped_lists()]
+    return sorted(matches, key=lambda match: (len(match.missing) + len(match.extra), match.name))
+
+
+def shipped_lists() -> list[str]:
+    """Return the names of the lists that come with vit21k."""
+    return [known.name for known in KNOWN_LISTS.values() if known.file]
+
+
+def _match(name: str, wnids: Sequence[str]) -> Match:
+    known = _wnids_of(name)
+    here, there = set(wnids), set(known)
+    common = [wnid for wnid in wnids if wnid in there]
+    return Match(
+        name=name,
+        num_known=len(known),
+        num_common=len(common),
+        missing=tuple(wnid for wnid in known if wnid not in here),
+        extra=tuple(wnid for wnid in wnids if wnid not in there),
+        is_same_order=common == [wnid for wnid in known if wnid in here],
+    )
+
+
+def wholes(classes: ClassList) -> list[Match]:
+    """Return the known lists that *classes* are only a part of, the shortest first."""
+    matches = [match for match in identify(classes) if match.is_part]
+    return sorted(matches, key=lambda match: match.num_known)
+
+
+def map_ids(source: ClassList, target: ClassList) -> NDArray[np.int64]:
+    """Return for each class index of *source* that of the same class in *target*; -1 if none."""
+    index_of = {wnid: index for index, wnid in enumerate(target.wnids)}
+    return np.array([index_of.get(wnid, -1) for wnid in source.wnids], dtype=np.int64)
+
+
+def lists_with(wnid: str) -> dict[str, int]:
+    """Return the class index of *wnid* in each shipped list that has it."""
+    return {
+        name: wnids.index(wnid) for name in shipped_lists() if wnid in (wnids := _wnids_of(name))
+    }
+
+
+def table_of(lists: Mapping[str, Iterable[str]], metadata: Mapping[str, str]) -> pa.Table:
+    """Return the table of *lists*: a row for each wnid, its class index in each list or null."""
+    index_of = {name: {w: k for k, w in enumerate(wnids)} for name, wnids in lists.items()}
+    wnids = sorted(set().union(*index_of.values()))
+    columns = {"wnid": pa.array(wnids)} | {
+        name: pa.array([index.get(wnid) for wnid in wnids], pa.int32())
+        for name, index in index_of.items()
+    }
+    return pa.table(columns).replace_schema_metadata(metadata)
