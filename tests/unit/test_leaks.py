@@ -1,0 +1,205 @@
+"""Leaks and near-duplicates on real files: planted ones are found, and taken out."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from photolike import encoded, photolike
+
+from vit21k.errors import ImageTreeError, ManifestError, UsageError
+from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES, TRAIN
+from vit21k.near.find import Level
+from vit21k.near.leaks import PairSummary, find_leaks, find_near_duplicates
+from vit21k.near.remove import remove_leaks
+from vit21k.prep.hashing import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
+
+PLANTED = {0: "exact", 1: "pixel", 2: "near"}
+
+
+def lay_out(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def manifests_of(root: Path, folder: Path, *, holdout: bool = False) -> Path:
+    hash_tree(root, folder, num_workers=1)
+    relabel(folder)
+    make_val(folder, per_class=1, holdout=holdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ with manifests, and test/: flat, with a leak of each level and a damaged file."""
+    base = tmp_path_factory.mktemp("world")
+    pictures = [photolike(seed) for seed in range(8)]
+    train = {f"n0000000{seed % 2}/{seed}.png": encoded(pictures[seed], "PNG") for seed in range(6)}
+    train["n00000001/damaged.jpg"] = b"\xff\xd8\xff no picture"
+    train["n00000001/again.jpg"] = encoded(pictures[4], quality=70)  # of n00000000/4.png
+    test = {
+        "0.png": train["n00000000/0.png"],
+        "1.bmp": encoded(pictures[1], "BMP"),
+        "2.jpg": encoded(pictures[2].resize((100, 75)), quality=60),
+        "6.jpg": encoded(pictures[6]),
+        "bad.jpg": b"nothing",
+    }
+    lay_out(base / "train", train)
+    lay_out(base / "test", test)
+    manifests_of(base / "train", base / "manifests")
+    return base
+
+
+@pytest.fixture(scope="module")
+def leaks(world: Path) -> PairSummary:
+    return find_leaks(world / "manifests", world / "test", num_workers=1)
+
+
+def test_leaks_of_each_level_are_found_and_counts_add_up(leaks: PairSummary) -> None:
+    assert leaks.num_pairs == leaks.num_found == leaks.num_others_found
+    assert leaks.num_found == {"exact": 1, "pixel": 1, "near": 1}
+    assert (leaks.num_pictures, leaks.num_others) == (8, 5)
+
+
+def test_what_cannot_be_decoded_is_named(world: Path, leaks: PairSummary) -> None:
+    prints = read_manifest(world / "manifests", FINGERPRINTS).to_pylist()
+
+    assert leaks.num_problems == 1
+    assert [row["problem"] is None for row in prints].count(False) == 1
+    assert all((row["thumb"] is None) == (row["problem"] is not None) for row in prints)
+    assert leaks.other_problems == {"bad.jpg": "it is not an image of a known format"}
+
+
+def test_a_row_names_both_files_and_says_how_sure_it_is(world: Path, leaks: PairSummary) -> None:
+    del leaks
+    manifest = open_manifest(world / "manifests", LEAKS)
+
+    rows = [(r["level"], r["path"], r["other_path"]) for r in manifest.read().to_pylist()]
+
+    assert rows == [
+        ("exact", "n00000000/0.png", "0.png"),
+        ("pixel", "n00000001/1.png", "1.bmp"),
+        ("near", "n00000000/2.png", "2.jpg"),
+    ]
+    assert manifest.header.options == {"against": str(world / "test")}
+    assert all(0 <= r["distance"] <= 64 for r in manifest.read().to_pylist())
+
+
+def test_the_same_inputs_give_the_same_bytes(world: Path, leaks: PairSummary) -> None:
+    del leaks
+    files = [world / "manifests" / kind.file_name for kind in (FINGERPRINTS, LEAKS)]
+    before = [path.read_bytes() for path in files]
+    files[0].unlink()
+
+    find_leaks(world / "manifests", world / "test", num_workers=3)
+
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_pictures_are_not_decoded_again_while_the_manifest_is_fresh(
+    world: Path, leaks: PairSummary
+) -> None:
+    del leaks
+    calls: list[int] = []
+
+    find_near_duplicates(world / "manifests", on_pictures=lambda done, _total: calls.append(done))
+
+    assert not calls
+
+
+def test_copies_within_the_set_are_found(world: Path) -> None:
+    summary = find_near_duplicates(world / "manifests", num_workers=1)
+
+    (row,) = read_manifest(world / "manifests", NEAR_DUPLICATES).to_pylist()
+    assert {row["path"], row["other_path"]} == {"n00000000/4.png", "n00000001/again.jpg"}
+    assert summary.num_pairs == {"exact": 0, "pixel": 0, "near": 1}
+    assert summary.num_found == {"exact": 0, "pixel": 0, "near": 2}
+
+
+@pytest.mark.parametrize(("level", "num_left"), [("exact", 7), ("pixel", 6), ("near", 5)])
+def test_removal_takes_out_that_level_and_the_surer_ones(
+    world: Path, leaks: PairSummary, tmp_path: Path, level: str, num_left: int
+) -> None:
+    del leaks
+    before = (world / "manifests" / TRAIN.file_name).read_bytes()
+
+    summary = remove_leaks(world / "manifests", Level(level), tmp_path)
+
+    cleaned = open_manifest(tmp_path, TRAIN)
+    assert summary.num_left == cleaned.num_rows == num_left
+    assert cleaned.header.options["removed"]["level"] == level
+    assert (world / "manifests" / TRAIN.file_name).read_bytes() == before
+    assert (tmp_path / "val.parquet").is_file()
+
+
+def test_removal_never_replaces_the_manifest_it_reads(world: Path, leaks: PairSummary) -> None:
+    del leaks
+    with pytest.raises(UsageError, match="must not replace"):
+        remove_leaks(world / "manifests", Level.NEAR, world / "manifests")
+
+
+def test_only_training_pictures_count(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    shutil.copytree(world / "manifests", folder)
+    make_val(folder, per_class=1, holdout=True)  # takes n00000000/0.png, the exact leak
+
+    summary = find_leaks(folder, world / "test", num_workers=1)
+
+    assert summary.num_pictures == 6
+    assert summary.num_found["exact"] == 0
+
+
+def test_manifests_of_the_evaluation_set_do_as_well(
+    world: Path, leaks: PairSummary, tmp_path: Path
+) -> None:
+    lay_out(tmp_path / "test", {f"x/{p.name}": p.read_bytes() for p in (world / "test").iterdir()})
+    hash_tree(tmp_path / "test", tmp_path / "test_manifests", num_workers=1)
+    relabel(tmp_path / "test_manifests")
+
+    summary = find_leaks(world / "manifests", tmp_path / "test_manifests", num_workers=1)
+
+    assert summary.num_found == leaks.num_found
+    assert summary.other_problems == {
+        f"x/{path}": problem for path, problem in leaks.other_problems.items()
+    }
+    find_leaks(world / "manifests", world / "test", num_workers=1)  # as it was
+
+
+def test_a_manifest_hashed_by_another_algorithm_is_refused(world: Path, tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "test", {"x/0.png": encoded(photolike(0), "PNG")})
+    hash_tree(root, tmp_path / "m", algorithm="md5", num_workers=1)
+    relabel(tmp_path / "m")
+
+    with pytest.raises(UsageError, match="hashed with md5"):
+        find_leaks(world / "manifests", tmp_path / "m" / IMAGES.file_name, num_workers=1)
+
+
+def test_the_image_root_is_not_its_own_evaluation_set(world: Path) -> None:
+    with pytest.raises(UsageError, match="image root itself"):
+        find_leaks(world / "manifests", world / "train", num_workers=1)
+
+
+def test_a_folder_without_pictures_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageTreeError, match="no images below"):
+        find_leaks(world / "manifests", tmp_path, num_workers=1)
+
+
+def test_without_images_it_says_what_to_run_first(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        find_leaks(tmp_path, world / "test")
+
+    assert caught.value.hint is not None
+    assert "vit21k relabel" in caught.value.hint
+
+
+def test_nothing_is_written_below_the_image_roots(world: Path, leaks: PairSummary) -> None:
+    del leaks
+    assert sorted(path.name for path in (world / "test").iterdir()) == [
+        "0.png", "1.bmp", "2.jpg", "6.jpg", "bad.jpg",
+    ]  # fmt: skip
+    assert len([path for path in (world / "train").rglob("*") if path.is_file()]) == 8

@@ -1,0 +1,228 @@
+"""`leaks`, `labels near-duplicates`: pictures that are the same, in two sets or in one."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.cli.data_commands import PANEL
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vit21k.near.leaks import PairSummary
+
+_NUM_NAMED = 5
+
+NumWorkers = Annotated[
+    int, typer.Option(min=1, help="Pictures read and decoded at a time; about the number of cores.")
+]
+Sheets = Annotated[
+    Path | None,
+    typer.Option("--sheets", metavar="DIR", help="Write contact sheets of the pairs here, PNG."),
+]
+MaxPairs = Annotated[
+    int, typer.Option(min=1, help="Pairs on the contact sheets at most, the surest first.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `leaks` to *app*."""
+    app.command("leaks", rich_help_panel=PANEL)(leaks_command)
+
+
+def register_labels(labels: typer.Typer) -> None:
+    """Add `near-duplicates` to the `labels` commands."""
+    labels.command("near-duplicates")(near_duplicates_command)
+
+
+def leaks_command(
+    against: Annotated[
+        Path,
+        typer.Option(
+            "--against",
+            metavar="DIR|MANIFEST",
+            help="The evaluation set: a folder of pictures, or manifests of one.",
+        ),
+    ],
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    root: ImageRoot = None,
+    remove: Annotated[
+        Literal["exact", "pixel", "near"] | None,
+        typer.Option(help="Write a train manifest without what leaks, at this level or surer."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the cleaned train manifest goes, with --remove."),
+    ] = None,
+    sheets: Sheets = None,
+    max_pairs: MaxPairs = 480,
+    num_workers: NumWorkers = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Find training pictures that are in an evaluation set: images, train -> leaks.parquet.
+
+    At three levels: exact, the same bytes; pixel, the same pixels after decoding; near, the same
+    picture encoded anew, resized, cropped by up to 5 %, in grey, or mirrored.
+
+    Every picture is decoded once; what it is compared by is kept in fingerprints.parquet.
+
+    [bold]Examples[/bold]
+
+      vit21k leaks --against /data/imagenet1k/val --sheets leak_sheets
+
+      vit21k leaks --against cifar_manifests/val.parquet
+
+      vit21k leaks --against /data/imagenet1k/val --remove near --out clean_manifests
+    """
+    from vit21k.near.leaks import find_leaks
+
+    if (remove is None) != (out is None):
+        raise UsageError(
+            "`--remove` and `--out` go together",
+            hint="for example: `--remove near --out clean_manifests`",
+        )
+    with (
+        console.progress("leaks: pictures", unit="pictures") as pictures,
+        console.progress("leaks: evaluation set", unit="pictures") as others,
+        console.progress("leaks: search", unit="views") as views,
+    ):
+        summary = find_leaks(
+            manifests,
+            against,
+            root=root,
+            num_workers=num_workers,
+            on_pictures=_counting(pictures),
+            on_others=_counting(others),
+            on_view=views.advance,
+        )
+    result = asdict(summary)
+    if remove and out:
+        result["removed"] = _remove(manifests, remove, out)
+    if sheets:
+        result["sheets"] = _sheets(manifests, "leaks", sheets, root, max_pairs)
+    if as_json:
+        console.print_json(result)
+    _warn(summary)
+    found, others_found = sum(summary.num_found.values()), sum(summary.num_others_found.values())
+    console.done(
+        f"leaks: {summary.num_pictures:,} training pictures: {found:,} in the evaluation set "
+        f"({_levels(summary.num_found)}), {summary.num_pictures - found:,} not; "
+        f"{others_found:,} of its {summary.num_others:,} pictures are in train"
+    )
+    if not remove and found:
+        console.note(
+            "next: look at them with `--sheets DIR` or `vit21k review`; "
+            "`--remove near --out DIR` leaves them out"
+        )
+    if summary.other_problems:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def near_duplicates_command(
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    root: ImageRoot = None,
+    sheets: Sheets = None,
+    max_pairs: MaxPairs = 480,
+    num_workers: NumWorkers = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Find pictures that occur twice but for their bytes: images -> near_duplicates.parquet.
+
+    [bold]Examples[/bold]
+
+      vit21k labels near-duplicates
+
+      vit21k labels near-duplicates --sheets near_duplicate_sheets
+    """
+    from vit21k.near.leaks import find_near_duplicates
+
+    with (
+        console.progress("near-duplicates: pictures", unit="pictures") as pictures,
+        console.progress("near-duplicates: search", unit="views") as views,
+    ):
+        summary = find_near_duplicates(
+            manifests,
+            root=root,
+            num_workers=num_workers,
+            on_pictures=_counting(pictures),
+            on_view=views.advance,
+        )
+    result = asdict(summary)
+    if sheets:
+        result["sheets"] = _sheets(manifests, "near_duplicates", sheets, root, max_pairs)
+    if as_json:
+        console.print_json(result)
+    _warn(summary)
+    found = sum(summary.num_found.values())
+    console.done(
+        f"near-duplicates: {summary.num_pictures:,} pictures: {found:,} occur again "
+        f"({_levels(summary.num_found)}) in {sum(summary.num_pairs.values()):,} pairs, "
+        f"{summary.num_pictures - found:,} do not"
+    )
+    if found:
+        console.note("next: look at them with `--sheets DIR` or `vit21k review`")
+
+
+def _counting(progress: console.Progress) -> "Callable[[int, int], None]":
+    def count(num_done: int, total: int) -> None:
+        progress.total = total
+        progress.advance(num_done)
+
+    return count
+
+
+def _levels(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {level}" for level, count in counts.items())
+
+
+def _warn(summary: "PairSummary") -> None:
+    if summary.num_problems:
+        console.warn(
+            f"{summary.num_problems:,} pictures cannot be decoded and were compared by their bytes "
+            "only; column `problem` of fingerprints.parquet says why"
+        )
+    for path, problem in list(summary.other_problems.items())[:_NUM_NAMED]:
+        console.warn(f"`{path}` of the evaluation set was compared by its bytes only: {problem}")
+    if (more := len(summary.other_problems) - _NUM_NAMED) > 0:
+        console.warn(f"and {more:,} more; all are in `--json`")
+    if summary.num_crowded:
+        console.warn(
+            f"{summary.num_crowded:,} times too many pictures looked nearly the same to compare "
+            "each with each; near pairs among them may be missing"
+        )
+
+
+def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:
+    from vit21k.near.find import Level
+    from vit21k.near.remove import remove_leaks
+
+    summary = remove_leaks(manifests, Level(level), out)
+    console.done(
+        f"remove: {summary.num_before:,} training pictures: {summary.num_removed:,} removed, "
+        f"{summary.num_left:,} in `{out / 'train.parquet'}`"
+    )
+    return {**asdict(summary), "num_left": summary.num_left, "out": str(out)}
+
+
+def _sheets(
+    manifests: Path, kind: str, folder: Path, root: Path | None, max_pairs: int
+) -> list[str]:
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import KINDS
+    from vit21k.near.pair_pictures import PairPictures
+    from vit21k.near.sheet import sheet_pairs, write_sheets
+
+    manifest = open_manifest(manifests, KINDS[kind])
+    pairs = PairPictures(manifest, root=root, max_pairs=max_pairs)
+    written = write_sheets(sheet_pairs(pairs), folder)
+    console.note(
+        f"{len(pairs):,} of {manifest.num_rows:,} pairs are on {len(written):,} contact sheets "
+        f"in `{folder}`"
+    )
+    return [str(path) for path in written]

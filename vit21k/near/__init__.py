@@ -1,0 +1,1 @@
+"""Pictures that are the same to the eye: fingerprints, and the pairs among millions of them."""

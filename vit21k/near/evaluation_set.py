@@ -1,0 +1,126 @@
+"""The evaluation set that training pictures may have leaked from: a folder, or manifests of one.
+
+Dimensions: N pictures, M of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vit21k.errors import ManifestError, UsageError
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import FINGERPRINTS, IMAGES, PICTURE_KINDS, TRAIN
+from vit21k.near.picture_set import PictureSet, load_set, scan_folder
+from vit21k.near.scan import OnPictures, scan_images
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Pictures to compare the training pictures with.
+
+    Attributes:
+        root: What the paths are relative to.
+        paths: One for each picture.
+        pictures: What they are compared by.
+        problems: Why pictures could not be decoded, by path.
+    """
+
+    root: Path
+    paths: pa.Array
+    pictures: PictureSet
+    problems: dict[str, str]
+
+
+def open_evaluation_set(
+    against: Path, images: Manifest, num_workers: int, on_pictures: OnPictures
+) -> EvaluationSet:
+    """Take the fingerprints of a folder of pictures, or those of a manifest.
+
+    Args:
+        against: The folder; or a manifest of pictures, or the folder of one.
+        images: The manifest whose pictures it is to be compared with.
+        num_workers: Threads that read and decode.
+        on_pictures: Called with how many pictures were done just now, and how many there are.
+
+    Raises:
+        UsageError: *against* is the image root of *images*, or was hashed by another algorithm.
+        ManifestError: A manifest is missing, stale or damaged.
+        ImageTreeError: The folder is not there, or holds no pictures.
+    """
+    manifest = _manifest_at(against)
+    if manifest is None:
+        if against.resolve() == Path(images.header.root).resolve():
+            raise UsageError(
+                f"`{against}` is the image root itself",
+                hint="`vit21k labels near-duplicates` finds what occurs twice in it",
+            )
+        folder = scan_folder(
+            against,
+            algorithm=images.header.algorithm,
+            num_workers=num_workers,
+            on_pictures=on_pictures,
+        )
+        paths = pa.array(folder.paths, pa.string())
+        return EvaluationSet(against.resolve(), paths, folder.pictures, folder.problems)
+    return _from_manifest(manifest, images, num_workers, on_pictures)
+
+
+def _manifest_at(against: Path) -> Manifest | None:
+    """Return the manifest of pictures that *against* is or holds, if it does: val before images."""
+    if against.suffix == ".parquet":
+        return open_manifest(against, *PICTURE_KINDS)
+    for kind in reversed(PICTURE_KINDS):
+        if kind is not TRAIN and (against / kind.file_name).is_file():
+            return open_manifest(against, kind)
+    return None
+
+
+def _from_manifest(
+    manifest: Manifest, images: Manifest, num_workers: int, on_pictures: OnPictures
+) -> EvaluationSet:
+    """Take the fingerprints of a manifest's pictures from beside it, or make them there."""
+    if manifest.header.algorithm != images.header.algorithm:
+        raise UsageError(
+            f"`{manifest.path}` was hashed with {manifest.header.algorithm}, "
+            f"`{images.path}` with {images.header.algorithm}",
+            hint="give the folder of pictures instead of the manifest",
+        )
+    folder = manifest.path.parent
+    scanned = scan_images(folder, num_workers=num_workers, on_pictures=on_pictures)
+    pictures = load_set(open_manifest(folder, FINGERPRINTS))
+    all_paths = open_manifest(folder, IMAGES).read(["path"])["path"].combine_chunks()
+    row_M = rows_of(all_paths, manifest)
+    chosen = PictureSet(
+        pictures.digest_N[row_M], pictures.pixel_digest_N[row_M], pictures.thumbs_NTT[row_M]
+    )
+    problems = {} if not scanned.num_problems else _problems(folder, all_paths, row_M)
+    return EvaluationSet(Path(manifest.header.root), all_paths.take(row_M), chosen, problems)
+
+
+def _problems(folder: Path, paths: pa.Array, row_M: NDArray[np.int64]) -> dict[str, str]:
+    problems = open_manifest(folder, FINGERPRINTS).read(["problem"])["problem"].to_pylist()
+    return {paths[row].as_py(): problems[row] for row in row_M.tolist() if problems[row]}
+
+
+def rows_of(paths: pa.Array, manifest: Manifest) -> NDArray[np.int64]:
+    """Return at which of *paths* each picture of a manifest is.
+
+    Args:
+        paths: Those of `images.parquet`.
+        manifest: One that was made of it.
+
+    Raises:
+        ManifestError: One is not there.
+    """
+    places = pc.index_in(manifest.read(["path"])["path"], paths)
+    if places.null_count:
+        raise ManifestError(
+            f"`{manifest.path}` names a picture that `images.parquet` beside it does not have",
+            hint=f"make it again with `{manifest.kind.made_by}`",
+        )
+    row_M: NDArray[np.int64] = places.to_numpy().astype(np.int64)
+    return row_M

@@ -1,0 +1,159 @@
+"""Fingerprints of many pictures in flat arrays: from a manifest, or from a folder at hand.
+
+Dimensions: N pictures, T pixels along a thumbnail's side.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vit21k.errors import ImageTreeError
+from vit21k.manifest.io import Manifest
+from vit21k.manifest.problems import ProblemKind
+from vit21k.near.fingerprint import THUMB_BYTES, THUMB_SIDE
+from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan
+from vit21k.prep.digest import ALGORITHMS
+from vit21k.prep.walk import walk
+
+MAX_BYTES_IN_MEMORY = 1 << 30
+"""Thumbnails of more are kept in a file without a name, which the system pages in and out."""
+
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """What pictures are compared by.
+
+    Attributes:
+        digest_N: Of the file's bytes, as 16-byte strings.
+        pixel_digest_N: Of the decoded pixels; empty where the picture could not be decoded.
+        thumbs_NTT: Thumbnails; zeros where it could not.
+    """
+
+    digest_N: NDArray[np.bytes_]
+    pixel_digest_N: NDArray[np.bytes_]
+    thumbs_NTT: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.digest_N)
+
+
+def load_set(fingerprints: Manifest) -> PictureSet:
+    """Return what `fingerprints.parquet` holds.
+
+    Raises:
+        ManifestError: The manifest is damaged.
+        OSError: There is no room beside it for the thumbnails.
+    """
+    size = fingerprints.num_rows
+    digest_N = np.empty(size, dtype="S16")
+    pixel_N = np.empty(size, dtype="S16")
+    thumbs_NTT = _room_for(size, fingerprints.path.parent)
+    row = 0
+    for rows in fingerprints.batches(["digest", "pixel_digest", "thumb"]):
+        stop = row + rows.num_rows
+        digest_N[row:stop] = np.frombuffer(_octets(rows["digest"], _DIGEST_BYTES), "S16")
+        pixel_N[row:stop] = np.frombuffer(_octets(rows["pixel_digest"], _DIGEST_BYTES), "S16")
+        thumbs = np.frombuffer(_octets(rows["thumb"], THUMB_BYTES), np.uint8)
+        thumbs_NTT[row:stop] = thumbs.reshape(-1, THUMB_SIDE, THUMB_SIDE)
+        row = stop
+    return PictureSet(digest_N, pixel_N, thumbs_NTT)
+
+
+def _octets(column: pa.ChunkedArray, width: int) -> memoryview:
+    """Return the bytes of a column of fixed-size values; zeros for nulls."""
+    filled = pc.fill_null(column, pa.scalar(bytes(width), pa.binary(width)))
+    array = pa.concat_arrays(filled.chunks) if filled.num_chunks != 1 else filled.chunk(0)
+    start = array.offset * width
+    return memoryview(array.buffers()[1])[start : start + len(array) * width]
+
+
+def _room_for(size: int, folder: Path) -> NDArray[np.uint8]:
+    shape = (size, THUMB_SIDE, THUMB_SIDE)
+    if size * THUMB_BYTES <= MAX_BYTES_IN_MEMORY:
+        return np.empty(shape, dtype=np.uint8)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """The pictures of a folder at hand.
+
+    Attributes:
+        root: The folder.
+        paths: Relative to it, in order; POSIX.
+        pictures: Their fingerprints, in that order.
+        problems: Why a picture could not be decoded or read, by path.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    pictures: PictureSet
+    problems: dict[str, str]
+
+
+def scan_folder(
+    root: Path,
+    *,
+    algorithm: str,
+    num_workers: int = DEFAULT_NUM_WORKERS,
+    on_pictures: OnPictures = lambda _done, _total: None,
+) -> FolderSet:
+    """Take the fingerprints of every picture below *root*, in memory (1.1 kB each).
+
+    Args:
+        root: A folder of pictures at any depth, or right in it.
+        algorithm: Of the digests to compare with.
+        num_workers: Threads that read and decode.
+        on_pictures: Called with how many pictures were done just now, and how many there are.
+
+    Raises:
+        ImageTreeError: No such folder, or no pictures in it.
+    """
+    if not root.is_dir():
+        raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of pictures")
+    paths = _list_pictures(root)
+    if not paths:
+        raise ImageTreeError(f"no images below `{root}`")
+    scanned: list[Scanned] = []
+    at_once = ALGORITHMS[algorithm].at_once
+    for some in scan(
+        lambda row: (root / paths[row]).read_bytes(),
+        len(paths),
+        digest=at_once,
+        num_workers=num_workers,
+    ):
+        scanned += some
+        on_pictures(len(some), len(paths))
+    problems = {path: one.problem for path, one in zip(paths, scanned, strict=True) if one.problem}
+    return FolderSet(root, paths, _as_set(scanned), problems)
+
+
+def _list_pictures(root: Path) -> list[str]:
+    """Return the images below *root*; those right in it count, which have no class."""
+    usable = (None, ProblemKind.NOT_IN_CLASS_FOLDER)
+    return [
+        (chunk.folder + name).decode()
+        for chunk in walk(os.fsencode(root))
+        for name, problem in chunk.entries
+        if (problem and problem.kind) in usable
+    ]
+
+
+def _as_set(scanned: list[Scanned]) -> PictureSet:
+    blank = np.zeros((THUMB_SIDE, THUMB_SIDE), dtype=np.uint8)
+    prints = [one.fingerprint for one in scanned]
+    return PictureSet(
+        np.array([one.content_digest for one in scanned], dtype="S16"),
+        np.array([one.pixel_digest if one else b"" for one in prints], dtype="S16"),
+        np.stack([one.thumb_TT if one else blank for one in prints]),
+    )
