@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +74,18 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
     if not out.is_terminal:
         out.width = _ENDLESS
     out.print(table, soft_wrap=False)
+
+
+def print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
+    """Print a fact a line (stdout); what is made of several, below its name."""
+    for name, value in facts.items():
+        words = str(name).removeprefix("num_").replace("_", " ")
+        if isinstance(value, Mapping):
+            print_lines(f"{indent}{words}:")
+            print_facts(value, indent + "  ")
+        else:
+            shown = f"{value:,}" if isinstance(value, int | float) else str(value)
+            print_lines(f"{indent}{words:<{44 - len(indent)}}{shown}")
 
 
 def _is_number(cell: str) -> bool:
@@ -170,12 +182,14 @@ def progress(title: str, *, unit: str = "files") -> Iterator[Progress]:
 
 def duration(seconds: float) -> str:
     """Return *seconds* in words: ``41 s``, ``12 min 05 s``, ``3 h 20 min``, ``11.4 d``."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    if round(seconds) < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02} s"
     if seconds < 86_400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02} min"
     if seconds < 365 * 86_400:
         return f"{seconds / 86_400:.1f} d"
     return f"{seconds / 365 / 86_400:,.1f} y"

@@ -1,5 +1,6 @@
 """`train`: a shell around `training.run`."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
 _LONG_RUN_SECONDS = 14 * 86_400
+_MICRO_STEP_SECONDS = 10.0
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -83,7 +85,8 @@ def train_command(
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
     """
     require_torch("train")
-    from vit21k.training.run import Listener, Place, train_run
+    from vit21k.training.run import train_run
+    from vit21k.training.setup import Listener, Place
 
     plan = _load_recipe(stage, recipe, overrides or [])
     place = Place(
@@ -100,6 +103,7 @@ def train_command(
         forecast=_tell_forecast,
         initialised=_tell_initialised,
         line=_tell_line,
+        micro_step=_MicroSteps(),
     )
     train_run(plan, place, listener, init=init, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
@@ -141,6 +145,22 @@ def _tell_forecast(forecast: "Forecast") -> None:
 
 def _tell_initialised(report: "InitReport") -> None:
     console.note(f"init: {report.in_words()}")
+
+
+class _MicroSteps:
+    """Shows that a long step moves: a line every 10 s, unless steps are shorter than that."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+        self._step = -1
+
+    def __call__(self, step: int, num_done: int, num_images: int) -> None:
+        now = time.monotonic()
+        if step != self._step:
+            self._step, self._told_at = step, now
+        elif now - self._told_at >= _MICRO_STEP_SECONDS:
+            self._told_at = now
+            console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
 
 
 def _tell_line(line: Mapping[str, Any]) -> None:

@@ -17,10 +17,10 @@ from vit21k.errors import UsageError
 from vit21k.inference.evaluate import normalise
 from vit21k.losses import LOSSES
 from vit21k.manifest.classes import ClassList
+from vit21k.models.base import ImageClassifier
 from vit21k.models.init_weights import init_vit
 from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
-from vit21k.models.vit import VisionTransformer
 from vit21k.training.loop import Plan
 from vit21k.training.optim import OptimPlan
 from vit21k.training.schedule import lr_factor
@@ -54,7 +54,7 @@ def model_args_of(recipe: Recipe, *, num_classes: int) -> dict[str, Any]:
     return model_args(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
 
 
-def new_model(recipe: Recipe, *, num_classes: int) -> VisionTransformer:
+def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
     """Return the model with its first weights, a function of the recipe alone."""
     model = get_model(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
     init_vit(
