@@ -12,6 +12,7 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
+from vit21k.cli.classes_commands import warn_of_part
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ def hash_command(
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Read only the I-th of N shares of the folders; other machines read the others.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
@@ -61,9 +69,13 @@ def hash_command(
       vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
 
       vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
+
+      vit21k hash /data/ImageNet21K --shard 3/8
     """
     from vit21k.prep.hashing import hash_tree
+    from vit21k.prep.shards import Shard
 
+    share = Shard.parse(shard) if shard else None
     with console.progress("hash") as progress:
         summary = hash_tree(
             root,
@@ -71,6 +83,7 @@ def hash_command(
             algorithm=algorithm,
             num_workers=num_workers,
             follow_symlinks=follow_symlinks,
+            shard=share,
             on_chunk=lambda chunk: progress.advance(
                 len(chunk.files),
                 num_bytes=chunk.num_bytes,
@@ -80,7 +93,10 @@ def hash_command(
         )
     if as_json:
         console.print_json(_hash_result(summary))
-    _report_hash(summary, manifests)
+    if share:
+        _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
+    else:
+        _report_hash(summary, manifests)
     if summary.num_bad:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
@@ -97,7 +113,13 @@ def _hash_result(summary: "HashSummary") -> dict[str, object]:
     }
 
 
-def _report_hash(summary: "HashSummary", manifests: Path) -> None:
+def _after_shards(manifests: Path) -> str:
+    return f"vit21k relabel {manifests / 'shards'}/*"
+
+
+def _report_hash(
+    summary: "HashSummary", manifests: Path, *, next_command: str = "vit21k relabel"
+) -> None:
     for kind, count in sorted(summary.problems.items()):
         say = console.note if kind.is_left_out else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
@@ -110,7 +132,7 @@ def _report_hash(summary: "HashSummary", manifests: Path) -> None:
         f"({_size(summary.num_bytes)}), "
         f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
     )
-    console.note("next: `vit21k relabel`")
+    console.note(f"next: `{next_command}`")
 
 
 def _size(num_bytes: int) -> str:
@@ -128,13 +150,21 @@ def _warn_of_odd_folders(wnids: set[str]) -> None:
 
 
 def relabel_command(
+    shards: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SHARD]...",
+            show_default=False,
+            help="What `hash --shard` wrote, all shares of it: put together first.",
+        ),
+    ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
     classes: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="Class folders in the order of their class indices, one per line; "
-            "default: the folders found, sorted.",
+            metavar="LIST",
+            help="What fixes the class indices: a known list (fall11, in1k ...), a file with one "
+            "class folder per line, or another tree; default: the folders found, sorted.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -147,14 +177,27 @@ def relabel_command(
 
       vit21k relabel
 
-      vit21k relabel --classes imagenet21k_synsets.txt
+      vit21k relabel --classes fall11
+
+      vit21k relabel --classes winter21.txt
+
+      vit21k relabel data_manifests/shards/*
     """
-    from vit21k.manifest.classes import ClassList
+    from vit21k.manifest.class_lists import read_classes
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import IMAGES
     from vit21k.manifest.synsets import names_of
     from vit21k.prep.relabel import CROWDED_LABELS, relabel
 
-    asked = ClassList.read_text(classes) if classes else None
+    asked = read_classes(classes) if classes else None
+    if shards:
+        from vit21k.prep.shards import merge_shards
+
+        num_merged = merge_shards(shards, manifests)
+        console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
     summary = relabel(manifests, classes=asked, names_of=names_of)
+    if asked is None:
+        warn_of_part(open_manifest(manifests, IMAGES).classes())
     if summary.num_classes_before is not None:
         console.warn(
             "the class list was another one before "

@@ -26,7 +26,8 @@ from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
 from vit21k.prep.places import image_root, refuse_inside
-from vit21k.prep.walk import walk
+from vit21k.prep.shards import OPTION, Shard
+from vit21k.prep.walk import Chunk, walk
 
 DEFAULT_ALGORITHM = "xxh3_128"
 DEFAULT_NUM_WORKERS = 16
@@ -72,6 +73,8 @@ def hash_tree(
     algorithm: str = DEFAULT_ALGORITHM,
     num_workers: int = DEFAULT_NUM_WORKERS,
     follow_symlinks: bool = False,
+    shard: Shard | None = None,
+    engine: "Engine | None" = None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
@@ -82,6 +85,8 @@ def hash_tree(
         algorithm: A key of `digest.ALGORITHMS`.
         num_workers: Threads that read and digest.
         follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+        shard: Read only its share of the folders, and write to its own folder below *manifests*.
+        engine: Where the chunks are digested; default: in threads of this process.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
@@ -93,53 +98,62 @@ def hash_tree(
     root = image_root(root)
     root_text = os.fsencode(root).decode("utf-8", "surrogateescape")
     refuse_inside(manifests, str(root))
-    header = Header(
-        algorithm=algorithm, root=root_text, options={"follow_symlinks": follow_symlinks}
-    )
+    options = {"follow_symlinks": follow_symlinks, **({OPTION: str(shard)} if shard else {})}
+    header = Header(algorithm=algorithm, root=root_text, options=options)
     summary = HashSummary()
+    row_group_rows = shard.row_group_rows if shard else None
+    out = shard.folder(manifests) if shard else manifests
     with (
-        locked(manifests, command="hash"),
-        manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
-        manifest_writer(PROBLEMS, manifests, header) as problems,
+        locked(out, command="hash"),  # of the two, digests move into place last
+        manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
+        manifest_writer(PROBLEMS, out, header) as problems,
     ):
         rows = _Rows(digests, problems)
         digester = ChunkDigester(
             os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
         )
-        for chunk in digest_tree(digester, num_workers=num_workers, summary=summary):
+        chunks = walk(digester.root, follow_symlinks=follow_symlinks)
+        if shard:
+            chunks = (chunk for chunk in chunks if shard.has(chunk.folder))
+        for chunk in (engine or digest_in_threads)(digester, chunks, num_workers):
+            _count(chunk, summary)
             rows.add(chunk)
             on_chunk(chunk)
         rows.flush()
-        _refuse_nothing(summary, root)
+        if not shard:
+            _refuse_nothing(summary, root)
     return summary
 
 
-def digest_tree(
-    digester: ChunkDigester, *, num_workers: int, summary: HashSummary
+Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]]
+"""Yields what became of each chunk, in order: of (digester, chunks, number of workers)."""
+
+
+def digest_in_threads(
+    digester: ChunkDigester, chunks: Iterator[Chunk], num_workers: int
 ) -> Iterator[DigestedChunk]:
-    """Yield what became of every chunk of the tree, in path order; count it in *summary*."""
+    """Yield what became of each of *chunks*, in order; threads read and digest."""
     under_way: deque[Future[DigestedChunk]] = deque()
     with ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as pool:
         try:
-            for chunk in walk(digester.root, follow_symlinks=digester.follow_symlinks):
-                summary.num_entries += len(chunk.entries)
+            for chunk in chunks:
                 under_way.append(pool.submit(digester, chunk))
                 if len(under_way) >= num_workers * _CHUNKS_PER_WORKER:
-                    yield _counted(under_way.popleft().result(), summary)
+                    yield under_way.popleft().result()
             while under_way:
-                yield _counted(under_way.popleft().result(), summary)
+                yield under_way.popleft().result()
         finally:
             digester.is_stopped = True
             pool.shutdown(cancel_futures=True)
 
 
-def _counted(chunk: DigestedChunk, summary: HashSummary) -> DigestedChunk:
+def _count(chunk: DigestedChunk, summary: HashSummary) -> None:
+    summary.num_entries += len(chunk.files) + len(chunk.problems)
     summary.num_files += len(chunk.files)
     summary.num_bytes += chunk.num_bytes
     summary.problems.update(problem.kind for problem in chunk.problems)
     if chunk.files:
         summary.wnids.add(chunk.wnid)
-    return chunk
 
 
 def _refuse_nothing(summary: HashSummary, root: Path) -> None:
@@ -193,7 +207,6 @@ def _digest_rows(chunks: list[DigestedChunk]) -> pa.Table:
                 pa.binary(DIGEST_BYTES), len(files), [None, digests]
             ),
         },
-        schema=DIGESTS.schema,
     )
 
 

@@ -34,6 +34,8 @@ from vit21k.prep.places import refuse_inside
 CROWDED_LABELS = 20
 """A picture under more classes than this is hardly a picture of them all."""
 
+_SLICE_ROWS = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelabelSummary:
@@ -89,8 +91,7 @@ def relabel(
         refuse_inside(manifests, digests.header.root)
         digests_N2, wnid_N, wnids = _read_keys(digests)
         classes = classes or ClassList.from_folders(wnids)
-        pictures = merge_files(digests_N2, _class_indices(wnids, classes)[wnid_N])
-        del wnid_N
+        pictures = merge_files(digests_N2, _replaced(wnid_N, _class_indices(wnids, classes)))
         header = _header_for(digests, classes)
         num_classes_before = _num_classes_before(manifests, classes)
         with ExitStack() as stack:
@@ -148,6 +149,14 @@ def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
             "`vit21k hash` again",
         )
     return np.array([index_of[wnid] for wnid in wnids], dtype=np.int32)
+
+
+def _replaced(place_N: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return *place_N*, in which each number has given way to the value at its place."""
+    for start in range(0, len(place_N), _SLICE_ROWS):
+        places = place_N[start : start + _SLICE_ROWS]
+        places[:] = values[places]
+    return place_N
 
 
 def class_rows(
