@@ -4,7 +4,7 @@ Dimensions: B images, C colours, H W pixels, K classes, L labels in the batch.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ LossKind = Literal["sigmoid", "softmax"]
 _LARGEST = 255.0
 
 
+class Measure(Protocol):
+    """Something else to be found out from the same logits."""
+
+    def update(self, logits_BK: Tensor, batch: Batch) -> None:
+        """Add a batch, whose labels are on the device of *logits_BK* (float32)."""
+
+    def reduce(self, world: World) -> None:
+        """Replace what was added by the sum of all processes; all of them call it."""
+
+
 @torch.no_grad()
 def evaluate(  # noqa: PLR0913 (each is a plain value)
     model: nn.Module,
@@ -31,6 +41,8 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
     device: str | torch.device = "cpu",
     world: World | None = None,
     precision: Precision = "fp32",
+    hflip: bool = False,
+    measures: Sequence[Measure] = (),
 ) -> dict[str, float | int]:
     """Return the metrics of *model* over every picture of *loader*.
 
@@ -44,6 +56,8 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
         device: Where to compute.
         world: The processes that share the pictures; every one gets the metrics of all.
         precision: Of the matrix products.
+        hflip: Take the mean of the logits of each picture and of its mirror image.
+        measures: What else is to be updated with every batch, and reduced at the end.
 
     Returns:
         What `ClassificationMetrics.compute` returns: "loss", "prec@1", "top5", "num_images".
@@ -53,22 +67,35 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
         ValueError: There are no pictures.
     """
     metrics = ClassificationMetrics()
+    world = world or World()
     was_training = model.training
     model.eval()
     try:
         for batch in loader:
-            rows_L, ids_L = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+            batch = _labels_to(batch, device)  # noqa: PLW2901
             images_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True), mean, std)
             with autocast(device, precision):
-                logits_BK = model(images_BCHW)
-            logits_BK = logits_BK.float()
+                logits_BK = model(images_BCHW).float()
+                if hflip:
+                    logits_BK = (logits_BK + model(images_BCHW.flip(-1)).float()) / 2
+            rows_L, ids_L = batch.label_rows_L, batch.label_ids_L
             loss = LOSSES[loss_kind](logits_BK, rows_L, ids_L, smoothing=smoothing)
             metrics.update(logits_BK, rows_L, ids_L, loss * len(logits_BK))
+            for measure in measures:
+                measure.update(logits_BK, batch)
     finally:
         model.train(was_training)
     # On the CPU, where also a process without pictures has its zeros.
-    metrics.set_totals((world or World()).all_reduce_sum(metrics.totals().cpu()))
+    metrics.set_totals(world.all_reduce_sum(metrics.totals().cpu()))
+    for measure in measures:
+        measure.reduce(world)
     return metrics.compute()
+
+
+def _labels_to(batch: Batch, device: str | torch.device) -> Batch:
+    return batch._replace(
+        label_rows_L=batch.label_rows_L.to(device), label_ids_L=batch.label_ids_L.to(device)
+    )
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
