@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard  # noqa: E402
 from vit21k.data.decode import decode_rgb  # noqa: E402
 from vit21k.inference.evaluate import normalise  # noqa: E402
-from vit21k.inference.predict import eval_transform, find_pictures, predict  # noqa: E402
+from vit21k.inference.predict import eval_transform, predict  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 
@@ -118,18 +118,37 @@ def test_no_pictures_are_no_predictions():
     assert list(predict(*model_and_card(), [])) == []
 
 
-def test_folders_are_searched_in_depth_and_in_order(tmp_path):
-    for name in ("b/2.JPEG", "b/1.png", "a/x/3.jpg", "notes.txt", "c.webp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jpg").mkdir()
+def test_a_threshold_keeps_all_classes_that_reach_it_and_no_other(tmp_path):
+    model, card = model_and_card()
+    paths = [draw(tmp_path / f"{number}.png", number) for number in range(6)]
+    wanted = [scores_of(model, card, path).sigmoid() for path in paths]
+    threshold = float(torch.stack(wanted).median()) + 1e-6
 
-    found = find_pictures([tmp_path / "notes.txt", tmp_path, Path("gone")])
+    found = list(predict(model, card, paths, top_k=None, threshold=threshold))
 
-    assert [str(path.relative_to(tmp_path)) for path in found[1:-1]] == [
-        "a/x/3.jpg",
-        "b/1.png",
-        "b/2.JPEG",
-        "c.webp",
-    ]
-    assert (found[0], found[-1]) == (tmp_path / "notes.txt", Path("gone"))
+    counts = [len(prediction.top) for prediction in found]
+    assert counts == [int((scores >= threshold).sum()) for scores in wanted]
+    assert len({*counts}) > 1
+    both = list(predict(model, card, paths, top_k=1, threshold=threshold))
+    assert [prediction.top for prediction in both] == [prediction.top[:1] for prediction in found]
+
+
+def test_a_threshold_that_nothing_reaches_leaves_no_class(tmp_path):
+    model, card = model_and_card()
+
+    (prediction,) = predict(model, card, [draw(tmp_path / "a.png", 1)], threshold=1.0)
+
+    assert prediction == (tmp_path / "a.png", (), None)
+
+
+def test_bfloat16_agrees_to_its_three_digits(tmp_path):
+    model, card = model_and_card("softmax")
+    path = draw(tmp_path / "a.png", 1)
+
+    (exact,) = predict(model, card, [path], top_k=4)
+    (rough,) = predict(model, card, [path], top_k=4, precision="bf16")
+
+    exact_of = {score.wnid: score.probability for score in exact.top}
+    rough_of = {score.wnid: score.probability for score in rough.top}
+    assert rough_of == pytest.approx(exact_of, abs=2e-2)
+    assert rough_of != exact_of

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit21k.data.decode import decode_rgb
-from vit21k.data.pictures import Pictures
+from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
 
 OnBadImage = Literal["fail", "skip"]
@@ -84,7 +84,7 @@ class BatchDecoder:
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: PictureRows,
         *,
         img_size: int,
         batch_size: int,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
 from vit21k.data.draws import uniform_draws
-from vit21k.data.pictures import Pictures
+from vit21k.data.rows import PictureRows
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import EvalTransform, TrainTransform
 
@@ -74,7 +74,7 @@ class TrainLoader(_Loader):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: PictureRows,
         sampler: StepSampler,
         transform: TrainTransform,
         *,
@@ -148,7 +148,7 @@ class EvalLoader(_Loader):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: PictureRows,
         transform: EvalTransform,
         *,
         device_batch_size: int,

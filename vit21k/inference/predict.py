@@ -1,30 +1,27 @@
-"""Model and picture files -> the most probable classes of each.
+"""Model and pictures -> the most probable classes of each.
 
 Dimensions: B images, C colours, H W pixels, K classes, T top classes.
 """
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
-from vit21k.data.decode import decode_rgb
+from vit21k.data.loader import EvalLoader
+from vit21k.data.rows import PictureRows
 from vit21k.data.transforms import EvalTransform
-from vit21k.errors import ImageError
 from vit21k.inference.evaluate import normalise
-from vit21k.models.vit import VisionTransformer
+from vit21k.inference.files import Files
+from vit21k.inference.scores import probabilities
+from vit21k.models.base import ImageClassifier
+from vit21k.models.precision import Precision, autocast
 
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as a picture in a folder, in lower case."""
+ImagePath = str | os.PathLike[str]
 
 
 class ClassScore(NamedTuple):
@@ -46,15 +43,25 @@ class Prediction(NamedTuple):
     """Why there is no prediction."""
 
 
-@torch.inference_mode()
+class Selection(NamedTuple):
+    """Which classes a picture gets."""
+
+    top_k: int | None = 5
+    """The most of them; None: as many as there are."""
+    threshold: float = 0.0
+    """Only those that are as probable as this, or more."""
+
+
 def predict(
-    model: VisionTransformer,
+    model: ImageClassifier,
     card: ModelCard,
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Iterable[ImagePath] | PictureRows,
     *,
-    top_k: int = 5,
+    top_k: int | None = 5,
+    threshold: float = 0.0,
     device_batch_size: int = 32,
     num_workers: int | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[Prediction]:
     """Yield a prediction for each picture, in order.
 
@@ -63,37 +70,41 @@ def predict(
     Args:
         model: From `load_model`, on the device it is to compute on.
         card: From `load_model`.
-        paths: Picture files.
-        top_k: How many classes a picture gets; all of them if there are fewer.
+        paths: Picture files, or the rows of a manifest (`Pictures`).
+        top_k: The most classes a picture gets; None: as many as there are.
+        threshold: Only classes that are as probable as this, or more.
         device_batch_size: The most pictures in one forward pass.
         num_workers: Threads that decode; None: one for each core.
+        precision: Of the matrix products.
     """
-    transform = eval_transform(card.eval_settings)
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        for chunk in _chunks(map(Path, paths), device_batch_size):
-            opened = list(pool.map(lambda path: _open(path, transform), chunk))
-            pictures = [pixels for pixels in opened if not isinstance(pixels, str)]
-            scores = iter(_top_scores(model, card, pictures, top_k))
-            for path, pixels in zip(chunk, opened, strict=True):
-                if isinstance(pixels, str):
-                    yield Prediction(path, (), pixels)
-                else:
-                    yield Prediction(path, next(scores))
+    pictures = rows_of(paths)
+    next_row = 0
+    with picture_loader(card, pictures, device_batch_size, num_workers) as loader:
+        for batch in loader:
+            scores = _scores(model, card, batch.images_BCHW, Selection(top_k, threshold), precision)
+            for row, top in zip(batch.rows_B.tolist(), scores, strict=True):
+                yield from _problems(pictures, loader, range(next_row, row))
+                yield Prediction(Path(pictures.path(row)), top)
+                next_row = row + 1
+        yield from _problems(pictures, loader, range(next_row, len(pictures)))
 
 
-def find_pictures(paths: Iterable[Path]) -> list[Path]:
-    """Return the picture files that *paths* mean: files as they are, folders in depth.
+def rows_of(paths: Iterable[ImagePath] | PictureRows) -> PictureRows:
+    """Return *paths* as the rows that a loader reads."""
+    return paths if isinstance(paths, PictureRows) else Files(paths)
 
-    In a folder, files with a suffix of `IMAGE_SUFFIXES` count, ordered by path.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            found += sorted(file for file in inside if file.is_file())
-        else:
-            found.append(path)
-    return found
+
+def picture_loader(
+    card: ModelCard, pictures: PictureRows, device_batch_size: int, num_workers: int | None
+) -> EvalLoader:
+    """Return a loader that makes *pictures* ready for a model, and leaves out those it cannot."""
+    return EvalLoader(
+        pictures,
+        eval_transform(card.eval_settings),
+        device_batch_size=device_batch_size,
+        num_workers=len(os.sched_getaffinity(0)) if num_workers is None else num_workers,
+        on_bad_image="skip",
+    )
 
 
 def eval_transform(settings: EvalSettings) -> EvalTransform:
@@ -106,41 +117,53 @@ def eval_transform(settings: EvalSettings) -> EvalTransform:
     )
 
 
-def _chunks(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
-    while chunk := list(islice(paths, size)):
-        yield chunk
-
-
-def _open(path: Path, transform: EvalTransform) -> Pixels | str:
-    """Return the pixels of a picture, or what is wrong with it."""
-    try:
-        return transform(decode_rgb(path.read_bytes()))
-    except ImageError as error:
-        return error.message
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _top_scores(
-    model: VisionTransformer,
+@torch.inference_mode()
+def class_scores(
+    model: ImageClassifier,
     card: ModelCard,
-    pictures: list[Pixels],
-    top_k: int,
-) -> Iterator[tuple[ClassScore, ...]]:
-    if not pictures:
-        return
-    settings = card.eval_settings
-    images_BCHW = torch.from_numpy(np.stack(pictures)).to(model.pos_embed.device)
-    logits_BK = model(normalise(images_BCHW, settings.mean, settings.std))
-    top = probabilities(logits_BK, card).topk(min(top_k, len(card.classes)))
-    for scores, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        yield tuple(
-            ClassScore(index, card.classes.wnids[index], card.classes.names[index], score)
+    images_BCHW: Tensor,
+    precision: Precision = "fp32",
+) -> Tensor:
+    """Return probabilities_BK of uint8 images that are ready for the model."""
+    settings, device = card.eval_settings, model.pos_embed.device
+    with autocast(device, precision):
+        logits_BK = model(normalise(images_BCHW.to(device), settings.mean, settings.std))
+    return probabilities(logits_BK, card.activation)
+
+
+def select(
+    probabilities_BK: Tensor, card: ModelCard, selection: Selection
+) -> list[tuple[ClassScore, ...]]:
+    """Return the classes that each picture gets, best first."""
+    most = selection.top_k or len(card.classes)
+    if selection.threshold > 0:
+        most = min(most, int((probabilities_BK >= selection.threshold).sum(1).max()))
+    top = probabilities_BK.topk(min(most, len(card.classes)))
+    wnids, names = card.classes.wnids, card.classes.names
+    return [
+        tuple(
+            ClassScore(index, wnids[index], names[index], score)
             for score, index in zip(scores, ids, strict=True)
+            if score >= selection.threshold
         )
+        for scores, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
 
 
-def probabilities(logits_BK: Tensor, card: ModelCard) -> Tensor:
-    """Return the probabilities that *logits_BK* mean, float32: sigmoid or softmax."""
-    logits_BK = logits_BK.float()
-    return logits_BK.sigmoid() if card.activation == "sigmoid" else logits_BK.softmax(dim=1)
+def _scores(
+    model: ImageClassifier,
+    card: ModelCard,
+    images_BCHW: Tensor,
+    selection: Selection,
+    precision: Precision,
+) -> list[tuple[ClassScore, ...]]:
+    return select(class_scores(model, card, images_BCHW, precision), card, selection)
+
+
+def _problems(
+    pictures: PictureRows, loader: EvalLoader, rows: Iterable[int]
+) -> Iterator[Prediction]:
+    """Yield what is wrong with the pictures that the loader left out."""
+    for row in rows:
+        path = pictures.path(row)
+        yield Prediction(Path(path), (), loader.skipped[path])
