@@ -1,0 +1,137 @@
+"""What a Vision Transformer looks at: attention rollout, and which positions it takes for alike.
+
+Dimensions: B images, A heads, N tokens, P patches, D width, E width of a head.
+"""
+
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.data.decode import decode_rgb
+from vit21k.errors import UsageError
+from vit21k.inference.evaluate import normalise
+from vit21k.inference.predict import ClassScore, Selection, class_scores, eval_transform, select
+from vit21k.models.base import ImageClassifier
+from vit21k.models.layers import Attention
+from vit21k.models.vit import VisionTransformer
+
+
+class Explanation(NamedTuple):
+    """What there is to see of one picture.
+
+    Attributes:
+        image_CHW: The picture as the model saw it, uint8.
+        rollout: From `attention_rollout`, (rows, columns).
+        similarity: From `position_similarity`, (patches, rows, columns).
+        best: The top class.
+    """
+
+    image_CHW: NDArray[np.uint8]
+    rollout: NDArray[np.float32]
+    similarity: NDArray[np.float32]
+    best: ClassScore
+
+
+def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanation:
+    """Explain the picture whose file holds *content*.
+
+    Raises:
+        ImageError: It cannot be decoded.
+        UsageError: The model is no plain Vision Transformer.
+    """
+    settings = card.eval_settings
+    image_CHW = eval_transform(settings)(decode_rgb(content))
+    images_BCHW = torch.from_numpy(image_CHW)[None]
+    x_BCHW = normalise(images_BCHW.to(model.pos_embed.device), settings.mean, settings.std)
+    ((best,),) = select(class_scores(model, card, images_BCHW), card, Selection(top_k=1))
+    return Explanation(
+        image_CHW,
+        attention_rollout(model, x_BCHW)[0].cpu().numpy(),
+        position_similarity(model).cpu().numpy(),
+        best,
+    )
+
+
+@torch.inference_mode()
+def attention_rollout(model: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Return how much each patch flows into what the head reads, (B, rows, columns).
+
+    The attention of every block, mean over its heads, is mixed half and half with the identity
+    (the residual path), and multiplied up from the first block to the last.  What flows into the
+    class token is then the row of that token; with mean pooling, the mean of the rows of all
+    patches.  The values of an image sum to 1, but for what the class token keeps to itself.
+
+    Args:
+        model: In eval mode.
+        images_BCHW: Normalised.
+
+    Raises:
+        UsageError: The model is no plain Vision Transformer.
+
+    Source: Abnar & Zuidema, "Quantifying attention flow in transformers", arXiv:2005.00928.
+    """
+    model = _vision_transformer(model)
+    flow_BNN = None
+    for attention_BANN in attention_maps(model, images_BCHW):
+        mean_BNN = attention_BANN.mean(dim=1)
+        mixed_BNN = (mean_BNN + torch.eye(mean_BNN.shape[-1], device=mean_BNN.device)) / 2
+        flow_BNN = mixed_BNN if flow_BNN is None else mixed_BNN @ flow_BNN
+    if flow_BNN is None:
+        raise UsageError("the model has no blocks, and so no attention")
+    first = model.num_prefix_tokens
+    read_BN = flow_BNN[:, 0] if model.global_pool == "token" else flow_BNN[:, first:].mean(dim=1)
+    return read_BN[:, first:].unflatten(1, model.grid_size)
+
+
+@torch.inference_mode()
+def attention_maps(model: VisionTransformer, images_BCHW: Tensor) -> list[Tensor]:
+    """Return the attention weights (B, A, N, N) of each block, first block first."""
+    maps: list[Tensor] = []
+
+    def keep(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(attention, Attention):
+            maps.append(_weights(attention, arguments[0]))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                hooks.callback(module.register_forward_pre_hook(keep).remove)
+        model.forward_features(images_BCHW)
+    return maps
+
+
+@torch.inference_mode()
+def position_similarity(model: nn.Module) -> Tensor:
+    """Return the cosine similarity of every patch's position to every other's, (P, rows, columns).
+
+    Raises:
+        UsageError: The model is no plain Vision Transformer.
+    """
+    model = _vision_transformer(model)
+    positions_PD = model.pos_embed[0, model.num_prefix_tokens :].float()
+    unit_PD = nn.functional.normalize(positions_PD, dim=1)
+    return (unit_PD @ unit_PD.T).unflatten(1, model.grid_size)
+
+
+def _weights(attention: Attention, x_BND: Tensor) -> Tensor:
+    """Return the attention weights (B, A, N, N) of normalised tokens."""
+    q_BND, k_BND, _ = attention.qkv(x_BND).chunk(3, dim=-1)
+    q_BANE, k_BANE = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q_BND, k_BND)
+    )
+    scale = q_BANE.shape[-1] ** -0.5
+    return (q_BANE @ k_BANE.transpose(-1, -2) * scale).softmax(dim=-1)
+
+
+def _vision_transformer(model: nn.Module) -> VisionTransformer:
+    if not isinstance(model, VisionTransformer):
+        raise UsageError(
+            f"attention rollout is for Vision Transformers, not for {type(model).__name__}",
+            hint="its tokens are pooled on the way, so that they are no longer the patches",
+        )
+    return model
