@@ -1,0 +1,252 @@
+"""A real server on loopback and real clients; the model is small."""
+
+import http.client
+import io
+import json
+import socket
+import struct
+import threading
+import zlib
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+from small_run import save_run  # noqa: E402
+
+from vit21k.checkpoint.load import load_model  # noqa: E402
+from vit21k.errors import UsageError  # noqa: E402
+from vit21k.inference.files import Files  # noqa: E402
+from vit21k.inference.predict import predict  # noqa: E402
+from vit21k.serving.app import Service  # noqa: E402
+from vit21k.serving.batcher import Batcher  # noqa: E402
+from vit21k.serving.limits import Limits  # noqa: E402
+from vit21k.serving.server import bind, score_with, web_server  # noqa: E402
+
+LIMITS = Limits(max_body_bytes=20_000, max_pixels=10_000, max_in_flight=4, body_seconds=0.5)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_model(save_run(tmp_path_factory.mktemp("run")))
+
+
+@contextmanager
+def running(card, score, limits=LIMITS):
+    batcher = Batcher(score, max_batch_size=8, max_wait_seconds=0.005)
+    service = Service(card, batcher, limits)
+    listening = bind("127.0.0.1", 0)
+    server = web_server(service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield service, listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port(loaded):
+    with running(loaded[1], score_with(*loaded, "fp32")) as (_, port):
+        yield port
+
+
+def picture(seed=0, size=(20, 30), kind="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
+
+
+def bomb(width=50_000, height=50_000):
+    """A PNG of 200 bytes that says it has 2.5 gigapixels."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(99)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def request(port, method="POST", path="/predict", body=None, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.read(), response.headers
+    finally:
+        connection.close()
+
+
+def told(answer):
+    status, content, _ = answer
+    return status, json.loads(content)
+
+
+def test_a_picture_gets_what_predict_says_of_it(port, loaded):
+    content = picture()
+    (wanted,) = predict(*loaded, Files(["-"], {0: content}), top_k=2)
+
+    status, answer = told(request(port, path="/predict?top_k=2", body=content))
+
+    assert status == 200
+    for found, score in zip(answer["top"], wanted.top, strict=True):
+        assert found.pop("probability") == pytest.approx(score.probability, abs=1e-6)
+        assert found == {
+            name: value for name, value in score._asdict().items() if name != "probability"
+        }
+
+
+def test_a_threshold_is_kept(port):
+    _, everything = told(request(port, body=picture()))
+    _, some = told(request(port, path="/predict?threshold=0.5", body=picture()))
+    _, none = told(request(port, path="/predict?threshold=1", body=picture()))
+
+    assert some["top"] == [row for row in everything["top"] if row["probability"] >= 0.5]
+    assert none["top"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "message"),
+    [
+        (b"", 400, "empty", "the body is empty"),
+        (b"no picture", 422, "bad_image", "not an image of a known format"),
+        (picture()[:200], 422, "bad_image", "cannot be decoded"),
+        (picture(size=(101, 100)), 413, "too_large", "larger than 0.02 MB"),
+        (picture(size=(1, 10_001), kind="GIF"), 422, "bad_image", "10001 x 1 pixels"),
+        (bomb(8000, 8000), 422, "bad_image", "8000 x 8000 pixels are more than 10,000"),
+        (bomb(), 422, "bad_image", "decompression bomb"),
+    ],
+)
+def test_a_bad_picture_is_refused_with_its_reason(port, body, status, kind, message):
+    found, answer = told(request(port, body=body))
+
+    assert (found, answer["error"]["kind"]) == (status, kind)
+    assert message in answer["error"]["message"]
+    assert request(port, body=picture())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/predict", 405, "wrong_method"),
+        ("PUT", "/", 405, "wrong_method"),
+        ("GET", "/../etc/passwd", 404, "not_found"),
+        ("POST", "/predict?top_k=0", 400, "bad_parameter"),
+        ("POST", "/predict?top_k=many", 400, "bad_parameter"),
+        ("POST", "/predict?threshold=nan", 400, "bad_parameter"),
+        ("POST", "/predict?threshold=2", 400, "bad_parameter"),
+    ],
+)
+def test_other_requests_are_refused_as_json(port, method, path, status, kind):
+    found, answer = told(request(port, method, path, body=picture()))
+
+    assert (found, answer["error"]["kind"]) == (status, kind)
+
+
+def test_a_form_is_told_how_to_send_the_file(port):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+
+    status, answer = told(request(port, body=b"--x", headers=headers))
+
+    assert status == 415
+    assert "--data-binary" in answer["error"]["message"]
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(port):
+    status, answer = told(request(port, body=iter([b"x" * 5_000] * 5)))
+
+    assert (status, answer["error"]["kind"]) == (413, "too_large")
+
+
+def test_a_client_that_sends_too_slowly_is_not_waited_for(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow")
+        answer = client.recv(4096)
+
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"kind":"too_slow"' in answer
+
+
+def test_clients_that_go_away_or_talk_nonsense_harm_nobody(port):
+    for sent in (
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab",
+        b"\0\xff\n\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(sent)
+
+    assert request(port, body=picture())[0] == 200
+
+
+def test_health_and_the_page(port, loaded):
+    status, health = told(request(port, "GET", "/health"))
+    page_status, page, headers = request(port, "GET", "/")
+
+    assert (status, health["status"], health["num_classes"]) == (200, "ok", 3)
+    assert health["model"] == loaded[1].name
+    assert page_status == 200
+    assert b"Drop a picture here" in page
+    assert headers["content-type"].startswith("text/html")
+    assert "http" not in page.decode()  # it needs nothing from elsewhere
+
+
+def test_more_requests_than_fit_are_told_to_come_back(loaded):
+    model_may_go = threading.Event()
+    plain = score_with(*loaded, "fp32")
+
+    def slow(images):
+        assert model_may_go.wait(10)
+        return plain(images)
+
+    with running(loaded[1], slow) as (service, port):
+        answers = []
+        clients = [
+            threading.Thread(target=lambda: answers.append(request(port, body=picture())))
+            for _ in range(4)
+        ]
+        for client in clients:
+            client.start()
+        while service.counts.num_in_flight < 4:
+            threading.Event().wait(0.005)
+        status, answer = told(turned_away := request(port, body=picture()))
+        model_may_go.set()
+        for client in clients:
+            client.join(10)
+
+    assert (status, answer["error"]["kind"]) == (503, "busy")
+    assert turned_away[2]["Retry-After"] == "1"
+    assert [status for status, _, _ in answers] == [200] * 4
+    assert (service.counts.num_predicted, service.counts.num_refused) == (4, 1)
+
+
+def test_a_model_that_fails_is_an_internal_error(loaded, caplog):
+    def broken(_images):
+        raise RuntimeError("out of memory")
+
+    with running(loaded[1], broken) as (_, port):
+        status, answer = told(request(port, body=picture()))
+        alive = request(port, "GET", "/health")[0]
+
+    assert (status, answer["error"]["kind"], alive) == (500, "internal", 200)
+    assert "memory" not in answer["error"]["message"]
+
+
+def test_a_port_that_is_taken_is_named():
+    with bind("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="cannot listen"):
+        bind("127.0.0.1", taken.getsockname()[1])

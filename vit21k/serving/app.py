@@ -1,0 +1,162 @@
+"""The web application: ``POST /predict``, ``GET /health``, and a page to drop a picture on."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.data.decode import decode_rgb
+from vit21k.errors import ImageError
+from vit21k.inference.predict import ClassScore, Selection, eval_transform, select
+from vit21k.serving.batcher import Batcher, Pixels
+from vit21k.serving.limits import Limits, RefusedError, read_body, read_number
+
+_TOP_K = 5
+_BUSY = 503
+_PATHS = ("/", "/health", "/predict")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass
+class Counts:
+    """What has happened so far.
+
+    Attributes:
+        num_predicted: Requests that were answered with a prediction.
+        num_refused: Those that were refused, for whatever reason.
+        num_in_flight: Those that are being worked on.
+    """
+
+    num_predicted: int = 0
+    num_refused: int = 0
+    num_in_flight: int = 0
+
+
+class Service:
+    """The model behind the routes.
+
+    Args:
+        card: What is known of the model.
+        batcher: Computes.
+        limits: What is taken from strangers.
+    """
+
+    def __init__(self, card: ModelCard, batcher: Batcher, limits: Limits) -> None:
+        self.counts = Counts()
+        self._card = card
+        self._batcher = batcher
+        self._limits = limits
+        self._transform = eval_transform(card.eval_settings)
+        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+        self._page = files("vit21k.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    def app(self) -> Starlette:
+        """Return the application."""
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/health", self.health),
+                Route("/predict", self.predict, methods=["POST"]),
+            ],
+            exception_handlers={404: _no_route, 405: _no_route, Exception: _failed},
+            lifespan=self._lifespan,
+        )
+
+    async def page(self, _request: Request) -> Response:
+        """Answer with the page to drop a picture on."""
+        return HTMLResponse(self._page, headers=_HEADERS)
+
+    async def health(self, _request: Request) -> Response:
+        """Answer with what is served, and how it goes."""
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": self._card.name,
+                "num_classes": len(self._card.classes),
+                "img_size": self._card.eval_settings.img_size,
+                "num_predicted": self.counts.num_predicted,
+                "num_refused": self.counts.num_refused,
+                "num_in_flight": self.counts.num_in_flight,
+                "num_batches": self._batcher.num_batches,
+            }
+        )
+
+    async def predict(self, request: Request) -> Response:
+        """Answer with the top classes of the picture in the body."""
+        try:
+            with self._counted():
+                top = await self._top(request)
+        except RefusedError as refusal:
+            return _error(refusal.status, refusal.kind, refusal.message)
+        return JSONResponse({"top": [score._asdict() for score in top]})
+
+    async def _top(self, request: Request) -> tuple[ClassScore, ...]:
+        asked = request.query_params
+        most = len(self._card.classes)
+        top_k = read_number(asked, "top_k", default=min(_TOP_K, most), low=1, high=most)
+        threshold = read_number(asked, "threshold", default=0, low=0, high=1)
+        content = await read_body(request, self._limits)
+        loop = asyncio.get_running_loop()
+        image_CHW = await loop.run_in_executor(self._decoders, self._decode, content)
+        scores_K = await self._batcher.score(image_CHW)
+        (top,) = select(scores_K[None], self._card, Selection(int(top_k), threshold))
+        return top
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        counts = self.counts
+        if counts.num_in_flight >= self._limits.max_in_flight:
+            counts.num_refused += 1
+            raise RefusedError(_BUSY, "busy", "too many requests at a time; try again in a second")
+        counts.num_in_flight += 1
+        try:
+            yield
+            counts.num_predicted += 1
+        except BaseException:
+            counts.num_refused += 1
+            raise
+        finally:
+            counts.num_in_flight -= 1
+
+    def _decode(self, content: bytes) -> Pixels:
+        try:
+            return self._transform(decode_rgb(content, max_pixels=self._limits.max_pixels))
+        except ImageError as error:
+            raise RefusedError(422, "bad_image", error.message) from error
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._batcher.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _error(status: int, kind: str, message: str) -> Response:
+    headers = {"Retry-After": "1"} if status == _BUSY else {}
+    return JSONResponse({"error": {"kind": kind, "message": message}}, status, headers)
+
+
+async def _no_route(request: Request, _reason: Exception) -> Response:
+    status, kind = (405, "wrong_method") if request.url.path in _PATHS else (404, "not_found")
+    asked = f"{request.method} {request.url.path[:100]}"
+    return _error(status, kind, f"no {asked}; there are GET /, GET /health, POST /predict")
+
+
+async def _failed(_request: Request, _reason: Exception) -> Response:
+    return _error(500, "internal", "the server failed; its log says how")

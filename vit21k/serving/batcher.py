@@ -1,0 +1,91 @@
+"""Single pictures -> batches: those that come while the model computes go together."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+Score = Callable[[Pixels], Tensor]
+"""uint8 images (B, 3, H, W) -> probabilities (B, K) on the CPU."""
+
+_Waiting = tuple[Pixels, "asyncio.Future[Tensor]"]
+
+
+class Batcher:
+    """Collects pictures until there are *max_batch_size*, or the first has waited long enough.
+
+    One thread computes; while it does, the next batch collects.
+
+    Args:
+        score: What computes.
+        max_batch_size: The most pictures in one call.
+        max_wait_seconds: How long a picture waits for others.
+
+    Attributes:
+        num_batches: Calls of *score* so far.
+        num_images: Pictures in them.
+    """
+
+    def __init__(self, score: Score, *, max_batch_size: int, max_wait_seconds: float) -> None:
+        self.num_batches = 0
+        self.num_images = 0
+        self._score = score
+        self._max_batch_size = max_batch_size
+        self._max_wait_seconds = max_wait_seconds
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "model")
+
+    async def score(self, image_CHW: Pixels) -> Tensor:
+        """Return the probabilities (K,) of a picture; needs `run` to be running.
+
+        Raises:
+            Exception: What computing its batch raised.
+        """
+        answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((image_CHW, answer))
+        return await answer
+
+    async def run(self) -> None:
+        """Answer pictures, batch after batch, until this is cancelled."""
+        try:
+            while True:
+                await self._answer(await self._collect())
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _collect(self) -> list[_Waiting]:
+        batch = [await self._queue.get()]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._max_wait_seconds
+        while len(batch) < self._max_batch_size:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    batch.append(await self._queue.get())
+            except TimeoutError:
+                break
+        return [waiting for waiting in batch if not waiting[1].cancelled()]
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        images_BCHW = np.stack([image_CHW for image_CHW, _ in batch])
+        loop = asyncio.get_running_loop()
+        try:
+            rows = await loop.run_in_executor(self._thread, self._score, images_BCHW)
+        except Exception as error:  # whoever asked is told; the next batch may be well
+            results: list[Tensor | Exception] = [error] * len(batch)
+        else:
+            results = list(rows)
+        self.num_batches += 1
+        self.num_images += len(batch)
+        for (_, answer), result in zip(batch, results, strict=True):
+            if answer.done():  # gone in the meantime
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
