@@ -33,10 +33,14 @@ NUM_FLIPS = 300
 def _value(dtype: pa.DataType, row: int) -> object:
     if pa.types.is_list(dtype):
         return [row % 2, 2][: 1 + row % 2]
+    if pa.types.is_boolean(dtype):
+        return row % 3 == 0
+    if pa.types.is_floating(dtype):
+        return row / 7
     if pa.types.is_integer(dtype):
         return row * 1_000_003
     if pa.types.is_fixed_size_binary(dtype):
-        return random.Random(row).randbytes(16)
+        return random.Random(row).randbytes(dtype.byte_width)
     return f"n{row % 3}/Größe {row}.JPEG"
 
 
@@ -160,18 +164,30 @@ def test_the_fingerprint_covers_rows_header_and_classes(tmp_path: Path) -> None:
 def test_another_kind_is_refused_with_the_command_that_makes_the_right_one(tmp_path: Path) -> None:
     write_manifest(_rows(TRAIN), TRAIN, tmp_path, HEADER, CLASSES)
 
-    with pytest.raises(ManifestError, match="kind train, version 1; expected images") as caught:
+    with pytest.raises(ManifestError, match="kind train, version 2; expected images") as caught:
         open_manifest(tmp_path / "train.parquet", IMAGES)
 
     assert caught.value.hint == "make it with `vit21k relabel`"
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    newer = ManifestKind(**{**vars(IMAGES), "version": 99})
-    write_manifest(_rows(IMAGES), newer, tmp_path, HEADER, CLASSES)
+    older = ManifestKind(**{**vars(IMAGES), "version": 1})
+    write_manifest(_rows(IMAGES), older, tmp_path, HEADER, CLASSES)
 
-    with pytest.raises(ManifestError, match="version 99; expected images, version"):
+    with pytest.raises(ManifestError, match="version 1; expected images, version 2") as caught:
         open_manifest(tmp_path, IMAGES)
+
+    assert caught.value.hint == "make it with `vit21k relabel`"
+
+
+def test_columns_that_may_be_null_need_not_be_given(tmp_path: Path) -> None:
+    given = ["path", "wnid", "digest"]
+
+    write_manifest(_rows(DIGESTS).select(given), DIGESTS, tmp_path, HEADER)
+
+    rows = read_manifest(tmp_path, DIGESTS)
+    assert rows.select(given).equals(_rows(DIGESTS).select(given))
+    assert all(rows[name].null_count == 20 for name in rows.schema.names if name not in given)
 
 
 def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:

@@ -37,8 +37,6 @@ def test_a_line_is_a_row() -> None:
         {
             "path": "images/n1/x.jpg",
             "wnid": "n1",
-            "num_bytes": None,
-            "mtime_ns": None,
             "digest": bytes.fromhex(MD5),
         }
     ]

@@ -52,11 +52,24 @@ _KEPT_PATH = _column(
     "POSIX path of the kept file: the first with this content, in digests order.",
 )
 _WNID = _column("wnid", pa.string(), "Name of the folder the file lies in: its class.")
-_NUM_BYTES = _column("num_bytes", pa.int64(), "Size of the file in bytes; null if it was imported.")
 _DIGEST = _column(
     "digest",
     pa.binary(DIGEST_BYTES),
-    "Digest of the file's bytes, by the algorithm named in the metadata.",
+    "Digest of the file's bytes, by the algorithm named in the metadata; null if a quick run has "
+    "proven without reading all of it that no other file is equal.",
+)
+_ARCHIVE = _column(
+    "archive",
+    pa.string(),
+    "POSIX path of the tar that holds the file, relative to the image root; null for a plain file.",
+)
+_OFFSET = _column(
+    "offset", pa.int64(), "Where its bytes begin in the archive; null for a plain file."
+)
+_MEMBER_BYTES = _column(
+    "num_bytes",
+    pa.int64(),
+    "How many bytes it has in the archive; null for a plain file, whose size the system knows.",
 )
 _LABEL_IDS = _column(
     "label_ids",
@@ -64,22 +77,57 @@ _LABEL_IDS = _column(
     "Class indices of the picture, ascending, without repeats; rows of classes.parquet.",
 )
 
+_MAY_BE_NULL_IN_PICTURES = frozenset({"digest", "num_bytes", "archive", "offset"})
+
 DIGESTS = ManifestKind(
     name="digests",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             _PATH,
             _WNID,
-            _NUM_BYTES,
+            _column("num_bytes", pa.int64(), "Size of the file in bytes; null if imported."),
             _column("mtime_ns", pa.int64(), "Modification time, ns since 1970; null if imported."),
             _DIGEST,
+            _column(
+                "content_digest",
+                pa.binary(DIGEST_BYTES),
+                "xxh3_128 of a JPEG without its metadata (comments, EXIF) and what follows it; "
+                "null for what is no JPEG, or was not read to its end.",
+            ),
+            _column(
+                "probe",
+                pa.binary(DIGEST_BYTES),
+                "xxh3_128 of the first and the last 4,096 bytes; quick runs only.",
+            ),
+            _column("format", pa.string(), "What the first bytes say it is; null if not read."),
+            _column("width", pa.int32(), "Pixels; null if its header does not say."),
+            _column("height", pa.int32(), "Pixels; null if its header does not say."),
+            _column("components", pa.int32(), "Colour components; null if it does not say."),
+            _column("has_end", pa.bool_(), "Whether the end marker was seen; null if not looked."),
+            _ARCHIVE,
+            _OFFSET,
         ]
     ),
     row="file",
     order="by path, byte by byte; or the order of an imported md5sum file",
     made_by="vit21k hash <image root>",
-    may_be_null=frozenset({"num_bytes", "mtime_ns"}),
+    may_be_null=frozenset(
+        {
+            "num_bytes",
+            "mtime_ns",
+            "digest",
+            "content_digest",
+            "probe",
+            "format",
+            "width",
+            "height",
+            "components",
+            "has_end",
+            "archive",
+            "offset",
+        }
+    ),
 )
 
 PROBLEMS = ManifestKind(
@@ -99,29 +147,44 @@ PROBLEMS = ManifestKind(
 
 IMAGES = ManifestKind(
     name="images",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             _DIGEST,
             _KEPT_PATH,
-            _NUM_BYTES,
+            _MEMBER_BYTES,
             _LABEL_IDS,
             _column("num_files", pa.int64(), "How many files have this content."),
+            _ARCHIVE,
+            _OFFSET,
         ]
     ),
     row="picture (distinct content)",
     order="by first label id; ties in digests order",
     made_by="vit21k relabel",
-    may_be_null=frozenset({"num_bytes"}),
+    may_be_null=_MAY_BE_NULL_IN_PICTURES,
 )
 
 COPIES = ManifestKind(
     name="copies",
-    version=1,
-    schema=pa.schema([_DIGEST, _PATH, _WNID]),
+    version=2,
+    schema=pa.schema(
+        [
+            _column(
+                "digest",
+                pa.binary(DIGEST_BYTES),
+                "Digest of the kept file: that of the picture in images.parquet.",
+            ),
+            _PATH,
+            _WNID,
+            _ARCHIVE,
+            _OFFSET,
+        ]
+    ),
     row="file that was merged into another",
     order="in digests order",
     made_by="vit21k relabel",
+    may_be_null=frozenset({"archive", "offset"}),
 )
 
 CLASSES = ManifestKind(
@@ -143,28 +206,152 @@ CLASSES = ManifestKind(
     may_be_null=frozenset({"name"}),
 )
 
-_SPLIT_SCHEMA = pa.schema([_DIGEST, _KEPT_PATH, _NUM_BYTES, _LABEL_IDS])
+_SPLIT_SCHEMA = pa.schema([_DIGEST, _KEPT_PATH, _MEMBER_BYTES, _LABEL_IDS, _ARCHIVE, _OFFSET])
 
 TRAIN = ManifestKind(
     name="train",
-    version=1,
+    version=2,
     schema=_SPLIT_SCHEMA,
     row="picture to train on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=frozenset({"num_bytes"}),
+    may_be_null=_MAY_BE_NULL_IN_PICTURES,
 )
 VAL = ManifestKind(
     name="val",
-    version=1,
+    version=2,
     schema=_SPLIT_SCHEMA,
     row="picture to validate on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=frozenset({"num_bytes"}),
+    may_be_null=_MAY_BE_NULL_IN_PICTURES,
 )
 
-KINDS = {kind.name: kind for kind in (DIGESTS, PROBLEMS, IMAGES, COPIES, CLASSES, TRAIN, VAL)}
+FINGERPRINTS = ManifestKind(
+    name="fingerprints",
+    version=1,
+    schema=pa.schema(
+        [
+            _column(
+                "digest",
+                pa.binary(DIGEST_BYTES),
+                "Digest of the file's bytes, by the algorithm named in the metadata; null if it "
+                "could not be read.",
+            ),
+            _column(
+                "pixel_digest",
+                pa.binary(DIGEST_BYTES),
+                "xxh3_128 of the size and the decoded RGB pixels; null if it cannot be decoded.",
+            ),
+            _column(
+                "thumb",
+                pa.binary(1024),
+                "32 x 32 luma values, row by row; null if it cannot be decoded.",
+            ),
+            _column("problem", pa.string(), "Why it cannot be decoded; null if it can."),
+        ]
+    ),
+    row="picture",
+    order="in images order",
+    made_by="vit21k leaks",
+    may_be_null=frozenset({"digest", "pixel_digest", "thumb", "problem"}),
+)
+
+_PAIR_SCHEMA = pa.schema(
+    [
+        _column("digest", pa.binary(DIGEST_BYTES), "Digest of the picture's file."),
+        _KEPT_PATH,
+        _column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other picture's file."),
+        _column("other_path", pa.string(), "Path of the other, relative to its own root."),
+        _column("level", pa.string(), "`exact`: same bytes; `pixel`: same pixels; `near`."),
+        _column("distance", pa.int64(), "In how many of 256 bits the hashes differ, 0 to 256."),
+        _column("similarity", pa.float64(), "Of the thumbnails' detail: 1 the same, 0 unrelated."),
+    ]
+)
+
+LEAKS = ManifestKind(
+    name="leaks",
+    version=1,
+    schema=_PAIR_SCHEMA,
+    row="training picture and a picture of an evaluation set that are the same",
+    order="by level, the most alike first",
+    made_by="vit21k leaks",
+)
+NEAR_DUPLICATES = ManifestKind(
+    name="near_duplicates",
+    version=1,
+    schema=_PAIR_SCHEMA,
+    row="two pictures of the set that are the same but for their bytes",
+    order="by level, the most alike first",
+    made_by="vit21k labels near-duplicates",
+)
+
+EXPANDED = ManifestKind(
+    name="expanded",
+    version=1,
+    schema=pa.schema(
+        [
+            *_SPLIT_SCHEMA,
+            _column(
+                "hypernym_ids",
+                pa.list_(pa.int64()),
+                "Class indices of what its labels are a kind of, without the labels themselves; "
+                "ascending, without repeats.",
+            ),
+        ]
+    ),
+    row="picture",
+    order="in images order",
+    made_by="vit21k labels expand",
+    may_be_null=_MAY_BE_NULL_IN_PICTURES,
+)
+
+CONFLICTS = ManifestKind(
+    name="conflicts",
+    version=1,
+    schema=pa.schema(
+        [
+            *_SPLIT_SCHEMA,
+            _column(
+                "relation",
+                pa.string(),
+                "How the two of its labels that fit least relate: `far`, `unknown`, `near`, "
+                "`siblings` or `ancestor`.",
+            ),
+            _column("first_id", pa.int64(), "Class index of the one, the smaller."),
+            _column("second_id", pa.int64(), "Class index of the other."),
+            _column(
+                "common_wnid",
+                pa.string(),
+                "Their lowest common ancestor in WordNet, perhaps one of them; null if unknown.",
+            ),
+            _column("common_depth", pa.int64(), "Steps from `entity` to it; -1 if unknown."),
+            _column("distance", pa.int64(), "Steps between them through it; -1 if unknown."),
+        ]
+    ),
+    row="picture with several labels",
+    order="by relation as listed, then what has least in common first",
+    made_by="vit21k labels conflicts",
+    may_be_null=_MAY_BE_NULL_IN_PICTURES | {"common_wnid"},
+)
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        DIGESTS,
+        PROBLEMS,
+        IMAGES,
+        COPIES,
+        CLASSES,
+        TRAIN,
+        VAL,
+        FINGERPRINTS,
+        LEAKS,
+        NEAR_DUPLICATES,
+        EXPANDED,
+        CONFLICTS,
+    )
+}
 """Every kind of manifest by its name, in the order they are made."""
 
 PICTURE_KINDS = (IMAGES, TRAIN, VAL)

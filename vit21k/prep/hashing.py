@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from vit21k.archives.part import ArchivePart
 from vit21k.errors import ImageTreeError
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import ManifestWriter, manifest_writer
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.prep.archive_parts import with_parts
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
 from vit21k.prep.places import image_root, refuse_inside
 from vit21k.prep.shards import OPTION, Shard
@@ -32,6 +35,9 @@ from vit21k.prep.walk import Chunk, walk
 DEFAULT_ALGORITHM = "xxh3_128"
 DEFAULT_NUM_WORKERS = 16
 """More than there are cores: the workers of a cold run mostly wait for the disk."""
+
+ARCHIVE_OPTION = "archive"
+"""Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
 
 _CHUNKS_PER_WORKER = 4
 _BATCH_ROWS = 16_384
@@ -80,7 +86,7 @@ def hash_tree(
     """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
 
     Args:
-        root: The image root; opened read-only.
+        root: The image root, or an archive; opened read-only.
         manifests: Folder to write to; not below *root*.
         algorithm: A key of `digest.ALGORITHMS`.
         num_workers: Threads that read and digest.
@@ -95,10 +101,12 @@ def hash_tree(
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
-    root = image_root(root)
+    root, archive = image_root(root)
     root_text = os.fsencode(root).decode("utf-8", "surrogateescape")
     refuse_inside(manifests, str(root))
-    options = {"follow_symlinks": follow_symlinks, **({OPTION: str(shard)} if shard else {})}
+    options: dict[str, Any] = {"follow_symlinks": follow_symlinks}
+    options |= {OPTION: str(shard)} if shard else {}
+    options |= {ARCHIVE_OPTION: archive} if archive else {}
     header = Header(algorithm=algorithm, root=root_text, options=options)
     summary = HashSummary()
     row_group_rows = shard.row_group_rows if shard else None
@@ -114,7 +122,7 @@ def hash_tree(
         )
         chunks = walk(digester.root, follow_symlinks=follow_symlinks)
         if shard:
-            chunks = (chunk for chunk in chunks if shard.has(chunk.folder))
+            chunks = (chunk for chunk in chunks if shard.has(chunk.unpacked or chunk.folder))
         for chunk in (engine or digest_in_threads)(digester, chunks, num_workers):
             _count(chunk, summary)
             rows.add(chunk)
@@ -123,6 +131,21 @@ def hash_tree(
         if not shard:
             _refuse_nothing(summary, root)
     return summary
+
+
+def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[Chunk]:
+    """Yield what there is to digest, in path order.
+
+    Args:
+        digester: Whose root it lies below.
+        archive: Name of the one file of the root that counts, instead of a tree.
+    """
+    if archive is None:
+        chunks = walk(digester.root, follow_symlinks=digester.follow_symlinks)
+    else:
+        name = os.fsencode(archive)
+        chunks = iter([Chunk(b"", [], 1.0, ArchivePart(name, name, b""))])
+    return with_parts(chunks, digester.root, flags=digester.file_flags)
 
 
 Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]]
@@ -205,6 +228,14 @@ def _digest_rows(chunks: list[DigestedChunk]) -> pa.Table:
             "mtime_ns": [file.mtime_ns for file in files],
             "digest": pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(DIGEST_BYTES), len(files), [None, digests]
+            ),
+            "archive": pa.array(
+                [name for chunk in chunks for name in [chunk.archive] * len(chunk.files)],
+                pa.string(),
+            ),
+            "offset": pa.array(
+                [at for chunk in chunks for at in chunk.offsets or [None] * len(chunk.files)],
+                pa.int64(),
             ),
         },
     )

@@ -23,7 +23,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
-from vit21k.manifest.schema import DIGESTS
 from vit21k.prep.picture_rows import as_digests
 
 HINT = "it must be all of what `md5sum FILE...`, or `md5sum -z FILE...`, has printed"
@@ -119,9 +118,13 @@ class _Block:
         digests = self._digests()
         path_B = self._paths(prefix)
         folder_B, slash_B = self._class_folders(path_B)
-        nulls = pa.nulls(len(path_B), pa.int64())
-        texts = [self._texts(path_B, self._stop_B), self._texts(folder_B, slash_B)]
-        return pa.table([*texts, nulls, nulls, digests], schema=DIGESTS.schema)
+        return pa.table(
+            {
+                "path": self._texts(path_B, self._stop_B),
+                "wnid": self._texts(folder_B, slash_B),
+                "digest": digests,
+            }
+        )
 
     def _without_escapes(self, block: bytes) -> bytes:
         """Return the lines with what is escaped put back, each ended by NUL."""

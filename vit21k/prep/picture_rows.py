@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.manifest.io import Manifest
@@ -47,7 +48,7 @@ class RowSource:
     def _files(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield a row group of paths and sizes at a time, with the number of its first row."""
         start = 0
-        for files in self.digests.batches(["path", "num_bytes"]):
+        for files in self.digests.batches(["path", "num_bytes", "archive", "offset"]):
             yield start, files
             start += files.num_rows
 
@@ -60,9 +61,11 @@ class RowSource:
         columns = [
             as_digests(self.digests_N2[start:stop][is_kept]),
             kept["path"],
-            kept["num_bytes"],
+            pc.if_else(kept["archive"].is_valid(), kept["num_bytes"], None),
             label_ids,
             pa.array(num_files),
+            kept["archive"],
+            kept["offset"],
         ]
         return pa.table(columns, schema=IMAGES.schema)
 
@@ -74,6 +77,8 @@ class RowSource:
             as_digests(self.digests_N2[start:stop][is_copy]),
             files["path"].filter(pa.array(is_copy)),
             wnids.take(pa.array(self.pictures.label_N[start:stop][is_copy])),
+            files["archive"].filter(pa.array(is_copy)),
+            files["offset"].filter(pa.array(is_copy)),
         ]
         return pa.table(columns, schema=COPIES.schema)
 
