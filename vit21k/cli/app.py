@@ -11,13 +11,21 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import (
+    classes_commands,
     console,
     data_commands,
     demo_command,
     doctor_command,
-    inference_commands,
+    eval_command,
+    explain_command,
+    features_command,
+    labels_commands,
+    leaks_commands,
     list_commands,
+    models_command,
+    predict_command,
     recipe_commands,
+    serve_command,
     train_commands,
 )
 from vit21k.cli.help_text import join_paragraphs
@@ -102,10 +110,18 @@ def root(
 
 for _commands in (  # in the order of `--help`
     data_commands,
+    leaks_commands,
+    classes_commands,
+    labels_commands,
     list_commands,
     train_commands,
     recipe_commands,
-    inference_commands,
+    eval_command,
+    predict_command,
+    features_command,
+    explain_command,
+    serve_command,
+    models_command,
     demo_command,
     doctor_command,
 ):

@@ -26,3 +26,19 @@ def require_torch(command: str) -> None:
             f"`vit21k {command}` needs torch, which cannot be imported: {error}",
             hint=f"`vit21k doctor` looks closer; or install it anew: {INSTALL_TRAIN}",
         ) from error
+
+
+def require_serving(command: str) -> None:
+    """Check that *command* can import the web server.
+
+    Raises:
+        MissingExtraError: A part of it is not installed.
+    """
+    try:
+        for name in ("starlette", "uvicorn"):
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"`vit21k {command}` needs {error.name}, which is not installed",
+            hint="install it with: pip install 'vit21k[train,serve]'",
+        ) from error

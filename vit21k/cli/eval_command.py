@@ -1,0 +1,249 @@
+"""`eval`: measure a trained model."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
+from vit21k.cli.model_options import PANEL, DeviceBatchSize, RunPath, load
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.requires import require_torch
+from vit21k.errors import CheckpointError, ManifestError
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.data.batch_decoder import Batch
+    from vit21k.data.loader import EvalLoader
+    from vit21k.data.pictures import Pictures
+    from vit21k.distributed import World
+    from vit21k.inference.study import Plan, Study
+    from vit21k.manifest.classes import ClassList
+    from vit21k.manifest.io import Manifest
+    from vit21k.models.base import ImageClassifier
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to *app*."""
+    app.command("eval", rich_help_panel=PANEL)(eval_command)
+
+
+def eval_command(
+    run: RunPath,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A manifest of pictures; not --split.")
+    ] = None,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    split: Annotated[Literal["train", "val", "images"], typer.Option(help="Which one.")] = "val",
+    root: ImageRoot = None,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="For precision, recall and F1: what counts as predicted."),
+    ] = 0.5,
+    per_class: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a row for each class: .parquet or .csv."),
+    ] = None,
+    confusion: Annotated[
+        int, typer.Option(min=0, help="How many of the most confused pairs of classes to show.")
+    ] = 0,
+    tta: Annotated[
+        Literal["none", "hflip"],
+        typer.Option(help="hflip: mean of the logits of each picture and its mirror image."),
+    ] = "none",
+    real: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="real.json: ReaL labels of ImageNet-1k's val as well."),
+    ] = None,
+    device: Device = None,
+    device_batch_size: DeviceBatchSize = 64,
+    num_workers: NumWorkers = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Of the matrix products.")
+    ] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on a split, over exactly every image: loss, prec@1, top-5, mAP, F1.
+
+    prec@1: the top class is one of the image's labels; top5: one of the five is.
+    mAP and the macro means leave out classes without images here, and their number is shown;
+    mAP_error bounds what the binning of scores can do to mAP.
+    On a dummy split, whose images are also in train, they are `dummy_val/...`.
+
+    [bold]Examples[/bold]
+
+      vit21k eval runs/pretrain_l16_in21k --per-class classes.csv --confusion 20
+
+      vit21k eval runs/cifar10_cpu --manifest test_manifests/images.parquet --json
+
+      vit21k eval runs/finetune_l16_384_in1k --real real.json --tta hflip
+
+      torchrun --standalone --nproc-per-node=8 -m vit21k eval runs/pretrain_l16_in21k
+    """
+    require_torch("eval")
+    from vit21k.distributed import init_world
+    from vit21k.inference.class_table import check_table_path, write_class_table
+
+    if per_class is not None:
+        check_table_path(per_class)
+    source = _open_pictures(manifest, manifests, split)
+    plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
+    with closing(init_world(device_or_best(device))) as world:
+        model, card = load(run, device)
+        _check_classes(card, source, plan)
+        pictures = _pictures(source, root)
+        loader = _loader(card, pictures, world, device_batch_size, num_workers)
+        found = _study(model, card, pictures, loader, plan, world)
+        if world.rank:
+            return
+    if per_class is not None:
+        write_class_table(per_class, found.table, card.classes)
+    about = {"model": str(card.path), "manifest": str(source.path)}
+    _show(found, about, _prefix(source), card.classes, as_json=as_json)
+    console.done(
+        f"eval: {found.metrics['num_images']:,} images of `{source.path}`, model `{card.path}`; "
+        f"{len(card.classes):,} classes, {found.metrics['num_empty_classes']:,} of them without "
+        "images here and left out of the means over classes"
+    )
+
+
+def _plan(
+    threshold: float,
+    confusion: int,
+    real: Path | None,
+    *,
+    hflip: bool,
+    precision: Literal["fp32", "bf16"],
+) -> "Plan":
+    from vit21k.inference.real_labels import read_real_labels
+    from vit21k.inference.study import Plan
+
+    return Plan(
+        threshold=threshold,
+        num_confused=confusion,
+        real_labels=None if real is None else read_real_labels(real),
+        hflip=hflip,
+        precision=precision,
+    )
+
+
+def _open_pictures(manifest: Path | None, manifests: Path, split: str) -> "Manifest":
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import KINDS, PICTURE_KINDS
+
+    if manifest is not None:
+        source = open_manifest(manifest, *PICTURE_KINDS)
+    else:
+        source = open_manifest(manifests, KINDS[split])
+    if not source.num_rows:
+        raise ManifestError(f"`{source.path}` holds no pictures")
+    return source
+
+
+def _check_classes(card: "ModelCard", source: "Manifest", plan: "Plan") -> None:
+    """Refuse to measure a model on labels of another class list."""
+    from vit21k.inference.real_labels import check_classes
+
+    if plan.real_labels is not None:
+        check_classes(card.classes)
+    wanted = source.classes()
+    if card.classes.fingerprint == wanted.fingerprint:
+        return
+    raise CheckpointError(
+        f"the model in `{card.path}` is for other classes than `{source.path}`: "
+        f"{len(card.classes):,} classes, fingerprint {card.classes.fingerprint[:16]}, against "
+        f"{len(wanted):,} classes, fingerprint {wanted.fingerprint[:16]}",
+        hint="evaluate on manifests of the model's own class list, or fine-tune it on these: "
+        f"`vit21k train --stage finetune --init {card.path}`",
+    )
+
+
+def _pictures(source: "Manifest", root: Path | None) -> "Pictures":
+    from vit21k.data.pictures import Pictures
+
+    return Pictures.from_manifest(source, root)
+
+
+def _loader(
+    card: "ModelCard",
+    pictures: "Pictures",
+    world: "World",
+    device_batch_size: int,
+    num_workers: int | None,
+) -> "EvalLoader":
+    from vit21k.data.loader import EvalLoader
+    from vit21k.inference.predict import eval_transform
+
+    return EvalLoader(
+        pictures,
+        eval_transform(card.eval_settings),
+        device_batch_size=device_batch_size,
+        num_workers=workers_or_cores(num_workers),
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+
+
+def _study(
+    model: "ImageClassifier",
+    card: "ModelCard",
+    pictures: "Pictures",
+    loader: "EvalLoader",
+    plan: "Plan",
+    world: "World",
+) -> "Study":
+    from vit21k.inference.study import study
+
+    with loader, console.progress("eval", unit="images") as progress:
+        progress.total = len(pictures) // world.world_size
+        counted = _counted(loader, progress if world.rank == 0 else None)
+        return study(model, card, pictures, counted, plan, world=world)
+
+
+def _counted(loader: "EvalLoader", progress: console.Progress | None) -> "Iterator[Batch]":
+    for batch in loader:
+        yield batch
+        if progress:
+            progress.advance(len(batch.rows_B))
+
+
+def _prefix(source: "Manifest") -> str:
+    from vit21k.training.split_data import metric_prefix
+
+    return metric_prefix(source)
+
+
+def _show(
+    found: "Study",
+    about: dict[str, str],
+    prefix: str,
+    classes: "ClassList",
+    *,
+    as_json: bool,
+) -> None:
+    metrics = {f"{prefix}/{name}": value for name, value in found.metrics.items()}
+    metrics |= {f"real/{name}": value for name, value in found.real.items()}
+    confused = [
+        {
+            "label": classes.wnids[pair.label],
+            "predicted": classes.wnids[pair.predicted],
+            "num_images": pair.num_images,
+        }
+        for pair in found.confused
+    ]
+    if as_json:
+        extra = {"confused": confused} if confused else {}
+        console.print_json({**about, **metrics, **extra})
+        return
+    console.print_table(["metric", "value"], [[k, _in_words(v)] for k, v in metrics.items()])
+    if confused:
+        console.print_lines("")
+        rows = [[str(cell) for cell in pair.values()] for pair in confused]
+        console.print_table(["label", "taken for", "images"], rows)
+
+
+def _in_words(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,47 @@
+"""What the commands that use a trained model share: which one, and how it is loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.device_options import device_or_best
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.models.base import ImageClassifier
+
+PANEL = "Use a trained model"
+
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run (its newest checkpoint), a checkpoint, or a model folder."
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the matrix products; auto: bf16 on a GPU that has it."),
+]
+DeviceBatchSize = Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")]
+
+
+def load(run: Path, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
+    """Load the model of *run*; warn of what is wrong with newer checkpoints."""
+    from vit21k.checkpoint.load import load_model
+
+    model, card = load_model(run, device=device_or_best(device))
+    for warning in card.warnings:
+        console.warn(warning)
+    return model, card
+
+
+def precision_on(model: "ImageClassifier", precision: str) -> 'Literal["fp32", "bf16"]':
+    """Return what "auto" means where *model* is; "fp32" and "bf16" mean themselves."""
+    import torch
+
+    if precision == "auto":
+        on_gpu = model.pos_embed.device.type == "cuda"
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"

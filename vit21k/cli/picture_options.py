@@ -1,0 +1,80 @@
+"""Options of the commands that take pictures from anywhere: paths, a list of them, a manifest."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vit21k.errors import UsageError
+
+if TYPE_CHECKING:
+    from vit21k.data.rows import PictureRows
+
+PicturePaths = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[IMAGE]...",
+        help="Pictures, folders and tar archives of pictures, `archive.tar/member.jpg`; "
+        "- reads one picture from stdin.",
+    ),
+]
+PictureManifest = Annotated[
+    Path | None, typer.Option("--manifest", metavar="FILE", help="A manifest of pictures instead.")
+]
+PictureList = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-file", metavar="LIST", help="A file of paths instead, one a line; - is stdin."
+    ),
+]
+
+_STDIN = Path("-")
+
+
+def open_rows(
+    paths: list[Path] | None, manifest: Path | None, from_file: Path | None, root: Path | None
+) -> "PictureRows":
+    """Return the pictures that a user asks for.
+
+    Raises:
+        UsageError: None of the three ways is taken, or several are, or there are no pictures.
+        ManifestError: The manifest is missing, damaged or stale.
+        ImageTreeError: The image root of the manifest is not there.
+    """
+    if sum((bool(paths), manifest is not None, from_file is not None)) != 1:
+        raise UsageError(
+            "which pictures?", hint="give IMAGE..., or --manifest FILE, or --from-file LIST"
+        )
+    rows = _of_manifest(manifest, root) if manifest else _of_paths(paths or _listed(from_file))
+    if not len(rows):
+        where = manifest or from_file or ", ".join(f"`{path}`" for path in paths or [])
+        raise UsageError(f"no pictures in {where}")
+    return rows
+
+
+def _of_manifest(manifest: Path, root: Path | None) -> "PictureRows":
+    from vit21k.data.pictures import Pictures
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import PICTURE_KINDS
+
+    return Pictures.from_manifest(open_manifest(manifest, *PICTURE_KINDS), root)
+
+
+def _of_paths(paths: list[Path]) -> "PictureRows":
+    from vit21k.inference.files import Files, find_pictures
+
+    if _STDIN in paths:
+        if len(paths) > 1:
+            raise UsageError("- reads one picture from stdin, and takes no others beside it")
+        return Files(paths, {0: sys.stdin.buffer.read()})
+    return Files(find_pictures(paths))
+
+
+def _listed(from_file: Path | None) -> list[Path]:
+    if from_file == _STDIN:
+        content = sys.stdin.buffer.read()
+    else:
+        content = from_file.read_bytes() if from_file else b""
+    return [Path(os.fsdecode(line)) for line in content.splitlines() if line.strip()]

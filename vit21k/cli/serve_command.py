@@ -1,0 +1,86 @@
+"""`serve`: predictions over HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.device_options import Device
+from vit21k.cli.model_options import PANEL, Precision, RunPath, load, precision_on
+from vit21k.cli.requires import require_serving, require_torch
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to *app*."""
+    app.command("serve", rich_help_panel=PANEL)(serve_command)
+
+
+def serve_command(
+    run: RunPath,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 answers other machines too: there is no password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="The most pictures in one forward pass.")
+    ] = 32,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, help="How long a picture waits for others to join it.")
+    ] = 5,
+    max_body_mb: Annotated[
+        float, typer.Option(min=0.001, help="The largest file that is taken.")
+    ] = 10,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="The most pixels of a picture.")
+    ] = 25_000_000,
+    max_in_flight: Annotated[
+        int, typer.Option(min=1, help="Requests at a time; more are told to come back.")
+    ] = 128,
+    device: Device = None,
+    precision: Precision = "auto",
+) -> None:
+    """Answer predictions over HTTP, with a page to drop a picture on.
+
+    POST /predict with a picture's file as the body gives {"top": [...]}, GET /health how it goes,
+    and / is the page.  Pictures that come at the same time are computed together.  A bad one gets
+    {"error": {"kind", "message"}} and harms no other.  Ctrl-C ends it.
+
+    [bold]Examples[/bold]
+
+      vit21k serve runs/finetune_l16_384_in1k --port 8000
+
+      curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+    """
+    require_torch("serve")
+    require_serving("serve")
+    from vit21k.serving.app import Service
+    from vit21k.serving.batcher import Batcher
+    from vit21k.serving.limits import Limits
+    from vit21k.serving.server import bind, score_with, serve
+
+    limits = Limits(
+        max_body_bytes=int(max_body_mb * 1e6), max_pixels=max_pixels, max_in_flight=max_in_flight
+    )
+    listening = bind(host, port)
+    model, card = load(run, device)
+    batcher = Batcher(
+        score_with(model, card, precision_on(model, precision)),
+        max_batch_size=max_batch_size,
+        max_wait_seconds=max_wait_ms / 1000,
+    )
+    service = Service(card, batcher, limits)
+    if host not in _LOOPBACK:
+        console.warn(f"anyone who can reach {host} can use this server")
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    serve(
+        service,
+        listening,
+        started=lambda: console.done(f"serve: `{card.path}` at {address}; Ctrl-C ends it"),
+    )
+    counts = service.counts
+    console.done(
+        f"serve: {counts.num_predicted + counts.num_refused:,} requests: "
+        f"{counts.num_predicted:,} predicted, {counts.num_refused:,} refused"
+    )
