@@ -1,0 +1,178 @@
+"""Manifests -> the numbers of the page: counts that add up, classes, labels per picture.
+
+Dimensions: K classes.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vit21k.errors import ManifestError
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.schema import (
+    CLASSES,
+    COPIES,
+    DIGESTS,
+    FINGERPRINTS,
+    IMAGES,
+    LEAKS,
+    NEAR_DUPLICATES,
+    PROBLEMS,
+    TRAIN,
+    VAL,
+    ManifestKind,
+)
+
+OPTIONAL_KINDS = (DIGESTS, PROBLEMS, COPIES, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES)
+
+
+class Sum(NamedTuple):
+    """A line of counts: *total* is the sum of *parts*, or something is wrong.
+
+    Attributes:
+        total: Name and count.
+        parts: Names and counts.
+    """
+
+    total: tuple[str, int]
+    parts: list[tuple[str, int]]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether it is."""
+        return self.total[1] == sum(count for _, count in self.parts)
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """The rows of `classes.parquet` as arrays.
+
+    Attributes:
+        wnids: Names of the folders.
+        names: In words; the wnid where none is known.
+        num_files_K: Files in its folders: before merging.
+        num_images_K: Pictures that carry it: after merging.
+        num_single_K: Pictures that carry it alone.
+    """
+
+    wnids: list[str]
+    names: list[str]
+    num_files_K: NDArray[np.int64]
+    num_images_K: NDArray[np.int64]
+    num_single_K: NDArray[np.int64]
+
+    def title(self, class_index: int) -> str:
+        """Return name and wnid."""
+        name, wnid = self.names[class_index], self.wnids[class_index]
+        return wnid if name == wnid else f"{name} ({wnid})"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the page counts.
+
+    Attributes:
+        manifests: Those that are there, by kind.
+        classes: Their sizes.
+        labels_per_picture: How many pictures have 1, 2 ... labels.
+        problems: Rows of `problems.parquet`, by kind.
+    """
+
+    manifests: dict[str, Manifest]
+    classes: ClassNumbers
+    labels_per_picture: dict[int, int]
+    problems: Counter[str]
+
+    def num_rows(self, kind: ManifestKind) -> int | None:
+        """Return how many rows a manifest has; None if it is not there."""
+        manifest = self.manifests.get(kind.name)
+        return None if manifest is None else manifest.num_rows
+
+    @property
+    def num_undecoded(self) -> int:
+        """How many pictures were found not to be decodable."""
+        manifest = self.manifests.get(FINGERPRINTS.name)
+        if manifest is None:
+            return 0
+        return int(manifest.num_rows - manifest.read(["problem"])["problem"].null_count)
+
+    def sums(self) -> list[Sum]:
+        """Return the counts that must add up."""
+        num_images = self.num_rows(IMAGES) or 0
+        sums = []
+        if (num_files := self.num_rows(DIGESTS)) is not None:
+            if PROBLEMS.name in self.manifests:
+                sums.append(self._entries(num_files))
+            num_copies = self.num_rows(COPIES) or 0
+            parts = [("pictures", num_images), ("copies merged away", num_copies)]
+            sums.append(Sum(("files", num_files), parts))
+        several = num_images - self.labels_per_picture.get(1, 0)
+        parts = [("with one label", num_images - several), ("with several labels", several)]
+        sums.append(Sum(("pictures", num_images), parts))
+        if (num_val := self.num_rows(VAL)) is not None and TRAIN.name in self.manifests:
+            sums.append(self._split(num_images, num_val))
+        return sums
+
+    def _entries(self, num_files: int) -> Sum:
+        kinds_left_out = {str(kind) for kind in ProblemKind if kind.is_left_out}
+        left_out = sum(self.problems[kind] for kind in kinds_left_out)
+        num_bad = self.problems.total() - left_out
+        parts = [("files", num_files), ("bad", num_bad), ("left out", left_out)]
+        return Sum(("entries of the tree", num_files + self.problems.total()), parts)
+
+    def _split(self, num_images: int, num_val: int) -> Sum:
+        num_train = self.num_rows(TRAIN) or 0
+        if self.manifests[VAL.name].header.options.get("split") == "holdout":
+            parts = [("in train", num_train), ("in val", num_val)]
+        else:
+            parts = [("in train alone", num_train - num_val), ("in both (a dummy split)", num_val)]
+        return Sum(("pictures", num_images), parts)
+
+
+def read_numbers(manifests: Path) -> Numbers:
+    """Read what is there.
+
+    Raises:
+        ManifestError: `images` or `classes.parquet` is missing; any is stale or damaged.
+    """
+    found = {kind.name: open_manifest(manifests, kind) for kind in (IMAGES, CLASSES)}
+    for kind in OPTIONAL_KINDS:
+        if (manifests / kind.file_name).is_file():
+            found[kind.name] = open_manifest(manifests, kind)
+    problems: Counter[str] = Counter()
+    if PROBLEMS.name in found:
+        problems.update(found[PROBLEMS.name].read(["kind"])["kind"].to_pylist())
+    classes = _read_classes(found[CLASSES.name])
+    if len(classes.wnids) != len(found[IMAGES.name].classes()):
+        raise ManifestError(
+            f"`{manifests}`: images and classes are of different class lists",
+            hint="make both again with `vit21k relabel`",
+        )
+    return Numbers(found, classes, _labels_per_picture(found[IMAGES.name]), problems)
+
+
+def _labels_per_picture(images: Manifest) -> dict[int, int]:
+    counts: Counter[int] = Counter()
+    for rows in images.batches(["label_ids"]):
+        for pair in pc.value_counts(pc.list_value_length(rows["label_ids"])).to_pylist():
+            counts[pair["values"]] += pair["counts"]
+    return dict(sorted(counts.items()))
+
+
+def _read_classes(manifest: Manifest) -> ClassNumbers:
+    rows = manifest.read()
+    wnids = rows["wnid"].to_pylist()
+    names = rows["name"].to_pylist()
+    return ClassNumbers(
+        wnids,
+        [name or wnid for name, wnid in zip(names, wnids, strict=True)],
+        rows["num_files"].to_numpy(),
+        rows["num_images"].to_numpy(),
+        rows["num_single_label"].to_numpy(),
+    )

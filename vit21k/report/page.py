@@ -1,0 +1,223 @@
+"""Manifests -> report.html: one file, no network, no script.
+
+The bytes depend on the manifests and the pictures alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vit21k.atomic import write_atomic
+from vit21k.errors import UsageError
+from vit21k.manifest.relations import RANKED
+from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
+from vit21k.prep.places import refuse_inside
+from vit21k.report import charts, galleries
+from vit21k.report.charts import Line
+from vit21k.report.groups import CoOccurrence, MergedPictures
+from vit21k.report.numbers import Numbers, read_numbers
+from vit21k.report.thumbs import ThumbBudget
+
+MAX_BYTES = 5_000_000
+MAX_TABLE_ROWS = 200
+NUM_PAIRS = 60
+VAL_MARK, LARGE_MARK = 20, 500
+_BUDGETS = {"groups": 1_700_000, "val": 1_100_000, "pairs": 500_000}
+_MAX_BARS = 16
+
+
+class Chart(NamedTuple):
+    """A chart and its table.
+
+    Attributes:
+        title: Its heading.
+        text: What it shows.
+        svg: Empty if there is nothing to draw.
+        columns, rows: The table.
+    """
+
+    title: str
+    text: str
+    svg: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSummary:
+    """What was written.
+
+    Attributes:
+        path: The page.
+        num_bytes: Its size.
+        num_pictures: Rows of `images.parquet`.
+        num_groups, num_groups_shown: Pictures with several labels, and how many are in the page.
+        do_counts_add_up: Whether every sum does.
+    """
+
+    path: str
+    num_bytes: int
+    num_pictures: int
+    num_groups: int
+    num_groups_shown: int
+    do_counts_add_up: bool
+
+
+def write_report(
+    manifests: Path, out: Path, *, root: Path | None = None, title: str = "vit21k report"
+) -> ReportSummary:
+    """Write the page.
+
+    Args:
+        manifests: The folder of `images` and `classes.parquet`; what else is there is shown too.
+        out: The file to write.
+        root: Where the images are now; None: where they were hashed.
+        title: Of the page.
+
+    Raises:
+        ManifestError: A manifest is missing, stale or damaged.
+        ImageTreeError: The image root is not there.
+        UsageError: *out* lies inside the image root.
+    """
+    numbers = read_numbers(manifests)
+    refuse_inside(out.parent, numbers.manifests[IMAGES.name].header.root, option="--out")
+    merged = MergedPictures(numbers.manifests[IMAGES.name])
+    budgets = {name: ThumbBudget(size) for name, size in _BUDGETS.items()}
+    groups = galleries.show_groups(numbers, merged, budgets["groups"], root)
+    page = _render(
+        title=title,
+        root=numbers.manifests[IMAGES.name].header.root,
+        sums=numbers.sums(),
+        charts=[
+            _long_tail(numbers),
+            _labels_per_picture(numbers),
+            _pairs(numbers, merged.co_occurrence()),
+        ],
+        relations=_relation_counts(merged),
+        groups=groups,
+        num_groups=len(merged),
+        val=galleries.show_val(numbers, budgets["val"], root),
+        val_options=_val_options(numbers),
+        near=[
+            (
+                name,
+                numbers.num_rows(kind) or 0,
+                galleries.show_pairs(numbers.manifests.get(kind.name), budgets["pairs"], root),
+            )
+            for name, kind in (("Leaks", LEAKS), ("Near-duplicates", NEAR_DUPLICATES))
+        ],
+        undecoded=galleries.show_undecoded(numbers, root),
+        num_undecoded=numbers.num_undecoded,
+        problems=galleries.show_problems(numbers, root),
+        num_problems=numbers.num_rows(PROBLEMS) or 0,
+        problem_kinds=sorted(numbers.problems.items()),
+    ).encode()
+    if len(page) > MAX_BYTES:
+        raise UsageError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}")
+    write_atomic(out, page)
+    return ReportSummary(
+        path=str(out),
+        num_bytes=len(page),
+        num_pictures=numbers.num_rows(IMAGES) or 0,
+        num_groups=len(merged),
+        num_groups_shown=len(groups),
+        do_counts_add_up=all(one.adds_up for one in numbers.sums()),
+    )
+
+
+def _render(**values: Any) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    source = files("vit21k.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(**values)
+
+
+def _long_tail(numbers: Numbers) -> Chart:
+    before = np.sort(numbers.classes.num_files_K)[::-1]
+    after = np.sort(numbers.classes.num_images_K)[::-1]
+    single = np.sort(numbers.classes.num_single_K)[::-1]
+    svg = charts.long_tail(
+        [
+            Line("files (before merging)", before.tolist(), "before"),
+            Line("pictures (after merging)", after.tolist(), "after"),
+            Line("pictures of it alone", single.tolist(), "single"),
+        ],
+        marks=[(VAL_MARK, f"{VAL_MARK}: val"), (LARGE_MARK, f"{LARGE_MARK}: ImageNet-21K-P")],
+        x_name="classes, each line by its own size",
+        y_name="per class",
+    )
+    size = len(before)
+    ranks = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
+    text = (
+        f"{size:,} classes. Below {VAL_MARK} pictures of its own: "
+        f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} pictures: "
+        f"{int((after > LARGE_MARK).sum()):,}; without any: {int((after == 0).sum()):,}."
+    )
+    rows = [(rank + 1, int(before[rank]), int(after[rank]), int(single[rank])) for rank in ranks]
+    columns = ["rank", "files", "pictures", "alone"]
+    return Chart("Images per class, before and after merging", text, svg, columns, rows)
+
+
+def _labels_per_picture(numbers: Numbers) -> Chart:
+    rows = [(labels, count) for labels, count in numbers.labels_per_picture.items() if labels]
+    bars = [(f"{labels}", count) for labels, count in rows[:_MAX_BARS]]
+    rest = sum(count for _, count in rows[_MAX_BARS:])
+    if rest:
+        bars.append(("more", rest))
+    svg = charts.columns(bars, x_name="labels", y_name="pictures")
+    total = sum(labels * count for labels, count in rows)
+    num_pictures = sum(count for _, count in rows)
+    mean = total / max(1, num_pictures)
+    text = f"{total:,} labels on {num_pictures:,} pictures: {mean:.3f} on average."
+    return Chart("Labels per picture", text, svg, ["labels", "pictures"], rows)
+
+
+def _pairs(numbers: Numbers, met: CoOccurrence) -> Chart:
+    classes = numbers.classes
+    rows = [
+        (classes.title(first), classes.title(second), str(RANKED[rank]), count)
+        for first, second, count, rank in zip(
+            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
+        )
+    ]
+    bars = [
+        (
+            f"{_first_name(classes.names[first])} + {_first_name(classes.names[second])}",
+            count,
+            str(RANKED[rank]),
+        )
+        for first, second, count, rank in zip(
+            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
+        )
+    ]
+    title = "Classes that meet most often on one picture"
+    text = f"{len(met.num_P):,} pairs of classes meet; the first {len(rows):,} are shown."
+    svg = charts.rows(bars, title=title) if bars else Markup("")
+    return Chart(title, text, svg, ["class", "class", "relation", "pictures"], rows)
+
+
+def _first_name(name: str) -> str:
+    return name.split(",", maxsplit=1)[0]
+
+
+def _relation_counts(merged: MergedPictures) -> list[tuple[str, str, int]]:
+    counts = Counter(merged.conflicts["relation"].to_pylist())
+    return [(str(kind), kind.doc, counts[str(kind)]) for kind in RANKED]
+
+
+def _val_options(numbers: Numbers) -> str:
+    manifest = numbers.manifests.get(VAL.name)
+    if manifest is None:
+        return ""
+    options = manifest.header.options
+    seed = "the first of each class" if options.get("seed") is None else f"seed {options['seed']}"
+    return f"{options.get('split')} split, {options.get('per_class')} per class, {seed}"
