@@ -25,6 +25,7 @@ from vit21k.cli import (
     models_command,
     predict_command,
     recipe_commands,
+    report_commands,
     serve_command,
     train_commands,
 )
@@ -111,6 +112,7 @@ def root(
 for _commands in (  # in the order of `--help`
     data_commands,
     leaks_commands,
+    report_commands,
     classes_commands,
     labels_commands,
     list_commands,

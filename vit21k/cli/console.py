@@ -84,7 +84,7 @@ def print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
             print_lines(f"{indent}{words}:")
             print_facts(value, indent + "  ")
         else:
-            shown = f"{value:,}" if isinstance(value, int | float) else str(value)
+            shown = f"{value:,}" if type(value) in (int, float) else str(value)
             print_lines(f"{indent}{words:<{44 - len(indent)}}{shown}")
 
 

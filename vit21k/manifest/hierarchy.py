@@ -144,14 +144,9 @@ class Hierarchy:
         Raises:
             KeyError: *wnid* is no noun of WordNet.
         """
-        if wnid not in self.synsets:
-            raise KeyError(wnid)
-        row = int(self.synsets.rows_of([wnid])[0])
-        rows = self.synset_ancestors
-        of_E = np.repeat(np.arange(len(self)), rows.num_K)
-        is_in: NDArray[np.bool_] = self.row_K == row
-        is_in[of_E[rows.above_E == row]] = True
-        return is_in
+        is_in = np.append(self.synsets.subtree(wnid), False)  # the last: row -1
+        subtree: NDArray[np.bool_] = is_in[self.row_K]
+        return subtree
 
     def primary_parent_K(self) -> Ints:
         """Return one parent for each class, so that the list is a forest; -1 for a root.

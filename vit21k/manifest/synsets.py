@@ -111,6 +111,18 @@ class Synsets:
         flat = np.array([self._rows[wnid] for wnid in self._parents.flatten().to_pylist()])
         return self._parents.offsets.to_numpy().astype(np.int64), flat
 
+    def subtree(self, wnid: str) -> NDArray[np.bool_]:
+        """Return which rows are *wnid* or a kind of it."""
+        starts, parents = self.parent_rows
+        children = np.repeat(np.arange(len(self)), np.diff(starts))
+        is_in = np.zeros(len(self), dtype=bool)
+        is_in[self._rows[wnid]] = True
+        num_before = 0
+        while num_before < (num_now := int(is_in.sum())):
+            is_in[children[is_in[parents]]] = True
+            num_before = num_now
+        return is_in
+
     @cached_property
     def depths(self) -> NDArray[np.int64]:
         """Number of steps from the root to each row, on the longest way; the root has 0."""

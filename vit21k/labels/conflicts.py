@@ -1,0 +1,161 @@
+"""Pictures with several labels -> how these relate, the most doubtful first.
+
+A picture is ranked by the two of its labels that fit least: far apart, then near, siblings, and
+one a kind of the other; of equal rank, those first that have least in common.  "Far" are where the
+label errors are.
+
+Legend: M pictures with several labels, P pairs of labels, K classes.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k.labels.label_lists import Ints, LabelLists
+from vit21k.labels.rewrite import check_out, relative, with_step
+from vit21k.lock import locked
+from vit21k.manifest.hierarchy import Hierarchy
+from vit21k.manifest.io import Manifest, open_manifest, write_manifest
+from vit21k.manifest.relations import RANKED, Related, Relation, relate
+from vit21k.manifest.schema import CONFLICTS, IMAGES
+from vit21k.prep.ahead import ahead
+
+CROWDED_LABELS = 50
+"""Of a picture with more labels, each is compared with the first one only.
+
+In a tree that is enough to find how little they have in common: what all of them share is the
+highest of what the first shares with each.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConflictSummary:
+    """Counts of a `conflicts.parquet`.
+
+    Attributes:
+        num_images: Pictures of `images.parquet`.
+        num_multi_label: Of these, those with several labels; rows of `conflicts.parquet`.
+        relations: Of these, how many are of each relation.
+    """
+
+    num_images: int
+    num_multi_label: int
+    relations: dict[Relation, int]
+
+
+class Pairs(NamedTuple):
+    """Labels that are compared, two at a time.
+
+    Attributes:
+        row_P: The picture; ascending.
+        first_P, second_P: Class indices, the smaller first.
+    """
+
+    row_P: Ints
+    first_P: Ints
+    second_P: Ints
+
+
+def conflicts(manifests: Path, out: Path) -> ConflictSummary:
+    """Write `conflicts.parquet`: a row for every picture with several labels.
+
+    Args:
+        manifests: The folder of `images.parquet`.
+        out: Where the new manifest goes.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+        UsageError: *out* is *manifests*, or lies inside the image root.
+        LockedError: Another run works on *out*.
+    """
+    images = open_manifest(manifests, IMAGES)
+    check_out(manifests, out, images.header.root)
+    with locked(out, command="labels conflicts"):
+        pictures = _multi_label(images)
+        hierarchy = Hierarchy.of(images.classes())
+        rows = conflict_rows(pictures, hierarchy)
+        header = replace(
+            with_step(images.header, {"verb": "conflicts"}),
+            inputs={"images": images.fingerprint},
+            inputs_in=relative(manifests, out),
+        )
+        write_manifest(rows, CONFLICTS, out, header, images.classes())
+    counts = rows["relation"].value_counts().to_pylist()
+    found = {count["values"]: count["counts"] for count in counts}
+    return ConflictSummary(
+        num_images=images.num_rows,
+        num_multi_label=rows.num_rows,
+        relations={relation: found.get(str(relation), 0) for relation in Relation},
+    )
+
+
+def _multi_label(images: Manifest) -> pa.Table:
+    """Return the rows of *images* with several labels."""
+    columns = [name for name in CONFLICTS.schema.names if name in IMAGES.schema.names]
+    parts = [IMAGES.schema.empty_table().select(columns)]
+    for rows in ahead(images.batches(columns)):
+        lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
+        parts.append(rows.filter(pa.array(lists.num_N > 1)))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def conflict_rows(pictures: pa.Table, hierarchy: Hierarchy) -> pa.Table:
+    """Return the rows of `conflicts` for *pictures*, all with several labels, ranked."""
+    if not pictures.num_rows:
+        return CONFLICTS.schema.empty_table()
+    pairs = label_pairs(LabelLists.from_arrow(pictures["label_ids"].combine_chunks()))
+    related, place_P = _relate_each(pairs, hierarchy)
+    depth_P, distance_P = related.depth_P[place_P], related.distance_P[place_P]
+    rank_P = related.rank_P[place_P]
+    order = np.lexsort((-distance_P, depth_P, rank_P, pairs.row_P))
+    _, worst = np.unique(pairs.row_P[order], return_index=True)
+    worst_M = order[worst]
+    by_doubt = np.lexsort((-distance_P[worst_M], depth_P[worst_M], rank_P[worst_M]))  # stable
+    worst_M = worst_M[by_doubt]
+    wnids = pa.array([*hierarchy.synsets.wnids, None])  # the last: nothing in common
+    columns = {
+        "relation": pa.array([str(kind) for kind in RANKED]).take(pa.array(rank_P[worst_M])),
+        "first_id": pairs.first_P[worst_M],
+        "second_id": pairs.second_P[worst_M],
+        "common_wnid": wnids.take(pa.array(related.row_P[place_P][worst_M] % len(wnids))),
+        "common_depth": depth_P[worst_M],
+        "distance": distance_P[worst_M],
+    }
+    rows = pictures.take(pa.array(by_doubt))
+    for name, values in columns.items():
+        rows = rows.append_column(name, pa.array(values))
+    return rows
+
+
+def label_pairs(lists: LabelLists) -> Pairs:
+    """Return the labels to compare, two at a time, of pictures that all have several."""
+    num_N = lists.num_N
+    rows, firsts, seconds = [], [], []
+    for size in np.unique(num_N).tolist():
+        row_M = np.flatnonzero(num_N == size)
+        labels_MS = lists.label_L[lists.starts[row_M][:, None] + np.arange(size)]
+        one, other = _places(size)
+        rows.append(np.repeat(row_M, len(one)))
+        firsts.append(labels_MS[:, one].reshape(-1))
+        seconds.append(labels_MS[:, other].reshape(-1))
+    row_P = np.concatenate(rows)
+    order = np.argsort(row_P, kind="stable")
+    return Pairs(row_P[order], np.concatenate(firsts)[order], np.concatenate(seconds)[order])
+
+
+def _places(num_labels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    if num_labels <= CROWDED_LABELS:
+        one, other = np.triu_indices(num_labels, 1)
+        return one, other
+    return np.zeros(num_labels - 1, dtype=np.intp), np.arange(1, num_labels)
+
+
+def _relate_each(pairs: Pairs, hierarchy: Hierarchy) -> tuple[Related, Ints]:
+    """Relate every two classes that meet, once; return them, and where each pair is among them."""
+    size = len(hierarchy)
+    keys, place_P = np.unique(pairs.first_P * size + pairs.second_P, return_inverse=True)
+    return relate(hierarchy, *np.divmod(keys, size)), place_P

@@ -1,0 +1,91 @@
+"""What a class list is made of, and how the pictures of a manifest spread over it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit21k.labels.label_lists import LabelLists, hypernyms, without_ancestors
+from vit21k.manifest.class_lists import identify
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.hierarchy import Hierarchy
+from vit21k.manifest.io import open_manifest
+from vit21k.manifest.schema import IMAGES
+from vit21k.prep.ahead import ahead
+
+PERSON = "n00007846"
+TEDDY = "n04399382"
+
+LARGER_THAN = (0, 10, 100, 500, 1000)
+"""Sizes of classes that are counted; 500 is the one of ImageNet-21K-P."""
+
+
+def list_facts(classes: ClassList) -> dict[str, Any]:
+    """Return what is true of the list whatever the pictures.
+
+    Raises:
+        ManifestError: WordNet's table was not installed with vit21k, or is damaged.
+    """
+    hierarchy = Hierarchy.of(classes)
+    num_ancestors = hierarchy.ancestors.num_K
+    known = [wnid for wnid in classes.wnids if wnid in hierarchy.synsets]
+    first_names = Counter(hierarchy.synsets.name(wnid).split(", ")[0].lower() for wnid in known)
+    in_wordnet = [len(hierarchy.synsets.parents(wnid)) for wnid in known]
+    is_leaf = hierarchy.is_leaf_K()
+    return {
+        "num_classes": len(classes),
+        "is": next((match.name for match in identify(classes) if match.is_equal), None),
+        "num_unknown_to_wordnet": hierarchy.num_unknown,
+        "num_leaves": int(is_leaf.sum()),
+        "num_inner": int((~is_leaf).sum()),
+        "num_with_several_parents_in_wordnet": sum(number > 1 for number in in_wordnet),
+        "num_with_several_parents_in_list": int((hierarchy.parents.num_K > 1).sum()),
+        "num_with_ancestors_in_list": int((num_ancestors > 0).sum()),
+        "mean_ancestors_in_list": round(float(num_ancestors.mean()), 2),
+        "max_ancestors_in_list": int(num_ancestors.max()),
+        "num_distinct_first_names": len(first_names),
+        "num_people": int(hierarchy.subtree_K(PERSON).sum()),
+        "has_teddy": TEDDY in classes.wnids,
+    }
+
+
+def label_stats(manifests: Path) -> dict[str, Any]:
+    """Return how the pictures of `images.parquet` are labelled.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+    """
+    images = open_manifest(manifests, IMAGES)
+    hierarchy = Hierarchy.of(images.classes())
+    size = len(hierarchy)
+    num_images_K = np.zeros(size, dtype=np.int64)
+    by_num_labels: Counter[int] = Counter()
+    num_above = num_redundant = 0
+    for rows in ahead(images.batches(["label_ids"])):
+        lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
+        num_images_K += np.bincount(lists.label_L, minlength=size)
+        numbers, counts = np.unique(lists.num_N, return_counts=True)
+        by_num_labels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+        num_above += len(hypernyms(lists, hierarchy.ancestors).label_L)
+        reduced = without_ancestors(lists, hierarchy.ancestors)
+        num_redundant += len(lists.label_L) - len(reduced.label_L)
+    num_labels = int(num_images_K.sum())
+    num_images = max(images.num_rows, 1)
+    return {
+        "num_images": images.num_rows,
+        "num_labels": num_labels,
+        "images_by_number_of_labels": dict(sorted(by_num_labels.items())),
+        "mean_labels": round(num_labels / num_images, 3),
+        "mean_labels_with_hypernyms": round((num_labels + num_above) / num_images, 3),
+        "num_labels_above_another": num_redundant,
+        "num_labels_of_people": int(num_images_K[hierarchy.subtree_K(PERSON)].sum()),
+        "num_classes_with_more_images_than": {
+            number: int((num_images_K > number).sum()) for number in LARGER_THAN
+        },
+        "images_per_class": {
+            "min": int(num_images_K.min()),
+            "median": float(np.median(num_images_K)),
+            "max": int(num_images_K.max()),
+        },
+    }
