@@ -14,13 +14,14 @@ _NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, *, command: str) -> Iterator[None]:
+def locked(folder: Path, *, command: str, wait: bool = False) -> Iterator[None]:
     """Hold *folder* for one process until the block ends or the process dies.
 
     Args:
         folder: Created if need be.  The lock is the file ``.lock`` in it; the file stays, the
             lock does not.
         command: What the holder is doing, shown to whoever is turned away.
+        wait: Wait for another holder to end, instead of turning away.
 
     Raises:
         LockedError: Another process holds it; the message names the process.
@@ -29,7 +30,7 @@ def locked(folder: Path, *, command: str) -> Iterator[None]:
     descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise LockedError(
                 f"`{folder}` is in use by {_holder(descriptor)}",

@@ -204,7 +204,6 @@ def test_where_there_is_no_model_that_is_said(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config: config.pop("vit21k"),
         lambda config: config.pop("label_names"),
         lambda config: config["label_names"].reverse(),
         lambda config: config["label_names"].append("zebra"),

@@ -1,4 +1,4 @@
-"""A trained model -> first weights of another: other classes, another image size."""
+"""Trained weights -> first weights of a model: other classes, another image size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vit21k.checkpoint.load import check_fit, locate_model
-from vit21k.checkpoint.model_folder import WEIGHTS, ModelCard, read_model_card, read_tensors
-from vit21k.errors import CheckpointError
+from vit21k.checkpoint.foreign import OpenedWeights
+from vit21k.checkpoint.head_map import MappedHead, map_head
+from vit21k.checkpoint.load import check_fit, open_weights
+from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.models.pos_embed import resize_pos_embed
-from vit21k.models.vit import VisionTransformer
+from vit21k.models.base import ImageClassifier
+from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
 
-# What must be equal for weights to mean the same.  Heads and GELU leave no trace in the shapes.
-_SAME_ARGS = (
-    "patch_size",
-    "in_chans",
-    "global_pool",
-    "class_token",
-    "fc_norm",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "qkv_bias",
-    "act_layer",
-)
+# Arguments that may differ: heads are treated apart, positions are resized, dropout has no weights,
+# and the small numbers of norms matter in the last digits alone.
+_MAY_DIFFER = frozenset(
+    {"img_size", "num_classes", "representation_size", "pos_drop_rate", "proj_drop_rate",
+     "attn_drop_rate", "drop_path_rate", "norm_eps", "stem_eps"}
+)  # fmt: skip
+_HEADS = ("head.", "head_dist.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitSource:
+    """Where first weights come from.
+
+    Attributes:
+        path: What `load_model` takes.
+        head: "same-classes" takes the head if both are for the same class list, and leaves it
+            fresh otherwise; "from-wnids" takes the rows of the classes that both have.
+        classes: What the outputs of the weights mean; None: as their file says.
+    """
+
+    path: str | Path
+    head: Literal["same-classes", "from-wnids"] = "same-classes"
+    classes: ClassList | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,114 +47,170 @@ class InitReport:
     """What `initialise_from` did, by names of tensors.
 
     Attributes:
-        source: The folder the weights came from.
+        source: Where the weights came from.
+        format: Whose format it is, a key of `weights.formats.FORMATS`.
         loaded: Taken as they are.
         resized: Taken after a change of grid.
+        mapped: Taken row by row, for the classes that both have.
         dropped: In the source only.
         initialised: In the model only: they keep their first values.
-        warnings: What was wrong with newer checkpoints of the source.
+        num_rows: Rows of the head that were taken, of how many; None: it was not mapped.
+        warnings: What was wrong with newer checkpoints of the source, or had to be guessed.
     """
 
     source: Path
+    format: str
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
+    mapped: tuple[str, ...]
     dropped: tuple[str, ...]
     initialised: tuple[str, ...]
+    num_rows: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """Return the report in one line."""
         rest = {
             "resized": self.resized,
+            "mapped by wnid": self.mapped,
             "dropped": self.dropped,
             "initialised anew": self.initialised,
             "warning": self.warnings,
         }
         parts = [f"{what}: {', '.join(names)}" for what, names in rest.items() if names]
-        return "; ".join([f"{len(self.loaded)} tensors loaded from `{self.source}`", *parts])
+        if self.num_rows is not None:
+            parts.append("{:,} of {:,} classes keep their row of the head".format(*self.num_rows))
+        origin = "" if self.format == "vit21k" else f" ({self.format})"
+        loaded = f"{len(self.loaded)} tensors loaded from `{self.source}`{origin}"
+        return "; ".join([loaded, *parts])
 
 
 def initialise_from(
-    model: VisionTransformer,
-    path: str | Path,
+    model: ImageClassifier,
+    source: str | Path | InitSource,
     *,
     args: Mapping[str, Any],
     classes: ClassList,
-    pos_embed_mode: Literal["bicubic", "bilinear_align_corners"] = "bicubic",
+    pos_embed_mode: ResizeMode = "bicubic",
 ) -> InitReport:
-    """Copy the weights of a trained model into *model*.
+    """Copy trained weights into *model*.
 
-    The head is taken only if both are for the same class list; pre-logits only if both have them.
-    Position embeddings are resized to the model's grid.
+    The head is taken only if both are for the same class list, or row by row if *source* says so;
+    pre-logits only if both have them.  Position embeddings are resized to the model's grid.
 
     Args:
         model: With first weights; overwritten in place.
-        path: A run, a checkpoint, a model folder, or the ``model.safetensors`` in one.
+        source: A path or address, as `load_model` takes it, or more of it.
         args: The arguments *model* was built from, all of them.
         classes: What the outputs of *model* mean.
         pos_embed_mode: See `resize_pos_embed`.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of another architecture.
+        UsageError: Rows of the head are to be mapped, and no class is in both lists.
+        OSError: An address cannot be read.
     """
-    folder, warnings = locate_model(Path(path))
-    card = read_model_card(folder)
-    _check_architecture(card, args)
-    source, target = read_tensors(folder / WEIGHTS), model.state_dict()
-
-    left_out = _left_out(card, source, target, classes)
-    kept = {name: tensor for name, tensor in source.items() if not name.startswith(left_out)}
+    if not isinstance(source, InitSource):
+        source = InitSource(path=source)
+    opened = open_weights(source.path)
+    _check_architecture(opened.card, args)
+    target, found = model.state_dict(), opened.tensors
+    left_out = _left_out(opened, target, source, classes)
+    kept = {name: tensor for name, tensor in found.items() if not name.startswith(left_out)}
     resized = _resize(kept, model, pos_embed_mode)
     wanted = {name: tensor for name, tensor in target.items() if not name.startswith(left_out)}
-    check_fit(kept, wanted, folder / WEIGHTS)
+    check_fit(kept, wanted, opened.card.path)
+    head = _mapped(opened, target, source, classes)
     with torch.no_grad():
-        for name, tensor in kept.items():
+        for name, tensor in {**kept, **head.tensors}.items():
             target[name].copy_(tensor)
+    copied = kept.keys() | head.tensors.keys()
+    num_rows = (len(classes) - len(head.missing), len(classes)) if head.tensors else None
     return InitReport(
-        source=folder,
+        source=opened.card.path,
+        format=opened.format,
         loaded=tuple(name for name in kept if name not in resized),
         resized=resized,
-        dropped=tuple(sorted(source.keys() - kept.keys())),
-        initialised=tuple(sorted(target.keys() - kept.keys())),
-        warnings=warnings,
+        mapped=tuple(sorted(head.tensors)),
+        dropped=tuple(sorted(found.keys() - copied)),
+        initialised=tuple(sorted(target.keys() - copied)),
+        num_rows=num_rows,
+        warnings=(*opened.card.warnings, *_small_differences(opened.card, args)),
     )
 
 
 def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
     """Raise unless the weights of *card* mean in a model of *args* what they meant in their own."""
-    different = [name for name in _SAME_ARGS if card.args.get(name) != args[name]]
+    names = [name for name in {**card.args, **args} if name not in _MAY_DIFFER]
+    different = [name for name in names if card.args.get(name) != args.get(name)]
     if different:
         here = ", ".join(f"{name} {card.args.get(name)}" for name in different)
-        there = ", ".join(f"{name} {args[name]}" for name in different)
+        there = ", ".join(f"{name} {args.get(name)}" for name in different)
         raise CheckpointError(
             f"`{card.path}` holds a model with {here}; the recipe asks for {there}",
             hint="set the fields of the recipe's `model` section to those of the checkpoint",
         )
 
 
+def _small_differences(card: ModelCard, args: Mapping[str, Any]) -> list[str]:
+    return [
+        f"their {name} is {card.args[name]}, the model's {args[name]}: "
+        "logits differ in the last digits"
+        for name in ("norm_eps", "stem_eps")
+        if name in args
+        and card.args[name] != args[name]
+        and (name == "norm_eps" or args["resnet_layers"] is not None)
+    ]
+
+
 def _left_out(
-    card: ModelCard, source: Mapping[str, Tensor], target: Mapping[str, Tensor], classes: ClassList
+    opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
 ) -> tuple[str, ...]:
     """Return the prefixes of what is not copied: parts that one of the two lacks or must not have.
 
     A head belongs to its class list and to what it reads.
     """
-    has_pre_logits = [
-        any(name.startswith("pre_logits.") for name in tensors) for tensors in (source, target)
-    ]
-    if has_pre_logits[0] != has_pre_logits[1]:
-        return ("head.", "pre_logits.")
-    if card.classes.fingerprint != classes.fingerprint:
-        return ("head.",)
-    return ()
+    if _has_pre_logits(opened.tensors) != _has_pre_logits(target):
+        if source.head == "from-wnids":
+            raise UsageError(
+                "the rows of the head cannot be taken over: the weights and the model do not both "
+                "have pre-logits, so that the heads read different features",
+                hint="set model.representation_size as the weights have it",
+            )
+        return (*_HEADS, "pre_logits.")
+    theirs = source.classes or opened.card.classes
+    same = theirs.fingerprint == classes.fingerprint and source.head == "same-classes"
+    return () if same else _HEADS
 
 
-def _resize(tensors: dict[str, Tensor], model: VisionTransformer, mode: Any) -> tuple[str, ...]:
+def _has_pre_logits(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("pre_logits.") for name in tensors)
+
+
+def _mapped(
+    opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
+) -> MappedHead:
+    if source.head != "from-wnids":
+        return MappedHead({}, ())
+    theirs = source.classes or opened.card.classes
+    num_rows = len(opened.tensors["head.weight"]) if "head.weight" in opened.tensors else 0
+    if num_rows != len(theirs) or not num_rows:
+        raise UsageError(
+            f"the weights have a head of {num_rows:,} rows, and {len(theirs):,} classes are named",
+            hint="give their class list: `--init-classes google`, or a file",
+        )
+    return map_head(opened.tensors, target, theirs, classes)
+
+
+def _resize(tensors: dict[str, Tensor], model: ImageClassifier, mode: Any) -> tuple[str, ...]:
     """Fit the position embedding in *tensors* to the grid of *model*; return what was changed."""
     before = tensors.get("pos_embed")
     if before is None or before.shape == model.pos_embed.shape:
         return ()
-    tensors["pos_embed"] = resize_pos_embed(
-        before, model.grid_size, num_prefix_tokens=model.num_prefix_tokens, mode=mode
-    )
+    if before.ndim == model.pos_embed.ndim == 4:  # noqa: PLR2004 (the map of a PiT)
+        tensors["pos_embed"] = resize_pos_map(before, model.grid_size, mode=mode)
+    else:
+        tensors["pos_embed"] = resize_pos_embed(
+            before, model.grid_size, num_prefix_tokens=model.num_prefix_tokens, mode=mode
+        )
     return ("pos_embed",)

@@ -1,5 +1,6 @@
-"""Run, checkpoint or model folder -> model and card."""
+"""Run, checkpoint, model folder, file or address -> model and card."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vit21k.checkpoint.foreign import OpenedWeights, open_foreign, weights_in
 from vit21k.checkpoint.model_folder import (
     CONFIG,
     WEIGHTS,
@@ -19,7 +21,11 @@ from vit21k.checkpoint.model_folder import (
 from vit21k.checkpoint.state_file import STATE
 from vit21k.checkpoint.store import find_latest, load_checkpoint
 from vit21k.errors import CheckpointError
-from vit21k.models.vit import VisionTransformer
+from vit21k.models.base import ImageClassifier
+from vit21k.models.registry import build_model
+from vit21k.weights.addresses import fetch, is_address
+from vit21k.weights.arrays import Arrays
+from vit21k.weights.formats import to_ours
 
 
 class Located(NamedTuple):
@@ -33,28 +39,75 @@ class Located(NamedTuple):
 
 def load_model(
     path: str | os.PathLike[str], *, device: str = "cpu"
-) -> tuple[VisionTransformer, ModelCard]:
+) -> tuple[ImageClassifier, ModelCard]:
     """Load a trained model, ready to be used.
 
     Args:
-        path: A run (its newest checkpoint is taken), a checkpoint, a model folder, or the
-            ``model.safetensors`` in one.
+        path: A run (its newest checkpoint is taken), a checkpoint, a model folder; or weights of
+            another program, see `weights.formats.FORMATS`; or an address, see
+            `weights.addresses.fetch`.
         device: Where to put it, as torch names it.
 
     Returns:
         The model in eval mode, and what is known of it.
 
     Raises:
-        CheckpointError: There is no model, or it is damaged.
+        CheckpointError: There is no model, it is damaged, or it is of no kind that vit21k has.
+        OSError: The address cannot be read.
     """
-    folder, warnings = locate_model(Path(path))
-    card = replace(read_model_card(folder), warnings=warnings)
+    opened = open_weights(path)
     with torch.device("meta"):  # no time is lost on first weights
-        model = VisionTransformer(**card.args)
+        model = build_model(opened.card.args)
+    check_fit(opened.tensors, model.state_dict(), opened.card.path)
+    model.load_state_dict(opened.tensors, assign=True)
+    return model.to(device).eval(), opened.card
+
+
+def open_weights(path: str | os.PathLike[str]) -> OpenedWeights:
+    """Return weights and what is known of them; the arguments are those of `load_model`.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is of no kind that vit21k has.
+        OSError: The address cannot be read.
+    """
+    path = fetch(os.fspath(path)) if is_address(os.fspath(path)) else Path(path)
+    if not _is_ours(path):
+        opened = open_foreign(path)
+        left_out = f"tensors that no model here has were left out: {', '.join(opened.dropped)}"
+        warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
+        return opened._replace(card=replace(opened.card, warnings=warnings))
+    folder, warnings = locate_model(path)
+    card = replace(read_model_card(folder), warnings=warnings)
     tensors = read_tensors(folder / WEIGHTS)
-    check_fit(tensors, model.state_dict(), folder / WEIGHTS)
-    model.load_state_dict(tensors, assign=True)
-    return model.to(device).eval(), card
+    if "pos_embed" not in tensors:  # what `vit21k export` wrote for another program
+        format_, converted = to_ours(Arrays("safetensors", tensors), {})
+        return OpenedWeights(card, converted.tensors, format_)
+    return OpenedWeights(card, tensors, "vit21k")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether *path* is a run, a checkpoint or a model folder that vit21k wrote.
+
+    Raises:
+        CheckpointError: There is nothing.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"no run or model at `{path}`",
+            hint="give the folder of a run (`runs/...`), of a checkpoint, or of a model, "
+            "a file of weights, or an address",
+        )
+    folder = path.parent if path.is_file() else path
+    if path.is_file() and path.name != WEIGHTS:
+        return False
+    if (folder / "checkpoints").is_dir() or (folder / STATE).is_file():
+        return True
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    named_so = not path.is_dir() or weights_in(path).name == WEIGHTS
+    return isinstance(config, dict) and "vit21k" in config and named_so
 
 
 def locate_model(path: Path) -> Located:
@@ -65,11 +118,6 @@ def locate_model(path: Path) -> Located:
     """
     if path.name == WEIGHTS and path.is_file():
         path = path.parent
-    if not path.is_dir():
-        raise CheckpointError(
-            f"no run or model at `{path}`",
-            hint="give the folder of a run (`runs/...`), of a checkpoint, or of a model",
-        )
     if (path / "checkpoints").is_dir():
         return _newest(path)
     if (path / STATE).is_file():

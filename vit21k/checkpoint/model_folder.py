@@ -18,31 +18,26 @@ from torch import Tensor
 from vit21k.errors import CheckpointError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.registry import model_args
+from vit21k.models.shapes import is_pit, pit_widths
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _VERSION = 1
 
-# Arguments that timm's constructor has as well, under the same names.
-_TIMM_ARGS = (
-    "img_size",
-    "patch_size",
-    "in_chans",
-    "global_pool",
-    "class_token",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "qkv_bias",
-    "act_layer",
-)
+# Arguments of ours that timm's constructor does not have, or not as arguments.
+_NOT_TIMMS = frozenset(
+    {"num_classes", "fc_norm", "representation_size", "norm_eps", "resnet_layers", "stem_eps",
+     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
+)  # fmt: skip
 
 _UNKNOWN_TO_TIMM = (
     "vit_small_patch8_384",
     "vit_base_patch8_384",
     "vit_large_patch14_384",
     "vit_huge_patch14_384",
+    "vit_giant_patch14_384",
+    "vit_gigantic_patch14_384",
+    "vit_base_r26_s32_384",
 )
 
 
@@ -112,13 +107,15 @@ def model_config(
         loss_kind: What it is trained with.
     """
     args = {**args, "num_classes": len(classes)}
-    timm_args = {key: args[key] for key in _TIMM_ARGS}
-    if args["fc_norm"] is not None:
+    timm_args = {key: value for key, value in args.items() if key not in _NOT_TIMMS}
+    if is_pit(args):
+        timm_args.pop("act_layer")  # timm's PiT has the exact GELU only; see `_timm_name`
+    elif args["fc_norm"] is not None:
         timm_args["fc_norm"] = args["fc_norm"]
     return {
         "architecture": _timm_name(name, args),
         "num_classes": len(classes),
-        "num_features": args["embed_dim"],
+        "num_features": pit_widths(args)[-1] if is_pit(args) else args["embed_dim"],
         "global_pool": args["global_pool"],
         "model_args": timm_args,
         "label_names": list(classes.wnids),
@@ -158,7 +155,26 @@ def read_model_card(folder: Path) -> ModelCard:
     """
     path = folder / CONFIG
     try:
-        own = (config := json.loads(path.read_text(encoding="utf-8")))["vit21k"]
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no model in `{folder}`: there is no {CONFIG}",
+            hint="give a run, a checkpoint, or a folder that vit21k wrote",
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` is damaged: {error}") from error
+    return parse_card(folder, config)
+
+
+def parse_card(folder: Path, config: Any) -> ModelCard:
+    """Return what *config*, the content of ``config.json`` in *folder*, says.
+
+    Raises:
+        CheckpointError: It is damaged, another program's, or a later version's.
+    """
+    path = folder / CONFIG
+    try:
+        own = config["vit21k"]
         if own["version"] > _VERSION:
             raise CheckpointError(
                 f"`{path}` was written by a later vit21k (layout {own['version']}; "
@@ -166,11 +182,6 @@ def read_model_card(folder: Path) -> ModelCard:
                 hint="upgrade vit21k",
             )
         card = _parse(folder, config, own)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no model in `{folder}`: there is no {CONFIG}",
-            hint="give a run, a checkpoint, or a folder that vit21k wrote",
-        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, ManifestError, UsageError) as error:
         raise CheckpointError(
             f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: {error})"
@@ -213,12 +224,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _timm_name(name: str, args: Mapping[str, Any]) -> str:
-    """Return the name under which timm builds this model from its arguments."""
-    if args["representation_size"] is not None:
-        # timm drops the pre-logits without a word and would give other logits; this makes it stop.
-        return f"{name}_with_pre_logits"
+    """Return the name under which timm builds this model from its arguments.
+
+    What timm would drop without a word, and give other logits, becomes part of the name: no model
+    of timm's is called so, and it stops.
+    """
     # The sizes are in the arguments, so a name of the same shape does.
-    return name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
+    name = name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
+    if is_pit(args):
+        return f"{name}_with_gelu_tanh" if args["act_layer"] != "gelu" else name
+    if args["representation_size"] is not None:
+        return f"{name}_with_pre_logits"
+    if args["resnet_layers"] != model_args(name)["resnet_layers"]:
+        return f"{name}_with_another_resnet"
+    return name
 
 
 def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str, Any]:
@@ -234,9 +253,16 @@ def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str
         "mean": list(settings.mean),
         "std": list(settings.std),
         "num_classes": args["num_classes"],
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
+        "first_conv": _first_conv(args),
+        "classifier": ["head", "head_dist"] if args.get("distilled") else "head",
     }
+
+
+def _first_conv(args: Mapping[str, Any]) -> str:
+    if is_pit(args):
+        return "patch_embed.conv"
+    hybrid = args["resnet_layers"] is not None
+    return "patch_embed.backbone.stem.conv" if hybrid else "patch_embed.proj"
 
 
 def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCard:

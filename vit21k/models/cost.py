@@ -1,30 +1,44 @@
 """What a model costs, from its arguments alone; needs no torch.
 
-The arguments are those of `VisionTransformer`, all of them, as `model_args` returns them.
+The arguments are those of the constructor, all of them, as `model_args` returns them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from vit21k.models.shapes import grid_side, is_pit, pit_sides, pit_widths, resnet_sides
+
+_ROOT_WIDTH = 64  # of a hybrid's ResNet
+
+
+class _Conv(NamedTuple):
+    """A convolution of a hybrid's ResNet, followed by a group norm."""
+
+    weights: int
+    width: int
+    side: int
+    """Of the map it makes."""
 
 
 def num_tokens(args: Mapping[str, Any]) -> int:
-    """Return the length of the sequence: patches and class token."""
-    return _num_patches(args) + int(args["class_token"])
+    """Return the length of the sequence in the first block: patches and class tokens."""
+    return grid_side(args) ** 2 + _num_prefix_tokens(args)
 
 
 def num_params(args: Mapping[str, Any]) -> int:
     """Return the number of parameters, head included."""
+    if is_pit(args):
+        return _pit_params(args)
     width = args["embed_dim"]
-    hidden = _hidden_dim(args)
-    patch = args["in_chans"] * args["patch_size"] ** 2 * width + width
     tokens = (int(args["class_token"]) + num_tokens(args)) * width
-    attention = 4 * width**2 + width + (3 * width if args["qkv_bias"] else 0)
-    mlp = 2 * width * hidden + hidden + width
-    block = attention + mlp + 4 * width
+    blocks = args["depth"] * _block_params(width, args["mlp_ratio"], args["qkv_bias"])
     representation = args["representation_size"] or 0
     features = representation or width
     head = (features + 1) * args["num_classes"]
-    return patch + tokens + args["depth"] * block + 2 * width + (width + 1) * representation + head
+    stem = sum(conv.weights + 2 * conv.width for conv in _resnet(args))
+    patch = _patch_values(args) * width + width
+    return stem + patch + tokens + blocks + 2 * width + (width + 1) * representation + head
 
 
 def macs_per_image(args: Mapping[str, Any]) -> int:
@@ -36,14 +50,15 @@ def macs_per_image(args: Mapping[str, Any]) -> int:
 
     Source: the count agrees with timm's and MMPretrain's published tables.
     """
+    if is_pit(args):
+        return _pit_macs(args)
     width = args["embed_dim"]
-    tokens = num_tokens(args)
-    patch = _num_patches(args) * args["in_chans"] * args["patch_size"] ** 2 * width
-    linear = 4 * width**2 + 2 * width * _hidden_dim(args)
-    block = tokens * (linear + 2 * tokens * width)
+    stem = sum(conv.weights * conv.side**2 for conv in _resnet(args))
+    patch = grid_side(args) ** 2 * _patch_values(args) * width
+    blocks = args["depth"] * _block_macs(num_tokens(args), width, args["mlp_ratio"])
     representation = args["representation_size"] or 0
     features = representation or width
-    return patch + args["depth"] * block + width * representation + features * args["num_classes"]
+    return stem + patch + blocks + width * representation + features * args["num_classes"]
 
 
 def activation_bytes_per_image(args: Mapping[str, Any], bytes_per_value: int) -> int:
@@ -52,26 +67,99 @@ def activation_bytes_per_image(args: Mapping[str, Any], bytes_per_value: int) ->
     A block keeps two normalised inputs, queries, keys, values, the attention's output, two
     residuals, and the MLP's hidden layer before and after the GELU; attention weights are never
     kept.  Where there is dropout, it keeps a mask of one byte a value.  To this come the image, the
-    last tokens before and after their norm, and the logits in float32 with their gradient.
+    last tokens before and after their norm, and the logits in float32 with their gradient; of a
+    ResNet, each map before and after its norm, before and after its ReLU.
 
     Args:
         args: Arguments of the model.
         bytes_per_value: 4 in float32, 2 under bfloat16 autocast.
     """
-    width = args["embed_dim"]
-    hidden = _hidden_dim(args)
-    values_in_block = 8 * width + 2 * hidden
-    masks_in_block = (2 * width + hidden) * bool(args["proj_drop_rate"])
-    block = values_in_block * bytes_per_value + masks_in_block
     image = args["in_chans"] * args["img_size"] ** 2 * bytes_per_value
-    last_tokens = 2 * width * bytes_per_value
     logits = 2 * 4 * args["num_classes"]
-    return num_tokens(args) * (args["depth"] * block + last_tokens) + image + logits
+    if is_pit(args):
+        stages = zip(args["depth"], pit_sides(args), pit_widths(args), strict=True)
+        blocks = sum(
+            depth * (side**2 + _num_prefix_tokens(args)) * _kept_bytes(args, width, bytes_per_value)
+            for depth, side, width in stages
+        )
+        return int(blocks + image + logits)
+    width = args["embed_dim"]
+    last_tokens = 2 * width * bytes_per_value
+    block = _kept_bytes(args, width, bytes_per_value)
+    stem = sum(3 * conv.width * conv.side**2 for conv in _resnet(args)) * bytes_per_value
+    return int(stem + num_tokens(args) * (args["depth"] * block + last_tokens) + image + logits)
 
 
-def _num_patches(args: Mapping[str, Any]) -> int:
-    return (args["img_size"] // args["patch_size"]) ** 2
+def _kept_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
+    """Return what a block keeps of one token."""
+    hidden = int(width * args["mlp_ratio"])
+    masks = (2 * width + hidden) * bool(args["proj_drop_rate"])
+    return (8 * width + 2 * hidden) * bytes_per_value + masks
 
 
-def _hidden_dim(args: Mapping[str, Any]) -> int:
-    return int(args["embed_dim"] * args["mlp_ratio"])
+def _num_prefix_tokens(args: Mapping[str, Any]) -> int:
+    return 1 + int(args["distilled"]) if is_pit(args) else int(args["class_token"])
+
+
+def _block_params(width: int, mlp_ratio: float, qkv_bias: bool) -> int:
+    hidden = int(width * mlp_ratio)
+    attention = 4 * width**2 + width + (3 * width if qkv_bias else 0)
+    return attention + 2 * width * hidden + hidden + width + 4 * width
+
+
+def _block_macs(num_tokens: int, width: int, mlp_ratio: float) -> int:
+    linear = 4 * width**2 + 2 * width * int(width * mlp_ratio)
+    return num_tokens * (linear + 2 * num_tokens * width)
+
+
+def _patch_values(args: Mapping[str, Any]) -> int:
+    """Return how many values make up a patch."""
+    channels = args["in_chans"]
+    if not is_pit(args) and args["resnet_layers"] is not None:
+        channels = _ROOT_WIDTH * 2 ** (len(args["resnet_layers"]) + 1)
+    return int(channels * args["patch_size"] ** 2)
+
+
+def _resnet(args: Mapping[str, Any]) -> Iterator[_Conv]:
+    """Yield the convolutions of a hybrid's ResNet."""
+    layers = args["resnet_layers"]
+    if layers is None:
+        return
+    root, pooled, *sides = resnet_sides(args["img_size"], layers)
+    yield _Conv(49 * args["in_chans"] * _ROOT_WIDTH, _ROOT_WIDTH, root)
+    before, in_side = _ROOT_WIDTH, pooled
+    for stage, (num_blocks, side) in enumerate(zip(layers, sides, strict=True)):
+        width = _ROOT_WIDTH * 2**stage
+        yield _Conv(before * 4 * width, 4 * width, side)  # the projected shortcut
+        for _ in range(num_blocks):
+            yield _Conv(before * width, width, in_side)
+            yield _Conv(9 * width**2, width, side)
+            yield _Conv(4 * width**2, 4 * width, side)
+            before, in_side = 4 * width, side
+
+
+def _pit_params(args: Mapping[str, Any]) -> int:
+    widths, num_heads = pit_widths(args), _num_prefix_tokens(args)
+    first, last = widths[0], widths[-1]
+    tokens = grid_side(args) ** 2 * first + num_heads * first
+    patch = _patch_values(args) * first + first
+    blocks = sum(
+        depth * _block_params(width, args["mlp_ratio"], qkv_bias=True)
+        for depth, width in zip(args["depth"], widths, strict=True)
+    )
+    pools = sum(11 * out + inside * out for inside, out in pairwise(widths))
+    return tokens + patch + blocks + pools + 2 * last + num_heads * (last + 1) * args["num_classes"]
+
+
+def _pit_macs(args: Mapping[str, Any]) -> int:
+    widths, sides, num_heads = pit_widths(args), pit_sides(args), _num_prefix_tokens(args)
+    patch = sides[0] ** 2 * _patch_values(args) * widths[0]
+    blocks = sum(
+        depth * _block_macs(side**2 + num_heads, width, args["mlp_ratio"])
+        for depth, side, width in zip(args["depth"], sides, widths, strict=True)
+    )
+    pools = sum(
+        9 * out * side**2 + num_heads * inside * out
+        for inside, out, side in zip(widths, widths[1:], sides[1:], strict=False)
+    )
+    return int(patch + blocks + pools + num_heads * widths[-1] * args["num_classes"])

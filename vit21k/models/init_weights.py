@@ -1,4 +1,4 @@
-"""First weights of a Vision Transformer, by three published schemes.
+"""First weights of a Vision Transformer, by three published schemes, and of a PiT.
 
 | | patch_embed | qkv | other linear layers | MLP biases |
 |---|---|---|---|---|
@@ -7,7 +7,8 @@
 | timm | torch's default | N(0, 0.02), truncated | N(0, 0.02), truncated | 0 |
 
 Everywhere: positions N(0, 0.02) (truncated in timm), class token 0 (N(0, 1e-6) in timm), layer
-norms 1 and 0, all other biases 0.
+norms 1 and 0, all other biases 0.  The ResNet of a hybrid: LeCun, group norms 1 and 0 (Google; but
+for the last norm of a block, which Google starts at 0).
 
 Sources: plsc/models/vision_transformer.py; vit_jax/models_vit.py, where layers that name no
 initialiser have flax's, LeCun; `init_weights_vit_timm` in timm/models/vision_transformer.py.
@@ -19,6 +20,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from vit21k.models.base import ImageClassifier
+from vit21k.models.pit import PoolingTransformer
+from vit21k.models.resnet_stem import StdConv2d
 from vit21k.models.vit import VisionTransformer
 
 Scheme = Literal["plsc", "google", "timm"]
@@ -31,7 +35,7 @@ _TRUNCATED_STD = 0.87962566103423978
 
 @torch.no_grad()
 def init_vit(
-    model: VisionTransformer,
+    model: ImageClassifier,
     *,
     scheme: Scheme = "plsc",
     head_init: Literal["zeros", "xavier"] = "zeros",
@@ -50,14 +54,18 @@ def init_vit(
         head_bias_init: -10 where the loss is a sum of 21,841 sigmoids: at the start every class is
             as good as absent.
         generator: Source of randomness; None: torch's global one.
+
+    A PiT has one published scheme, its authors': torch's defaults for linear layers and
+    convolutions, N(0, 0.02) truncated for positions and class tokens; *scheme* is not read.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, nn.Conv2d):
-            _init_patch_embed(module, scheme, generator)
-        elif isinstance(module, nn.Linear) and name != "head":
-            _init_linear(name, module, scheme, generator)
+    if isinstance(model, PoolingTransformer):
+        _init_pit(model, generator)
+        for head in filter(None, (model.head, model.head_dist)):
+            if isinstance(head, nn.Linear):
+                init_head(head, head_init=head_init, bias_init=head_bias_init, generator=generator)
+        return
+    assert isinstance(model, VisionTransformer)  # noqa: S101 (there is no third kind)
+    _init_modules(model, scheme, generator)
     _init_tokens(model, scheme, generator)
     if isinstance(model.head, nn.Linear):
         init_head(model.head, head_init=head_init, bias_init=head_bias_init, generator=generator)
@@ -77,6 +85,32 @@ def init_head(
     else:
         nn.init.xavier_uniform_(head.weight, generator=generator)
     nn.init.constant_(head.bias, bias_init)
+
+
+def _init_modules(model: VisionTransformer, scheme: Scheme, generator: Generator | None) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, StdConv2d):
+            _lecun_normal_(module.weight, module.weight[0].numel(), generator)
+        elif isinstance(module, nn.GroupNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):
+            _init_patch_embed(module, scheme, generator)
+        elif isinstance(module, nn.Linear) and name != "head":
+            _init_linear(name, module, scheme, generator)
+
+
+def _init_pit(model: PoolingTransformer, generator: Generator | None) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(_bias(module), -bound, bound, generator=generator)
+    for tokens in (model.pos_embed, model.cls_token):
+        nn.init.trunc_normal_(tokens, std=_TOKEN_STD, generator=generator)
 
 
 def _init_patch_embed(conv: nn.Conv2d, scheme: Scheme, generator: Generator | None) -> None:
@@ -130,6 +164,6 @@ def _lecun_normal_(weight: Tensor, fan_in: int, generator: Generator | None) -> 
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None  # noqa: S101 (PatchEmbed always has one)
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    assert layer.bias is not None  # noqa: S101 (every caller's layer has one)
     return layer.bias

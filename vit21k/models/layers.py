@@ -4,8 +4,12 @@ Dimensions: B images, C colours, H W pixels, N tokens, D width, A heads, E width
 Q: the tokens whose output is asked for.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vit21k.models.resnet_stem import ResNetStem, StemEps
 
 LAYER_NORM_EPS = 1e-6  # flax's default, kept by PLSC and timm
 _GELU_FORM = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -21,6 +25,28 @@ class PatchEmbed(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return tokens_BND, row by row."""
         return self.proj(images_BCHW).flatten(2).transpose(1, 2)
+
+
+class HybridEmbed(nn.Module):
+    """Let a ResNet look first, then project each patch of its map to a token."""
+
+    def __init__(
+        self,
+        resnet_layers: Sequence[int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        stem_eps: StemEps,
+    ) -> None:
+        super().__init__()
+        self.backbone = ResNetStem(resnet_layers, in_chans, stem_eps)
+        self.proj = nn.Conv2d(
+            self.backbone.num_features, embed_dim, kernel_size=patch_size, stride=patch_size
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return tokens_BND, row by row."""
+        return self.proj(self.backbone(images_BCHW)).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -109,7 +135,7 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each around a residual."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is a plain value)
         self,
         embed_dim: int,
         num_heads: int,
@@ -120,9 +146,10 @@ class Block(nn.Module):
         proj_drop_rate: float,
         attn_drop_rate: float,
         drop_path_rate: float,
+        norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attn = Attention(
             embed_dim,
             num_heads,
@@ -130,7 +157,7 @@ class Block(nn.Module):
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=proj_drop_rate,
         )
-        self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = Mlp(
             embed_dim, int(embed_dim * mlp_ratio), act_layer=act_layer, drop_rate=proj_drop_rate
         )

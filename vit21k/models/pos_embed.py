@@ -1,6 +1,6 @@
 """Position embedding of one image size -> position embedding of another.
 
-Dimensions: N tokens, D width.
+Dimensions: N tokens, D width, H W rows and columns of patches.
 """
 
 from math import isqrt
@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from vit21k.errors import CheckpointError
 
+ResizeMode = Literal["bicubic", "bilinear_align_corners"]
+
 
 def resize_pos_embed(
     pos_embed_1ND: Tensor,
     grid: tuple[int, int],
     *,
     num_prefix_tokens: int = 1,
-    mode: Literal["bicubic", "bilinear_align_corners"] = "bicubic",
+    mode: ResizeMode = "bicubic",
 ) -> Tensor:
     """Resize the positions of a square grid of patches to another grid.
 
@@ -49,8 +51,26 @@ def resize_pos_embed(
     if grid == (side, side):
         return pos_embed_1ND
     patches_1DHW = patches_1ND.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    if mode == "bicubic":
-        resized_1DHW = F.interpolate(patches_1DHW, grid, mode="bicubic", align_corners=False)
-    else:
-        resized_1DHW = F.interpolate(patches_1DHW, grid, mode="bilinear", align_corners=True)
+    resized_1DHW = resize_pos_map(patches_1DHW, grid, mode=mode)
     return torch.cat([prefix_1ND, resized_1DHW.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resize_pos_map(
+    pos_map_1DHW: Tensor, grid: tuple[int, int], *, mode: ResizeMode = "bicubic"
+) -> Tensor:
+    """Resize a map of positions, as a PiT has it, to another grid.
+
+    Args:
+        pos_map_1DHW: One position a patch.
+        grid: Wanted (rows, columns).
+        mode: As of `resize_pos_embed`.
+
+    Returns:
+        (1, D, rows, columns), float32; *pos_map_1DHW* itself if the grid is the same.
+    """
+    pos_map_1DHW = pos_map_1DHW.float()
+    if tuple(pos_map_1DHW.shape[2:]) == grid:
+        return pos_map_1DHW
+    if mode == "bicubic":
+        return F.interpolate(pos_map_1DHW, grid, mode="bicubic", align_corners=False)
+    return F.interpolate(pos_map_1DHW, grid, mode="bilinear", align_corners=True)

@@ -1,7 +1,6 @@
 """The names of the models, and the arguments behind each name; needs no torch.
 
-Source of widths, depths and heads: Ti and S from Steiner et al., arXiv:2106.10270; B, L and H from
-Dosovitskiy et al., arXiv:2010.11929, table 1.  Names are timm's, for timm's arguments.
+Names are timm's, for timm's arguments.  `variants.py` holds the published sizes.
 """
 
 from collections.abc import Mapping
@@ -9,27 +8,18 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from vit21k.errors import UsageError
+from vit21k.models.shapes import grid_side, is_pit
+from vit21k.models.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from vit21k.models.vit import VisionTransformer
+    from vit21k.models.base import ImageClassifier
 
-_SIZES: Mapping[str, Mapping[str, int]] = {
-    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+_DROP_RATES = {
+    "pos_drop_rate": 0.0,
+    "proj_drop_rate": 0.0,
+    "attn_drop_rate": 0.0,
+    "drop_path_rate": 0.0,
 }
-
-_PATCH_SIZES = {
-    "tiny": (16,),
-    "small": (32, 16, 8),
-    "base": (32, 16, 8),
-    "large": (32, 16, 14),
-    "huge": (14,),
-}
-
-_IMG_SIZES = (224, 384)
 
 _DEFAULTS: Mapping[str, Any] = {
     "img_size": 224,
@@ -46,23 +36,42 @@ _DEFAULTS: Mapping[str, Any] = {
     "qkv_bias": True,
     "representation_size": None,
     "act_layer": "gelu",
-    "pos_drop_rate": 0.0,
-    "proj_drop_rate": 0.0,
-    "attn_drop_rate": 0.0,
-    "drop_path_rate": 0.0,
+    "norm_eps": 1e-6,
+    "resnet_layers": None,
+    "stem_eps": "google",
+    **_DROP_RATES,
+}
+
+_PIT_DEFAULTS: Mapping[str, Any] = {
+    "img_size": 224,
+    "patch_size": 16,
+    "stride": 8,
+    "in_chans": 3,
+    "num_classes": 1000,
+    "global_pool": "token",
+    "base_dims": [48, 48, 48],
+    "depth": [2, 6, 4],
+    "heads": [2, 4, 8],
+    "mlp_ratio": 4.0,
+    "distilled": False,
+    "act_layer": "gelu",
+    **_DROP_RATES,
 }
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "global_pool": ("token", "avg"),
     "act_layer": ("gelu", "gelu_tanh"),
+    "stem_eps": ("google", "timm"),
 }
 
 _COUNTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+_PIT_COUNTS = ("img_size", "patch_size", "stride", "in_chans")
+_STAGES = ("base_dims", "depth", "heads")
 
 
 def list_models() -> list[str]:
     """Return the names that `get_model` knows, from small to large."""
-    return list(_VARIANTS)
+    return list(VARIANTS)
 
 
 def model_args(name: str, **overrides: Any) -> dict[str, Any]:
@@ -70,43 +79,84 @@ def model_args(name: str, **overrides: Any) -> dict[str, Any]:
 
     Args:
         name: One of `list_models()`.
-        **overrides: Arguments of `VisionTransformer` to use instead of the named model's.
+        **overrides: Arguments of the constructor to use instead of the named model's.
 
     Raises:
         UsageError: Unknown name, unknown argument, or values that make no model.
     """
-    if name not in _VARIANTS:
+    if name not in VARIANTS:
         raise UsageError(
             f"no model is called `{name}`",
-            hint=_did_you_mean(name, list(_VARIANTS)) or "`vit21k models` lists them",
+            hint=_did_you_mean(name, list(VARIANTS)) or "`vit21k models` lists them",
         )
+    defaults = _PIT_DEFAULTS if is_pit(VARIANTS[name]) else _DEFAULTS
     for argument in overrides:
-        if argument not in _DEFAULTS:
+        if argument not in defaults:
             raise UsageError(
                 f"a model has no argument `{argument}`",
-                hint=_did_you_mean(argument, list(_DEFAULTS))
-                or f"arguments: {', '.join(_DEFAULTS)}",
+                hint=_did_you_mean(argument, list(defaults)) or f"arguments: {', '.join(defaults)}",
             )
-    args = {**_DEFAULTS, **_VARIANTS[name], **overrides}
-    _check(args)
+    args = {**defaults, **VARIANTS[name], **overrides}
+    _check_pit(args) if is_pit(args) else _check(args)
     return args
 
 
-def get_model(name: str, *, num_classes: int = 1000, **overrides: Any) -> "VisionTransformer":
+def name_of(args: Mapping[str, Any]) -> str:
+    """Return the name of the model that *args* describe, or else of the nearest one.
+
+    The nearest is of the same family, and its own arguments do not matter where all of *args* are
+    given beside the name.
+    """
+    family = [name for name, own in VARIANTS.items() if is_pit(own) == is_pit(args)]
+
+    def likeness(name: str) -> tuple[bool, int, float]:
+        own = model_args(name)
+        same = sum(own[key] == args[key] for key in own if key in args)
+        width = 0 if is_pit(args) else -abs(own["embed_dim"] - args["embed_dim"])
+        return (is_pit(own) or own["resnet_layers"] == args["resnet_layers"], width, same)
+
+    return max(family, key=likeness)
+
+
+def get_model(name: str, *, num_classes: int = 1000, **overrides: Any) -> "ImageClassifier":
     """Build the *name* model.
 
     Args:
         name: One of `list_models()`.
         num_classes: Outputs of the head.
-        **overrides: Arguments of `VisionTransformer` to use instead of the named model's.
+        **overrides: Arguments of the constructor to use instead of the named model's.
 
     Raises:
         UsageError: Unknown name, unknown argument, or values that make no model.
     """
     args = model_args(name, num_classes=num_classes, **overrides)
-    from vit21k.models.vit import VisionTransformer  # noqa: PLC0415 (the names need no torch)
+    return build_model(args)
 
-    return VisionTransformer(**args)
+
+def build_model(args: Mapping[str, Any]) -> "ImageClassifier":
+    """Build the model of *args*, as `model_args` returns them."""
+    from vit21k.models.pit import PoolingTransformer  # noqa: PLC0415 (the names need no torch)
+    from vit21k.models.vit import VisionTransformer  # noqa: PLC0415
+
+    return PoolingTransformer(**args) if is_pit(args) else VisionTransformer(**args)
+
+
+def _check_pit(args: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` if no PiT can be built from *args*."""
+    for argument in _PIT_COUNTS:
+        if args[argument] < 1:
+            raise UsageError(f"`{argument}` is {args[argument]}; it must be 1 or more")
+    stages = [args[argument] for argument in _STAGES]
+    if len({len(values) for values in stages}) != 1 or min(map(min, stages)) < 1:
+        raise UsageError(f"{', '.join(_STAGES)} must be lists of the same length, of 1 or more")
+    if args["global_pool"] != "token":
+        raise UsageError("a PiT pools the class token only", hint="set global_pool=token")
+    if args["act_layer"] not in _CHOICES["act_layer"]:
+        raise UsageError(f"`act_layer` is `{args['act_layer']}`; it must be gelu or gelu_tanh")
+    if args["img_size"] < args["patch_size"]:
+        raise UsageError(
+            f"`img_size` {args['img_size']} is smaller than `patch_size` {args['patch_size']}"
+        )
 
 
 def _check(args: Mapping[str, Any]) -> None:
@@ -114,7 +164,7 @@ def _check(args: Mapping[str, Any]) -> None:
     for argument in _COUNTS:
         if args[argument] < 1:
             raise UsageError(f"`{argument}` is {args[argument]}; it must be 1 or more")
-    if args["img_size"] < args["patch_size"]:
+    if grid_side(args) < 1:
         raise UsageError(
             f"`img_size` {args['img_size']} is smaller than `patch_size` {args['patch_size']}"
         )
@@ -134,19 +184,3 @@ def _check(args: Mapping[str, Any]) -> None:
 def _did_you_mean(word: str, known: list[str]) -> str | None:
     close = get_close_matches(word, known, n=1)
     return f"did you mean `{close[0]}`?" if close else None
-
-
-def _variants() -> dict[str, dict[str, int]]:
-    return {
-        f"vit_{size}_patch{patch_size}_{img_size}": {
-            **widths,
-            "patch_size": patch_size,
-            "img_size": img_size,
-        }
-        for size, widths in _SIZES.items()
-        for patch_size in _PATCH_SIZES[size]
-        for img_size in _IMG_SIZES
-    }
-
-
-_VARIANTS = _variants()

@@ -7,16 +7,20 @@ that weights go both ways as they are.  Differences: the tanh representation lay
 which timm dropped, and a last block that computes only what the head reads.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vit21k.models.layers import LAYER_NORM_EPS, Block, PatchEmbed
+from vit21k.models.base import ImageClassifier
+from vit21k.models.layers import LAYER_NORM_EPS, Block, HybridEmbed, PatchEmbed
+from vit21k.models.resnet_stem import StemEps
+from vit21k.models.shapes import resnet_sides
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageClassifier):
     """A Vision Transformer for square images of one size.
 
     Linear layers start with torch's default weights; see `init_vit` for the published ones.
@@ -24,7 +28,7 @@ class VisionTransformer(nn.Module):
     Args:
         img_size: Height and width of the images, in pixels.  Where it is not a multiple of
             *patch_size*, the model does not see the last rows and columns, as in PLSC and timm.
-        patch_size: Height and width of a patch.
+        patch_size: Height and width of a patch; of the ResNet's map, if there is one.
         in_chans: Colours of an image.
         num_classes: Outputs of the head; with 0 there is no head and `forward` returns features.
         global_pool: What the head reads: the class "token", or the "avg" of all other tokens.
@@ -37,6 +41,10 @@ class VisionTransformer(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         representation_size: Width of a tanh layer before the head (`pre_logits`); None: no layer.
         act_layer: "gelu" is exact; "gelu_tanh" is the approximation that Google's weights need.
+        norm_eps: Added to the variance in every layer norm.
+        resnet_layers: Blocks in each stage of a ResNet that looks at the image first (Google's
+            hybrids); None: no ResNet.
+        stem_eps: Whose small numbers the ResNet divides with: "google" or "timm".
         pos_drop_rate: Dropout after the position embedding.
         proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
         attn_drop_rate: Dropout of attention weights.
@@ -69,6 +77,9 @@ class VisionTransformer(nn.Module):
         qkv_bias: bool = True,
         representation_size: int | None = None,
         act_layer: Literal["gelu", "gelu_tanh"] = "gelu",
+        norm_eps: float = LAYER_NORM_EPS,
+        resnet_layers: Sequence[int] | None = None,
+        stem_eps: StemEps = "google",
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -82,10 +93,15 @@ class VisionTransformer(nn.Module):
         self.num_features = representation_size or embed_dim
         self.num_prefix_tokens = int(class_token)
         self.global_pool = global_pool
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        side = img_size if resnet_layers is None else resnet_sides(img_size, resnet_layers)[-1]
+        self.grid_size = (side // patch_size, side // patch_size)
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
 
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.patch_embed: nn.Module = (
+            PatchEmbed(patch_size, in_chans, embed_dim)
+            if resnet_layers is None
+            else HybridEmbed(resnet_layers, patch_size, in_chans, embed_dim, stem_eps)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim).normal_(std=0.02))
         self.pos_drop = nn.Dropout(pos_drop_rate)
@@ -96,13 +112,14 @@ class VisionTransformer(nn.Module):
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             act_layer=act_layer,
+            norm_eps=norm_eps,
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
         )
         rates = (drop_path_rate * index / max(depth - 1, 1) for index in range(depth))
         self.blocks = nn.Sequential(*(block(drop_path_rate=rate) for rate in rates))
         norms_after_pool = global_pool == "avg" if fc_norm is None else fc_norm
-        norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.norm = nn.Identity() if norms_after_pool else norm
         self.fc_norm = norm if norms_after_pool else nn.Identity()
         self.pre_logits = _representation_layer(embed_dim, representation_size)

@@ -1,0 +1,1 @@
+"""Weights of other programs <-> ours: files, names and layouts of tensors, addresses."""

@@ -1,0 +1,253 @@
+"""URL -> local file: resumed where it broke off, checked, kept.
+
+A copy lies in ``<cache>/<key>/`` beside a ``.json`` that says where it came from, how long it is
+and what its digest is.  A copy that is still what was written is used without asking the server.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import xxhash
+
+from vit21k.atomic import write_atomic
+from vit21k.errors import CheckpointError
+from vit21k.lock import locked
+
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 30
+_TRIES = 4
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_FOUND = (401, 403, 404, 410)  # Hugging Face answers 401 for what does not exist
+_PARTIAL_CONTENT, _RANGE_ERROR = 206, 416
+
+
+class MissingFileError(CheckpointError):
+    """The server has no such file."""
+
+
+def download(url: str, *, folder: str | None = None) -> Path:
+    """Return a local copy of *url*.
+
+    Args:
+        url: May end in ``#sha256=...``, the digest that the file must have.
+        folder: Files of one *folder* lie together, under their own names; None: a file by itself.
+
+    Raises:
+        MissingFileError: The server has no such file.
+        CheckpointError: What came is not as long, or has not the digest, that was announced.
+        OSError: The server cannot be reached, or the disk is full.
+    """
+    url, fragment = urldefrag(url)
+    name = Path(unquote(urlsplit(url).path)).name or "weights"
+    key = hashlib.sha256((f"{_host(url)}/{folder}" if folder else url).encode()).hexdigest()[:24]
+    path = cache_dir() / key / name
+    wanted = fragment.removeprefix("sha256=").lower() if fragment.startswith("sha256=") else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent, command="download", wait=True):
+        if not _is_whole(path, wanted):
+            _download(url, path, wanted)
+    return path
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloaded weights: ``$VIT21K_CACHE`` or below ``~/.cache``."""
+    if own := os.environ.get("VIT21K_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vit21k" / "weights"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _is_whole(path: Path, wanted: str | None) -> bool:
+    """Return whether *path* is there, and what was written."""
+    try:
+        record = json.loads(_record(path).read_bytes())
+        known = record["num_bytes"], record["digest"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    if not path.is_file() or (path.stat().st_size, _digest(path)) != known:
+        return False
+    return wanted is None or record.get("sha256") == wanted
+
+
+def _download(url: str, path: Path, wanted: str | None) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    failure: Exception | None = None
+    for _ in range(_TRIES):
+        try:
+            announced = _fetch_rest(url, partial)
+            break
+        except (TimeoutError, ConnectionError, HTTPException) as error:
+            failure = error  # what came so far stays; the next try goes on from there
+    else:
+        raise OSError(f"`{url}` broke off {_TRIES} times: {failure}") from failure
+    digests = _sha256_and_md5(partial)
+    try:
+        _check(url, partial, digests, {**announced, **({"sha256": wanted} if wanted else {})})
+    except CheckpointError:
+        partial.unlink()
+        raise
+    record = {
+        "url": url,
+        "num_bytes": partial.stat().st_size,
+        "digest": _digest(partial),
+        "sha256": digests[0],
+    }
+    partial.replace(path)
+    write_atomic(_record(path), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _fetch_rest(url: str, partial: Path) -> dict[str, Any]:
+    """Append to *partial* what is missing; return what the server announces of the whole file.
+
+    Raises:
+        MissingFileError: The server has no such file.
+        ConnectionError: It broke off.
+    """
+    tag_file = partial.with_name(f"{partial.name}.tag")
+    have = partial.stat().st_size if partial.is_file() and tag_file.is_file() else 0
+    headers = {"User-Agent": "vit21k"}
+    if have:
+        # If the file has changed since, the server sends the whole of the new one.
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text(encoding="utf-8")}
+    with _open(url, headers) as response:
+        resumed = response.status == _PARTIAL_CONTENT
+        start = have if resumed else 0
+        if tag := _strong_tag(response):
+            tag_file.write_text(tag, encoding="utf-8")
+        else:
+            tag_file.unlink(missing_ok=True)
+        announced = _announced(response, start)
+        with partial.open("ab" if resumed else "wb") as file:
+            for chunk in _chunks(response):
+                file.write(chunk)
+    size, total = partial.stat().st_size, announced.get("num_bytes")
+    if total is not None and size < total:
+        raise ConnectionError(f"{size:,} of {total:,} bytes came")
+    tag_file.unlink(missing_ok=True)
+    return announced
+
+
+def _open(url: str, headers: Mapping[str, str]) -> HTTPResponse:
+    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 (https, or loopback)
+    try:
+        response: HTTPResponse = _OPENER.open(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in _NOT_FOUND:
+            raise MissingFileError(
+                f"there is no `{url}` (the server says {error.code} {error.reason})",
+                hint="check the spelling; files that need a login are not fetched",
+            ) from None
+        if error.code == _RANGE_ERROR:
+            raise CheckpointError(f"`{url}` has changed while it was fetched; try again") from None
+        if error.code >= 500:  # noqa: PLR2004 (the server's own fault)
+            raise ConnectionError(f"the server says {error.code}") from None
+        raise OSError(f"`{url}`: the server says {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError | ConnectionResetError):
+            raise ConnectionError(str(error.reason)) from error
+        raise OSError(f"`{url}` cannot be reached: {error.reason}") from error
+    return response
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, and remember what the first server says of the file.
+
+    Hugging Face names length and digest of a large file, then points to the store that holds it.
+    """
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
+            raise urllib.error.URLError(f"redirected to `{newurl}`, which is not https")
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None:
+            linked = {**getattr(req, "linked", {}), **_linked(headers)}
+            request.linked = linked  # type: ignore[attr-defined]
+        return request
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        response.linked = getattr(request, "linked", {})
+        return response
+
+    https_response = http_response
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
+def _linked(headers: Any) -> dict[str, Any]:
+    linked: dict[str, Any] = {}
+    tag = (headers.get("X-Linked-Etag") or "").strip('"')
+    if _SHA256.fullmatch(tag):
+        linked["sha256"] = tag
+    if (size := headers.get("X-Linked-Size", "")).isdigit():
+        linked["num_bytes"] = int(size)
+    return linked
+
+
+def _announced(response: Any, start: int) -> dict[str, Any]:
+    """Return length and digests of the whole file, as far as the server says them."""
+    announced: dict[str, Any] = {}
+    if (length := response.headers.get("Content-Length", "")).isdigit():
+        announced["num_bytes"] = start + int(length)
+    for line in response.headers.get_all("x-goog-hash", []):
+        if match := re.search(r"md5=([A-Za-z0-9+/=]+)", line):
+            announced["md5"] = base64.b64decode(match[1]).hex()
+    return {**announced, **_linked(response.headers), **getattr(response, "linked", {})}
+
+
+def _strong_tag(response: HTTPResponse) -> str | None:
+    tag = response.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else None
+
+
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
+    while chunk := response.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _check(url: str, path: Path, digests: tuple[str, str], announced: Mapping[str, Any]) -> None:
+    found = {"num_bytes": path.stat().st_size, "sha256": digests[0], "md5": digests[1]}
+    for what, wanted in announced.items():
+        if found[what] != wanted:
+            raise CheckpointError(
+                f"what came from `{url}` is damaged: its {what} is {found[what]}, not {wanted}",
+                hint="try again; nothing of it was kept",
+            )
+
+
+def _sha256_and_md5(path: Path) -> tuple[str, str]:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            md5.update(chunk)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.origin.json")

@@ -1,0 +1,73 @@
+"""PLSC's and PaddleViT's ``.pdparams``, and paddle_pit's: their names, and matrices turned around.
+
+paddle keeps the weight of a linear layer as [in, out].
+
+Source: plsc/models/vision_transformer.py; PaddleViT/image_classification/ViT/transformer.py.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vit21k.weights.layout import Converted
+from vit21k.weights.naming import Names
+
+_PADDLEVIT = Names(
+    block="encoder.layers.{}.",
+    outside={
+        "patch_embedding.patch_embedding.": "patch_embed.proj.",
+        "patch_embedding.position_embeddings": "pos_embed",
+        "patch_embedding.cls_token": "cls_token",
+        "encoder.encoder_norm.": "norm.",
+        "encoder.norm.": "norm.",
+        "classifier.": "head.",
+    },
+    inside={
+        "attn_norm.": "norm1.",
+        "attn.qkv.": "attn.qkv.",
+        "attn.out.": "attn.proj.",
+        "attn.proj.": "attn.proj.",
+        "mlp_norm.": "norm2.",
+        "mlp.fc1.": "mlp.fc1.",
+        "mlp.fc2.": "mlp.fc2.",
+    },
+)
+
+
+def is_paddlevit(names: Mapping[str, object]) -> bool:
+    """Return whether *names* are PaddleViT's."""
+    return "patch_embedding.patch_embedding.weight" in names
+
+
+def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with the weights of linear layers as [out, in]."""
+    return {
+        name: tensor.T if tensor.ndim == 2 and name.endswith("weight") else tensor  # noqa: PLR2004
+        for name, tensor in tensors.items()
+    }
+
+
+def from_paddlevit(tensors: Mapping[str, Tensor]) -> Converted:
+    """Return *tensors*, turned already, under our names."""
+    converted: dict[str, Tensor] = {}
+    dropped = []
+    for name, tensor in tensors.items():
+        ours = _PADDLEVIT.to_ours(name)
+        if ours is None:
+            dropped.append(name)
+        else:
+            converted[ours] = tensor
+    return Converted(converted, {"act_layer": "gelu"}, tuple(dropped))
+
+
+def from_plsc(tensors: Mapping[str, Tensor]) -> Converted:
+    """Return *tensors*, turned already, under our names: timm's, but for the tanh layer.
+
+    PLSC's H/14 alone has no bias on queries, keys and values, and paddle's own layer norm.
+    """
+    renamed = {
+        f"pre_logits.fc.{name.removeprefix('head0.')}" if name.startswith("head0.") else name: value
+        for name, value in tensors.items()
+    }
+    is_h14 = "blocks.0.attn.qkv.bias" not in renamed
+    return Converted(renamed, {"act_layer": "gelu", "norm_eps": 1e-5 if is_h14 else 1e-6})
