@@ -213,3 +213,12 @@ def test_every_field_a_shipped_recipe_sets_is_documented():
         for inner in (value if isinstance(value, dict) else [key])
     }
     assert spelled == fields
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("optim.learning_rate", "optim.lr"), ("data.batch_size", "data.global_batch_size")],
+)
+def test_what_other_trainers_call_a_field_is_understood(typed, meant):
+    with pytest.raises(RecipeError, match=f"did you mean `{meant}`"):
+        load_recipe("tiny", [f"{typed}=1"])

@@ -177,11 +177,28 @@ def _explain(error: ValidationError) -> list[str]:
     return lines
 
 
+# What other trainers call the same thing: no spelling is close to it.
+_ELSEWHERE_CALLED = {
+    "base_lr": "lr",
+    "batch_size": "global_batch_size",
+    "clip_grad": "grad_clip_norm",
+    "dropout": "proj_drop_rate",
+    "image_size": "img_size",
+    "label_smoothing": "smoothing",
+    "learning_rate": "lr",
+    "optimizer": "kind",
+    "wd": "weight_decay",
+}
+
+
 def _did_you_mean(dotted: str) -> str:
     known = field_names(Recipe)
     leaf = dotted.rpartition(".")[2]
+    leaf = _ELSEWHERE_CALLED.get(leaf, leaf)
     close = difflib.get_close_matches(dotted, known, n=1)
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    section = dotted.rpartition(".")[0]
+    elsewhere.sort(key=lambda name: name.rpartition(".")[0] != section)
     best = (elsewhere or close)[:1]
     return f"; did you mean `{best[0]}`?" if best else ""
 
