@@ -186,7 +186,6 @@ _ELSEWHERE_CALLED = {
     "image_size": "img_size",
     "label_smoothing": "smoothing",
     "learning_rate": "lr",
-    "optimizer": "kind",
     "wd": "weight_decay",
 }
 
