@@ -46,6 +46,41 @@ class ProblemKind(StrEnum):
         "folder_seen_before",
         "The same folder was already read under the name in `detail`.",
     )
+    MEMBER_IS_LINK = (
+        "member_is_link",
+        "A link inside an archive; it is not followed.",
+    )
+    MEMBER_NOT_SUPPORTED = (
+        "member_not_supported",
+        "A member of an archive that is stored in a way that is not read, such as a sparse file.",
+    )
+    MEMBER_TOO_LARGE = "member_too_large", "A member of an archive of more than 256 MiB."
+    UNSAFE_NAME = (
+        "unsafe_name",
+        "A member of an archive whose name is absolute, leads out with `..`, or is no name.",
+    )
+    DUPLICATE_MEMBER = (
+        "duplicate_member",
+        "Another member of the archive has its name, and was taken instead (the last one, as `tar` "
+        "does).",
+    )
+    ARCHIVE_DAMAGED = "archive_damaged", "A part of an archive makes no sense; `detail` says where."
+    ARCHIVE_TRUNCATED = "archive_truncated", "An archive, or its last member, ends too early."
+    ARCHIVE_TOO_DEEP = "archive_too_deep", "An archive inside an archive inside an archive."
+    ARCHIVE_BOMB = "archive_bomb", "A compressed archive that unpacks to over 100 times its size."
+    NOT_AN_IMAGE = "not_an_image", "Its bytes are not of an image format that is read."
+    TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."
+    DAMAGED_IMAGE = "damaged_image", "An image whose data make no sense."
+    TOO_MANY_PIXELS = "too_many_pixels", "More than 89,478,485 pixels: perhaps a bomb."
+    UNSUPPORTED_PIXELS = "unsupported_pixels", "Floating-point pixels, whose range is not known."
+    TOO_SLOW_TO_DECODE = "too_slow_to_decode", "Decoding it took longer than the time limit."
+    TOO_MUCH_MEMORY = "too_much_memory", "Decoding it took more memory than the limit."
+    DECODER_DIED = "decoder_died", "Decoding it ended the process that did it."
+    ALREADY_UNPACKED = (
+        "already_unpacked",
+        "An archive beside a folder, or another archive, of its name, which was read instead.",
+        True,
+    )
     OTHER_SUFFIX = "other_suffix", "Its name does not end like that of an image.", True
     HIDDEN = "hidden", "Its name begins with a dot; nothing below a hidden folder is read.", True
     SYMLINK = "symlink", "A symbolic link; `--follow-symlinks` reads what it leads to.", True

@@ -49,7 +49,7 @@ def import_md5sum(
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
-    root_text = str(image_root(root)) if root else ""
+    root_text = str(image_root(root)[0]) if root else ""
     refuse_inside(manifests, root_text)
     if not md5sum.is_file():
         raise DataError(f"no such file: `{md5sum}`", hint=HINT)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vit21k.archives.names import archive_stem
+from vit21k.archives.part import ArchivePart
 from vit21k.manifest.problems import Problem, ProblemKind
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,11 +33,18 @@ class Chunk(NamedTuple):
         entries: The names, each with what is wrong with it already (None: it is to be read).
         fraction: Share of the tree that lies before the end of this chunk, 0 to 1; an estimate
             that takes all entries of a folder for equally large.
+        archive: Where the chunk is an archive, or a part of one; there are no entries then.
     """
 
     folder: bytes
     entries: list[tuple[bytes, Problem | None]]
     fraction: float
+    archive: ArchivePart | None = None
+
+    @property
+    def place(self) -> bytes:
+        """The folder by which machines divide the chunks among themselves."""
+        return self.archive.folder if self.archive else self.folder
 
 
 def walk(root: bytes, *, follow_symlinks: bool = False) -> Iterator[Chunk]:
@@ -65,12 +74,29 @@ class _Level:
     """Names in order; those of folders end in ``/``."""
     odd: dict[bytes, tuple[ProblemKind, str]]
     """What is wrong with those that are neither folders nor regular files."""
+    archives: dict[bytes, ArchivePart] = field(default_factory=dict)
+    """By the names of the folders they stand for, which are their keys."""
     num_taken: int = 0
     waiting: list[tuple[bytes, Problem | None]] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
         return self.num_taken == len(self.keys)
+
+    def add_archives(self, names: list[bytes]) -> None:
+        """Put archives where their folders would be, unless there are such folders."""
+        taken = set(self.keys)
+        for name in sorted(names):
+            key = (archive_stem(name) or name) + b"/"
+            if key in taken:
+                self.odd[name] = ProblemKind.ALREADY_UNPACKED, ""
+            elif not _is_utf8(self.path + name):
+                self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
+            else:
+                path = self.path + name
+                self.archives[key] = ArchivePart(path, path, self.path + key)
+            self.keys.append(name if name in self.odd else key)
+            taken.add(key)
 
 
 class _Walker:
@@ -86,10 +112,13 @@ class _Walker:
         while self._stack:
             level = self._stack[-1]
             deeper = self._take(level)
+            archive = level.archives.get(level.keys[level.num_taken - 1]) if level.keys else None
             is_full = len(level.waiting) == CHUNK_FILES
-            if level.waiting and (deeper or is_full or level.is_done):
+            if level.waiting and (deeper or archive or is_full or level.is_done):
                 yield Chunk(level.path, level.waiting, self._fraction())
                 level.waiting = []
+            if archive:
+                yield Chunk(level.path, [], self._fraction(), archive)
             if deeper:
                 self._stack.append(deeper)
             elif level.is_done:
@@ -100,6 +129,8 @@ class _Walker:
         while not level.is_done and len(level.waiting) < CHUNK_FILES:
             key = level.keys[level.num_taken]
             level.num_taken += 1
+            if key in level.archives:
+                return None
             if key.endswith(b"/"):
                 found = self._go_into(level.path + key, key)
                 if isinstance(found, _Level):
@@ -132,9 +163,13 @@ class _Walker:
 
     def _open(self, path: bytes) -> _Level:
         level = _Level(path, [], {})
+        archives: list[bytes] = []
         with os.scandir(self._root + path) as entries:
             for entry in entries:
-                level.keys.append(self._key(entry, level))
+                key = self._key(entry, level)
+                is_archive = _is_archive(key) and key not in level.odd
+                (archives if is_archive else level.keys).append(key)
+        level.add_archives(archives)
         level.keys.sort()
         return level
 
@@ -159,6 +194,10 @@ class _Walker:
             weight /= len(level.keys)
             fraction += weight * (level.num_taken - (level is not self._stack[-1]))
         return fraction
+
+
+def _is_archive(key: bytes) -> bool:
+    return not key.startswith(b".") and archive_stem(key) is not None
 
 
 def _followed_key(entry: os.DirEntry[bytes], level: _Level) -> bytes:

@@ -1,0 +1,334 @@
+"""`hash` on archives: the manifests are those of the tree that unpacking them would have made."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_FILES, MakeTree
+from tar_files import END, header, padded, tar_of, tar_of_tars
+
+from vit21k.data.pictures import Pictures
+from vit21k.errors import ImageTreeError
+from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
+from vit21k.prep import archive_digest
+from vit21k.prep.hashing import HashSummary, hash_tree
+from vit21k.prep.lists import export_lists
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
+
+FOLDERS = {
+    wnid: {
+        name.rpartition("/")[2]: content
+        for name, content in TINY_FILES.items()
+        if name.startswith(wnid)
+    }
+    for wnid in ("n01440764", "n01443537", "n02512053")
+}
+COLUMNS = ["path", "wnid", "num_bytes", "digest", "content_digest", "format"]
+LISTS = ["image_all_list.txt", "image_dummy_val_list.txt"]
+
+
+def _hash(root: Path, manifests: Path, **options: object) -> HashSummary:
+    return hash_tree(root, manifests, **options)  # type: ignore[arg-type]
+
+
+def _problems(manifests: Path) -> list[tuple[str, str]]:
+    rows = read_manifest(manifests, PROBLEMS).to_pylist()
+    return [(row["path"], row["kind"]) for row in rows]
+
+
+def _paths(manifests: Path) -> list[str]:
+    paths: list[str] = read_manifest(manifests, DIGESTS)["path"].to_pylist()
+    return paths
+
+
+def _lists(manifests: Path) -> list[bytes]:
+    relabel(manifests)
+    make_val(manifests, per_class=1)
+    export_lists(manifests, manifests)
+    return [(manifests / name).read_bytes() for name in LISTS]
+
+
+def _laid_out(kind: str, folder: Path) -> Path:
+    """Return an image root that holds the tiny tree in archives."""
+    root = folder / kind
+    root.mkdir()
+    if kind == "class tars":
+        for wnid, files in FOLDERS.items():
+            (root / f"{wnid}.tar").write_bytes(tar_of(files))
+        return root
+    if kind == "a mix":
+        for wnid, files in list(FOLDERS.items())[1:]:
+            (root / f"{wnid}.tar.gz").write_bytes(tar_of(files, compressed=True))
+        (root / "n01440764").mkdir()
+        for name, content in FOLDERS["n01440764"].items():
+            (root / "n01440764" / name).write_bytes(content)
+        return root
+    path = root / ("whole.tgz" if "gzip" in kind else "whole.tar")
+    is_flat = kind == "a tar of folders"
+    shuffled = dict(reversed(FOLDERS.items()))  # the order in the archive is not that of the paths
+    compressed = "gzip" in kind
+    whole = tar_of(dict(reversed(TINY_FILES.items()))) if is_flat else None
+    path.write_bytes(whole or tar_of_tars(shuffled, compressed=compressed))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["class tars", "a tar of tars", "a gzip'd tar of tars", "a tar of folders", "a mix"]
+)
+def test_the_manifests_and_lists_are_those_of_the_unpacked_tree(
+    kind: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    _hash(tiny_tree, tmp_path / "unpacked")
+
+    summary = _hash(_laid_out(kind, tmp_path), tmp_path / "packed", num_workers=3)
+
+    expected = read_manifest(tmp_path / "unpacked", DIGESTS, COLUMNS)
+    assert read_manifest(tmp_path / "packed", DIGESTS, COLUMNS).equals(expected)
+    assert summary.num_files == len(TINY_FILES)
+    assert not summary.problems
+    assert _lists(tmp_path / "packed") == _lists(tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize("kind", ["class tars", "a tar of tars", "a gzip'd tar of tars"])
+def test_the_number_of_workers_changes_no_byte(kind: str, tmp_path: Path) -> None:
+    root = _laid_out(kind, tmp_path)
+    for num_workers in (1, 2, 8):
+        _hash(root, tmp_path / str(num_workers), num_workers=num_workers)
+
+    first, *others = ((tmp_path / str(n) / "digests.parquet").read_bytes() for n in (1, 2, 8))
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("kind", ["class tars", "a tar of tars", "a tar of folders"])
+def test_pictures_in_archives_are_read_at_their_offset(kind: str, tmp_path: Path) -> None:
+    _hash(_laid_out(kind, tmp_path), tmp_path / "m")
+    relabel(tmp_path / "m")
+    make_val(tmp_path / "m", per_class=1)
+
+    for manifest in (IMAGES, TRAIN, VAL):
+        pictures = Pictures.from_manifest(open_manifest(tmp_path / "m", manifest))
+        for row in range(len(pictures)):
+            assert pictures.read_bytes(row) == TINY_FILES[pictures.path(row)]
+    copies = read_manifest(tmp_path / "m", COPIES)
+    assert copies["archive"].null_count == 0
+    assert copies["offset"].null_count == 0
+
+
+def test_rows_say_where_members_lie(tmp_path: Path) -> None:
+    root = _laid_out("a tar of tars", tmp_path)
+
+    _hash(root, tmp_path / "m")
+
+    content = root.read_bytes()
+    for row in read_manifest(tmp_path / "m", DIGESTS).to_pylist():
+        found = content[row["offset"] : row["offset"] + row["num_bytes"]]
+        assert row["archive"] == "whole.tar"
+        assert found == TINY_FILES[row["path"]]
+
+
+def test_files_beside_archives_have_no_archive(tmp_path: Path) -> None:
+    _hash(_laid_out("a mix", tmp_path), tmp_path / "m")
+
+    rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
+    assert [row["archive"] for row in rows[:3]] == [None] * 3
+    assert {row["archive"] for row in rows[3:]} == {"n01443537.tar.gz", "n02512053.tar.gz"}
+
+
+def test_pictures_in_compressed_archives_cannot_be_read_and_a_way_out_is_named(
+    tmp_path: Path,
+) -> None:
+    _hash(_laid_out("a mix", tmp_path), tmp_path / "m")
+    relabel(tmp_path / "m")
+
+    with pytest.raises(ImageTreeError, match="compressed") as raised:
+        Pictures.from_manifest(open_manifest(tmp_path / "m", IMAGES))
+
+    assert "gunzip" in (raised.value.hint or "")
+
+
+def test_an_archive_below_the_root_stands_for_a_folder(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({"train/whole.tar": tar_of_tars(FOLDERS), "train/n0/x.jpg": b"x"})
+
+    _hash(root, tmp_path / "m")
+
+    expected = ["train/n0/x.jpg", *(f"train/whole/{name}" for name in TINY_FILES)]
+    assert _paths(tmp_path / "m") == sorted(expected)
+
+
+def test_an_archive_beside_its_folder_is_left_out(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({"n1/x.jpg": b"x", "n1.tar": tar_of({"x.jpg": b"x"}), "n2/y.jpg": b"y"})
+
+    summary = _hash(root, tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/x.jpg", "n2/y.jpg"]
+    assert _problems(tmp_path / "m") == [("n1.tar", "already_unpacked")]
+    assert not summary.num_bad
+
+
+def test_of_two_archives_of_one_name_one_is_read(make_tree: MakeTree, tmp_path: Path) -> None:
+    files = {"n1.tar": tar_of({"x.jpg": b"x"}), "n1.tgz": tar_of({"y.jpg": b"y"}, compressed=True)}
+
+    _hash(make_tree(files), tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/x.jpg"]
+    assert _problems(tmp_path / "m") == [("n1.tgz", "already_unpacked")]
+
+
+def test_the_last_of_equally_named_members_counts(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({"n1.tar": tar_of([("a.jpg", b"old"), ("b.jpg", b"b"), ("a.jpg", b"newer")])})
+
+    _hash(root, tmp_path / "m")
+
+    rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
+    assert [(row["path"], row["num_bytes"]) for row in rows] == [("n1/a.jpg", 5), ("n1/b.jpg", 1)]
+    assert _problems(tmp_path / "m") == [("n1/a.jpg", "duplicate_member")]
+
+
+def test_the_last_of_equally_named_class_tars_counts(tmp_path: Path) -> None:
+    inner = [("n1.tar", tar_of({"a.jpg": b"old"})), ("n1.tar", tar_of({"b.jpg": b"new"}))]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "whole.tar").write_bytes(tar_of(inner))
+
+    _hash(tmp_path / "d" / "whole.tar", tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/b.jpg"]
+    assert _problems(tmp_path / "m") == [("n1.tar", "duplicate_member")]
+
+
+def test_what_lies_at_the_top_of_the_archive_that_is_the_root_has_its_name_as_class(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "n1.tar").write_bytes(tar_of({"a.jpg": b"a"}))
+
+    _hash(tmp_path / "d" / "n1.tar", tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/a.jpg"]
+
+
+NESTED = tar_of({"n1.tar": tar_of({"a.jpg": b"a", "n2.tar": tar_of({"b.jpg": b"b"})})})
+HOSTILE = {
+    "a link": (header(b"a.jpg", kind=b"2") + END, ("n1/a.jpg", "member_is_link")),
+    "a device": (header(b"a.jpg", kind=b"3") + END, ("n1/a.jpg", "not_a_regular_file")),
+    "an absolute name": (tar_of({"/etc/a.jpg": b"a"}), ("n1//etc/a.jpg", "unsafe_name")),
+    "a name that leads out": (tar_of({"../a.jpg": b"a"}), ("n1/../a.jpg", "unsafe_name")),
+    "a size that lies": (
+        header(b"a.jpg", 1 << 40) + padded(b"a") + END,
+        ("n1/a.jpg", "archive_truncated"),
+    ),
+    "a file of gigabytes": (header(b"a.jpg", 1 << 29), ("n1/a.jpg", "archive_truncated")),
+    "tars in tars in tars": (NESTED, ("n1/n1/n2.tar", "archive_too_deep")),
+    "no tar at all": (b"<html>" * 1000, ("n1.tar", "archive_damaged")),
+    "nothing": (b"", ("n1.tar", "archive_truncated")),
+    "an empty member": (tar_of({"a.jpg": b""}), ("n1/a.jpg", "empty")),
+    "a name of odd bytes": (header(b"\xff.jpg", 1) + padded(b"a") + END, None),
+    "a damaged gzip file": (b"\x1f\x8b\x08" + bytes(100), ("n1.tar", "archive_damaged")),
+    "a compressed tar in a tar": (
+        tar_of({"n1.tar.gz": tar_of({"a.jpg": b"a"}, compressed=True)}),
+        ("n1/n1.tar.gz", "archive_too_deep"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_archives_are_refused_by_name_and_the_others_read(
+    what: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    content, problem = HOSTILE[what]
+    root = make_tree({"n1.tar": content, "n0.tar": tar_of({"good.jpg": b"good"})})
+
+    summary = _hash(root, tmp_path / "m")
+
+    assert "n0/good.jpg" in _paths(tmp_path / "m")
+    assert (problem or (r"n1/\xff.jpg", "name_not_utf8")) in _problems(tmp_path / "m")
+    assert summary.num_bad
+    assert {path.name for path in root.iterdir()} == {"n0.tar", "n1.tar"}
+
+
+def test_a_bomb_is_refused_by_name(make_tree: MakeTree, tmp_path: Path) -> None:
+    bomb = tar_of({"a.jpg": b"a", "b.txt": bytes(100 << 20)}, compressed=True)
+
+    _hash(make_tree({"n1.tgz": bomb}), tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/a.jpg"]
+    assert ("n1.tgz", "archive_bomb") in _problems(tmp_path / "m")
+
+
+def test_other_files_in_an_archive_are_left_out(make_tree: MakeTree, tmp_path: Path) -> None:
+    files = {"a.jpg": b"a", "README.txt": b"hello", ".DS_Store": b"x", "._a.jpg": b"x"}
+
+    summary = _hash(make_tree({"n1.tar": tar_of(files)}), tmp_path / "m")
+
+    assert sorted(kind for _, kind in _problems(tmp_path / "m")) == [
+        "hidden",
+        "hidden",
+        "other_suffix",
+    ]
+    assert summary.num_entries == 4
+    assert not summary.num_bad
+
+
+def test_an_archive_that_changes_while_it_is_read_gives_no_rows(
+    make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree({"n1.tar": tar_of({"a.jpg": b"a"}), "n2.tar": tar_of({"b.jpg": b"b"})})
+    read_members = archive_digest.read_members
+
+    def grow(*args: object) -> object:
+        with (root / "n1.tar").open("ab") as file:
+            file.write(bytes(512))
+        return read_members(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(archive_digest, "read_members", grow)
+    _hash(root, tmp_path / "m", num_workers=1)
+
+    assert ("n1.tar", "changed_while_read") in _problems(tmp_path / "m")
+    assert "n1/a.jpg" not in _paths(tmp_path / "m")
+
+
+@pytest.mark.parametrize("tar_format", ["v7", "ustar", "gnu", "pax"])
+def test_archives_of_gnu_tar_give_the_tree_they_were_made_from(
+    tar_format: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    _hash(tiny_tree, tmp_path / "unpacked")
+    (tmp_path / "t").mkdir()
+    for folder in tiny_tree.iterdir():
+        target = tmp_path / "t" / f"{folder.name}.tar"
+        command = ["tar", f"--format={tar_format}", "-C", folder, "-cf", target, "."]
+        subprocess.run(command, check=True)
+
+    _hash(tmp_path / "t", tmp_path / "packed")
+
+    expected = read_manifest(tmp_path / "unpacked", DIGESTS, COLUMNS)
+    assert read_manifest(tmp_path / "packed", DIGESTS, COLUMNS).equals(expected)
+
+
+def test_a_large_member_is_one_like_any_other(make_tree: MakeTree, tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(3 << 20)
+    root = make_tree({"n1.tar": tar_of({"a.jpg": b"a", "b.jpg": content, "c.jpg": b"c"})})
+    other = tmp_path / "u" / "n1"
+    other.mkdir(parents=True)
+    for name, data in {"a.jpg": b"a", "b.jpg": content, "c.jpg": b"c"}.items():
+        (other / name).write_bytes(data)
+
+    _hash(root, tmp_path / "packed")
+    _hash(other.parent, tmp_path / "unpacked")
+
+    expected = read_manifest(tmp_path / "unpacked", DIGESTS, COLUMNS)
+    assert read_manifest(tmp_path / "packed", DIGESTS, COLUMNS).equals(expected)
+
+
+def test_the_archives_are_left_as_they_were(tmp_path: Path) -> None:
+    root = _laid_out("class tars", tmp_path)
+    before = {path: path.stat() for path in root.iterdir()}
+
+    _hash(root, tmp_path / "m")
+
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in before} == {
+        path: (status.st_mtime_ns, status.st_ctime_ns) for path, status in before.items()
+    }
+    assert os.listdir(root)  # noqa: PTH208

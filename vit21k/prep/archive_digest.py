@@ -1,0 +1,210 @@
+"""A part of an archive -> digests of its members, from one pass over its bytes.
+
+A member is filed where unpacking would have put it: the archive stands for a folder of its name.
+Of members with the same name the last one counts, as when `tar` unpacks them over one another.
+
+Memory: that of one class tar's rows, at about 600 bytes a member.  A tar that holds pictures
+without class tars is one part, however many they are.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Generic, TypeVar
+
+from vit21k.archives.members import Member, read_members
+from vit21k.archives.names import archive_stem, is_gzip
+from vit21k.archives.part import ArchivePart
+from vit21k.archives.window import BombError, FileSource, GzipSource, Window
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.prep.archive_names import flaw_of_class_tar, flaw_of_picture
+from vit21k.prep.spool import Spool
+from vit21k.prep.walk import printable, problem_from
+
+_Digest = TypeVar("_Digest")
+_DAMAGE = (EOFError, zlib.error, BombError, OSError)
+
+
+class UnusableError(Exception):
+    """A member's content is not of any use."""
+
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass
+class DigestedMembers(Generic[_Digest]):
+    """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
+
+    Attributes:
+        folder: Relative to the image root; ends in ``/``.
+        names: In that folder.
+        offsets: Where their data begin in the archive, or in what it unpacks to.
+    """
+
+    folder: str
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    digests: list[_Digest] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def digest_part(
+    part: ArchivePart,
+    descriptor: int,
+    digest: Callable[[memoryview], _Digest],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[DigestedMembers[_Digest]]:
+    """Yield the members of *part* folder by folder, in path order; all is read before the first.
+
+    What stands in no folder, because there was nothing else to say, comes last.
+
+    Args:
+        part: Which.
+        descriptor: Its archive, open for reading.
+        digest: Makes a digest of a member's content; may raise `UnusableError`.
+        is_stopped: Asked after each member whether to end, unfinished.
+    """
+    return _PartDigester(part, descriptor, digest, is_stopped).run()
+
+
+class _PartDigester(Generic[_Digest]):
+    def __init__(
+        self,
+        part: ArchivePart,
+        descriptor: int,
+        digest: Callable[[memoryview], _Digest],
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self._part = part
+        self._descriptor = descriptor
+        self._digest = digest
+        self._is_stopped = is_stopped
+        self._problems: list[Problem] = []
+        self._taken_stems: set[bytes] = set()
+
+    def run(self) -> Iterator[DigestedMembers[_Digest]]:
+        before = _version(self._descriptor)
+        with Spool[DigestedMembers[_Digest]]() as spool:
+            try:
+                for members in self._read():
+                    spool.add((members.folder + members.names[0]).encode(), members)
+            except _DAMAGE as error:
+                self._problems.append(self._problem_from(error))
+            if _version(self._descriptor) == before:
+                yield from spool.in_order()
+            else:
+                self._say(self._part.name, ProblemKind.CHANGED_WHILE_READ)
+        yield DigestedMembers("", problems=sorted(self._problems))
+
+    def _read(self) -> Iterator[DigestedMembers[_Digest]]:
+        if is_gzip(self._descriptor):
+            window = Window(GzipSource(self._descriptor))
+        else:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            window = Window(FileSource(self._descriptor, self._part.end), self._part.start)
+        yield from self._read_tar(window, self._part.folder, None, is_inner=not self._part.is_whole)
+
+    def _read_tar(
+        self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        """Yield the class tars in the tar at *window* as they come, and its own members last."""
+        found: dict[bytes, tuple[int, _Digest]] = {}
+        try:
+            for member in read_members(window, end):
+                if self._is_stopped():
+                    return
+                stem = archive_stem(member.name)
+                if stem is not None and member.flaw is None and not is_inner:
+                    yield from self._read_class_tar(window, folder, stem, member)
+                else:
+                    self._take(member, window, folder, found)
+        except _DAMAGE:
+            yield from self._by_folder(found)
+            raise
+        yield from self._by_folder(found)
+
+    def _read_class_tar(
+        self, window: Window, folder: bytes, stem: bytes, member: Member
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        flaw = flaw_of_class_tar(member.name)
+        if stem in self._taken_stems:  # what has been yielded cannot be taken back
+            flaw = ProblemKind.DUPLICATE_MEMBER, "not read; the first one was"
+        if flaw is not None:
+            self._say(folder + member.name, *flaw)
+            return
+        self._taken_stems.add(stem)
+        end = member.offset + member.num_bytes
+        yield from self._read_tar(window, folder + stem + b"/", end, is_inner=True)
+
+    def _take(
+        self,
+        member: Member,
+        window: Window,
+        folder: bytes,
+        found: dict[bytes, tuple[int, _Digest]],
+    ) -> None:
+        """Digest *member* into *found*, or note what is wrong with it."""
+        path = self._path_of(member, folder)
+        flaw = member.flaw or flaw_of_picture(path, member.num_bytes)
+        if flaw is not None:
+            self._say(path, *flaw)
+            return
+        content = window.take(member.num_bytes)
+        if len(content) < member.num_bytes:
+            detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
+            self._say(path, ProblemKind.ARCHIVE_TRUNCATED, detail)
+            return
+        if path in found:
+            self._say(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {found[path][0]:,}")
+        try:
+            found[path] = member.offset, self._digest(content)
+        except UnusableError as error:
+            self._say(path, error.kind, error.detail)
+
+    def _path_of(self, member: Member, folder: bytes) -> bytes:
+        if not member.name:
+            return self._part.name
+        if folder or b"/" in member.name:
+            return folder + member.name
+        # The image root is this archive, and the picture lies at its top: its class is the archive.
+        stem = archive_stem(self._part.archive.rpartition(b"/")[2]) or b""
+        return stem + b"/" + member.name
+
+    def _by_folder(
+        self, found: dict[bytes, tuple[int, _Digest]]
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        """Yield what was found, in path order."""
+        for folder, paths in groupby(sorted(found), key=_folder_of):
+            members: DigestedMembers[_Digest] = DigestedMembers(folder.decode())
+            for path in paths:
+                offset, digest = found[path]
+                members.names.append(path[len(folder) :].decode())
+                members.offsets.append(offset)
+                members.digests.append(digest)
+            yield members
+
+    def _problem_from(self, error: Exception) -> Problem:
+        if isinstance(error, OSError):
+            return problem_from(self._part.name, error)
+        kind, detail = {
+            EOFError: (ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"),
+            BombError: (ProblemKind.ARCHIVE_BOMB, ""),
+        }.get(type(error), (ProblemKind.ARCHIVE_DAMAGED, str(error)))
+        return Problem(printable(self._part.name), kind, detail)
+
+    def _say(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
+        self._problems.append(Problem(printable(path), kind, detail))
+
+
+def _version(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _folder_of(path: bytes) -> bytes:
+    return path[: path.rfind(b"/") + 1]

@@ -1,0 +1,43 @@
+"""The name and size of a member -> why it is not read, if it is not."""
+
+from vit21k.archives.members import MAX_MEMBER_BYTES
+from vit21k.archives.names import archive_stem, is_gzip_name
+from vit21k.manifest.problems import ProblemKind
+from vit21k.prep.walk import IMAGE_SUFFIXES, printable
+
+
+def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
+    """Return what is wrong with a tar in an archive before it is read."""
+    if name.startswith(b".") or b"/." in name:
+        return ProblemKind.HIDDEN, ""
+    if is_gzip_name(printable(name)):
+        return ProblemKind.ARCHIVE_TOO_DEEP, "compressed, inside another archive"
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return ProblemKind.NAME_NOT_UTF8, ""
+    return None
+
+
+def flaw_of_picture(path: bytes, num_bytes: int) -> tuple[ProblemKind, str] | None:
+    """Return what is wrong with a regular file of an archive before it is read."""
+    name = path.rpartition(b"/")[2]
+    if archive_stem(name) is not None:
+        return ProblemKind.ARCHIVE_TOO_DEEP, ""
+    if name.startswith(b".") or b"/." in path:
+        return ProblemKind.HIDDEN, ""
+    if name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+        return ProblemKind.OTHER_SUFFIX, ""
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return ProblemKind.NAME_NOT_UTF8, ""
+    if b"/" not in path:
+        return ProblemKind.NOT_IN_CLASS_FOLDER, ""
+    return _flaw_of_size(num_bytes)
+
+
+def _flaw_of_size(num_bytes: int) -> tuple[ProblemKind, str] | None:
+    if num_bytes > MAX_MEMBER_BYTES:
+        return ProblemKind.MEMBER_TOO_LARGE, f"{num_bytes:,} bytes"
+    return None if num_bytes else (ProblemKind.EMPTY, "")
