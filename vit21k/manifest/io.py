@@ -208,7 +208,7 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
     if not allow_stale and (stale := stale_input(manifest)):
         raise ManifestError(
             f"`{path}` is stale: {_place(stale, path)} has changed since it was made",
-            hint=f"make it again with `{_made_by(manifest)}`",
+            hint=f"make it again with `{made_by(manifest)}`",
         )
     return manifest
 
@@ -329,7 +329,7 @@ def _place(path: Path, manifest: Path) -> str:
     return f"`{path.name}` beside it" if beside else f"`{path}`"
 
 
-def _made_by(manifest: Manifest) -> str:
+def made_by(manifest: Manifest) -> str:
     """Return the command that made *manifest*: the last step of the labels, if there is one."""
     steps = manifest.header.options.get("labels")
     is_split = "split" in manifest.header.options
