@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -193,3 +193,9 @@ def duration(seconds: float) -> str:
     if seconds < 365 * 86_400:
         return f"{seconds / 86_400:.1f} d"
     return f"{seconds / 365 / 86_400:,.1f} y"
+
+
+def some(names: Sequence[str], limit: int = 10) -> str:
+    """Return the first of *names*, and how many more there are."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(f"`{name}`" for name in names[:limit]) + more

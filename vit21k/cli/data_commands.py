@@ -1,152 +1,28 @@
-"""`hash`, `relabel`, `make-val`: thin shells around `vit21k.prep`.
+"""`relabel`, `make-val`: thin shells around `vit21k.prep`.
 
 A command calls one function and reports its counts; nothing is decided here.
 """
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.classes_commands import warn_of_part
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
 if TYPE_CHECKING:
-    from vit21k.prep.hashing import HashSummary
     from vit21k.prep.split import SplitSummary
 
 PANEL = "Prepare the data (in this order)"
 
-_NUM_NAMED = 10
-_WNID = re.compile(r"n\d{8}")
-
 
 def register(app: typer.Typer) -> None:
     """Add the data commands to *app*."""
-    app.command("hash", rich_help_panel=PANEL)(hash_command)
     app.command("relabel", rich_help_panel=PANEL)(relabel_command)
     app.command("make-val", rich_help_panel=PANEL)(make_val_command)
-
-
-def hash_command(
-    root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="The image tree; it is never written to.")
-    ],
-    manifests: Manifests = DEFAULT_MANIFESTS,
-    algorithm: Annotated[
-        Literal["xxh3_128", "md5", "blake2b_128"],
-        typer.Option(help="What digests are made with: fast, known everywhere, or unforgeable."),
-    ] = "xxh3_128",
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Files read at a time; on a network disk, try 64.")
-    ] = 16,
-    follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
-    ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Read only the I-th of N shares of the folders; other machines read the others.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Read every image once: ROOT -> digests.parquet, problems.parquet.
-
-    The class of an image is the name of the folder it lies in, at any depth.
-
-    Files that cannot be used are listed and do not stop the run; the exit code is then 3.
-
-    [bold]Examples[/bold]
-
-      vit21k hash /data/ImageNet21K
-
-      vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
-
-      vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
-
-      vit21k hash /data/ImageNet21K --shard 3/8
-    """
-    from vit21k.prep.hashing import hash_tree
-    from vit21k.prep.shards import Shard
-
-    share = Shard.parse(shard) if shard else None
-    with console.progress("hash") as progress:
-        summary = hash_tree(
-            root,
-            manifests,
-            algorithm=algorithm,
-            num_workers=num_workers,
-            follow_symlinks=follow_symlinks,
-            shard=share,
-            on_chunk=lambda chunk: progress.advance(
-                len(chunk.files),
-                num_bytes=chunk.num_bytes,
-                num_problems=chunk.num_bad,
-                fraction=chunk.fraction,
-            ),
-        )
-    if as_json:
-        console.print_json(_hash_result(summary))
-    if share:
-        _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
-    else:
-        _report_hash(summary, manifests)
-    if summary.num_bad:
-        raise typer.Exit(errors.EXIT_BAD_DATA)
-
-
-def _hash_result(summary: "HashSummary") -> dict[str, object]:
-    return {
-        "num_entries": summary.num_entries,
-        "num_files": summary.num_files,
-        "num_bytes": summary.num_bytes,
-        "num_classes": len(summary.wnids),
-        "num_bad": summary.num_bad,
-        "num_left_out": summary.num_left_out,
-        "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
-    }
-
-
-def _after_shards(manifests: Path) -> str:
-    return f"vit21k relabel {manifests / 'shards'}/*"
-
-
-def _report_hash(
-    summary: "HashSummary", manifests: Path, *, next_command: str = "vit21k relabel"
-) -> None:
-    for kind, count in sorted(summary.problems.items()):
-        say = console.note if kind.is_left_out else console.warn
-        say(f"{count:,} x {kind}: {kind.doc}")
-    _warn_of_odd_folders(summary.wnids)
-    if summary.problems:
-        console.note(f"listed in `{manifests / 'problems.parquet'}`")
-    console.done(
-        f"hash: {summary.num_entries:,} entries: "
-        f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
-        f"({_size(summary.num_bytes)}), "
-        f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
-    )
-    console.note(f"next: `{next_command}`")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _warn_of_odd_folders(wnids: set[str]) -> None:
-    """Point at folders that are not named like the others: each would be a class of its own."""
-    odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
-    if odd and len(odd) * 10 <= len(wnids):
-        console.warn(
-            f"{_some(odd)} will be classes, though not named like the other "
-            f"{len(wnids) - len(odd):,} (n01440764 ...)"
-        )
 
 
 def relabel_command(
@@ -167,11 +43,25 @@ def relabel_command(
             "class folder per line, or another tree; default: the folders found, sorted.",
         ),
     ] = None,
+    by: Annotated[
+        Literal["bytes", "content"],
+        typer.Option(
+            help="What makes files equal: all their bytes, or those of the picture, so that copies "
+            "with another comment or EXIF are merged too."
+        ),
+    ] = "bytes",
+    max_labels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Leave out pictures under more classes than this: placeholders, perhaps."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge files with equal content, with the labels of them all: digests -> images.parquet.
 
-    Also written: copies.parquet, the files that were merged away, and classes.parquet.
+    Also written: copies.parquet, the files that were merged away; crowded.parquet, those left out
+    by --max-labels; and classes.parquet.
 
     [bold]Examples[/bold]
 
@@ -180,6 +70,8 @@ def relabel_command(
       vit21k relabel --classes fall11
 
       vit21k relabel --classes winter21.txt
+
+      vit21k relabel --by content --max-labels 20
 
       vit21k relabel data_manifests/shards/*
     """
@@ -195,7 +87,7 @@ def relabel_command(
 
         num_merged = merge_shards(shards, manifests)
         console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
-    summary = relabel(manifests, classes=asked, names_of=names_of)
+    summary = relabel(manifests, classes=asked, by=by, max_labels=max_labels, names_of=names_of)
     if asked is None:
         warn_of_part(open_manifest(manifests, IMAGES).classes())
     if summary.num_classes_before is not None:
@@ -207,7 +99,8 @@ def relabel_command(
     if summary.num_crowded:
         console.warn(
             f"{summary.num_crowded:,} pictures lie under more than {CROWDED_LABELS} classes each: "
-            "placeholders, perhaps; look at those with the most `label_ids` in images.parquet"
+            "placeholders, perhaps; look at those with the most `label_ids` in images.parquet; "
+            f"`--max-labels {CROWDED_LABELS}` leaves them out"
         )
     if summary.num_classes_without_files:
         console.warn(
@@ -220,6 +113,7 @@ def relabel_command(
         f"relabel: {summary.num_files:,} files are {summary.num_images:,} pictures "
         f"({summary.num_multi_label:,} with several labels) and {summary.num_copies:,} copies, "
         f"in {summary.num_classes:,} classes"
+        + (f", {summary.num_crowded_files:,} left out" if max_labels is not None else "")
     )
     console.note("next: `vit21k make-val`")
 
@@ -267,12 +161,12 @@ def _report_split(summary: "SplitSummary", *, per_class: int, holdout: bool) -> 
     if summary.short_classes:
         console.warn(
             f"{len(summary.short_classes):,} classes have fewer than {per_class} pictures with one "
-            f"label: {_some(list(summary.short_classes))}; all are in `make-val --json`"
+            f"label: {console.some(list(summary.short_classes))}; all are in `make-val --json`"
         )
     if summary.classes_without_train:
         console.warn(
             f"{len(summary.classes_without_train):,} classes have no picture left in train: "
-            f"{_some(summary.classes_without_train)}"
+            f"{console.some(summary.classes_without_train)}"
         )
     shared = "none in both" if holdout else f"{summary.num_val:,} in both (a dummy split)"
     console.done(
@@ -280,9 +174,3 @@ def _report_split(summary: "SplitSummary", *, per_class: int, holdout: bool) -> 
         f"{summary.num_val:,} in val, {shared}"
     )
     console.note("next: `vit21k train --stage pretrain`")
-
-
-def _some(names: list[str]) -> str:
-    """Return the first of *names*, and how many more there are."""
-    more = f" and {len(names) - _NUM_NAMED:,} more" if len(names) > _NUM_NAMED else ""
-    return ", ".join(f"`{name}`" for name in names[:_NUM_NAMED]) + more

@@ -14,20 +14,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from vit21k.archives.part import ArchivePart
 from vit21k.errors import ImageTreeError
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import ManifestWriter, manifest_writer
-from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.archive_parts import with_parts
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
+from vit21k.prep.digest_rows import digest_rows, problem_rows
 from vit21k.prep.places import image_root, refuse_inside
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.prep.walk import Chunk, walk
@@ -120,13 +120,14 @@ def hash_tree(
         digester = ChunkDigester(
             os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
         )
-        chunks = walk(digester.root, follow_symlinks=follow_symlinks)
+        chunks = chunks_of(digester, archive)
         if shard:
-            chunks = (chunk for chunk in chunks if shard.has(chunk.unpacked or chunk.folder))
-        for chunk in (engine or digest_in_threads)(digester, chunks, num_workers):
-            _count(chunk, summary)
-            rows.add(chunk)
-            on_chunk(chunk)
+            chunks = (chunk for chunk in chunks if shard.has(chunk.place))
+        for done in (engine or digest_in_threads)(digester, chunks, num_workers):
+            for chunk in chain((done,), done.more):
+                _count(chunk, summary)
+                rows.add(chunk)
+                on_chunk(chunk)
         rows.flush()
         if not shard:
             _refuse_nothing(summary, root)
@@ -210,41 +211,8 @@ class _Rows:
 
     def flush(self) -> None:
         if digests := [chunk for chunk in self._chunks if chunk.files]:
-            self._digests.write(_digest_rows(digests))
+            self._digests.write(digest_rows(digests))
         if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
             self._problems.write(problem_rows(problems))
         self._chunks = []
         self._num_waiting = 0
-
-
-def _digest_rows(chunks: list[DigestedChunk]) -> pa.Table:
-    files = [file for chunk in chunks for file in chunk.files]
-    digests = pa.py_buffer(b"".join([file.digest for file in files]))
-    return pa.table(
-        {
-            "path": [path for chunk in chunks for path in chunk.paths],
-            "wnid": [wnid for chunk in chunks for wnid in [chunk.wnid] * len(chunk.files)],
-            "num_bytes": [file.num_bytes for file in files],
-            "mtime_ns": [file.mtime_ns for file in files],
-            "digest": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(DIGEST_BYTES), len(files), [None, digests]
-            ),
-            "archive": pa.array(
-                [name for chunk in chunks for name in [chunk.archive] * len(chunk.files)],
-                pa.string(),
-            ),
-            "offset": pa.array(
-                [at for chunk in chunks for at in chunk.offsets or [None] * len(chunk.files)],
-                pa.int64(),
-            ),
-        },
-    )
-
-
-def problem_rows(problems: list[Problem]) -> pa.Table:
-    """Return *problems* as rows of `problems.parquet`."""
-    paths, kinds, details = map(list, zip(*problems, strict=True))
-    return pa.table(
-        {"path": paths, "kind": [str(kind) for kind in kinds], "detail": details},
-        schema=PROBLEMS.schema,
-    )

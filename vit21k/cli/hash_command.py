@@ -1,0 +1,162 @@
+"""`hash`: the shell around `vit21k.prep.hashing`."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.cli.data_commands import PANEL
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+
+if TYPE_CHECKING:
+    from vit21k.prep.hashing import Engine, HashSummary
+
+_WNID = re.compile(r"n\d{8}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `hash` to *app*."""
+    app.command("hash", rich_help_panel=PANEL)(hash_command)
+
+
+def hash_command(
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="The image tree; it is never written to.")
+    ],
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    algorithm: Annotated[
+        Literal["xxh3_128", "md5", "blake2b_128"],
+        typer.Option(help="What digests are made with: fast, known everywhere, or unforgeable."),
+    ] = "xxh3_128",
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Files read at a time; on a network disk, try 64.")
+    ] = 16,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Read only the I-th of N shares of the folders; other machines read the others.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where the reading is done: on this machine, or on a Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Of the Ray cluster; default: RAY_ADDRESS, or this machine."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every image once: ROOT -> digests.parquet, problems.parquet.
+
+    The class of an image is the name of the folder it lies in, at any depth.
+
+    Files that cannot be used are listed and do not stop the run; the exit code is then 3.
+
+    [bold]Examples[/bold]
+
+      vit21k hash /data/ImageNet21K
+
+      vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
+
+      vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
+
+      vit21k hash /data/ImageNet21K --shard 3/8
+
+      vit21k hash /shared/ImageNet21K --engine ray --address 10.0.0.1:6379
+    """
+    from vit21k.prep.hashing import hash_tree
+    from vit21k.prep.shards import Shard
+
+    share = Shard.parse(shard) if shard else None
+    with console.progress("hash") as progress:
+        summary = hash_tree(
+            root,
+            manifests,
+            algorithm=algorithm,
+            num_workers=num_workers,
+            follow_symlinks=follow_symlinks,
+            shard=share,
+            engine=_engine(engine, address),
+            on_chunk=lambda chunk: progress.advance(
+                len(chunk.files),
+                num_bytes=chunk.num_bytes,
+                num_problems=chunk.num_bad,
+                fraction=chunk.fraction,
+            ),
+        )
+    if as_json:
+        console.print_json(_hash_result(summary))
+    if share:
+        _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
+    else:
+        _report_hash(summary, manifests)
+    if summary.num_bad:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _engine(name: str, address: str | None) -> "Engine | None":
+    if name == "ray":
+        from vit21k.prep.ray_engine import ray_engine
+
+        return ray_engine(address)
+    if address:
+        raise errors.UsageError("`--address` is of a Ray cluster", hint="add `--engine ray`")
+    return None
+
+
+def _hash_result(summary: "HashSummary") -> dict[str, object]:
+    return {
+        "num_entries": summary.num_entries,
+        "num_files": summary.num_files,
+        "num_bytes": summary.num_bytes,
+        "num_classes": len(summary.wnids),
+        "num_bad": summary.num_bad,
+        "num_left_out": summary.num_left_out,
+        "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
+    }
+
+
+def _after_shards(manifests: Path) -> str:
+    return f"vit21k relabel {manifests / 'shards'}/*"
+
+
+def _report_hash(
+    summary: "HashSummary", manifests: Path, *, next_command: str = "vit21k relabel"
+) -> None:
+    for kind, count in sorted(summary.problems.items()):
+        say = console.note if kind.is_left_out else console.warn
+        say(f"{count:,} x {kind}: {kind.doc}")
+    _warn_of_odd_folders(summary.wnids)
+    if summary.problems:
+        console.note(f"listed in `{manifests / 'problems.parquet'}`")
+    console.done(
+        f"hash: {summary.num_entries:,} entries: "
+        f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
+        f"({_size(summary.num_bytes)}), "
+        f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
+    )
+    console.note(f"next: `{next_command}`")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _warn_of_odd_folders(wnids: set[str]) -> None:
+    """Point at folders that are not named like the others: each would be a class of its own."""
+    odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
+    if odd and len(odd) * 10 <= len(wnids):
+        console.warn(
+            f"{console.some(odd)} will be classes, though not named like the other "
+            f"{len(wnids) - len(odd):,} (n01440764 ...)"
+        )
