@@ -143,10 +143,12 @@ def _timm(config: Mapping[str, Any], size: int) -> EvalSettings:
 
 def _transformers(config: Mapping[str, Any], size: int) -> EvalSettings:
     normalised = config.get("do_normalize", True)
+    crops = bool(config.get("do_center_crop"))
+    resize = (config.get("size") or {}).get("shortest_edge") if crops else None
     return EvalSettings(
         img_size=size,
-        mode="squash",
-        resize=None,
+        mode="center_crop" if crops else "squash",
+        resize=resize,
         interpolation=_interpolation(_RESAMPLE.get(config.get("resample", 2))),
         mean=_triple(config.get("image_mean", _HALVES)) if normalised else (0.0, 0.0, 0.0),
         std=_triple(config.get("image_std", _HALVES)) if normalised else (1.0, 1.0, 1.0),

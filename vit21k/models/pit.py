@@ -114,7 +114,7 @@ class PoolingTransformer(ImageClassifier):
                 f"images of {tuple(images_BCHW.shape[2:])} for a model of {self.img_size} pixels"
             )
         map_BDHW = self.pos_drop(self.patch_embed(images_BCHW) + self.pos_embed)
-        tokens_BTD = self.cls_token.expand(len(map_BDHW), -1, -1)
+        tokens_BTD = self.cls_token.expand(map_BDHW.shape[0], -1, -1)
         map_BDHW, tokens_BTD = self.transformers((map_BDHW, tokens_BTD))
         return self.norm(tokens_BTD)
 

@@ -167,7 +167,7 @@ class VisionTransformer(ImageClassifier):
             )
         x_BND = self.patch_embed(images_BCHW)
         if self.cls_token is not None:
-            x_BND = torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], dim=1)
+            x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         return self.pos_drop(x_BND + self.pos_embed)
 
 

@@ -1,0 +1,1 @@
+"""A trained model -> a folder that another program loads."""
