@@ -1,0 +1,1 @@
+"""Manifests -> what other libraries read: Hugging Face datasets, Croissant, cleanlab."""

@@ -1,0 +1,142 @@
+"""Manifests -> folders that `datasets.load_dataset` reads, with labels as `ClassLabel`.
+
+`write_hf`: Parquet files with paths and labels and a dataset card; no pictures.
+`write_imagefolder`: a `metadata.parquet` for each split beside a link to the image tree, so that
+pictures come with their labels and none is copied.  Name the metadata files as `data_files`, by
+split: then nothing of the tree is listed, and `dummy_val` keeps its name.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vit21k.atomic import atomic_file, write_atomic
+from vit21k.errors import UsageError
+from vit21k.interchange.splits import Splits, plain_files
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import Manifest
+
+ROWS_PER_FILE = 1_000_000
+
+_LABELS = pa.field("labels", pa.list_(pa.int64()))
+HF_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        _LABELS,
+        ("digest", pa.binary(16)),
+        ("archive", pa.string()),
+        ("offset", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
+IMAGEFOLDER_SCHEMA = pa.schema([("file_name", pa.string()), _LABELS])
+
+
+def write_hf(splits: Splits, out: Path, *, rows_per_file: int | None = ROWS_PER_FILE) -> list[Path]:
+    """Write `{split}-00000-of-00008.parquet` files and a dataset card; return the Parquet files.
+
+    Args:
+        splits: What is exported.
+        out: The folder, empty.
+        rows_per_file: How many rows go into a file; None: all.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    written = []
+    for name, manifest in splits.by_name.items():
+        size = max(rows_per_file or manifest.num_rows, 1)
+        num_files = max(-(-manifest.num_rows // size), 1)
+        for index, rows in enumerate(_in_parts(_hf_rows(manifest), size)):
+            path = out / f"{name}-{index:05}-of-{num_files:05}.parquet"
+            _write(rows, path, splits.classes)
+            written.append(path)
+    write_atomic(out / "README.md", dataset_card(splits).encode())
+    return written
+
+
+def _hf_rows(manifest: Manifest) -> Iterator[pa.Table]:
+    columns = ["path", "label_ids", "digest", "archive", "offset", "num_bytes"]
+    for rows in manifest.batches(columns):
+        yield rows.select(columns).rename_columns(HF_SCHEMA.names).cast(HF_SCHEMA)
+
+
+def _in_parts(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Yield the rows of *tables*, *size* at a time; one empty part if there are none."""
+    waiting = HF_SCHEMA.empty_table()
+    is_first = True
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while waiting.num_rows >= size:
+            yield waiting.slice(0, size)
+            waiting, is_first = waiting.slice(size), False
+    if waiting.num_rows or is_first:
+        yield waiting
+
+
+def dataset_card(splits: Splits) -> str:
+    """Return the README of the folder: which files are which split, counts, licence."""
+    files = "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in splits.by_name)
+    counts = "".join(f"- `{name}`: {count:,} pictures\n" for name, count in splits.num_rows.items())
+    dummy = (
+        "`dummy_val` is for watching a training run: its pictures are in `train` as well.\n\n"
+        if "dummy_val" in splits.by_name
+        else ""
+    )
+    return (
+        f"---\nlicense: other\nlicense_name: imagenet\n"
+        f"license_link: https://image-net.org/download.php\n"
+        f"task_categories:\n- image-classification\n"
+        f"configs:\n- config_name: default\n  data_files:\n{files}---\n\n"
+        f"# Labels of ImageNet-21K, without the pictures\n\n"
+        f"{counts}\n{dummy}"
+        f"`path` is relative to the image root; `labels` are indices into "
+        f"{len(splits.classes):,} classes,\nthe features' `ClassLabel` names. Fingerprint of the "
+        f"class list: `{splits.classes.fingerprint}`.\n"
+    )
+
+
+def write_imagefolder(splits: Splits, out: Path) -> None:
+    """Write `{split}/metadata.parquet`, each beside a link `images` to the image tree.
+
+    Raises:
+        UsageError: The image root is not known, or not there.
+        DataError: A picture lies in an archive.
+        OSError: The disk is full or failing, or the file system has no links.
+    """
+    root = Path(splits.root)
+    if not splits.root or not root.is_dir():
+        raise UsageError(
+            f"the image root `{root}` is not a folder", hint="say where it is with `--root DIR`"
+        )
+    for name, manifest in splits.by_name.items():
+        folder = out / name
+        folder.mkdir()
+        (folder / "images").symlink_to(root, target_is_directory=True)
+        parts = [IMAGEFOLDER_SCHEMA.empty_table()]
+        for rows in plain_files(manifest, ["path", "label_ids"]):
+            paths = pc.binary_join_element_wise("images", rows["path"], "/")
+            parts.append(pa.table([paths, rows["label_ids"]], schema=IMAGEFOLDER_SCHEMA))
+        _write(pa.concat_tables(parts), folder / "metadata.parquet", splits.classes)
+
+
+def _write(rows: pa.Table, path: Path, classes: ClassList) -> None:
+    features: dict[str, object] = {
+        field.name: {"dtype": str(field.type), "_type": "Value"} for field in rows.schema
+    }
+    label = {"names": list(classes.wnids), "_type": "ClassLabel"}
+    features["labels"] = {"feature": label, "_type": "List"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
+    with atomic_file(path) as file:
+        pq.write_table(
+            rows.replace_schema_metadata(metadata),
+            file,
+            compression="zstd",
+            row_group_size=131_072,
+            write_page_checksum=True,
+            use_dictionary=["archive"],
+        )
