@@ -15,7 +15,7 @@ from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import open_manifest, read_manifest, write_manifest
-from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES
+from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
 from vit21k.prep import picture_rows
 from vit21k.prep.copies import find_copies
 from vit21k.prep.relabel import RelabelSummary, relabel
@@ -270,6 +270,107 @@ def test_a_picture_under_very_many_classes_is_counted() -> None:
     _, _, _, summary = _relabel(files)
 
     assert summary.num_crowded == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(files_strategy, st.integers(1, 3))
+def test_crowded_pictures_can_be_left_out(files: list[File], max_labels: int) -> None:
+    wnids = sorted({wnid for _, wnid in files})
+    pictures = _oracle(files, wnids)
+    kept = [picture for picture in pictures if len(picture["label_ids"]) <= max_labels]
+
+    with TemporaryDirectory() as name:
+        _write_digests(Path(name), files)
+        summary = relabel(Path(name), max_labels=max_labels)
+        images, copies, crowded, classes = (
+            read_manifest(Path(name), kind).to_pylist()
+            for kind in (IMAGES, COPIES, CROWDED, CLASSES)
+        )
+
+    digests = {picture["digest"] for picture in kept}
+    assert images == kept
+    assert all(row["digest"] in digests for row in copies)
+    assert all(row["digest"] not in digests for row in crowded)
+    assert len(images) + len(copies) + len(crowded) == len(files)
+    assert (summary.num_copies, summary.num_crowded_files) == (len(copies), len(crowded))
+    for index, row in enumerate(classes):
+        assert row["num_images"] == sum(index in picture["label_ids"] for picture in kept)
+
+
+def _rows_with_content(contents: Sequence[tuple[int, int | None, str]]) -> list[dict[str, Any]]:
+    """Return rows of digests for (bytes, picture's content or None, folder)."""
+    return [
+        {
+            "path": f"{wnid}/{number:03}.JPEG",
+            "wnid": wnid,
+            "digest": _digest(content),
+            "content_digest": None if picture is None else _digest(1000 + picture),
+            "format": "png" if picture is None else "jpeg",
+        }
+        for number, (content, picture, wnid) in enumerate(contents)
+    ]
+
+
+def _relabel_rows(
+    folder: Path, rows: list[dict[str, Any]], **options: Any
+) -> list[list[dict[str, Any]]]:
+    header = Header(algorithm="xxh3_128", root="/nowhere", options=options.pop("header", {}))
+    write_manifest(pa.Table.from_pylist(rows, schema=DIGESTS.schema), DIGESTS, folder, header)
+    relabel(folder, **options)
+    return [read_manifest(folder, kind).to_pylist() for kind in (IMAGES, COPIES)]
+
+
+def test_copies_with_other_metadata_are_merged_by_content(tmp_path: Path) -> None:
+    rows = _rows_with_content(
+        [(1, 7, "n1"), (2, 7, "n2"), (3, None, "n2"), (3, None, "n3"), (4, 8, "n3"), (1, 7, "n3")]
+    )
+
+    images, copies = _relabel_rows(tmp_path, rows, by="content")
+
+    assert [(row["digest"], row["label_ids"]) for row in images] == [
+        (_digest(1), [0, 1, 2]),
+        (_digest(3), [1, 2]),
+        (_digest(4), [2]),
+    ]
+    assert [(row["digest"], row["path"]) for row in copies] == [
+        (_digest(1), "n2/001.JPEG"),  # the picture's digest, not the file's own
+        (_digest(3), "n3/003.JPEG"),
+        (_digest(1), "n3/005.JPEG"),
+    ]
+    assert open_manifest(tmp_path, IMAGES).header.options["by"] == "content"
+
+
+def test_content_is_not_looked_at_unless_asked(tmp_path: Path) -> None:
+    images, copies = _relabel_rows(tmp_path, _rows_with_content([(1, 7, "n1"), (2, 7, "n2")]))
+
+    assert (len(images), copies) == (2, [])
+
+
+def test_files_without_a_digest_are_pictures_of_their_own(tmp_path: Path) -> None:
+    rows = _rows_with_content([(1, None, "n1"), (5, None, "n1"), (6, None, "n2"), (1, None, "n2")])
+    rows[1]["digest"] = rows[2]["digest"] = None
+
+    images, copies = _relabel_rows(tmp_path, rows, header={"mode": "quick"})
+
+    assert [(row["digest"], row["label_ids"]) for row in images] == [
+        (_digest(1), [0, 1]),
+        (None, [0]),
+        (None, [1]),
+    ]
+    assert [row["path"] for row in copies] == ["n2/003.JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"), [({"mode": "quick"}, "quick run"), ({}, "was imported")]
+)
+def test_content_that_was_not_digested_is_refused(
+    tmp_path: Path, header: dict[str, str], words: str
+) -> None:
+    rows = _rows_with_content([(1, None, "n1")])
+    rows[0]["format"] = None
+
+    with pytest.raises(UsageError, match=words):
+        _relabel_rows(tmp_path, rows, header=header, by="content")
 
 
 def test_an_empty_list_of_files_is_refused(tmp_path: Path) -> None:

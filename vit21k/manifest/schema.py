@@ -187,6 +187,16 @@ COPIES = ManifestKind(
     may_be_null=frozenset({"archive", "offset"}),
 )
 
+CROWDED = ManifestKind(
+    name="crowded",
+    version=1,
+    schema=pa.schema([_DIGEST, _PATH, _WNID, _ARCHIVE, _OFFSET]),
+    row="file left out by `relabel --max-labels`: its picture lies under too many classes",
+    order="in digests order",
+    made_by="vit21k relabel",
+    may_be_null=frozenset({"archive", "offset"}),
+)
+
 CLASSES = ManifestKind(
     name="classes",
     version=1,
@@ -286,6 +296,27 @@ NEAR_DUPLICATES = ManifestKind(
     made_by="vit21k labels near-duplicates",
 )
 
+CHANGES = ManifestKind(
+    name="changes",
+    version=1,
+    schema=pa.schema(
+        [
+            _column("path", pa.string(), "The picture: its path in the old images.parquet."),
+            _column(
+                "action",
+                pa.string(),
+                "`drop`: labels were dropped; `split`: it became a picture for each label; `join`: "
+                "another became a part of it; `remove`: it was left out.",
+            ),
+            _column("before", pa.list_(pa.int64()), "Its class indices, before."),
+            _column("after", pa.list_(pa.int64()), "Its class indices, after; of all parts."),
+            _column("other_path", pa.string(), "What it was joined or removed for; or empty."),
+        ]
+    ),
+    row="picture that decisions changed",
+    order="in images order of the old manifest",
+    made_by="vit21k labels apply",
+)
 EXPANDED = ManifestKind(
     name="expanded",
     version=1,
@@ -342,12 +373,14 @@ KINDS = {
         PROBLEMS,
         IMAGES,
         COPIES,
+        CROWDED,
         CLASSES,
         TRAIN,
         VAL,
         FINGERPRINTS,
         LEAKS,
         NEAR_DUPLICATES,
+        CHANGES,
         EXPANDED,
         CONFLICTS,
     )

@@ -25,25 +25,28 @@ class RowSource:
     Attributes:
         digests: Where paths and sizes come from.
         digests_N2: Its digests, each as two numbers.
+        has_digest_N: Which files have one; None: all.
         pictures: What became of its files.
         wnids: The class list.
     """
 
     digests: Manifest
     digests_N2: NDArray[np.uint64]
+    has_digest_N: NDArray[np.bool_] | None
     pictures: Pictures
     wnids: Sequence[str]
 
-    def batches(self) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Yield rows of `images` and of `copies`, each in the order of its manifest."""
+    def batches(self) -> Iterator[dict[str, pa.Table]]:
+        """Yield rows of `images`, `copies` and `crowded`, each in the order of its manifest."""
         place = self.pictures.image_order()
         wnids = pa.array(self.wnids, pa.string())
+        copy_row_C = self.pictures.copy_row_C
         for start, files in ahead(self._files()):
             images = self._images(start, files) if place is None else IMAGES.schema.empty_table()
-            yield images, self._copies(start, files, wnids)
+            yield {"images": images, **self._not_kept(start, files, wnids, copy_row_C)}
         if place is not None:
             for images in self._reordered(place):
-                yield images, COPIES.schema.empty_table()
+                yield {"images": images}
 
     def _files(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield a row group of paths and sizes at a time, with the number of its first row."""
@@ -58,8 +61,11 @@ class RowSource:
         is_kept = ~self.pictures.is_copy_N[start:stop]
         label_ids, num_files = self.pictures.columns(start, stop)
         kept = files.filter(pa.array(is_kept))
+        digests = as_digests(self.digests_N2[start:stop][is_kept])
+        if self.has_digest_N is not None:
+            digests = pc.if_else(pa.array(self.has_digest_N[start:stop][is_kept]), digests, None)
         columns = [
-            as_digests(self.digests_N2[start:stop][is_kept]),
+            digests,
             kept["path"],
             pc.if_else(kept["archive"].is_valid(), kept["num_bytes"], None),
             label_ids,
@@ -69,18 +75,29 @@ class RowSource:
         ]
         return pa.table(columns, schema=IMAGES.schema)
 
-    def _copies(self, start: int, files: pa.Table, wnids: pa.Array) -> pa.Table:
-        """Return those of *files* that an earlier file is equal to."""
-        stop = start + files.num_rows
-        is_copy = self.pictures.is_copy_N[start:stop]
-        columns = [
-            as_digests(self.digests_N2[start:stop][is_copy]),
-            files["path"].filter(pa.array(is_copy)),
-            wnids.take(pa.array(self.pictures.label_N[start:stop][is_copy])),
-            files["archive"].filter(pa.array(is_copy)),
-            files["offset"].filter(pa.array(is_copy)),
-        ]
-        return pa.table(columns, schema=COPIES.schema)
+    def _not_kept(
+        self, start: int, files: pa.Table, wnids: pa.Array, copy_row_C: NDArray[np.int64]
+    ) -> dict[str, pa.Table]:
+        """Return those of *files* that an earlier file is equal to, and those of crowded ones."""
+        first, last = np.searchsorted(copy_row_C, (start, start + files.num_rows))
+        row_C = copy_row_C[first:last]
+        kept_row_C = self.pictures.kept_row_C[first:last]
+        is_crowded_C = kept_row_C < 0
+        files = files.take(pa.array(row_C - start))
+        rows = pa.table(
+            [
+                as_digests(self.digests_N2[np.where(is_crowded_C, row_C, kept_row_C)]),
+                files["path"],
+                wnids.take(pa.array(self.pictures.label_N[row_C])),
+                files["archive"],
+                files["offset"],
+            ],
+            schema=COPIES.schema,
+        )
+        return {
+            "copies": rows.filter(pa.array(~is_crowded_C)),
+            "crowded": rows.filter(pa.array(is_crowded_C)),
+        }
 
     def _reordered(self, place: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Yield the pictures by *place*, reading the files once for each part that is held."""

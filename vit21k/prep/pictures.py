@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.prep.copies import find_copies
+from vit21k.prep.copies import CopyGroups, find_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,9 @@ class Pictures:
 
     Attributes:
         label_N: Class index of each file, int32.
-        is_copy_N: Whether an earlier file has the same content.
+        is_copy_N: Whether it is not the file that is kept: an earlier one has the same content, or
+            the picture has too many labels to be one.
+        kept_row_C: The kept file of each of those, in file order; -1 if there is none.
         first_row_G: The kept file of each group, ascending.
         num_files_G: Number of files of each group.
         num_labels_G: Number of distinct labels of each group.
@@ -30,6 +32,7 @@ class Pictures:
 
     label_N: NDArray[np.int32]
     is_copy_N: NDArray[np.bool_]
+    kept_row_C: NDArray[np.int64]
     first_row_G: NDArray[np.int64]
     num_files_G: NDArray[np.int64]
     num_labels_G: NDArray[np.int64]
@@ -38,7 +41,17 @@ class Pictures:
     @property
     def num_pictures(self) -> int:
         """Number of distinct contents."""
-        return len(self.is_copy_N) - int(self.is_copy_N.sum())
+        return len(self.is_copy_N) - len(self.kept_row_C)
+
+    @property
+    def num_crowded_files(self) -> int:
+        """Number of files left out because their picture has too many labels."""
+        return int((self.kept_row_C < 0).sum())
+
+    @property
+    def copy_row_C(self) -> NDArray[np.int64]:
+        """Which files those of `kept_row_C` are."""
+        return np.flatnonzero(self.is_copy_N)
 
     def num_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
         """Return how many files lie in the folders of each class."""
@@ -100,12 +113,15 @@ class Pictures:
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(label_ids)), num_files
 
 
-def merge_files(digests_N2: NDArray[np.uint64], label_N: NDArray[np.int32]) -> Pictures:
+def merge_files(
+    digests_N2: NDArray[np.uint64], label_N: NDArray[np.int32], *, max_labels: int | None = None
+) -> Pictures:
     """Make one picture of all files with the same digest, with the labels of them all.
 
     Args:
         digests_N2: Digests of 16 bytes, each as two numbers.
         label_N: Class index of each file.
+        max_labels: Leave out pictures with more labels than this, with all of their files.
     """
     groups = find_copies(digests_N2)
     first_row_G = groups.rows_M[groups.starts_G]
@@ -119,14 +135,28 @@ def merge_files(digests_N2: NDArray[np.uint64], label_N: NDArray[np.int32]) -> P
     group_M, label_M = group_M[order], label_M[order]
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = (group_M[1:] != group_M[:-1]) | (label_M[1:] != label_M[:-1])
+    num_labels_G = np.bincount(group_M[is_new], minlength=len(first_row_G))
+    is_kept_G = num_labels_G <= (max_labels or len(label_N))
+    is_copy_N[first_row_G[~is_kept_G]] = True
     return Pictures(
         label_N=label_N,
         is_copy_N=is_copy_N,
-        first_row_G=first_row_G,
-        num_files_G=groups.sizes_G,
-        num_labels_G=np.bincount(group_M[is_new], minlength=len(first_row_G)),
-        label_ids_L=label_M[is_new],
+        kept_row_C=_kept_rows(groups, np.where(is_kept_G, first_row_G, -1), is_copy_N),
+        first_row_G=first_row_G[is_kept_G],
+        num_files_G=groups.sizes_G[is_kept_G],
+        num_labels_G=num_labels_G[is_kept_G],
+        label_ids_L=label_M[is_new][np.repeat(is_kept_G, num_labels_G)],
     )
+
+
+def _kept_rows(
+    groups: CopyGroups, kept_row_G: NDArray[np.int64], is_copy_N: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the kept file, by group, of each file that is not kept, in file order."""
+    kept_row_M = np.repeat(kept_row_G, groups.sizes_G)
+    is_copy_M = is_copy_N[groups.rows_M]
+    order = np.argsort(groups.rows_M[is_copy_M])
+    return kept_row_M[is_copy_M][order]
 
 
 def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:

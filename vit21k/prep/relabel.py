@@ -1,4 +1,4 @@
-"""digests.parquet -> images.parquet, copies.parquet, classes.parquet: one row per picture.
+"""digests.parquet -> images, copies, crowded, classes.parquet: one row per picture.
 
 The same picture is filed under several classes of ImageNet-21K.  Files with equal digests are one
 picture, and its labels are the folders they lie in.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,10 @@ from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
-from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES
+from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
 from vit21k.prep.ahead import ahead
-from vit21k.prep.picture_rows import RowSource, as_numbers
+from vit21k.prep.keys import read_content_keys, read_digests
+from vit21k.prep.picture_rows import RowSource
 from vit21k.prep.pictures import Pictures, merge_files
 from vit21k.prep.places import refuse_inside
 
@@ -46,6 +48,7 @@ class RelabelSummary:
         num_images: Rows of `images.parquet`.
         num_multi_label: Pictures with two labels or more.
         num_crowded: Pictures with more than `CROWDED_LABELS` labels.
+        num_crowded_files: Rows of `crowded.parquet`: files left out for the labels they would have.
         num_classes: Length of the class list.
         num_classes_without_files: Classes of the list that no file lies in.
         num_classes_before: Length of the class list of the `images.parquet` that was replaced, if
@@ -56,6 +59,7 @@ class RelabelSummary:
     num_images: int
     num_multi_label: int
     num_crowded: int
+    num_crowded_files: int
     num_classes: int
     num_classes_without_files: int
     num_classes_before: int | None
@@ -63,79 +67,87 @@ class RelabelSummary:
     @property
     def num_copies(self) -> int:
         """Files that were merged into another; rows of `copies.parquet`."""
-        return self.num_files - self.num_images
+        return self.num_files - self.num_images - self.num_crowded_files
 
 
 def relabel(
     manifests: Path,
     *,
     classes: ClassList | None = None,
+    by: Literal["bytes", "content"] = "bytes",
+    max_labels: int | None = None,
     names_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda _wnids: {},
 ) -> RelabelSummary:
-    """Merge files with equal content; write `images`, `copies` and `classes.parquet`.
+    """Merge equal files; write `images`, `copies`, `crowded` and `classes.parquet`.
 
     Args:
         manifests: The folder that holds `digests.parquet`.
         classes: Which class folder is class 0, 1, 2 ...; default: the folders found, by name.
+        by: What must be equal: all bytes, or what is left of a JPEG without its metadata.
+        max_labels: Leave out pictures with more labels than this.
         names_of: Gives the classes' names in words, where *classes* does not.
 
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
         DataError: It is empty, or a file lies in a folder that is not among *classes*.
-        UsageError: *manifests* lies inside the image root.
+        UsageError: *manifests* lies inside the image root; or the content was not digested.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
     with locked(manifests, command="relabel"):
         digests = open_manifest(manifests, DIGESTS)
         refuse_inside(manifests, digests.header.root)
-        digests_N2, wnid_N, wnids = _read_keys(digests)
+        wnid_N, wnids = _read_folders(digests)
         classes = classes or ClassList.from_folders(wnids)
-        pictures = merge_files(digests_N2, _replaced(wnid_N, _class_indices(wnids, classes)))
-        header = _header_for(digests, classes)
+        label_N = _replaced(wnid_N, _class_indices(wnids, classes))
+        if by == "content":
+            pictures = merge_files(read_content_keys(digests), label_N, max_labels=max_labels)
+        digests_N2, has_digest_N = read_digests(digests)
+        if by == "bytes":
+            pictures = merge_files(digests_N2, label_N, max_labels=max_labels)
+        header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
         with ExitStack() as stack:
             writers = {
                 kind.name: stack.enter_context(manifest_writer(kind, manifests, header, classes))
-                for kind in (IMAGES, COPIES, CLASSES)
+                for kind in (IMAGES, COPIES, CROWDED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, pictures, names_of))
-            source = RowSource(digests, digests_N2, pictures, classes.wnids)
-            for images, copies in source.batches():
-                writers["images"].write(images)
-                writers["copies"].write(copies)
+            source = RowSource(digests, digests_N2, has_digest_N, pictures, classes.wnids)
+            for tables in source.batches():
+                for name, rows in tables.items():
+                    writers[name].write(rows)
     return _summary(pictures, classes, num_classes_before)
 
 
-def _header_for(digests: Manifest, classes: ClassList) -> Header:
+def _header_for(
+    digests: Manifest, classes: ClassList, *, by: str, max_labels: int | None
+) -> Header:
     return Header(
         algorithm=digests.header.algorithm,
         root=digests.header.root,
         classes=classes.fingerprint,
         inputs={"digests": digests.fingerprint},
+        options={"by": by, "max_labels": max_labels},
     )
 
 
-def _read_keys(
-    digests: Manifest,
-) -> tuple[NDArray[np.uint64], NDArray[np.int32], list[str]]:
-    """Return the digests, and the folder of each file as an index into a list of folders."""
+def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the folder of each file as an index into a list of folders, and the list."""
     if not digests.num_rows:
         raise DataError(
             f"`{digests.path}` lists no files", hint="see `problems.parquet` beside it for why"
         )
-    digests_N2 = np.empty((digests.num_rows, 2), dtype=np.uint64)
     wnid_N = np.empty(digests.num_rows, dtype=np.int32)
     index_of: dict[str, int] = {}
     row = 0
-    for rows in ahead(digests.batches(["digest", "wnid"])):
+    for rows in ahead(digests.batches(["wnid"])):
         stop = row + rows.num_rows
-        digests_N2[row:stop] = as_numbers(rows["digest"].combine_chunks())
         wnid = rows["wnid"].combine_chunks().dictionary_encode()
         found = [index_of.setdefault(name, len(index_of)) for name in wnid.dictionary.to_pylist()]
         wnid_N[row:stop] = np.array(found, dtype=np.int32)[wnid.indices.to_numpy()]
         row = stop
-    return digests_N2, wnid_N, list(index_of)
+    return wnid_N, list(index_of)
 
 
 def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
@@ -198,6 +210,7 @@ def _summary(
         num_files=len(pictures.label_N),
         num_images=pictures.num_pictures,
         num_multi_label=int((pictures.num_labels_G > 1).sum()),
+        num_crowded_files=pictures.num_crowded_files,
         num_crowded=int((pictures.num_labels_G > CROWDED_LABELS).sum()),
         num_classes=len(classes),
         num_classes_without_files=int((pictures.num_files_of_classes(len(classes)) == 0).sum()),
