@@ -114,7 +114,7 @@ def test_all_problems_are_reported_at_once():
         "  model: a section with fields, got 7",
         "  data.drop_last: input should be a valid boolean, got 1",
         "  optim.lr: input should be greater than 0, got -1",
-        "  optim.learning_rate: no such field",
+        "  optim.learning_rate: no such field; did you mean `optim.lr`?",
     ]
     assert "vit21k recipes fields" in caught.value.hint
 
