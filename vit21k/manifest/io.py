@@ -10,7 +10,7 @@ was made from, so one that is stale is told from a fresh one without reading any
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,17 +156,25 @@ class Manifest:
             self._check()
             return self._parquet.read(columns=columns)
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def batches(
+        self, columns: list[str] | None = None, *, as_dictionary: Sequence[str] = ()
+    ) -> Iterator[pa.Table]:
         """Yield the rows of one row group at a time.
+
+        Args:
+            columns: Only these.
+            as_dictionary: Columns of few values that are to come as they are stored: the values
+                once, and an index into them for each row.
 
         Raises:
             ManifestError: The file is damaged.
         """
         with damage_is_an_error(self.path):
             self._check()
-        for index in range(self._parquet.num_row_groups):
+        parquet = _open_parquet(self.path, as_dictionary) if as_dictionary else self._parquet
+        for index in range(parquet.num_row_groups):
             with damage_is_an_error(self.path):
-                rows = self._parquet.read_row_group(index, columns=columns)
+                rows = parquet.read_row_group(index, columns=columns)
             yield rows
 
     def _check(self) -> None:
@@ -202,7 +210,7 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
     if not path.is_file():
         raise ManifestError(f"no {_names(kinds)} manifest at `{path}`", hint=_how_to_make(kinds))
     with damage_is_an_error(path):
-        parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        parquet = _open_parquet(path)
         kind = _kind_of(path, parquet, kinds)
         manifest = Manifest(path, kind, parquet)
     if not allow_stale and (stale := stale_input(manifest)):
@@ -211,6 +219,13 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
             hint=f"make it again with `{made_by(manifest)}`",
         )
     return manifest
+
+
+def _open_parquet(path: Path, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    # Not mapped into memory: an error of the disk would then be a signal, and end the process.
+    return pq.ParquetFile(
+        path, page_checksum_verification=True, read_dictionary=list(as_dictionary) or None
+    )
 
 
 def read_manifest(path: Path, kind: ManifestKind, columns: list[str] | None = None) -> pa.Table:

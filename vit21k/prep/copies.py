@@ -63,8 +63,9 @@ def _by_first_row(rows_M: NDArray[np.int64], starts_G: NDArray[np.int64]) -> Cop
 def _rows_with_repeated_half(half_N: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the rows whose value occurs more than once, ascending."""
     ordered = np.sort(half_N)
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     del ordered
+    repeated = repeated[np.append(True, repeated[1:] != repeated[:-1])[: len(repeated)]]
     is_possible = np.zeros(1 << _FILTER_BITS, dtype=bool)
     is_possible[_slot(repeated)] = True
     found = []

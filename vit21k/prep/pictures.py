@@ -7,6 +7,7 @@ Legend: N files, G groups of copies, M files in groups, L labels of groups.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +56,11 @@ class Pictures:
 
     def num_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
         """Return how many files lie in the folders of each class."""
-        return np.bincount(self.label_N, minlength=num_classes)
+        return np.pad(self._num_files, (0, num_classes - len(self._num_files)))
+
+    @cached_property
+    def _num_files(self) -> NDArray[np.int64]:
+        return np.bincount(self.label_N)
 
     def num_lone_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
         """Return how many files of each class have no copy at all."""

@@ -141,12 +141,13 @@ def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
     wnid_N = np.empty(digests.num_rows, dtype=np.int32)
     index_of: dict[str, int] = {}
     row = 0
-    for rows in ahead(digests.batches(["wnid"])):
-        stop = row + rows.num_rows
-        wnid = rows["wnid"].combine_chunks().dictionary_encode()
-        found = [index_of.setdefault(name, len(index_of)) for name in wnid.dictionary.to_pylist()]
-        wnid_N[row:stop] = np.array(found, dtype=np.int32)[wnid.indices.to_numpy()]
-        row = stop
+    for rows in ahead(digests.batches(["wnid"], as_dictionary=["wnid"])):
+        for wnid in rows["wnid"].chunks:
+            names = wnid.dictionary.to_pylist()
+            found = [index_of.setdefault(name, len(index_of)) for name in names]
+            indices = np.array(found, dtype=np.int32)[wnid.indices.to_numpy()]
+            wnid_N[row : row + len(wnid)] = indices
+            row += len(wnid)
     return wnid_N, list(index_of)
 
 
