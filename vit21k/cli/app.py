@@ -11,6 +11,7 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import (
+    check_commands,
     classes_commands,
     console,
     data_commands,
@@ -31,6 +32,7 @@ from vit21k.cli import (
     report_commands,
     review_commands,
     serve_command,
+    status_command,
     train_commands,
 )
 from vit21k.cli.help_text import join_paragraphs
@@ -116,6 +118,7 @@ def root(
 for _commands in (  # in the order of `--help`
     hash_command,
     data_commands,
+    check_commands,
     leaks_commands,
     report_commands,
     review_commands,
@@ -132,6 +135,7 @@ for _commands in (  # in the order of `--help`
     export_model_command,
     serve_command,
     models_command,
+    status_command,
     demo_command,
     doctor_command,
 ):

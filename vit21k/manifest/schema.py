@@ -145,6 +145,15 @@ PROBLEMS = ManifestKind(
     made_by="vit21k hash <image root>",
 )
 
+UNDECODABLE = ManifestKind(
+    name="undecodable",
+    version=1,
+    schema=PROBLEMS.schema,
+    row="picture that cannot be decoded, at the first path it has",
+    order="in digests order",
+    made_by="vit21k verify --decode",
+)
+
 IMAGES = ManifestKind(
     name="images",
     version=2,
@@ -371,6 +380,7 @@ KINDS = {
     for kind in (
         DIGESTS,
         PROBLEMS,
+        UNDECODABLE,
         IMAGES,
         COPIES,
         CROWDED,

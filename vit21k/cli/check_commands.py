@@ -1,0 +1,228 @@
+"""`verify`, `diff`: is everything still as the manifests say?"""
+
+import os
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.cli.data_commands import PANEL
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+
+if TYPE_CHECKING:
+    from vit21k.prep.diff import Difference, DiffSummary
+    from vit21k.prep.undecodable import DecodeSummary
+    from vit21k.prep.verify import VerifySummary
+
+_LINE_BREAKS = str.maketrans({"\n": r"\n", "\r": r"\r"})
+_MARKS = {"added": "+", "removed": "-", "relabelled": "*", "moved": ">"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the check commands to *app*."""
+    app.command("verify", rich_help_panel=PANEL)(verify_command)
+    app.command("diff", rich_help_panel=PANEL)(diff_command)
+
+
+def verify_command(
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    root: ImageRoot = None,
+    combined: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a line for every file, also for those unchanged."),
+    ] = None,
+    decode: Annotated[
+        bool,
+        typer.Option(
+            "--decode",
+            help="Decode every picture in full as well: at most 5 s and 1 GiB for each. Those that "
+            "cannot be go to undecodable.parquet.",
+        ),
+    ] = False,
+    num_workers: Annotated[int, typer.Option(min=1, help="Files read at a time.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Read the image tree again, and compare it with digests.parquet.
+
+    Lines are those of `rclone check --combined`: `= path` is the same, `* path` has other bytes,
+    `+ path` is new, `- path` is missing, `! path` cannot be read. Without --combined, those that
+    differ go to stdout. The exit code is 4 if there are any, 3 if a picture cannot be decoded.
+
+    [bold]Examples[/bold]
+
+      vit21k verify
+
+      vit21k verify --root /mnt/copy/ImageNet21K --combined differences.txt
+
+      vit21k verify --decode
+    """
+    summary = _verify(manifests, root, combined, num_workers, print_lines=not as_json)
+    decoded = _decode(manifests, root) if decode else None
+    if as_json:
+        console.print_json(_verify_result(summary, decoded))
+    _report_verify(summary)
+    if decoded:
+        _report_decode(decoded, manifests)
+    if not summary.is_same:
+        raise typer.Exit(errors.EXIT_DIFFERENCES)
+    if decoded and decoded.problems:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _verify(
+    manifests: Path,
+    root: Path | None,
+    combined: Path | None,
+    num_workers: int,
+    *,
+    print_lines: bool,
+) -> "VerifySummary":
+    from vit21k.prep.verify import verify
+
+    with ExitStack() as stack:
+        file = stack.enter_context(_combined_file(combined, manifests)) if combined else None
+
+        def on_file(sign: str, path: str) -> None:
+            if file is not None:
+                file.write(f"{_line(sign, path)}\n".encode())
+            elif print_lines and sign != "=":
+                console.print_lines(_line(sign, path))
+
+        progress = stack.enter_context(console.progress("verify"))
+        return verify(
+            manifests,
+            root=root,
+            num_workers=num_workers,
+            on_file=on_file,
+            on_chunk=lambda chunk: progress.advance(
+                len(chunk.files), num_bytes=chunk.num_bytes, fraction=chunk.fraction
+            ),
+        )
+
+
+def _combined_file(path: Path, manifests: Path) -> AbstractContextManager[IO[bytes]]:
+    from vit21k.atomic import atomic_file
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import DIGESTS
+    from vit21k.prep.places import refuse_inside
+
+    root = open_manifest(manifests, DIGESTS).header.root
+    refuse_inside(path.absolute().parent, root, option="--combined")
+    return atomic_file(path)
+
+
+def _line(sign: str, path: str) -> str:
+    return f"{sign} {path.translate(_LINE_BREAKS)}"
+
+
+def _decode(manifests: Path, root: Path | None) -> "DecodeSummary":
+    from vit21k.prep.undecodable import find_undecodable
+
+    with console.progress("decode", unit="pictures") as progress:
+        return find_undecodable(
+            manifests,
+            root=root,
+            num_workers=os.cpu_count() or 1,
+            on_verdict=lambda verdict: progress.advance(num_problems=verdict.kind is not None),
+        )
+
+
+def _verify_result(summary: "VerifySummary", decoded: "DecodeSummary | None") -> dict[str, Any]:
+    result: dict[str, Any] = {**asdict(summary), "is_same": summary.is_same}
+    if decoded:
+        result["decode"] = {
+            "num_pictures": decoded.num_pictures,
+            "num_decoded": decoded.num_decoded,
+            "problems": {str(kind): count for kind, count in sorted(decoded.problems.items())},
+        }
+    return result
+
+
+def _report_verify(summary: "VerifySummary") -> None:
+    if summary.num_by_size:
+        console.warn(
+            f"{summary.num_by_size:,} files have no digest (`hash --mode quick`); only their sizes "
+            "were compared"
+        )
+    console.done(
+        f"verify: {summary.num_files:,} listed files: {summary.num_same:,} same, "
+        f"{summary.num_different:,} different, {summary.num_missing:,} missing, "
+        f"{summary.num_unreadable:,} unreadable; {summary.num_new:,} not listed"
+    )
+    if not summary.is_same:
+        console.note("next: put the files right, or run `vit21k hash` again")
+
+
+def _report_decode(decoded: "DecodeSummary", manifests: Path) -> None:
+    for kind, count in sorted(decoded.problems.items()):
+        console.warn(f"{count:,} x {kind}: {kind.doc}")
+    if decoded.problems:
+        console.note(f"listed in `{manifests / 'undecodable.parquet'}`")
+    console.done(
+        f"decode: {decoded.num_pictures:,} pictures: {decoded.num_decoded:,} decoded, "
+        f"{decoded.problems.total():,} not"
+    )
+
+
+def diff_command(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A folder of manifests.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The one to compare it with.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two folders of manifests, picture by picture: two releases, or two sites.
+
+    Pictures are matched by the digest of their bytes, labels by class folder. `+` was added, `-`
+    was removed, `*` has other labels, `>` is in another split. The exit code is 4 if anything
+    differs.
+
+    [bold]Examples[/bold]
+
+      vit21k diff fall11_manifests winter21_manifests
+
+      vit21k diff old new --json | jq .num_changes
+    """
+    from vit21k.prep.diff import diff_manifests
+
+    summary, differences = diff_manifests(before, after)
+    if as_json:
+        found = [difference._asdict() for difference in differences]
+        console.print_json({**asdict(summary), "is_same": summary.is_same, "differences": found})
+    else:
+        for difference in differences:
+            console.print_lines(_difference_line(difference))
+    _report_diff(summary)
+    if not summary.is_same:
+        raise typer.Exit(errors.EXIT_DIFFERENCES)
+
+
+def _difference_line(difference: "Difference") -> str:
+    before, after = ",".join(difference.before), ",".join(difference.after)
+    change = {
+        "added": after,
+        "removed": before,
+        "relabelled": f"{before} -> {after}",
+        "moved": f"{before or 'no split'} -> {after or 'no split'}",
+    }[difference.change]
+    return f"{_line(_MARKS[difference.change], difference.path)}\t{change}"
+
+
+def _report_diff(summary: "DiffSummary") -> None:
+    for what, wnids in (
+        ("only in the first", summary.classes_removed),
+        ("only in the second", summary.classes_added),
+    ):
+        if wnids:
+            more = f" and {len(wnids) - 5:,} more" if len(wnids) > 5 else ""
+            console.note(f"{len(wnids):,} classes {what}: {', '.join(wnids[:5])}{more}")
+    if not summary.has_splits:
+        console.note("splits were not compared: one of the two has none")
+    counts = summary.num_changes
+    console.done(
+        f"diff: {summary.num_before:,} pictures, {summary.num_after:,} pictures: "
+        f"{summary.num_same:,} same, {counts['added']:,} added, {counts['removed']:,} removed, "
+        f"{counts['relabelled']:,} with other labels, {counts['moved']:,} in another split"
+    )

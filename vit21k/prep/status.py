@@ -1,0 +1,118 @@
+"""A folder of manifests -> which stages are done, which are stale, and what to type next.
+
+Only footers are read: it takes milliseconds, whatever the number of pictures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vit21k.errors import ManifestError
+from vit21k.manifest.io import Manifest, made_by, open_manifest, stale_input
+from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
+
+State = Literal["fresh", "stale", "missing", "damaged"]
+
+STAGES: Mapping[str, tuple[ManifestKind, ...]] = {
+    "hash": (DIGESTS,),
+    "relabel": (IMAGES,),
+    "make-val": (TRAIN, VAL),
+}
+"""What must be there to train, in the order in which it is made."""
+
+AFTER_ALL = "vit21k train --stage pretrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestStatus:
+    """How one manifest is.
+
+    Attributes:
+        kind: Its name.
+        state: Fresh, if nothing it was made from has changed since.
+        detail: What has changed, or what is wrong; empty if nothing is.
+        num_rows: How many rows it has; None if it cannot be opened.
+        row: What a row of it is.
+        next: The command that makes it (right).
+    """
+
+    kind: str
+    state: State
+    detail: str
+    num_rows: int | None
+    row: str
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a folder of manifests is.
+
+    Attributes:
+        root: The image root that was hashed; empty if it is not known.
+        has_root: Whether that is there.
+        manifests: Those of `STAGES`, and what else is there, in the order of `KINDS`.
+        next: The command to type next.
+    """
+
+    root: str
+    has_root: bool
+    manifests: list[ManifestStatus]
+    next: str
+
+
+def status_of(folder: Path) -> Status:
+    """Look at the manifests in *folder*, which need not be there."""
+    needed = {kind.name for kinds in STAGES.values() for kind in kinds}
+    found = [
+        _status(folder, kind)
+        for kind in KINDS.values()
+        if kind.name in needed or (folder / kind.file_name).is_file()
+    ]
+    root = _root(folder)
+    wrong = [manifest for manifest in found if manifest.state != "fresh"]
+    first = next((manifest for manifest in wrong if manifest.kind in needed), None)
+    first = first or next(iter(wrong), None)
+    return Status(
+        root=root,
+        has_root=bool(root) and Path(root).is_dir(),
+        manifests=found,
+        next=_with_root(first.next, root) if first else AFTER_ALL,
+    )
+
+
+def _status(folder: Path, kind: ManifestKind) -> ManifestStatus:
+    path = folder / kind.file_name
+    state: State = "fresh"
+    detail, command = "", kind.made_by
+    manifest: Manifest | None = None
+    try:
+        manifest = open_manifest(path, kind, allow_stale=True)
+        command = made_by(manifest)
+        if changed := stale_input(manifest):
+            state, detail = "stale", f"`{changed.name}` has changed since"
+    except ManifestError as error:
+        state = "damaged" if path.is_file() else "missing"
+        detail = error.message if path.is_file() else ""
+    return ManifestStatus(
+        kind=kind.name,
+        state=state,
+        detail=detail,
+        num_rows=manifest.num_rows if manifest else None,
+        row=kind.row,
+        next=command,
+    )
+
+
+def _root(folder: Path) -> str:
+    for kind in (DIGESTS, IMAGES, TRAIN):
+        try:
+            return open_manifest(folder, kind, allow_stale=True).header.root
+        except ManifestError:
+            continue
+    return ""
+
+
+def _with_root(command: str, root: str) -> str:
+    return command.replace("<image root>", root) if root else command

@@ -1,0 +1,251 @@
+"""digests.parquet and the image tree -> where they differ: every file is read and digested again.
+
+Signs are those of `rclone check --combined`:
+
+| sign | the file |
+|---|---|
+| ``=`` | is as the manifest says |
+| ``*`` | has other bytes |
+| ``+`` | is new: in the tree, not in the manifest |
+| ``-`` | is missing: in the manifest, not in the tree |
+| ``!`` | cannot be read |
+
+Memory: 40 bytes a file of the manifest; the tree is not held.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from vit21k.errors import ImageTreeError
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.prep.digest import ChunkDigester, DigestedChunk
+from vit21k.prep.hashing import (
+    ARCHIVE_OPTION,
+    DEFAULT_NUM_WORKERS,
+    chunks_of,
+    digest_in_threads,
+)
+from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.shards import OPTION, Shard
+
+Sign = Literal["=", "*", "+", "-", "!"]
+OnFile = Callable[[Sign, str], None]
+
+
+@dataclass
+class VerifySummary:
+    """Counts of a run of `verify`.
+
+    Attributes:
+        num_files: Rows of `digests.parquet`: the sum of the next four.
+        num_same: Files that are as they were.
+        num_different: Files with other bytes.
+        num_missing: Files that are not there any more.
+        num_unreadable: Files that cannot be read.
+        num_new: Files, and new problems, that the manifests do not list.
+        num_by_size: Of those that are the same, how many only by their size, because a quick run
+            took no digest of them.
+    """
+
+    num_files: int = 0
+    num_same: int = 0
+    num_different: int = 0
+    num_missing: int = 0
+    num_unreadable: int = 0
+    num_new: int = 0
+    num_by_size: int = 0
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs."""
+        return self.num_same == self.num_files and not self.num_new
+
+
+def verify(
+    manifests: Path,
+    *,
+    root: Path | None = None,
+    num_workers: int = DEFAULT_NUM_WORKERS,
+    on_file: OnFile = lambda _sign, _path: None,
+    on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
+) -> VerifySummary:
+    """Digest the tree again, and compare it with `digests.parquet`.
+
+    Args:
+        manifests: The folder that holds `digests.parquet`, and `problems.parquet`.
+        root: Where the image tree is now; default: where it was hashed.
+        num_workers: Threads that read and digest.
+        on_file: Called with each file, in tree order; missing ones come last.
+        on_chunk: Called with each chunk that is done.
+
+    Raises:
+        ManifestError: A manifest is missing or damaged.
+        ImageTreeError: The image tree is not there.
+    """
+    digests = open_manifest(manifests, DIGESTS)
+    comparison = _Comparison(digests, _known_problems(manifests), on_file)
+    for chunk in _digested_again(digests, root, num_workers):
+        comparison.take(chunk)
+        on_chunk(chunk)
+    comparison.finish()
+    return comparison.summary
+
+
+def tree_of(digests: Manifest, root: Path | None) -> Path:
+    """Return the image root, of which *root* says where it is if it has moved.
+
+    Raises:
+        ImageTreeError: It is not there, or not known.
+    """
+    place = root or Path(digests.header.root)
+    if not (root or digests.header.root) or not place.is_dir():
+        raise ImageTreeError(
+            f"the image root `{place}` is not a folder",
+            hint="say where the image tree is now with `--root`",
+        )
+    return place
+
+
+def _digested_again(
+    digests: Manifest, root: Path | None, num_workers: int
+) -> Iterable[DigestedChunk]:
+    options = digests.header.options
+    digester = ChunkDigester(
+        os.fsencode(tree_of(digests, root)),
+        algorithm=digests.header.algorithm,
+        follow_symlinks=bool(options.get("follow_symlinks")),
+    )
+    chunks = chunks_of(digester, options.get(ARCHIVE_OPTION))
+    if OPTION in options:
+        shard = Shard.parse(options[OPTION])
+        chunks = (chunk for chunk in chunks if shard.has(chunk.place))
+    for done in digest_in_threads(digester, chunks, num_workers):
+        yield from chain((done,), done.more)
+
+
+def _known_problems(manifests: Path) -> set[str]:
+    """Return the paths that could not be used when the tree was hashed."""
+    known: set[str] = set()
+    if (manifests / PROBLEMS.file_name).is_file():
+        bad = {str(kind) for kind in ProblemKind if not kind.is_left_out}
+        for rows in open_manifest(manifests, PROBLEMS).batches(["path", "kind"]):
+            known.update(
+                path
+                for path, kind in zip(*(column.to_pylist() for column in rows.columns), strict=True)
+                if kind in bad
+            )
+    return known
+
+
+class _Comparison:
+    """The rows of the manifest by a hash of their paths, and which of them were met.
+
+    64 bits of hash: at 14.2 million files the odds that two paths share one are 5e-6, and the run
+    would then report a difference that is none.
+    """
+
+    def __init__(self, digests: Manifest, known_problems: set[str], on_file: OnFile) -> None:
+        self.summary = VerifySummary(num_files=digests.num_rows)
+        self._manifest = digests
+        self._known_problems = known_problems
+        self._on_file = on_file
+        keys, digests_N2, sizes, has_digest = _read(digests)
+        self._row_K = np.argsort(keys)
+        self._key_K = keys[self._row_K]
+        self._digests_N2, self._num_bytes_N, self._has_digest_N = digests_N2, sizes, has_digest
+        self._is_met_N = np.zeros(len(keys), dtype=bool)
+
+    def take(self, chunk: DigestedChunk) -> None:
+        """Compare what became of a chunk."""
+        digests_B2 = np.frombuffer(b"".join(file.digest for file in chunk.files), dtype="<u8")
+        digests_B2 = digests_B2.reshape(-1, 2)
+        for path, row, digest_2, file in zip(
+            chunk.paths, self._rows_of(chunk.paths), digests_B2, chunk.files, strict=True
+        ):
+            if row < 0:
+                self._say("+", path)
+                continue
+            self._is_met_N[row] = True
+            if not self._has_digest_N[row]:
+                self.summary.num_by_size += 1
+                is_same = self._num_bytes_N[row] == file.num_bytes
+            else:
+                is_same = bool((self._digests_N2[row] == digest_2).all())
+            self._say("=" if is_same else "*", path)
+        if chunk.problems:
+            self._take_problems([each for each in chunk.problems if not each.kind.is_left_out])
+
+    def _take_problems(self, problems: list[Problem]) -> None:
+        paths = [problem.path for problem in problems]
+        for path, row in zip(paths, self._rows_of(paths), strict=True):
+            if row >= 0 and not self._is_met_N[row]:
+                self._is_met_N[row] = True
+                self._say("!", path)
+            elif path not in self._known_problems:
+                self.summary.num_new += 1
+                self._on_file("!", path)
+
+    def finish(self) -> None:
+        """Report the rows that were not met."""
+        start = 0
+        for rows in self._manifest.batches(["path"]):
+            is_missing = ~self._is_met_N[start : start + rows.num_rows]
+            for path in rows["path"].filter(pa.array(is_missing)).to_pylist():
+                self._say("-", path)
+            start += rows.num_rows
+
+    def _rows_of(self, paths: list[str]) -> NDArray[np.int64]:
+        """Return the row of each path; -1 if there is none."""
+        keys = np.array([xxhash.xxh3_64_intdigest(path.encode()) for path in paths], np.uint64)
+        place = np.searchsorted(self._key_K, keys)
+        if not len(self._key_K):
+            return np.full(len(keys), -1)
+        place = np.minimum(place, len(self._key_K) - 1)
+        return np.where(self._key_K[place] == keys, self._row_K[place], -1)
+
+    def _say(self, sign: Sign, path: str) -> None:
+        name = _COUNTERS[sign]
+        setattr(self.summary, name, getattr(self.summary, name) + 1)
+        self._on_file(sign, path)
+
+
+_COUNTERS: dict[Sign, str] = {
+    "=": "num_same",
+    "*": "num_different",
+    "+": "num_new",
+    "-": "num_missing",
+    "!": "num_unreadable",
+}
+
+
+def _read(
+    digests: Manifest,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return hashes of the paths, digests, sizes, and whether there is a digest, of each row."""
+    num_rows = digests.num_rows
+    keys = np.empty(num_rows, dtype=np.uint64)
+    digests_N2 = np.zeros((num_rows, 2), dtype=np.uint64)
+    sizes = np.empty(num_rows, dtype=np.int64)
+    has_digest = np.empty(num_rows, dtype=bool)
+    start = 0
+    for rows in digests.batches(["path", "digest", "num_bytes"]):
+        here = slice(start, start + rows.num_rows)
+        paths = rows["path"].to_pylist()
+        keys[here] = [xxhash.xxh3_64_intdigest(path.encode()) for path in paths]
+        column = rows["digest"].combine_chunks()
+        digests_N2[here] = as_numbers(column)
+        has_digest[here] = column.is_valid().to_numpy(zero_copy_only=False)
+        sizes[here] = rows["num_bytes"].combine_chunks().fill_null(-1).to_numpy()
+        start += rows.num_rows
+    return keys, digests_N2, sizes, has_digest
