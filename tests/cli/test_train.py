@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from vit21k.lock import locked
-from vit21k.manifest.classes import ClassList
-from vit21k.prep.hashing import hash_tree
-from vit21k.prep.relabel import relabel
-from vit21k.prep.split import make_val
+from safetensors.torch import load_file  # noqa: E402
+
+from vit21k.lock import locked  # noqa: E402
+from vit21k.manifest.classes import ClassList  # noqa: E402
+from vit21k.prep.hashing import hash_tree  # noqa: E402
+from vit21k.prep.relabel import relabel  # noqa: E402
+from vit21k.prep.split import make_val  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = [
@@ -224,6 +226,31 @@ def test_a_class_list_that_is_not_the_checkpoints_is_refused_by_eval(
     assert result.returncode == 3
     assert "is for other classes" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(manifests, tmp_path):
+    plain = ["--set=model.proj_drop_rate=0.0", "--set=total_steps=4"]
+    assert finish(manifests, tmp_path / "one", *plain)[0] == 0
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    folders = ["--manifests", manifests, "--run-dir", tmp_path / "two"]
+    result = subprocess.run(
+        [*launcher, "-m", "vit21k", "train", *SMALL, *plain, *folders],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("step 4/4 | loss") == 1
+    one, two = (
+        load_file(last_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
