@@ -1,0 +1,68 @@
+"""`vit21k review` and `vit21k labels apply` as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from review_world import BEAGLE, make_world
+from typer.testing import CliRunner
+
+from vit21k.cli.app import app
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("cli-review"))
+
+
+def decide(address: str, **fields: object) -> None:
+    request = urllib.request.Request(
+        f"{address}decide",
+        data=json.dumps(fields).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_ctrl_c_ends_it_and_apply_uses_what_was_decided(manifests: Path, tmp_path: Path) -> None:
+    decisions = ["--manifests", str(manifests), "--decisions", str(tmp_path / "d.jsonl")]
+    command = [sys.executable, "-m", "vit21k", "review", *decisions]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        decide(address, index=2, action="drop", wnid=BEAGLE)
+        decide(address, index=0, action="accept")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+
+    result = run(app, ["labels", "apply", *decisions, "--out", str(tmp_path / "out"), "--json"])
+
+    assert process.returncode == 0
+    assert "review: 4 items; 2 decisions stand on 2 items: 1 x leak, 1 x merge" in told
+    assert json.loads(result.stdout)["num_applied"] == 2
+    assert "apply: 2 decisions: 2 applied, 0 confirm what is there, 0 not applied" in result.stderr
+    assert "5 pictures became 4, 2 of the old ones changed" in result.stderr
+    assert result.exit_code == 0
+
+
+def test_decisions_that_no_longer_fit_are_named_and_end_with_3(
+    manifests: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"action": "accept", "kind": "leak", "path": "gone.jpg"}\n', encoding="utf-8")
+
+    command = ["labels", "apply", "--manifests", str(manifests), "--decisions", str(path)]
+    result = run(app, [*command, "--out", str(tmp_path / "out")])
+
+    assert result.exit_code == 3
+    assert "not applied to `gone.jpg`: the picture is not in the manifest" in result.stderr

@@ -1,0 +1,317 @@
+"""The review page over real HTTP: what it serves, what it keeps, and what it turns away."""
+
+import http.client
+import io
+import json
+import shutil
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from review_world import BANANA, BEAGLE, DOG, make_world
+
+from vit21k.errors import UsageError
+from vit21k.review.decisions import DecisionLog, read_decisions
+from vit21k.review.queue import open_queue
+from vit21k.review.server import MAX_BODY_BYTES, PICTURE_SIDE, ReviewServer
+from vit21k.review.session import ReviewSession
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("review"))
+
+
+class Client:
+    """What a browser, or somebody else, sends to a running server."""
+
+    def __init__(self, server: ReviewServer, decisions: Path) -> None:
+        self.server = server
+        self.decisions = decisions
+
+    def request(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        token: str | None = None,
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=10)
+        address = f"/{self.server.token if token is None else token}/{path}"
+        connection.request(method, address, body=body, headers=headers or {})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, content, answer.headers
+
+    def items(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(self.server.address + "items/0", timeout=10) as answer:
+            return list(json.load(answer)["items"])
+
+    def decide(self, **fields: Any) -> tuple[int, dict[str, Any]]:
+        body = json.dumps(fields).encode()
+        headers = {"Content-Type": "application/json"}
+        status, content, _ = self.request("decide", method="POST", body=body, headers=headers)
+        return status, json.loads(content) if status == 200 else {}
+
+
+@pytest.fixture
+def client(manifests: Path, tmp_path: Path) -> Iterator[Client]:
+    log = DecisionLog(tmp_path / "d.jsonl")
+    with ReviewServer(ReviewSession(open_queue(manifests), log)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield Client(server, tmp_path / "d.jsonl")
+        server.shutdown()
+        thread.join()
+    log.close()
+
+
+def test_leaks_come_first_then_near_pairs_then_merges_by_doubt(client: Client) -> None:
+    items = client.items()
+
+    assert [(item["kind"], item["path"]) for item in items] == [
+        ("leak", f"{DOG}/3.jpg"),
+        ("near", f"{DOG}/2_again.jpg"),
+        ("merge", f"{BEAGLE}/1.jpg"),
+        ("merge", f"{DOG}/0.jpg"),
+    ]
+    assert items[2]["wnids"] == [BEAGLE, BANANA]
+    assert items[2]["names"] == ["beagle", "banana"]
+    assert items[2]["about"].startswith("far: ")
+    assert [item["num_pictures"] for item in items] == [2, 2, 1, 1]
+
+
+def test_pictures_are_small_jpegs_named_by_their_item(client: Client) -> None:
+    for index, which in ((0, 0), (0, 1), (1, 1), (3, 0)):
+        status, content, headers = client.request(f"picture/{index}/{which}")
+
+        assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+        with Image.open(io.BytesIO(content)) as image:
+            assert (image.format, max(image.size)) == ("JPEG", min(160, PICTURE_SIDE))
+
+
+def test_a_decision_is_on_disk_when_the_answer_comes(client: Client) -> None:
+    status, answer = client.decide(index=2, action="drop", wnid=BEAGLE)
+
+    (kept,) = read_decisions(client.decisions)
+    assert status == 200
+    assert (str(kept.kind), str(kept.action), kept.wnid) == ("merge", "drop", BEAGLE)
+    assert kept.path == f"{BEAGLE}/1.jpg"
+    assert len(kept.digest) == 32
+    assert answer["item"]["decisions"] == [{"action": "drop", "wnid": BEAGLE}]
+    assert answer["decided"] == {"merge": 1}
+
+
+def test_undo_says_which_item_it_was(client: Client) -> None:
+    client.decide(index=0, action="accept")
+    _, answer = client.decide(index=3, action="undo")
+
+    assert answer["undone"]["path"] == f"{DOG}/3.jpg"
+    assert answer["decided"] == {}
+    assert client.items()[0]["decisions"] == []
+    assert client.decide(index=3, action="undo")[1]["undone"] is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"index": 99, "action": "accept"},
+        {"index": -1, "action": "accept"},
+        {"index": True, "action": "accept"},
+        {"index": "0", "action": "accept"},
+        {"action": "accept"},
+        {"index": 0},
+        {"index": 0, "action": "split"},
+        {"index": 0, "action": ["accept"]},
+        {"index": 2, "action": "drop"},
+        {"index": 2, "action": "drop", "wnid": DOG},
+        {"index": 2, "action": "drop", "wnid": [BEAGLE]},
+        {"index": 2, "action": "accept", "wnid": BEAGLE},
+    ],
+)
+def test_what_cannot_be_decided_is_refused_and_not_kept(
+    client: Client, fields: dict[str, Any]
+) -> None:
+    assert client.decide(**fields)[0] == 400
+    assert client.decisions.read_bytes() == b""
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "%00", "é".encode("latin-1").decode("latin-1")])
+def test_a_wrong_token_finds_nothing(client: Client, token: str) -> None:
+    quoted = urllib.request.quote(token)  # type: ignore[attr-defined]
+
+    for path in ("", "items/0", "picture/0/0", "review.js"):
+        assert client.request(path, token=quoted)[0] == 404
+
+
+def test_another_host_name_is_turned_away(client: Client) -> None:
+    for host in ("evil.example", f"evil.example:{client.server.server_port}", "127.0.0.1", ""):
+        status, content, _ = client.request("items/0", headers={"Host": host})
+
+        assert status == 421
+        assert b"n0" not in content
+    localhost = f"localhost:{client.server.server_port}"
+    assert client.request("items/0", headers={"Host": localhost})[0] == 200
+
+
+def test_two_host_headers_are_turned_away(client: Client) -> None:
+    port = client.server.server_port
+    request = (
+        f"GET /{client.server.token}/items/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        "Host: evil.example\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        raw.sendall(request.encode())
+
+        assert raw.recv(64).startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../../etc/passwd",
+        "..%2f..%2fetc/passwd",
+        "review.py",
+        "server.py",
+        "picture/0/../../../../etc/passwd",
+        "picture/0/2",
+        "picture/2/1",
+        "picture/99/0",
+        "picture/-1/0",
+        "picture/0",
+        "picture/1e1/0",
+        "picture/٣/0",
+        "picture//etc/passwd/0",
+        "items/" + "9" * 40,
+        "decide",
+        "%s%n",
+    ],
+)
+def test_no_address_leads_to_a_file(client: Client, path: str) -> None:
+    status, content, _ = client.request(urllib.request.quote(path, safe="/%.."))  # type: ignore[attr-defined]
+
+    assert status == 404
+    assert b"root:" not in content
+
+
+def test_a_body_that_is_too_long_is_not_read(client: Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Length": str(10**12)}
+    status, _, answer = client.request("decide", method="POST", headers=headers)
+
+    assert status == 413
+    assert answer["Connection"] == "close"
+    assert client.decide(index=0, action="accept", pad="x" * MAX_BODY_BYTES)[0] == 413
+    assert client.decisions.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"Content-Type": "text/plain"}, b'{"index": 0, "action": "accept"}', 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"index=0", 415),
+        ({"Content-Type": "application/json", "Origin": "http://evil.example"}, b"{}", 403),
+        ({"Content-Type": "application/json", "Origin": "null"}, b"{}", 403),
+        ({"Content-Type": "application/json"}, b"not json", 400),
+        ({"Content-Type": "application/json"}, b"[1]", 400),
+        ({"Content-Type": "application/json"}, b"[" * 4000, 400),
+        ({"Content-Type": "application/json", "Content-Length": "-5"}, b"", 411),
+    ],
+)
+def test_other_pages_and_odd_bodies_are_turned_away(
+    client: Client, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    assert client.request("decide", method="POST", body=body, headers=headers)[0] == status
+    assert client.decisions.read_bytes() == b""
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "HEAD", "TRACE"])
+def test_other_methods_are_not_known(client: Client, method: str) -> None:
+    assert client.request("items/0", method=method)[0] == 501
+
+
+def test_every_answer_has_a_strict_content_policy(client: Client) -> None:
+    for path in ("", "review.js", "review.css", "items/0", "picture/0/0", "nothing"):
+        _, _, headers = client.request(path)
+
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "Access-Control-Allow-Origin" not in headers
+        assert "Python" not in headers["Server"]
+
+
+def test_it_listens_on_this_machine_alone_and_each_start_has_another_token(
+    client: Client, manifests: Path, tmp_path: Path
+) -> None:
+    assert client.server.server_address[0] == "127.0.0.1"
+    log = DecisionLog(tmp_path / "other.jsonl")
+    with ReviewServer(ReviewSession(open_queue(manifests), log)) as other:
+        assert len(other.token) == 32
+        assert other.token != client.server.token
+    log.close()
+
+
+def test_a_port_that_is_taken_is_named(client: Client) -> None:
+    with pytest.raises(UsageError, match="cannot be used"):
+        ReviewServer(client.server.session, port=client.server.server_port)
+
+
+def test_a_picture_that_is_gone_is_not_found(client: Client, manifests: Path) -> None:
+    path = manifests.parent / "eval" / "3.jpg"
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        assert client.request("picture/0/1")[0] == 404
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_goes_through_it_by_keyboard(client: Client, tmp_path: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    complaints: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(client.server.address)
+        page.wait_for_selector("#pictures.two img:nth-child(2)")
+        page.keyboard.press("a")  # the leak is one
+        page.get_by_text("2 of 4", exact=True).wait_for()
+        page.keyboard.press("r")  # the near pair is none
+        page.get_by_text("3 of 4", exact=True).wait_for()
+        page.keyboard.press("1")  # the first label of the merge goes
+        page.wait_for_selector("#labels li.dropped")
+        page.keyboard.press("j")
+        page.get_by_text("4 of 4", exact=True).wait_for()
+        page.keyboard.press("s")
+        page.wait_for_selector("#state.split")
+        page.keyboard.press("u")
+        page.get_by_text("not decided", exact=True).wait_for()
+        page.wait_for_load_state("networkidle")
+        loaded = page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        page.screenshot(path=str(tmp_path / "review.png"))
+        browser.close()
+
+    actions = [(str(one.kind), str(one.action)) for one in read_decisions(client.decisions)]
+    assert actions == [
+        ("leak", "accept"), ("near", "reject"), ("merge", "drop"), ("merge", "split"),
+        ("None", "undo"),
+    ]  # fmt: skip
+    assert loaded
+    assert not complaints

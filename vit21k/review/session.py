@@ -1,0 +1,98 @@
+"""What the page asks for: items with what stands on them, and decisions to be kept."""
+
+from typing import Any
+
+from vit21k.review.decisions import Action, Decision, DecisionLog
+from vit21k.review.queue import Item, Queue
+
+MAX_ITEMS = 200
+
+_NO_STRING = "an action or a label is no string"
+_WRONG_LABEL = "a label is missing, or is none of the picture's"
+
+
+class ReviewSession:
+    """A queue and the decisions on it, as plain values for JSON."""
+
+    def __init__(self, queue: Queue, log: DecisionLog) -> None:
+        self.queue = queue
+        self._log = log
+
+    def items(self, start: int) -> dict[str, Any]:
+        """Return at most `MAX_ITEMS` items from number *start* on, and the counts."""
+        stop = min(start + MAX_ITEMS, len(self.queue))
+        by_item = self._log.by_item()
+        return {
+            "total": len(self.queue),
+            "kinds": self.queue.counts(),
+            "decided": self._log.counts(),
+            "items": [
+                _fields(index, item, by_item.get(item.key, []))
+                for index in range(start, stop)
+                for item in [self.queue.item(index)]
+            ],
+        }
+
+    def decide(self, index: int, action: object, wnid: object = "") -> dict[str, Any]:
+        """Keep a decision on item number *index*; it is on disk when this returns.
+
+        Raises:
+            IndexError: There is no such item.
+            ValueError: It cannot be decided so.
+            OSError: The disk is full or failing.
+        """
+        item = self.queue.item(index)
+        self._log.add(_decision(item, action, wnid))
+        return {**self._answer(index), "undone": None}
+
+    def undo(self, index: int) -> dict[str, Any]:
+        """Take the last decision back that still stands, whatever item it is on.
+
+        Returns:
+            Item number *index*, and under "undone" which item it was; None if none was left.
+
+        Raises:
+            IndexError: There is no item number *index*.
+            OSError: The disk is full or failing.
+        """
+        self.queue.item(index)
+        last = self._log.undo()
+        undone = last and dict(
+            zip(("kind", "path", "other_path"), last.item, strict=True),
+        )
+        return {**self._answer(index), "undone": undone}
+
+    def _answer(self, index: int) -> dict[str, Any]:
+        item = self.queue.item(index)
+        stands = self._log.by_item().get(item.key, [])
+        return {"item": _fields(index, item, stands), "decided": self._log.counts()}
+
+
+def _decision(item: Item, action: object, wnid: object) -> Decision:
+    if not isinstance(action, str) or not isinstance(wnid, str):
+        raise ValueError(_NO_STRING)  # noqa: TRY004 (whoever sent it is wrong, not the caller)
+    if bool(wnid) != (action == Action.DROP) or (wnid and wnid not in item.wnids):
+        raise ValueError(_WRONG_LABEL)
+    decision = Decision(
+        action=Action(action),
+        kind=item.kind,
+        path=item.path,
+        digest=item.digest,
+        other_path=item.other_path,
+        wnid=wnid,
+    )
+    return Decision.from_line(decision.to_line())  # checks that the kind can be decided so
+
+
+def _fields(index: int, item: Item, stands: list[Decision]) -> dict[str, Any]:
+    return {
+        "index": index,
+        "kind": str(item.kind),
+        "path": item.path,
+        "other_path": item.other_path,
+        "wnids": item.wnids,
+        "names": item.names,
+        "about": item.about,
+        "num_pictures": item.num_pictures,
+        "decisions": [{"action": str(one.action), "wnid": one.wnid} for one in stands],
+    }
