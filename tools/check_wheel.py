@@ -41,6 +41,9 @@ COMMANDS: tuple[tuple[str, int], ...] = (
     ("hash tree", 3),  # one file is empty
     ("relabel", 0),
     ("make-val --per-class 2", 0),
+    ("classes identify data_manifests", 0),
+    ("labels conflicts", 0),
+    ("export-dataset --to hf", 0),
     ("train --recipe tiny", 1),
 )
 """Commands and the exit codes that they should end with."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.manifest.hierarchy import Above
+from vit21k.manifest.hierarchy import Above, distinct
 
 Ints = NDArray[np.int64]
 
@@ -72,20 +72,24 @@ class LabelLists(NamedTuple):
 
 def hypernyms(lists: LabelLists, above: Above) -> LabelLists:
     """Return for each picture the classes above its labels that are not labels of it already."""
-    found = _keys_above(lists, above)
+    found = _keys_above(lists.row_L, lists.label_L, above)
     return _from_keys(found[~_is_among(found, _keys(lists, above))], lists, above)
 
 
 def with_hypernyms(lists: LabelLists, above: Above) -> LabelLists:
     """Return for each picture its labels and all classes above them."""
-    keys = np.union1d(_keys(lists, above), _keys_above(lists, above))
-    return _from_keys(keys, lists, above)
+    found = _keys_above(lists.row_L, lists.label_L, above)
+    return _from_keys(distinct(np.append(_keys(lists, above), found)), lists, above)
 
 
 def without_ancestors(lists: LabelLists, ancestors: Above) -> LabelLists:
     """Return the labels that no other label of the same picture is a kind of."""
     own = _keys(lists, ancestors)
-    return _from_keys(own[~_is_among(own, _keys_above(lists, ancestors))], lists, ancestors)
+    has_others = np.repeat(lists.num_N > 1, lists.num_N)
+    above = _keys_above(lists.row_L[has_others], lists.label_L[has_others], ancestors)
+    is_redundant = np.zeros(len(own), dtype=bool)
+    is_redundant[has_others] = _is_among(own[has_others], above)
+    return _from_keys(own[~is_redundant], lists, ancestors)
 
 
 def renumbered(lists: LabelLists, new_id_K: Ints) -> LabelLists:
@@ -103,10 +107,10 @@ def _keys(lists: LabelLists, above: Above) -> Ints:
     return lists.row_L * len(above.num_K) + lists.label_L
 
 
-def _keys_above(lists: LabelLists, above: Above) -> Ints:
+def _keys_above(row_L: Ints, label_L: Ints, above: Above) -> Ints:
     """Return each picture with each class above its labels, as one number; ascending, distinct."""
-    places, found = above.of_each(lists.label_L)
-    return np.unique(lists.row_L[places] * len(above.num_K) + found)
+    places, found = above.of_each(label_L)
+    return distinct(row_L[places] * len(above.num_K) + found)
 
 
 def _from_keys(keys: Ints, lists: LabelLists, above: Above) -> LabelLists:

@@ -65,8 +65,8 @@ def label_stats(manifests: Path) -> dict[str, Any]:
     for rows in ahead(images.batches(["label_ids"])):
         lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
         num_images_K += np.bincount(lists.label_L, minlength=size)
-        numbers, counts = np.unique(lists.num_N, return_counts=True)
-        by_num_labels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+        counts = np.bincount(lists.num_N).tolist()
+        by_num_labels.update({number: count for number, count in enumerate(counts) if count})
         num_above += len(hypernyms(lists, hierarchy.ancestors).label_L)
         reduced = without_ancestors(lists, hierarchy.ancestors)
         num_redundant += len(lists.label_L) - len(reduced.label_L)
