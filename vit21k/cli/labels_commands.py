@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vit21k.cli import console, leaks_commands
+from vit21k.cli import console, leaks_commands, review_commands
 from vit21k.cli.classes_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     labels.command("select")(select_command)
     labels.command("tree")(tree_command)
     leaks_commands.register_labels(labels)
+    review_commands.register_labels(labels)
     app.add_typer(labels, name="labels", rich_help_panel=PANEL)
 
 
