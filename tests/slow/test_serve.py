@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("uvicorn")
 
-from small_run import CLASSES, save_run
+from small_run import save_run
 
 from vit21k.checkpoint.load import load_model
 from vit21k.inference.files import Files
@@ -154,7 +154,7 @@ def test_pictures_are_chosen_and_dropped_in_a_browser(run, tmp_path):
         rows_left = page.query_selector_all("#top tr")
         browser.close()
 
-    assert {row[1] for row in rows} == {*CLASSES.wnids}
+    assert {row[1] for row in rows} == {"ant", "", "cat"}  # where there is no name, once is enough
     assert {row[0] for row in rows} == {"an ant", "bee", "a cat"}
     assert sum(0 <= float(row[-1]) <= 1 for row in rows) == 3
     assert "not an image" in problem

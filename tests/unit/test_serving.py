@@ -20,11 +20,12 @@ pytest.importorskip("starlette")
 from small_run import save_run  # noqa: E402
 
 from vit21k.checkpoint.load import load_model  # noqa: E402
-from vit21k.errors import UsageError  # noqa: E402
+from vit21k.errors import CheckpointError, UsageError  # noqa: E402
 from vit21k.inference.files import Files  # noqa: E402
 from vit21k.inference.predict import predict  # noqa: E402
 from vit21k.serving.app import Service  # noqa: E402
 from vit21k.serving.batcher import Batcher  # noqa: E402
+from vit21k.serving.graph import find_graph, open_graph  # noqa: E402
 from vit21k.serving.limits import Limits  # noqa: E402
 from vit21k.serving.server import bind, score_with, web_server  # noqa: E402
 
@@ -250,3 +251,29 @@ def test_a_model_that_fails_is_an_internal_error(loaded, caplog):
 def test_a_port_that_is_taken_is_named():
     with bind("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="cannot listen"):
         bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_an_onnx_export_gives_what_its_model_gives(loaded, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from vit21k.export.export import export_model  # noqa: PLC0415 (extras)
+
+    model, card = loaded
+    export_model(card.path, tmp_path / "onnx", to="onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8)
+
+    score, exported_card = open_graph(find_graph(tmp_path / "onnx"))
+
+    wanted = score_with(model, card, "fp32")(images)
+    assert torch.allclose(score(images), wanted, atol=1e-6)
+    assert exported_card.classes.fingerprint == card.classes.fingerprint
+
+
+def test_a_damaged_export_is_named(loaded, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "config.json").write_bytes((loaded[1].path / "config.json").read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+
+    with pytest.raises(CheckpointError, match=r"model\.onnx` is damaged"):
+        open_graph(find_graph(tmp_path))
+    assert find_graph(loaded[1].path) is None

@@ -1,6 +1,5 @@
 """What the commands that use a trained model share: which one, and how it is loaded."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -15,9 +14,11 @@ if TYPE_CHECKING:
 PANEL = "Use a trained model"
 
 RunPath = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="RUN", help="A run (its newest checkpoint), a checkpoint, or a model folder."
+        metavar="RUN",
+        help="A run (its newest checkpoint), a checkpoint, a model folder, weights of another "
+        "program, or an address.",
     ),
 ]
 Precision = Annotated[
@@ -27,7 +28,7 @@ Precision = Annotated[
 DeviceBatchSize = Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")]
 
 
-def load(run: Path, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
+def load(run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
     """Load the model of *run*; warn of what is wrong with newer checkpoints."""
     from vit21k.checkpoint.load import load_model
 

@@ -1,6 +1,7 @@
 """`serve`: predictions over HTTP."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,10 @@ from vit21k.cli import console
 from vit21k.cli.device_options import Device
 from vit21k.cli.model_options import PANEL, Precision, RunPath, load, precision_on
 from vit21k.cli.requires import require_serving, require_torch
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.serving.batcher import Score
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -52,21 +57,23 @@ def serve_command(
       vit21k serve runs/finetune_l16_384_in1k --port 8000
 
       curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+
+      vit21k serve exports/finetune_l16_384_in1k-onnx
     """
     require_torch("serve")
     require_serving("serve")
     from vit21k.serving.app import Service
     from vit21k.serving.batcher import Batcher
     from vit21k.serving.limits import Limits
-    from vit21k.serving.server import bind, score_with, serve
+    from vit21k.serving.server import bind, serve
 
     limits = Limits(
         max_body_bytes=int(max_body_mb * 1e6), max_pixels=max_pixels, max_in_flight=max_in_flight
     )
     listening = bind(host, port)
-    model, card = load(run, device)
+    score, card = _open(run, device, precision)
     batcher = Batcher(
-        score_with(model, card, precision_on(model, precision)),
+        score,
         max_batch_size=max_batch_size,
         max_wait_seconds=max_wait_ms / 1000,
     )
@@ -84,3 +91,14 @@ def serve_command(
         f"serve: {counts.num_predicted + counts.num_refused:,} requests: "
         f"{counts.num_predicted:,} predicted, {counts.num_refused:,} refused"
     )
+
+
+def _open(run: str, device: str | None, precision: str) -> "tuple[Score, ModelCard]":
+    """Return what computes, and the card: of a model, or of an ONNX export."""
+    from vit21k.serving.graph import find_graph, open_graph
+    from vit21k.serving.server import score_with
+
+    if (graph := find_graph(Path(run))) is not None:
+        return open_graph(graph)
+    model, card = load(run, device)
+    return score_with(model, card, precision_on(model, precision)), card

@@ -1,0 +1,65 @@
+"""An ONNX export -> what computes probabilities, without the model's code."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vit21k.checkpoint.model_folder import ModelCard, read_model_card
+from vit21k.errors import CheckpointError, MissingExtraError
+from vit21k.inference.evaluate import normalise
+from vit21k.inference.scores import probabilities
+from vit21k.serving.batcher import Pixels, Score
+
+GRAPH = "model.onnx"
+
+
+def find_graph(path: Path) -> Path | None:
+    """Return the ONNX file that *path* is, or is the folder of; None if it is something else."""
+    file = path / GRAPH if path.is_dir() else path
+    return file if file.suffix == Path(GRAPH).suffix and file.is_file() else None
+
+
+def open_graph(file: Path) -> tuple[Score, ModelCard]:
+    """Open what `vit21k export --to onnx` wrote; its ``config.json`` lies beside it.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        CheckpointError: The file is damaged, or is no model of images.
+    """
+    card = read_model_card(file.parent)
+    session = _session(file)
+    (graph_input,) = session.get_inputs()
+
+    def score(images_BCHW: Pixels) -> torch.Tensor:
+        settings = card.eval_settings
+        x_BCHW = normalise(torch.from_numpy(images_BCHW), settings.mean, settings.std)
+        (logits_BK,) = session.run(None, {graph_input.name: x_BCHW.numpy()})
+        return probabilities(torch.from_numpy(logits_BK), card.activation)
+
+    size = card.eval_settings.img_size
+    try:
+        found = score(np.zeros((2, 3, size, size), dtype=np.uint8)).shape
+    except Exception as error:  # onnxruntime's own kinds derive from Exception alone
+        raise CheckpointError(
+            f"`{file}` is no model of images of {size} pixels: {error}"
+        ) from error
+    if found != (2, len(card.classes)):
+        raise CheckpointError(f"`{file}` gives {tuple(found)} values, not 2 x {len(card.classes)}")
+    return score, card
+
+
+def _session(file: Path) -> Any:
+    try:
+        onnxruntime = import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingExtraError(
+            "serving an ONNX export needs onnxruntime, which is not installed",
+            hint="install it with: pip install 'vit21k[train,serve,export]'",
+        ) from error
+    try:
+        return onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
+    except Exception as error:
+        raise CheckpointError(f"`{file}` is damaged: {error}") from error
