@@ -88,12 +88,12 @@ def identify_command(
 def _classes_of(target: Path) -> "ClassList":
     from vit21k.manifest.class_lists import read_classes
     from vit21k.manifest.io import open_manifest
-    from vit21k.manifest.schema import IMAGES, PICTURE_KINDS
+    from vit21k.manifest.schema import PICTURE_KINDS
 
-    if target.suffix == ".parquet":
-        return open_manifest(target, *PICTURE_KINDS, allow_stale=True).classes()
-    if (target / IMAGES.file_name).is_file():
-        return open_manifest(target, IMAGES, allow_stale=True).classes()
+    paths = [target, *(target / kind.file_name for kind in PICTURE_KINDS)]
+    for path in paths:
+        if path.suffix == ".parquet" and path.is_file():
+            return open_manifest(path, *PICTURE_KINDS, allow_stale=True).classes()
     return read_classes(str(target))
 
 

@@ -7,7 +7,9 @@ split: then nothing of the tree is listed, and `dummy_val` keeps its name.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,9 +53,9 @@ def write_hf(splits: Splits, out: Path, *, rows_per_file: int | None = ROWS_PER_
     for name, manifest in splits.by_name.items():
         size = max(rows_per_file or manifest.num_rows, 1)
         num_files = max(-(-manifest.num_rows // size), 1)
-        for index, rows in enumerate(_in_parts(_hf_rows(manifest), size)):
+        for index, pieces in groupby(_numbered(_hf_rows(manifest), size), key=itemgetter(0)):
             path = out / f"{name}-{index:05}-of-{num_files:05}.parquet"
-            _write(rows, path, splits.classes)
+            _write((rows for _, rows in pieces), HF_SCHEMA, path, splits.classes)
             written.append(path)
     write_atomic(out / "README.md", dataset_card(splits).encode())
     return written
@@ -65,17 +67,16 @@ def _hf_rows(manifest: Manifest) -> Iterator[pa.Table]:
         yield rows.select(columns).rename_columns(HF_SCHEMA.names).cast(HF_SCHEMA)
 
 
-def _in_parts(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Yield the rows of *tables*, *size* at a time; one empty part if there are none."""
-    waiting = HF_SCHEMA.empty_table()
-    is_first = True
+def _numbered(tables: Iterator[pa.Table], size: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows with the number of the file they go to, *size* rows to a file."""
+    yield 0, HF_SCHEMA.empty_table()
+    row = 0
     for table in tables:
-        waiting = pa.concat_tables([waiting, table])
-        while waiting.num_rows >= size:
-            yield waiting.slice(0, size)
-            waiting, is_first = waiting.slice(size), False
-    if waiting.num_rows or is_first:
-        yield waiting
+        start = 0
+        while start < table.num_rows:
+            stop = min(table.num_rows, start + size - row % size)
+            yield row // size, table.slice(start, stop - start)
+            row, start = row + stop - start, stop
 
 
 def dataset_card(splits: Splits) -> str:
@@ -117,26 +118,33 @@ def write_imagefolder(splits: Splits, out: Path) -> None:
         folder = out / name
         folder.mkdir()
         (folder / "images").symlink_to(root, target_is_directory=True)
-        parts = [IMAGEFOLDER_SCHEMA.empty_table()]
-        for rows in plain_files(manifest, ["path", "label_ids"]):
-            paths = pc.binary_join_element_wise("images", rows["path"], "/")
-            parts.append(pa.table([paths, rows["label_ids"]], schema=IMAGEFOLDER_SCHEMA))
-        _write(pa.concat_tables(parts), folder / "metadata.parquet", splits.classes)
+        _write(_linked(manifest), IMAGEFOLDER_SCHEMA, folder / "metadata.parquet", splits.classes)
 
 
-def _write(rows: pa.Table, path: Path, classes: ClassList) -> None:
+def _linked(manifest: Manifest) -> Iterator[pa.Table]:
+    for rows in plain_files(manifest, ["path", "label_ids"]):
+        paths = pc.binary_join_element_wise("images", rows["path"], "/")
+        yield pa.table([paths, rows["label_ids"]], schema=IMAGEFOLDER_SCHEMA)
+
+
+def _write(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, classes: ClassList) -> None:
+    """Write *tables*, a row group each; those without rows leave none."""
     features: dict[str, object] = {
-        field.name: {"dtype": str(field.type), "_type": "Value"} for field in rows.schema
+        field.name: {"dtype": str(field.type), "_type": "Value"} for field in schema
     }
     label = {"names": list(classes.wnids), "_type": "ClassLabel"}
     features["labels"] = {"feature": label, "_type": "List"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
-    with atomic_file(path) as file:
-        pq.write_table(
-            rows.replace_schema_metadata(metadata),
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(
             file,
+            schema.with_metadata(metadata),
             compression="zstd",
-            row_group_size=131_072,
             write_page_checksum=True,
             use_dictionary=["archive"],
-        )
+        ) as writer,
+    ):
+        for table in tables:
+            if table.num_rows:
+                writer.write_table(table)

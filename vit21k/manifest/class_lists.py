@@ -84,7 +84,7 @@ KNOWN_LISTS = {
             num_classes=21_843,
             file="imagenet21k_goog_synsets",
             what="BiT, ViT, big_vision: fall11 and n03931044, n09859684; ascending in timm's file, "
-            "after the list that Google published with BiT",
+            "which was not compared with one of Google's",
             fingerprint="c03345e3490e010defaeac86b00012db28ecb79af13daba0b72525fa37c66e94",
         ),
         KnownList(
