@@ -10,9 +10,11 @@ from photolike import encoded, photolike
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES, TRAIN
+from vit21k.near import scan as scan_module
 from vit21k.near.find import Level
 from vit21k.near.leaks import PairSummary, find_leaks, find_near_duplicates
 from vit21k.near.remove import remove_leaks
+from vit21k.near.scan import scan_images
 from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
@@ -110,6 +112,47 @@ def test_pictures_are_not_decoded_again_while_the_manifest_is_fresh(
     find_near_duplicates(world / "manifests", on_pictures=lambda done, _total: calls.append(done))
 
     assert not calls
+
+
+@pytest.mark.parametrize(("is_damaged", "expected"), [(False, [3, 2]), (True, [3, 3, 2])])
+def test_a_run_that_is_killed_goes_on_where_it_was(
+    world: Path,
+    leaks: PairSummary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_damaged: bool,
+    expected: list[int],
+) -> None:
+    del leaks
+    whole = (world / "manifests" / FINGERPRINTS.file_name).read_bytes()
+    folder = tmp_path / "m"
+    shutil.copytree(world / "manifests", folder)
+    (folder / FINGERPRINTS.file_name).unlink()
+    monkeypatch.setattr(scan_module, "PART_ROWS", 3)
+    num_read: list[int] = []
+    real_scan = scan_module.scan
+    monkeypatch.setattr(
+        scan_module,
+        "scan",
+        lambda read, num_rows, **options: (
+            num_read.append(num_rows) or real_scan(read, num_rows, **options)
+        ),
+    )
+
+    def stop(_done: int, _total: int) -> None:
+        if len(num_read) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan_images(folder, on_pictures=stop)
+    (part,) = (folder / ".fingerprints").glob("*/fingerprints.parquet")
+    if is_damaged:
+        part.write_bytes(part.read_bytes()[:-20])
+    scan_images(folder)
+
+    assert num_read[2:] == expected  # what was kept whole is not read again
+    assert (folder / FINGERPRINTS.file_name).read_bytes() == whole
+    assert not (folder / ".fingerprints").exists()
 
 
 def test_copies_within_the_set_are_found(world: Path) -> None:

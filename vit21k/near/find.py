@@ -23,6 +23,8 @@ MAX_DISTANCE = 64
 MIN_SIMILARITY = 0.65
 """Of 500 ImageNet pictures, no two are more alike than 0.53."""
 
+_PAIRS_AT_A_TIME = 1 << 16
+
 _CROPS = crops((0.96,), (0.0, 0.5, 1.0))
 PROBES = (*_CROPS, *mirrored(_CROPS))
 """The views through which one side is looked at; the other stays as it is."""
@@ -91,11 +93,23 @@ def find_pairs(
         max_distance=max_distance,
         on_view=on_view,
     )
-    alike_P = similarity(one.thumbs_NTT[near.one_P], others.thumbs_NTT[near.other_P])
+    alike_P = _alike(one, others, near)
     is_near_P = alike_P >= min_similarity
     pairs = _by_level(exact, pixel, near.where(is_near_P), alike_P[is_near_P])
     # within one set: none of a picture and itself, and each one way round
     return pairs if other else pairs.where(pairs.one_P < pairs.other_P), counts
+
+
+def _alike(one: PictureSet, other: PictureSet, pairs: HashPairs) -> NDArray[np.float32]:
+    """Return how alike the thumbnails of each pair are; few are held at a time."""
+    parts = [
+        similarity(
+            one.thumbs_NTT[pairs.one_P[start : start + _PAIRS_AT_A_TIME]],
+            other.thumbs_NTT[pairs.other_P[start : start + _PAIRS_AT_A_TIME]],
+        )
+        for start in range(0, len(pairs.one_P), _PAIRS_AT_A_TIME)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
 
 def num_views(*, within: bool) -> int:

@@ -1,9 +1,11 @@
 """Pictures -> fingerprints.parquet: every picture is decoded once, by threads, in order.
 
-A picture that cannot be decoded keeps its row, with the reason, and is compared by its bytes only.
+A run that is killed goes on where it was.  A picture that cannot be decoded keeps its row, with the
+reason, and is compared by its bytes only.
 Memory: independent of the number of pictures.
 """
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +18,8 @@ import pyarrow as pa
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageError, ManifestError
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
+from vit21k.manifest.header import Header
+from vit21k.manifest.io import Manifest, manifest_writer, open_manifest, write_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES
 from vit21k.near.fingerprint import Fingerprint, fingerprint
 from vit21k.prep.digest import ALGORITHMS
@@ -26,6 +29,10 @@ DEFAULT_NUM_WORKERS = 4
 OnPictures = Callable[[int, int], None]
 """Called with how many pictures were done just now, and how many there are."""
 
+PART_ROWS = 16_384
+"""Pictures whose fingerprints are kept at a time while a run is under way: a minute's work."""
+
+_PARTS = ".fingerprints"
 _CHUNK_ROWS = 64
 _CHUNKS_PER_WORKER = 4
 
@@ -130,20 +137,69 @@ def scan_images(
             num_pictures=found.num_rows, num_problems=found.num_rows - problems.null_count
         )
     pictures = Pictures.from_manifest(images, root)
-    at_once = ALGORITHMS[images.header.algorithm].at_once
     header = replace(images.header, classes=None, inputs={"images": images.fingerprint}, options={})
+    parts = _Parts(manifests / _PARTS, header, pictures, num_workers, on_pictures)
     num_problems = 0
     with (
         locked(manifests, command="leaks"),
         manifest_writer(FINGERPRINTS, manifests, header) as writer,
     ):
-        for scanned in scan(
-            pictures.read_bytes, len(pictures), digest=at_once, num_workers=num_workers
-        ):
-            writer.write(fingerprint_rows(scanned))
-            num_problems += sum(one.problem is not None for one in scanned)
-            on_pictures(len(scanned), len(pictures))
+        for start in range(0, len(pictures), PART_ROWS):
+            rows = parts.rows(start)
+            writer.write(rows)
+            num_problems += rows.num_rows - rows["problem"].null_count
+    shutil.rmtree(manifests / _PARTS, ignore_errors=True)
     return ScanSummary(num_pictures=len(pictures), num_problems=num_problems)
+
+
+class _Parts:
+    """Fingerprints of `PART_ROWS` pictures at a time, kept so that a run that was killed goes on.
+
+    A part is a manifest in a folder of its own; one of other pictures, or damaged, is made again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        pictures: Pictures,
+        num_workers: int,
+        on_pictures: OnPictures,
+    ) -> None:
+        self._folder = folder
+        self._header = header
+        self._pictures = pictures
+        self._num_workers = num_workers
+        self._on_pictures = on_pictures
+
+    def rows(self, start: int) -> pa.Table:
+        """Return the fingerprints of a part, and keep them if they were not kept already."""
+        folder = self._folder / f"{start:012d}"
+        try:
+            part = open_manifest(folder, FINGERPRINTS, allow_stale=True)
+            if part.header == self._header:
+                rows = part.read()
+                self._on_pictures(rows.num_rows, len(self._pictures))
+                return rows
+        except ManifestError:
+            pass
+        rows = self._make(start)
+        write_manifest(rows, FINGERPRINTS, folder, self._header)
+        return rows
+
+    def _make(self, start: int) -> pa.Table:
+        num_rows = min(PART_ROWS, len(self._pictures) - start)
+        scanned = scan(
+            lambda row: self._pictures.read_bytes(start + row),
+            num_rows,
+            digest=ALGORITHMS[self._header.algorithm].at_once,
+            num_workers=self._num_workers,
+        )
+        tables = []
+        for some in scanned:
+            tables.append(fingerprint_rows(some))
+            self._on_pictures(len(some), len(self._pictures))
+        return pa.concat_tables(tables)
 
 
 def _fresh(manifests: Path) -> Manifest | None:
