@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.classes_commands import warn_of_part
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
@@ -56,6 +57,13 @@ def relabel_command(
             min=1, help="Leave out pictures under more classes than this: placeholders, perhaps."
         ),
     ] = None,
+    verify_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--verify-bytes",
+            help="Before files are merged, compare their bytes, not only their digests.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge files with equal content, with the labels of them all: digests -> images.parquet.
@@ -73,6 +81,8 @@ def relabel_command(
 
       vit21k relabel --by content --max-labels 20
 
+      vit21k relabel --verify-bytes
+
       vit21k relabel data_manifests/shards/*
     """
     from vit21k.manifest.class_lists import read_classes
@@ -87,6 +97,8 @@ def relabel_command(
 
         num_merged = merge_shards(shards, manifests)
         console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
+    if verify_bytes:
+        _compare_bytes(manifests, by)
     summary = relabel(manifests, classes=asked, by=by, max_labels=max_labels, names_of=names_of)
     if asked is None:
         warn_of_part(open_manifest(manifests, IMAGES).classes())
@@ -116,6 +128,18 @@ def relabel_command(
         + (f", {summary.num_crowded_files:,} left out" if max_labels is not None else "")
     )
     console.note("next: `vit21k make-val`")
+
+
+def _compare_bytes(manifests: Path, by: str) -> None:
+    from vit21k.prep.byte_compare import compare_copies
+
+    if by != "bytes":
+        raise errors.UsageError(
+            "`--verify-bytes` compares files that are to be equal in all bytes",
+            hint="leave out one of `--by content` and `--verify-bytes`",
+        )
+    num_pairs = compare_copies(manifests)
+    console.note(f"{num_pairs:,} files compared with the one they are merged into: all equal")
 
 
 def make_val_command(

@@ -14,12 +14,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.archives.reader import ArchiveReader
-from vit21k.errors import DataError
-from vit21k.manifest.io import Manifest
+from vit21k.errors import DataError, ImageError
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import DIGESTS
 from vit21k.prep.copies import find_copies
+from vit21k.prep.keys import read_digests
+from vit21k.prep.verify import tree_of
 
 _AT_ONCE = 4096
 _COLUMNS = ["path", "archive", "offset", "num_bytes"]
+_AGAIN_HINT = "it has gone since it was hashed; run `vit21k hash` again"
 _HINT = "hash again with `vit21k hash --algorithm blake2b_128`, which cannot be made to collide"
 
 
@@ -32,15 +36,12 @@ class _Place(NamedTuple):
     num_bytes: int | None
 
 
-def compare_copies(
-    digests: Manifest, digests_N2: NDArray[np.uint64], root: Path, *, num_workers: int = 16
-) -> int:
+def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: int = 16) -> int:
     """Compare every file that has a copy with the first of its copies, byte by byte.
 
     Args:
-        digests: Which files.
-        digests_N2: Their digests, each as two numbers.
-        root: Where they are.
+        manifests: The folder that holds `digests.parquet`.
+        root: Where the image tree is now; default: where it was hashed.
         num_workers: Pairs read at a time.
 
     Returns:
@@ -49,8 +50,13 @@ def compare_copies(
     Raises:
         DataError: Two files have the same digest, and other bytes.
         ImageError: A file is not there any more.
+        ImageTreeError: The image tree is not there, or an archive in it is compressed.
+        ManifestError: `digests.parquet` is missing or damaged.
         OSError: A file cannot be read.
     """
+    digests = open_manifest(manifests, DIGESTS)
+    root = tree_of(digests, root)
+    digests_N2, _ = read_digests(digests)
     groups = find_copies(digests_N2)
     places = _places(digests, groups.rows_M)
     first_M = np.repeat(groups.starts_G, groups.sizes_G)
@@ -94,5 +100,8 @@ def _numbered(digests: Manifest) -> Iterator[tuple[int, pa.Table]]:
 
 def _read(place: _Place, reader: ArchiveReader, root: Path) -> bytes:
     if place.archive is None:
-        return (root / place.path).read_bytes()
+        try:
+            return (root / place.path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageError(f"`{place.path}` is not there", hint=_AGAIN_HINT) from None
     return reader.read(place.archive, place.offset or 0, place.num_bytes or 0)

@@ -22,7 +22,7 @@ from vit21k.manifest.schema import DIGESTS, UNDECODABLE
 from vit21k.prep.copies import find_copies
 from vit21k.prep.decode_check import Verdict, check_pictures
 from vit21k.prep.digest_rows import problem_rows
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import read_digests
 from vit21k.prep.places import refuse_inside
 from vit21k.prep.verify import tree_of
 
@@ -89,15 +89,12 @@ def find_undecodable(
 
 def _distinct(digests: Manifest, root: Path) -> tuple[Pictures, NDArray[np.int64]]:
     """Return the files of *digests*, and the rows that are the first of their content."""
-    rows = digests.read(["path", "digest", *COLUMNS])
-    column = rows["digest"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    has_digest = column.is_valid().to_numpy(zero_copy_only=False)
-    known = np.flatnonzero(has_digest)
-    groups = find_copies(as_numbers(column)[known])
-    is_copy = np.zeros(rows.num_rows, dtype=bool)
-    is_copy[known[groups.rows_M]] = True
-    is_copy[known[groups.rows_M[groups.starts_G]]] = False
+    digests_N2, _ = read_digests(digests)
+    groups = find_copies(digests_N2)
+    is_copy = np.zeros(digests.num_rows, dtype=bool)
+    is_copy[groups.rows_M] = True
+    is_copy[groups.rows_M[groups.starts_G]] = False
+    rows = digests.read(["path", *COLUMNS])
     no_labels = pa.LargeListArray.from_arrays(
         pa.array(np.zeros(rows.num_rows + 1, dtype=np.int64)), pa.array([], pa.int64())
     )
