@@ -79,3 +79,11 @@ def test_an_evaluation_picture_that_cannot_be_decoded_is_named_and_ends_with_3(
     assert result.exit_code == 3
     assert "`bad.jpg` of the evaluation set" in result.stderr
     assert "1 of its 2 pictures are in train" in result.stderr
+
+
+def test_contact_sheets_are_never_written_into_an_image_tree(world: Path) -> None:
+    for folder in ("train", "test"):
+        result = run(app, leaks(world, "--sheets", str(world / folder / "sheets")))
+
+        assert "inside the image root" in str(result.exception)
+        assert not (world / folder / "sheets").exists()

@@ -66,3 +66,12 @@ def test_decisions_that_no_longer_fit_are_named_and_end_with_3(
 
     assert result.exit_code == 3
     assert "not applied to `gone.jpg`: the picture is not in the manifest" in result.stderr
+
+
+def test_decisions_are_never_kept_in_the_image_tree(manifests: Path) -> None:
+    path = manifests.parent / "tree" / "d.jsonl"
+
+    result = run(app, ["review", "--manifests", str(manifests), "--decisions", str(path)])
+
+    assert "inside the image root" in str(result.exception)
+    assert not path.exists()

@@ -89,6 +89,7 @@ def test_leaks_come_first_then_near_pairs_then_merges_by_doubt(client: Client) -
     assert items[2]["wnids"] == [BEAGLE, BANANA]
     assert items[2]["names"] == ["beagle", "banana"]
     assert items[2]["about"].startswith("far: ")
+    assert items[1]["wnids"] == [DOG, BANANA]  # of both pictures of the near pair
     assert [item["num_pictures"] for item in items] == [2, 2, 1, 1]
 
 

@@ -80,6 +80,7 @@ def leaks_command(
 
       vit21k leaks --against /data/imagenet1k/val --remove near --out clean_manifests
     """
+    from vit21k.near.find import num_views
     from vit21k.near.leaks import find_leaks
 
     if (remove is None) != (out is None):
@@ -92,6 +93,7 @@ def leaks_command(
         console.progress("leaks: evaluation set", unit="pictures") as others,
         console.progress("leaks: search", unit="views") as views,
     ):
+        views.total = num_views(within=False)
         summary = find_leaks(
             manifests,
             against,
@@ -140,12 +142,14 @@ def near_duplicates_command(
 
       vit21k labels near-duplicates --sheets near_duplicate_sheets
     """
+    from vit21k.near.find import num_views
     from vit21k.near.leaks import find_near_duplicates
 
     with (
         console.progress("near-duplicates: pictures", unit="pictures") as pictures,
         console.progress("near-duplicates: search", unit="views") as views,
     ):
+        views.total = num_views(within=True)
         summary = find_near_duplicates(
             manifests,
             root=root,
@@ -217,8 +221,11 @@ def _sheets(
     from vit21k.manifest.schema import KINDS
     from vit21k.near.pair_pictures import PairPictures
     from vit21k.near.sheet import sheet_pairs, write_sheets
+    from vit21k.prep.places import refuse_inside
 
     manifest = open_manifest(manifests, KINDS[kind])
+    for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
+        refuse_inside(folder, image_root, option="--sheets")
     pairs = PairPictures(manifest, root=root, max_pairs=max_pairs)
     written = write_sheets(sheet_pairs(pairs), folder)
     console.note(

@@ -58,13 +58,18 @@ def review_command(
 
       vit21k review --port 8021 --decisions mine.jsonl
     """
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import IMAGES
+    from vit21k.prep.places import refuse_inside
     from vit21k.review.decisions import FILE_NAME, DecisionLog
     from vit21k.review.queue import open_queue
     from vit21k.review.server import ReviewServer
     from vit21k.review.session import ReviewSession
 
     queue = open_queue(manifests, root=root)
-    log = DecisionLog(decisions or manifests / FILE_NAME)
+    path = decisions or manifests / FILE_NAME
+    refuse_inside(path.parent, open_manifest(manifests, IMAGES).header.root, option="--decisions")
+    log = DecisionLog(path)
     try:
         with ReviewServer(ReviewSession(queue, log), port=port) as server:
             items = ", ".join(f"{count:,} x {kind}" for kind, count in queue.counts().items())

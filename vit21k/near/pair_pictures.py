@@ -39,8 +39,9 @@ class PairPictures:
         return len(self.rows)
 
     def label_ids(self, index: int) -> list[int]:
-        """Return the class indices of the first picture of a pair."""
-        return self._pictures.label_ids(self._one[index])
+        """Return the class indices of a pair: of its first picture; of both, if both have some."""
+        others = self._pictures.label_ids(self._other[index]) if self._other else []
+        return sorted({*self._pictures.label_ids(self._one[index]), *others})
 
     def one(self, index: int) -> bytes:
         """Return the content of the first picture of a pair.
