@@ -6,7 +6,7 @@ from photolike import encoded, photolike
 from PIL import Image
 
 from vit21k.errors import ImageError
-from vit21k.near.bits import NUM_BANDS, NUM_BITS, distance, hash_bits, keys
+from vit21k.near.bits import BAND_BITS, NUM_BANDS, NUM_BITS, distance, hash_bits, keys
 from vit21k.near.fingerprint import THUMB_SIDE, fingerprint, is_flat, pixel_digest, thumbnail
 from vit21k.near.similarity import similarity
 from vit21k.near.views import AS_IS, View, matrices
@@ -80,10 +80,10 @@ def test_a_view_of_one_colour_is_that_colour(view: View) -> None:
 
 
 def test_keys_are_the_named_bands_of_the_first_word() -> None:
-    word = sum(band << (10 * band) for band in range(NUM_BANDS))
+    word = sum(band << (BAND_BITS * band) for band in range(NUM_BANDS))
     words = np.array([[word, 0, 0, 0]], dtype=np.uint64)
 
-    assert keys(words, (5, 0, 3)).tolist() == [5 << 20 | 0 << 10 | 3]
+    assert keys(words, (5, 0, 3)).tolist() == [5 << (2 * BAND_BITS) | 3]
 
 
 def test_similarity_does_not_depend_on_which_is_the_crop() -> None:

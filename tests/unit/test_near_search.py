@@ -49,10 +49,10 @@ def test_finds_what_comparing_each_with_each_finds() -> None:
     assert found.distance_P.tolist() == distance(one[found.one_P], other[found.other_P]).tolist()
 
 
-def test_three_flipped_bits_are_always_found() -> None:
+def test_four_flipped_bits_are_always_found() -> None:
     one = random_hashes(2_000)
 
-    found = NearSearch(one, MAX_DISTANCE).probe(with_flipped_bits(one, 3, 1))
+    found = NearSearch(one, MAX_DISTANCE).probe(with_flipped_bits(one, 4, 1))
 
     assert found.one_P.tolist() == list(range(2_000))
 

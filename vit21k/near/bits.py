@@ -2,8 +2,8 @@
 
 As in pHash (Zauner 2010) the picture is described by a cosine transform, of which the signs are
 kept.  What differs: four times the bits; the transform is taken through a view (`views.py`), so
-that a mirrored or cropped copy can be met half-way; and the 60 lowest frequencies, which copying
-changes least, lie in the first word as 6 bands of 10 bits, dealt out in turn, for the search.
+that a mirrored or cropped copy can be met half-way; and the 63 lowest frequencies, which copying
+changes least, lie in the first word as 7 bands of 9 bits, dealt out in turn, for the search.
 
 Dimensions: N pictures, T pixels along a side.
 """
@@ -16,8 +16,8 @@ from vit21k.near.views import AS_IS, View, matrices
 
 NUM_BITS = 256
 NUM_WORDS = NUM_BITS // 64
-NUM_BANDS = 6
-BAND_BITS = 10
+NUM_BANDS = 7
+BAND_BITS = 9
 
 _SIDE = 17  # frequencies along a side of which the lowest are taken
 _BATCH_ROWS = 8_192

@@ -1,9 +1,9 @@
 """All pairs of near hashes among millions: bands that came through unchanged meet by sorting.
 
-Two hashes that differ in few of their lowest 60 bits agree in whole bands of 10.  A *table* takes
-three of the six bands as a key; whoever shares a key is compared in full.  With all 20 tables any
-two hashes meet that agree in three bands: always, when they differ in 3 of the 60 bits or fewer,
-and mostly when in 10.
+Two hashes that differ in few of their lowest 63 bits agree in whole bands of 9.  A *table* takes
+three of the seven bands as a key; whoever shares a key is compared in full.  With all 35 tables any
+two hashes meet that agree in three bands: always, when they differ in 4 of the 63 bits or fewer,
+and mostly when in 12.
 
 Performance: a table is made by sorting ``key << 32 | row``; nothing is made per row in Python.
 Memory: the hashes (32 bytes a row), a table of each side with its temporaries (about 100 bytes a
