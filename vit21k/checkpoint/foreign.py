@@ -26,7 +26,7 @@ class OpenedWeights(NamedTuple):
     tensors: dict[str, Tensor]
     """By our names, on the CPU, float32."""
     format: str
-    """A key of `weights.formats.FORMATS`."""
+    """A key of `models.variants.FORMATS`."""
     dropped: tuple[str, ...] = ()
     """Tensors that belong to no model of ours, by their own names."""
 

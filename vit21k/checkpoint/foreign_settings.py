@@ -19,6 +19,27 @@ _RESAMPLE: Mapping[object, str] = {2: "bilinear", 3: "bicubic"}
 _CUSTOMARY = {1_000: "in1k", 21_841: "fall11", 21_843: "google"}
 # The lists called "ImageNet-21K"; Google, PLSC and timm train them with sigmoids.
 _SIZES_OF_21K = (21_841, 21_842, 21_843)
+
+
+class _Custom(NamedTuple):
+    """How the publishers of a format make pictures ready."""
+
+    resize: float | None
+    """Short side before the crop, in sides of the crop; None: squashed."""
+    interpolation: Literal["bicubic", "bilinear"]
+    imagenet: bool = False
+    """Whether mean and deviation are ImageNet's, or 0.5."""
+
+
+_CUSTOMS = {
+    "google": _Custom(None, "bilinear"),
+    "timm": _Custom(1 / 0.9, "bicubic"),
+    "torchvision": _Custom(256 / 224, "bilinear", imagenet=True),
+    "plsc": _Custom(256 / 224, "bicubic"),
+    "paddlevit": _Custom(256 / 224, "bicubic"),
+    "pit": _Custom(1 / 0.9, "bicubic", imagenet=True),
+}
+_FINE_TUNED_FROM = 384  # pixels; PLSC and PaddleViT then squash, as Google
 _PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -101,31 +122,18 @@ def settings_of(
         return _transformers(json.loads(preprocessor.read_text(encoding="utf-8")), args["img_size"])
     if config.get("pretrained_cfg"):
         return _timm(config["pretrained_cfg"], args["img_size"])
+    custom = "pit" if "base_dims" in args else format_
+    if custom in ("plsc", "paddlevit") and args["img_size"] >= _FINE_TUNED_FROM:
+        custom = "google"
+    how = _CUSTOMS.get(custom, _CUSTOMS["google"])
     size = args["img_size"]
-    if "base_dims" in args:  # PiT, wherever it comes from
-        return _settings(size, "center_crop", int(size / 0.9), "bicubic", imagenet=True)
-    if format_ == "torchvision":
-        return _settings(size, "center_crop", round(size * 256 / 224), "bilinear", imagenet=True)
-    if format_ in ("plsc", "paddlevit") and size < 384:  # noqa: PLR2004 (what they fine-tune at)
-        return _settings(size, "center_crop", round(size * 256 / 224), "bicubic")
-    return _settings(size, "squash", None, "bilinear")
-
-
-def _settings(
-    size: int,
-    mode: Literal["center_crop", "squash"],
-    resize: int | None,
-    interpolation: Literal["bicubic", "bilinear"],
-    *,
-    imagenet: bool = False,
-) -> EvalSettings:
     return EvalSettings(
         img_size=size,
-        mode=mode,
-        resize=resize,
-        interpolation=interpolation,
-        mean=_IMAGENET_MEAN if imagenet else _HALVES,
-        std=_IMAGENET_STD if imagenet else _HALVES,
+        mode="squash" if how.resize is None else "center_crop",
+        resize=None if how.resize is None else int(size * how.resize),
+        interpolation=how.interpolation,
+        mean=_IMAGENET_MEAN if how.imagenet else _HALVES,
+        std=_IMAGENET_STD if how.imagenet else _HALVES,
     )
 
 

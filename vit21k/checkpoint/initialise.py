@@ -48,7 +48,7 @@ class InitReport:
 
     Attributes:
         source: Where the weights came from.
-        format: Whose format it is, a key of `weights.formats.FORMATS`.
+        format: Whose format it is, a key of `models.variants.FORMATS`.
         loaded: Taken as they are.
         resized: Taken after a change of grid.
         mapped: Taken row by row, for the classes that both have.

@@ -44,7 +44,7 @@ def load_model(
 
     Args:
         path: A run (its newest checkpoint is taken), a checkpoint, a model folder; or weights of
-            another program, see `weights.formats.FORMATS`; or an address, see
+            another program, see `models.variants.FORMATS`; or an address, see
             `weights.addresses.fetch`.
         device: Where to put it, as torch names it.
 

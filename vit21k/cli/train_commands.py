@@ -14,7 +14,7 @@ from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
-    from vit21k.checkpoint.initialise import InitReport
+    from vit21k.checkpoint.initialise import InitReport, InitSource
     from vit21k.config.schema import Recipe
     from vit21k.training.forecast import Forecast
 
@@ -49,7 +49,26 @@ def train_command(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN|FOLDER", help="Pretrained run or model folder to start from."),
+        typer.Option(
+            metavar="RUN|FILE|ADDRESS",
+            help="Weights to start from: a run, a file or folder of another program, "
+            "hf://owner/name, https://..., or a name of Google's (ViT-L_16).",
+        ),
+    ] = None,
+    init_head: Annotated[
+        Literal["same-classes", "from-wnids"],
+        typer.Option(
+            "--head",
+            help="same-classes: take their head if it is for the same class list; from-wnids: take "
+            "the rows of the classes that both have.",
+        ),
+    ] = "same-classes",
+    init_classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST|FILE",
+            help="What the outputs of --init mean, if it does not say: google, in1k, or a file.",
+        ),
     ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
@@ -80,6 +99,8 @@ def train_command(
 
         vit21k train --stage finetune --init runs/pretrain_l16_in21k --manifests in1k_manifests
 
+        vit21k train --stage finetune --init ViT-L_16 --set model.act_layer=gelu_tanh
+
         vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
 
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
@@ -105,8 +126,24 @@ def train_command(
         line=_tell_line,
         micro_step=_MicroSteps(),
     )
-    train_run(plan, place, listener, init=init, fresh=fresh)
+    source = _init_source(init, init_head, init_classes)
+    train_run(plan, place, listener, init=source, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+
+
+def _init_source(
+    init: str | None, head: Literal["same-classes", "from-wnids"], classes: str | None
+) -> "InitSource | None":
+    """Return where first weights come from, as the options say."""
+    from vit21k.checkpoint.initialise import InitSource
+    from vit21k.manifest.class_lists import read_classes
+
+    if init is None:
+        if head != "same-classes" or classes is not None:
+            raise UsageError("--head and --init-classes are for the weights of --init")
+        return None
+    known = None if classes is None else read_classes(classes)
+    return InitSource(path=init, head=head, classes=known)
 
 
 def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":

@@ -65,7 +65,7 @@ def readme(card: ModelCard, to: Target, notes: Sequence[str]) -> str:
         ),
         f"## Load\n\n```python\n{_LOAD[to].format(**words)}\n```",
         f"## Pictures\n\n{description}",
-        *(["## Differences\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []),
+        *(["## Notes\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []),
         f"## Licence\n\n{_LICENCE}",
     ]
     return "\n\n".join(sections) + "\n"

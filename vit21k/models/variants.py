@@ -53,6 +53,18 @@ _SOURCES = {
     "gigantic": "arXiv:2106.04560",
 }
 
+FORMATS: Mapping[str, str] = {
+    "vit21k": "run, checkpoint or model folder of vit21k",
+    "timm": "timm: folder, .safetensors or .pth, hybrids and PiT included",
+    "torchvision": "torchvision `vit_*`: .pth or .safetensors",
+    "transformers": "transformers ViT: folder, in the names of version 4 or 5",
+    "google": "Google's .npz, published or Linen names, hybrids and mean pooling included",
+    "plsc": "PLSC .pdparams",
+    "paddlevit": "PaddleViT .pdparams, and paddle_pit's",
+    "naver": "naver-ai PiT .pth",
+}
+"""Formats that are read, and what each is."""
+
 
 def source_of(name: str) -> str:
     """Return the paper that the *name* model comes from."""
@@ -62,6 +74,15 @@ def source_of(name: str) -> str:
     if rest[0].startswith("r") and size != "base":
         return "arXiv:2106.10270"
     return _SOURCES.get(size, "arXiv:2010.11929")
+
+
+def formats_of(name: str) -> list[str]:
+    """Return the formats, of `FORMATS`, in which weights of the *name* model are read."""
+    if name.startswith("pit"):
+        return ["vit21k", "timm", "naver", "paddlevit"]
+    if VARIANTS[name].get("resnet_layers"):
+        return ["vit21k", "timm", "google"]
+    return [format_ for format_ in FORMATS if format_ != "naver"]
 
 
 def _variants() -> dict[str, dict[str, Any]]:

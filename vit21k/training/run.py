@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vit21k.checkpoint.initialise import initialise_from
+from vit21k.checkpoint.initialise import InitSource, initialise_from
 from vit21k.checkpoint.optimizer_state import tensors_to_optimizers
 from vit21k.checkpoint.store import Checkpoint
 from vit21k.config.schema import Recipe
@@ -39,7 +39,12 @@ from vit21k.training.stop_signal import StopSignal
 
 
 def train_run(
-    recipe: Recipe, place: Place, listener: Listener, *, init: str | None, fresh: bool = False
+    recipe: Recipe,
+    place: Place,
+    listener: Listener,
+    *,
+    init: str | InitSource | None,
+    fresh: bool = False,
 ) -> None:
     """Run *recipe* from its newest checkpoint, or from the start, to its end.
 
@@ -47,7 +52,7 @@ def train_run(
         recipe: What to train and how.
         place: Where.
         listener: Hears about it.
-        init: Pretrained run, checkpoint or model folder to start from; not read on a resume.
+        init: Weights to start from: what `load_model` takes, or more of it; not read on a resume.
         fresh: Start over although there are checkpoints; they are left alone until replaced.
 
     Raises:
@@ -77,7 +82,7 @@ def train_run(
         world.close()
 
 
-def _train(setup: Setup, stop: StopSignal, *, init: str | None, fresh: bool) -> bool:
+def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fresh: bool) -> bool:
     """Put the parts together and train; return whether the run came to its end."""
     recipe, listener, world = setup.recipe, setup.listener, setup.world
     sampler = parts.sampler_of(recipe, len(setup.data.train), world)
@@ -138,7 +143,7 @@ def _resumable(setup: Setup) -> Checkpoint | None:
     return checkpoint
 
 
-def _model(setup: Setup, init: str | None, checkpoint: Checkpoint | None) -> nn.Module:
+def _model(setup: Setup, init: str | InitSource | None, checkpoint: Checkpoint | None) -> nn.Module:
     recipe, classes = setup.recipe, setup.data.classes
     model = parts.new_model(recipe, num_classes=len(classes))
     if checkpoint:

@@ -11,18 +11,6 @@ from vit21k.weights import google, paddle_vit, timm_vit, torchvision_vit, transf
 from vit21k.weights.arrays import Arrays
 from vit21k.weights.layout import Converted
 
-FORMATS: Mapping[str, str] = {
-    "vit21k": "run, checkpoint or model folder of vit21k",
-    "timm": "timm: folder, .safetensors or .pth, hybrids and PiT included",
-    "torchvision": "torchvision `vit_*`: .pth or .safetensors",
-    "transformers": "transformers ViT: folder, in the names of version 4 or 5",
-    "google": "Google's .npz, published or Linen names, hybrids and mean pooling included",
-    "plsc": "PLSC .pdparams",
-    "paddlevit": "PaddleViT .pdparams, and paddle_pit's",
-    "naver": "naver-ai PiT .pth",
-}
-"""Formats that are read, and what each is."""
-
 # What a model does without once it is trained: a token for masked images, an optimizer's state.
 _DROPPABLE = re.compile(r".*mask_token|opt/.*|.*position_ids")
 
@@ -31,7 +19,7 @@ class Ours(NamedTuple):
     """Weights under our names."""
 
     format: str
-    """A key of `FORMATS`."""
+    """A key of `models.variants.FORMATS`."""
     converted: Converted
 
 
