@@ -76,6 +76,9 @@ def export_lists_command(
 
     A split made with --holdout gives image_train_list.txt and image_val_list.txt instead.
 
+    Pictures in archives are listed as if each archive were unpacked to a folder of its name, where
+    PLSC's reader expects them.
+
     [bold]Examples[/bold]
 
       vit21k export-lists --out lists
@@ -85,6 +88,7 @@ def export_lists_command(
     from vit21k.prep.lists import export_lists
 
     out = out or manifests
+    _say_if_packed(manifests)
     num_lines = export_lists(manifests, out, per_class=per_class, allow_blanks=allow_blanks)
     if as_json:
         console.print_json({str(out / name): count for name, count in num_lines.items()})
@@ -92,3 +96,15 @@ def export_lists_command(
         "export-lists: "
         + ", ".join(f"{count:,} lines in `{out / name}`" for name, count in num_lines.items())
     )
+
+
+def _say_if_packed(manifests: Path) -> None:
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import IMAGES
+
+    archives = open_manifest(manifests, IMAGES).read(["archive"])["archive"]
+    if num_packed := len(archives) - archives.null_count:
+        console.warn(
+            f"{num_packed:,} pictures lie in archives: unpack each to a folder of its name before "
+            "PLSC reads the lists"
+        )
