@@ -35,14 +35,26 @@ def test_models_lists_parameters_and_macs(vit21k):
 
     assert rows["vit_large_patch16_224"]["num_params"] == 304_326_632
     assert rows["vit_base_patch16_384"]["num_params"] == 86_859_496
-    assert vit21k("models").stdout.splitlines()[0].split() == [
-        "name",
-        "M",
-        "params",
-        "GMACs",
-        "pixels",
-        "patch",
-    ]
+    assert rows["pit_ti_224"]["formats"] == ["vit21k", "timm", "naver", "paddlevit"]
+    assert rows["vit_giant_patch14_224"]["source"] == "arXiv:2106.04560"
+    columns = "name M params GMACs MB kept pixels patch source formats"
+    assert " ".join(vit21k("models").stdout.splitlines()[0].split()) == columns
+
+
+def test_models_counts_at_another_size(vit21k):
+    result = vit21k("models", "--img-size", "448", "--json")
+
+    for row in json.loads(result.stdout):
+        args = model_args(row["name"], img_size=448)
+        assert row["num_params"] == num_params(args)
+        assert row["macs_per_image"] == macs_per_image(args)
+
+
+def test_models_lists_the_formats_that_are_read(vit21k):
+    formats = json.loads(vit21k("models", "--formats", "--json").stdout)
+
+    assert {"timm", "google", "plsc"} <= formats.keys()
+    assert vit21k("models", "--formats").stdout.count("\n") == len(formats) + 1
 
 
 _WITHOUT = """
