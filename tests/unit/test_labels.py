@@ -384,6 +384,9 @@ def test_the_facts_of_fall11_are_those_that_were_counted_elsewhere() -> None:
     assert (facts["mean_ancestors_in_list"], facts["max_ancestors_in_list"]) == (4.66, 15)
     assert facts["num_distinct_first_names"] == 20_068
     assert facts["num_people"] == 2_836
+    assert facts["num_of_in1k"] == 999
+    assert facts["num_of_in1k_with_others_below"] == 337
+    assert facts["num_below_one_of_in1k"] == 1_245
     assert facts["has_teddy"] is False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit21k.labels.label_lists import LabelLists, hypernyms, without_ancestors
-from vit21k.manifest.class_lists import identify
+from vit21k.manifest.class_lists import identify, known_list, map_ids
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.hierarchy import Hierarchy
 from vit21k.manifest.io import open_manifest
@@ -46,7 +46,22 @@ def list_facts(classes: ClassList) -> dict[str, Any]:
         "max_ancestors_in_list": int(num_ancestors.max()),
         "num_distinct_first_names": len(first_names),
         "num_people": int(hierarchy.subtree_K(PERSON).sum()),
+        **_facts_of_in1k(hierarchy),
         "has_teddy": TEDDY in classes.wnids,
+    }
+
+
+def _facts_of_in1k(hierarchy: Hierarchy) -> dict[str, int]:
+    """Return how many classes of ImageNet-1k the list has, and how they lie in it."""
+    ids = map_ids(known_list("in1k"), hierarchy.classes)
+    ids = ids[ids >= 0]
+    ancestors = hierarchy.ancestors
+    of_E = np.repeat(np.arange(len(hierarchy)), ancestors.num_K)
+    is_below = np.isin(ancestors.above_E, ids)
+    return {
+        "num_of_in1k": len(ids),
+        "num_of_in1k_with_others_below": int((~hierarchy.is_leaf_K()[ids]).sum()),
+        "num_below_one_of_in1k": len(np.unique(of_E[is_below])),
     }
 
 
