@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.registry import model_args
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
