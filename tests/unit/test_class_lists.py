@@ -9,15 +9,12 @@ from vit21k.errors import UsageError
 from vit21k.manifest.class_lists import (
     KNOWN_LISTS,
     class_folders,
-    identify,
     known_list,
     lists_with,
     map_ids,
     read_classes,
     shipped_lists,
-    wholes,
 )
-from vit21k.manifest.classes import ClassList
 
 TEDDY = "n04399382"
 
@@ -98,28 +95,6 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         read_classes("fall12")
 
     assert "fall11" in (caught.value.hint or "")
-
-
-def test_a_known_list_is_identified_by_its_classes_and_their_order() -> None:
-    best = identify(known_list("in1k"))[0]
-    swapped = ClassList(tuple(reversed(known_list("in1k").wnids)))
-
-    assert (best.name, best.is_equal, best.is_part) == ("in1k", True, False)
-    assert not identify(swapped)[0].is_equal
-    assert identify(swapped)[0].name == "in1k"
-
-
-def test_a_part_of_a_list_is_a_part_of_every_list_that_holds_it() -> None:
-    part = ClassList(known_list("in1k").wnids[:10])
-
-    assert [match.name for match in wholes(part)][:1] == ["in1k"]
-    assert [match.num_known for match in wholes(part)] == sorted(m.num_known for m in wholes(part))
-    assert wholes(known_list("google")) == []
-
-
-def test_folders_of_another_data_set_are_no_part_of_any_list() -> None:
-    assert wholes(ClassList(("airplane", "cat"))) == []
-    assert identify(ClassList(("airplane", "cat")))[0].num_common == 0
 
 
 def test_class_folders_are_found_at_any_depth_and_in_archives(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from vit21k.cli import class_lookup_commands, console
 from vit21k.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from vit21k.manifest.class_lists import Match
     from vit21k.manifest.classes import ClassList
+    from vit21k.manifest.identify import Match
 
 PANEL = "Prepare the data (in this order)"
 
@@ -70,7 +70,7 @@ def identify_command(
 
       vit21k classes identify /data/winter21 --write winter21.txt
     """
-    from vit21k.manifest.class_lists import identify
+    from vit21k.manifest.identify import identify
 
     classes = _classes_of(target)
     matches = [match for match in identify(classes) if match.num_common]
@@ -184,7 +184,7 @@ def _some(wnids: tuple[str, ...]) -> str:
 
 def warn_of_part(classes: "ClassList") -> None:
     """Warn if *classes* are only a part of a known list, so that class indices would shift."""
-    from vit21k.manifest.class_lists import wholes
+    from vit21k.manifest.identify import wholes
 
     if parts := wholes(classes):
         names = ", ".join(f"{part.name} ({part.num_known:,})" for part in parts)

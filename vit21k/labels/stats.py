@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from vit21k.labels.label_lists import LabelLists, hypernyms, without_ancestors
-from vit21k.manifest.class_lists import identify, known_list, map_ids
+from vit21k.manifest.class_lists import known_list, map_ids
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.hierarchy import Hierarchy
+from vit21k.manifest.identify import identify
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.prep.ahead import ahead

@@ -1,4 +1,4 @@
-"""The class lists that "ImageNet-21K" stands for, and which of them a folder or a file is.
+"""The class lists that "ImageNet-21K" stands for, and class lists from files and folders.
 
 A list is told by its fingerprint, never by its length.  The lists are in
 `data_manifests/class_lists.parquet`, made by `tools/build_class_lists.py` from the files that come
@@ -6,7 +6,7 @@ with timm; it travels in the wheel.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,13 +117,14 @@ def known_list(name: str) -> ClassList:
         UsageError: No list is called *name*, or it is not shipped.
         ManifestError: The table of lists was not installed with vit21k, or is damaged.
     """
-    wnids = _wnids_of(name)
+    wnids = wnids_of(name)
     names = names_of(wnids)
     return ClassList(wnids, tuple(names.get(wnid) for wnid in wnids))
 
 
 @cache
-def _wnids_of(name: str) -> tuple[str, ...]:
+def wnids_of(name: str) -> tuple[str, ...]:
+    """Return the wnids of a known list; errors are those of `known_list`."""
     if name not in KNOWN_LISTS:
         raise UsageError(
             f"no class list is called `{name}`", hint=f"known lists: {', '.join(KNOWN_LISTS)}"
@@ -142,6 +143,11 @@ def _wnids_of(name: str) -> tuple[str, ...]:
         table = pq.read_table(path, columns=["wnid", name], page_checksum_verification=True)
     table = table.filter(table[name].is_valid()).sort_by(name)
     return tuple(table["wnid"].to_pylist())
+
+
+def shipped_lists() -> list[str]:
+    """Return the names of the lists that come with vit21k."""
+    return [known.name for known in KNOWN_LISTS.values() if known.file]
 
 
 def read_classes(name: str) -> ClassList:
@@ -193,72 +199,6 @@ def _is_wnid(name: str) -> bool:
     return len(name) == len("n01440764") and name[0] == "n" and name[1:].isdecimal()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """How a list compares with a known one.
-
-    Attributes:
-        name: The known one.
-        num_known: Its length.
-        num_common: Classes in both.
-        missing: Classes of the known one that are not there, in its order.
-        extra: Classes that the known one does not have.
-        is_same_order: Whether the common classes come in the same order.
-    """
-
-    name: str
-    num_known: int
-    num_common: int
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    is_same_order: bool
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether it is that list, class indices and all."""
-        return not self.missing and not self.extra and self.is_same_order
-
-    @property
-    def is_part(self) -> bool:
-        """Whether all classes are of that list, and some of that list are missing."""
-        return bool(self.missing) and not self.extra and self.num_common > 0
-
-
-def identify(classes: ClassList) -> list[Match]:
-    """Compare *classes* with every list that is shipped; the most alike come first.
-
-    Raises:
-        ManifestError: The table of lists was not installed with vit21k, or is damaged.
-    """
-    matches = [_match(name, classes.wnids) for name in shipped_lists()]
-    return sorted(matches, key=lambda match: (len(match.missing) + len(match.extra), match.name))
-
-
-def shipped_lists() -> list[str]:
-    """Return the names of the lists that come with vit21k."""
-    return [known.name for known in KNOWN_LISTS.values() if known.file]
-
-
-def _match(name: str, wnids: Sequence[str]) -> Match:
-    known = _wnids_of(name)
-    here, there = set(wnids), set(known)
-    common = [wnid for wnid in wnids if wnid in there]
-    return Match(
-        name=name,
-        num_known=len(known),
-        num_common=len(common),
-        missing=tuple(wnid for wnid in known if wnid not in here),
-        extra=tuple(wnid for wnid in wnids if wnid not in there),
-        is_same_order=common == [wnid for wnid in known if wnid in here],
-    )
-
-
-def wholes(classes: ClassList) -> list[Match]:
-    """Return the known lists that *classes* are only a part of, the shortest first."""
-    matches = [match for match in identify(classes) if match.is_part]
-    return sorted(matches, key=lambda match: match.num_known)
-
-
 def map_ids(source: ClassList, target: ClassList) -> NDArray[np.int64]:
     """Return for each class index of *source* that of the same class in *target*; -1 if none."""
     index_of = {wnid: index for index, wnid in enumerate(target.wnids)}
@@ -268,7 +208,7 @@ def map_ids(source: ClassList, target: ClassList) -> NDArray[np.int64]:
 def lists_with(wnid: str) -> dict[str, int]:
     """Return the class index of *wnid* in each shipped list that has it."""
     return {
-        name: wnids.index(wnid) for name in shipped_lists() if wnid in (wnids := _wnids_of(name))
+        name: wnids.index(wnid) for name in shipped_lists() if wnid in (wnids := wnids_of(name))
     }
 
 

@@ -1,0 +1,213 @@
+"""`labels reduce | expand | select`: new manifests with other labels."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+
+if TYPE_CHECKING:
+    from vit21k.labels.rewrite import RewriteSummary
+    from vit21k.labels.select import SelectSummary
+
+_NUM_NAMED = 5
+
+NewFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder of the new manifests; default: labels/<command> in that of the old.",
+    ),
+]
+
+
+def register_labels(labels: typer.Typer) -> None:
+    """Add the commands to the group `labels`."""
+    labels.command("reduce")(reduce_command)
+    labels.command("expand")(expand_command)
+    labels.command("select")(select_command)
+
+
+def reduce_command(
+    manifests: Manifests = DEFAULT_MANIFESTS, out: NewFolder = None, as_json: AsJson = False
+) -> None:
+    """Drop labels that another label of the picture is a kind of: "animal" where there is "dog".
+
+    [bold]Examples[/bold]
+
+      vit21k labels reduce
+
+      vit21k labels reduce --out leaf_manifests
+    """
+    from vit21k.labels.expand import reduce
+
+    folder = new_folder(out, manifests, "reduce")
+    summary = reduce(manifests, folder)
+    if as_json:
+        console.print_json(_result(summary))
+    _report("reduce", summary, folder)
+
+
+def expand_command(
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    out: NewFolder = None,
+    levels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps up, from class to class of the list; default: all."),
+    ] = None,
+    into_labels: Annotated[
+        bool,
+        typer.Option("--into-labels", help="Write manifests to train on, labelled by both."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add what the labels are a kind of, in a column of its own: images -> expanded.parquet.
+
+    With --into-labels: new images, train and val manifests whose labels are both.
+
+    [bold]Examples[/bold]
+
+      vit21k labels expand
+
+      vit21k labels expand --levels 1
+
+      vit21k labels expand --into-labels --out expanded_manifests
+    """
+    from vit21k.labels.expand import expand, expand_into_labels
+
+    folder = new_folder(out, manifests, "expand")
+    if into_labels:
+        rewritten = expand_into_labels(manifests, folder, levels=levels)
+        if as_json:
+            console.print_json(_result(rewritten))
+        _report("expand", rewritten, folder)
+        return
+    summary = expand(manifests, folder, levels=levels)
+    if as_json:
+        console.print_json(asdict(summary))
+    console.done(
+        f"expand: {summary.num_images:,} pictures: {summary.num_labels:,} labels and "
+        f"{summary.num_hypernyms:,} classes above them, {summary.num_without:,} pictures without; "
+        f"in `{folder}`"
+    )
+
+
+def select_command(
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    out: NewFolder = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WNID|LIST", help="Only this subtree or list; may be repeated."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WNID|LIST", help="Not this subtree or list; may be repeated."),
+    ] = None,
+    more_than: Annotated[
+        int | None, typer.Option(metavar="N", help="Only classes with more than N images.")
+    ] = None,
+    count: Annotated[
+        Literal["files", "pictures"], typer.Option(help="What --more-than counts.")
+    ] = "files",
+    keep_indices: Annotated[
+        bool, typer.Option("--keep-indices", help="Leave the class list as it is.")
+    ] = False,
+    hold_out: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Make a split, with N val images of each class."),
+    ] = None,
+    preset: Annotated[
+        Literal["21k-p"] | None,
+        typer.Option(help="ImageNet-21K-P: --more-than 500 --hold-out 50."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep some of the classes, and the pictures that carry one of them.
+
+    A wnid means its subtree. A list is a known one (`vit21k classes lists`), a file or a folder;
+    with --keep LIST alone the new class indices are those of that list, else the classes that stay
+    are numbered anew.
+
+    [bold]Examples[/bold]
+
+      vit21k labels select --drop n00007846
+
+      vit21k labels select --keep in1k --out in1k_manifests
+
+      vit21k labels select --more-than 100 --count pictures
+
+      vit21k labels select --preset 21k-p --out in21k_p_manifests
+    """
+    from vit21k.errors import UsageError
+    from vit21k.labels.select import Selection, select, select_21k_p
+
+    folder = new_folder(out, manifests, "select")
+    selection = Selection(
+        keep=keep or (),
+        drop=drop or (),
+        more_than=more_than,
+        count=count,
+        keep_indices=keep_indices,
+    )
+    if preset and (selection != Selection() or hold_out):
+        raise UsageError("`--preset` says it all; leave the other options out")
+    if not preset and not hold_out and selection == Selection():
+        raise UsageError("nothing is selected", hint="say what stays: --keep, --drop, --more-than")
+    if preset:
+        summary = select_21k_p(manifests, folder)
+    else:
+        summary = select(manifests, folder, selection, hold_out=hold_out)
+    if as_json:
+        console.print_json({**asdict(summary), "rewritten": _result(summary.rewritten)})
+    _report_selection(summary, folder)
+
+
+def _report_selection(summary: "SelectSummary", folder: Path) -> None:
+    from vit21k.manifest.synsets import names_of
+
+    if summary.lost:
+        names = names_of(summary.lost)
+        some = ", ".join(f"{w} ({names.get(w, 'no name')})" for w in summary.lost[:_NUM_NAMED])
+        rest = len(summary.lost) - _NUM_NAMED
+        console.warn(
+            f"{len(summary.lost):,} classes of the list were no classes here (-1) and have no "
+            f"pictures: {some}" + (f" and {rest:,} more; all are in `--json`" if rest > 0 else "")
+        )
+    console.note(
+        f"{summary.num_classes_before:,} classes before, {summary.rewritten.num_classes:,} now, "
+        f"{summary.rewritten.num_empty_classes:,} of them without pictures"
+    )
+    if summary.split:
+        console.note(
+            f"split: {summary.split.num_train:,} in train, {summary.split.num_val:,} in val"
+        )
+    _report("select", summary.rewritten, folder)
+
+
+def new_folder(out: Path | None, manifests: Path, verb: str) -> Path:
+    """Return where the new manifests go: *out*, or beside the old ones."""
+    return out or manifests / "labels" / verb
+
+
+def _result(summary: "RewriteSummary") -> dict[str, object]:
+    return {**asdict(summary), "num_left_out": summary.num_left_out}
+
+
+def _report(verb: str, summary: "RewriteSummary", folder: Path) -> None:
+    if summary.stale_split:
+        console.warn(
+            "there is a split, but it is stale and was left out; make one in the new folder"
+        )
+    for name, count in summary.splits.items():
+        console.note(f"{name}: {count:,} pictures carried over")
+    console.done(
+        f"{verb}: {summary.num_before:,} pictures: {summary.num_changed:,} with other labels, "
+        f"{summary.num_images - summary.num_changed:,} as before, {summary.num_left_out:,} left "
+        f"out; {summary.num_labels_before:,} labels are now {summary.num_labels:,}; in `{folder}`"
+    )
+    command = "train --stage pretrain" if summary.splits else "make-val"
+    console.note(f"next: `vit21k {command} --manifests {folder}`")
