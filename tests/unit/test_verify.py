@@ -131,3 +131,11 @@ def test_the_number_of_workers_changes_no_line(tiny_tree: Path, tmp_path: Path) 
     (tiny_tree / "n01440764" / "n01440764_1.JPEG").unlink()
 
     assert _lines(tmp_path / "m", num_workers=1) == _lines(tmp_path / "m", num_workers=8)
+
+
+def test_a_manifest_without_files_has_new_ones(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({"n1/a.jpg": b""})
+    hash_tree(root, tmp_path / "m")
+    (root / "n1" / "a.jpg").write_bytes(b"a")
+
+    assert _lines(tmp_path / "m")[0] == ["+ n1/a.jpg"]

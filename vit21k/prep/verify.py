@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from vit21k.errors import ImageTreeError
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
+from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.prep.digest import ChunkDigester, DigestedChunk, FileDigest
 from vit21k.prep.hashing import (
     ARCHIVE_OPTION,
     DEFAULT_NUM_WORKERS,
@@ -40,6 +40,8 @@ from vit21k.prep.picture_rows import as_numbers
 from vit21k.prep.shards import OPTION, Shard
 
 Sign = Literal["=", "*", "+", "-", "!"]
+_NONE = bytes(DIGEST_BYTES)
+
 OnFile = Callable[[Sign, str], None]
 
 
@@ -168,23 +170,31 @@ class _Comparison:
 
     def take(self, chunk: DigestedChunk) -> None:
         """Compare what became of a chunk."""
-        digests_B2 = np.frombuffer(b"".join(file.digest for file in chunk.files), dtype="<u8")
-        digests_B2 = digests_B2.reshape(-1, 2)
-        for path, row, digest_2, file in zip(
-            chunk.paths, self._rows_of(chunk.paths), digests_B2, chunk.files, strict=True
-        ):
-            if row < 0:
-                self._say("+", path)
-                continue
-            self._is_met_N[row] = True
-            if not self._has_digest_N[row]:
-                self.summary.num_by_size += 1
-                is_same = self._num_bytes_N[row] == file.num_bytes
-            else:
-                is_same = bool((self._digests_N2[row] == digest_2).all())
-            self._say("=" if is_same else "*", path)
+        if chunk.files:
+            rows_B = self._rows_of(chunk.paths)
+            is_listed_B = rows_B >= 0
+            is_same_B = self._are_same(rows_B, chunk.files) & is_listed_B
+            self._is_met_N[rows_B[is_listed_B]] = True
+            for path, is_listed, is_same in zip(
+                chunk.paths, is_listed_B.tolist(), is_same_B.tolist(), strict=True
+            ):
+                self._say("=" if is_same else "*" if is_listed else "+", path)
         if chunk.problems:
             self._take_problems([each for each in chunk.problems if not each.kind.is_left_out])
+
+    def _are_same(self, rows_B: NDArray[np.int64], files: list[FileDigest]) -> NDArray[np.bool_]:
+        """Return which of *files* are as the rows say; anything where the row is -1."""
+        if not len(self._has_digest_N):
+            return np.zeros(len(files), dtype=bool)
+        digests_B2 = np.frombuffer(b"".join(file.digest or _NONE for file in files), dtype="<u8")
+        is_same_B: NDArray[np.bool_]
+        is_same_B = (self._digests_N2[rows_B] == digests_B2.reshape(-1, 2)).all(axis=1)
+        if not self._has_digest_N.all():
+            by_size_B = ~self._has_digest_N[rows_B] & (rows_B >= 0)
+            num_bytes_B = np.array([file.num_bytes for file in files])
+            self.summary.num_by_size += int(by_size_B.sum())
+            is_same_B = np.where(by_size_B, self._num_bytes_N[rows_B] == num_bytes_B, is_same_B)
+        return is_same_B
 
     def _take_problems(self, problems: list[Problem]) -> None:
         paths = [problem.path for problem in problems]
