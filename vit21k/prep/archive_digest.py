@@ -172,8 +172,8 @@ class _PartDigester(Generic[_Digest]):
         if folder or b"/" in member.name:
             return folder + member.name
         # The image root is this archive, and the picture lies at its top: its class is the archive.
-        stem = archive_stem(self._part.archive.rpartition(b"/")[2]) or b""
-        return stem + b"/" + member.name
+        name = self._part.archive.rpartition(b"/")[2]
+        return (archive_stem(name) or name) + b"/" + member.name
 
     def _by_folder(
         self, found: dict[bytes, tuple[int, _Digest]]
