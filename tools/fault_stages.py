@@ -3,6 +3,8 @@
 The tree of the earlier run has fewer files, so that every file that is written changes.
 """
 
+import contextlib
+import importlib
 import os
 import shutil
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from faults import Stage, fork, wait_for
 
+_IMPORTED = "imported.txt"
 _PIPELINE: dict[str, list[str]] = {
     "hash": ["hash", "{tree}", "--manifests", "m", "--num-workers", "2"],
     "relabel": ["relabel", "--manifests", "m"],
@@ -28,16 +31,11 @@ def command_stages(home: Path, *, num_classes: int = 6, num_files: int = 20) -> 
         num_classes: Of the made-up tree.
         num_files: Of each class; the earlier run had half of them.
     """
-    import vit21k.prep.hashing  # noqa: PLC0415  (before the forks, once)
-    import vit21k.prep.lists  # noqa: PLC0415
-    import vit21k.prep.md5sum  # noqa: PLC0415
-    import vit21k.prep.relabel  # noqa: PLC0415
-    import vit21k.prep.split  # noqa: F401, PLC0415
-
     tree, state = home / "tree", home / "state"
     _grow(tree, state, range(num_files // 2), num_classes)
     for arguments in _PIPELINE.values():
         _do(arguments, tree, state)
+        _import_what_it_needs(home)
     _grow(tree, state, range(num_files // 2, num_files), num_classes)
     stages = {}
     for name, arguments in _PIPELINE.items():
@@ -81,8 +79,25 @@ def _runner(arguments: list[str], tree: Path) -> Callable[[], int]:
 
 
 def _do(arguments: list[str], tree: Path, work: Path) -> None:
-    if code := wait_for(fork(_runner(arguments, tree), work)):
+    def run() -> int:
+        code = 0
+        try:
+            _runner(arguments, tree)()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        (tree.parent / _IMPORTED).write_text("\n".join(sys.modules))
+        return code
+
+    if code := wait_for(fork(run, work)):
         raise RuntimeError(f"{arguments} ends with {code}")
+
+
+def _import_what_it_needs(home: Path) -> None:
+    """Import here what a command has imported, so that its next run, in a fork, does its work."""
+    for name in (home / _IMPORTED).read_text().splitlines():
+        if name.partition(".")[0] in {"vit21k", "pyarrow", "numpy", "pandas", "rich", "typer"}:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def read_everything() -> None:
