@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from vit21k.data.decode import decode_rgb
-from vit21k.near.bits import hash_bits, keys
-from vit21k.near.find import PROBES, find_pairs, near_hashes
+from vit21k.near.bits import distance, hash_bits, keys
+from vit21k.near.find import MAX_DISTANCE, PROBES, find_pairs, near_hashes
 from vit21k.near.fingerprint import THUMB_SIDE, thumbnail
 from vit21k.near.picture_set import PictureSet
 from vit21k.near.search import TABLES
@@ -161,24 +160,42 @@ def bench_search(num_pictures: int) -> dict[str, Any]:
     """Return time, memory and recall of the search, and what 14.2 million would take."""
     thumbs, originals = planted_thumbs(num_pictures)
     chance = shared_key_chance(thumbs)
-    peak_before = peak_bytes()
-    started_at = time.monotonic()
+    before = reset_peak()
+    started_at, cpu_before = time.monotonic(), time.process_time()
     pairs, counts = near_hashes(thumbs, None)
-    seconds = time.monotonic() - started_at
+    seconds, cpu_seconds = time.monotonic() - started_at, time.process_time() - cpu_before
+    grown = peak_bytes() - before
     copies = np.arange(num_pictures - len(originals), num_pictures)
     expected = set(zip(originals.tolist(), copies.tolist(), strict=True))
     found = set(zip(pairs.one_P.tolist(), pairs.other_P.tolist(), strict=True))
+    scale = FULL_SIZE / num_pictures
+    compared = chance * FULL_SIZE**2 * len(TABLES) * len(PROBES)
     return {
         "num_pictures": num_pictures,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "grown_bytes": grown,
         "num_planted": len(originals),
         "num_planted_found": len(expected & found),
         "num_others_found": len(found - expected),
         "num_compared": counts.num_compared,
-        "shared_key_chance_x_2^30": chance * 2**30,
-        "peak_growth_bytes": peak_bytes() - peak_before,
-        "peak_bytes": peak_bytes(),
+        "num_crowded": counts.num_crowded,
+        "chance_of_a_shared_key": chance,
+        "full_size_cpu_seconds": cpu_seconds * scale * np.log(FULL_SIZE) / np.log(num_pictures),
+        "full_size_compared_by_chance": compared,
+        "full_size_compare_seconds": compared * seconds_to_compare(),
+        "full_size_bytes": grown * scale,
     }
+
+
+def seconds_to_compare(num_pairs: int = 1 << 21) -> float:
+    """Return how long it takes to compare two hashes, among as many as there are in full."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**64, (4_000_000, 4), dtype=np.uint64)
+    one, other = rng.integers(0, len(words), (2, num_pairs))
+    started_at = time.process_time()
+    (distance(words[one], words[other]) <= MAX_DISTANCE).sum()
+    return (time.process_time() - started_at) / num_pairs
 
 
 def planted_thumbs(num_pictures: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,9 +236,16 @@ def shared_key_chance(thumbs: np.ndarray, num_rows: int = 20_000) -> float:
     return shared / (len(TABLES) * len(words) * (len(words) - 1))
 
 
+def reset_peak() -> int:
+    """Start counting the peak anew; return the bytes that the process holds now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
+
+
 def peak_bytes() -> int:
-    """Return the most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the most memory that this process has held since `reset_peak`."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def rows_of_table(result: dict[str, Any]) -> Iterator[str]:

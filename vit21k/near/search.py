@@ -6,13 +6,15 @@ two hashes meet that agree in three bands: always, when they differ in 4 of the 
 and mostly when in 12.
 
 Performance: a table is made by sorting ``key << 32 | row``; nothing is made per row in Python.
-Memory: the hashes (32 bytes a row), a table of each side with its temporaries (about 100 bytes a
-row), and the pairs found.
+Memory: the hashes (32 bytes a row), for each thread a table of each side with its temporaries, and
+the pairs found.
 
 Dimensions: A, B rows of the two sides, K keys, P pairs.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import NamedTuple, Self
@@ -73,23 +75,30 @@ class NearSearch:
         within: The second side holds the same rows in the same order, seen through a view: a row
             is no pair of itself, and a pair is the same either way.
         counts: Of all `probe` calls.
+        num_threads: Tables made and compared at a time; NumPy lets go of the interpreter's lock.
     """
 
     one_A4: NDArray[np.uint64]
     max_distance: int
     within: bool = False
     counts: SearchCounts = field(default_factory=SearchCounts)
+    num_threads: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
 
     def probe(self, other_B4: NDArray[np.uint64]) -> HashPairs:
         """Return the pairs of the first side and *other_B4*."""
         if not len(self.one_A4) or not len(other_B4):
             return merge_pairs([])
-        found = [pairs for table in TABLES for pairs in self._table(table, other_B4)]
-        return merge_pairs(found)
+        with ThreadPoolExecutor(self.num_threads, thread_name_prefix="search") as pool:
+            parts = list(pool.map(lambda table: self._table(table, other_B4), TABLES))
+        for part in parts:
+            self.counts.num_compared += part.counts.num_compared
+            self.counts.num_crowded += part.counts.num_crowded
+        return merge_pairs([part.pairs for part in parts])
 
-    def _table(self, table: tuple[int, ...], other_B4: NDArray[np.uint64]) -> Iterator[HashPairs]:
+    def _table(self, table: tuple[int, ...], other_B4: NDArray[np.uint64]) -> "_TableResult":
         one_A, other_B = _table_of(self.one_A4, table), _table_of(other_B4, table)
-        for rows_P, others_P in _meetings(one_A, other_B, self.counts):
+        counts, found = SearchCounts(), []
+        for rows_P, others_P in _meetings(one_A, other_B, counts):
             distance_P = distance(self.one_A4[rows_P], other_B4[others_P])
             near_P = distance_P <= self.max_distance
             if self.within:
@@ -97,7 +106,15 @@ class NearSearch:
             one_P, other_P = rows_P[near_P], others_P[near_P]
             if self.within:
                 one_P, other_P = np.minimum(one_P, other_P), np.maximum(one_P, other_P)
-            yield merge_pairs([HashPairs(one_P, other_P, distance_P[near_P])])
+            found.append(merge_pairs([HashPairs(one_P, other_P, distance_P[near_P])]))
+        return _TableResult(merge_pairs(found), counts)
+
+
+class _TableResult(NamedTuple):
+    """What one table brought."""
+
+    pairs: HashPairs
+    counts: SearchCounts
 
 
 def merge_pairs(parts: list[HashPairs]) -> HashPairs:
