@@ -349,6 +349,8 @@ def test_content_is_not_looked_at_unless_asked(tmp_path: Path) -> None:
 def test_files_without_a_digest_are_pictures_of_their_own(tmp_path: Path) -> None:
     rows = _rows_with_content([(1, None, "n1"), (5, None, "n1"), (6, None, "n2"), (1, None, "n2")])
     rows[1]["digest"] = rows[2]["digest"] = None
+    for number, row in enumerate(rows):
+        row |= {"num_bytes": 9000, "probe": _digest(number)}
 
     images, copies = _relabel_rows(tmp_path, rows, header={"mode": "quick"})
 

@@ -37,6 +37,23 @@ def hash_command(
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
     ] = False,
+    mode: Annotated[
+        Literal["full", "quick"],
+        typer.Option(
+            help="quick reads both ends of most files only, and to the end just those that may "
+            "have a copy: less than a quarter of the bytes, and the same copies. But unique files "
+            "get no digest, so that `verify` cannot check them nor `--by content` merge them.",
+        ),
+    ] = "full",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Read everything, whatever earlier runs have read.")
+    ] = False,
+    recheck: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="P", help="Share of the unchanged files to read all the same."
+        ),
+    ] = 0.0,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -60,6 +77,9 @@ def hash_command(
 
     The class of an image is the name of the folder it lies in, at any depth.
 
+    Run again after it was killed, it goes on where it was; files that have not changed since are
+    not read again (size, times and inode tell).
+
     Files that cannot be used are listed and do not stop the run; the exit code is then 3.
 
     [bold]Examples[/bold]
@@ -69,6 +89,10 @@ def hash_command(
       vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
 
       vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
+
+      vit21k hash /data/ImageNet21K --mode quick
+
+      vit21k hash /data/ImageNet21K --recheck 0.01
 
       vit21k hash /data/ImageNet21K --shard 3/8
 
@@ -85,6 +109,9 @@ def hash_command(
             algorithm=algorithm,
             num_workers=num_workers,
             follow_symlinks=follow_symlinks,
+            mode=mode,
+            is_fresh=fresh,
+            recheck=recheck,
             shard=share,
             engine=_engine(engine, address),
             on_chunk=lambda chunk: progress.advance(
@@ -100,6 +127,8 @@ def hash_command(
         _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
     else:
         _report_hash(summary, manifests)
+    if summary.silently_changed:
+        raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.num_bad:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
@@ -119,6 +148,10 @@ def _hash_result(summary: "HashSummary") -> dict[str, object]:
         "num_entries": summary.num_entries,
         "num_files": summary.num_files,
         "num_bytes": summary.num_bytes,
+        "num_bytes_read": summary.num_bytes_read,
+        "num_known": summary.num_known,
+        "num_without_digest": summary.num_without_digest,
+        "silently_changed": summary.silently_changed,
         "num_classes": len(summary.wnids),
         "num_bad": summary.num_bad,
         "num_left_out": summary.num_left_out,
@@ -137,6 +170,7 @@ def _report_hash(
         say = console.note if kind.is_left_out else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
     _warn_of_odd_folders(summary.wnids)
+    _report_what_was_known(summary)
     if summary.problems:
         console.note(f"listed in `{manifests / 'problems.parquet'}`")
     console.done(
@@ -146,6 +180,30 @@ def _report_hash(
         f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
     )
     console.note(f"next: `{next_command}`")
+
+
+def _report_what_was_known(summary: "HashSummary") -> None:
+    if summary.num_known:
+        console.note(
+            f"{summary.num_known:,} files are as an earlier run left them; "
+            f"{_size(summary.num_bytes_read)} read"
+        )
+    if summary.num_known and summary.is_remote:
+        console.warn(
+            "on a network file system, files are known by size and modification time alone; "
+            "`--recheck 0.01` reads some all the same, `--fresh` all"
+        )
+    if summary.num_without_digest:
+        console.note(
+            f"{summary.num_without_digest:,} files are unlike all others and have no digest; "
+            f"{_size(summary.num_bytes_read)} read"
+        )
+    if summary.silently_changed:
+        console.warn(
+            f"{len(summary.silently_changed):,} files have other content than before, though their "
+            f"size and times have not changed: {console.some(summary.silently_changed)}; "
+            "is the disk failing? read all with `--fresh`"
+        )
 
 
 def _size(num_bytes: int) -> str:

@@ -1,91 +1,49 @@
-"""File -> digest: the bytes of one file, read once, by whichever worker takes its chunk.
+"""Chunk -> digests: what a worker does with the chunk it takes.
 
-Performance: what Python adds to the kernel's copy is 3 to 4 us a file.  It is that little because
-a worker opens a folder once and its files relative to it, reads into one buffer that it keeps
-(`os.read(fd, 1 MiB)` would allocate and fault in a new one for every file), and digests in one
-call.  Reading, and digesting of larger pieces, release the interpreter's lock.
+A worker opens a folder once and its files relative to it.  What is known of a file from an earlier
+run is not read again if the file is as it was.
 """
 
-import hashlib
 import os
-import stat
-import threading
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-import xxhash
+from itertools import chain
+from typing import Any, Protocol
 
 from vit21k.archives.part import ArchivePart
-from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.problems import Problem
 from vit21k.prep.archive_digest import DigestedMembers, UnusableError, digest_part
-from vit21k.prep.large_buffers import large_buffer
-from vit21k.prep.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts
+from vit21k.prep.archive_memory import Members, is_small, note_part, recall_part
+from vit21k.prep.file_digest import (
+    ALGORITHMS,
+    BUFFER_BYTES,
+    WHOLE_BYTES,
+    FileDigest,
+    FileReader,
+    Flaw,
+    no_image,
+)
+from vit21k.prep.picture_facts import NOT_IMAGES
 from vit21k.prep.walk import Chunk, printable, problem_from
 
-BUFFER_BYTES = 1 << 20
-"""Nearly every image of ImageNet-21K (mean 92 kB) fits, and is read with one call."""
-
-WHOLE_BYTES = 32 << 20
-"""What is larger goes through the buffer in pieces, without a content digest."""
+__all__ = ["ALGORITHMS", "BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
-_NUM_TRIES = 2
-_NO_LIMIT = 1 << 62
 
 
-class Hasher(Protocol):
-    """What `hashlib` and `xxhash` give."""
+class Memory(Protocol):
+    """What knows files from earlier runs; see `hash_memory`."""
 
-    def update(self, content: memoryview, /) -> None:
-        """Take in more content."""
+    def recall(self, folder: bytes, names: Sequence[bytes], /) -> dict[bytes, FileDigest]:
+        """Return what is known of files about *names*, which are in order."""
 
-    def digest(self) -> bytes:
-        """Return the digest of all content so far."""
+    def note(self, folder: bytes, files: dict[bytes, FileDigest], /) -> None:
+        """Remember *files*."""
 
-
-class Algorithm(NamedTuple):
-    """A digest of 16 bytes.
-
-    Attributes:
-        at_once: Digest of content that is all there.
-        piecewise: Makes a hasher for content that comes in pieces.
-    """
-
-    at_once: Callable[[memoryview], bytes]
-    piecewise: Callable[[], Hasher]
-
-
-def _md5() -> Hasher:
-    return hashlib.md5(usedforsecurity=False)
-
-
-def _blake2b() -> Hasher:
-    return hashlib.blake2b(digest_size=16)
-
-
-ALGORITHMS = {
-    "xxh3_128": Algorithm(xxhash.xxh3_128_digest, xxhash.xxh3_128),
-    "md5": Algorithm(lambda data: hashlib.md5(data, usedforsecurity=False).digest(), _md5),
-    "blake2b_128": Algorithm(lambda data: hashlib.blake2b(data, digest_size=16).digest(), _blake2b),
-}
-"""By the name that is stored in the manifests.
-
-At 14.2 million files the odds that any two different ones collide by chance are 3e-25 (128 bits).
-xxh3_128 and md5 can be made to collide on purpose, blake2b_128 cannot.
-"""
-
-
-class FileDigest(NamedTuple):
-    """What is known of a file that was read to its end without it changing."""
-
-    num_bytes: int
-    mtime_ns: int
-    digest: bytes
-    facts: PictureFacts
-    ctime_ns: int = 0
-    inode: int = 0
+    def turn_back(self) -> None:
+        """Recall from now on what has been noted so far, too."""
 
 
 @dataclass
@@ -95,6 +53,9 @@ class DigestedChunk:
     Attributes:
         wnid: Name of the folder all files lie in.
         fraction: Share of the tree up to here.
+        num_bytes_read: Bytes that were read for it.
+        num_known: Files that were not read, because they are as they were.
+        silently_changed: Paths of files that are not what they were, though all says so.
         archive: The archive they lie in; None for files of their own.
         offsets: Where each begins in the archive.
         more: What comes after it in the same archive, in other folders.
@@ -105,13 +66,16 @@ class DigestedChunk:
     paths: list[str] = field(default_factory=list)
     files: list[FileDigest] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    num_bytes_read: int = 0
+    num_known: int = 0
+    silently_changed: list[str] = field(default_factory=list)
     archive: str | None = None
     offsets: list[int] = field(default_factory=list)
     more: Iterable["DigestedChunk"] = ()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes read."""
+        """Bytes of the files."""
         return sum(file.num_bytes for file in self.files)
 
     @property
@@ -127,24 +91,30 @@ class ChunkDigester:
         root: The image root.  Everything below it is only ever opened for reading.
         follow_symlinks: Whether symbolic links are opened too.
         file_flags: What it opens files with.
+        reader: Reads the files.
+        memory: What is known of files from earlier runs, and is to be told of this one.
+        recheck: Share of the files known that are read all the same, 0 to 1.
+        is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
     """
+
+    with_probes = False
+    """Whether the members of archives get a probe, as a quick run wants it."""
 
     def __init__(self, root: bytes, *, algorithm: str, follow_symlinks: bool = False) -> None:
         no_follow = 0 if follow_symlinks else os.O_NOFOLLOW
         self.root = root.rstrip(b"/") + b"/"
         self.follow_symlinks = follow_symlinks
         self.is_stopped = False
-        self._algorithm = ALGORITHMS[algorithm]
-        self.file_flags = self._file_flags = _FILE_FLAGS | no_follow
+        self.recheck = 0.0
+        self.is_remote = False
+        self.memory: Memory | None = None
+        self.file_flags = _FILE_FLAGS | no_follow
+        self.reader = FileReader(algorithm, self.file_flags)
         self._folder_flags = _FOLDER_FLAGS | no_follow
-        self._buffers = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_buffers"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _buffers=threading.local())
+        return {**vars(self), "memory": None}  # it is of this machine
 
     def __call__(self, chunk: Chunk) -> DigestedChunk:
         """Return what became of each entry of *chunk*.
@@ -173,114 +143,124 @@ class ChunkDigester:
 
     def _digest_archive(self, part: ArchivePart, fraction: float) -> DigestedChunk:
         try:
-            descriptor = os.open(self.root + part.archive, self._file_flags)
+            descriptor = os.open(self.root + part.archive, self.file_flags)
         except OSError as error:
             return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
         try:
-            mtime_ns = os.fstat(descriptor).st_mtime_ns
+            status = os.fstat(descriptor)
+            if known := self._recall_part(part, status):
+                chunks = _known_chunks(part, fraction, known)
+                return _joined(iter(self._noted(part, status, chunks)))
 
             def digest_member(content: memoryview) -> FileDigest:
-                digest, facts = self.describe(content, content)
+                digest, facts = self.reader.describe(content, content)
                 if facts.format in NOT_IMAGES:
-                    raise UnusableError(*_no_image(facts))
+                    raise UnusableError(*no_image(facts))
                 if len(content) >= WHOLE_BYTES:
                     facts = facts._replace(content_digest=None, has_end=None)
-                return FileDigest(len(content), mtime_ns, digest, facts)
+                probe = self.reader.probe_of(content) if self.with_probes else None
+                return FileDigest(len(content), status.st_mtime_ns, digest, facts, probe=probe)
 
             found = digest_part(part, descriptor, digest_member, lambda: self.is_stopped)
             first = next(found)  # by then all is read
         finally:
             os.close(descriptor)
-        done = _members_chunk(part, fraction, first)
-        done.more = (_members_chunk(part, fraction, members) for members in found)
-        return done
+        chunks = (_members_chunk(part, fraction, members) for members in chain((first,), found))
+        if self.memory and not self.is_stopped and is_small(part, status):
+            chunks = iter(self._noted(part, status, chunks))
+        return _joined(chunks)
+
+    def _noted(
+        self, part: ArchivePart, status: os.stat_result, chunks: Iterator[DigestedChunk]
+    ) -> list[DigestedChunk]:
+        held = list(chunks)
+        if self.memory:
+            note_part(self.memory, part, status, held, is_remote=self.is_remote)
+        return held
+
+    def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
+        if self.memory is None or random.random() < self.recheck:  # noqa: S311
+            return []
+        return recall_part(self.memory, part, status, is_remote=self.is_remote)
 
     def _digest_entries(
         self, chunk: Chunk, descriptor: int, folder: str, done: DigestedChunk
     ) -> None:
-        for name, known_problem in chunk.entries:
+        known = self._recall(chunk)
+        files: dict[bytes, FileDigest] = {}
+        for name, problem in chunk.entries:
             if self.is_stopped:
-                return
-            if known_problem:
-                done.problems.append(known_problem)
-                continue
-            found = self._digest_file(name, descriptor)
+                break
+            found = problem or self._take(name, descriptor, known.get(name), done)
             if isinstance(found, FileDigest):
-                done.paths.append(folder + name.decode())
-                done.files.append(found)
+                files[name] = found
+            elif isinstance(found, Problem):
+                done.problems.append(found)
             elif isinstance(found, OSError):
                 done.problems.append(problem_from(chunk.folder + name, found))
             else:
                 done.problems.append(Problem(folder + name.decode(), *found))
+        done.paths = [folder + name.decode() for name in files]
+        done.files = list(files.values())
+        done.silently_changed = [folder + name for name in done.silently_changed]
+        if self.memory:
+            self.memory.note(chunk.folder, files)
 
-    def _digest_file(
-        self, name: bytes, folder: int
-    ) -> FileDigest | OSError | tuple[ProblemKind, str]:
-        """Read a file to its end; once more if it changed meanwhile."""
+    def _recall(self, chunk: Chunk) -> dict[bytes, FileDigest]:
+        if self.memory is None:
+            return {}
+        return self.memory.recall(chunk.folder, [name for name, _ in chunk.entries])
+
+    def _take(
+        self, name: bytes, folder: int, before: FileDigest | None, done: DigestedChunk
+    ) -> FileDigest | OSError | Flaw:
+        """Return what is known of a file, if it is as it was; else read it."""
+        is_same = before is not None and self._is_same(name, folder, before)
+        is_rechecked = is_same and self.recheck > 0 and random.random() < self.recheck  # noqa: S311
+        if before is not None and is_same and not is_rechecked:
+            done.num_known += 1
+            return before
+        found = self.read(name, folder)
+        if isinstance(found, FileDigest):
+            done.num_bytes_read += found.num_bytes_read
+            if before is not None and is_rechecked and found.digest != before.digest:
+                done.silently_changed.append(name.decode())
+        return found
+
+    def read(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
+        """Read the file *name* in the folder that the descriptor *folder* is of."""
+        return self.reader.digest(name, folder)
+
+    def _is_same(self, name: bytes, folder: int, before: FileDigest) -> bool:
         try:
-            for _ in range(_NUM_TRIES):
-                descriptor = os.open(name, self._file_flags, dir_fd=folder)
-                try:
-                    before = os.fstat(descriptor)
-                    if not stat.S_ISREG(before.st_mode):
-                        return ProblemKind.NOT_A_REGULAR_FILE, ""
-                    limit = before.st_size + BUFFER_BYTES if before.st_size else _NO_LIMIT
-                    num_bytes, digest, facts = self._digest_content(descriptor, before.st_size)
-                    after = os.fstat(descriptor)
-                finally:
-                    os.close(descriptor)
-                if _version(before) == _version(after) and num_bytes <= limit:
-                    return _checked(num_bytes, after, digest, facts)
-        except OSError as error:
-            return error
-        return ProblemKind.CHANGED_WHILE_READ, ""
+            status = os.stat(name, dir_fd=folder, follow_symlinks=self.follow_symlinks)
+        except OSError:
+            return False
+        if status.st_size != before.num_bytes or status.st_mtime_ns != before.mtime_ns:
+            return False
+        return self.is_remote or (
+            status.st_ctime_ns == before.ctime_ns and status.st_ino == before.inode
+        )
 
-    def _digest_content(self, descriptor: int, size: int) -> tuple[int, bytes, PictureFacts]:
-        """Return size, digest and facts of all that can be read.
 
-        The size that the system gives is not trusted: for files of /proc, and some network file
-        systems, it is 0.
-        """
-        if BUFFER_BYTES <= size < WHOLE_BYTES:
-            with large_buffer(size + 1) as buffer:
-                return self._digest_with(buffer, descriptor, size)
-        return self._digest_with(self._buffer(), descriptor, size)
+def _joined(chunks: Iterator[DigestedChunk]) -> DigestedChunk:
+    """Return the first of *chunks*, with the others to come after it."""
+    done = next(chunks)
+    done.more = chunks
+    return done
 
-    def _digest_with(
-        self, buffer: bytearray, descriptor: int, size: int
-    ) -> tuple[int, bytes, PictureFacts]:
-        view = memoryview(buffer)
-        num_bytes = 0
-        while num_bytes < len(buffer):
-            num_read = os.readv(descriptor, [view[num_bytes:]])
-            if not num_read:
-                return num_bytes, *self.describe(buffer, view[:num_bytes])
-            num_bytes += num_read
-        limit = size + BUFFER_BYTES if size else _NO_LIMIT
-        facts = picture_facts(buffer, view)._replace(content_digest=None, has_end=None)
-        return *self._digest_rest(descriptor, view, limit), facts
 
-    def describe(self, buffer: Buffer, view: memoryview) -> tuple[bytes, PictureFacts]:
-        """Return digest and facts of the bytes in *view*, with which *buffer* begins."""
-        return self._algorithm.at_once(view), picture_facts(buffer, view)
-
-    def _digest_rest(self, descriptor: int, buffer: memoryview, limit: int) -> tuple[int, bytes]:
-        """Return size and digest of a file of which *buffer* holds the first part."""
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        hasher = self._algorithm.piecewise()
-        num_bytes = num_read = len(buffer)
-        while num_read and num_bytes <= limit:
-            hasher.update(buffer[:num_read])
-            num_read = os.readv(descriptor, [buffer])
-            num_bytes += num_read
-        return num_bytes, hasher.digest()
-
-    def _buffer(self) -> bytearray:
-        """Return this thread's buffer."""
-        if not hasattr(self._buffers, "bytes"):
-            self._buffers.bytes = bytearray(BUFFER_BYTES)
-        buffer: bytearray = self._buffers.bytes
-        return buffer
+def _known_chunks(part: ArchivePart, fraction: float, known: Members) -> Iterator[DigestedChunk]:
+    for folder, paths, files in known:
+        yield DigestedChunk(
+            folder[:-1].rpartition("/")[2],
+            fraction,
+            paths=paths,
+            files=files,
+            num_known=len(files),
+            archive=part.archive.decode(),
+            offsets=[file.inode for file in files],
+        )
 
 
 def _members_chunk(
@@ -291,30 +271,8 @@ def _members_chunk(
         fraction,
         paths=[members.folder + name for name in members.names],
         files=members.digests,
+        num_bytes_read=sum(file.num_bytes for file in members.digests),
         problems=members.problems,
         archive=part.archive.decode(),
         offsets=members.offsets,
-    )
-
-
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _no_image(facts: PictureFacts) -> tuple[ProblemKind, str]:
-    return ProblemKind.NOT_AN_IMAGE, f"its first bytes are those of {facts.format}"
-
-
-def _checked(
-    num_bytes: int, status: os.stat_result, digest: bytes, facts: PictureFacts
-) -> FileDigest | tuple[ProblemKind, str]:
-    """Return the digest, unless there was nothing, or less than there should be, to digest."""
-    if num_bytes < status.st_size:
-        return ProblemKind.UNREADABLE, f"only {num_bytes:,} of {status.st_size:,} bytes"
-    if not num_bytes:
-        return ProblemKind.EMPTY, ""
-    if facts.format in NOT_IMAGES:
-        return _no_image(facts)
-    return FileDigest(
-        num_bytes, status.st_mtime_ns, digest, facts, status.st_ctime_ns, status.st_ino
     )

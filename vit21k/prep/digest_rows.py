@@ -5,24 +5,25 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from vit21k.manifest.problems import Problem
-from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.digest import DigestedChunk
 
+_NO_FACTS = (None,) * 6
 _FACTS = ("content_digest", "format", "width", "height", "components", "has_end")  # as they come
 
 
 def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
     """Return the files of *chunks* as rows; columns that hold nothing are left out."""
     files = [file for chunk in chunks for file in chunk.files]
-    num_bytes, mtimes, digests, facts, *_ = zip(*files, strict=True)
+    num_bytes, mtimes, digests, known, _, _, probes = zip(*files, strict=True)
+    facts = [_NO_FACTS if one is None else one for one in known]
     columns: dict[str, object] = {
         "path": [path for chunk in chunks for path in chunk.paths],
         "wnid": [wnid for chunk in chunks for wnid in [chunk.wnid] * len(chunk.files)],
         "num_bytes": num_bytes,
         "mtime_ns": mtimes,
-        "digest": pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(DIGEST_BYTES), len(files), [None, pa.py_buffer(b"".join(digests))]
-        ),
+        "digest": digests,
+        "probe": probes,
         **dict(zip(_FACTS, zip(*facts, strict=True), strict=True)),
         "archive": [name for chunk in chunks for name in [chunk.archive] * len(chunk.files)],
         "offset": [at for chunk in chunks for at in _offsets(chunk)],

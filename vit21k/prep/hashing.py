@@ -16,10 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vit21k.archives.part import ArchivePart
-from vit21k.errors import ImageTreeError
+from vit21k.errors import ImageTreeError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import ManifestWriter, manifest_writer
@@ -28,7 +28,10 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.archive_parts import with_parts
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
 from vit21k.prep.digest_rows import digest_rows, problem_rows
+from vit21k.prep.hash_memory import remembering
+from vit21k.prep.mounts import is_remote
 from vit21k.prep.places import image_root, refuse_inside
+from vit21k.prep.quick import MODE, Candidates, QuickDigester
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.prep.walk import Chunk, walk
 
@@ -51,6 +54,11 @@ class HashSummary:
         num_entries: What the walk met, folders that it went into excepted.
         num_files: Rows of `digests.parquet`.
         num_bytes: Bytes of those files.
+        num_bytes_read: Bytes that were read for that.
+        num_known: Files that were not read, because they are as an earlier run left them.
+        num_without_digest: Files that a quick run has proven unlike all others.
+        silently_changed: Paths of files that are not what they were, though size and times are.
+        is_remote: Whether files were taken for what they were by size and time alone.
         wnids: Names of the class folders.
         problems: Rows of `problems.parquet`, by kind.
     """
@@ -58,6 +66,11 @@ class HashSummary:
     num_entries: int = 0
     num_files: int = 0
     num_bytes: int = 0
+    num_bytes_read: int = 0
+    num_known: int = 0
+    num_without_digest: int = 0
+    silently_changed: list[str] = field(default_factory=list)
+    is_remote: bool = False
     wnids: set[str] = field(default_factory=set)
     problems: Counter[ProblemKind] = field(default_factory=Counter)
 
@@ -71,14 +84,30 @@ class HashSummary:
         """What is no image, or not to be followed."""
         return sum(count for kind, count in self.problems.items() if kind.is_left_out)
 
+    def count(self, chunk: DigestedChunk, *, is_second_walk: bool) -> None:
+        """Add what became of *chunk*; what was known is counted on the first of two walks."""
+        self.num_entries += len(chunk.files) + len(chunk.problems)
+        self.num_files += len(chunk.files)
+        self.num_bytes += chunk.num_bytes
+        self.num_bytes_read += chunk.num_bytes_read
+        self.num_known += 0 if is_second_walk else chunk.num_known
+        self.num_without_digest += sum(file.digest is None for file in chunk.files)
+        self.silently_changed += chunk.silently_changed
+        self.problems.update(problem.kind for problem in chunk.problems)
+        if chunk.files:
+            self.wnids.add(chunk.wnid)
 
-def hash_tree(
+
+def hash_tree(  # noqa: PLR0913
     root: Path,
     manifests: Path,
     *,
     algorithm: str = DEFAULT_ALGORITHM,
     num_workers: int = DEFAULT_NUM_WORKERS,
     follow_symlinks: bool = False,
+    mode: Literal["full", "quick"] = "full",
+    is_fresh: bool = False,
+    recheck: float = 0.0,
     shard: Shard | None = None,
     engine: "Engine | None" = None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
@@ -91,13 +120,17 @@ def hash_tree(
         algorithm: A key of `digest.ALGORITHMS`.
         num_workers: Threads that read and digest.
         follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+        mode: Read all of every file, or of most files only as much as tells them from all others.
+        is_fresh: Forget what earlier runs have read.
+        recheck: Share of the files that are as they were to read all the same, 0 to 1.
         shard: Read only its share of the folders, and write to its own folder below *manifests*.
-        engine: Where the chunks are digested; default: in threads of this process.
+        engine: Where the chunks are digested; default: in threads of this process.  Nothing is
+            remembered of a run on another one.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
         ImageTreeError: No such folder, or no images in it; what was in *manifests* is unchanged.
-        UsageError: *manifests* lies inside *root*.
+        UsageError: *manifests* lies inside *root*; or a quick run on another engine was asked for.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
@@ -105,33 +138,63 @@ def hash_tree(
     root_text = os.fsencode(root).decode("utf-8", "surrogateescape")
     refuse_inside(manifests, str(root))
     options: dict[str, Any] = {"follow_symlinks": follow_symlinks}
+    options |= {"mode": mode} if mode != "full" else {}
     options |= {OPTION: str(shard)} if shard else {}
     options |= {ARCHIVE_OPTION: archive} if archive else {}
     header = Header(algorithm=algorithm, root=root_text, options=options)
-    summary = HashSummary()
+    if mode == MODE and engine:
+        raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+    digester = (QuickDigester if mode == MODE else ChunkDigester)(
+        os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
+    )
+    digester.recheck = recheck
+    digester.is_remote = is_remote(root)
+
+    def chunks() -> Iterator[Chunk]:
+        found = chunks_of(digester, archive)
+        return (chunk for chunk in found if shard is None or shard.has(chunk.place))
+
+    summary = HashSummary(is_remote=digester.is_remote)
     row_group_rows = shard.row_group_rows if shard else None
     out = shard.folder(manifests) if shard else manifests
     with (
-        locked(out, command="hash"),  # of the two, digests move into place last
-        manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
-        manifest_writer(PROBLEMS, out, header) as problems,
+        locked(out, command="hash"),
+        remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
     ):
-        rows = _Rows(digests, problems)
-        digester = ChunkDigester(
-            os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
-        )
-        chunks = chunks_of(digester, archive)
-        if shard:
-            chunks = (chunk for chunk in chunks if shard.has(chunk.place))
-        for done in (engine or digest_in_threads)(digester, chunks, num_workers):
-            for chunk in chain((done,), done.more):
-                _count(chunk, summary)
+        if isinstance(digester, QuickDigester):
+            _find_candidates(digester, chunks(), num_workers, summary)
+        done = _whole((engine or digest_in_threads)(digester, chunks(), num_workers))
+        with (  # of the two, digests move into place last
+            manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
+            manifest_writer(PROBLEMS, out, header) as problems,
+        ):
+            rows = _Rows(digests, problems)
+            for chunk in done:
+                summary.count(chunk, is_second_walk=mode == MODE)
                 rows.add(chunk)
                 on_chunk(chunk)
-        rows.flush()
-        if not shard:
-            _refuse_nothing(summary, root)
+            rows.flush()
+            if not shard:
+                _refuse_nothing(summary, root)
+        memory.finish()
     return summary
+
+
+def _find_candidates(
+    digester: QuickDigester, chunks: Iterator[Chunk], num_workers: int, summary: HashSummary
+) -> None:
+    """Take the first of the two walks of a quick run."""
+    candidates = Candidates()
+    for chunk in _whole(digest_in_threads(digester, chunks, num_workers)):
+        candidates.add(chunk)
+        summary.num_bytes_read += chunk.num_bytes_read
+        summary.num_known += chunk.num_known
+    candidates.keep_repeated()
+    digester.start_second_walk(candidates)
+
+
+def _whole(chunks: Iterator[DigestedChunk]) -> Iterator[DigestedChunk]:
+    return (chunk for first in chunks for chunk in chain((first,), first.more))
 
 
 def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[Chunk]:
@@ -169,15 +232,6 @@ def digest_in_threads(
         finally:
             digester.is_stopped = True
             pool.shutdown(cancel_futures=True)
-
-
-def _count(chunk: DigestedChunk, summary: HashSummary) -> None:
-    summary.num_entries += len(chunk.files) + len(chunk.problems)
-    summary.num_files += len(chunk.files)
-    summary.num_bytes += chunk.num_bytes
-    summary.problems.update(problem.kind for problem in chunk.problems)
-    if chunk.files:
-        summary.wnids.add(chunk.wnid)
 
 
 def _refuse_nothing(summary: HashSummary, root: Path) -> None:

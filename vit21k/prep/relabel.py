@@ -32,6 +32,7 @@ from vit21k.prep.keys import read_content_keys, read_digests
 from vit21k.prep.picture_rows import RowSource
 from vit21k.prep.pictures import Pictures, merge_files
 from vit21k.prep.places import refuse_inside
+from vit21k.prep.quick_shards import digest_unproven
 
 CROWDED_LABELS = 20
 """A picture under more classes than this is hardly a picture of them all."""
@@ -103,6 +104,8 @@ def relabel(
         if by == "content":
             pictures = merge_files(read_content_keys(digests), label_N, max_labels=max_labels)
         digests_N2, has_digest_N = read_digests(digests)
+        if has_digest_N is not None:
+            digest_unproven(digests, digests_N2, has_digest_N)
         if by == "bytes":
             pictures = merge_files(digests_N2, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)

@@ -1,0 +1,215 @@
+"""What earlier runs of `hash` have read, so that this one need not: a journal beside the manifests.
+
+Every chunk that is done is added to the journal at once, by the thread that did it, so a run that
+is killed loses no more than the chunks its threads were at.  The journal of a run that ended well
+becomes the cache of the next one.  Neither is part of the manifests, and both may be deleted.
+
+A file is taken to be as it was if its size, its modification and status-change times and its inode
+are.  On network file systems the last two are not to be relied on, and are not looked at.
+"""
+
+import json
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vit21k.manifest.header import Header
+from vit21k.prep.digest import ChunkDigester
+from vit21k.prep.file_digest import FileDigest
+from vit21k.prep.hash_records import HEAD, Label, decode, decode_label, encode
+
+VERSION = 1
+"""Raised when a file that has not changed would be described in other words."""
+
+CACHE = ".hash-cache"
+JOURNAL = ".hash-journal"
+_NEXT_JOURNAL = ".hash-journal-2"
+
+_RACY_NS = 50_000_000
+"""A file that changed so shortly before it was read may change again without its times moving: the
+clock of the kernel ticks every 10 ms or faster."""
+
+
+class _Record(NamedTuple):
+    """Where a record is."""
+
+    label: Label
+    descriptor: int
+    offset: int
+
+
+_Records = dict[bytes, list[_Record]]
+"""The records of one run by folder; each folder's in the order of its names."""
+
+
+class HashMemory:
+    """Remembers files; any number of threads may share it."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any], *, is_fresh: bool = False) -> None:
+        """Make an instance that knows what runs with the same *options* left in *folder*.
+
+        Args:
+            folder: Of the manifests; locked by the caller.
+            options: All that changes what is remembered of a file.
+            is_fresh: Forget everything.
+        """
+        self._folder = folder
+        self._head = json.dumps({"version": VERSION, **options}, sort_keys=True).encode() + b"\n"
+        self._lock = threading.Lock()
+        self._descriptors: list[int] = []
+        self._runs: list[_Records] = []
+        if is_fresh:
+            self._remove(CACHE, JOURNAL, _NEXT_JOURNAL)
+        self._keep_the_longer_journal()
+        for name in (CACHE, JOURNAL):
+            self._runs.append(self._index(folder / name))
+        self._journal = (folder / self._journal_name()).open("wb", buffering=0)
+        self._journal.write(self._head)
+
+    def recall(self, folder: bytes, names: Sequence[bytes]) -> dict[bytes, FileDigest]:
+        """Return what is known of files whose names are about *names* in *folder*, by name."""
+        known: dict[bytes, FileDigest] = {}
+        for run in self._runs:  # the latest word counts
+            for record in _between(run.get(folder, []), names[0], names[-1]):
+                known.update(_read(record))
+        return known
+
+    def note(self, folder: bytes, files: Mapping[bytes, FileDigest]) -> None:
+        """Remember *files* of *folder*, by name, in order."""
+        if not files:
+            return
+        newest = time.time_ns() - _RACY_NS
+        record = encode(
+            folder,
+            {
+                name: file if file.ctime_ns < newest else file._replace(ctime_ns=0, mtime_ns=-1)
+                for name, file in files.items()
+            },
+        )
+        with self._lock:
+            self._journal.write(record)
+
+    def turn_back(self) -> None:
+        """Recall from now on what has been noted so far, too."""
+        self._runs.append(self._index(Path(self._journal.name)))
+
+    def finish(self) -> None:
+        """Make the journal the cache of the next run; this one has ended well."""
+        name = self._journal.name
+        self.close()
+        if Path(name).exists():
+            Path(name).replace(self._folder / CACHE)
+        else:
+            self._remove(CACHE)
+        self._remove(JOURNAL, _NEXT_JOURNAL)
+
+    def close(self) -> None:
+        """Close all files; what has been noted stays, if it is anything."""
+        if not self._journal.closed and self._journal.tell() == len(self._head):
+            Path(self._journal.name).unlink()
+        self._journal.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def _journal_name(self) -> str:
+        return _NEXT_JOURNAL if (self._folder / JOURNAL).exists() else JOURNAL
+
+    def _keep_the_longer_journal(self) -> None:
+        """Of the journals of two runs that were killed keep that of the one that came further."""
+        old, new = self._folder / JOURNAL, self._folder / _NEXT_JOURNAL
+        if new.exists() and (not old.exists() or new.stat().st_size >= old.stat().st_size):
+            new.replace(old)
+        self._remove(_NEXT_JOURNAL)
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _index(self, path: Path) -> _Records:
+        """Return where the records of *path* are; remove it if it is of a run of another kind."""
+        records: _Records = {}
+        if not path.exists():
+            return records
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors.append(descriptor)
+        if os.pread(descriptor, len(self._head), 0) != self._head:
+            path.unlink()
+            return records
+        offset = len(self._head)
+        size = os.fstat(descriptor).st_size
+        while (found := _label_at(descriptor, offset, size)) is not None:
+            label, num_bytes = found
+            records.setdefault(label.folder, []).append(_Record(label, descriptor, offset))
+            offset += num_bytes
+        for found_there in records.values():  # threads end their chunks in any order
+            found_there.sort()
+        return records
+
+
+class _NoMemory:
+    """Stands in where nothing is remembered."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def remembering(
+    digester: ChunkDigester, folder: Path, header: Header, *, is_fresh: bool, is_local: bool
+) -> Iterator["HashMemory | _NoMemory"]:
+    """Give *digester* a memory in *folder* for the time of the block.
+
+    Args:
+        digester: Whose threads are to use it.
+        folder: Of the manifests; locked by the caller.
+        header: Of the manifests; tells runs of different kinds apart.
+        is_fresh: Forget what earlier runs have read.
+        is_local: Whether those threads are of this process; if not, nothing is remembered.
+    """
+    if not is_local:
+        yield _NoMemory()
+        return
+    options = {"algorithm": header.algorithm, "root": header.root, **header.options}
+    memory = HashMemory(folder, options, is_fresh=is_fresh)
+    digester.memory = memory
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+_LABEL_BYTES = 512  # read at a time; most labels are shorter
+
+
+def _label_at(descriptor: int, offset: int, size: int) -> tuple[Label, int] | None:
+    """Return the label of the record at *offset*, and its length; None if there is no whole one."""
+    start = os.pread(descriptor, HEAD.size + _LABEL_BYTES, offset)
+    if len(start) < HEAD.size:
+        return None
+    body_bytes, label_bytes, _ = HEAD.unpack_from(start)
+    if offset + HEAD.size + body_bytes > size or label_bytes > body_bytes:
+        return None
+    if label_bytes > _LABEL_BYTES:
+        start = os.pread(descriptor, HEAD.size + label_bytes, offset)
+    label = decode_label(start[HEAD.size : HEAD.size + label_bytes])
+    return (label, HEAD.size + body_bytes) if label else None
+
+
+def _between(records: list[_Record], first: bytes, last: bytes) -> Iterator[_Record]:
+    """Yield those of *records* that hold names from *first* to *last*."""
+    place = bisect_left(records, first, key=lambda record: record.label.last)
+    while place < len(records) and records[place].label.first <= last:
+        yield records[place]
+        place += 1
+
+
+def _read(record: _Record) -> dict[bytes, FileDigest]:
+    head = os.pread(record.descriptor, HEAD.size, record.offset)
+    body_bytes, label_bytes, checksum = HEAD.unpack(head)
+    body = os.pread(record.descriptor, body_bytes, record.offset + HEAD.size)
+    return decode(body, label_bytes, checksum)
