@@ -26,7 +26,7 @@ def write_manifests(folder, rows, classes, *, options=None):
         write_manifest(table, kind, folder, header, classes)
 
 
-def save_run(path, *, classes=CLASSES, loss_kind="sigmoid", **args):
+def save_run(path, *, classes=CLASSES, loss_kind="sigmoid", mode="squash", resize=None, **args):
     """Save a checkpoint of a small model to the run *path*, which is returned; needs torch."""
     import torch  # noqa: PLC0415
 
@@ -38,8 +38,8 @@ def save_run(path, *, classes=CLASSES, loss_kind="sigmoid", **args):
     model = get_model(NAME, num_classes=len(classes), **args)
     settings = EvalSettings(
         img_size=args["img_size"],
-        mode="squash",
-        resize=None,
+        mode=mode,
+        resize=resize,
         interpolation="bilinear",
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
