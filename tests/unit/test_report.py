@@ -43,6 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{BANANA}/2.jpg": pictures[2],
         f"{BANANA}/2_again.jpg": encoded(photolike(2), quality=50),
         f"{DOG}/3.jpg": pictures[3],
+        f"{DOG}/damaged.jpg": b"\xff\xd8\xff no picture",
         f"{DOG}/html.jpg": EVIL.encode(),
         f"{DOG}/empty.jpg": b"",
         f"{DOG}/<b>name.txt": b"<i>text",
@@ -155,7 +156,8 @@ def test_bad_files_are_shown_with_their_first_bytes(written: tuple[str, ReportSu
 
     assert f"{DOG}/html.jpg" in words
     assert EVIL.encode()[:24].hex(" ") in words
-    assert any(word.startswith("it is not an image") for word in words)
+    assert f"{DOG}/damaged.jpg" in words
+    assert any(word.startswith("it cannot be decoded") for word in words)
 
 
 def test_leaks_and_near_duplicates_are_shown_in_pairs(written: tuple[str, ReportSummary]) -> None:

@@ -83,11 +83,7 @@ def leaks_command(
     from vit21k.near.find import num_views
     from vit21k.near.leaks import find_leaks
 
-    if (remove is None) != (out is None):
-        raise UsageError(
-            "`--remove` and `--out` go together",
-            hint="for example: `--remove near --out clean_manifests`",
-        )
+    _check_remove(remove, out)
     with (
         console.progress("leaks: pictures", unit="pictures") as pictures,
         console.progress("leaks: evaluation set", unit="pictures") as others,
@@ -110,6 +106,20 @@ def leaks_command(
         result["sheets"] = _sheets(manifests, "leaks", sheets, root, max_pairs)
     if as_json:
         console.print_json(result)
+    _report_leaks(summary, is_removed=remove is not None)
+    if summary.other_problems:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _check_remove(remove: str | None, out: Path | None) -> None:
+    if (remove is None) != (out is None):
+        raise UsageError(
+            "`--remove` and `--out` go together",
+            hint="for example: `--remove near --out clean_manifests`",
+        )
+
+
+def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
     _warn(summary)
     found, others_found = sum(summary.num_found.values()), sum(summary.num_others_found.values())
     console.done(
@@ -117,13 +127,11 @@ def leaks_command(
         f"({_levels(summary.num_found)}), {summary.num_pictures - found:,} not; "
         f"{others_found:,} of its {summary.num_others:,} pictures are in train"
     )
-    if not remove and found:
+    if not is_removed and found:
         console.note(
             "next: look at them with `--sheets DIR` or `vit21k review`; "
             "`--remove near --out DIR` leaves them out"
         )
-    if summary.other_problems:
-        raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
 def near_duplicates_command(

@@ -4,7 +4,7 @@ The bytes depend on the manifests and the pictures alone.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -103,21 +103,7 @@ def write_report(
         relations=_relation_counts(merged),
         groups=groups,
         num_groups=len(merged),
-        val=galleries.show_val(numbers, budgets["val"], root),
-        val_options=_val_options(numbers),
-        near=[
-            (
-                name,
-                numbers.num_rows(kind) or 0,
-                galleries.show_pairs(numbers.manifests.get(kind.name), budgets["pairs"], root),
-            )
-            for name, kind in (("Leaks", LEAKS), ("Near-duplicates", NEAR_DUPLICATES))
-        ],
-        undecoded=galleries.show_undecoded(numbers, root),
-        num_undecoded=numbers.num_undecoded,
-        problems=galleries.show_problems(numbers, root),
-        num_problems=numbers.num_rows(PROBLEMS) or 0,
-        problem_kinds=sorted(numbers.problems.items()),
+        **_pictures(numbers, budgets, root),
     ).encode()
     if len(page) > MAX_BYTES:
         raise UsageError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}")
@@ -130,6 +116,30 @@ def write_report(
         num_groups_shown=len(groups),
         do_counts_add_up=all(one.adds_up for one in numbers.sums()),
     )
+
+
+def _pictures(
+    numbers: Numbers, budgets: Mapping[str, ThumbBudget], root: Path | None
+) -> dict[str, Any]:
+    """Return what the page shows of val, pairs and bad files."""
+    near = [
+        (
+            name,
+            numbers.num_rows(kind) or 0,
+            galleries.show_pairs(numbers.manifests.get(kind.name), budgets["pairs"], root),
+        )
+        for name, kind in (("Leaks", LEAKS), ("Near-duplicates", NEAR_DUPLICATES))
+    ]
+    return {
+        "val": galleries.show_val(numbers, budgets["val"], root),
+        "val_options": _val_options(numbers),
+        "near": near,
+        "undecoded": galleries.show_undecoded(numbers, root),
+        "num_undecoded": numbers.num_undecoded,
+        "problems": galleries.show_problems(numbers, root),
+        "num_problems": numbers.num_rows(PROBLEMS) or 0,
+        "problem_kinds": sorted(numbers.problems.items()),
+    }
 
 
 def _render(**values: Any) -> str:
