@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, TypeVar
 
+from vit21k.archives.header import BLOCK_BYTES
 from vit21k.archives.members import Member, read_members
 from vit21k.archives.names import archive_stem, is_gzip
 from vit21k.archives.part import ArchivePart
-from vit21k.archives.window import BombError, FileSource, GzipSource, Window
+from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.archive_names import flaw_of_class_tar, flaw_of_picture
 from vit21k.prep.spool import Spool
@@ -106,7 +107,10 @@ class _PartDigester(Generic[_Digest]):
             window = Window(GzipSource(self._descriptor))
         else:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            window = Window(FileSource(self._descriptor, self._part.end), self._part.start)
+            source = FileSource(self._descriptor, self._part.end)
+            size = (source.num_bytes or 0) - self._part.start
+            window_bytes = max(min(size, WINDOW_BYTES), BLOCK_BYTES)
+            window = Window(source, self._part.start, window_bytes=window_bytes)
         yield from self._read_tar(window, self._part.folder, None, is_inner=not self._part.is_whole)
 
     def _read_tar(

@@ -7,13 +7,15 @@ from typing import Generic, Self, TypeVar
 
 _Item = TypeVar("_Item")
 
-_IN_MEMORY_BYTES = 1 << 26
+_HELD_ITEMS = 64
+_IN_MEMORY_BYTES = 1 << 25
 
 
 class Spool(Generic[_Item]):
-    """Keeps items, the first 64 MiB of them in memory, the others in a file without a name."""
+    """Keeps items: the first as they are, the next 32 MiB packed, others in an unnamed file."""
 
     def __init__(self) -> None:
+        self._held: list[_Item] = []
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
         self._places: list[tuple[bytes, int]] = []
 
@@ -25,12 +27,19 @@ class Spool(Generic[_Item]):
 
     def add(self, key: bytes, item: _Item) -> None:
         """Keep *item*."""
-        self._places.append((key, self._file.tell()))
-        pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
+        if len(self._held) < _HELD_ITEMS:
+            self._held.append(item)
+            self._places.append((key, -len(self._held)))
+        else:
+            self._places.append((key, self._file.tell()))
+            pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
 
     def in_order(self) -> Iterator[_Item]:
         """Yield the items by their keys; nothing can be added after that."""
         for _, place in sorted(self._places):
+            if place < 0:
+                yield self._held[-place - 1]
+                continue
             self._file.seek(place)
             item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
             yield item
