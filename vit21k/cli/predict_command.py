@@ -70,7 +70,7 @@ def predict_command(
 
       vit21k predict runs/l16_in21k --manifest images.parquet --threshold 0.5 --out p.parquet
 
-      curl -s https://example.org/cat.jpg | vit21k predict runs/tiny -
+      vit21k predict runs/tiny - < cat.jpg
     """
     require_torch("predict")
     from vit21k.inference.predict import predict

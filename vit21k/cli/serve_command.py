@@ -48,15 +48,13 @@ def serve_command(
 ) -> None:
     """Answer predictions over HTTP, with a page to drop a picture on.
 
-    POST /predict with a picture's file as the body gives {"top": [...]}, GET /health how it goes,
-    and / is the page.  Pictures that come at the same time are computed together.  A bad one gets
+    POST /predict with a picture's file as the body (curl --data-binary @cat.jpg URL) gives
+    {"top": [...]}, GET /health how it goes, and / is the page.  Pictures that come at the same time are computed together.  A bad one gets
     {"error": {"kind", "message"}} and harms no other.  Ctrl-C ends it.
 
     [bold]Examples[/bold]
 
       vit21k serve runs/finetune_l16_384_in1k --port 8000
-
-      curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top_k=3'
 
       vit21k serve exports/finetune_l16_384_in1k-onnx
     """
