@@ -78,7 +78,7 @@ def identify_command(
         _write_list(classes, write)
     if as_json:
         console.print_json(_identified(classes, matches))
-    else:
+    elif matches:
         columns = ["list", "classes", "found", "missing", "not in it", "order"]
         console.print_table(columns, [_match_row(match) for match in matches])
     console.done(f"identify: {_verdict(classes, matches)}")

@@ -75,7 +75,7 @@ def conflicts_command(
     shown = _first_conflicts(folder, limit)
     if as_json:
         console.print_json({**asdict(summary), "conflicts": shown})
-    else:
+    elif shown:
         console.print_table(
             ["relation", "one", "other", "in common", "depth", "path"],
             [[str(value) for value in row.values()] for row in shown],
