@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.models.cost import macs_per_image, num_params  # noqa: E402
+from vit21k.models.init_weights import init_vit  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 from vit21k.models.resnet_stem import ResNetStem, StdConv2d  # noqa: E402
 from vit21k.models.shapes import resnet_sides  # noqa: E402
@@ -114,3 +115,18 @@ def test_group_norms_with_dimensions_of_one_are_read():
     old = {k: v.view(1, 1, 1, -1) if "gn" in k else v for k, v in arrays.items()}
 
     assert from_google(old).tensors["patch_embed.backbone.stem.norm.weight"].shape == (64,)
+
+
+def test_first_weights_of_the_resnet_are_flaxs():
+    model = get_model("vit_small_r26_s32_224", img_size=64, **NARROW)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+
+    init_vit(model, scheme="google", generator=torch.Generator().manual_seed(0))
+
+    kernel = model.patch_embed.backbone.stages[2].blocks[1].conv2.weight
+    assert kernel.std().item() == pytest.approx((9 * 256) ** -0.5, rel=0.02)
+    norm = model.patch_embed.backbone.stages[2].blocks[1].norm3
+    assert torch.equal(norm.weight, torch.ones(1024))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -3,7 +3,9 @@ import pytest
 torch = pytest.importorskip("torch")
 vision_transformer = pytest.importorskip("torchvision.models.vision_transformer")
 
+from vit21k.checkpoint.initialise import initialise_from  # noqa: E402
 from vit21k.checkpoint.load import load_model  # noqa: E402
+from vit21k.models.registry import get_model, model_args  # noqa: E402
 from vit21k.weights.torchvision_vit import from_torchvision, to_torchvision  # noqa: E402
 
 
@@ -37,6 +39,31 @@ def test_logits_are_torchvisions(tmp_path, overrides):
     assert card.args["representation_size"] == overrides.get("representation_size")
     assert card.eval_settings.mode == "center_crop"
     assert card.eval_settings.mean == (0.485, 0.456, 0.406)
+
+
+def test_another_size_gives_what_torchvision_gives(tmp_path):
+    theirs = make()
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    _, card = load_model(tmp_path / "vit.pth")
+    args = {**card.args, "img_size": 48}
+    larger = get_model(card.name, **args).eval()
+
+    initialise_from(
+        larger,
+        tmp_path / "vit.pth",
+        args=model_args(card.name, **args),
+        classes=card.classes,
+        pos_embed_mode="bilinear_align_corners",
+    )
+    resized = vision_transformer.interpolate_embeddings(
+        48, 8, theirs.state_dict(), interpolation_mode="bilinear"
+    )
+    theirs = make(image_size=48)
+    theirs.load_state_dict(resized)
+
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.allclose(larger(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
 def test_the_names_of_its_first_files_are_read(tmp_path):

@@ -7,8 +7,10 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from vit21k.checkpoint.initialise import initialise_from  # noqa: E402
 from vit21k.checkpoint.load import load_model  # noqa: E402
 from vit21k.errors import CheckpointError  # noqa: E402
+from vit21k.models.registry import get_model, model_args  # noqa: E402
 from vit21k.weights.transformers_vit import from_transformers, to_transformers  # noqa: E402
 
 V5 = {
@@ -73,6 +75,23 @@ def test_logits_are_those_of_transformers(tmp_path, version, overrides):
     if "id2label" in overrides:
         assert card.classes.names == ("cat", "dog", "cow")
         assert card.activation == "sigmoid"
+
+
+def test_another_size_gives_what_transformers_gives(tmp_path):
+    theirs = make(tmp_path)
+    _, card = load_model(tmp_path)
+    args = {**card.args, "img_size": 48}
+    larger = get_model(card.name, **args).eval()
+    images = torch.randn(2, 3, 48, 48)
+
+    report = initialise_from(
+        larger, tmp_path, args=model_args(card.name, **args), classes=card.classes
+    )
+
+    assert report.resized == ("pos_embed",)
+    with torch.no_grad():
+        wanted = theirs(images, interpolate_pos_encoding=True).logits
+        assert torch.allclose(larger(images), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_pooler_becomes_pre_logits(tmp_path):
