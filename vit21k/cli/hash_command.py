@@ -12,6 +12,7 @@ from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
 if TYPE_CHECKING:
+    from vit21k.prep.digest import DigestedChunk
     from vit21k.prep.hashing import Engine, HashSummary
 
 _WNID = re.compile(r"n\d{8}")
@@ -24,7 +25,11 @@ def register(app: typer.Typer) -> None:
 
 def hash_command(
     root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="The image tree; it is never written to.")
+        str,
+        typer.Argument(
+            metavar="ROOT",
+            help="The image tree, or its URL (s3://bucket/folder); it is never written to.",
+        ),
     ],
     manifests: Manifests = DEFAULT_MANIFESTS,
     algorithm: Annotated[
@@ -97,30 +102,43 @@ def hash_command(
       vit21k hash /data/ImageNet21K --shard 3/8
 
       vit21k hash /shared/ImageNet21K --engine ray --address 10.0.0.1:6379
+
+      vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
     from vit21k.prep.hashing import hash_tree
+    from vit21k.prep.remote import hash_remote, is_url
     from vit21k.prep.shards import Shard
 
     share = Shard.parse(shard) if shard else None
     with console.progress("hash") as progress:
-        summary = hash_tree(
-            root,
-            manifests,
-            algorithm=algorithm,
-            num_workers=num_workers,
-            follow_symlinks=follow_symlinks,
-            mode=mode,
-            is_fresh=fresh,
-            recheck=recheck,
-            shard=share,
-            engine=_engine(engine, address),
-            on_chunk=lambda chunk: progress.advance(
+
+        def advance(chunk: "DigestedChunk") -> None:
+            progress.advance(
                 len(chunk.files),
                 num_bytes=chunk.num_bytes,
                 num_problems=chunk.num_bad,
                 fraction=chunk.fraction,
-            ),
-        )
+            )
+
+        if is_url(root):
+            _refuse_local(follow_symlinks, mode == "quick", recheck, share, engine == "ray")
+            summary = hash_remote(
+                root, manifests, algorithm=algorithm, num_workers=num_workers, on_chunk=advance
+            )
+        else:
+            summary = hash_tree(
+                Path(root),
+                manifests,
+                algorithm=algorithm,
+                num_workers=num_workers,
+                follow_symlinks=follow_symlinks,
+                mode=mode,
+                is_fresh=fresh,
+                recheck=recheck,
+                shard=share,
+                engine=_engine(engine, address),
+                on_chunk=advance,
+            )
     if as_json:
         console.print_json(_hash_result(summary))
     if share:
@@ -131,6 +149,14 @@ def hash_command(
         raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.num_bad:
         raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _refuse_local(*given: object) -> None:
+    if any(given):
+        raise errors.UsageError(
+            "of a URL everything is read, by this machine, each time",
+            hint="of the options only `--algorithm`, `--num-workers` and `--json` go with a URL",
+        )
 
 
 def _engine(name: str, address: str | None) -> "Engine | None":

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from vit21k.archives.part import ArchivePart
 from vit21k.errors import ImageTreeError, UsageError
@@ -216,8 +216,17 @@ Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]
 """Yields what became of each chunk, in order: of (digester, chunks, number of workers)."""
 
 
+class Digester(Protocol):
+    """What threads may share to digest chunks: a `ChunkDigester`, or one that reads from afar."""
+
+    is_stopped: bool
+
+    def __call__(self, chunk: Chunk, /) -> DigestedChunk:
+        """Return what became of *chunk*."""
+
+
 def digest_in_threads(
-    digester: ChunkDigester, chunks: Iterator[Chunk], num_workers: int
+    digester: Digester, chunks: Iterator[Chunk], num_workers: int
 ) -> Iterator[DigestedChunk]:
     """Yield what became of each of *chunks*, in order; threads read and digest."""
     under_way: deque[Future[DigestedChunk]] = deque()

@@ -57,7 +57,7 @@ def walk(root: bytes, *, follow_symlinks: bool = False) -> Iterator[Chunk]:
     Raises:
         OSError: *root* itself cannot be read.
     """
-    return _Walker(root.rstrip(b"/") + b"/", follow_symlinks=follow_symlinks).chunks()
+    return Walker(root.rstrip(b"/") + b"/", follow_symlinks=follow_symlinks).chunks()
 
 
 def printable(path: bytes) -> str:
@@ -66,7 +66,7 @@ def printable(path: bytes) -> str:
 
 
 @dataclass
-class _Level:
+class Level:
     """A folder on the way from the root to where the walk is."""
 
     path: bytes
@@ -81,6 +81,7 @@ class _Level:
 
     @property
     def is_done(self) -> bool:
+        """Whether all its names have been taken."""
         return self.num_taken == len(self.keys)
 
     def add_archives(self, names: list[bytes]) -> None:
@@ -99,14 +100,17 @@ class _Level:
             taken.add(key)
 
 
-class _Walker:
+class Walker:
+    """The way through a tree; what a file system has to offer for it is in `_open`, `_remember`."""
+
     def __init__(self, root: bytes, *, follow_symlinks: bool) -> None:
         self._root = root
         self._follow_symlinks = follow_symlinks
         self._names: dict[tuple[int, int], bytes] = {}
-        self._stack: list[_Level] = []
+        self._stack: list[Level] = []
 
     def chunks(self) -> Iterator[Chunk]:
+        """Yield every entry that is not a folder, and the folders that are not read."""
         self._remember(b"")
         self._stack.append(self._open(b""))
         while self._stack:
@@ -124,7 +128,7 @@ class _Walker:
             elif level.is_done:
                 self._stack.pop()
 
-    def _take(self, level: _Level) -> _Level | None:
+    def _take(self, level: Level) -> Level | None:
         """Take names until a chunk is full, the folder ends, or one has to be gone into."""
         while not level.is_done and len(level.waiting) < CHUNK_FILES:
             key = level.keys[level.num_taken]
@@ -133,14 +137,14 @@ class _Walker:
                 return None
             if key.endswith(b"/"):
                 found = self._go_into(level.path + key, key)
-                if isinstance(found, _Level):
+                if isinstance(found, Level):
                     return found
                 level.waiting.append((key, found))
             else:
                 level.waiting.append((key, _problem_of(level, key)))
         return None
 
-    def _go_into(self, path: bytes, key: bytes) -> _Level | Problem:
+    def _go_into(self, path: bytes, key: bytes) -> Level | Problem:
         if key.startswith(b"."):
             return Problem(printable(path), ProblemKind.HIDDEN, "")
         try:
@@ -161,8 +165,8 @@ class _Walker:
         first = self._names.setdefault((status.st_dev, status.st_ino), path)
         return None if first is path else first
 
-    def _open(self, path: bytes) -> _Level:
-        level = _Level(path, [], {})
+    def _open(self, path: bytes) -> Level:
+        level = Level(path, [], {})
         archives: list[bytes] = []
         with os.scandir(self._root + path) as entries:
             for entry in entries:
@@ -173,7 +177,7 @@ class _Walker:
         level.keys.sort()
         return level
 
-    def _key(self, entry: os.DirEntry[bytes], level: _Level) -> bytes:
+    def _key(self, entry: os.DirEntry[bytes], level: Level) -> bytes:
         """Return the sort key of *entry*; note in *level* what is wrong with it, if anything."""
         if entry.is_file(follow_symlinks=False):
             return entry.name
@@ -200,7 +204,7 @@ def _is_archive(key: bytes) -> bool:
     return not key.startswith(b".") and archive_stem(key) is not None
 
 
-def _followed_key(entry: os.DirEntry[bytes], level: _Level) -> bytes:
+def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -222,7 +226,7 @@ def _target(entry: os.DirEntry[bytes]) -> str:
         return error.strerror or ""
 
 
-def _problem_of(level: _Level, name: bytes) -> Problem | None:
+def _problem_of(level: Level, name: bytes) -> Problem | None:
     """Return what is wrong with a file before it is opened."""
     detail = ""
     if name.startswith(b"."):
