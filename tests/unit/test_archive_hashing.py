@@ -332,3 +332,25 @@ def test_the_archives_are_left_as_they_were(tmp_path: Path) -> None:
         path: (status.st_mtime_ns, status.st_ctime_ns) for path, status in before.items()
     }
     assert os.listdir(root)  # noqa: PTH208
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_a_long_tar_that_comes_back_to_its_folders_is_put_in_order(
+    is_shuffled: bool, make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_digest, "RUN_MEMBERS", 3)
+    files = [(f"n{i % 4}/{'' if i % 3 else 'sub/'}{i // 4}.jpg", b"%d" % i) for i in range(60)]
+    files += [(name, content + b"newer") for name, content in files[::7]]
+    if not is_shuffled:
+        files.sort(key=lambda file: file[0])
+    expected = dict(files)
+
+    _hash(make_tree({"t.tar": tar_of(files)}), tmp_path / "m")
+
+    rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
+    assert [row["path"] for row in rows] == sorted(f"t/{name}" for name in expected)
+    content = (tmp_path / "tree" / "t.tar").read_bytes()
+    for row in rows:
+        found = content[row["offset"] : row["offset"] + row["num_bytes"]]
+        assert found == expected[row["path"].removeprefix("t/")]
+    assert [kind for _, kind in _problems(tmp_path / "m")] == ["duplicate_member"] * 9

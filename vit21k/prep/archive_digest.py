@@ -3,15 +3,13 @@
 A member is filed where unpacking would have put it: the archive stands for a folder of its name.
 Of members with the same name the last one counts, as when `tar` unpacks them over one another.
 
-Memory: that of one class tar's rows, at about 600 bytes a member.  A tar that holds pictures
-without class tars is one part, however many they are.
+Memory: that of the rows of a class tar, at about 600 bytes a member; of a tar without class tars,
+that of some folders, as long as it goes from one to the next and does not come back.
 """
 
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Generic, TypeVar
 
 from vit21k.archives.header import BLOCK_BYTES
@@ -21,10 +19,14 @@ from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.archive_names import flaw_of_class_tar, flaw_of_picture
+from vit21k.prep.archive_runs import DigestedMembers, by_folder, disjoint
 from vit21k.prep.spool import Spool
 from vit21k.prep.walk import printable, problem_from
 
 _Digest = TypeVar("_Digest")
+RUN_MEMBERS = 8192
+"""Held at least, before what was met is put aside when a new folder begins."""
+
 _DAMAGE = (EOFError, zlib.error, BombError, OSError)
 
 
@@ -35,23 +37,6 @@ class UnusableError(Exception):
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
-
-
-@dataclass
-class DigestedMembers(Generic[_Digest]):
-    """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
-
-    Attributes:
-        folder: Relative to the image root; ends in ``/``.
-        names: In that folder.
-        offsets: Where their data begin in the archive, or in what it unpacks to.
-    """
-
-    folder: str
-    names: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    digests: list[_Digest] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
 
 
 def digest_part(
@@ -87,17 +72,18 @@ class _PartDigester(Generic[_Digest]):
         self._is_stopped = is_stopped
         self._problems: list[Problem] = []
         self._taken_stems: set[bytes] = set()
+        self._num_runs = 0
 
     def run(self) -> Iterator[DigestedMembers[_Digest]]:
         before = _version(self._descriptor)
         with Spool[DigestedMembers[_Digest]]() as spool:
             try:
                 for members in self._read():
-                    spool.add((members.folder + members.names[0]).encode(), members)
+                    spool.add(members.first_path.encode(), members)
             except _DAMAGE as error:
                 self._problems.append(self._problem_from(error))
             if _version(self._descriptor) == before:
-                yield from spool.in_order()
+                yield from disjoint(spool.in_order(), self._say_twice)
             else:
                 self._say(self._part.name, ProblemKind.CHANGED_WHILE_READ)
         yield DigestedMembers("", problems=sorted(self._problems))
@@ -118,6 +104,7 @@ class _PartDigester(Generic[_Digest]):
     ) -> Iterator[DigestedMembers[_Digest]]:
         """Yield the class tars in the tar at *window* as they come, and its own members last."""
         found: dict[bytes, tuple[int, _Digest]] = {}
+        last_path = b""
         try:
             for member in read_members(window, end):
                 if self._is_stopped():
@@ -125,12 +112,17 @@ class _PartDigester(Generic[_Digest]):
                 stem = archive_stem(member.name)
                 if stem is not None and member.flaw is None and not is_inner:
                     yield from self._read_class_tar(window, folder, stem, member)
-                else:
-                    self._take(member, window, folder, found)
+                    continue
+                path = self._path_of(member, folder)
+                if len(found) >= RUN_MEMBERS and not _are_siblings(path, last_path):
+                    yield from self._run_of(found)
+                    found = {}
+                last_path = path
+                self._take(path, member, window, found)
         except _DAMAGE:
-            yield from self._by_folder(found)
+            yield from self._run_of(found)
             raise
-        yield from self._by_folder(found)
+        yield from self._run_of(found)
 
     def _read_class_tar(
         self, window: Window, folder: bytes, stem: bytes, member: Member
@@ -147,13 +139,12 @@ class _PartDigester(Generic[_Digest]):
 
     def _take(
         self,
+        path: bytes,
         member: Member,
         window: Window,
-        folder: bytes,
         found: dict[bytes, tuple[int, _Digest]],
     ) -> None:
         """Digest *member* into *found*, or note what is wrong with it."""
-        path = self._path_of(member, folder)
         flaw = member.flaw or flaw_of_picture(path, member.num_bytes)
         if flaw is not None:
             self._say(path, *flaw)
@@ -164,7 +155,7 @@ class _PartDigester(Generic[_Digest]):
             self._say(path, ProblemKind.ARCHIVE_TRUNCATED, detail)
             return
         if path in found:
-            self._say(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {found[path][0]:,}")
+            self._say_twice(path, found[path][0])
         try:
             found[path] = member.offset, self._digest(content)
         except UnusableError as error:
@@ -179,18 +170,14 @@ class _PartDigester(Generic[_Digest]):
         name = self._part.archive.rpartition(b"/")[2]
         return (archive_stem(name) or name) + b"/" + member.name
 
-    def _by_folder(
+    def _run_of(
         self, found: dict[bytes, tuple[int, _Digest]]
     ) -> Iterator[DigestedMembers[_Digest]]:
-        """Yield what was found, in path order."""
-        for folder, paths in groupby(sorted(found), key=_folder_of):
-            members: DigestedMembers[_Digest] = DigestedMembers(folder.decode())
-            for path in paths:
-                offset, digest = found[path]
-                members.names.append(path[len(folder) :].decode())
-                members.offsets.append(offset)
-                members.digests.append(digest)
-            yield members
+        self._num_runs += 1
+        return by_folder(found, self._num_runs)
+
+    def _say_twice(self, path: bytes, offset: int) -> None:
+        self._say(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {offset:,}")
 
     def _problem_from(self, error: Exception) -> Problem:
         if isinstance(error, OSError):
@@ -210,5 +197,5 @@ def _version(descriptor: int) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _folder_of(path: bytes) -> bytes:
-    return path[: path.rfind(b"/") + 1]
+def _are_siblings(path: bytes, other: bytes) -> bool:
+    return path.rpartition(b"/")[0] == other.rpartition(b"/")[0]

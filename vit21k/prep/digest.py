@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from vit21k.archives.part import ArchivePart
 from vit21k.manifest.problems import Problem
-from vit21k.prep.archive_digest import DigestedMembers, UnusableError, digest_part
+from vit21k.prep.archive_digest import UnusableError, digest_part
 from vit21k.prep.archive_memory import Members, is_small, note_part, recall_part
+from vit21k.prep.archive_runs import DigestedMembers
 from vit21k.prep.file_digest import (
     ALGORITHMS,
     BUFFER_BYTES,
