@@ -227,6 +227,20 @@ def test_the_image_root_is_not_its_own_evaluation_set(world: Path) -> None:
         find_leaks(world / "manifests", world / "train", num_workers=1)
 
 
+def test_links_in_the_evaluation_set_are_followed_and_broken_ones_named(
+    world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "linked.png").symlink_to(world / "test" / "0.png")
+    (tmp_path / "test" / "broken.png").symlink_to(tmp_path / "gone")
+
+    summary = find_leaks(world / "manifests", tmp_path / "test", num_workers=1)
+
+    assert (summary.num_others, summary.num_found["exact"]) == (1, 1)
+    assert list(summary.other_problems) == ["broken.png"]
+    find_leaks(world / "manifests", world / "test", num_workers=1)  # as it was
+
+
 def test_a_folder_without_pictures_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageTreeError, match="no images below"):
         find_leaks(world / "manifests", tmp_path, num_workers=1)

@@ -121,7 +121,7 @@ def scan_folder(
     """
     if not root.is_dir():
         raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of pictures")
-    paths = _list_pictures(root)
+    paths, problems = _list_pictures(root)
     if not paths:
         raise ImageTreeError(f"no images below `{root}`")
     scanned: list[Scanned] = []
@@ -134,19 +134,25 @@ def scan_folder(
     ):
         scanned += some
         on_pictures(len(some), len(paths))
-    problems = {path: one.problem for path, one in zip(paths, scanned, strict=True) if one.problem}
+    problems.update(
+        (path, one.problem) for path, one in zip(paths, scanned, strict=True) if one.problem
+    )
     return FolderSet(root, paths, _as_set(scanned), problems)
 
 
-def _list_pictures(root: Path) -> list[str]:
-    """Return the images below *root*; those right in it count, which have no class."""
-    usable = (None, ProblemKind.NOT_IN_CLASS_FOLDER)
-    return [
-        (chunk.folder + name).decode()
-        for chunk in walk(os.fsencode(root))
-        for name, problem in chunk.entries
-        if (problem and problem.kind) in usable
-    ]
+def _list_pictures(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the images below *root*, and what should be one but cannot be read.
+
+    Symbolic links are followed, and images right in *root* count, which have no class.
+    """
+    paths, problems = [], {}
+    for chunk in walk(os.fsencode(root), follow_symlinks=True):
+        for name, problem in chunk.entries:
+            if problem is None or problem.kind is ProblemKind.NOT_IN_CLASS_FOLDER:
+                paths.append((chunk.folder + name).decode())
+            elif not problem.kind.is_left_out:
+                problems[problem.path] = problem.kind.doc
+    return paths, problems
 
 
 def _as_set(scanned: list[Scanned]) -> PictureSet:
