@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from vit21k.cli.app import app
 from vit21k.errors import UsageError
 from vit21k.manifest.api import read_manifest
+from vit21k.manifest.class_lists import known_list
 
 FILES = {
     "n02088364/1.JPEG": b"beagle",
@@ -84,9 +85,26 @@ def test_select_names_the_classes_of_the_list_that_were_not_there(manifests: Pat
         *("labels", "select", "--keep", manifests / "list.txt", "--manifests", manifests, "--json")
     )
 
-    assert "1 classes of the list were no classes here (-1)" in result.stderr
-    assert "n04399382 (teddy, teddy bear)" in result.stderr
+    assert "1 classes of the list were no classes here and have no pictures: n04399382 (teddy" in (
+        result.stderr
+    )
+    assert "3 classes go (-1): n02084071 (dog, " in result.stderr
     assert json.loads(result.stdout)["lost"] == ["n04399382"]
+
+
+def test_the_teddy_goes_with_minus_one_when_indices_become_those_of_fall11(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    tree = make_tree({"n04399382/1.JPEG": b"teddy", "n01440764/2.JPEG": b"tench"})
+    _vit21k("hash", tree, "--manifests", tmp_path / "m")
+    _vit21k("relabel", "--classes", "in1k", "--manifests", tmp_path / "m")
+
+    result = _vit21k("labels", "select", "--keep", "fall11", "--manifests", tmp_path / "m")
+
+    assert "1 classes go (-1): n04399382 (teddy, teddy bear)" in result.stderr
+    assert "1 left out" in result.stderr
+    images = read_manifest("images", tmp_path / "m" / "labels" / "select")
+    assert images["label_ids"].to_pylist() == [[known_list("fall11").wnids.index("n01440764")]]
 
 
 @pytest.mark.parametrize(

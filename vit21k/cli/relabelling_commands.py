@@ -1,5 +1,6 @@
 """`labels reduce | expand | select`: new manifests with other labels."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -167,15 +168,12 @@ def select_command(
 
 
 def _report_selection(summary: "SelectSummary", folder: Path) -> None:
-    from vit21k.manifest.synsets import names_of
-
+    if summary.gone:
+        console.warn(f"{len(summary.gone):,} classes go (-1): {_in_words(summary.gone)}")
     if summary.lost:
-        names = names_of(summary.lost)
-        some = ", ".join(f"{w} ({names.get(w, 'no name')})" for w in summary.lost[:_NUM_NAMED])
-        rest = len(summary.lost) - _NUM_NAMED
         console.warn(
-            f"{len(summary.lost):,} classes of the list were no classes here (-1) and have no "
-            f"pictures: {some}" + (f" and {rest:,} more; all are in `--json`" if rest > 0 else "")
+            f"{len(summary.lost):,} classes of the list were no classes here and have no pictures: "
+            f"{_in_words(summary.lost)}"
         )
     console.note(
         f"{summary.num_classes_before:,} classes before, {summary.rewritten.num_classes:,} now, "
@@ -186,6 +184,15 @@ def _report_selection(summary: "SelectSummary", folder: Path) -> None:
             f"split: {summary.split.num_train:,} in train, {summary.split.num_val:,} in val"
         )
     _report("select", summary.rewritten, folder)
+
+
+def _in_words(wnids: Sequence[str]) -> str:
+    from vit21k.manifest.synsets import names_of
+
+    names = names_of(wnids[:_NUM_NAMED])
+    some = ", ".join(f"{wnid} ({names.get(wnid, 'no name')})" for wnid in wnids[:_NUM_NAMED])
+    rest = len(wnids) - _NUM_NAMED
+    return f"{some} and {rest:,} more; all are in `--json`" if rest > 0 else some
 
 
 def new_folder(out: Path | None, manifests: Path, verb: str) -> Path:

@@ -66,12 +66,14 @@ class SelectSummary:
     Attributes:
         rewritten: Counts of the new manifests.
         num_classes_before: Length of the old class list.
-        lost: Classes of a list that was to be kept that the old list does not have; class index -1.
+        gone: Old classes that the new list does not have, or that were dropped; class index -1.
+        lost: Classes of a list that was to be kept that the old list does not have.
         split: The new split, with the preset.
     """
 
     rewritten: RewriteSummary
     num_classes_before: int
+    gone: tuple[str, ...]
     lost: tuple[str, ...]
     split: SplitSummary | None = None
 
@@ -114,6 +116,7 @@ def select(
     return SelectSummary(
         rewritten=rewritten,
         num_classes_before=len(old.classes),
+        gone=tuple(old.classes.wnids[k] for k in np.flatnonzero(new_id_K < 0)),
         lost=tuple(wnid for wnid in new.classes.wnids if wnid not in here),
         split=make_val(out, per_class=hold_out, holdout=True) if hold_out is not None else None,
     )
