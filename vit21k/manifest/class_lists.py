@@ -136,13 +136,18 @@ def wnids_of(name: str) -> tuple[str, ...]:
             hint=f"take it from your own copy: `vit21k classes identify DIR --write {name}.txt`, "
             f"then name `{name}.txt` instead",
         )
+    table = _table()
+    table = table.select(["wnid", name]).filter(table[name].is_valid()).sort_by(name)
+    return tuple(table["wnid"].to_pylist())
+
+
+@cache
+def _table() -> pa.Table:
     path = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
     if not path.is_file():
         raise ManifestError(f"no table of class lists at `{path}`", hint="install vit21k again")
     with damage_is_an_error(path):
-        table = pq.read_table(path, columns=["wnid", name], page_checksum_verification=True)
-    table = table.filter(table[name].is_valid()).sort_by(name)
-    return tuple(table["wnid"].to_pylist())
+        return pq.read_table(path, page_checksum_verification=True)
 
 
 def shipped_lists() -> list[str]:

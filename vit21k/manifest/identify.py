@@ -64,5 +64,6 @@ def _match(name: str, wnids: Sequence[str]) -> Match:
 
 def wholes(classes: ClassList) -> list[Match]:
     """Return the known lists that *classes* are only a part of, the shortest first."""
-    matches = [match for match in identify(classes) if match.is_part]
-    return sorted(matches, key=lambda match: match.num_known)
+    here = set(classes.wnids)
+    names = [name for name in shipped_lists() if here < set(wnids_of(name))]
+    return sorted((_match(name, classes.wnids) for name in names), key=lambda m: m.num_known)
