@@ -7,13 +7,10 @@ its members.  Parts with problems are read again, and so are archives too large 
 import os
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from vit21k.archives.part import ArchivePart
+from vit21k.prep.digested import DigestedChunk, Memory
 from vit21k.prep.file_digest import FileDigest
-
-if TYPE_CHECKING:
-    from vit21k.prep.digest import DigestedChunk, Memory
 
 MAX_BYTES = 4 << 30
 """Of a part that is remembered: its rows, 600 bytes a member, are held at once."""
@@ -29,7 +26,7 @@ def is_small(part: ArchivePart, status: os.stat_result) -> bool:
 
 
 def recall_part(
-    memory: "Memory", part: ArchivePart, status: os.stat_result, *, is_remote: bool
+    memory: Memory, part: ArchivePart, status: os.stat_result, *, is_remote: bool
 ) -> Members:
     """Return what is known of the members of *part*; nothing, unless it is known to be all."""
     known = memory.recall(_label(part, status, is_remote=is_remote), _ANY)
@@ -44,10 +41,10 @@ def recall_part(
 
 
 def note_part(
-    memory: "Memory",
+    memory: Memory,
     part: ArchivePart,
     status: os.stat_result,
-    chunks: "Sequence[DigestedChunk]",
+    chunks: Sequence[DigestedChunk],
     *,
     is_remote: bool,
 ) -> None:
