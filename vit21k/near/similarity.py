@@ -1,25 +1,23 @@
 """Thumbnails -> are they the same picture?  The second look at every pair that near hashes bring.
 
 Both thumbnails are sharpened, so that what counts is detail and not where it is light and dark;
-one is looked at through every view that a mirrored or cropped copy may have; and the best
-correlation over the views counts.
+each is looked at through every window that a cropped copy may show, and compared with the other as
+it is and mirrored; the best correlation counts.
 
-Dimensions: P pairs, T pixels along a side, D = T x T.
+Dimensions: P pairs, T pixels along a side, D = pixels but for the margin.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.near.fingerprint import THUMB_SIDE
-from vit21k.near.views import AS_IS, View, crops, matrices, mirrored
+from vit21k.near.views import AS_IS, View, crops, matrices
 
-_SHARES = (0.97, 0.94, 0.91)
-_PLACES = (0.0, 0.5, 1.0)
-_CROPS = crops(_SHARES, _PLACES)
-VIEWS = _CROPS + mirrored(_CROPS)
+VIEWS = crops((0.97, 0.94, 0.91), (0.0, 0.5, 1.0))
+"""The windows; the places are the same from both sides, so that mirroring adds none."""
 
-_BATCH_ROWS = 2_048
-_WIDE = 2.0  # pixels: the deviation of the blur that is taken off
+_BATCH_ROWS = 512
+_BLUR_DEVIATION = 2.0  # pixels: of the blur that is taken off
 _MARGIN = 2  # pixels at the border, where a blur knows too little
 
 
@@ -31,41 +29,56 @@ def similarity(one_PTT: NDArray[np.uint8], other_PTT: NDArray[np.uint8]) -> NDAr
     best_P = np.full(len(one_PTT), -1, dtype=np.float32)
     for start in range(0, len(one_PTT), _BATCH_ROWS):
         batch = slice(start, start + _BATCH_ROWS)
-        one, other = one_PTT[batch].astype(np.float32), other_PTT[batch].astype(np.float32)
-        best_P[batch] = np.maximum(_best(one, other), _best(other, one, with_whole=False))
+        one_BTT, other_BTT = _sharpened(one_PTT[batch]), _sharpened(other_PTT[batch])
+        best_P[batch] = np.maximum(_best(one_BTT, other_BTT), _best(other_BTT, one_BTT))
     return best_P
 
 
-def _best(
-    seen_PTT: NDArray[np.float32], still_PTT: NDArray[np.float32], *, with_whole: bool = True
-) -> NDArray[np.float32]:
-    """Return the best correlation of *still_PTT* with *seen_PTT* through any view."""
-    still_PD = _detail(still_PTT, AS_IS)
-    views = VIEWS if with_whole else [view for view in VIEWS if view.width < 1]
+def _best(seen_PTT: NDArray[np.float32], still_PTT: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the best correlation of *still_PTT*, plain or mirrored, with a view of *seen_PTT*."""
+    still_PD = _unit(still_PTT, AS_IS)
+    mirrored_PD = _unit(np.ascontiguousarray(still_PTT[:, :, ::-1]), AS_IS)
     best_P = np.full(len(seen_PTT), -1, dtype=np.float32)
-    for view in views:
-        correlation_P = np.einsum("pd,pd->p", _detail(seen_PTT, view), still_PD)
-        np.maximum(best_P, correlation_P, out=best_P)
+    for view in VIEWS:
+        seen_PD = _unit(seen_PTT, view)
+        for plain_PD in (still_PD, mirrored_PD):
+            np.maximum(best_P, np.einsum("pd,pd->p", seen_PD, plain_PD), out=best_P)
     return best_P
 
 
-def _detail(thumbs_PTT: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+def _sharpened(thumbs_PTT: NDArray[np.uint8]) -> NDArray[np.float32]:
+    thumbs = thumbs_PTT.astype(np.float32)
+    fine_PTT: NDArray[np.float32] = thumbs - _through(thumbs, _BLUR, _BLUR)
+    return fine_PTT
+
+
+def _unit(fine_PTT: NDArray[np.float32], view: View) -> NDArray[np.float32]:
     """Return the sharpened thumbnails through *view*, of zero mean and unit length."""
     rows, cols = matrices(view)
-    seen = rows @ thumbs_PTT @ cols.T
-    fine = seen - _BLUR @ seen @ _BLUR.T
     inner = slice(_MARGIN, THUMB_SIDE - _MARGIN)
-    detail_PD = fine[:, inner, inner].reshape(len(seen), -1)
-    detail_PD = detail_PD - detail_PD.mean(axis=1, keepdims=True)
-    length_P1 = np.linalg.norm(detail_PD, axis=1, keepdims=True)
-    unit_PD: NDArray[np.float32] = detail_PD / np.maximum(length_P1, 1e-3)
-    return unit_PD
+    detail_PD = _through(fine_PTT, rows[inner], cols[inner]).reshape(len(fine_PTT), -1)
+    detail_PD -= detail_PD.mean(axis=1, keepdims=True)
+    length_P = np.sqrt(np.einsum("pd,pd->p", detail_PD, detail_PD))
+    detail_PD /= np.maximum(length_P, 1e-3)[:, None]
+    return detail_PD
+
+
+def _through(
+    thumbs_PTT: NDArray[np.float32], rows: NDArray[np.float32], cols: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return ``rows @ thumb @ cols.T`` of each: as two products of large matrices."""
+    size = len(thumbs_PTT)
+    across = (thumbs_PTT.reshape(-1, THUMB_SIDE) @ cols.T).reshape(size, THUMB_SIDE, -1)
+    turned = np.ascontiguousarray(across.swapaxes(1, 2)).reshape(-1, THUMB_SIDE)
+    seen = (turned @ rows.T).reshape(size, len(cols), len(rows))
+    seen_PTT: NDArray[np.float32] = np.ascontiguousarray(seen.swapaxes(1, 2))
+    return seen_PTT
 
 
 def _blur() -> NDArray[np.float32]:
     """Return a Gaussian blur along one side, T x T."""
     offset = np.subtract.outer(np.arange(THUMB_SIDE), np.arange(THUMB_SIDE))
-    weight = np.exp(-0.5 * (offset / _WIDE) ** 2)
+    weight = np.exp(-0.5 * (offset / _BLUR_DEVIATION) ** 2)
     matrix: NDArray[np.float32] = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
     return matrix
 
