@@ -177,6 +177,24 @@ def test_a_split_that_no_longer_fits_is_left_out_and_said(manifests: Path) -> No
     assert not (manifests / "out" / VAL.file_name).exists()
 
 
+def test_a_run_that_dies_half_way_leaves_nothing_that_looks_whole(
+    manifests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_val(manifests, per_class=1)
+    reduce(manifests, manifests / "out")
+
+    def die(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rewrite._Writer, "_write_classes", die)
+    with pytest.raises(KeyboardInterrupt):
+        select(manifests, manifests / "out", Selection(drop=[TENCH]))
+
+    for kind in (CLASSES, VAL, TRAIN):
+        with pytest.raises(ManifestError, match=r"stale: `images.parquet` beside it"):
+            open_manifest(manifests / "out", kind)
+
+
 def test_the_old_folder_and_the_image_tree_are_never_written_to(
     manifests: Path, tmp_path: Path
 ) -> None:
