@@ -79,6 +79,19 @@ def test_what_cannot_be_read_says_why(tmp_path):
         find_pictures([tmp_path / "text.tar"])
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_member_that_is_cut_off_is_not_read(archive, is_known):
+    path, contents = archive
+    whole = path.read_bytes()
+    files = Files([path / name for name in contents])
+    if is_known:  # and cut off afterwards
+        files.read_bytes(0)
+    path.write_bytes(whole[: whole.index(b"twotwo") + 9])
+
+    with pytest.raises(ImageError, match="ends before" if is_known else "is not a tar archive"):
+        files.read_bytes(0)
+
+
 def test_given_bytes_are_not_looked_for_on_disk():
     files = Files(["-", "gone.jpg"], {0: b"bytes"})
 

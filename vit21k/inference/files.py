@@ -146,7 +146,7 @@ def _members(archive: Path) -> dict[str, _Place]:
                 for member in tar
                 if member.isreg()
             }
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise ImageError(f"`{archive}` is not a tar archive that can be read: {error}") from error
 
 
@@ -164,6 +164,8 @@ def _read_member(path: Path) -> bytes:
         raise ImageError(f"`{archive}` has no such member")
     descriptor = os.open(archive, os.O_RDONLY)  # its own, so that threads do not share a position
     try:
+        if place.offset + place.num_bytes > os.fstat(descriptor).st_size:
+            raise ImageError(f"`{archive}` ends before its member does")
         return os.pread(descriptor, place.num_bytes, place.offset)
     finally:
         os.close(descriptor)
