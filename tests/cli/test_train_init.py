@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from file_server import serving
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -115,3 +116,19 @@ def test_export_says_what_it_wrote(weights, tmp_path):
     assert set(written["files"]) == {"README.md", "config.json", "model.safetensors"}
     assert written["to"] == "timm"
     assert "3 files" in result.stderr
+
+
+def test_an_address_is_fetched_first(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT21K_CACHE", str(tmp_path / "cache"))
+    with serving() as server:
+        server.files["/w/weights.pth"] = weights.read_bytes()
+        address = f"{server.url}/w/weights.pth"
+        arguments = ["export", address, "--to", "safetensors", "--out", str(tmp_path / "out")]
+
+        result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 0, result.exception
+    assert f"`{address}` lies in" in result.stderr
+    before = torch.load(weights, weights_only=True)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -32,6 +32,15 @@ def test_a_file_comes_whole_and_is_not_asked_for_again(server):
     assert len(server.requests) == 1
 
 
+def test_a_listener_hears_how_far_it_is(server):
+    heard = []
+
+    download(f"{server.url}/models/w.npz", tell=lambda *numbers: heard.append(numbers))
+
+    assert heard[-1] == (len(CONTENT), len(CONTENT))
+    assert heard == sorted(heard)
+
+
 def test_what_broke_off_goes_on_from_there(server):
     server.break_after = [1_000_000, 500_000]
 

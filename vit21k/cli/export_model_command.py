@@ -8,6 +8,7 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.model_options import PANEL
 from vit21k.cli.options import AsJson
+from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
 
 Target = Literal[
@@ -51,7 +52,7 @@ def export_command(
     from vit21k.export.export import export_model
 
     folder = out or Path("exports") / f"{Path(run.rstrip('/')).stem or 'model'}-{to}"
-    report = export_model(run, folder, to=to)
+    report = export_model(local_copy(run), folder, to=to)
     for note in report.notes:
         console.warn(note)
     num_bytes = sum(report.files.values())

@@ -6,6 +6,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.device_options import device_or_best
+from vit21k.cli.remote_weights import local_copy
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
@@ -32,7 +33,7 @@ def load(run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
     """Load the model of *run*; warn of what is wrong with newer checkpoints."""
     from vit21k.checkpoint.load import load_model
 
-    model, card = load_model(run, device=device_or_best(device))
+    model, card = load_model(local_copy(run), device=device_or_best(device))
     for warning in card.warnings:
         console.warn(warning)
     return model, card

@@ -10,6 +10,7 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
 from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
+from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
 
@@ -143,7 +144,7 @@ def _init_source(
             raise UsageError("--head and --init-classes are for the weights of --init")
         return None
     known = None if classes is None else read_classes(classes)
-    return InitSource(path=init, head=head, classes=known)
+    return InitSource(path=local_copy(init), head=head, classes=known)
 
 
 def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.weights.download import MissingFileError, download
+from vit21k.weights.download import MissingFileError, Tell, download
 
 _ADDRESS = re.compile(r"(hf|https?|gs):/+(.+)")
 _HF_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
@@ -32,7 +32,7 @@ def is_address(path: str) -> bool:
     return bool(google) and not Path(path).exists()
 
 
-def fetch(address: str) -> Path:
+def fetch(address: str, *, tell: Tell | None = None) -> Path:
     """Return a local copy of the weights at *address*: a file, or a folder for a repository.
 
     Copies are kept in ``$VIT21K_CACHE``, else below ``~/.cache``; what is there and whole is not
@@ -41,6 +41,7 @@ def fetch(address: str) -> Path:
     Args:
         address: ``hf://owner/name[@revision][/file]``, ``https://...``, ``gs://bucket/object``, or
             a name from Google's bucket: ``ViT-L_16``, ``L_16-i21k-300ep-...``.
+        tell: Hears how far a download is.
 
     Raises:
         UsageError: It is no address of these.
@@ -50,20 +51,20 @@ def fetch(address: str) -> Path:
     match = _ADDRESS.fullmatch(address)
     scheme, rest = match.groups() if match else ("google", address)
     if scheme == "hf":
-        return _fetch_repository(rest)
+        return _fetch_repository(rest, tell)
     if scheme == "gs":
-        return download(_storage_url(rest))
+        return download(_storage_url(rest), tell=tell)
     if scheme == "google":
-        return download(_storage_url(_object_of(rest)))
+        return download(_storage_url(_object_of(rest)), tell=tell)
     url = f"{scheme}://{rest}"
     if scheme == "http" and urlsplit(url).hostname not in _LOOPBACK:
         raise UsageError(
             f"`{url}` would come unprotected over the network", hint="use https:// instead"
         )
-    return download(url)
+    return download(url, tell=tell)
 
 
-def _fetch_repository(address: str) -> Path:
+def _fetch_repository(address: str, tell: Tell | None) -> Path:
     """Return one file of a Hugging Face repository, or a folder with all that a model needs."""
     match = _HF_REPOSITORY.fullmatch(address.rstrip("/"))
     if match is None:
@@ -72,12 +73,12 @@ def _fetch_repository(address: str) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     base = f"{endpoint}/{repository}/resolve/{quote(revision or 'main', safe='')}"
     if file:
-        return download(f"{base}/{quote(file)}")
+        return download(f"{base}/{quote(file)}", tell=tell)
     folder = f"{repository}@{revision or 'main'}"
     for name in _BESIDE:
-        _download_if_there(f"{base}/{name}", folder)
+        _download_if_there(f"{base}/{name}", folder, None)
     for name in _WEIGHTS:
-        if found := _download_if_there(f"{base}/{name}", folder):
+        if found := _download_if_there(f"{base}/{name}", folder, tell):
             return found.parent
     raise CheckpointError(
         f"`hf://{repository}` has none of {', '.join(_WEIGHTS)}",
@@ -85,17 +86,16 @@ def _fetch_repository(address: str) -> Path:
     )
 
 
-def _download_if_there(url: str, folder: str) -> Path | None:
+def _download_if_there(url: str, folder: str, tell: Tell | None) -> Path | None:
     try:
-        return download(url, folder=folder)
+        return download(url, folder=folder, tell=tell)
     except MissingFileError:
         return None
 
 
 def _object_of(name: str) -> str:
     if match := _GOOGLE_NAME.fullmatch(name):
-        stem, _, size = match[1].partition("-384")
-        del size
+        stem = match[1].removesuffix("-384")
         fine_tuned = match[1].endswith("-384")
         folder = "imagenet21k+imagenet2012" if fine_tuned else "imagenet21k"
         return f"{_BUCKET}/{folder}/{stem}.npz"

@@ -11,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,17 @@ class MissingFileError(CheckpointError):
     """The server has no such file."""
 
 
-def download(url: str, *, folder: str | None = None) -> Path:
+Tell = Callable[[int, int | None], None]
+"""Hears of a download: bytes that are here, and bytes in all if the server says so."""
+
+
+def download(url: str, *, folder: str | None = None, tell: Tell | None = None) -> Path:
     """Return a local copy of *url*.
 
     Args:
         url: May end in ``#sha256=...``, the digest that the file must have.
         folder: Files of one *folder* lie together, under their own names; None: a file by itself.
+        tell: Hears how far it is.
 
     Raises:
         MissingFileError: The server has no such file.
@@ -55,7 +60,7 @@ def download(url: str, *, folder: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, command="download", wait=True):
         if not _is_whole(path, wanted):
-            _download(url, path, wanted)
+            _download(url, path, wanted, tell or _tell_nobody)
     return path
 
 
@@ -83,12 +88,16 @@ def _is_whole(path: Path, wanted: str | None) -> bool:
     return wanted is None or record.get("sha256") == wanted
 
 
-def _download(url: str, path: Path, wanted: str | None) -> None:
+def _tell_nobody(_num_bytes: int, _total: int | None) -> None:
+    pass
+
+
+def _download(url: str, path: Path, wanted: str | None, tell: Tell) -> None:
     partial = path.with_name(f"{path.name}.part")
     failure: Exception | None = None
     for _ in range(_TRIES):
         try:
-            announced = _fetch_rest(url, partial)
+            announced = _fetch_rest(url, partial, tell)
             break
         except (TimeoutError, ConnectionError, HTTPException) as error:
             failure = error  # what came so far stays; the next try goes on from there
@@ -110,7 +119,7 @@ def _download(url: str, path: Path, wanted: str | None) -> None:
     write_atomic(_record(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _fetch_rest(url: str, partial: Path) -> dict[str, Any]:
+def _fetch_rest(url: str, partial: Path, tell: Tell) -> dict[str, Any]:
     """Append to *partial* what is missing; return what the server announces of the whole file.
 
     Raises:
@@ -134,6 +143,7 @@ def _fetch_rest(url: str, partial: Path) -> dict[str, Any]:
         with partial.open("ab" if resumed else "wb") as file:
             for chunk in _chunks(response):
                 file.write(chunk)
+                tell(file.tell(), announced.get("num_bytes"))
     size, total = partial.stat().st_size, announced.get("num_bytes")
     if total is not None and size < total:
         raise ConnectionError(f"{size:,} of {total:,} bytes came")
