@@ -1,6 +1,7 @@
 """`hash` on archives: the manifests are those of the tree that unpacking them would have made."""
 
 import os
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from vit21k.errors import ImageTreeError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.prep import archive_digest
-from vit21k.prep.hashing import HashSummary, hash_tree
+from vit21k.prep.hash_summary import HashSummary
+from vit21k.prep.digest import ChunkDigester
+from vit21k.prep.hashing import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
+from vit21k.prep.walk import walk
 
 FOLDERS = {
     wnid: {
@@ -354,3 +358,14 @@ def test_a_long_tar_that_comes_back_to_its_folders_is_put_in_order(
         found = content[row["offset"] : row["offset"] + row["num_bytes"]]
         assert found == expected[row["path"].removeprefix("t/")]
     assert [kind for _, kind in _problems(tmp_path / "m")] == ["duplicate_member"] * 9
+
+
+def test_what_became_of_an_archive_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    root = _laid_out("a tar of folders", tmp_path).parent
+    [chunk] = walk(os.fsencode(root) + b"/")
+
+    done = pickle.loads(pickle.dumps(ChunkDigester(os.fsencode(root), algorithm="md5")(chunk)))
+
+    assert [path for each in (done, *done.more) for path in each.paths] == [
+        f"whole/{name}" for name in sorted(TINY_FILES)
+    ]

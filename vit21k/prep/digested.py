@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from vit21k.manifest.problems import Problem
 from vit21k.prep.file_digest import FileDigest
@@ -47,6 +47,9 @@ class DigestedChunk:
     archive: str | None = None
     offsets: list[int] = field(default_factory=list)
     more: Iterable["DigestedChunk"] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "more": list(self.more)}  # to another process, all of it
 
     @property
     def num_bytes(self) -> int:
