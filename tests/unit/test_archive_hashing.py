@@ -15,8 +15,8 @@ from vit21k.errors import ImageTreeError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.prep import archive_digest
-from vit21k.prep.hash_summary import HashSummary
 from vit21k.prep.digest import ChunkDigester
+from vit21k.prep.hash_summary import HashSummary
 from vit21k.prep.hashing import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.relabel import relabel
