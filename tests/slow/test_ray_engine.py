@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,12 @@ ray = pytest.importorskip("ray")
 from conftest import MakeTree  # noqa: E402
 
 from vit21k.errors import Vit21kError  # noqa: E402
+from vit21k.prep import ray_copies  # noqa: E402
 from vit21k.prep import ray_engine as ray_engine_module  # noqa: E402
 from vit21k.prep.hashing import hash_tree  # noqa: E402
+from vit21k.prep.ray_copies import copies_on_ray  # noqa: E402
 from vit21k.prep.ray_engine import ray_engine  # noqa: E402
+from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.shards import Shard, merge_shards  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -77,7 +79,7 @@ def test_shards_may_be_hashed_on_ray(make_tree: MakeTree, tmp_path: Path) -> Non
     assert _bytes_of(tmp_path / "m") == _bytes_of(tmp_path / "local")
 
 
-def test_workers_that_are_killed_do_not_change_a_byte(
+def test_a_worker_that_is_killed_in_the_middle_does_not_change_a_byte(
     make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_tree({f"n{number:02}/x.JPEG": b"%d" % number for number in range(40)})
@@ -87,20 +89,43 @@ def test_workers_that_are_killed_do_not_change_a_byte(
     hash_tree(root, tmp_path / "local", num_workers=2)
     killed: set[int] = set()
 
-    def kill_two() -> None:
-        until = time.monotonic() + 60
-        while len(killed) < 2 and time.monotonic() < until:
+    is_done = threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not is_done.wait(0.01):
             for worker in _workers_at_work()[:1]:
                 os.kill(worker, signal.SIGKILL)
                 killed.add(worker)
-            time.sleep(0.3)
 
-    killer = threading.Thread(target=kill_two)
+    killer = threading.Thread(target=kill_one)
     killer.start()
     hash_tree(root, tmp_path / "ray", engine=ray_engine())
+    is_done.set()
     killer.join()
 
-    assert len(killed) == 2
+    assert len(killed) == 1
+    assert _bytes_of(tmp_path / "ray") == _bytes_of(tmp_path / "local")
+
+
+@pytest.mark.parametrize("part_rows", [150, 10_000])
+def test_relabelled_on_ray_in_parts_by_digest_prefix_gives_the_bytes_of_a_local_run(
+    make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
+) -> None:
+    files = {f"n{n % 13}/{n}.JPEG": b"%d" % (n * n % 300) for n in range(900)}
+    root = make_tree({**files, **{f"n{n}/placeholder.JPEG": b"none" for n in range(13)}})
+    monkeypatch.setattr("vit21k.manifest.io.ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(ray_copies, "_ROW_GROUPS_PER_TASK", 3)
+    for name in ("local", "ray"):
+        hash_tree(root, tmp_path / name)
+    local = relabel(tmp_path / "local", max_labels=9)
+
+    summary = relabel(
+        tmp_path / "ray", max_labels=9, find_copies=copies_on_ray(part_rows=part_rows)
+    )
+
+    assert summary == local
+    assert summary.num_crowded_files >= 13
+    assert summary.num_copies > 50
     assert _bytes_of(tmp_path / "ray") == _bytes_of(tmp_path / "local")
 
 

@@ -12,9 +12,18 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.classes_commands import warn_of_part
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+from vit21k.cli.options import (
+    DEFAULT_MANIFESTS,
+    AsJson,
+    Manifests,
+    OnAddress,
+    OnEngine,
+    is_on_ray,
+)
 
 if TYPE_CHECKING:
+    from vit21k.prep.ray_copies import FindCopies
+    from vit21k.prep.relabel import RelabelSummary
     from vit21k.prep.split import SplitSummary
 
 PANEL = "Prepare the data (in this order)"
@@ -64,6 +73,8 @@ def relabel_command(
             help="Before files are merged, compare their bytes, not only their digests.",
         ),
     ] = False,
+    engine: OnEngine = "local",
+    address: OnAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge files with equal content, with the labels of them all: digests -> images.parquet.
@@ -84,12 +95,14 @@ def relabel_command(
       vit21k relabel --verify-bytes
 
       vit21k relabel data_manifests/shards/*
+
+      vit21k relabel --engine ray
     """
     from vit21k.manifest.class_lists import read_classes
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
     from vit21k.manifest.synsets import names_of
-    from vit21k.prep.relabel import CROWDED_LABELS, relabel
+    from vit21k.prep.relabel import relabel
 
     asked = read_classes(classes) if classes else None
     if shards:
@@ -99,9 +112,32 @@ def relabel_command(
         console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
     if verify_bytes:
         _compare_bytes(manifests, by)
-    summary = relabel(manifests, classes=asked, by=by, max_labels=max_labels, names_of=names_of)
+    summary = relabel(
+        manifests,
+        classes=asked,
+        by=by,
+        max_labels=max_labels,
+        find_copies=_copies_on(engine, address),
+        names_of=names_of,
+    )
     if asked is None:
         warn_of_part(open_manifest(manifests, IMAGES).classes())
+    if as_json:
+        console.print_json({**asdict(summary), "num_copies": summary.num_copies})
+    _report_relabel(summary, is_capped=max_labels is not None)
+
+
+def _copies_on(engine: str, address: str | None) -> "FindCopies | None":
+    if not is_on_ray(engine, address):
+        return None
+    from vit21k.prep.ray_copies import copies_on_ray
+
+    return copies_on_ray(address)
+
+
+def _report_relabel(summary: "RelabelSummary", *, is_capped: bool) -> None:
+    from vit21k.prep.relabel import CROWDED_LABELS
+
     if summary.num_classes_before is not None:
         console.warn(
             "the class list was another one before "
@@ -119,13 +155,11 @@ def relabel_command(
             f"{summary.num_classes_without_files:,} classes of the list have no files; "
             "they keep their class indices"
         )
-    if as_json:
-        console.print_json({**asdict(summary), "num_copies": summary.num_copies})
     console.done(
         f"relabel: {summary.num_files:,} files are {summary.num_images:,} pictures "
         f"({summary.num_multi_label:,} with several labels) and {summary.num_copies:,} copies, "
         f"in {summary.num_classes:,} classes"
-        + (f", {summary.num_crowded_files:,} left out" if max_labels is not None else "")
+        + (f", {summary.num_crowded_files:,} left out" if is_capped else "")
     )
     console.note("next: `vit21k make-val`")
 

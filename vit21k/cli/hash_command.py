@@ -2,18 +2,27 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+from vit21k.cli.options import (
+    DEFAULT_MANIFESTS,
+    AsJson,
+    Manifests,
+    OnAddress,
+    OnEngine,
+    is_on_ray,
+)
 
 if TYPE_CHECKING:
     from vit21k.prep.digest import DigestedChunk
-    from vit21k.prep.hashing import Engine, HashSummary
+    from vit21k.prep.hash_engine import Engine
+    from vit21k.prep.hash_summary import HashSummary
+    from vit21k.prep.shards import Shard
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -28,7 +37,7 @@ def hash_command(
         str,
         typer.Argument(
             metavar="ROOT",
-            help="The image tree, or its URL (s3://bucket/folder); it is never written to.",
+            help="The image tree, a tar archive, or a URL (s3://bucket/folder); never written to.",
         ),
     ],
     manifests: Manifests = DEFAULT_MANIFESTS,
@@ -66,21 +75,16 @@ def hash_command(
             help="Read only the I-th of N shares of the folders; other machines read the others.",
         ),
     ] = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(help="Where the reading is done: on this machine, or on a Ray cluster."),
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Of the Ray cluster; default: RAY_ADDRESS, or this machine."
-        ),
-    ] = None,
+    engine: OnEngine = "local",
+    address: OnAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
 
     The class of an image is the name of the folder it lies in, at any depth.
+
+    Tar archives (.tar, .tar.gz, .tgz) are read where they lie, class tars in a tar as well, as if
+    each had been unpacked to a folder of its name.
 
     Run again after it was killed, it goes on where it was; files that have not changed since are
     not read again (size, times and inode tell).
@@ -90,6 +94,8 @@ def hash_command(
     [bold]Examples[/bold]
 
       vit21k hash /data/ImageNet21K
+
+      vit21k hash /data/fall11_whole.tar
 
       vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
 
@@ -105,42 +111,26 @@ def hash_command(
 
       vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
-    from vit21k.prep.hashing import hash_tree
-    from vit21k.prep.remote import hash_remote, is_url
     from vit21k.prep.shards import Shard
 
     share = Shard.parse(shard) if shard else None
-    with console.progress("hash") as progress:
-
-        def advance(chunk: "DigestedChunk") -> None:
-            progress.advance(
-                len(chunk.files),
-                num_bytes=chunk.num_bytes,
-                num_problems=chunk.num_bad,
-                fraction=chunk.fraction,
-            )
-
-        if is_url(root):
-            _refuse_local(follow_symlinks, mode == "quick", recheck, share, engine == "ray")
-            summary = hash_remote(
-                root, manifests, algorithm=algorithm, num_workers=num_workers, on_chunk=advance
-            )
-        else:
-            summary = hash_tree(
-                Path(root),
-                manifests,
-                algorithm=algorithm,
-                num_workers=num_workers,
-                follow_symlinks=follow_symlinks,
-                mode=mode,
-                is_fresh=fresh,
-                recheck=recheck,
-                shard=share,
-                engine=_engine(engine, address),
-                on_chunk=advance,
-            )
+    anywhere = {"algorithm": algorithm, "num_workers": num_workers}
+    on_disk = {
+        "follow_symlinks": follow_symlinks,
+        "mode": mode,
+        "is_fresh": fresh,
+        "recheck": recheck,
+        "shard": share,
+        "engine": _engine(engine, address),
+    }
+    summary = _hash(root, manifests, anywhere, on_disk)
     if as_json:
         console.print_json(_hash_result(summary))
+    _finish(summary, manifests, share)
+
+
+def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> None:
+    """Report *summary*, and end with the exit code that it has."""
     if share:
         _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
     else:
@@ -151,22 +141,39 @@ def hash_command(
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _refuse_local(*given: object) -> None:
-    if any(given):
-        raise errors.UsageError(
-            "of a URL everything is read, by this machine, each time",
-            hint="of the options only `--algorithm`, `--num-workers` and `--json` go with a URL",
-        )
+def _hash(
+    root: str, manifests: Path, anywhere: dict[str, Any], on_disk: dict[str, Any]
+) -> "HashSummary":
+    """Hash with those options that go with a tree anywhere, and those for one on a disk."""
+    from vit21k.prep.hashing import hash_tree
+    from vit21k.prep.remote import hash_remote, is_url
+
+    with console.progress("hash") as progress:
+
+        def advance(chunk: "DigestedChunk") -> None:
+            progress.advance(
+                len(chunk.files),
+                num_bytes=chunk.num_bytes,
+                num_problems=chunk.num_bad,
+                fraction=chunk.fraction,
+            )
+
+        if not is_url(root):
+            return hash_tree(Path(root), manifests, **anywhere, **on_disk, on_chunk=advance)
+        if any(value and value != "full" for value in on_disk.values()):
+            raise errors.UsageError(
+                "of a URL everything is read, by this machine, each time",
+                hint="of the options only `--algorithm` and `--num-workers` go with a URL",
+            )
+        return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 
 
 def _engine(name: str, address: str | None) -> "Engine | None":
-    if name == "ray":
-        from vit21k.prep.ray_engine import ray_engine
+    if not is_on_ray(name, address):
+        return None
+    from vit21k.prep.ray_engine import ray_engine
 
-        return ray_engine(address)
-    if address:
-        raise errors.UsageError("`--address` is of a Ray cluster", hint="add `--engine ray`")
-    return None
+    return ray_engine(address)
 
 
 def _hash_result(summary: "HashSummary") -> dict[str, object]:

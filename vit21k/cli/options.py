@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from vit21k.errors import UsageError
 
 Manifests = Annotated[
     Path,
@@ -27,3 +29,23 @@ ImageRoot = Annotated[
         help="Where the images are now, if the tree has moved since it was hashed.",
     ),
 ]
+
+OnEngine = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Where the work is done: on this machine, or a Ray cluster."),
+]
+OnAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Of the Ray cluster; default: RAY_ADDRESS, or this machine.",
+    ),
+]
+
+
+def is_on_ray(engine: str, address: str | None) -> bool:
+    """Return whether Ray is asked for; refuse an address without it."""
+    if address and engine != "ray":
+        raise UsageError("`--address` is of a Ray cluster", hint="add `--engine ray`")
+    return engine == "ray"

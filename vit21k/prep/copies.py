@@ -49,10 +49,11 @@ def find_copies(digests_N2: NDArray[np.uint64]) -> CopyGroups:
     is_start[1:] = (halves[1:] != halves[:-1]).any(axis=1)
     is_lone = is_start & np.append(is_start[1:], True)
     rows, is_start = rows[~is_lone], is_start[~is_lone]
-    return _by_first_row(rows, np.flatnonzero(is_start))
+    return by_first_row(rows, np.flatnonzero(is_start))
 
 
-def _by_first_row(rows_M: NDArray[np.int64], starts_G: NDArray[np.int64]) -> CopyGroups:
+def by_first_row(rows_M: NDArray[np.int64], starts_G: NDArray[np.int64]) -> CopyGroups:
+    """Return groups, each of which is together already, by their first row."""
     sizes_G = np.diff(starts_G, append=len(rows_M))
     first_row_M = np.repeat(rows_M[starts_G], sizes_G)
     order = np.argsort(first_row_M, kind="stable")

@@ -24,14 +24,15 @@ class RowSource:
 
     Attributes:
         digests: Where paths and sizes come from.
-        digests_N2: Its digests, each as two numbers.
+        digests_N2: Its digests, each as two numbers; None: read again, all there, and those of
+            copies are those of the files that are kept.
         has_digest_N: Which files have one; None: all.
         pictures: What became of its files.
         wnids: The class list.
     """
 
     digests: Manifest
-    digests_N2: NDArray[np.uint64]
+    digests_N2: NDArray[np.uint64] | None
     has_digest_N: NDArray[np.bool_] | None
     pictures: Pictures
     wnids: Sequence[str]
@@ -51,7 +52,10 @@ class RowSource:
     def _files(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield a row group of paths and sizes at a time, with the number of its first row."""
         start = 0
-        for files in self.digests.batches(["path", "num_bytes", "archive", "offset"]):
+        columns = ["path", "num_bytes", "archive", "offset"]
+        if self.digests_N2 is None:
+            columns.append("digest")
+        for files in self.digests.batches(columns):
             yield start, files
             start += files.num_rows
 
@@ -61,7 +65,10 @@ class RowSource:
         is_kept = ~self.pictures.is_copy_N[start:stop]
         label_ids, num_files = self.pictures.columns(start, stop)
         kept = files.filter(pa.array(is_kept))
-        digests = as_digests(self.digests_N2[start:stop][is_kept])
+        if self.digests_N2 is None:
+            digests = kept["digest"]
+        else:
+            digests = as_digests(self.digests_N2[start:stop][is_kept])
         if self.has_digest_N is not None:
             digests = pc.if_else(pa.array(self.has_digest_N[start:stop][is_kept]), digests, None)
         columns = [
@@ -84,9 +91,13 @@ class RowSource:
         kept_row_C = self.pictures.kept_row_C[first:last]
         is_crowded_C = kept_row_C < 0
         files = files.take(pa.array(row_C - start))
+        if self.digests_N2 is None:
+            digests = files["digest"]
+        else:
+            digests = as_digests(self.digests_N2[np.where(is_crowded_C, row_C, kept_row_C)])
         rows = pa.table(
             [
-                as_digests(self.digests_N2[np.where(is_crowded_C, row_C, kept_row_C)]),
+                digests,
                 files["path"],
                 wnids.take(pa.array(self.pictures.label_N[row_C])),
                 files["archive"],

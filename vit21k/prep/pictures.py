@@ -128,7 +128,13 @@ def merge_files(
         label_N: Class index of each file.
         max_labels: Leave out pictures with more labels than this, with all of their files.
     """
-    groups = find_copies(digests_N2)
+    return merge_groups(find_copies(digests_N2), label_N, max_labels=max_labels)
+
+
+def merge_groups(
+    groups: CopyGroups, label_N: NDArray[np.int32], *, max_labels: int | None = None
+) -> Pictures:
+    """Make one picture of each group of files; otherwise as `merge_files`."""
     first_row_G = groups.rows_M[groups.starts_G]
     is_copy_N = np.zeros(len(label_N), dtype=bool)
     is_copy_N[groups.rows_M] = True

@@ -18,7 +18,7 @@ from typing import Any
 
 from vit21k.errors import MissingExtraError, Vit21kError
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.hashing import Engine
+from vit21k.prep.hash_engine import Engine
 from vit21k.prep.walk import Chunk
 
 _CHUNKS_PER_TASK = 16

@@ -21,16 +21,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.errors import DataError, ManifestError
+from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
 from vit21k.prep.ahead import ahead
+from vit21k.prep.copies import CopyGroups
 from vit21k.prep.keys import read_content_keys, read_digests
 from vit21k.prep.picture_rows import RowSource
-from vit21k.prep.pictures import Pictures, merge_files
+from vit21k.prep.pictures import Pictures, merge_files, merge_groups
 from vit21k.prep.places import refuse_inside
 from vit21k.prep.quick_shards import digest_unproven
 
@@ -77,6 +78,7 @@ def relabel(
     classes: ClassList | None = None,
     by: Literal["bytes", "content"] = "bytes",
     max_labels: int | None = None,
+    find_copies: Callable[[Manifest], CopyGroups] | None = None,
     names_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda _wnids: {},
 ) -> RelabelSummary:
     """Merge equal files; write `images`, `copies`, `crowded` and `classes.parquet`.
@@ -86,6 +88,7 @@ def relabel(
         classes: Which class folder is class 0, 1, 2 ...; default: the folders found, by name.
         by: What must be equal: all bytes, or what is left of a JPEG without its metadata.
         max_labels: Leave out pictures with more labels than this.
+        find_copies: Finds the files with equal bytes elsewhere, so that digests are not held here.
         names_of: Gives the classes' names in words, where *classes* does not.
 
     Raises:
@@ -95,6 +98,8 @@ def relabel(
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
+    if find_copies and by == "content":
+        raise UsageError("on Ray, files are merged by all their bytes", hint="leave `--by` out")
     with locked(manifests, command="relabel"):
         digests = open_manifest(manifests, DIGESTS)
         refuse_inside(manifests, digests.header.root)
@@ -103,10 +108,10 @@ def relabel(
         label_N = _replaced(wnid_N, _class_indices(wnids, classes))
         if by == "content":
             pictures = merge_files(read_content_keys(digests), label_N, max_labels=max_labels)
-        digests_N2, has_digest_N = read_digests(digests)
-        if has_digest_N is not None:
-            digest_unproven(digests, digests_N2, has_digest_N)
-        if by == "bytes":
+        elif find_copies:
+            pictures = merge_groups(find_copies(digests), label_N, max_labels=max_labels)
+        digests_N2, has_digest_N = (None, None) if find_copies else _read_digests(digests)
+        if digests_N2 is not None and by == "bytes":
             pictures = merge_files(digests_N2, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
@@ -121,6 +126,13 @@ def relabel(
                 for name, rows in tables.items():
                     writers[name].write(rows)
     return _summary(pictures, classes, num_classes_before)
+
+
+def _read_digests(digests: Manifest) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
+    digests_N2, has_digest_N = read_digests(digests)
+    if has_digest_N is not None:
+        digest_unproven(digests, digests_N2, has_digest_N)
+    return digests_N2, has_digest_N
 
 
 def _header_for(
