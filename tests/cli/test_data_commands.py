@@ -53,6 +53,7 @@ def test_the_pipeline_says_what_it_did(tiny_tree: Path, tmp_path: Path) -> None:
     assert sorted(_manifests(tmp_path / "data_manifests")) == [
         "classes.parquet",
         "copies.parquet",
+        "crowded.parquet",
         "digests.parquet",
         "images.parquet",
         "problems.parquet",
@@ -75,6 +76,10 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "num_entries": 5,
         "num_files": 2,
         "num_bytes": 2,
+        "num_bytes_read": 2,
+        "num_known": 0,
+        "num_without_digest": 0,
+        "silently_changed": [],
         "num_classes": 2,
         "num_bad": 2,
         "num_left_out": 1,
@@ -162,7 +167,7 @@ def test_two_locales_and_time_zones_give_the_same_bytes(
         _vit21k("relabel", "--manifests", name, cwd=tmp_path, environment=environment)
 
     assert _manifests(tmp_path / "a") == _manifests(tmp_path / "b") == _manifests(tmp_path / "c")
-    assert len(_manifests(tmp_path / "a")) == 5
+    assert len(_manifests(tmp_path / "a")) == 6
 
 
 @pytest.mark.parametrize(

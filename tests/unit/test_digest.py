@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,31 @@ def test_files_are_opened_for_reading_only(root: Path, monkeypatch: pytest.Monke
 
     assert len(flags) == 2
     assert all(flag & os.O_ACCMODE == os.O_RDONLY for flag in flags)
+
+
+def test_what_is_certainly_no_image_is_a_problem_and_what_may_be_one_is_not(root: Path) -> None:
+    (root / "a" / "page.JPEG").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    (root / "a" / "what.JPEG").write_bytes(b"\0" * 100)
+
+    chunk = _digest(root, "page.JPEG", "what.JPEG")
+
+    assert _problems(chunk) == [
+        ("a/page.JPEG", "not_an_image", "its first bytes are those of html")
+    ]
+    assert [file.facts.format for file in chunk.files if file.facts] == ["unknown"]
+
+
+def test_large_files_wait_for_room_and_are_read_whole(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit21k.prep.large_buffers.MAX_BYTES", 3 * BUFFER_BYTES)
+    content = b"\xff\xd8\xff\xfe\0\2\xff\xda\0\2" + bytes(2 * BUFFER_BYTES) + b"\xff\xd9"
+    for number in range(6):
+        (root / "a" / f"{number}.jpg").write_bytes(content)
+
+    with ThreadPoolExecutor(6) as pool:
+        chunks = list(pool.map(lambda number: _digest(root, f"{number}.jpg"), range(6)))
+
+    files = [file for chunk in chunks for file in chunk.files]
+    assert {file.digest for file in files} == {ALGORITHMS["xxh3_128"].at_once(memoryview(content))}
+    assert all(file.facts and file.facts.has_end for file in files)

@@ -20,7 +20,8 @@ from vit21k.prep import hash_memory, hashing
 from vit21k.prep.digest import DigestedChunk, FileDigest
 from vit21k.prep.hash_memory import CACHE, JOURNAL, HashMemory
 from vit21k.prep.hash_records import decode, encode
-from vit21k.prep.hashing import HashSummary, hash_tree
+from vit21k.prep.hash_summary import HashSummary
+from vit21k.prep.hashing import hash_tree
 from vit21k.prep.mounts import file_system_of, is_remote
 from vit21k.prep.picture_facts import PictureFacts
 from vit21k.prep.walk import CHUNK_FILES

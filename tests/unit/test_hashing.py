@@ -15,7 +15,7 @@ from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep import digest as digest_module
-from vit21k.prep import hashing
+from vit21k.prep import digest_rows
 from vit21k.prep import walk as walk_module
 from vit21k.prep.digest import ALGORITHMS
 from vit21k.prep.hashing import hash_tree
@@ -111,7 +111,7 @@ def test_the_size_of_chunks_and_batches_does_not_change_a_byte(
     hash_tree(root, tmp_path / "one")
 
     monkeypatch.setattr(walk_module, "CHUNK_FILES", 3)
-    monkeypatch.setattr(hashing, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(digest_rows, "_BATCH_ROWS", 10)
     hash_tree(root, tmp_path / "two")
 
     assert _bytes_of(tmp_path / "one") == _bytes_of(tmp_path / "two") != {}

@@ -16,7 +16,8 @@ from vit21k.errors import DataError, UsageError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES
 from vit21k.prep.file_digest import PROBE_BYTES
-from vit21k.prep.hashing import HashSummary, hash_tree
+from vit21k.prep.hash_summary import HashSummary
+from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.shards import Shard, merge_shards
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from vit21k.manifest.io import ManifestWriter
 from vit21k.manifest.problems import Problem
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.digest import DigestedChunk
 
+_BATCH_ROWS = 16_384
 _NO_FACTS = (None,) * 6
 _FACTS = ("content_digest", "format", "width", "height", "components", "has_end")  # as they come
 
@@ -43,3 +45,29 @@ def problem_rows(problems: Sequence[Problem]) -> pa.Table:
         {"path": paths, "kind": [str(kind) for kind in kinds], "detail": details},
         schema=PROBLEMS.schema,
     )
+
+
+class RowWriter:
+    """Gathers chunks, and hands them on in batches that are worth Arrow's overhead."""
+
+    def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
+        self._digests = digests
+        self._problems = problems
+        self._chunks: list[DigestedChunk] = []
+        self._num_waiting = 0
+
+    def add(self, chunk: DigestedChunk) -> None:
+        """Take what became of *chunk*."""
+        self._chunks.append(chunk)
+        self._num_waiting += len(chunk.files) + len(chunk.problems)
+        if self._num_waiting >= _BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if digests := [chunk for chunk in self._chunks if chunk.files]:
+            self._digests.write(digest_rows(digests))
+        if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
+            self._problems.write(problem_rows(problems))
+        self._chunks = []
+        self._num_waiting = 0

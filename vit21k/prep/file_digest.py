@@ -236,9 +236,10 @@ class FileReader:
 
     def _buffer(self) -> bytearray:
         """Return this thread's buffer."""
-        if not hasattr(self._buffers, "bytes"):
-            self._buffers.bytes = bytearray(BUFFER_BYTES)
-        buffer: bytearray = self._buffers.bytes
+        try:
+            buffer: bytearray = self._buffers.bytes
+        except AttributeError:
+            buffer = self._buffers.bytes = bytearray(BUFFER_BYTES)
         return buffer
 
 

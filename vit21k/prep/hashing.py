@@ -10,30 +10,29 @@ Memory: independent of the number of files.
 """
 
 import os
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from vit21k.archives.part import ArchivePart
 from vit21k.errors import ImageTreeError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import ManifestWriter, manifest_writer
+from vit21k.manifest.io import manifest_writer
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.archive_parts import with_parts
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.digest_rows import digest_rows, problem_rows
+from vit21k.prep.digest_rows import RowWriter
+from vit21k.prep.hash_engine import Engine, digest_in_threads
 from vit21k.prep.hash_memory import remembering
+from vit21k.prep.hash_summary import HashSummary
 from vit21k.prep.mounts import is_remote
 from vit21k.prep.places import image_root, refuse_inside
 from vit21k.prep.quick import MODE, Candidates, QuickDigester
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.prep.walk import Chunk, walk
+from vit21k.prep.walk import Chunk, printable, walk
 
 DEFAULT_ALGORITHM = "xxh3_128"
 DEFAULT_NUM_WORKERS = 16
@@ -41,61 +40,6 @@ DEFAULT_NUM_WORKERS = 16
 
 ARCHIVE_OPTION = "archive"
 """Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
-
-_CHUNKS_PER_WORKER = 4
-_BATCH_ROWS = 16_384
-
-
-@dataclass
-class HashSummary:
-    """Counts of a run of `hash_tree`.
-
-    Attributes:
-        num_entries: What the walk met, folders that it went into excepted.
-        num_files: Rows of `digests.parquet`.
-        num_bytes: Bytes of those files.
-        num_bytes_read: Bytes that were read for that.
-        num_known: Files that were not read, because they are as an earlier run left them.
-        num_without_digest: Files that a quick run has proven unlike all others.
-        silently_changed: Paths of files that are not what they were, though size and times are.
-        is_remote: Whether files were taken for what they were by size and time alone.
-        wnids: Names of the class folders.
-        problems: Rows of `problems.parquet`, by kind.
-    """
-
-    num_entries: int = 0
-    num_files: int = 0
-    num_bytes: int = 0
-    num_bytes_read: int = 0
-    num_known: int = 0
-    num_without_digest: int = 0
-    silently_changed: list[str] = field(default_factory=list)
-    is_remote: bool = False
-    wnids: set[str] = field(default_factory=set)
-    problems: Counter[ProblemKind] = field(default_factory=Counter)
-
-    @property
-    def num_bad(self) -> int:
-        """Files and folders that could not be used."""
-        return sum(count for kind, count in self.problems.items() if not kind.is_left_out)
-
-    @property
-    def num_left_out(self) -> int:
-        """What is no image, or not to be followed."""
-        return sum(count for kind, count in self.problems.items() if kind.is_left_out)
-
-    def count(self, chunk: DigestedChunk, *, is_second_walk: bool) -> None:
-        """Add what became of *chunk*; what was known is counted on the first of two walks."""
-        self.num_entries += len(chunk.files) + len(chunk.problems)
-        self.num_files += len(chunk.files)
-        self.num_bytes += chunk.num_bytes
-        self.num_bytes_read += chunk.num_bytes_read
-        self.num_known += 0 if is_second_walk else chunk.num_known
-        self.num_without_digest += sum(file.digest is None for file in chunk.files)
-        self.silently_changed += chunk.silently_changed
-        self.problems.update(problem.kind for problem in chunk.problems)
-        if chunk.files:
-            self.wnids.add(chunk.wnid)
 
 
 def hash_tree(  # noqa: PLR0913
@@ -109,7 +53,7 @@ def hash_tree(  # noqa: PLR0913
     is_fresh: bool = False,
     recheck: float = 0.0,
     shard: Shard | None = None,
-    engine: "Engine | None" = None,
+    engine: Engine | None = None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
@@ -135,66 +79,97 @@ def hash_tree(  # noqa: PLR0913
         OSError: *manifests* cannot be written to.
     """
     root, archive = image_root(root)
-    root_text = os.fsencode(root).decode("utf-8", "surrogateescape")
     refuse_inside(manifests, str(root))
-    options: dict[str, Any] = {"follow_symlinks": follow_symlinks}
-    options |= {"mode": mode} if mode != "full" else {}
-    options |= {OPTION: str(shard)} if shard else {}
-    options |= {ARCHIVE_OPTION: archive} if archive else {}
-    header = Header(algorithm=algorithm, root=root_text, options=options)
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+    options = {"follow_symlinks": follow_symlinks, **_rare_options(mode, shard, archive)}
+    header = Header(algorithm=algorithm, root=_as_text(root), options=options)
     digester = (QuickDigester if mode == MODE else ChunkDigester)(
         os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
     )
-    digester.recheck = recheck
-    digester.is_remote = is_remote(root)
-
-    def chunks() -> Iterator[Chunk]:
-        found = chunks_of(digester, archive)
-        return (chunk for chunk in found if shard is None or shard.has(chunk.place))
-
-    summary = HashSummary(is_remote=digester.is_remote)
-    row_group_rows = shard.row_group_rows if shard else None
+    digester.recheck, digester.is_remote = recheck, is_remote(root)
     out = shard.folder(manifests) if shard else manifests
+    run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
     with (
         locked(out, command="hash"),
         remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
     ):
-        if isinstance(digester, QuickDigester):
-            _find_candidates(digester, chunks(), num_workers, summary)
-        done = _whole((engine or digest_in_threads)(digester, chunks(), num_workers))
+        run.write(out, header, on_chunk)
+        memory.finish()
+    return run.summary
+
+
+def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
+    """Return those options of the header that are left out where they say nothing."""
+    options = {"mode": "" if mode == "full" else mode}
+    options |= {OPTION: str(shard or ""), ARCHIVE_OPTION: archive or ""}
+    return {name: value for name, value in options.items() if value}
+
+
+def _as_text(root: Path) -> str:
+    return os.fsencode(root).decode("utf-8", "surrogateescape")
+
+
+class _Run:
+    """One run, from the walk to the manifests."""
+
+    def __init__(
+        self,
+        digester: ChunkDigester,
+        archive: str | None,
+        shard: Shard | None,
+        num_workers: int,
+        engine: Engine,
+    ) -> None:
+        self.summary = HashSummary(is_remote=digester.is_remote)
+        self._digester = digester
+        self._archive = archive
+        self._shard = shard
+        self._num_workers = num_workers
+        self._engine = engine
+
+    def write(self, out: Path, header: Header, on_chunk: Callable[[DigestedChunk], None]) -> None:
+        """Digest everything and write both manifests to *out*."""
+        is_quick = isinstance(self._digester, QuickDigester)
+        if is_quick:
+            self._find_candidates()
+        row_group_rows = self._shard.row_group_rows if self._shard else None
         with (  # of the two, digests move into place last
             manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
             manifest_writer(PROBLEMS, out, header) as problems,
         ):
-            rows = _Rows(digests, problems)
-            for chunk in done:
-                summary.count(chunk, is_second_walk=mode == MODE)
+            rows = RowWriter(digests, problems)
+            for chunk in self._walk():
+                self.summary.count(chunk, is_second_walk=is_quick)
                 rows.add(chunk)
                 on_chunk(chunk)
             rows.flush()
-            if not shard:
-                _refuse_nothing(summary, root)
-        memory.finish()
-    return summary
+            if not self._shard:
+                _refuse_nothing(self.summary, self._digester.root)
+
+    def _walk(self) -> Iterator[DigestedChunk]:
+        """Yield what became of everything, in path order, the members of archives one by one."""
+        chunks = chunks_of(self._digester, self._archive)
+        if self._shard:
+            chunks = filter(partial(_is_of, self._shard), chunks)
+        for done in self._engine(self._digester, chunks, self._num_workers):
+            yield done
+            yield from done.more
+
+    def _find_candidates(self) -> None:
+        """Take the first of the two walks of a quick run."""
+        candidates = Candidates()
+        for chunk in self._walk():
+            candidates.add(chunk)
+            self.summary.num_bytes_read += chunk.num_bytes_read
+            self.summary.num_known += chunk.num_known
+        candidates.keep_repeated()
+        if isinstance(self._digester, QuickDigester):
+            self._digester.start_second_walk(candidates)
 
 
-def _find_candidates(
-    digester: QuickDigester, chunks: Iterator[Chunk], num_workers: int, summary: HashSummary
-) -> None:
-    """Take the first of the two walks of a quick run."""
-    candidates = Candidates()
-    for chunk in _whole(digest_in_threads(digester, chunks, num_workers)):
-        candidates.add(chunk)
-        summary.num_bytes_read += chunk.num_bytes_read
-        summary.num_known += chunk.num_known
-    candidates.keep_repeated()
-    digester.start_second_walk(candidates)
-
-
-def _whole(chunks: Iterator[DigestedChunk]) -> Iterator[DigestedChunk]:
-    return (chunk for first in chunks for chunk in chain((first,), first.more))
+def _is_of(shard: Shard, chunk: Chunk) -> bool:
+    return shard.has(chunk.place)
 
 
 def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[Chunk]:
@@ -212,41 +187,10 @@ def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[C
     return with_parts(chunks, digester.root, flags=digester.file_flags)
 
 
-Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]]
-"""Yields what became of each chunk, in order: of (digester, chunks, number of workers)."""
-
-
-class Digester(Protocol):
-    """What threads may share to digest chunks: a `ChunkDigester`, or one that reads from afar."""
-
-    is_stopped: bool
-
-    def __call__(self, chunk: Chunk, /) -> DigestedChunk:
-        """Return what became of *chunk*."""
-
-
-def digest_in_threads(
-    digester: Digester, chunks: Iterator[Chunk], num_workers: int
-) -> Iterator[DigestedChunk]:
-    """Yield what became of each of *chunks*, in order; threads read and digest."""
-    under_way: deque[Future[DigestedChunk]] = deque()
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as pool:
-        try:
-            for chunk in chunks:
-                under_way.append(pool.submit(digester, chunk))
-                if len(under_way) >= num_workers * _CHUNKS_PER_WORKER:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            digester.is_stopped = True
-            pool.shutdown(cancel_futures=True)
-
-
-def _refuse_nothing(summary: HashSummary, root: Path) -> None:
+def _refuse_nothing(summary: HashSummary, root: bytes) -> None:
     if not summary.num_files and not summary.num_bad:
         raise ImageTreeError(
-            f"no images below `{root}`",
+            f"no images below `{printable(root[:-1])}`",
             hint="expected folders such as `n01440764/` with .JPEG, .jpg, .png ... files in them"
             + _links_hint(summary),
         )
@@ -255,27 +199,3 @@ def _refuse_nothing(summary: HashSummary, root: Path) -> None:
 def _links_hint(summary: HashSummary) -> str:
     num_links = summary.problems[ProblemKind.SYMLINK]
     return f"; `--follow-symlinks` reads the {num_links:,} links found" if num_links else ""
-
-
-class _Rows:
-    """Gathers chunks, and hands them on in batches that are worth Arrow's overhead."""
-
-    def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
-        self._digests = digests
-        self._problems = problems
-        self._chunks: list[DigestedChunk] = []
-        self._num_waiting = 0
-
-    def add(self, chunk: DigestedChunk) -> None:
-        self._chunks.append(chunk)
-        self._num_waiting += len(chunk.files) + len(chunk.problems)
-        if self._num_waiting >= _BATCH_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        if digests := [chunk for chunk in self._chunks if chunk.files]:
-            self._digests.write(digest_rows(digests))
-        if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
-            self._problems.write(problem_rows(problems))
-        self._chunks = []
-        self._num_waiting = 0

@@ -18,7 +18,9 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.digest import DigestedChunk
 from vit21k.prep.digest_rows import digest_rows, problem_rows
 from vit21k.prep.file_digest import ALGORITHMS, WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
-from vit21k.prep.hashing import DEFAULT_ALGORITHM, HashSummary, digest_in_threads
+from vit21k.prep.hash_engine import digest_in_threads
+from vit21k.prep.hash_summary import HashSummary
+from vit21k.prep.hashing import DEFAULT_ALGORITHM
 from vit21k.prep.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
 from vit21k.prep.walk import Chunk, Level, Walker, printable, problem_from
 

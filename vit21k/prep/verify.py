@@ -30,12 +30,8 @@ from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
 from vit21k.prep.digest import ChunkDigester, DigestedChunk, FileDigest
-from vit21k.prep.hashing import (
-    ARCHIVE_OPTION,
-    DEFAULT_NUM_WORKERS,
-    chunks_of,
-    digest_in_threads,
-)
+from vit21k.prep.hash_engine import digest_in_threads
+from vit21k.prep.hashing import ARCHIVE_OPTION, DEFAULT_NUM_WORKERS, chunks_of
 from vit21k.prep.picture_rows import as_numbers
 from vit21k.prep.shards import OPTION, Shard
 

@@ -201,7 +201,8 @@ class Walker:
 
 
 def _is_archive(key: bytes) -> bool:
-    return not key.startswith(b".") and archive_stem(key) is not None
+    # The last byte rules out nearly all: `.tar`, `.gz` and `.tgz` end in one of these.
+    return key[-1] in b"rRzZ" and not key.startswith(b".") and archive_stem(key) is not None
 
 
 def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
@@ -245,6 +246,8 @@ def _problem_of(level: Level, name: bytes) -> Problem | None:
 
 
 def _is_utf8(name: bytes) -> bool:
+    if name.isascii():
+        return True
     try:
         name.decode()
     except UnicodeDecodeError:

@@ -1,0 +1,59 @@
+"""Counts of a run of `hash`."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from vit21k.manifest.problems import ProblemKind
+from vit21k.prep.digest import DigestedChunk
+
+
+@dataclass
+class HashSummary:
+    """Counts of a run of `hash_tree`.
+
+    Attributes:
+        num_entries: What the walk met, folders that it went into excepted.
+        num_files: Rows of `digests.parquet`.
+        num_bytes: Bytes of those files.
+        num_bytes_read: Bytes that were read for that.
+        num_known: Files that were not read, because they are as an earlier run left them.
+        num_without_digest: Files that a quick run has proven unlike all others.
+        silently_changed: Paths of files that are not what they were, though size and times are.
+        is_remote: Whether files were taken for what they were by size and time alone.
+        wnids: Names of the class folders.
+        problems: Rows of `problems.parquet`, by kind.
+    """
+
+    num_entries: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    num_bytes_read: int = 0
+    num_known: int = 0
+    num_without_digest: int = 0
+    silently_changed: list[str] = field(default_factory=list)
+    is_remote: bool = False
+    wnids: set[str] = field(default_factory=set)
+    problems: Counter[ProblemKind] = field(default_factory=Counter)
+
+    @property
+    def num_bad(self) -> int:
+        """Files and folders that could not be used."""
+        return sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+
+    @property
+    def num_left_out(self) -> int:
+        """What is no image, or not to be followed."""
+        return sum(count for kind, count in self.problems.items() if kind.is_left_out)
+
+    def count(self, chunk: DigestedChunk, *, is_second_walk: bool) -> None:
+        """Add what became of *chunk*; what was known is counted on the first of two walks."""
+        self.num_entries += len(chunk.files) + len(chunk.problems)
+        self.num_files += len(chunk.files)
+        self.num_bytes += chunk.num_bytes
+        self.num_bytes_read += chunk.num_bytes_read
+        self.num_known += 0 if is_second_walk else chunk.num_known
+        self.num_without_digest += sum(file.digest is None for file in chunk.files)
+        self.silently_changed += chunk.silently_changed
+        self.problems.update(problem.kind for problem in chunk.problems)
+        if chunk.files:
+            self.wnids.add(chunk.wnid)
