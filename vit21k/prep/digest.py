@@ -50,6 +50,8 @@ class ChunkDigester:
 
     with_probes = False
     """Whether the members of archives get a probe, as a quick run wants it."""
+    notes_known = True
+    """Whether the memory is told what it has told: it is to last until the next run."""
 
     def __init__(self, root: bytes, *, algorithm: str, follow_symlinks: bool = False) -> None:
         no_follow = 0 if follow_symlinks else os.O_NOFOLLOW
@@ -153,7 +155,7 @@ class ChunkDigester:
         done.paths = [folder + name.decode() for name in files]
         done.files = list(files.values())
         done.silently_changed = [folder + name for name in done.silently_changed]
-        if self.memory:
+        if self.memory and (self.notes_known or done.num_known < len(files)):
             self.memory.note(chunk.folder, files)
 
     def _recall(self, chunk: Chunk) -> dict[bytes, FileDigest]:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 import numpy as np
 import xxhash
 
+from vit21k.manifest.problems import ProblemKind
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
 from vit21k.prep.file_digest import FileDigest, Flaw
 
@@ -62,6 +63,7 @@ class QuickDigester(ChunkDigester):
         self.candidates = candidates
         self.is_stopped = False
         self.recheck = 0.0
+        self.notes_known = False
         if self.memory:
             self.memory.turn_back()
 
@@ -80,5 +82,13 @@ class QuickDigester(ChunkDigester):
         whole = self.reader.digest(name, folder)
         if not isinstance(whole, FileDigest):
             return whole
+        if (whole.num_bytes, whole.mtime_ns) != (found.num_bytes, found.mtime_ns):
+            return ProblemKind.CHANGED_WHILE_READ, "between the two walks of a quick run"
+        done.num_known = max(done.num_known - 1, 0)
         done.num_bytes_read += whole.num_bytes
         return whole._replace(probe=found.probe)
+
+    def _is_same(self, name: bytes, folder: int, before: FileDigest) -> bool:
+        if self.candidates is None:
+            return super()._is_same(name, folder, before)
+        return before.ctime_ns > 0  # what the first walk saw counts, if it was settled
