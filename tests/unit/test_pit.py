@@ -13,6 +13,7 @@ from vit21k.models.cost import macs_per_image, num_params  # noqa: E402
 from vit21k.models.init_weights import init_vit  # noqa: E402
 from vit21k.models.pos_embed import resize_pos_map  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
+from vit21k.training.optim import OptimPlan, build_optimizers  # noqa: E402
 
 # naver-ai/pit: parameters counted there; GFLOPs of its README, which counts adding up as well.
 GOLDEN = [
@@ -156,6 +157,32 @@ def test_first_weights_are_the_authors_and_a_function_of_the_generator():
     fc1 = models[0].transformers[1].blocks[0].mlp.fc1.weight
     assert fc1.abs().max().item() <= 128**-0.5
     assert fc1.std().item() == pytest.approx((1 / 3 / 128) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
+def test_every_optimizer_updates_every_parameter(kind):
+    model = get_model("pit_ti_224", num_classes=3, **SMALL)
+    optimizers = build_optimizers(model, OptimPlan(kind=kind, lr=0.1, muon_lr=0.1))
+
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    params = [param for group in groups for param in group["params"]]
+
+    assert len(params) == len({id(param) for param in params}) == len(list(model.parameters()))
+    if kind == "muon":
+        assert len(groups[0]["params"]) == 4 * sum(SMALL["depth"])
+
+
+def test_published_size_at_224_gives_timms_logits(tmp_path):
+    timm = pytest.importorskip("timm")
+    theirs = perturbed(timm.create_model("pit_ti_224", num_classes=1000))
+    torch.save(theirs.state_dict(), tmp_path / "pit_ti_730.pth")
+    images = torch.randn(1, 3, 224, 224)
+
+    model, card = load_model(tmp_path / "pit_ti_730.pth")
+
+    with torch.no_grad():
+        assert torch.allclose(model(images), theirs(images), rtol=1e-5, atol=1e-5)
+    assert (card.eval_settings.img_size, card.eval_settings.resize) == (224, 248)
 
 
 def test_dropout_and_stochastic_depth_are_off_in_eval_mode():

@@ -65,6 +65,18 @@ def test_a_folder_that_timm_wrote_gives_timms_logits(tmp_path, overrides):
     assert card.eval_settings.mean == (0.5, 0.5, 0.5)
 
 
+def test_a_published_size_at_224_gives_timms_logits_and_needs_no_guess(tmp_path):
+    theirs = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=21))
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+
+    model, card = load_model(tmp_path / "vit.pth")
+
+    assert same(model, theirs, size=224)
+    assert card.warnings == ()
+    assert card.name == "vit_tiny_patch16_224"
+    assert card.args == model_args("vit_tiny_patch16_224", num_classes=21)
+
+
 @pytest.mark.parametrize("nest", [None, "state_dict", "model"])
 def test_a_file_of_torch_is_enough(tmp_path, nest):
     theirs = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY))

@@ -3,6 +3,7 @@
 Every group carries ``peak_lr``; the loop sets ``lr`` to it times the schedule's factor.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+# A transformer block of a ViT, or of a stage of a PiT.
+_BLOCK = re.compile(r"(transformers\.\d+\.)?blocks\.")
 
 DecayParams = Literal["all", "kernels", "none"]
 
@@ -89,7 +93,8 @@ def _is_decayed(name: str, param: nn.Parameter, decay_params: DecayParams) -> bo
 
 
 def _is_matrix(name: str, param: nn.Parameter) -> bool:
-    return name.startswith("blocks.") and name.endswith(".weight") and param.ndim > 1
+    is_in_block = _BLOCK.match(name) is not None
+    return is_in_block and name.endswith(".weight") and param.ndim > 1
 
 
 def _muon(named: list[tuple[str, nn.Parameter]], plan: OptimPlan) -> Optimizer:

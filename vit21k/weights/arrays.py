@@ -53,7 +53,8 @@ def read_arrays(path: Path) -> Arrays:
             hint="it was not opened any further; ask for a file of weights alone (safetensors)",
         ) from error
     except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"`{path}` is damaged: {str(error).partition(chr(10))[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"`{path}` is damaged, or holds no weights: {reason}") from error
     return Arrays(container, tensors)
 
 
