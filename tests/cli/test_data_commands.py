@@ -79,6 +79,7 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "num_bytes_read": 2,
         "num_known": 0,
         "num_without_digest": 0,
+        "num_unknown": 2,
         "silently_changed": [],
         "num_classes": 2,
         "num_bad": 2,

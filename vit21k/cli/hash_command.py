@@ -184,6 +184,7 @@ def _hash_result(summary: "HashSummary") -> dict[str, object]:
         "num_bytes_read": summary.num_bytes_read,
         "num_known": summary.num_known,
         "num_without_digest": summary.num_without_digest,
+        "num_unknown": summary.num_unknown,
         "silently_changed": summary.silently_changed,
         "num_classes": len(summary.wnids),
         "num_bad": summary.num_bad,
@@ -225,6 +226,11 @@ def _report_what_was_known(summary: "HashSummary") -> None:
         console.warn(
             "on a network file system, files are known by size and modification time alone; "
             "`--recheck 0.01` reads some all the same, `--fresh` all"
+        )
+    if summary.num_unknown:
+        console.warn(
+            f"{summary.num_unknown:,} files begin like no image format that is known; `format` in "
+            "digests.parquet tells which, `vit21k verify --decode` whether they can be decoded"
         )
     if summary.num_without_digest:
         console.note(

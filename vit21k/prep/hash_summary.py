@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from vit21k.manifest.problems import ProblemKind
 from vit21k.prep.digest import DigestedChunk
+from vit21k.prep.picture_facts import UNKNOWN
 
 
 @dataclass
@@ -18,6 +19,7 @@ class HashSummary:
         num_bytes_read: Bytes that were read for that.
         num_known: Files that were not read, because they are as an earlier run left them.
         num_without_digest: Files that a quick run has proven unlike all others.
+        num_unknown: Files that begin like no image, nor like anything else that is known.
         silently_changed: Paths of files that are not what they were, though size and times are.
         is_remote: Whether files were taken for what they were by size and time alone.
         wnids: Names of the class folders.
@@ -30,6 +32,7 @@ class HashSummary:
     num_bytes_read: int = 0
     num_known: int = 0
     num_without_digest: int = 0
+    num_unknown: int = 0
     silently_changed: list[str] = field(default_factory=list)
     is_remote: bool = False
     wnids: set[str] = field(default_factory=set)
@@ -53,6 +56,9 @@ class HashSummary:
         self.num_bytes_read += chunk.num_bytes_read
         self.num_known += 0 if is_second_walk else chunk.num_known
         self.num_without_digest += sum(file.digest is None for file in chunk.files)
+        self.num_unknown += sum(
+            file.facts is not None and file.facts.format == UNKNOWN for file in chunk.files
+        )
         self.silently_changed += chunk.silently_changed
         self.problems.update(problem.kind for problem in chunk.problems)
         if chunk.files:
