@@ -22,11 +22,16 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     The bytes are on disk (fsync) before the name moves, and the name before the call returns.
 
     Args:
-        path: Destination; its folder is created if need be.
+        path: Destination; its folder is created if need be.  A device, such as `/dev/null`, is
+            written to as it is: it must not be replaced by a file.
 
     Raises:
         OSError: The disk is full or failing; *path* is unchanged.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     partial = _partial(path)
     try:
         with partial.open("wb") as file:

@@ -45,6 +45,18 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException]
     assert _names(tmp_path) == ["file"]
 
 
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    write_atomic(tmp_path / "pipe", b"content")
+
+    assert os.read(descriptor, 100) == b"content"
+    os.close(descriptor)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_failing_disk_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
