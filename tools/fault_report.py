@@ -67,7 +67,8 @@ def limits(all_stages: dict[str, Stage], work: Path) -> dict[str, Tally]:
 def limit_files(stage: Stage, work: Path) -> Tally:
     """Run *stage* with each limit; where it is too small the command must say that the disk is."""
     references = run_undisturbed(stage, work)
-    largest = max(map(len, references.new.values()))
+    written = [new for name, new in references.new.items() if references.old.get(name) != new]
+    largest = max(map(len, written))
     tally = Tally()
     for limit in _LIMITS:
         reset(stage, work)
