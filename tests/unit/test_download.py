@@ -9,7 +9,8 @@ import pytest
 from file_server import serving
 
 from vit21k.errors import CheckpointError
-from vit21k.weights.download import MissingFileError, cache_dir, download
+from vit21k.weights.download import cache_dir, download
+from vit21k.weights.web import MissingFileError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vit21k.checkpoint.timm_words import first_conv, timm_args, timm_name
 from vit21k.errors import CheckpointError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.registry import model_args
@@ -23,22 +24,6 @@ from vit21k.models.shapes import is_pit, pit_widths
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _VERSION = 1
-
-# Arguments of ours that timm's constructor does not have, or not as arguments.
-_NOT_TIMMS = frozenset(
-    {"num_classes", "fc_norm", "representation_size", "norm_eps", "resnet_layers", "stem_eps",
-     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
-)  # fmt: skip
-
-_UNKNOWN_TO_TIMM = (
-    "vit_small_patch8_384",
-    "vit_base_patch8_384",
-    "vit_large_patch14_384",
-    "vit_huge_patch14_384",
-    "vit_giant_patch14_384",
-    "vit_gigantic_patch14_384",
-    "vit_base_r26_s32_384",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +92,12 @@ def model_config(
         loss_kind: What it is trained with.
     """
     args = {**args, "num_classes": len(classes)}
-    timm_args = {key: value for key, value in args.items() if key not in _NOT_TIMMS}
-    if is_pit(args):
-        timm_args.pop("act_layer")  # timm's PiT has the exact GELU only; see `_timm_name`
-    elif args["fc_norm"] is not None:
-        timm_args["fc_norm"] = args["fc_norm"]
     return {
-        "architecture": _timm_name(name, args),
+        "architecture": timm_name(name, args),
         "num_classes": len(classes),
         "num_features": pit_widths(args)[-1] if is_pit(args) else args["embed_dim"],
         "global_pool": args["global_pool"],
-        "model_args": timm_args,
+        "model_args": timm_args(args),
         "label_names": list(classes.wnids),
         "label_descriptions": {
             wnid: text for wnid, text in zip(classes.wnids, classes.names, strict=True) if text
@@ -223,23 +203,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _timm_name(name: str, args: Mapping[str, Any]) -> str:
-    """Return the name under which timm builds this model from its arguments.
-
-    What timm would drop without a word, and give other logits, becomes part of the name: no model
-    of timm's is called so, and it stops.
-    """
-    # The sizes are in the arguments, so a name of the same shape does.
-    name = name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
-    if is_pit(args):
-        return f"{name}_with_gelu_tanh" if args["act_layer"] != "gelu" else name
-    if args["representation_size"] is not None:
-        return f"{name}_with_pre_logits"
-    if args["resnet_layers"] != model_args(name)["resnet_layers"]:
-        return f"{name}_with_another_resnet"
-    return name
-
-
 def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str, Any]:
     resize = settings.resize or settings.img_size
     squash = settings.mode == "squash"
@@ -253,16 +216,9 @@ def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str
         "mean": list(settings.mean),
         "std": list(settings.std),
         "num_classes": args["num_classes"],
-        "first_conv": _first_conv(args),
+        "first_conv": first_conv(args),
         "classifier": ["head", "head_dist"] if args.get("distilled") else "head",
     }
-
-
-def _first_conv(args: Mapping[str, Any]) -> str:
-    if is_pit(args):
-        return "patch_embed.conv"
-    hybrid = args["resnet_layers"] is not None
-    return "patch_embed.backbone.stem.conv" if hybrid else "patch_embed.proj"
 
 
 def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCard:

@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.weights.download import MissingFileError, Tell, download
+from vit21k.weights.download import Tell, download
+from vit21k.weights.web import MissingFileError
 
 _ADDRESS = re.compile(r"(hf|https?|gs):/+(.+)")
 _HF_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")

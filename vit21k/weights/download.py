@@ -4,13 +4,9 @@ A copy lies in ``<cache>/<key>/`` beside a ``.json`` that says where it came fro
 and what its digest is.  A copy that is still what was written is used without asking the server.
 """
 
-import base64
 import hashlib
 import json
 import os
-import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -22,17 +18,11 @@ import xxhash
 from vit21k.atomic import write_atomic
 from vit21k.errors import CheckpointError
 from vit21k.lock import locked
+from vit21k.weights.web import announced_of, open_url, strong_tag
 
 _CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30
 _TRIES = 4
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_NOT_FOUND = (401, 403, 404, 410)  # Hugging Face answers 401 for what does not exist
-_PARTIAL_CONTENT, _RANGE_ERROR = 206, 416
-
-
-class MissingFileError(CheckpointError):
-    """The server has no such file."""
+_PARTIAL_CONTENT = 206
 
 
 Tell = Callable[[int, int | None], None]
@@ -132,14 +122,14 @@ def _fetch_rest(url: str, partial: Path, tell: Tell) -> dict[str, Any]:
     if have:
         # If the file has changed since, the server sends the whole of the new one.
         headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text(encoding="utf-8")}
-    with _open(url, headers) as response:
+    with open_url(url, headers) as response:
         resumed = response.status == _PARTIAL_CONTENT
         start = have if resumed else 0
-        if tag := _strong_tag(response):
+        if tag := strong_tag(response):
             tag_file.write_text(tag, encoding="utf-8")
         else:
             tag_file.unlink(missing_ok=True)
-        announced = _announced(response, start)
+        announced = announced_of(response, start)
         with partial.open("ab" if resumed else "wb") as file:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -149,82 +139,6 @@ def _fetch_rest(url: str, partial: Path, tell: Tell) -> dict[str, Any]:
         raise ConnectionError(f"{size:,} of {total:,} bytes came")
     tag_file.unlink(missing_ok=True)
     return announced
-
-
-def _open(url: str, headers: Mapping[str, str]) -> HTTPResponse:
-    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 (https, or loopback)
-    try:
-        response: HTTPResponse = _OPENER.open(request, timeout=_TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in _NOT_FOUND:
-            raise MissingFileError(
-                f"there is no `{url}` (the server says {error.code} {error.reason})",
-                hint="check the spelling; files that need a login are not fetched",
-            ) from None
-        if error.code == _RANGE_ERROR:
-            raise CheckpointError(f"`{url}` has changed while it was fetched; try again") from None
-        if error.code >= 500:  # noqa: PLR2004 (the server's own fault)
-            raise ConnectionError(f"the server says {error.code}") from None
-        raise OSError(f"`{url}`: the server says {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError | ConnectionResetError):
-            raise ConnectionError(str(error.reason)) from error
-        raise OSError(f"`{url}` cannot be reached: {error.reason}") from error
-    return response
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, and remember what the first server says of the file.
-
-    Hugging Face names length and digest of a large file, then points to the store that holds it.
-    """
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Any:
-        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
-            raise urllib.error.URLError(f"redirected to `{newurl}`, which is not https")
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None:
-            linked = {**getattr(req, "linked", {}), **_linked(headers)}
-            request.linked = linked  # type: ignore[attr-defined]
-        return request
-
-    def http_response(self, request: Any, response: Any) -> Any:
-        response.linked = getattr(request, "linked", {})
-        return response
-
-    https_response = http_response
-
-
-_OPENER = urllib.request.build_opener(_Redirects)
-
-
-def _linked(headers: Any) -> dict[str, Any]:
-    linked: dict[str, Any] = {}
-    tag = (headers.get("X-Linked-Etag") or "").strip('"')
-    if _SHA256.fullmatch(tag):
-        linked["sha256"] = tag
-    if (size := headers.get("X-Linked-Size", "")).isdigit():
-        linked["num_bytes"] = int(size)
-    return linked
-
-
-def _announced(response: Any, start: int) -> dict[str, Any]:
-    """Return length and digests of the whole file, as far as the server says them."""
-    announced: dict[str, Any] = {}
-    if (length := response.headers.get("Content-Length", "")).isdigit():
-        announced["num_bytes"] = start + int(length)
-    for line in response.headers.get_all("x-goog-hash", []):
-        if match := re.search(r"md5=([A-Za-z0-9+/=]+)", line):
-            announced["md5"] = base64.b64decode(match[1]).hex()
-    return {**announced, **_linked(response.headers), **getattr(response, "linked", {})}
-
-
-def _strong_tag(response: HTTPResponse) -> str | None:
-    tag = response.headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else None
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
