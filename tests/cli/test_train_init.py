@@ -18,6 +18,7 @@ from vit21k.models.registry import get_model  # noqa: E402
 from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
+from vit21k.weights.google import to_google  # noqa: E402
 
 WNIDS = ("n01440764", "n02084071", "n03001627")
 MODEL = {"img_size": 16, "patch_size": 8, "embed_dim": 128, "depth": 1, "num_heads": 2}
@@ -82,6 +83,21 @@ def test_rows_of_the_head_are_taken_by_wnid(manifests, weights, tmp_path):
         assert torch.equal(after["head.weight"][ours], before["head.weight"][theirs])
     name = "blocks.0.mlp.fc1.weight"
     assert torch.allclose(after[name], before[name])
+
+
+def test_google_s_mean_pooled_weights_can_be_fine_tuned(manifests, tmp_path):
+    shape = {**MODEL, "global_pool": "avg", "class_token": False, "fc_norm": False}
+    theirs = get_model("vit_tiny_patch16_224", num_classes=5, mlp_ratio=2.0, **shape)
+    arrays = to_google(theirs.state_dict(), num_heads=2)
+    np.savez(tmp_path / "w.npz", **{name: array.detach().numpy() for name, array in arrays.items()})
+    changes = ["global_pool=avg", "class_token=false", "fc_norm=false", "act_layer=gelu_tanh",
+               "mlp_ratio=2.0"]  # fmt: skip
+    options = [argument for change in changes for argument in ("--set", f"model.{change}")]
+
+    result = train(manifests, tmp_path / "run", "--init", str(tmp_path / "w.npz"), *options)
+
+    assert result.exit_code == 0, result.exception
+    assert "(google)" in " ".join(result.stderr.split())
 
 
 def test_what_the_outputs_mean_must_be_known(manifests, weights, tmp_path):

@@ -150,6 +150,7 @@ def test_another_architecture_is_refused_with_both_values(tmp_path, overrides):
         initialise(tmp_path, **overrides)
 
     assert "`model` section" in caught.value.hint
+    assert f"--set model.{name}=" in caught.value.hint
 
 
 @pytest.mark.parametrize(

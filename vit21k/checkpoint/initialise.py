@@ -1,5 +1,6 @@
 """Trained weights -> first weights of a model: other classes, another image size."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,11 @@ def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
     if different:
         here = ", ".join(f"{name} {card.args.get(name)}" for name in different)
         there = ", ".join(f"{name} {args.get(name)}" for name in different)
+        changes = [f"--set model.{name}={json.dumps(card.args.get(name))}" for name in different]
         raise CheckpointError(
             f"`{card.path}` holds a model with {here}; the recipe asks for {there}",
-            hint="set the fields of the recipe's `model` section to those of the checkpoint",
+            hint="set the fields of the recipe's `model` section to those of the checkpoint: "
+            + " ".join(changes).replace('"', ""),
         )
 
 

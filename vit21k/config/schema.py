@@ -51,6 +51,16 @@ class ModelSection(Section):
     """Attention heads of a block; null: what the name says."""
     global_pool: Literal["token", "avg"] = "token"
     """What the head reads: the class token, or the mean of the patch tokens."""
+    class_token: Flag | None = None
+    """Whether there is a class token; null: there is."""
+    fc_norm: Flag | None = None
+    """Normalise after the pooling, not before it; null: with `avg`, as timm, not as Google."""
+    mlp_ratio: Positive | None = None
+    """Width of the MLP's hidden layer, in widths of a token; null: what the name says."""
+    qkv_bias: Flag | None = None
+    """Whether queries, keys and values have a bias; null: they have."""
+    norm_eps: Positive | None = None
+    """Added to the variance in layer norms; null: 1e-6.  transformers' weights need 1e-12."""
     representation_size: PositiveInt | None = None
     """Width of a tanh layer before the head (pre-logits); null: none."""
     act_layer: Literal["gelu", "gelu_tanh"] = "gelu"
