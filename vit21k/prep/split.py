@@ -124,7 +124,7 @@ def single_labels(images: Manifest) -> Singles:
     row_R, label_R = [], []
     num_images_K = np.zeros(num_classes, dtype=np.int64)
     row = 0
-    for rows in images.batches(["label_ids"]):
+    for rows in ahead(images.batches(["label_ids"])):
         lists = rows["label_ids"].combine_chunks()
         starts = lists.offsets.to_numpy()
         label_ids = lists.values.to_numpy()
@@ -157,16 +157,25 @@ def choose(
         first_place = np.repeat(start_K[:-1] - (np.cumsum(size_K) - size_K), size_K)
         return first_place + np.arange(len(first_place))
     chosen = [
-        start + np.sort(np.argsort(score_R[start:stop], kind="stable")[:per_class])
+        start + np.sort(_lowest(score_R[start:stop], per_class))
         for start, stop in pairwise(start_K)
     ]
     return np.concatenate(chosen)
 
 
+def _lowest(scores: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
+    """Return the places of the lowest *scores*; of equal ones, of those that come first."""
+    if len(scores) > number:  # most are not even compared with one another
+        places = np.flatnonzero(scores <= np.partition(scores, number - 1)[number - 1])
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(scores[places], kind="stable")[:number]]
+
+
 def _scores(images: Manifest, row_R: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     scores = []
     row = 0
-    for rows in images.batches(["digest"]):
+    for rows in ahead(images.batches(["digest"])):
         first, last = np.searchsorted(row_R, (row, row + rows.num_rows))
         digests_B2 = as_numbers(rows["digest"].combine_chunks())
         scores.append(keyed_hash(digests_B2[row_R[first:last] - row], seed))
