@@ -109,6 +109,15 @@ def test_pre_logits_are_kept_where_both_have_them(tmp_path):
     assert report.dropped == ("head.bias", "head.weight")
 
 
+@pytest.mark.parametrize(("pool", "norm"), [("token", False), ("avg", True)])
+def test_what_a_default_stands_for_is_no_difference(tmp_path, pool, norm):
+    write(tmp_path, global_pool=pool, fc_norm=norm)
+
+    _, _, report = initialise(tmp_path, classes=OLD, global_pool=pool)
+
+    assert report.initialised == ()
+
+
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear_align_corners"])
 def test_positions_are_resized_to_the_new_grid(tmp_path, mode):
     source = write(tmp_path)

@@ -142,8 +142,9 @@ def initialise_from(
 
 def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
     """Raise unless the weights of *card* mean in a model of *args* what they meant in their own."""
-    names = [name for name in {**card.args, **args} if name not in _MAY_DIFFER]
-    different = [name for name in names if card.args.get(name) != args.get(name)]
+    theirs, ours = _spelled_out(card.args), _spelled_out(args)
+    names = [name for name in {**theirs, **ours} if name not in _MAY_DIFFER]
+    different = [name for name in names if theirs.get(name) != ours.get(name)]
     if different:
         here = ", ".join(f"{name} {card.args.get(name)}" for name in different)
         there = ", ".join(f"{name} {args.get(name)}" for name in different)
@@ -153,6 +154,13 @@ def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
             hint="set the fields of the recipe's `model` section to those of the checkpoint: "
             + " ".join(changes).replace('"', ""),
         )
+
+
+def _spelled_out(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *args* with what `fc_norm` None stands for."""
+    if "fc_norm" not in args or args["fc_norm"] is not None:
+        return dict(args)
+    return {**args, "fc_norm": args["global_pool"] == "avg"}
 
 
 def _small_differences(card: ModelCard, args: Mapping[str, Any]) -> list[str]:
