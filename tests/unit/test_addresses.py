@@ -35,6 +35,7 @@ def server(tmp_path, monkeypatch):
         ("ViT-L_16.npz", "vit_models/imagenet21k/ViT-L_16.npz"),
         ("R50+ViT-B_16", "vit_models/imagenet21k/R50%2BViT-B_16.npz"),
         ("ViT-B_16-384", "vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz"),
+        ("ViT-L_16-224", "vit_models/imagenet21k%2Bimagenet2012/ViT-L_16-224.npz"),
         (AUGREG, f"vit_models/augreg/{AUGREG}.npz"),
         (f"{FINE_TUNED}.npz", f"vit_models/augreg/{FINE_TUNED}.npz"),
         ("https:/storage.example/w.npz", None),

@@ -163,6 +163,15 @@ def test_arrays_of_objects_are_refused(tmp_path):
     assert not canary.exists()
 
 
+def test_a_head_of_zeros_is_said(tmp_path):
+    content = arrays()
+    content["head/kernel"] = np.zeros_like(content["head/kernel"])
+
+    _, card = load_model(save(tmp_path / "weights.npz", content))
+
+    assert "all zeros" in card.warnings[0]
+
+
 def test_an_unknown_array_is_named(tmp_path):
     content = {**arrays(), "Transformer/encoderblock_0/Adapter/kernel": np.zeros(1)}
 

@@ -57,9 +57,17 @@ def open_foreign(path: Path) -> OpenedWeights:
         classes=classes,
         eval_settings=settings_of(format_, args, config, file.parent),
         loss_kind=loss_kind_of(config, args["num_classes"]),
-        warnings=guesses if guess is None else (*guesses, guess),
+        warnings=(*guesses, *filter(None, (guess, _zero_head(converted.tensors)))),
     )
     return OpenedWeights(card, converted.tensors, format_, converted.dropped)
+
+
+def _zero_head(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return a warning if the head is all zeros, as in what Google published for ImageNet-21K."""
+    head = tensors.get("head.weight")
+    if head is None or head.any():
+        return None
+    return "the head of these weights is all zeros: they are for fine-tuning, not for predictions"
 
 
 def weights_in(folder: Path) -> Path:

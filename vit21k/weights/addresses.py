@@ -96,10 +96,10 @@ def _download_if_there(url: str, folder: str, tell: Tell | None) -> Path | None:
 
 def _object_of(name: str) -> str:
     if match := _GOOGLE_NAME.fullmatch(name):
-        stem = match[1].removesuffix("-384")
-        fine_tuned = match[1].endswith("-384")
+        # Fine-tuned at 384 pixels under the plain name, at 224 under its own.
+        fine_tuned = match[1].endswith(("-384", "-224"))
         folder = "imagenet21k+imagenet2012" if fine_tuned else "imagenet21k"
-        return f"{_BUCKET}/{folder}/{stem}.npz"
+        return f"{_BUCKET}/{folder}/{match[1].removesuffix('-384')}.npz"
     match = _AUGREG_NAME.fullmatch(name)
     return f"{_BUCKET}/augreg/{match[1] if match else name}.npz"
 
