@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.data.mix64 import derive_key, mix64
+from vit21k.errors import UsageError
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
@@ -60,7 +61,8 @@ def make_val(
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *manifests* lies inside the image root.
+        UsageError: *manifests* lies inside the image root; or pictures without a digest are to be
+            drawn with a seed.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
@@ -177,6 +179,11 @@ def _scores(images: Manifest, row_R: NDArray[np.int64], seed: int) -> NDArray[np
     row = 0
     for rows in ahead(images.batches(["digest"])):
         first, last = np.searchsorted(row_R, (row, row + rows.num_rows))
+        if rows["digest"].null_count:
+            raise UsageError(
+                "pictures that a quick run has not read have no digest to draw them by",
+                hint="leave `--seed` out, or run `vit21k hash` without `--mode quick`",
+            )
         digests_B2 = as_numbers(rows["digest"].combine_chunks())
         scores.append(keyed_hash(digests_B2[row_R[first:last] - row], seed))
         row += rows.num_rows
