@@ -5,7 +5,7 @@ wall time and peak memory (resident, as the kernel counts it) are measured round
 medians are reported.  Then every row of every result is compared with an oracle that sorts
 everything, and with DuckDB and Polars where they are installed.
 
-    python tools/bench_relabel.py [--rows N] [--num-rounds 3] [--work DIR] [--json]
+    python tools/bench_relabel.py [--rows N] [--num-rounds 3] [--work DIR] [--out PAGE | --json]
 """
 
 import argparse
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from generated_block import write_or_check
 
 NUM_FILES = 14_197_122
 PER_CLASS = 20
@@ -146,6 +148,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="keep what is made there, to measure again")
     parser.add_argument("--no-check", action="store_true", help="only measure")
+    parser.add_argument("--out", type=Path, help="page with a block for the table")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--step", choices=["make", "check"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -211,7 +214,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         result = run(args, args.work or Path(temporary))
-    print(json.dumps(result, indent=2) if args.json else table(result))
+    if args.out:
+        write_or_check(args.out, {"bench_relabel": table(result)}, check=False)
+    else:
+        print(json.dumps(result, indent=2) if args.json else table(result))
 
 
 if __name__ == "__main__":

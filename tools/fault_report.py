@@ -9,7 +9,7 @@
 After each the files must be the old ones or the new ones and readable, and the same command must
 then give, byte for byte, what it gives undisturbed, and leave nothing else behind.
 
-    python tools/fault_report.py [--kills 500] [--every 1] [--flips 300] [--json]
+    python tools/fault_report.py [--kills 500] [--every 1] [--flips 300] [--out PAGE | --json]
 """
 
 import argparse
@@ -40,6 +40,7 @@ from faults import (
     run_undisturbed,
     wait_for,
 )
+from generated_block import write_or_check
 
 _LIMITS = (0, 100, 1_000, 2_000, 4_000)
 
@@ -125,6 +126,11 @@ def summary(title: str, tallies: dict[str, Tally]) -> list[str]:
     return [*lines, "", f"{total:,} faults, {bad} failures.", ""]
 
 
+def tables(results: dict[str, dict[str, Tally]]) -> str:
+    """Return all tables as Markdown."""
+    return "\n".join(line for item in results.items() for line in summary(*item))
+
+
 def by_stage(tallies: dict[str, Tally]) -> dict[str, Tally]:
     """Put the tallies of one stage and effect together."""
     sums: dict[str, Tally] = {}
@@ -143,6 +149,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=500, help="of each command")
     parser.add_argument("--every", type=int, default=1, help="inject at every n-th call")
     parser.add_argument("--flips", type=int, default=300, help="of each manifest")
+    parser.add_argument("--out", type=Path, help="page with a block for the tables")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -177,8 +184,10 @@ def main() -> None:
             for title, tallies in results.items()
         }
         print(json.dumps(plain, indent=2))
+    elif args.out:
+        write_or_check(args.out, {"fault_report": tables(results)}, check=False)
     else:
-        print("\n".join(line for item in results.items() for line in summary(*item)))
+        print(tables(results))
     failures = [
         text
         for tallies in results.values()
