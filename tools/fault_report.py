@@ -10,6 +10,7 @@ After each the files must be the old ones or the new ones and readable, and the 
 then give, byte for byte, what it gives undisturbed, and leave nothing else behind.
 
     python tools/fault_report.py [--kills 500] [--every 1] [--flips 300] [--out PAGE | --json]
+                                 [--stages NAME...] [--parts NAME...]
 """
 
 import argparse
@@ -42,6 +43,12 @@ from faults import (
 )
 from generated_block import write_or_check
 
+TITLES = {
+    "kills": "Kills at random moments",
+    "limits": "Limits on the size of a file",
+    "flips": "Flipped bits",
+    "calls": "At every write, fsync and rename",
+}
 _LIMITS = (0, 100, 1_000, 2_000, 4_000)
 
 
@@ -149,6 +156,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=500, help="of each command")
     parser.add_argument("--every", type=int, default=1, help="inject at every n-th call")
     parser.add_argument("--flips", type=int, default=300, help="of each manifest")
+    parser.add_argument("--stages", nargs="+", help="only these commands")
+    parser.add_argument("--parts", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--out", type=Path, help="page with a block for the tables")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
@@ -156,20 +165,21 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace, home: Path) -> dict[str, dict[str, Tally]]:
     """Do everything; return the tallies by title."""
-    all_stages, work = stages(home), home / "work"
+    every_stage, work = stages(home), home / "work"
+    some = {name: every_stage[name] for name in args.stages or every_stage}
     parts: dict[str, Callable[[], dict[str, Tally]]] = {
-        "Kills at random moments": lambda: kills(all_stages, work, args.kills),
-        "Limits on the size of a file": lambda: limits(all_stages, work),
-        "Flipped bits": lambda: flips(all_stages, work, args.flips),
+        "kills": lambda: kills(some, work, args.kills),
+        "limits": lambda: limits(some, work),
+        "flips": lambda: flips(every_stage, work, args.flips),
+        "calls": lambda: by_stage(injections(some, work, args.every)),
     }
-    if has_strace():
-        title = f"At every write, fsync and rename (every {args.every})"
-        parts[title] = lambda: by_stage(injections(all_stages, work, args.every))
     results = {}
-    for title, part in parts.items():
+    for name in args.parts:
+        if name == "calls" and not has_strace():
+            continue
         start = time.monotonic()
-        results[title] = part()
-        print(f"{title}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+        results[TITLES[name]] = parts[name]()
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     return results
 
 
