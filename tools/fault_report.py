@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +189,7 @@ def main() -> None:
         results = run(args, Path(home))
     if args.json:
         plain: dict[str, Any] = {
-            title: {name: asdict(tally) for name, tally in tallies.items()}
+            title: {name: vars(tally) for name, tally in tallies.items()}
             for title, tallies in results.items()
         }
         print(json.dumps(plain, indent=2))
