@@ -272,6 +272,17 @@ def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_full_disk_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = HashMemory(tmp_path, OPTIONS)
+    monkeypatch.setattr(memory, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+
+    with pytest.raises(OSError, match="No space left"):
+        memory.note(b"f/", {b"a": _digest()})
+    memory._journal.close()
+
+
 def test_nothing_is_left_of_a_run_that_noted_nothing(tmp_path: Path) -> None:
     HashMemory(tmp_path, OPTIONS).close()
 

@@ -20,6 +20,7 @@ from vit21k.prep.hash_summary import HashSummary
 from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.shards import Shard, merge_shards
+from vit21k.prep.split import make_val
 
 START = b"\xff\xd8\xff"
 SIZES = (100, 2 * PROBE_BYTES, 2 * PROBE_BYTES + 1, 3 * PROBE_BYTES, 50_000)
@@ -136,6 +137,16 @@ def test_pictures_without_a_digest_cannot_be_merged_by_content(tree: Path, tmp_p
 
     with pytest.raises(UsageError, match="quick run"):
         relabel(tmp_path / "m", by="content")
+
+
+def test_pictures_without_a_digest_cannot_be_drawn(tree: Path, tmp_path: Path) -> None:
+    hash_tree(tree, tmp_path / "m", mode="quick")
+    relabel(tmp_path / "m")
+
+    with pytest.raises(UsageError, match="no digest to draw them by"):
+        make_val(tmp_path / "m", seed=1)
+
+    assert make_val(tmp_path / "m", per_class=1).num_val == 3
 
 
 def test_members_of_archives_and_files_are_one_set(tree: Path, tmp_path: Path) -> None:

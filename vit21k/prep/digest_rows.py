@@ -1,12 +1,14 @@
 """What became of chunks -> rows of `digests.parquet` and `problems.parquet`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from vit21k.manifest.io import ManifestWriter
 from vit21k.manifest.problems import Problem
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.prep.arrow_arrays import arrow_array
 from vit21k.prep.digest import DigestedChunk
 
 _BATCH_ROWS = 16_384
@@ -15,11 +17,11 @@ _FACTS = ("content_digest", "format", "width", "height", "components", "has_end"
 
 
 def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
-    """Return the files of *chunks* as rows; columns that hold nothing are left out."""
+    """Return the files of *chunks* as rows."""
     files = [file for chunk in chunks for file in chunk.files]
     num_bytes, mtimes, digests, known, _, _, probes = zip(*files, strict=True)
     facts = [_NO_FACTS if one is None else one for one in known]
-    columns: dict[str, object] = {
+    columns: dict[str, Sequence[Any]] = {
         "path": [path for chunk in chunks for path in chunk.paths],
         "wnid": [wnid for chunk in chunks for wnid in [chunk.wnid] * len(chunk.files)],
         "num_bytes": num_bytes,
@@ -30,8 +32,8 @@ def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
         "archive": [name for chunk in chunks for name in [chunk.archive] * len(chunk.files)],
         "offset": [at for chunk in chunks for at in _offsets(chunk)],
     }
-    schema = pa.schema([field for field in DIGESTS.schema if field.name in columns])
-    return pa.table(columns, schema=schema)
+    arrays = [arrow_array(columns[field.name], field.type) for field in DIGESTS.schema]
+    return pa.Table.from_arrays(arrays, schema=DIGESTS.schema)
 
 
 def _offsets(chunk: DigestedChunk) -> Sequence[int | None]:
@@ -40,11 +42,9 @@ def _offsets(chunk: DigestedChunk) -> Sequence[int | None]:
 
 def problem_rows(problems: Sequence[Problem]) -> pa.Table:
     """Return *problems* as rows of `problems.parquet`."""
-    paths, kinds, details = map(list, zip(*problems, strict=True))
-    return pa.table(
-        {"path": paths, "kind": [str(kind) for kind in kinds], "detail": details},
-        schema=PROBLEMS.schema,
-    )
+    columns = zip(*problems, strict=True)
+    arrays = [arrow_array(list(map(str, column)), pa.string()) for column in columns]
+    return pa.Table.from_arrays(arrays, schema=PROBLEMS.schema)
 
 
 class RowWriter:

@@ -8,6 +8,7 @@ A file is taken to be as it was if its size, its modification and status-change 
 are.  On network file systems the last two are not to be relied on, and are not looked at.
 """
 
+import errno
 import json
 import os
 import threading
@@ -92,7 +93,9 @@ class HashMemory:
             },
         )
         with self._lock:
-            self._journal.write(record)
+            num_written = self._journal.write(record)
+        if num_written != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._journal.name)
 
     def turn_back(self) -> None:
         """Recall from now on what has been noted so far, too."""
