@@ -49,8 +49,9 @@ def serve_command(
     """Answer predictions over HTTP, with a page to drop a picture on.
 
     POST /predict with a picture's file as the body (curl --data-binary @cat.jpg URL) gives
-    {"top": [...]}, GET /health how it goes, and / is the page.  Pictures that come at the same time are computed together.  A bad one gets
-    {"error": {"kind", "message"}} and harms no other.  Ctrl-C ends it.
+    {"top": [...]}, GET /health how it goes, and / is the page.  Pictures that come at the same
+    time are computed together.  A bad one gets {"error": {"kind", "message"}} and harms no other.
+    Ctrl-C ends it.
 
     [bold]Examples[/bold]
 
