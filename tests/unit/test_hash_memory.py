@@ -276,6 +276,7 @@ def test_a_full_disk_is_an_error_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = HashMemory(tmp_path, OPTIONS)
+    memory.close()
     monkeypatch.setattr(memory, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
 
     with pytest.raises(OSError, match="No space left"):

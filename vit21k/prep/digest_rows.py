@@ -11,7 +11,7 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.arrow_arrays import arrow_array
 from vit21k.prep.digest import DigestedChunk
 
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 4_096
 _NO_FACTS = (None,) * 6
 _FACTS = ("content_digest", "format", "width", "height", "components", "has_end")  # as they come
 
