@@ -94,6 +94,7 @@ def measure(work: Path, num_rounds: int, *, cold: bool) -> dict[str, list[float]
         ):
             shutil.rmtree(tree, ignore_errors=True)
             shutil.rmtree(manifests, ignore_errors=True)
+            os.sync()  # nobody pays for what the one before has still to write
             if cold:
                 _drop_from_memory(tar)
             started = time.perf_counter()
