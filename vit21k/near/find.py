@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vit21k.near.bits import hash_bits
 from vit21k.near.fingerprint import is_flat
 from vit21k.near.picture_set import PictureSet
-from vit21k.near.search import HashPairs, NearSearch, SearchCounts, merge_pairs
+from vit21k.near.search import HashPairs, MergedPairs, NearSearch, SearchCounts, merge_pairs
 from vit21k.near.similarity import similarity
 from vit21k.near.views import View, crops, mirrored
 
@@ -158,11 +158,11 @@ def _probe(
     on_view: Callable[[], None],
 ) -> HashPairs:
     """Return the pairs that *search* finds of the named rows' thumbnails through all *views*."""
-    found = []
+    merged = MergedPairs()
     for view in views:
-        found.append(search.probe(hash_bits(thumbs_NTT, view)[rows]))
+        merged.add(search.probe(hash_bits(thumbs_NTT, view)[rows]))
         on_view()
-    return merge_pairs(found)
+    return merged.result()
 
 
 def _equal(

@@ -88,12 +88,13 @@ class NearSearch:
         """Return the pairs of the first side and *other_B4*."""
         if not len(self.one_A4) or not len(other_B4):
             return merge_pairs([])
+        merged = MergedPairs()
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="search") as pool:
-            parts = list(pool.map(lambda table: self._table(table, other_B4), TABLES))
-        for part in parts:
-            self.counts.num_compared += part.counts.num_compared
-            self.counts.num_crowded += part.counts.num_crowded
-        return merge_pairs([part.pairs for part in parts])
+            for part in pool.map(lambda table: self._table(table, other_B4), TABLES):
+                self.counts.num_compared += part.counts.num_compared
+                self.counts.num_crowded += part.counts.num_crowded
+                merged.add(part.pairs)
+        return merged.result()
 
     def _table(self, table: tuple[int, ...], other_B4: NDArray[np.uint64]) -> "_TableResult":
         one_A, other_B = _table_of(self.one_A4, table), _table_of(other_B4, table)
@@ -115,6 +116,26 @@ class _TableResult(NamedTuple):
 
     pairs: HashPairs
     counts: SearchCounts
+
+
+class MergedPairs:
+    """Pairs that come in parts, most of them again and again; few more are held than there are."""
+
+    def __init__(self) -> None:
+        self._parts = [merge_pairs([])]
+        self._num_waiting = 0
+
+    def add(self, pairs: HashPairs) -> None:
+        """Take in a part."""
+        self._parts.append(pairs)
+        self._num_waiting += len(pairs.one_P)
+        if self._num_waiting > max(len(self._parts[0].one_P), _SLICE_PAIRS):
+            self._parts = [self.result()]
+            self._num_waiting = 0
+
+    def result(self) -> HashPairs:
+        """Return all of them, each once, with its least distance; by row."""
+        return merge_pairs(self._parts)
 
 
 def merge_pairs(parts: list[HashPairs]) -> HashPairs:
