@@ -32,8 +32,14 @@ def test_lists_prints_every_known_list_with_its_length() -> None:
     shown = _vit21k("classes", "lists").stdout
 
     assert {row["name"]: row["num_classes"] for row in result} == {
-        "fall11": 21_841, "winter21": 19_167, "in21k-p": 11_221, "in21k-p-winter21": 10_450,
-        "in12k": 11_821, "google": 21_843, "microsoft": 21_842, "in1k": 1_000,
+        "fall11": 21_841,
+        "winter21": 19_167,
+        "in21k-p": 11_221,
+        "in21k-p-winter21": 10_450,
+        "in12k": 11_821,
+        "google": 21_843,
+        "microsoft": 21_842,
+        "in1k": 1_000,
     }
     assert all(name in shown for name in KNOWN_LISTS)
 

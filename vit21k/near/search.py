@@ -29,7 +29,8 @@ TABLES = tuple(combinations(range(NUM_BANDS), 3))
 MAX_BUCKET_PAIRS = 4_000_000
 """A key that more pairs share says nothing: they are counted, and not compared under it."""
 
-_SLICE_PAIRS = 1 << 21
+_SLICE_PAIRS = 1 << 18
+_WAITING_PAIRS = 1 << 21
 _ROW_BITS = np.uint64(32)
 _ROW = np.uint64(0xFFFF_FFFF)
 
@@ -129,7 +130,7 @@ class MergedPairs:
         """Take in a part."""
         self._parts.append(pairs)
         self._num_waiting += len(pairs.one_P)
-        if self._num_waiting > max(len(self._parts[0].one_P), _SLICE_PAIRS):
+        if self._num_waiting > max(len(self._parts[0].one_P), _WAITING_PAIRS):
             self._parts = [self.result()]
             self._num_waiting = 0
 
@@ -185,10 +186,12 @@ def _shared_keys(
     one_A: NDArray[np.uint64], other_B: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], ...]:
     """Return, of each key on both sides, where its rows begin and how many they are, twice."""
-    key_A, key_B = one_A >> _ROW_BITS, other_B >> _ROW_BITS
+    key_B = other_B >> _ROW_BITS
     start_K = np.flatnonzero(np.append(True, key_B[1:] != key_B[:-1]))
     size_K = np.diff(start_K, append=len(key_B))
     key_K = key_B[start_K]
+    del key_B
+    key_A = one_A >> _ROW_BITS
     begin_K = np.searchsorted(key_A, key_K, side="left")
     is_there_K = key_A[np.minimum(begin_K, len(key_A) - 1)] == key_K
     start_K, size_K, begin_K = start_K[is_there_K], size_K[is_there_K], begin_K[is_there_K]
