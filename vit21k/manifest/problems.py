@@ -61,10 +61,7 @@ class ProblemKind(StrEnum):
     )
     DUPLICATE_MEMBER = (
         "duplicate_member",
-        (
-            "Another member of the archive has its name, and was taken instead (the last one, as `tar` "
-            "does)."
-        ),
+        "Another member of the archive has its name; the last one was taken, as `tar` does.",
     )
     ARCHIVE_DAMAGED = "archive_damaged", "A part of an archive makes no sense; `detail` says where."
     ARCHIVE_TRUNCATED = "archive_truncated", "An archive, or its last member, ends too early."
