@@ -32,7 +32,7 @@ def export_command(
     to: Annotated[Target, typer.Option("--to", help="The format.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A new folder.  [default: exports/<run>-<to>]"),
+        typer.Option(metavar="DIR", help="A new folder; default: exports/<run>-<to>."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -54,7 +54,7 @@ def features_command(
     ] = "float32",
     shard_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures of a shard.  [default: 64 MB of them, at most 4,096]"),
+        typer.Option(min=1, help="Pictures of a shard; default: 64 MB of them, at most 4,096."),
     ] = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def models_command(
     img_size: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Count at this size.  [default: the name's]"),
+        typer.Option(min=1, metavar="PIXELS", help="Count at this size; default: the name's."),
     ] = None,
     formats: Annotated[
         bool, typer.Option("--formats", help="List the formats that weights are read from.")

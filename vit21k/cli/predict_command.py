@@ -41,7 +41,7 @@ def predict_command(
     root: ImageRoot = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="The most classes of a picture.  [default: 5, or --threshold]"),
+        typer.Option(min=1, help="The most classes of a picture; default: 5, or --threshold."),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -74,7 +74,6 @@ def predict_command(
     """
     require_torch("predict")
     from vit21k.inference.predict import predict
-    from vit21k.inference.prediction_file import write_predictions
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"`{out}` must end in .parquet")
@@ -94,14 +93,9 @@ def predict_command(
     with console.progress("predict", unit="pictures") as progress:
         progress.total = len(pictures) if out is not None else None
         predictions = _watched(found, problems, progress if out is not None else None)
-        if out is not None:
-            write_predictions(out, predictions)
-        elif as_json:
-            console.print_json([_as_dict(prediction) for prediction in predictions])
-        else:
-            _show(predictions)
-    counts = {"num_pictures": len(pictures), "num_problems": len(problems)}
+        _give(predictions, out, as_json=as_json)
     if out is not None and as_json:
+        counts = {"num_pictures": len(pictures), "num_problems": len(problems)}
         console.print_json({"out": str(out), **counts})
     console.done(
         f"predict: {len(pictures):,} pictures: {len(pictures) - len(problems):,} predicted, "
@@ -109,6 +103,18 @@ def predict_command(
     )
     if problems:
         raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _give(predictions: "Iterable[Prediction]", out: Path | None, *, as_json: bool) -> None:
+    """Write *predictions* to *out*, or print them: as one JSON list, or as they come."""
+    from vit21k.inference.prediction_file import write_predictions
+
+    if out is not None:
+        write_predictions(out, predictions)
+    elif as_json:
+        console.print_json([_as_dict(prediction) for prediction in predictions])
+    else:
+        _show(predictions)
 
 
 def _watched(

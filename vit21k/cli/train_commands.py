@@ -75,7 +75,7 @@ def train_command(
     root: ImageRoot = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What the run writes.  [default: runs/<recipe>]"),
+        typer.Option(metavar="DIR", help="What the run writes; default: runs/<recipe>."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of going on from a checkpoint.")
@@ -83,9 +83,7 @@ def train_command(
     device: Device = None,
     device_batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Images in one forward pass.  [default: the recipe's, if they fit]"
-        ),
+        typer.Option(min=1, help="Images in one forward pass; default: the recipe's, if they fit."),
     ] = None,
     num_workers: NumWorkers = None,
 ) -> None:
