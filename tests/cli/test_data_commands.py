@@ -321,13 +321,15 @@ def test_a_killed_run_leaves_the_old_manifests_and_the_next_run_cleans_up(
     stuck = (
         "import sys, time; from vit21k.prep import digest; from vit21k.cli.app import main;"
         "digest.os.readv = lambda fd, views: time.sleep(60);"
-        "sys.argv[1:] = ['hash', sys.argv[1]]; print('ready', flush=True); main()"
+        "sys.argv[1:] = ['hash', '--fresh', sys.argv[1]]; print('ready', flush=True); main()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", stuck, str(tiny_tree)], cwd=tmp_path, stdout=subprocess.PIPE
     ) as run:
         partial = tmp_path / "data_manifests"
-        while not list(partial.glob(".*.partial")):
+        for _ in range(1200):
+            if list(partial.glob(".*.partial")):
+                break
             time.sleep(0.05)
         run.kill()
 
