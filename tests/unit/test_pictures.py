@@ -64,6 +64,17 @@ def test_an_image_tree_that_has_moved_is_found_where_it_is_now(manifest, tmp_pat
     assert pictures.read_bytes(2) == b"xyz"
 
 
+def test_a_manifest_that_came_from_a_list_asks_for_the_root(tmp_path):
+    header = Header(algorithm="md5", root="", classes="x")
+    with manifest_writer(TRAIN, tmp_path, header, ClassList(tuple("abcdef"))) as writer:
+        writer.write(split_rows(PATHS, LABELS))
+
+    with pytest.raises(ImageTreeError, match="made from a list") as caught:
+        Pictures.from_manifest(open_manifest(tmp_path, TRAIN))
+
+    assert "--root" in caught.value.hint
+
+
 def test_a_missing_root_is_refused_with_a_hint(manifest):
     with pytest.raises(ImageTreeError, match="not a folder") as caught:
         Pictures.from_manifest(manifest)

@@ -52,9 +52,15 @@ class Pictures:
             root: Where the images are now; None: where they were hashed.
 
         Raises:
-            ImageTreeError: The image root is not there, or an archive in it is compressed.
+            ImageTreeError: The image root is not there, or not known, or an archive in it is
+                compressed.
             ManifestError: The manifest is damaged.
         """
+        if root is None and not manifest.header.root:
+            raise ImageTreeError(
+                f"`{manifest.path}` does not know where its images are: it was made from a list",
+                hint="say where they are with `--root DIR`",
+            )
         root = Path(manifest.header.root) if root is None else root
         if not root.is_dir():
             raise ImageTreeError(f"the image root `{root}` is not a folder", hint=_WHERE_NOW)
