@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vit21k.config.schema import Recipe, Section
+from vit21k.config.fields import Section
+from vit21k.config.schema import Recipe
 
 
 class FieldInWords(NamedTuple):

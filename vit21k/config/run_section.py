@@ -1,0 +1,16 @@
+"""The recipe fields of what is done beside training."""
+
+from vit21k.config.fields import NonNegativeInt, PositiveInt, Section
+
+
+class RunSection(Section):
+    """How often the rest is done.  0: after the last step only."""
+
+    log_every_steps: NonNegativeInt = 10
+    """Optimizer steps between two lines of the log."""
+    eval_every_steps: NonNegativeInt = 0
+    """Optimizer steps between two evaluations."""
+    save_every_steps: NonNegativeInt = 1000
+    """Optimizer steps between two checkpoints."""
+    keep_last: PositiveInt = 2
+    """How many checkpoints are kept."""
