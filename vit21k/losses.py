@@ -20,7 +20,12 @@ _DEVICE_SLICE_VALUES = 1 << 26
 
 
 def multi_label_loss(
-    logits_BK: Tensor, label_rows_L: Tensor, label_ids_L: Tensor, *, smoothing: float = 0.0
+    logits_BK: Tensor,
+    label_rows_L: Tensor,
+    label_ids_L: Tensor,
+    *,
+    smoothing: float = 0.0,
+    label_weights_L: Tensor | None = None,
 ) -> Tensor:
     """Sigmoid cross-entropy, summed over classes and averaged over images.
 
@@ -33,6 +38,7 @@ def multi_label_loss(
         label_rows_L: Which image of the batch each label belongs to.  An image may have none.
         label_ids_L: Class index of each label.  (row, id) pairs are distinct.
         smoothing: e, as above.
+        label_weights_L: float32; y at each label, 0 to 1, where images are mixed.  None: 1.
 
     Returns:
         Scalar, float32.
@@ -40,12 +46,19 @@ def multi_label_loss(
     Source: `ViTCELoss` in plsc/loss/celoss.py; `sigmoid_xent` in big_vision/utils.py has no
     smoothing and is the same else.
     """
-    loss: Tensor = _MultiLabelLoss.apply(logits_BK, label_rows_L, label_ids_L, smoothing)
+    loss: Tensor = _MultiLabelLoss.apply(
+        logits_BK, label_rows_L, label_ids_L, label_weights_L, smoothing
+    )
     return loss
 
 
 def single_label_loss(
-    logits_BK: Tensor, label_rows_L: Tensor, label_ids_L: Tensor, *, smoothing: float = 0.0
+    logits_BK: Tensor,
+    label_rows_L: Tensor,
+    label_ids_L: Tensor,
+    *,
+    smoothing: float = 0.0,
+    label_weights_L: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy, averaged over images.
 
@@ -58,6 +71,8 @@ def single_label_loss(
         label_ids_L: Class index of each label.  (row, id) pairs are distinct.
         smoothing: e: the target is ``y (1 - e) + e / K``.  (For softmax PLSC's `CELoss` has this
             form too; its `ViTCELoss` has another, and no published recipe uses that.)
+        label_weights_L: float32; y at each label, where images are mixed: those of an image add up
+            to 1.  None: 1/m, as above.
 
     Returns:
         Scalar, float32.
@@ -66,7 +81,7 @@ def single_label_loss(
     num_labels_B = log_probs_BK.new_zeros(len(logits_BK)).index_add_(
         0, label_rows_L, log_probs_BK.new_ones(len(label_rows_L))
     )
-    weights_L = 1 / num_labels_B[label_rows_L]
+    weights_L = 1 / num_labels_B[label_rows_L] if label_weights_L is None else label_weights_L
     loss = -(log_probs_BK[label_rows_L, label_ids_L] * weights_L).sum()
     if smoothing:
         uniform_B = -log_probs_BK.mean(dim=1) * (num_labels_B > 0)
@@ -83,9 +98,14 @@ class _MultiLabelLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_BK: Tensor, label_rows_L: Tensor, label_ids_L: Tensor, smoothing: float
+        ctx: Any,
+        logits_BK: Tensor,
+        label_rows_L: Tensor,
+        label_ids_L: Tensor,
+        label_weights_L: Tensor | None,
+        smoothing: float,
     ) -> Tensor:
-        ctx.save_for_backward(logits_BK, label_rows_L, label_ids_L)
+        ctx.save_for_backward(logits_BK, label_rows_L, label_ids_L, label_weights_L)
         ctx.smoothing = smoothing
         dtype = _dtype_inside(logits_BK)
         sums_B = logits_BK.new_empty(len(logits_BK), dtype=dtype)
@@ -94,13 +114,15 @@ class _MultiLabelLoss(torch.autograd.Function):
             sums_B[rows] = F.softplus(z_BK).sum(dim=1)
             if smoothing:
                 sums_B[rows] -= smoothing * z_BK.sum(dim=1)
-        of_labels = logits_BK[label_rows_L, label_ids_L].to(dtype).sum()
-        return (sums_B.sum() - (1 - smoothing) * of_labels) / len(logits_BK)
+        of_labels_L = logits_BK[label_rows_L, label_ids_L].to(dtype)
+        if label_weights_L is not None:
+            of_labels_L *= label_weights_L
+        return (sums_B.sum() - (1 - smoothing) * of_labels_L.sum()) / len(logits_BK)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        logits_BK, label_rows_L, label_ids_L = ctx.saved_tensors
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits_BK, label_rows_L, label_ids_L, label_weights_L = ctx.saved_tensors
         dtype = _dtype_inside(logits_BK)
         scale = grad_loss / len(logits_BK)
         grad_BK = torch.empty_like(logits_BK)
@@ -109,10 +131,16 @@ class _MultiLabelLoss(torch.autograd.Function):
             if ctx.smoothing:
                 slope_BK -= ctx.smoothing
             torch.mul(slope_BK, scale, out=grad_BK[rows])
-        # At a label: sigmoid(z) - 1, rounded once, to the type of the logits.
-        slope_L = torch.sigmoid(logits_BK[label_rows_L, label_ids_L].to(dtype)) - 1.0
+        # At a label: sigmoid(z) - target, rounded once, to the type of the logits.
+        slope_L = torch.sigmoid(logits_BK[label_rows_L, label_ids_L].to(dtype))
+        slope_L -= 1.0 if label_weights_L is None else _targets(label_weights_L, ctx.smoothing)
         grad_BK[label_rows_L, label_ids_L] = (slope_L * scale).to(grad_BK.dtype)
-        return grad_BK, None, None, None
+        return grad_BK, None, None, None, None
+
+
+def _targets(label_weights_L: Tensor, smoothing: float) -> Tensor:
+    """Return ``y (1 - e) + e``, written so that y = 1 stays 1 to the bit."""
+    return 1 - (1 - smoothing) * (1 - label_weights_L)
 
 
 def _dtype_inside(logits: Tensor) -> torch.dtype:

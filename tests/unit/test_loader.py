@@ -82,6 +82,7 @@ def test_a_batch_is_what_sampler_draws_and_transform_say(root):
 
     assert [len(batch.rows_B) for batch in batches] == [8, 8, 4]
     assert torch.cat([batch.rows_B for batch in batches]).tolist() == rows.tolist()
+    assert torch.cat([batch.positions_B for batch in batches]).tolist() == positions.tolist()
     assert np.array_equal(torch.cat([batch.images_BCHW for batch in batches]), np.stack(images))
     for batch in batches:
         label_rows, label_ids = pictures.labels_of(batch.rows_B.numpy())
@@ -205,7 +206,7 @@ def test_skipped_pictures_are_left_out_counted_and_named(root, damaged_root, num
     assert expected == [
         (row, image) for batch in left for image, row in zip(batch[0], batch[3], strict=True)
     ]
-    for _, label_rows, label_ids, rows in left:
+    for _, label_rows, label_ids, rows, _ in left:
         labels = [(place, label) for place, row in enumerate(rows) for label in range(row % 3 + 1)]
         assert list(zip(label_rows, label_ids, strict=True)) == labels
     assert loader.num_skipped == 2

@@ -34,6 +34,15 @@ def dense_multi_label_loss(logits, rows, ids, smoothing):
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1).mean()
 
 
+@st.composite
+def weighted_batches(draw):
+    """Draw logits_BK, label pairs and a target between 0 and 1 at each."""
+    logits, rows, ids = draw(batches())
+    seed = draw(st.integers(0, 1000))
+    weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed)).double()
+    return logits, rows, ids, weights
+
+
 def value_and_gradient(loss_function, logits, *args):
     logits = logits.clone().requires_grad_()
     loss = loss_function(logits, *args)
@@ -53,6 +62,63 @@ def test_the_sparse_loss_and_its_gradient_are_those_of_dense_bce(batch, smoothin
 
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
+
+
+@given(batch=weighted_batches(), smoothing=st.sampled_from([0.0, 1e-4, 0.3]))
+@settings(max_examples=60, deadline=None)
+def test_the_loss_of_mixed_labels_and_its_gradient_are_those_of_dense_bce(batch, smoothing):
+    logits, rows, ids, weights = batch
+    target = torch.zeros_like(logits).index_put_((rows, ids), weights)
+    target = target * (1 - smoothing) + smoothing
+
+    loss, grad = value_and_gradient(
+        lambda z: multi_label_loss(z, rows, ids, smoothing=smoothing, label_weights_L=weights),
+        logits,
+    )
+    expected, expected_grad = value_and_gradient(
+        lambda z: F.binary_cross_entropy_with_logits(z, target, reduction="none").sum(1).mean(),
+        logits,
+    )
+
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1e-4])
+def test_weights_of_one_change_no_bit(smoothing):
+    logits = torch.randn(8, 300, generator=torch.Generator().manual_seed(0)) * 4
+    rows, ids = torch.arange(8), torch.arange(8) * 7
+
+    plain = value_and_gradient(
+        lambda z: multi_label_loss(z, rows, ids, smoothing=smoothing), logits
+    )
+    weighted = value_and_gradient(
+        lambda z: multi_label_loss(
+            z, rows, ids, smoothing=smoothing, label_weights_L=torch.ones(8)
+        ),
+        logits,
+    )
+
+    assert all(torch.equal(*pair) for pair in zip(plain, weighted, strict=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_with_mixed_labels_is_torchs_cross_entropy_with_probabilities(smoothing):
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(1)).double()
+    rows, ids = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([3, 1, 0, 4, 8, 5])
+    weights = torch.tensor([0.25, 0.75, 0.5, 0.375, 0.125, 1.0])
+    target = torch.zeros_like(logits).index_put_((rows, ids), weights.double())
+
+    loss, grad = value_and_gradient(
+        lambda z: single_label_loss(z, rows, ids, smoothing=smoothing, label_weights_L=weights),
+        logits,
+    )
+    expected, expected_grad = value_and_gradient(
+        lambda z: F.cross_entropy(z, target, label_smoothing=smoothing), logits
+    )
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad)
 
 
 def test_float32_gradients_equal_torchs_to_the_last_bit_without_smoothing():

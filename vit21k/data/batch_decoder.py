@@ -35,12 +35,15 @@ class Batch(NamedTuple):
         label_rows_L: int64; which image of the batch each label belongs to.
         label_ids_L: int64; class index of each label.
         rows_B: int64; row of each image in the manifest.
+        positions_B: int64; how many images the run has seen before each: the key of everything
+            that is drawn for it.  Empty where nothing is drawn, as in evaluation.
     """
 
     images_BCHW: Tensor
     label_rows_L: Tensor
     label_ids_L: Tensor
     rows_B: Tensor
+    positions_B: Tensor = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ class Job:
     Attributes:
         rows_B: Row of each image in the manifest.
         transform: (picture, place in the batch, (3, H, W) array to fill).
+        positions_B: How many images the run has seen before each; empty: nothing is drawn.
     """
 
     rows_B: NDArray[np.int64]
     transform: Callable[[Image.Image, int, NDArray[np.uint8]], object]
+    positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass
@@ -146,15 +151,15 @@ class BatchDecoder:
                 bad = [e for chunk in pending.chunks for e in self._fill(job, images_BCHW, chunk)]
         finally:
             _cancel(pending)
-        rows_B = job.rows_B
+        rows_B, positions_B = job.rows_B, job.positions_B
         if bad:
             kept = np.delete(np.arange(len(rows_B)), [index for index, _ in bad])
             self._note(rows_B, bad)
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
+            positions_B = positions_B[kept] if len(positions_B) else positions_B
         label_rows_L, label_ids_L = self._pictures.labels_of(rows_B)
-        return Batch(
-            *(torch.from_numpy(a) for a in (images_BCHW, label_rows_L, label_ids_L, rows_B))
-        )
+        parts = (images_BCHW, label_rows_L, label_ids_L, rows_B, positions_B)
+        return Batch(*(torch.from_numpy(part) for part in parts))
 
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Bad:
         """Decode a chunk into its place; return the places of bad pictures, and what is wrong."""

@@ -130,7 +130,7 @@ class TrainLoader(_Loader):
         def transform(image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
             self._transform(image, draws[index], out)
 
-        return Job(rows_B, transform)
+        return Job(rows_B, transform, positions_B)
 
 
 class EvalLoader(_Loader):
