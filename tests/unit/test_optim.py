@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 
 from vit21k.models.registry import get_model  # noqa: E402
 from vit21k.training.optim import OptimPlan, build_optimizers, set_lr  # noqa: E402
+from vit21k.training.param_groups import GroupRules  # noqa: E402
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -24,7 +25,7 @@ def groups_of(model, optimizers):
     ]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lamb", "muon"])
 def test_every_parameter_is_updated_by_exactly_one_group(model, kind):
     optimizers = build_optimizers(model, OptimPlan(kind=kind, lr=0.1, muon_lr=0.1))
 
@@ -34,10 +35,11 @@ def test_every_parameter_is_updated_by_exactly_one_group(model, kind):
 
 
 def test_all_means_all_and_kernels_means_no_bias_norm_or_position(model):
-    everything = build_optimizers(model, OptimPlan(kind="adamw", lr=0.1, weight_decay=0.3))
-    kernels = build_optimizers(
-        model, OptimPlan(kind="adamw", lr=0.1, weight_decay=0.3, decay_params="kernels")
+    everything = build_optimizers(
+        model, OptimPlan(kind="adamw", lr=0.1, rules=GroupRules(weight_decay=0.3))
     )
+    rules = GroupRules(weight_decay=0.3, decay_params="kernels")
+    kernels = build_optimizers(model, OptimPlan(kind="adamw", lr=0.1, rules=rules))
 
     assert [group["weight_decay"] for _, group in groups_of(model, everything)] == [0.3]
     decayed, spared = groups_of(model, kernels)
@@ -73,7 +75,9 @@ def test_sgd_adds_the_decay_to_the_gradient_and_starts_its_momentum_with_it():
     # PLSC: g += wd p; the first momentum is g; p -= lr buf.  By hand: p = 2, grad = 1.
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(layer.weight, 2.0)
-    (sgd,) = build_optimizers(layer, OptimPlan(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.5))
+    (sgd,) = build_optimizers(
+        layer, OptimPlan(kind="sgd", lr=0.1, rules=GroupRules(weight_decay=0.5))
+    )
 
     for _ in range(2):
         layer.weight.grad = torch.ones_like(layer.weight)

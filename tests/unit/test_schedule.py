@@ -6,25 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit21k.training.schedule import is_due, lr_factor
+from vit21k.training.schedule import LrSchedule, is_due
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_it_rises_along_a_line_and_starts_at_zero(decay):
-    factors = [
-        lr_factor(step, warmup_steps=4, total_steps=1_000_000, decay=decay) for step in range(5)
-    ]
+    schedule = LrSchedule(warmup_steps=4, total_steps=1_000_000, decay=decay)
 
-    assert factors == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-4)
+    assert [schedule(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-4)
 
 
 def test_the_line_ends_at_its_end_and_the_cosine_is_half_way_in_the_middle():
-    plan = {"warmup_steps": 0, "total_steps": 100}
+    line = LrSchedule(total_steps=100, decay="linear", end_factor=0.01)
+    cosine = LrSchedule(total_steps=100, decay="cosine")
 
-    assert lr_factor(100, **plan, decay="linear", end_factor=0.01) == pytest.approx(0.01)
-    assert lr_factor(50, **plan, decay="linear", end_factor=0.01) == pytest.approx(0.505)
-    assert lr_factor(50, **plan, decay="cosine") == pytest.approx(0.5)
-    assert lr_factor(100, **plan, decay="cosine") == pytest.approx(0)
+    assert line(100) == pytest.approx(0.01)
+    assert line(50) == pytest.approx(0.505)
+    assert cosine(50) == pytest.approx(0.5)
+    assert cosine(100) == pytest.approx(0)
 
 
 @given(
@@ -46,9 +45,9 @@ def test_it_is_plscs_formula(step, warmup, decay, end):
     if warmup:
         expected *= min(1, step / warmup)
 
-    factor = lr_factor(step, warmup_steps=warmup, total_steps=total, decay=decay, end_factor=end)
+    schedule = LrSchedule(warmup_steps=warmup, total_steps=total, decay=decay, end_factor=end)
 
-    assert base * factor == pytest.approx(expected, abs=1e-12)
+    assert base * schedule(step) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,11 @@ def _values(annotation: Any, limits: list[Any]) -> str:
         return " or ".join(_values(part, []) for part in inside)
     if origin is Literal:
         return " or ".join(str(word) for word in inside)
+    if origin is dict:
+        return f"mapping of {_values(inside[0], [])} to {_values(inside[1], [])}"
     if origin is tuple:
-        return f"{len(inside)} of: {_values(inside[0], [])}"
+        how_many = "list" if inside[-1] is Ellipsis else str(len(inside))
+        return f"{how_many} of: {_values(inside[0], [])}"
     words = {int: "integer", float: "number", bool: "true or false", str: "text"}
     return words.get(annotation, "null") + _limits(limits)
 

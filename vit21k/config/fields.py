@@ -12,6 +12,8 @@ PositiveInt = Annotated[Integer, Field(gt=0)]
 NonNegativeInt = Annotated[Integer, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Multiplier = NonNegative
+Percent = Annotated[Number, Field(ge=0, lt=100)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 DropRate = Annotated[Number, Field(ge=0, lt=1)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]

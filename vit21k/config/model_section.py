@@ -50,5 +50,7 @@ class ModelSection(Section):
     """First weights of the classifier."""
     head_bias_init: Number = 0.0
     """First bias of the classifier.  -10 keeps the first multi-label loss near 11."""
+    freeze: Literal["backbone"] | None = None
+    """`backbone`: train the head alone (a linear probe); null: train everything."""
     pos_embed_resize: Literal["bicubic", "bilinear_align_corners"] = "bicubic"
     """How `--init` fits a position embedding to another grid: PLSC's way, or Google's."""

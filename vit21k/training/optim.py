@@ -1,21 +1,22 @@
-"""Parameter groups and optimizers.
+"""Optimizers over the groups of `param_groups`.
 
 Every group carries ``peak_lr``; the loop sets ``lr`` to it times the schedule's factor.
 """
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-# A transformer block of a ViT, or of a stage of a PiT.
-_BLOCK = re.compile(r"(transformers\.\d+\.)?blocks\.")
+from vit21k.training.half_momentum import HalfMomentumAdamW, HalfMomentumSGD
+from vit21k.training.lamb import Lamb
+from vit21k.training.param_groups import GroupRules, as_groups, is_block_matrix, param_groups
 
-DecayParams = Literal["all", "kernels", "none"]
+_FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,37 +25,42 @@ class OptimPlan:
 
     Attributes:
         kind: ``adamw`` (decoupled weight decay), ``sgd`` (momentum, weight decay added to the
-            gradient) or ``muon`` (Muon on the matrices of the blocks, AdamW on the rest).
+            gradient), ``lamb``, or ``muon`` (Muon on the matrices of the blocks, AdamW on the
+            rest).
         lr: Peak learning rate.
         muon_lr: Peak learning rate of Muon's matrices.
-        betas: Of AdamW.
-        eps: Of AdamW.
+        betas: Of AdamW and LAMB.
+        eps: Of AdamW and LAMB.
         momentum: Of SGD and Muon.
-        weight_decay: On the parameters that *decay_params* names.
-        decay_params: ``all``; ``kernels``: matrices of linear and convolution layers only;
-            ``none``.
+        momentum_dtype: What the first moment of AdamW and SGD is kept in.
+        rules: Weight decay, and factors on the learning rate, by parameter.
     """
 
-    kind: Literal["adamw", "sgd", "muon"]
+    kind: Literal["adamw", "sgd", "lamb", "muon"]
     lr: float
     muon_lr: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
-    weight_decay: float = 0.0
-    decay_params: DecayParams = "all"
+    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
+    rules: GroupRules = field(default_factory=GroupRules)
 
 
 def build_optimizers(model: nn.Module, plan: OptimPlan) -> list[Optimizer]:
-    """Return the optimizers that together update every parameter of *model* once a step."""
-    if plan.kind != "muon":
-        return [_elementwise(model.named_parameters(), plan)]
-    matrices = [
-        (name, param) for name, param in model.named_parameters() if _is_matrix(name, param)
-    ]
+    """Return the optimizers that together update every parameter of *model* that is trained.
+
+    Raises:
+        UsageError: A multiplier's pattern matches no parameter, or nothing is left to train.
+    """
+    factors = param_groups(model, plan.rules)
+    named = [(name, param) for name, param in model.named_parameters() if name in factors]
+    matrices = [pair for pair in named if plan.kind == "muon" and is_block_matrix(*pair)]
     names = {name for name, _ in matrices}
-    rest = [(name, param) for name, param in model.named_parameters() if name not in names]
-    return [_muon(matrices, plan), _elementwise(rest, plan)]
+    rest = [pair for pair in named if pair[0] not in names]
+    optimizers = [_elementwise(as_groups(rest, factors, lr=plan.lr), plan)]
+    if matrices:
+        optimizers.insert(0, _muon(as_groups(matrices, factors, lr=plan.muon_lr), plan))
+    return optimizers
 
 
 def set_lr(optimizers: Iterable[Optimizer], factor: float) -> None:
@@ -64,46 +70,19 @@ def set_lr(optimizers: Iterable[Optimizer], factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
-def _elementwise(named: Iterable[tuple[str, nn.Parameter]], plan: OptimPlan) -> Optimizer:
-    groups = [group for group in _decay_groups(named, plan) if group["params"]]
-    for group in groups:
-        group["peak_lr"] = plan.lr
+def _elementwise(groups: list[dict[str, Any]], plan: OptimPlan) -> Optimizer:
+    in_half = plan.momentum_dtype == "bf16"
     if plan.kind == "sgd":
+        if in_half:
+            return HalfMomentumSGD(groups, lr=plan.lr, momentum=plan.momentum)
         return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+    adam = Lamb if plan.kind == "lamb" else HalfMomentumAdamW if in_half else _FUSED_ADAMW
+    return adam(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps)
 
 
-def _decay_groups(
-    named: Iterable[tuple[str, nn.Parameter]], plan: OptimPlan
-) -> list[dict[str, object]]:
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, param in named:
-        (decayed if _is_decayed(name, param, plan.decay_params) else spared).append(param)
-    return [
-        {"params": decayed, "weight_decay": plan.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-
-
-def _is_decayed(name: str, param: nn.Parameter, decay_params: DecayParams) -> bool:
-    if decay_params == "kernels":
-        return param.ndim > 1 and name.endswith(".weight")
-    return decay_params == "all"
-
-
-def _is_matrix(name: str, param: nn.Parameter) -> bool:
-    is_in_block = _BLOCK.match(name) is not None
-    return is_in_block and name.endswith(".weight") and param.ndim > 1
-
-
-def _muon(named: list[tuple[str, nn.Parameter]], plan: OptimPlan) -> Optimizer:
+def _muon(groups: list[dict[str, Any]], plan: OptimPlan) -> Optimizer:
     # `match_rms_adamw` scales an update to the size AdamW's would have, so learning rates of the
     # two are comparable (Liu et al. 2025, arXiv:2502.16982).
     return torch.optim.Muon(
-        [{"params": [param for _, param in named], "peak_lr": plan.muon_lr}],
-        lr=plan.muon_lr,
-        momentum=plan.momentum,
-        weight_decay=plan.weight_decay if plan.decay_params != "none" else 0.0,
-        adjust_lr_fn="match_rms_adamw",
+        groups, lr=plan.muon_lr, momentum=plan.momentum, adjust_lr_fn="match_rms_adamw"
     )

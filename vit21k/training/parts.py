@@ -1,7 +1,6 @@
 """Recipe -> the parts of a run.  Each function reads the fields that one part needs."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +21,7 @@ from vit21k.models.init_weights import init_vit
 from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
 from vit21k.training.loop import Plan
-from vit21k.training.optim import OptimPlan
-from vit21k.training.schedule import lr_factor
+from vit21k.training.optim_parts import freeze, lr_schedule_of
 
 _MODEL_OVERRIDES = (
     "img_size",
@@ -45,7 +43,12 @@ _MODEL_OVERRIDES = (
     "drop_path_rate",
 )
 # What may differ between a run and its continuation: it changes no weight, but for rounding.
-_NOT_IDENTITY: dict[str, Any] = {"source": True, "run": True, "data": {"device_batch_size"}}
+_NOT_IDENTITY: dict[str, Any] = {
+    "source": True,
+    "run": True,
+    "parallel": True,
+    "data": {"device_batch_size"},
+}
 
 
 def overrides_of(recipe: Recipe) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
         head_bias_init=recipe.model.head_bias_init,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
+    freeze(model, recipe)
     return model
 
 
@@ -126,34 +130,16 @@ def plan_of(recipe: Recipe, steps_per_epoch: int) -> Plan:
         UsageError: The warm-up is longer than the run.
     """
     total_steps = recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
-    if recipe.schedule.warmup_steps >= total_steps:
-        raise UsageError(
-            f"schedule.warmup_steps ({recipe.schedule.warmup_steps}) must be less than the "
-            f"{total_steps:,} steps of the run",
-            hint="shorten it: `--set schedule.warmup_steps=...`",
-        )
     return Plan(
         total_steps=total_steps,
         global_batch_size=recipe.data.global_batch_size,
         seed=recipe.seed,
-        lr_factor=partial(
-            lr_factor,
-            warmup_steps=recipe.schedule.warmup_steps,
-            total_steps=total_steps,
-            decay=recipe.schedule.decay,
-            end_factor=recipe.schedule.end_lr / recipe.optim.lr,
-        ),
+        lr_factor=lr_schedule_of(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
         grad_clip_norm=recipe.optim.grad_clip_norm,
         log_every_steps=recipe.run.log_every_steps,
         eval_every_steps=recipe.run.eval_every_steps,
         save_every_steps=recipe.run.save_every_steps,
     )
-
-
-def optim_plan_of(recipe: Recipe) -> OptimPlan:
-    """Return which optimizer, with which numbers."""
-    fields = recipe.optim.model_dump(exclude={"grad_clip_norm"})
-    return OptimPlan(**{**fields, "muon_lr": recipe.optim.muon_lr or recipe.optim.lr})
 
 
 def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:

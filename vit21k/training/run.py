@@ -32,6 +32,7 @@ from vit21k.training.forecast import (
 from vit21k.training.hooks import hooks_of, run_log_of, train_loader_of
 from vit21k.training.loop import Progress, train
 from vit21k.training.optim import build_optimizers
+from vit21k.training.optim_parts import optim_plan_of
 from vit21k.training.resume import find_resumable
 from vit21k.training.setup import NOBODY, Listener, Place, Setup
 from vit21k.training.split_data import open_split_data
@@ -89,7 +90,7 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
     model = _model(setup, init, checkpoint).to(setup.device).train()
-    optimizers = build_optimizers(model, parts.optim_plan_of(recipe))
+    optimizers = build_optimizers(model, optim_plan_of(recipe))
     progress = Progress()
     if checkpoint:
         tensors_to_optimizers(checkpoint.optimizer_tensors(), model, optimizers)

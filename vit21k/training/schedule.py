@@ -1,33 +1,102 @@
 """The learning rate, and when periodic things happen."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
-Decay = Literal["linear", "cosine"]
+Decay = Literal["linear", "cosine", "rsqrt", "step"]
+Changes = Literal["every_step", "every_epoch", "every_epoch_after_warmup"]
 
 
-def lr_factor(
-    step: int, *, warmup_steps: int, total_steps: int, decay: Decay, end_factor: float = 0.0
-) -> float:
-    """Return the factor on the peak learning rate for the update after *step* updates.
+@dataclass(frozen=True, kw_only=True)
+class LrSchedule:
+    """The factor on the peak learning rate: up to 1 in the warm-up, then down.
 
-    After the warm-up, from 1 down to *end_factor* along a line or half a cosine; during it, the
-    same times ``step / warmup_steps``, so the first update of a run with warm-up changes nothing.
+    Called with the number of updates made so far: 0 for the first update, ``total_steps - 1`` for
+    the last.  With t that number, W `warmup_steps` and T `decay_end`:
 
-    Args:
-        step: Updates made so far: 0 for the first one, ``total_steps - 1`` for the last.
-        warmup_steps: May be 0; less than *total_steps*.
+    - warm-up, t < W: ``s + (1 - s) t / W`` from s = `start_factor`; with the shape "cosine"
+      ``s + (1 - s) (1 - cos(pi t / W)) / 2``.
+    - linear and cosine: with ``p = (t - W) / (T - W)``, or ``t / T`` if `from_start`, within 0
+      and 1, and e = `end_factor`: ``e + (1 - e) (1 - p)`` and ``e + (1 - e) (1 + cos(pi p)) / 2``.
+    - rsqrt: ``1 / sqrt(1 + (t - W) / timescale)``.
+    - step: `drop_factor` to the power of the number of `drops` that are at most t.
+    - cooldown: all of it times ``min(1, (total_steps - t) / cooldown_steps)``.
+
+    Where the learning rate changes once an epoch, t is that of the epoch's first update, epochs
+    being counted from `first_epoch`.
+
+    Sources: PLSC, plsc/scheduler/lr_scheduler.py, `ViTLRScheduler`, the same as
+    google-research/vision_transformer, vit_jax/utils.py; big_vision/utils.py,
+    `create_learning_rate_schedule`; timm's `CosineLRScheduler`, whose default `warmup_prefix=False`
+    is `from_start`; mindcv/scheduler/dynamic_lr.py; torch's `MultiStepLR` and `OneCycleLR`.
+
+    Attributes:
         total_steps: Updates in the whole run.
         decay: Shape of the way down.
-        end_factor: Where it would be at *total_steps*.
-
-    Source: PLSC, plsc/scheduler/lr_scheduler.py, `ViTLRScheduler`; the same as
-        google-research/vision_transformer, vit_jax/utils.py.
+        warmup_steps: May be 0; less than *total_steps*.
+        start_factor: Of the first update, if there is a warm-up.
+        warmup_shape: Shape of the way up.
+        end_factor: Where linear and cosine decay end.
+        decay_end: Update at which they end; None: *total_steps*.
+        from_start: They are counted from the start of the run, not from the end of the warm-up.
+        timescale: Of rsqrt, in updates.
+        drops: Updates at which "step" drops, ascending.
+        drop_factor: Of each drop.
+        cooldown_steps: Last updates, in which the factor goes to 0.
+        changes: When the factor changes.
+        steps_per_epoch: Updates in an epoch.
+        first_epoch: Number of the first epoch, where the factor changes every epoch.
     """
-    done = min(max((step - warmup_steps) / (total_steps - warmup_steps), 0.0), 1.0)
-    left = 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    factor = end_factor + (1 - end_factor) * left
-    return factor * min(1.0, step / warmup_steps) if warmup_steps else factor
+
+    total_steps: int
+    decay: Decay = "cosine"
+    warmup_steps: int = 0
+    start_factor: float = 0.0
+    warmup_shape: Literal["linear", "cosine"] = "linear"
+    end_factor: float = 0.0
+    decay_end: float | None = None
+    from_start: bool = False
+    timescale: int = 10_000
+    drops: tuple[int, ...] = ()
+    drop_factor: float = 0.1
+    cooldown_steps: int = 0
+    changes: Changes = "every_step"
+    steps_per_epoch: int = 1
+    first_epoch: int = 0
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the update after *step* updates."""
+        at = self._changed_at(step)
+        factor = self._warmup(at) if at < self.warmup_steps else self._decayed(at)
+        if self.cooldown_steps:
+            factor *= min(1.0, (self.total_steps - step) / self.cooldown_steps)
+        return factor
+
+    def _changed_at(self, step: int) -> int:
+        epoch_began = step // self.steps_per_epoch * self.steps_per_epoch
+        if self.changes == "every_epoch":
+            return epoch_began + self.first_epoch * self.steps_per_epoch
+        if self.changes == "every_epoch_after_warmup" and step >= self.warmup_steps:
+            return max(epoch_began, self.warmup_steps)
+        return step
+
+    def _warmup(self, at: int) -> float:
+        share = at / self.warmup_steps
+        if self.warmup_shape == "cosine":
+            share = 0.5 * (1 - math.cos(math.pi * share))
+        return self.start_factor + (1 - self.start_factor) * share
+
+    def _decayed(self, at: int) -> float:
+        if self.decay == "rsqrt":
+            return 1 / math.sqrt(1 + (at - self.warmup_steps) / self.timescale)
+        if self.decay == "step":
+            return self.drop_factor ** sum(drop <= at for drop in self.drops)
+        start = 0 if self.from_start else self.warmup_steps
+        end = self.total_steps if self.decay_end is None else self.decay_end
+        done = min(max((at - start) / (end - start), 0.0), 1.0)
+        left = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.end_factor + (1 - self.end_factor) * left
 
 
 def is_due(step: int, *, every_steps: int, total_steps: int) -> bool:
