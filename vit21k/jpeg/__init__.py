@@ -1,0 +1,1 @@
+"""JPEG files as marker segments and Huffman symbols, taken apart and put together."""

@@ -1,0 +1,162 @@
+"""`recode.c`, compiled by the system's compiler when it is first needed.
+
+The library is kept in the user's cache folder, under a name that hangs on the source and the
+machine.  So the package needs no compiler to install, and is the same file for every platform.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import xxhash
+
+from vit21k.errors import Vit21kError
+from vit21k.jpeg.headers import NotTileableError
+from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
+
+_SOURCE = Path(__file__).with_name("recode.c")
+_FLAGS = ["-O3", "-shared", "-fPIC"]
+_MAX_BLOCKS = 10
+_NO_MEMORY, _NO_ROOM = -2, -3
+_SECONDS = 120
+
+
+class NoCompilerError(Vit21kError):
+    """There is no C compiler, or it does not work; what it said is the message."""
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of recode.c."""
+
+    _fields_ = (
+        ("mcus_x", ctypes.c_int32),
+        ("mcus_y", ctypes.c_int32),
+        ("restart_in", ctypes.c_int32),
+        ("restart_out", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("component", ctypes.c_int32 * _MAX_BLOCKS),
+        ("dc_slot", ctypes.c_int32 * NUM_SLOTS),
+        ("ac_slot", ctypes.c_int32 * NUM_SLOTS),
+    )
+
+
+_TABLE_BYTES = 17 + 256
+_Tables = ctypes.c_uint8 * (_TABLE_BYTES * 2 * NUM_SLOTS)
+
+
+class CompiledRecoder:
+    """`recode` of recode.c; for any number of threads, which do not wait for one another."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._recode = library.recode
+        self._recode.restype = ctypes.c_long
+        self._recode.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(_Layout),
+            ctypes.POINTER(_Tables),
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+        ]
+
+    def __call__(
+        self, data: memoryview, layout: Layout, tables: list[Table]
+    ) -> tuple[bytes, list[Table]]:
+        """Return the recoded data and the new tables, as `vit21k.jpeg.recode.recode` does."""
+        source = bytes(data)
+        packed = _Tables.from_buffer(bytearray(b"".join(map(_packed, tables))))
+        num_restarts = layout.mcus_x * layout.mcus_y // layout.restart_out
+        capacity = 2 * len(source) + 8 * num_restarts + 1024
+        out = ctypes.create_string_buffer(capacity)
+        num_bytes = self._recode(
+            source, len(source), ctypes.byref(_as_c(layout)), ctypes.byref(packed), out, capacity
+        )
+        if num_bytes == _NO_MEMORY:
+            raise MemoryError
+        if num_bytes == _NO_ROOM:
+            raise NotTileableError("it would be twice as large")
+        if num_bytes < 0:
+            raise NotTileableError("damaged data")
+        return ctypes.string_at(out, num_bytes), _unpacked(bytes(packed))
+
+
+def _as_c(layout: Layout) -> _Layout:
+    made = _Layout(*layout[:4], len(layout.blocks))
+    made.component[: len(layout.blocks)] = layout.blocks
+    made.dc_slot[: len(layout.dc_slot)] = layout.dc_slot
+    made.ac_slot[: len(layout.ac_slot)] = layout.ac_slot
+    return made
+
+
+def _packed(table: Table) -> bytes:
+    return table.counts + table.values[:256].ljust(256, b"\0")
+
+
+def _unpacked(packed: bytes) -> list[Table]:
+    tables = []
+    for start in range(0, len(packed), _TABLE_BYTES):
+        counts = packed[start : start + 17]
+        tables.append(Table(counts, packed[start + 17 : start + 17 + sum(counts)]))
+    return tables
+
+
+@cache
+def compiled_recoder() -> CompiledRecoder:
+    """Return the compiled way, which is compiled first if it has to be.
+
+    Raises:
+        NoCompilerError: It cannot be.
+    """
+    path = _cache_folder() / f"recode-{_key()}.so"
+    if not path.is_file():
+        _compile(path)
+    try:
+        return CompiledRecoder(ctypes.CDLL(str(path)))
+    except OSError as error:  # a cache folder that programs may not be run from
+        raise NoCompilerError(f"`{path}` cannot be loaded: {error}") from error
+
+
+def _key() -> str:
+    what = f"{platform.machine()} {platform.libc_ver()} {_FLAGS}".encode()
+    return xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + what)
+
+
+def _cache_folder() -> Path:
+    """Return a folder that only this user can write to: what lies there is run."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = base / "vit21k"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError as error:
+        raise NoCompilerError(f"no cache folder: {error}") from error
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise NoCompilerError(f"`{folder}` may be written to by others: what lies there is not run")
+    return folder
+
+
+def _compile(path: Path) -> None:
+    """Compile to a file beside *path*, which then takes its name: others may do the same."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = compiler or shutil.which("clang")
+    if not compiler:
+        raise NoCompilerError("there is no C compiler")
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(descriptor)
+    command = [*compiler.split(), *_FLAGS, "-o", partial, str(_SOURCE)]
+    try:
+        done = subprocess.run(  # noqa: S603 (the system's compiler, on a file of this package)
+            command, capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+        if done.returncode:
+            raise NoCompilerError(f"`{command[0]}` failed: {done.stderr.strip()[-500:]}")
+        Path(partial).replace(path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompilerError(f"`{command[0]}` failed: {error}") from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
