@@ -6,12 +6,15 @@ Labels travel sparse: label i says that image `label_rows_L[i]` of the batch car
 Dimensions: B images, K classes, L labels in the batch.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+SmoothingFloor = Literal["e", "e/K"]
+ClassReduction = Literal["sum", "mean"]
 
 # Logits are worked on in slices of about so many values, so that little is needed beside the logits
 # and their gradient.  Smaller slices are no faster, and cost more where a thread waits for others.
@@ -25,19 +28,28 @@ def multi_label_loss(
     label_ids_L: Tensor,
     *,
     smoothing: float = 0.0,
+    smoothing_floor: SmoothingFloor = "e",
+    class_reduction: ClassReduction = "sum",
     label_weights_L: Tensor | None = None,
 ) -> Tensor:
     """Sigmoid cross-entropy, summed over classes and averaged over images.
 
-    Cross-entropy against a 0/1 target y is ``softplus(z) - y z``, so the labels take part in a
-    gather only.  With smoothing e the target is ``y (1 - e) + e``: positives stay 1, negatives are
-    e, and the loss cannot fall below ``(K - 1) H(e)``, which is 22.3 for 21,841 classes and 1e-4.
+    Cross-entropy against a target y is ``softplus(z) - y z``, so the labels take part in a gather
+    only.  With smoothing e the target is
+
+    - ``y (1 - e) + e`` with the floor "e" (PLSC): positives stay 1, negatives are e, and the loss
+      cannot fall below ``(K - 1) H(e)``, which is 22.3 for 21,841 classes and 1e-4;
+    - ``y (1 - e) + e / K`` with the floor "e/K" (timm's `BinaryCrossEntropy`, MindCV): positives
+      are ``1 - e + e / K``, negatives ``e / K``.
 
     Args:
         logits_BK: Scores before the sigmoid.  Of any type; the computation is in float32.
         label_rows_L: Which image of the batch each label belongs to.  An image may have none.
         label_ids_L: Class index of each label.  (row, id) pairs are distinct.
         smoothing: e, as above.
+        smoothing_floor: What every target is raised by, as above.
+        class_reduction: "sum" over the K classes, or their "mean": a K-th of it, which is what
+            torch's and timm's losses give by default, and DeiT's recipes train with.
         label_weights_L: float32; y at each label, 0 to 1, where images are mixed.  None: 1.
 
     Returns:
@@ -46,10 +58,12 @@ def multi_label_loss(
     Source: `ViTCELoss` in plsc/loss/celoss.py; `sigmoid_xent` in big_vision/utils.py has no
     smoothing and is the same else.
     """
+    num_classes = max(logits_BK.shape[1], 1)
+    floor = smoothing if smoothing_floor == "e" else smoothing / num_classes
     loss: Tensor = _MultiLabelLoss.apply(
-        logits_BK, label_rows_L, label_ids_L, label_weights_L, smoothing
+        logits_BK, label_rows_L, label_ids_L, label_weights_L, smoothing, floor
     )
-    return loss
+    return loss / num_classes if class_reduction == "mean" else loss
 
 
 def single_label_loss(
@@ -69,8 +83,10 @@ def single_label_loss(
         logits_BK: Scores before the softmax.  Of any type; the computation is in float32.
         label_rows_L: Which image of the batch each label belongs to.
         label_ids_L: Class index of each label.  (row, id) pairs are distinct.
-        smoothing: e: the target is ``y (1 - e) + e / K``.  (For softmax PLSC's `CELoss` has this
-            form too; its `ViTCELoss` has another, and no published recipe uses that.)
+        smoothing: e: the target is ``y (1 - e) + e / K``, as in torch, timm, MindCV and PLSC's
+            `CELoss`.  MMPretrain's "classy_vision" ``(y + e / K) / (1 + e)`` is this with
+            ``e / (1 + e)`` for e.  (PLSC's `ViTCELoss` has another form for softmax, and no
+            published recipe uses that.)
         label_weights_L: float32; y at each label, where images are mixed: those of an image add up
             to 1.  None: 1/m, as above.
 
@@ -104,16 +120,17 @@ class _MultiLabelLoss(torch.autograd.Function):
         label_ids_L: Tensor,
         label_weights_L: Tensor | None,
         smoothing: float,
+        floor: float,
     ) -> Tensor:
         ctx.save_for_backward(logits_BK, label_rows_L, label_ids_L, label_weights_L)
-        ctx.smoothing = smoothing
+        ctx.smoothing, ctx.floor = smoothing, floor
         dtype = _dtype_inside(logits_BK)
         sums_B = logits_BK.new_empty(len(logits_BK), dtype=dtype)
         for rows in _row_slices(logits_BK):
             z_BK = logits_BK[rows].to(dtype)
             sums_B[rows] = F.softplus(z_BK).sum(dim=1)
-            if smoothing:
-                sums_B[rows] -= smoothing * z_BK.sum(dim=1)
+            if floor:
+                sums_B[rows] -= floor * z_BK.sum(dim=1)
         of_labels_L = logits_BK[label_rows_L, label_ids_L].to(dtype)
         if label_weights_L is not None:
             of_labels_L *= label_weights_L
@@ -121,26 +138,27 @@ class _MultiLabelLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         logits_BK, label_rows_L, label_ids_L, label_weights_L = ctx.saved_tensors
         dtype = _dtype_inside(logits_BK)
         scale = grad_loss / len(logits_BK)
         grad_BK = torch.empty_like(logits_BK)
         for rows in _row_slices(logits_BK):
             slope_BK = torch.sigmoid(logits_BK[rows].to(dtype))
-            if ctx.smoothing:
-                slope_BK -= ctx.smoothing
+            if ctx.floor:
+                slope_BK -= ctx.floor
             torch.mul(slope_BK, scale, out=grad_BK[rows])
         # At a label: sigmoid(z) - target, rounded once, to the type of the logits.
         slope_L = torch.sigmoid(logits_BK[label_rows_L, label_ids_L].to(dtype))
-        slope_L -= 1.0 if label_weights_L is None else _targets(label_weights_L, ctx.smoothing)
+        slope_L -= _targets(label_weights_L, ctx.smoothing, ctx.floor)
         grad_BK[label_rows_L, label_ids_L] = (slope_L * scale).to(grad_BK.dtype)
-        return grad_BK, None, None, None, None
+        return grad_BK, None, None, None, None, None
 
 
-def _targets(label_weights_L: Tensor, smoothing: float) -> Tensor:
-    """Return ``y (1 - e) + e``, written so that y = 1 stays 1 to the bit."""
-    return 1 - (1 - smoothing) * (1 - label_weights_L)
+def _targets(label_weights_L: Tensor | None, smoothing: float, floor: float) -> Tensor | float:
+    """Return ``y (1 - e) + floor``, written so that y = 1 stays 1 to the bit where floor is e."""
+    top = 1.0 + (floor - smoothing)
+    return top if label_weights_L is None else top - (1 - smoothing) * (1 - label_weights_L)
 
 
 def _dtype_inside(logits: Tensor) -> torch.dtype:

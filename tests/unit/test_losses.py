@@ -219,6 +219,83 @@ def test_an_image_without_labels_is_all_negatives():
     torch.testing.assert_close(loss, F.softplus(logits).sum(1).mean())
 
 
+@pytest.mark.parametrize("class_reduction", ["sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_floor_e_over_k_is_timms_binary_cross_entropy(smoothing, class_reduction):
+    timm_loss = pytest.importorskip("timm.loss")
+    oracle = timm_loss.BinaryCrossEntropy(smoothing, sum_classes=class_reduction == "sum")
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1)).double()
+    ids = torch.tensor([3, 1, 4, 1, 5])
+
+    loss, grad = value_and_gradient(
+        lambda z: multi_label_loss(
+            z,
+            torch.arange(5),
+            ids,
+            smoothing=smoothing,
+            smoothing_floor="e/K",
+            class_reduction=class_reduction,
+        ),
+        logits,
+    )
+    expected, expected_grad = value_and_gradient(lambda z: oracle(z, ids), logits)
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+@given(
+    batch=batches(),
+    smoothing=st.sampled_from([0.0, 1e-4, 0.3]),
+    floor=st.sampled_from(["e", "e/K"]),
+    class_reduction=st.sampled_from(["sum", "mean"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_smoothing_of_weighted_labels_is_dense_bce_on_its_formula(
+    batch, smoothing, floor, class_reduction
+):
+    logits, rows, ids = batch
+    weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(2)).double()
+    target = torch.zeros_like(logits)
+    target[rows, ids] = weights
+    raised_by = smoothing if floor == "e" else smoothing / logits.shape[1]
+    target = target * (1 - smoothing) + raised_by
+    classes = 1 if class_reduction == "sum" else logits.shape[1]
+
+    loss, grad = value_and_gradient(
+        lambda z: multi_label_loss(
+            z,
+            rows,
+            ids,
+            smoothing=smoothing,
+            smoothing_floor=floor,
+            class_reduction=class_reduction,
+            label_weights_L=weights,
+        ),
+        logits,
+    )
+    expected, expected_grad = value_and_gradient(
+        lambda z: (
+            F.binary_cross_entropy_with_logits(z, target, reduction="none").sum(1).mean() / classes
+        ),
+        logits,
+    )
+
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
+
+
+def test_classy_visions_smoothing_is_ours_with_e_over_one_plus_e():
+    """MMPretrain's ViT-B/16: (y + e / K) / (1 + e), e = 0.1."""
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1)).double()
+    ids = torch.tensor([3, 1, 4, 1, 5])
+    target = (F.one_hot(ids, 9) + 0.1 / 9) / 1.1
+
+    loss = single_label_loss(logits, torch.arange(5), ids, smoothing=0.1 / 1.1)
+
+    torch.testing.assert_close(loss, F.cross_entropy(logits, target))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_softmax_with_one_label_is_torchs_cross_entropy(smoothing):
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1)).double()

@@ -1,5 +1,7 @@
 """Recipe -> optimizer, learning rate, and what is frozen."""
 
+from typing import Any
+
 from torch import nn
 
 from vit21k.config.schema import Recipe
@@ -51,6 +53,18 @@ def lr_schedule_of(recipe: Recipe, *, total_steps: int, steps_per_epoch: int) ->
         steps_per_epoch=steps_per_epoch,
         first_epoch=fields.first_epoch,
     )
+
+
+def loss_options_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the options of the loss function beside logits and labels."""
+    loss = recipe.loss
+    if loss.kind != "sigmoid":
+        return {"smoothing": loss.smoothing}
+    return {
+        "smoothing": loss.smoothing,
+        "smoothing_floor": loss.smoothing_floor or "e",
+        "class_reduction": loss.class_reduction,
+    }
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from vit21k.models.init_weights import init_vit
 from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
 from vit21k.training.loop import Plan
-from vit21k.training.optim_parts import freeze, lr_schedule_of
+from vit21k.training.optim_parts import freeze, loss_options_of, lr_schedule_of
 
 _MODEL_OVERRIDES = (
     "img_size",
@@ -167,4 +167,4 @@ def loss_of(model: nn.Module, batch: Batch, *, recipe: Recipe, device: torch.dev
     with autocast(device, recipe.precision):
         logits = model(normalise(images, recipe.data.mean, recipe.data.std))
     rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
-    return LOSSES[recipe.loss.kind](logits, rows, ids, smoothing=recipe.loss.smoothing)
+    return LOSSES[recipe.loss.kind](logits, rows, ids, **loss_options_of(recipe))
