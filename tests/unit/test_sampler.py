@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit21k.data.class_rows import ClassRows
 from vit21k.data.sampler import StepSampler
 from vit21k.errors import UsageError
 
@@ -53,7 +54,8 @@ def test_the_global_batch_does_not_depend_on_the_number_of_ranks(plan, world_siz
         np.concatenate([part.positions_B for part in parts]).tolist() == alone.positions_B.tolist()
     )
     sizes = [len(part.rows_B) for part in parts]
-    assert max(sizes) - min(sizes) <= 1
+    whole = len(alone.rows_B) == plan["global_batch_size"]
+    assert max(sizes) - min(sizes) <= (1 if whole else 3)
 
 
 @given(plan=plans, step=st.integers(0, 200))
@@ -72,13 +74,40 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(plan, step):
 def test_positions_count_the_images_since_the_start_of_the_run(plan):
     sampler = StepSampler(**plan)
 
-    positions = [
-        position
-        for step in range(3 * sampler.steps_per_epoch)
-        for position in sampler.batch(step).positions_B.tolist()
+    epochs = [
+        [
+            position
+            for step in range(
+                epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch
+            )
+            for position in sampler.batch(step).positions_B.tolist()
+        ]
+        for epoch in range(3)
     ]
 
-    assert positions == list(range(len(positions)))
+    length = len(epochs[0])
+    for epoch, positions in enumerate(epochs):
+        start = epoch * (length + length % 2)
+        assert positions == list(range(start, start + length))
+    assert sampler.num_before(3 * sampler.steps_per_epoch) == 3 * length
+    assert sampler.num_before(1) == len(sampler.batch(0).rows_B)
+
+
+@given(
+    plan=plans,
+    pairs_of_a_rank=st.integers(1, 5),
+    world_size=st.integers(1, 4),
+    step=st.integers(0, 50),
+)
+@settings(max_examples=100, deadline=None)
+def test_pairs_are_never_parted_by_ranks_where_the_batch_is_pairs_for_each(
+    plan, pairs_of_a_rank, world_size, step
+):
+    plan = {**plan, "global_batch_size": 2 * pairs_of_a_rank * world_size, "drop_last": False}
+
+    for sampler in all_ranks(plan, world_size):
+        positions = sampler.batch(step).positions_B
+        assert not len(positions) or positions[0] % 2 == 0
 
 
 def test_epochs_and_seeds_have_their_own_order():
@@ -109,3 +138,127 @@ def test_the_last_batch_of_an_epoch_is_smaller_when_it_is_kept():
 def test_too_few_images_for_one_batch_are_refused(num_images, drop_last):
     with pytest.raises(UsageError, match="not enough for a batch of 4"):
         StepSampler(num_images, global_batch_size=4, seed=0, drop_last=drop_last)
+
+
+@given(
+    plan=plans,
+    repeats=st.integers(2, 4),
+    world_size=st.integers(1, 4),
+    step=st.integers(0, 60),
+)
+@settings(max_examples=100, deadline=None)
+def test_repeated_images_are_the_same_for_any_number_of_ranks(plan, repeats, world_size, step):
+    plan = {**plan, "repeats": repeats}
+    alone = StepSampler(**plan).batch(step)
+    parts = [sampler.batch(step) for sampler in all_ranks(plan, world_size)]
+
+    assert np.concatenate([part.rows_B for part in parts]).tolist() == alone.rows_B.tolist()
+
+
+@given(plan=plans, repeats=st.integers(2, 4), epoch=st.integers(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_an_epoch_of_repeated_images_has_each_so_often_but_the_last(plan, repeats, epoch):
+    sampler = StepSampler(**plan, repeats=repeats)
+
+    rows = rows_of_epoch([sampler], epoch)
+
+    counts = sorted(np.unique(rows, return_counts=True)[1].tolist())
+    assert len(rows) == sampler.num_before(sampler.steps_per_epoch)
+    assert set(counts[1:]) <= {repeats}
+    assert counts[0] == (len(rows) % repeats or repeats)
+
+
+def test_copies_of_an_image_share_a_batch_and_are_no_neighbours():
+    sampler = StepSampler(300, global_batch_size=30, seed=1, repeats=3)
+
+    rows = sampler.batch(4).rows_B
+
+    assert sorted(np.unique(rows, return_counts=True)[1].tolist()) == [3] * 10
+    assert (rows[0::2] != rows[1::2]).all()
+
+
+class LabelledRows:
+    """Rows with labels, and nothing else."""
+
+    def __init__(self, labels):
+        self._labels = labels
+
+    def __len__(self):
+        return len(self._labels)
+
+    def labels_of(self, rows_B):
+        pairs = [(place, i) for place, row in enumerate(rows_B) for i in self._labels[row]]
+        rows, ids = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int64)
+
+
+@st.composite
+def labelled_rows(draw):
+    """Draw rows of very different classes, some pictures in several; some classes empty."""
+    sizes = draw(st.dictionaries(st.integers(0, 12), st.integers(1, 20), min_size=1, max_size=6))
+    labels = [[label] for label, size in sizes.items() for _ in range(size)]
+    for row in draw(st.lists(st.integers(0, len(labels) - 1), max_size=4)):
+        labels[row] = sorted({*labels[row], draw(st.sampled_from(sorted(sizes)))})
+    return LabelledRows(labels)
+
+
+@given(pictures=labelled_rows(), seed=st.integers(0, 2**40), num_rounds=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_balanced_classes_come_equally_often_and_their_images_in_turn(pictures, seed, num_rounds):
+    class_rows = ClassRows.from_pictures(pictures)
+    K = class_rows.num_classes
+
+    rows = class_rows.rows(np.arange(num_rounds * K), seed)
+
+    # Every round has one picture of each class: counted by a matching of rows to classes.
+    members = {}
+    for row, labels in enumerate(pictures._labels):
+        for label in labels:
+            members.setdefault(label, []).append(row)
+    for start in range(0, len(rows), K):
+        expected = [
+            sum(row in members[label] for row in rows[start : start + K]) for label in members
+        ]
+        assert min(expected) >= 1
+    if all(len(labels) == 1 for labels in pictures._labels):
+        for label, own in members.items():
+            visits = [row for row in rows.tolist() if row in own]
+            assert len(visits) == num_rounds, label
+            for start in range(0, num_rounds - len(own) + 1, len(own)):
+                assert sorted(visits[start : start + len(own)]) == own
+
+
+@given(
+    pictures=labelled_rows(),
+    world_size=st.integers(1, 3),
+    step=st.integers(0, 60),
+    repeats=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_balanced_batches_are_the_same_for_any_number_of_ranks(pictures, world_size, step, repeats):
+    plan = {
+        "num_images": len(pictures),
+        "global_batch_size": min(6, len(pictures)),
+        "seed": 3,
+        "repeats": repeats,
+        "class_rows": ClassRows.from_pictures(pictures),
+    }
+    alone = StepSampler(**plan).batch(step)
+    parts = [sampler.batch(step) for sampler in all_ranks(plan, world_size)]
+
+    assert np.concatenate([part.rows_B for part in parts]).tolist() == alone.rows_B.tolist()
+    assert max(alone.rows_B) < len(pictures)
+
+
+def test_balanced_rounds_have_orders_of_their_own():
+    class_rows = ClassRows.from_pictures(LabelledRows([[label] for label in range(50)]))
+
+    rounds = class_rows.rows(np.arange(100), seed=0).reshape(2, 50)
+
+    assert sorted(rounds[0].tolist()) == sorted(rounds[1].tolist()) == list(range(50))
+    assert rounds[0].tolist() != rounds[1].tolist()
+
+
+def test_pictures_without_any_label_cannot_be_balanced():
+    with pytest.raises(UsageError, match="no picture has a label"):
+        ClassRows.from_pictures(LabelledRows([[], []]))

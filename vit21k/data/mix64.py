@@ -24,7 +24,12 @@ def mix64(values: UInt64s) -> UInt64s:
 
 def derive_key(*parts: int) -> int:
     """Return a 64-bit key that hangs on every one of *parts* and on their order."""
-    key = np.zeros(1, dtype=np.uint64)
+    return int(derive_keys(*(np.array([part & _MASK], dtype=np.uint64) for part in parts))[0])
+
+
+def derive_keys(*parts: UInt64s) -> UInt64s:
+    """Return what `derive_key` returns, for each row of arrays that broadcast."""
+    keys = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        key = mix64(key * np.uint64(3) + GOLDEN_GAMMA + np.uint64(part & _MASK))
-    return int(key[0])
+        keys = mix64(keys * np.uint64(3) + GOLDEN_GAMMA + part)
+    return keys

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vit21k.data.class_rows import ClassRows
 from vit21k.data.mix64 import derive_key
 from vit21k.data.permutation import permute
 from vit21k.errors import UsageError
@@ -20,8 +21,9 @@ class StepRows(NamedTuple):
 
     Attributes:
         rows_B: Row of each image in the manifest.
-        positions_B: How many images the run has seen before each, over all ranks: the key of its
-            augmentation.
+        positions_B: How many images the run has seen before each, over all ranks, an epoch
+            counting as an even number: the key of its augmentation.  Pairs of images that are
+            mixed are at 2k and 2k + 1.
     """
 
     rows_B: NDArray[np.int64]
@@ -35,13 +37,17 @@ class StepSampler:
     positions, the same for any number of ranks, and each rank takes a consecutive part of it.
 
     Args:
-        num_images: Rows of the manifest.
+        num_images: Rows of the manifest; so many images are an epoch.
         global_batch_size: Images of a step, over all ranks.
         seed: Seed of the run.
         rank: Which process this is.
         world_size: How many processes there are.
         drop_last: Leave the last, incomplete batch of an epoch out (other images each epoch);
             else that batch is smaller, and a rank's part of it may be empty.
+        repeats: How often an image comes in an epoch, each time augmented in another way (DeiT's
+            repeated augmentation).  Its copies share a batch, far apart in it; an epoch then has
+            one image in *repeats*.
+        class_rows: Take every class as often as every other, not every image.
 
     Attributes:
         steps_per_epoch: Steps until the next permutation.
@@ -59,6 +65,8 @@ class StepSampler:
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        repeats: int = 1,
+        class_rows: ClassRows | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
@@ -74,28 +82,61 @@ class StepSampler:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self._repeats = repeats
+        self._class_rows = class_rows
         self._images_per_epoch = full * global_batch_size if drop_last else num_images
 
     def num_rows(self, step: int) -> int:
         """Return how many images this rank has in the 0-based *step*."""
         return len(self._part(step % self.steps_per_epoch))
 
+    def num_before(self, step: int) -> int:
+        """Return how many images all ranks have in the steps before *step*."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch * self._images_per_epoch + step_in_epoch * self.global_batch_size
+
     def batch(self, step: int) -> StepRows:
         """Return this rank's images of the 0-based *step*."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         part = self._part(step_in_epoch)
         in_epoch_B = np.arange(part.start, part.stop, dtype=np.int64)
-        key = derive_key(_STREAM, self.seed, epoch)
+        even = self._images_per_epoch + self._images_per_epoch % 2
         return StepRows(
-            rows_B=permute(in_epoch_B, self.num_images, key),
-            positions_B=epoch * self._images_per_epoch + in_epoch_B,
+            rows_B=self._rows(epoch, self._ordinals(step_in_epoch, part)),
+            positions_B=epoch * even + in_epoch_B,
         )
 
-    def _part(self, step_in_epoch: int) -> range:
-        """Return this rank's positions of a step, within the epoch."""
-        start = step_in_epoch * self.global_batch_size
-        size = min(self.global_batch_size, self._images_per_epoch - start)
-        return range(
-            start + size * self.rank // self.world_size,
-            start + size * (self.rank + 1) // self.world_size,
+    def _ordinals(self, step_in_epoch: int, part: range) -> NDArray[np.int64]:
+        """Return which image of the epoch is at each place of *part*."""
+        if self._repeats == 1:
+            return np.arange(part.start, part.stop, dtype=np.int64)
+        # First one copy of every image of the global batch, then the next of every image.
+        whole = self._whole(step_in_epoch)
+        copies = np.arange(whole.start, whole.stop, dtype=np.int64)
+        spread = copies[np.argsort(copies % self._repeats, kind="stable")]
+        ordinals_B: NDArray[np.int64] = (
+            spread[part.start - whole.start : part.stop - whole.start] // self._repeats
         )
+        return ordinals_B
+
+    def _rows(self, epoch: int, ordinals_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._class_rows is None:
+            return permute(ordinals_B, self.num_images, derive_key(_STREAM, self.seed, epoch))
+        per_epoch = -(-self._images_per_epoch // self._repeats)
+        return self._class_rows.rows(epoch * per_epoch + ordinals_B, self.seed)
+
+    def _whole(self, step_in_epoch: int) -> range:
+        """Return the places of a step's global batch, within the epoch."""
+        start = step_in_epoch * self.global_batch_size
+        return range(start, min(start + self.global_batch_size, self._images_per_epoch))
+
+    def _part(self, step_in_epoch: int) -> range:
+        """Return this rank's places of a step, within the epoch."""
+        whole = self._whole(step_in_epoch)
+        return whole[self._cut(len(whole), self.rank) : self._cut(len(whole), self.rank + 1)]
+
+    def _cut(self, size: int, rank: int) -> int:
+        """Return where the part of *rank* starts; pairs of a smaller batch are kept together."""
+        if rank == self.world_size or size == self.global_batch_size:
+            return size * rank // self.world_size
+        return size // 2 * rank // self.world_size * 2
