@@ -1,3 +1,4 @@
+import gzip
 import io
 import struct
 import zlib
@@ -92,6 +93,29 @@ def test_the_first_of_several_pictures_counts():
     content = encoded(first, "TIFF", save_all=True, append_images=[second])
 
     assert np.array_equal(pixels(decode_rgb(content)), pixels(first))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_a_gzipped_picture_is_the_picture_in_it(image_format):
+    content = encoded(picture(), image_format)
+
+    assert np.array_equal(pixels(decode_rgb(gzip.compress(content))), pixels(decode_rgb(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(encoded(picture()))[:-9], "truncated"),
+        (gzip.compress(bytes(65 << 20)), "too large"),
+        (gzip.compress(b"text"), "not an image"),
+        (gzip.compress(gzip.compress(encoded(picture()))), "not an image"),
+        (b"\x1f\x8b" + bytes(99), "cannot be decoded"),
+    ],
+    ids=["truncated", "a bomb", "text", "twice", "not gzip"],
+)
+def test_what_is_gzipped_and_no_picture_is_refused(content, reason):
+    with pytest.raises(ImageError, match=reason):
+        decode_rgb(content)
 
 
 def test_an_exif_orientation_is_not_applied():

@@ -114,35 +114,30 @@ def test_crops_have_uniform_areas_and_reach_every_corner():
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_a_train_picture_is_the_crop_resized(interpolation):
-    """Within 1/255 on average of torchvision's, which cuts first and resizes then.
-
-    Along the border, resampling sees the pixels around the crop; elsewhere Pillow may take rows and
-    columns in the other order, and round otherwise.
-    """
+@pytest.mark.parametrize("img_size", [32, 224, 600])
+def test_a_train_picture_is_the_crop_resized(interpolation, img_size):
+    """Torchvision's on a PIL image: cut first, then resized, antialiased."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     image = picture(500, 375)
-    transform = TrainTransform(224, interpolation=interpolation, hflip=0.0)
+    transform = TrainTransform(img_size, interpolation=interpolation, hflip=0.0)
     mode = functional.InterpolationMode(interpolation)
 
     for position in range(10):
         draws = draws_of(position)
         left, top, right, bottom = crop_box(image.size, draws.tolist(), scale=SCALE, ratio=RATIO)
         expected = functional.resized_crop(
-            image, top, left, bottom - top, right - left, [224, 224], mode
+            image, top, left, bottom - top, right - left, [img_size, img_size], mode
         )
         difference = np.abs(transform(image, draws).astype(int) - chw(expected))
-        assert difference.mean() <= 1.0
-        assert difference[:, 8:-8, 8:-8].max() <= 2
+        assert difference.mean() <= 0.4
+        assert np.mean(difference > 1) <= (0 if interpolation == "bilinear" else 0.001)
 
 
-def test_the_whole_picture_is_torchvisions_to_the_pixel():
-    image = picture(300, 300)
-    transform = TrainTransform(224, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0.0)
+def test_a_crop_of_the_final_size_keeps_its_pixels():
+    image = picture(48, 48)
+    transform = TrainTransform(48, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0.0)
 
-    resized = transform(image, draws_of(0))
-
-    assert np.array_equal(resized, chw(image.resize((224, 224), Image.Resampling.BICUBIC)))
+    assert np.array_equal(transform(image, draws_of(0)), chw(image))
 
 
 def test_flips_come_with_their_probability_and_mirror_the_picture():

@@ -12,11 +12,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from vit21k.data.decode import decode_rgb
-from vit21k.data.rows import PictureRows
+from vit21k.data.picture import Picture
+from vit21k.data.rows import PictureRows, opener_of
 from vit21k.errors import ImageError
 
 OnBadImage = Literal["fail", "skip"]
@@ -57,7 +56,7 @@ class Job:
     """
 
     rows_B: NDArray[np.int64]
-    transform: Callable[[Image.Image, int, NDArray[np.uint8]], object]
+    transform: Callable[[Picture, int, NDArray[np.uint8]], object]
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
@@ -100,6 +99,7 @@ class BatchDecoder:
         self.skipped: dict[str, str] = {}
         self.num_skipped = 0
         self._pictures = pictures
+        self._open = opener_of(pictures)
         self._img_size = img_size
         self._skips = on_bad_image == "skip"
         self._hint = hint
@@ -167,8 +167,7 @@ class BatchDecoder:
         for index in chunk:
             row = int(job.rows_B[index])
             try:
-                image = decode_rgb(self._pictures.read_bytes(row))
-                job.transform(image, index, images_BCHW[index])
+                job.transform(self._open(row), index, images_BCHW[index])
             except ImageError as error:
                 if not self._skips:
                     raise ImageError(

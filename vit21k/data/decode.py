@@ -8,6 +8,7 @@
 | several pictures | the first one |
 | an EXIF orientation | not applied, as in torchvision and timm: ImageNet's labels do not need it |
 | floating-point pixels | refused |
+| a gzip'd picture | the picture in it, as `vit21k hash` takes it (ImageNet-21K has 26 of those) |
 
 Formats are those that `vit21k hash` takes; the content counts, not the file's suffix.
 """
@@ -28,7 +29,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, 256 MB of RGBA: more is taken for a decompression bomb."""
 
+MAX_UNPACKED_BYTES = 64 << 20
+"""Of gzip'd pictures, as in `vit21k hash`: what unpacks to more is refused."""
+
 _JPEG_START = b"\xff\xd8\xff"
+_GZIP_START = b"\x1f\x8b"
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 # What Pillow's parsers raise on bytes that are not what they say.
@@ -62,7 +67,7 @@ def decode_rgb(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not content:
         raise ImageError("the file is empty")
     try:
-        image = _open(content)
+        image = _open(_unpacked(content))
         num_pixels = image.width * image.height
         if num_pixels > max_pixels:
             raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
@@ -72,11 +77,30 @@ def decode_rgb(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(_reason(error)) from error
 
 
+def is_readable_jpeg(content: bytes) -> bool:
+    """Return whether Pillow can read the header of a JPEG file."""
+    try:
+        return isinstance(_open(content), _JpegImage)
+    except _DAMAGE:
+        return False
+
+
 class _JpegImage(JpegImageFile):
     """A JPEG file whose EXIF segment is not parsed: it decides nothing here, and may be broken."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Return what is in gzip'd bytes, other bytes as they are."""
+    if not content.startswith(_GZIP_START):
+        return content
+    unpacker = zlib.decompressobj(wbits=31)
+    unpacked = unpacker.decompress(content, MAX_UNPACKED_BYTES)
+    if not unpacker.eof:
+        raise ImageError("it is gzip'd, and truncated or too large")
+    return unpacked
 
 
 def _open(content: bytes) -> Image.Image:

@@ -1,6 +1,6 @@
 """Pictures -> batches of uint8 images and sparse labels.
 
-Threads decode ahead, not processes: Pillow decodes and resizes without the GIL, and nothing has to
+Threads decode ahead, not processes: decoding and resizing run without the GIL, and nothing has to
 be copied between threads.  What a batch holds hangs on the sampler and the seed alone.
 """
 
@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
 from vit21k.data.draws import uniform_draws
+from vit21k.data.picture import Picture
 from vit21k.data.rows import PictureRows
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import EvalTransform, TrainTransform
@@ -127,8 +127,8 @@ class TrainLoader(_Loader):
     def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Job:
         draws = uniform_draws(self._seed, positions_B, self._transform.num_draws)
 
-        def transform(image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
-            self._transform(image, draws[index], out)
+        def transform(picture: Picture, index: int, out: NDArray[np.uint8]) -> None:
+            self._transform(picture, draws[index], out)
 
         return Job(rows_B, transform, positions_B)
 
@@ -188,5 +188,5 @@ class EvalLoader(_Loader):
             last = min(start + self._starts.step, self._last)
             yield Job(
                 rows_B=np.arange(start, last, dtype=np.int64),
-                transform=lambda image, _, out: self._transform(image, out),
+                transform=lambda picture, _, out: self._transform(picture.image(), out),
             )

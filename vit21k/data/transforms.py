@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vit21k.data.decode import MAX_PIXELS
+from vit21k.data.picture import DecodedPicture, Picture
+from vit21k.data.resample import resample
 from vit21k.errors import ImageError, UsageError
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -30,9 +32,9 @@ _FLIP, _TOP, _LEFT, _FIRST_TRY = range(4)
 class TrainTransform:
     """A random crop, resized, and flipped with probability *hflip*.
 
-    The crop and its resizing are one step, antialiased, from the picture decoded in full.  (JPEG's
-    decoding at a fraction of the size, Pillow's `draft`, is not used: it changes pixels, and
-    ImageNet's pictures are rarely large enough for it.)
+    Only what the crop needs is decoded.  Resizing is antialiased; `resample` says how near Pillow's
+    it is.  (JPEG's decoding at a fraction of the size, Pillow's `draft`, is not used: it changes
+    pixels, and ImageNet's pictures are rarely large enough for it.)
 
     Args:
         img_size: Height and width of the result.
@@ -61,27 +63,34 @@ class TrainTransform:
         self.crop_scale = crop_scale
         self.crop_ratio = crop_ratio
         self.hflip = hflip
-        self._resampling = _RESAMPLING[interpolation]
+        self._mode = interpolation
 
     def __call__(
-        self, image: Image.Image, draws: NDArray[np.float64], out: NDArray[np.uint8] | None = None
+        self,
+        picture: Picture | Image.Image,
+        draws: NDArray[np.float64],
+        out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Return the picture as (3, H, W), written to *out* if that is given.
 
         Args:
-            image: RGB.
+            picture: Decoded or not; of Pillow's, RGB.
             draws: `num_draws` uniform numbers, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
+
+        Raises:
+            ImageError: It was not decoded yet, and is damaged.
         """
+        picture = DecodedPicture(picture) if isinstance(picture, Image.Image) else picture
         numbers = draws.tolist()
-        box = crop_box(image.size, numbers, scale=self.crop_scale, ratio=self.crop_ratio)
+        box = crop_box(picture.size, numbers, scale=self.crop_scale, ratio=self.crop_ratio)
         size = (self.img_size, self.img_size)
-        resized = image.resize(size, self._resampling, box=box)
-        return _to_chw(resized, out, flip=numbers[_FLIP] < self.hflip)
+        image_CHW = resample(picture.region(box), size, self._mode).numpy()
+        return _written(image_CHW, out, flip=numbers[_FLIP] < self.hflip)
 
 
 class EvalTransform:
-    """The whole picture or its middle, resized to one size.
+    """The whole picture or its middle, resized to one size by Pillow: torchvision's to the pixel.
 
     Args:
         img_size: Height and width of the result.
@@ -127,7 +136,7 @@ class EvalTransform:
             left = round((image.width - self.img_size) / 2)
             top = round((image.height - self.img_size) / 2)
             image = image.crop((left, top, left + self.img_size, top + self.img_size))
-        return _to_chw(image, out, flip=False)
+        return _written(np.asarray(image).transpose(2, 0, 1), out, flip=False)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (width, height) with the shorter side resized; the other is rounded down."""
@@ -180,12 +189,12 @@ def _middle_box(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int,
     return left, top, left + w, top + h
 
 
-def _to_chw(image: Image.Image, out: NDArray[np.uint8] | None, *, flip: bool) -> NDArray[np.uint8]:
-    pixels_HWC = np.asarray(image)
+def _written(
+    image_CHW: NDArray[np.uint8], out: NDArray[np.uint8] | None, *, flip: bool
+) -> NDArray[np.uint8]:
     if flip:
-        pixels_HWC = pixels_HWC[:, ::-1]
-    pixels_CHW = pixels_HWC.transpose(2, 0, 1)
+        image_CHW = image_CHW[:, :, ::-1]
     if out is None:
-        return np.ascontiguousarray(pixels_CHW)
-    np.copyto(out, pixels_CHW)
+        return np.ascontiguousarray(image_CHW)
+    np.copyto(out, image_CHW)
     return out
