@@ -1,22 +1,20 @@
 """The processes that train together: who this one is, sums over all of them.
 
-The only user of `torch.distributed`.  Processes are started by torchrun, never by us::
+Processes are started by torchrun, never by us::
 
     torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from vit21k.errors import UsageError
-
-# Gradients are summed in runs of about this many values: few messages, little memory beside them.
-_BUCKET_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,14 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def all_reduce_gradients(self, model: nn.Module) -> None:
-        """Replace every gradient of *model* by its sum over the processes; all must call it.
+    def begin_sum(self, tensor: Tensor) -> Callable[[], object]:
+        """Begin to replace *tensor* by the sum of every process's; all begin them in one order.
 
-        A process that had no pictures of a batch takes part with zeros.
+        Returns:
+            Waits until it is done (on a GPU: makes the current stream wait).
         """
-        if self.world_size == 1:
-            return
-        for bucket in _buckets(model):
-            values = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(values)
-            sizes = [gradient.numel() for gradient in bucket]
-            for gradient, total in zip(bucket, values.split(sizes), strict=True):
-                gradient.copy_(total.view_as(gradient))
+        work = dist.all_reduce(tensor, async_op=True)
+        return work.wait if work is not None else _nothing
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -60,7 +53,11 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the group; further sums are not possible."""
+        """Leave the group; further sums are not possible.
+
+        All processes should come here at the same time (`barrier`): gloo ends a process with
+        SIGABRT whose peer left while a message of FSDP was under way.
+        """
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -111,21 +108,30 @@ def _take_gpu(device: str, world: World) -> None:
     torch.cuda.set_device(index)
 
 
-def _buckets(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield the gradients of *model*, in an order all processes share, in runs of one type."""
-    bucket: list[Tensor] = []
-    num_values = 0
-    for param in model.parameters():
-        if not param.requires_grad:
-            continue
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-        if bucket and (
-            num_values + param.numel() > _BUCKET_VALUES or param.grad.dtype != bucket[0].dtype
-        ):
-            yield bucket
-            bucket, num_values = [], 0
-        bucket.append(param.grad)
-        num_values += param.numel()
-    if bucket:
-        yield bucket
+def _nothing() -> None:
+    pass
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return *tensor* put together, if every process holds a part of it; all call it then."""
+    full: Any = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of *tensor*: a view of its part, or itself."""
+    local: Any = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()
+
+
+def spread_like(tensor: Tensor, like: Any) -> Tensor:
+    """Return *tensor*, whole on every process, spread over them as *like* is; no message is sent.
+
+    A tensor without dimensions, such as a count of steps, is everywhere whole.
+    """
+    if not hasattr(like, "full_tensor") or not tensor.ndim:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (takes a second)
+
+    on_device = tensor.to(like.device)
+    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)

@@ -64,7 +64,9 @@ def run(model, optimizers, progress=None, *, the_plan=None, **hooks):
         "log_step": lambda *_: None,
         "evaluate": lambda _: {"val/loss": 0.0},
         "log_evaluation": lambda *_: None,
-        "save": lambda _: None,
+        "after_update": lambda _: None,
+        "note_best": lambda *_: (),
+        "save": lambda *_: None,
         "should_stop": lambda: False,
         **hooks,
     }
@@ -83,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_weights_to_the_bit():
     model, optimizers = fresh()
     saved = {}
 
-    def save(progress):
+    def save(progress, _):
         states = [optimizer.state_dict() for optimizer in optimizers]
         saved[progress.step] = copy.deepcopy((progress, model.state_dict(), states))
 
@@ -105,7 +107,7 @@ def test_what_happens_when():
 
     finished, _ = run(
         *fresh(),
-        save=lambda p: saved.append(p.step),
+        save=lambda p, _: saved.append(p.step),
         log_step=lambda p, metrics: logged.append((p.step, sorted(metrics))),
         log_evaluation=lambda p, _: evaluated.append(p.step),
     )
@@ -113,7 +115,7 @@ def test_what_happens_when():
     assert finished
     assert saved == [5, 10]
     assert evaluated == [10]
-    assert logged == [(step, ["grad_norm", "loss", "lr_factor"]) for step in range(1, 11)]
+    assert logged == [(step, ["grad_norm", "loss", "loss_scale", "lr_factor"]) for step in range(1, 11)]
 
 
 def test_small_micro_batches_give_the_gradient_of_the_whole_batch():
@@ -169,7 +171,7 @@ def test_a_signal_ends_the_run_between_two_updates_after_a_save():
     model, optimizers = fresh()
 
     finished, progress = run(
-        model, optimizers, should_stop=lambda: next(steps), save=lambda p: saved.append(p.step)
+        model, optimizers, should_stop=lambda: next(steps), save=lambda p, _: saved.append(p.step)
     )
 
     assert not finished

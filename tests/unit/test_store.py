@@ -235,7 +235,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
     ]
 
 
-_MOMENTS = ["write_model_folder", "write_tensors", "write_state", "write_atomic", "_prune"]
+_MOMENTS = ["write_model_folder", "write_tensors", "write_state", "write_atomic", "prune"]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vit21k.distributed import spread_like
 from vit21k.errors import CheckpointError
 
 
@@ -43,7 +44,7 @@ def tensors_to_optimizers(
     """Put back what `optimizers_to_tensors` returned.
 
     Args:
-        tensors: The state; empty before the first update.
+        tensors: The state, whole; empty before the first update.
         model: Has the same parameters as then; its parameters are on their device.
         optimizers: Of the same kinds over the same parameters; changed in place.
 
@@ -58,11 +59,27 @@ def tensors_to_optimizers(
         saved: dict[str, Any] = optimizer.state_dict()
         params = [param for group in optimizer.param_groups for param in group["params"]]
         saved["state"] = {
-            index: states[names[id(param)]]
+            index: _spread(states[names[id(param)]], param)
             for index, param in enumerate(params)
             if names[id(param)] in states
         }
         optimizer.load_state_dict(saved)
+        _restore_dtypes(optimizer, saved["state"], params)
+
+
+def _spread(slots: Mapping[str, Tensor], param: Tensor) -> dict[str, Tensor]:
+    return {slot: spread_like(tensor, param) for slot, tensor in slots.items()}
+
+
+def _restore_dtypes(
+    optimizer: Optimizer, states: Mapping[int, Mapping[str, Tensor]], params: Sequence[Tensor]
+) -> None:
+    """Give moments the type they were saved in: torch's loader casts them to the parameter's."""
+    for index, slots in states.items():
+        mine = optimizer.state[params[index]]
+        for slot, tensor in slots.items():
+            if tensor.ndim:
+                mine[slot] = mine[slot].to(tensor.dtype)
 
 
 def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -3,15 +3,15 @@
 ``<run>/checkpoints/step-00000100/`` holds
 
 - ``config.json`` and ``model.safetensors``: the model, as timm reads it (see `model_folder`);
+- ``ema.safetensors``, if the run averages its weights: the model with the averages;
 - ``optimizer.safetensors``: the optimizers' tensors (see `optimizer_state`);
 - ``state.json``: step, what the caller wants to know again, and a digest of every other file.
 
-``<run>/checkpoints/latest`` names the newest one and is moved last.  Nothing is ever unpickled.
+``<run>/checkpoints/latest`` names the newest one and is moved last; ``best`` and ``best-ema``, if
+the run watches a metric, name the best ones (see `run_folder`).  Nothing is ever unpickled.
 """
 
-import re
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +26,22 @@ from vit21k.checkpoint.model_folder import (
     write_model_folder,
     write_tensors,
 )
+from vit21k.checkpoint.run_folder import (
+    BEST_EMA,
+    LATEST,
+    candidates,
+    free_path,
+    in_order,
+    prune,
+    step_of,
+    sweep,
+)
 from vit21k.checkpoint.state_file import digest_of, plain, read_state, write_state
 from vit21k.errors import CheckpointError
 
+EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-LATEST = "latest"
 _OWN_KEYS = ("version", "files")
-_NAME = re.compile(r"step-(\d{8,})(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class Checkpoint:
         """Return the model's `state_dict`, on the CPU."""
         return read_tensors(self.path / WEIGHTS)
 
+    def ema_tensors(self) -> dict[str, Tensor] | None:
+        """Return the model's `state_dict` with averaged weights; None if there are none."""
+        path = self.path / EMA
+        return read_tensors(path) if path.exists() else None
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return what `optimizers_to_tensors` returned, on the CPU."""
         return read_tensors(self.path / OPTIMIZER)
@@ -70,7 +84,7 @@ class Found(NamedTuple):
     """Newer ones that are damaged, each in a sentence."""
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 (each is a plain value)
     run_dir: Path,
     step: int,
     *,
@@ -79,6 +93,8 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep_last: int,
+    ema_state: Mapping[str, Tensor] | None = None,
+    best: Collection[str] = (),
 ) -> Path:
     """Write a checkpoint, make it the latest, and remove old ones.
 
@@ -95,6 +111,8 @@ def save_checkpoint(
         state: Whatever else a resume needs, as JSON values.
         keep_last: How many checkpoints stay, this one included; of later steps than this one,
             which another try of the run left, none is removed.
+        ema_state: The model's `state_dict` with averaged weights, if there are any.
+        best: Pointers of the best checkpoints that shall name this one.
 
     Returns:
         The checkpoint's folder.
@@ -103,17 +121,22 @@ def save_checkpoint(
         OSError: The disk is full or failing; the previous checkpoint is unchanged.
     """
     folder = run_dir / "checkpoints"
-    _sweep(folder)
+    sweep(folder)
     state = plain({**state, "step": step})
-    path = _equal_checkpoint(folder, model_state, optimizer_state, state)
+    path = _equal_checkpoint(folder, model_state, optimizer_state, ema_state, state)
     if path is None:
-        path = _free_path(folder, step)
+        path = free_path(folder, step)
         with atomic_folder(path) as partial:
             write_model_folder(partial, model_state, model_config)
             write_tensors(partial / OPTIMIZER, optimizer_state)
+            if ema_state is not None:
+                write_tensors(partial / EMA, ema_state)
             write_state(partial, state)
+    for name in best:
+        inside = f"{path.name}/{EMA}" if name == BEST_EMA else path.name
+        write_atomic(folder / name, f"{inside}\n".encode())
     write_atomic(folder / LATEST, f"{path.name}\n".encode())
-    _prune(folder, path, keep_last)
+    prune(folder, path, keep_last)
     return path
 
 
@@ -128,7 +151,7 @@ def find_latest(run_dir: Path, *, only: Collection[str] | None = None) -> Found:
         CheckpointError: There are checkpoints, and all are damaged.
     """
     warnings: list[str] = []
-    for path in _candidates(run_dir / "checkpoints"):
+    for path in candidates(run_dir / "checkpoints"):
         try:
             return Found(load_checkpoint(path, only=only), warnings)
         except CheckpointError as error:
@@ -160,7 +183,7 @@ def load_checkpoint(
             if only is None or name in only:
                 _verify(path / name, digest)
     except CheckpointError as error:
-        others = [other.name for other in _in_order(path.parent) if other.name != path.name]
+        others = [other.name for other in in_order(path.parent) if other.name != path.name]
         hint = f"others of this run: {', '.join(others)}" if others else error.hint
         raise CheckpointError(error.message, hint=hint) from error
     return Checkpoint(path, state)
@@ -175,45 +198,16 @@ def _verify(path: Path, digest: str) -> None:
         )
 
 
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _in_order(folder: Path) -> list[Path]:
-    """Return the checkpoints in *folder*, newest first."""
-    paths = [path for path in folder.glob("step-*") if _step_of(path) >= 0]
-    return sorted(paths, key=lambda path: (_step_of(path), path.name), reverse=True)
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    """Yield the checkpoints in *folder* in the order to try them.
-
-    First what `latest` names, then earlier ones.  Later ones come last: they are whole, but the
-    run was killed before it could say so, or they are left from another try.
-    """
-    paths = _in_order(folder)
-    try:
-        latest = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        latest = Path()
-    if latest not in paths:
-        yield from paths
-        return
-    yield latest
-    yield from (path for path in paths if path != latest and _step_of(path) <= _step_of(latest))
-    yield from (path for path in paths if _step_of(path) > _step_of(latest))
-
-
 def _equal_checkpoint(
     folder: Path,
     model_state: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
+    ema_state: Mapping[str, Tensor] | None,
     state: Mapping[str, Any],
 ) -> Path | None:
     """Return a checkpoint that is whole and holds just this, if there is one."""
-    for path in _in_order(folder):
-        if _step_of(path) != state["step"]:
+    for path in in_order(folder):
+        if step_of(path) != state["step"]:
             continue
         try:
             found = load_checkpoint(path)
@@ -223,6 +217,7 @@ def _equal_checkpoint(
             state == {key: found.state[key] for key in found.state if key not in _OWN_KEYS}
             and _are_equal(found.model_tensors(), model_state)
             and _are_equal(found.optimizer_tensors(), optimizer_state)
+            and _are_equal(found.ema_tensors() or {}, ema_state or {})
         ):
             return path
     return None
@@ -232,36 +227,3 @@ def _are_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> boo
     return found.keys() == wanted.keys() and all(
         torch.equal(found[name], wanted[name].detach().cpu()) for name in found
     )
-
-
-def _free_path(folder: Path, step: int) -> Path:
-    """Return a name for a new checkpoint; ``.1`` and so on if another of its step is there."""
-    path = folder / f"step-{step:08d}"
-    number = 0
-    while path.exists():
-        number += 1
-        path = folder / f"step-{step:08d}.{number}"
-    return path
-
-
-def _prune(folder: Path, newest: Path, keep_last: int) -> None:
-    """Remove the checkpoints before *newest* that are not among the last *keep_last*."""
-    earlier = [path for path in _in_order(folder) if _step_of(path) < _step_of(newest)]
-    same_step = [
-        path for path in _in_order(folder) if _step_of(path) == _step_of(newest) and path != newest
-    ]
-    _remove(folder, [*same_step, *earlier[max(keep_last, 1) - 1 :]])
-
-
-def _remove(folder: Path, paths: Iterable[Path]) -> None:
-    for path in paths:
-        # Renamed first: half a checkpoint must not look like a damaged one.
-        gone = path.rename(folder / f".{path.name}.deleted")
-        shutil.rmtree(gone)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half written or half deleted."""
-    for pattern in (".step-*.deleted", ".step-*.partial"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)

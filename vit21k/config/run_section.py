@@ -1,5 +1,7 @@
 """The recipe fields of what is done beside training."""
 
+from typing import Literal
+
 from vit21k.config.fields import NonNegativeInt, PositiveInt, Section
 
 
@@ -13,4 +15,6 @@ class RunSection(Section):
     save_every_steps: NonNegativeInt = 1000
     """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2
-    """How many checkpoints are kept."""
+    """How many checkpoints are kept, beside the best ones."""
+    best_metric: Literal["prec@1", "top5", "loss"] | None = None
+    """Keep the best checkpoint by this metric, and the best average (EMA); null: neither."""

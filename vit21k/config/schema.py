@@ -10,10 +10,14 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vit21k.config.data_section import DataSection
+from vit21k.config.distill_section import DistillSection
+from vit21k.config.ema_section import EmaSection
 from vit21k.config.fields import NonNegativeInt, Positive, PositiveInt, Section, all_well, shown
 from vit21k.config.model_section import ModelSection
 from vit21k.config.optim_sections import LossSection, OptimSection, ScheduleSection
+from vit21k.config.parallel_section import ParallelSection
 from vit21k.config.run_section import RunSection
+from vit21k.config.step_section import StepSection
 
 
 class Recipe(Section):
@@ -29,13 +33,18 @@ class Recipe(Section):
     """Length of the run in optimizer steps; or give `epochs`."""
     seed: NonNegativeInt = 0
     """Seeds the first weights, the order of the images, and augmentation."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: matrix products in bfloat16 (autocast); weights and optimizer stay float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16`: matrix products in bfloat16 (autocast), weights and optimizer stay float32; `fp16`:
+    in float16, with a scaled loss, for GPUs without bfloat16."""
     model: ModelSection
     data: DataSection
     loss: LossSection
+    distill: DistillSection = DistillSection()
     optim: OptimSection
     schedule: ScheduleSection = ScheduleSection()
+    ema: EmaSection = EmaSection()
+    parallel: ParallelSection = ParallelSection()
+    step: StepSection = StepSection()
     run: RunSection = RunSection()
 
     @model_validator(mode="after")
@@ -55,6 +64,21 @@ class Recipe(Section):
             problems.append(
                 f"schedule.end_lr ({self.schedule.end_lr}) must not be over "
                 f"optim.lr ({self.optim.lr})"
+            )
+        if self.schedule.warmup_start_lr > self.optim.lr:
+            problems.append(
+                f"schedule.warmup_start_lr ({self.schedule.warmup_start_lr}) must not be over "
+                f"optim.lr ({self.optim.lr})"
+            )
+        if self.parallel.kind == "fsdp" and self.optim.kind in ("muon", "lamb"):
+            problems.append(
+                f"parallel.kind fsdp is not for optim.kind `{self.optim.kind}`, which needs whole "
+                f"matrices; use ddp"
+            )
+        if self.distill.kind is not None and self.loss.kind != "softmax":
+            problems.append(
+                f"distill.kind ({self.distill.kind}) is for loss.kind `softmax`, not "
+                f"`{self.loss.kind}`"
             )
         if self.data.eval_resize is not None and self.data.eval_resize < self.model.img_size:
             problems.append(

@@ -1,45 +1,58 @@
 """What the loop calls: the next pictures, the loss, the log, the evaluation, the checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from vit21k.atomic import write_atomic
-from vit21k.checkpoint.optimizer_state import optimizers_to_tensors
-from vit21k.checkpoint.store import save_checkpoint
+from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.config.recipe import dump_recipe
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.inference.evaluate import evaluate
 from vit21k.training import parts
-from vit21k.training.loop import Hooks, Plan, Progress
+from vit21k.training.best import BestWatch
+from vit21k.training.learner import Learner
+from vit21k.training.loop import Hooks, Progress
 from vit21k.training.run_log import RunLog
+from vit21k.training.saving import Saver
 from vit21k.training.setup import Listener, Setup
 from vit21k.training.stop_signal import StopSignal
+from vit21k.training.watching import Watching
+from vit21k.training.weights import plain_copy
 
 
 def hooks_of(
     setup: Setup,
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
+    learner: Learner,
     *,
     loader: TrainLoader,
     sampler: StepSampler,
-    log: RunLog,
+    watching: Watching,
     device_batch_size: int,
     stop: StopSignal,
+    writer: BackgroundWriter,
 ) -> Hooks:
     """Return what the loop calls for the run of *setup*."""
+    micro_batches = partial(_micro_batches, loader, sampler, setup.listener, watching)
+    if learner.is_sharded:
+        num_passes = _most_passes(sampler, device_batch_size)
+        micro_batches = partial(
+            _in_lockstep, micro_batches, num_passes, setup.recipe.model.img_size
+        )
+    watch = BestWatch(setup.recipe.run.best_metric, setup.data.val_name)
+    loss_of = partial(parts.loss_of, recipe=setup.recipe, device=setup.device)
     return Hooks(
-        micro_batches=partial(_micro_batches, loader, sampler, setup.listener),
-        loss_of=partial(parts.loss_of, recipe=setup.recipe, device=setup.device),
-        log_step=partial(_log_step, log, loader),
-        evaluate=partial(_evaluate, setup, device_batch_size),
-        log_evaluation=log.log_evaluation,
-        save=partial(_save, setup, model, optimizers),
+        micro_batches=micro_batches,
+        loss_of=watching.losses.watch(loss_of),
+        after_update=partial(_after_update, learner),
+        log_step=partial(_log_step, watching.log, loader, writer),
+        evaluate=partial(_evaluate, setup, learner, device_batch_size),
+        log_evaluation=watching.log.log_evaluation,
+        note_best=lambda progress, metrics: watch.note(progress.best, metrics),
+        save=partial(_save, setup, _saver(setup, learner, writer)),
         should_stop=lambda: stop.received is not None,
     )
 
@@ -57,37 +70,81 @@ def train_loader_of(setup: Setup, sampler: StepSampler, device_batch_size: int) 
     )
 
 
-def run_log_of(setup: Setup, plan: Plan, progress: Progress) -> RunLog:
-    """Return the log, opened where *progress* is."""
-    return RunLog(
-        setup.place.run_dir,
-        resumed_step=progress.step,
-        resumed_images=progress.images_seen,
-        total_steps=plan.total_steps,
-        every_steps=plan.log_every_steps,
-        peak_lr=setup.recipe.optim.lr,
-        tell=setup.listener.line if setup.world.rank == 0 else None,
-    )
-
-
 def _micro_batches(
-    loader: TrainLoader, sampler: StepSampler, listener: Listener, step: int
+    loader: TrainLoader, sampler: StepSampler, listener: Listener, watching: Watching, step: int
 ) -> Iterator[Batch]:
     """Yield the micro-batches of a step, and tell of each one: a step can take hours on a CPU."""
+    watching.losses.start_step(step)
     num_done, num_images = 0, sampler.num_rows(step)
-    for batch in loader.micro_batches(step):
+    for batch in watching.meters.waiting(loader.micro_batches(step)):
         yield batch
         num_done += len(batch.rows_B)
         listener.micro_step(step, num_done, num_images)
 
 
+def _most_passes(sampler: StepSampler, device_batch_size: int) -> int:
+    """Return how many micro-batches the process with the most pictures of a step has at most."""
+    rows = -(-sampler.global_batch_size // sampler.world_size)
+    return -(-rows // device_batch_size)
+
+
+def _in_lockstep(
+    micro_batches: Callable[[int], Iterator[Batch]], num_passes: int, img_size: int, step: int
+) -> Iterator[Batch]:
+    """Yield the micro-batches of a step, and after them some that count for nothing.
+
+    Processes that share weights wait for each other in every pass, so all must make as many.
+    """
+    num_done = 0
+    for batch in micro_batches(step):
+        yield batch
+        num_done += 1
+    for _ in range(num_done, num_passes):
+        yield _batch_of_nothing(img_size)
+
+
+def _batch_of_nothing(img_size: int) -> Batch:
+    """Return two grey images that are no pictures: their loss has the weight 0."""
+    none = torch.empty(0, dtype=torch.int64)
+    grey = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)
+    return Batch(grey, none, none, rows_B=none, positions_B=torch.arange(2))
+
+
+def _after_update(learner: Learner, num_updates: int) -> None:
+    if learner.ema is not None:
+        learner.ema.update(num_updates)
+
+
 def _log_step(
-    log: RunLog, loader: TrainLoader, progress: Progress, metrics: Mapping[str, float]
+    log: RunLog,
+    loader: TrainLoader,
+    writer: BackgroundWriter,
+    progress: Progress,
+    metrics: Mapping[str, float],
 ) -> None:
+    writer.check()  # what went wrong with the last checkpoint is not kept until the next
     log.log_step(progress, {**metrics, "num_skipped": loader.num_skipped})
 
 
-def _evaluate(setup: Setup, device_batch_size: int, model: nn.Module) -> dict[str, float]:
+def _evaluate(
+    setup: Setup, learner: Learner, device_batch_size: int, model: nn.Module
+) -> dict[str, float]:
+    """Return the metrics of the weights, and of their average."""
+    metrics = {}
+    if learner.is_sharded:
+        # A whole copy: in eval the processes have different numbers of batches.
+        model = plain_copy(setup.args, model.state_dict(), setup.device)
+    metrics.update(_evaluate_one(setup, device_batch_size, model, setup.data.val_name))
+    if learner.ema is not None:
+        averaged = plain_copy(setup.args, learner.ema.tensors(), setup.device)
+        name = f"{setup.data.val_name}_ema"
+        metrics.update(_evaluate_one(setup, device_batch_size, averaged, name))
+    return metrics
+
+
+def _evaluate_one(
+    setup: Setup, device_batch_size: int, model: nn.Module, split: str
+) -> dict[str, float]:
     recipe = setup.recipe
     loader = EvalLoader(
         setup.data.val,
@@ -98,36 +155,36 @@ def _evaluate(setup: Setup, device_batch_size: int, model: nn.Module) -> dict[st
         world_size=setup.world.world_size,
         on_bad_image=recipe.data.on_bad_image,
     )
-    metrics = evaluate(
-        model,
-        loader,
-        loss_kind=recipe.loss.kind,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        device=setup.device,
-        world=setup.world,
-        precision=recipe.precision,
-    )
-    return {f"{setup.data.val_name}/{name}": value for name, value in metrics.items()}
-
-
-def _save(
-    setup: Setup, model: nn.Module, optimizers: Sequence[Optimizer], progress: Progress
-) -> None:
-    recipe, run_dir = setup.recipe, setup.place.run_dir
-    if setup.world.rank == 0:
-        write_atomic(run_dir / "recipe.yaml", dump_recipe(recipe).encode())
-        save_checkpoint(
-            run_dir,
-            progress.step,
-            model_state=model.state_dict(),
-            model_config=parts.model_config_of(recipe, setup.args, setup.data.classes),
-            optimizer_state=optimizers_to_tensors(model, optimizers),
-            state={
-                "progress": asdict(progress),
-                "recipe": parts.identity_of(recipe),
-                "train_manifest": setup.data.fingerprint,
-            },
-            keep_last=recipe.run.keep_last,
+    with loader:
+        metrics = evaluate(
+            model,
+            loader,
+            loss_kind=recipe.loss.kind,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            device=setup.device,
+            world=setup.world,
+            precision=recipe.precision,
         )
-    setup.world.barrier()
+    return {f"{split}/{name}": value for name, value in metrics.items()}
+
+
+def _saver(setup: Setup, learner: Learner, writer: BackgroundWriter) -> Saver:
+    return Saver(
+        run_dir=setup.place.run_dir,
+        learner=learner,
+        identity={
+            "recipe": parts.identity_of(setup.recipe),
+            "train_manifest": setup.data.fingerprint,
+        },
+        model_config=parts.model_config_of(setup.recipe, setup.args, setup.data.classes),
+        keep_last=setup.recipe.run.keep_last,
+        world=setup.world,
+        writer=writer,
+    )
+
+
+def _save(setup: Setup, saver: Saver, progress: Progress, best: Sequence[str]) -> None:
+    if setup.world.rank == 0:
+        write_atomic(setup.place.run_dir / "recipe.yaml", dump_recipe(setup.recipe).encode())
+    saver.save(progress, best)

@@ -4,21 +4,25 @@ One step: take the micro-batches of the global batch, add up their gradients, cl
 and then: log, evaluate, save.  Everything else in the package exists to feed this loop, and what
 it does is on this page.
 
-`Progress.step` is all the state there is: the order of the pictures, their augmentation, dropout
-and the learning rate are functions of it, so a resumed run is the uninterrupted one to the bit.
+`Progress` is all the state there is beside tensors and the loss scaler's: the order of the
+pictures, their augmentation, dropout and the learning rate are functions of its step, so a resumed
+run is the uninterrupted one to the bit.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit21k.data.loader import Batch
-from vit21k.distributed import World
+from vit21k.distributed import World, whole
 from vit21k.errors import NonFiniteLossError
+from vit21k.training.gradients import GradientSums
+from vit21k.training.loss_scaler import LossScaler
 from vit21k.training.optim import set_lr
 from vit21k.training.schedule import is_due
 
@@ -28,9 +32,13 @@ class Progress:
     """How far the run is.  Saved in every checkpoint."""
 
     step: int = 0
-    """Optimizer updates made."""
+    """Optimizer updates made, or skipped."""
     images_seen: int = 0
     """Pictures trained on, over all processes; a picture counts once each time."""
+    skipped_updates: int = 0
+    """Updates that the loss scaler left out, because float16 had overflowed."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The best value so far of the metric that is watched, by the name of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +65,16 @@ class Hooks:
     loss_of: Callable[[nn.Module, Batch], Tensor]
     """Mean loss over the pictures of one micro-batch."""
     log_step: Callable[[Progress, dict[str, float]], None]
-    """Receives ``loss``, ``lr_factor`` and ``grad_norm`` of every step."""
+    """Receives ``loss``, ``lr_factor``, ``grad_norm`` and ``loss_scale`` of every step."""
+    after_update: Callable[[int], None]
+    """Takes the new weights in (EMA), after so many updates."""
     evaluate: Callable[[nn.Module], dict[str, float]]
     """Returns metrics by name; leaves the model in train mode."""
     log_evaluation: Callable[[Progress, dict[str, float]], None]
-    save: Callable[[Progress], None]
-    """Writes a checkpoint."""
+    note_best: Callable[[Progress, dict[str, float]], Sequence[str]]
+    """Notes in *progress* what is better than ever; returns the names of those checkpoints."""
+    save: Callable[[Progress, Sequence[str]], None]
+    """Writes a checkpoint; it is also the best of the names given."""
     should_stop: Callable[[], bool]
     """Whether a signal asked this process to stop."""
 
@@ -75,6 +87,7 @@ def train(
     optimizers: Sequence[Optimizer],
     hooks: Hooks,
     world: World,
+    scaler: LossScaler | None = None,
 ) -> bool:
     """Train until `plan.total_steps`, starting from *progress*.
 
@@ -85,82 +98,124 @@ def train(
         optimizers: Over the parameters of *model*; their ``lr`` is overwritten.
         hooks: The rest of the program.
         world: The processes that train together.
+        scaler: Of the loss, for float16; advanced in place.
 
     Returns:
         Whether the run is finished; False if `hooks.should_stop` ended it, after a save.
 
     Raises:
-        NonFiniteLossError: The loss is infinite or not a number; the weights are those before.
+        NonFiniteLossError: The loss or its gradient is infinite or not a number; the weights are
+            those before.
     """
+    scaler = scaler or LossScaler()
+    sums = GradientSums(model, world)
     while progress.step < plan.total_steps:
         torch.manual_seed(_dropout_seed(plan.seed, progress.step, world.rank))
         factor = plan.lr_factor(progress.step)
         set_lr(optimizers, factor)
 
-        loss, num_images, stop = _accumulate(model, plan, progress.step, hooks, world)
-        if stop:
-            hooks.save(progress)
+        total = _accumulate(sums, model, plan, progress.step, hooks, world, scaler.scale)
+        if total.stop:
+            hooks.save(progress, ())
             return False
-        if not math.isfinite(loss):
+        if not math.isfinite(total.loss):
             raise NonFiniteLossError(
-                f"the loss is {loss} at step {progress.step + 1}; "
+                f"the loss is {total.loss} at step {progress.step + 1}; "
                 f"the last good state is the checkpoint before it",
                 hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
             )
         grad_norm = _clip(model, plan.grad_clip_norm)
+        metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": grad_norm}
+        metrics["loss_scale"] = scaler.scale
+        is_update = scaler.accepts(grad_norm, step=progress.step + 1)
         for optimizer in optimizers:
-            optimizer.step()
+            if is_update:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         progress.step += 1
-        progress.images_seen += num_images
-        step, total_steps = progress.step, plan.total_steps
-        hooks.log_step(progress, {"loss": loss, "lr_factor": factor, "grad_norm": grad_norm})
-        if is_due(step, every_steps=plan.eval_every_steps, total_steps=total_steps):
-            hooks.log_evaluation(progress, hooks.evaluate(model))
-        if is_due(step, every_steps=plan.save_every_steps, total_steps=total_steps):
-            hooks.save(progress)
+        progress.images_seen += total.num_images
+        progress.skipped_updates += not is_update
+        if is_update:
+            hooks.after_update(progress.step - progress.skipped_updates)
+        _do_what_is_due(plan, progress, model, hooks, metrics)
     return True
 
 
-def _accumulate(
-    model: nn.Module, plan: Plan, step: int, hooks: Hooks, world: World
-) -> tuple[float, int, bool]:
-    """Add up the gradient of the mean loss over one global batch.
+def _do_what_is_due(
+    plan: Plan, progress: Progress, model: nn.Module, hooks: Hooks, metrics: dict[str, float]
+) -> None:
+    """Log, evaluate and save, each in its period."""
+    step, total_steps = progress.step, plan.total_steps
+    hooks.log_step(progress, metrics)
+    best: Sequence[str] = ()
+    if is_due(step, every_steps=plan.eval_every_steps, total_steps=total_steps):
+        evaluated = hooks.evaluate(model)
+        hooks.log_evaluation(progress, evaluated)
+        best = hooks.note_best(progress, evaluated)
+    if best or is_due(step, every_steps=plan.save_every_steps, total_steps=total_steps):
+        hooks.save(progress, best)
 
-    Returns:
-        The mean loss and the number of pictures, over all processes, and whether any process was
-        asked to stop (then there is no gradient).
-    """
+
+class _Total(NamedTuple):
+    """What came of a global batch, over all processes."""
+
+    loss: float
+    """Mean over the pictures."""
+    num_images: int
+    stop: bool
+    """Whether any process was asked to stop; then there is no gradient."""
+
+
+def _accumulate(
+    sums: GradientSums,
+    model: nn.Module,
+    plan: Plan,
+    step: int,
+    hooks: Hooks,
+    world: World,
+    loss_scale: float,
+) -> _Total:
+    """Add up the gradient of the mean loss over one global batch, in every process."""
     loss_sum, num_images = torch.zeros(()), 0
-    for batch in hooks.micro_batches(step):
-        if hooks.should_stop():
+    for batch, is_last in _and_whether_last(hooks.micro_batches(step)):
+        if hooks.should_stop() and not sums.in_lockstep:
             break
         loss = hooks.loss_of(model, batch) * (len(batch.rows_B) / plan.global_batch_size)
-        loss.backward()
+        sums.backward(loss * loss_scale, is_last=is_last)
         loss_sum = loss_sum.to(loss.device) + loss.detach()
         num_images += len(batch.rows_B)
+    sums.finish()
     # The one point where the host waits for the device.
     totals = torch.tensor([float(loss_sum), num_images, hooks.should_stop()], dtype=torch.float64)
     loss_total, images_total, num_stops = world.all_reduce_sum(totals).tolist()
     if num_stops:
         model.zero_grad(set_to_none=True)
-        return math.nan, 0, True
+        return _Total(math.nan, 0, stop=True)
 
-    world.all_reduce_gradients(model)
     # Fewer pictures than planned: the last batch of an epoch, or some that could not be decoded.
     scale = plan.global_batch_size / images_total if images_total else math.nan
-    if scale != 1:
-        for param in model.parameters():
-            if param.grad is not None:
-                param.grad.mul_(scale)
-    return loss_total * scale, int(images_total), False
+    for param in model.parameters() if scale != loss_scale else ():
+        if param.grad is not None:
+            param.grad.mul_(scale / loss_scale)
+    return _Total(loss_total * scale, int(images_total), stop=False)
+
+
+def _and_whether_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Yield each of *batches*, and whether it is the last one."""
+    before: Batch | None = None
+    for batch in batches:
+        if before is not None:
+            yield before, False
+        before = batch
+    if before is not None:
+        yield before, True
 
 
 def _clip(model: nn.Module, max_norm: float | None) -> float:
     """Clip the gradient to *max_norm*, if there is one; return its norm before."""
     gradients = [param.grad for param in model.parameters() if param.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = whole(nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return float(norm)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
+from vit21k.chunked_loss import chunked_multi_label_loss, wants_chunks
 from vit21k.config.schema import Recipe
 from vit21k.data.loader import Batch
 from vit21k.data.sampler import StepSampler
@@ -47,6 +48,7 @@ _NOT_IDENTITY: dict[str, Any] = {
     "source": True,
     "run": True,
     "parallel": True,
+    "step": {"compile", "attention", "recompute"},
     "data": {"device_batch_size"},
 }
 
@@ -164,7 +166,13 @@ def identity_of(recipe: Recipe) -> dict[str, Any]:
 def loss_of(model: nn.Module, batch: Batch, *, recipe: Recipe, device: torch.device) -> Tensor:
     """Return the mean loss over the pictures of one micro-batch: forward pass and loss."""
     images = batch.images_BCHW.to(device, non_blocking=True)
+    rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+    if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
+        with autocast(device, recipe.precision):
+            features = model.features(normalise(images, recipe.data.mean, recipe.data.std))
+            return chunked_multi_label_loss(
+                features, model.head, rows, ids, **loss_options_of(recipe)
+            )
     with autocast(device, recipe.precision):
         logits = model(normalise(images, recipe.data.mean, recipe.data.std))
-    rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
     return LOSSES[recipe.loss.kind](logits, rows, ids, **loss_options_of(recipe))

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vit21k.checkpoint.optimizer_state import tensors_to_optimizers
 from vit21k.checkpoint.store import Checkpoint, find_latest
 from vit21k.errors import CheckpointError
+from vit21k.training.learner import Learner
+from vit21k.training.loop import Progress
 
 
 def find_resumable(
@@ -42,6 +45,22 @@ def find_resumable(
             hint="give its --manifests, another --run-dir, or start over with --fresh",
         )
     return checkpoint
+
+
+def restore(checkpoint: Checkpoint, learner: Learner) -> Progress:
+    """Put everything but the weights, which its model has, back to where the checkpoint was.
+
+    Raises:
+        CheckpointError: Its state is that of other parameters, or lacks the averages.
+    """
+    tensors_to_optimizers(checkpoint.optimizer_tensors(), learner.model, learner.optimizers)
+    if learner.ema is not None:
+        averages = checkpoint.ema_tensors()
+        if averages is None:
+            raise CheckpointError(f"`{checkpoint.path}` has no averaged weights")
+        learner.ema.load(averages)
+    learner.scaler.load_state(checkpoint.state.get("scaler", learner.scaler.state()))
+    return Progress(**checkpoint.state["progress"])
 
 
 def _differences(its: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:

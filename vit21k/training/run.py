@@ -4,8 +4,10 @@ Layout of a run::
 
     runs/<name>/
       recipe.yaml          the resolved recipe, every field spelled out
+      run.json             what else the run is: its length, its model's size, its device
       metrics.jsonl        a line every few steps, and a line an evaluation
       checkpoints/latest   name of the newest checkpoint
+      checkpoints/best     name of the best one, if the recipe watches a metric; best-ema
       checkpoints/step-00000100/   config.json, model.safetensors, optimizer.safetensors, state.json
 """
 
@@ -16,8 +18,8 @@ from pathlib import Path
 
 from torch import nn
 
+from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.checkpoint.initialise import InitSource, initialise_from
-from vit21k.checkpoint.optimizer_state import tensors_to_optimizers
 from vit21k.checkpoint.store import Checkpoint
 from vit21k.config.schema import Recipe
 from vit21k.distributed import init_world
@@ -29,14 +31,15 @@ from vit21k.training.forecast import (
     forecast,
     measure_images_per_second,
 )
-from vit21k.training.hooks import hooks_of, run_log_of, train_loader_of
+from vit21k.training.hooks import hooks_of, train_loader_of
+from vit21k.training.learner import learner_of
 from vit21k.training.loop import Progress, train
-from vit21k.training.optim import build_optimizers
-from vit21k.training.optim_parts import optim_plan_of
-from vit21k.training.resume import find_resumable
+from vit21k.training.resume import find_resumable, restore
 from vit21k.training.setup import NOBODY, Listener, Place, Setup
 from vit21k.training.split_data import open_split_data
+from vit21k.training.step_setup import prepare_model
 from vit21k.training.stop_signal import StopSignal
+from vit21k.training.watching import watching
 
 
 def train_run(
@@ -89,36 +92,46 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     sampler = parts.sampler_of(recipe, len(setup.data.train), world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
-    model = _model(setup, init, checkpoint).to(setup.device).train()
-    optimizers = build_optimizers(model, optim_plan_of(recipe))
-    progress = Progress()
-    if checkpoint:
-        tensors_to_optimizers(checkpoint.optimizer_tensors(), model, optimizers)
-        progress = Progress(**checkpoint.state["progress"])
+    device_batch_size = _device_batch_size(setup)
+    model = _model(setup, init, checkpoint)
+    learner = learner_of(setup, prepare_model(setup, model, device_batch_size=device_batch_size))
+    progress = restore(checkpoint, learner) if checkpoint else Progress()
 
     loss_of = partial(parts.loss_of, recipe=recipe, device=setup.device)
-    device_batch_size = _device_batch_size(setup)
     if steps_left := plan.total_steps - progress.step:
-        rate = measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+        rate = measure_images_per_second(learner.model, loss_of, img_size=recipe.model.img_size)
         num_images = steps_left * plan.global_batch_size
         listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
 
     loader = train_loader_of(setup, sampler, device_batch_size)
-    log = run_log_of(setup, plan, progress)
-    hooks = hooks_of(
-        setup,
-        model,
-        optimizers,
-        loader=loader,
-        sampler=sampler,
-        log=log,
-        device_batch_size=device_batch_size,
-        stop=stop,
-    )
-    with closing(loader), closing(log):
-        finished = train(
-            plan, progress, model=model, optimizers=optimizers, hooks=hooks, world=world
+    # The writer leaves last: whatever happens, what is being written is finished.
+    with (
+        BackgroundWriter() as writer,
+        closing(loader),
+        watching(setup, plan, progress, learner.model) as watchers,
+    ):
+        hooks = hooks_of(
+            setup,
+            learner,
+            loader=loader,
+            sampler=sampler,
+            watching=watchers,
+            device_batch_size=device_batch_size,
+            stop=stop,
+            writer=writer,
         )
+        finished = train(
+            plan,
+            progress,
+            model=learner.model,
+            optimizers=learner.optimizers,
+            hooks=hooks,
+            world=world,
+            scaler=learner.scaler,
+        )
+    world.barrier()  # nobody leaves before the last checkpoint is written
+    if progress.skipped_updates:
+        listener.note(f"{progress.skipped_updates:,} updates were left out: float16 overflowed")
     if loader.num_skipped:
         listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were left out")
     return finished
@@ -167,7 +180,7 @@ def _device_batch_size(setup: Setup) -> int:
     if setup.place.device_batch_size is not None:
         return setup.place.device_batch_size
     wanted = setup.recipe.data.device_batch_size
-    bytes_per_value = 2 if setup.recipe.precision == "bf16" else 4
+    bytes_per_value = 4 if setup.recipe.precision == "fp32" else 2
     fitting = fit_device_batch_size(
         setup.args, wanted, device=setup.device, bytes_per_value=bytes_per_value
     )

@@ -1,0 +1,53 @@
+"""Start a program several times, as torchrun does."""
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def free_port():
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def environments(num_processes):
+    """Return the environment of each of the processes, as torchrun sets it."""
+    port = free_port()
+    return [
+        {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        for rank in range(num_processes)
+    ]
+
+
+def start_processes(command, num_processes):
+    """Start *command* so many times; return the processes."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in environments(num_processes)
+    ]
+
+
+def run_processes(program, num_processes):
+    """Run a *program* in several processes; return what they print."""
+    processes = start_processes(["-c", program], num_processes)
+    results = [process.communicate(timeout=120) for process in processes]
+    for process, (_, stderr) in zip(processes, results, strict=True):
+        assert process.returncode == 0, stderr
+    return [stdout.strip() for stdout, _ in results]

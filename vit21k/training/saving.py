@@ -1,0 +1,90 @@
+"""The state of a run -> a checkpoint, written while training goes on.
+
+The step waits only until the state is copied to the memory of the host (and, if the last checkpoint
+is still being written, for that); the rest is done by a thread of the first process.
+
+Sharded weights (FSDP) are put together one tensor at a time and held by the first process alone, so
+a checkpoint is the same whatever wrote it, and can be gone on from by any number of processes.  The
+largest model here has 0.6 G parameters, 10 GB of state with its average: that fits.
+torch.distributed.checkpoint would let each process write its shards, but its index is a pickle,
+which runs code when it is read; nothing that vit21k reads does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vit21k.checkpoint.background import BackgroundWriter
+from vit21k.checkpoint.optimizer_state import optimizers_to_tensors
+from vit21k.checkpoint.store import save_checkpoint
+from vit21k.distributed import World, whole
+from vit21k.training.learner import Learner
+from vit21k.training.loop import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saver:
+    """Saves checkpoints of a run; every process has one and calls it at the same steps.
+
+    Attributes:
+        run_dir: The run.
+        learner: What is saved.
+        identity: What else ``state.json`` keeps: which run this is.
+        model_config: From `model_config`.
+        keep_last: How many checkpoints stay.
+        world: The processes.
+        writer: Where writing happens; waited for at the end of the run.
+    """
+
+    run_dir: Path
+    learner: Learner
+    identity: Mapping[str, Any]
+    model_config: Mapping[str, Any]
+    keep_last: int
+    world: World
+    writer: BackgroundWriter
+
+    def save(self, progress: Progress, best: Sequence[str]) -> None:
+        """Copy the state of the run, and have it written.
+
+        Raises:
+            OSError: The checkpoint before this one could not be written.
+        """
+        self.writer.wait()
+        model, optimizers, ema = self.learner.model, self.learner.optimizers, self.learner.ema
+        model_state = self._copies(model.state_dict())
+        ema_state = None if ema is None else self._copies(ema.tensors())
+        optimizer_state = self._copies(optimizers_to_tensors(model, optimizers))
+        if self.world.rank != 0:
+            return
+        self.writer.submit(
+            partial(
+                save_checkpoint,
+                self.run_dir,
+                progress.step,
+                model_state=model_state,
+                model_config=self.model_config,
+                optimizer_state=optimizer_state,
+                state={
+                    **self.identity,
+                    "progress": asdict(progress),
+                    "scaler": self.learner.scaler.state(),
+                },
+                keep_last=self.keep_last,
+                ema_state=ema_state,
+                best=tuple(best),
+            )
+        )
+
+    def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies in the memory of the host on the first process, nothing on the others."""
+        copies = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach())
+            if self.world.rank == 0:
+                copies[name] = full.to("cpu", copy=True)
+        return copies

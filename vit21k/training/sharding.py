@@ -1,0 +1,54 @@
+"""FSDP2: every process holds a part of each weight, its gradient and its moments.
+
+Weights are put together for a block when it computes, and gradients summed and taken apart as soon
+as it is done.  What is saved is always whole (see `training.saving`), so that a checkpoint does not
+know how many processes wrote it.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from vit21k.distributed import World
+from vit21k.models.precision import Precision
+
+_GATHERED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def shard(
+    model: nn.Module, world: World, *, device: torch.device, precision: Precision
+) -> FSDPModule:
+    """Spread *model* over the processes, block by block; all call it with the same weights.
+
+    Activation checkpointing and compilation come before it, the optimizer after it.
+
+    Args:
+        model: On *device*; changed in place.
+        world: All processes share it.
+        device: Of this process.
+        precision: Weights are sent in it; they are kept, and gradients summed, in float32.
+    """
+    mesh = init_device_mesh(device.type, (world.world_size,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=_GATHERED_AS[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # The root as well: whoever looks between two steps must find parts everywhere.
+    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums, as everywhere here, not means
+    return root
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether `shard` was called on *model*."""
+    return isinstance(model, FSDPModule)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a ViT, or of the stages of a PiT."""
+    lists = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
+    return [block for blocks in lists for block in blocks.children()]
