@@ -13,8 +13,7 @@ from vit21k.training.run_log import RunLog
 def open_log(tmp_path, told, *, step=0):
     return RunLog(
         tmp_path,
-        resumed_step=step,
-        resumed_images=8 * step,
+        progress=Progress(step=step, images_seen=8 * step),
         total_steps=6,
         every_steps=2,
         peak_lr=0.5,
@@ -27,6 +26,41 @@ def log_steps(log, first, last):
         metrics = {"loss": float(step), "lr_factor": 0.1 * step, "grad_norm": 1.0, "num_skipped": 0}
         log.log_step(Progress(step=step, images_seen=8 * step), metrics)
     log.close()
+
+
+def test_the_seconds_of_all_processes_of_a_run_add_up(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "seconds": 1000.0}\n{"step": 4, "seconds": 2000.0}\n'
+    )
+
+    log_steps(open_log(tmp_path, [], step=2), 3, 4)
+
+    assert [line["seconds"] >= 1000 for line in lines(tmp_path)] == [True, True]
+    assert lines(tmp_path)[-1]["seconds"] < 1900
+
+
+def test_sinks_hear_the_lines_and_are_closed_with_the_log(tmp_path):
+    heard = []
+
+    class Sink:
+        write = end = close = None
+
+    sink = Sink()
+    sink.write = heard.append
+    sink.end, sink.close = lambda: heard.append("end"), lambda: heard.append("close")
+    log = RunLog(
+        tmp_path,
+        progress=Progress(),
+        total_steps=2,
+        every_steps=2,
+        peak_lr=1.0,
+        tell=lambda _line: None,
+        sinks=[sink],
+    )
+
+    log_steps(log, 1, 2)
+
+    assert heard == [lines(tmp_path)[0], "end", "close"]
 
 
 def lines(tmp_path):
@@ -60,8 +94,7 @@ def test_a_resumed_run_takes_back_what_was_written_after_its_checkpoint(tmp_path
 def test_processes_but_the_first_write_nothing(tmp_path):
     log = RunLog(
         tmp_path,
-        resumed_step=0,
-        resumed_images=0,
+        progress=Progress(),
         total_steps=2,
         every_steps=1,
         peak_lr=1.0,

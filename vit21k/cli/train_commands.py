@@ -23,6 +23,7 @@ _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
 _LONG_RUN_SECONDS = 14 * 86_400
 _MICRO_STEP_SECONDS = 10.0
+_UNTOLD = ("step", "total_steps", "seconds", "eta_seconds")
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -86,6 +87,20 @@ def train_command(
         typer.Option(min=1, help="Images in one forward pass; default: the recipe's, if they fit."),
     ] = None,
     num_workers: NumWorkers = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            metavar="NAME,...",
+            help="Log there too: tensorboard, wandb, mlflow. None of them can stop the run.",
+        ),
+    ] = None,
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="What one device can do, for MFU; default: a matrix product, measured."
+        ),
+    ] = None,
 ) -> None:
     """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
 
@@ -102,9 +117,12 @@ def train_command(
 
         vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
 
+        vit21k train --recipe tiny --log tensorboard,wandb
+
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
     """
     require_torch("train")
+    from vit21k.training.log_sinks import parse_sinks
     from vit21k.training.run import train_run
     from vit21k.training.setup import Listener, Place
 
@@ -116,6 +134,9 @@ def train_command(
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         device_batch_size=device_batch_size,
+        recipe_name=_run_name(plan.stage, recipe),
+        log_to=parse_sinks(log_to),
+        peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
     listener = Listener(
         note=console.note,
@@ -202,13 +223,15 @@ class _MicroSteps:
 def _tell_line(line: Mapping[str, Any]) -> None:
     head = f"step {line['step']:,}/{line['total_steps']:,}"
     if "lr" not in line:
-        names = [name for name in line if name not in ("step", "total_steps", "eta_seconds")]
+        names = [name for name in line if name not in _UNTOLD]
         console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
         return
     skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
     console.done(
         f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
-        f"grad norm {line['grad_norm']:.3g} | {_rate(line['images_per_second'])} | "
+        f"grad norm {line['grad_norm']:.3g} | weights {line['weight_norm']:.4g} | "
+        f"{_rate(line['images_per_second'])} | MFU {line['mfu']:.1%} | "
+        f"waits {line['data_wait']:.0%} | {_engineering(line['memory_bytes'])}B | "
         f"ETA {console.duration(line['eta_seconds'])}{skipped}"
     )
 

@@ -14,7 +14,7 @@ from vit21k.data.loader import Batch
 from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
-_FLOPS_PER_MAC = 6
+FLOPS_PER_MAC = 6
 # Weights, gradients and two moments, in float32.
 _BYTES_PER_PARAM = 16
 _MEMORY_SHARE = 0.5
@@ -49,7 +49,7 @@ def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: flo
     return Forecast(
         num_params=num_params(args),
         num_images=num_images,
-        flops=float(_FLOPS_PER_MAC * macs_per_image(args) * num_images),
+        flops=float(FLOPS_PER_MAC * macs_per_image(args) * num_images),
         images_per_second=images_per_second,
     )
 

@@ -1,13 +1,22 @@
-"""What a run says: ``metrics.jsonl``, and the same lines to whoever listens."""
+"""What a run says: ``metrics.jsonl``, and the same lines to whoever listens.
+
+A line of training holds ``step``, ``images_seen``, ``loss`` (mean since the line before), ``lr``,
+``grad_norm`` (before clipping), ``images_per_second``, what `Meters` reads (``weight_norm``,
+``mfu``, ``data_wait``, ``memory_bytes``), ``num_skipped``, ``seconds`` (of training so far, over
+all processes that went on with the run) and ``eta_seconds``; one of an evaluation ``step``,
+``seconds`` and the metrics, by the name of the split.
+"""
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from vit21k.atomic import write_atomic
+from vit21k.training.log_sinks import DetachedSink, close_sinks
 from vit21k.training.loop import Progress
+from vit21k.training.meters import Meters
 from vit21k.training.schedule import is_due
 
 FILE_NAME = "metrics.jsonl"
@@ -24,38 +33,43 @@ class RunLog:
         self,
         run_dir: Path,
         *,
-        resumed_step: int,
-        resumed_images: int,
+        progress: Progress,
         total_steps: int,
         every_steps: int,
         peak_lr: float,
         tell: Callable[[Mapping[str, Any]], None] | None,
+        meters: Meters | None = None,
+        sinks: Sequence[DetachedSink] = (),
     ) -> None:
         """Open the log.
 
         Args:
             run_dir: Where ``metrics.jsonl`` lies.
-            resumed_step: Updates made by earlier processes of this run.
-            resumed_images: Pictures they trained on.
+            progress: What earlier processes of this run did.
             total_steps: Of the whole run.
             every_steps: How often a line is due.
             peak_lr: Learning rate at a factor of 1.
             tell: Receives every line, with ``total_steps`` and ``eta_seconds``; None on all
                 processes but the first, which then write nothing.
+            meters: What else is measured for a line, in every process.
+            sinks: Receive every line of the first process; closed with the log.
         """
         self._total_steps = total_steps
         self._every_steps = every_steps
         self._peak_lr = peak_lr
         self._tell = tell
-        self._started_step = resumed_step
+        self._meters = meters
+        self._sinks = sinks
+        self._seconds_before = 0.0
+        self._started_step = progress.step
         self._started_at = time.monotonic()
         self._losses: list[float] = []
         self._window_at = self._started_at
-        self._window_images = resumed_images
+        self._window_images = progress.images_seen
         self._file: IO[str] | None = None
         if tell is not None:
             path = run_dir / FILE_NAME
-            _take_back(path, after_step=resumed_step)
+            self._seconds_before = _take_back(path, after_step=progress.step)
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
@@ -65,14 +79,16 @@ class RunLog:
         if not is_due(step, every_steps=self._every_steps, total_steps=self._total_steps):
             return
         now = time.monotonic()
-        rate = (images_seen - self._window_images) / max(now - self._window_at, 1e-9)
+        seconds = max(now - self._window_at, 1e-9)
+        num_images = images_seen - self._window_images
         line = {
             "step": step,
             "images_seen": images_seen,
             "loss": sum(self._losses) / len(self._losses),
             "lr": self._peak_lr * metrics["lr_factor"],
             "grad_norm": metrics["grad_norm"],
-            "images_per_second": round(rate, 2),
+            "images_per_second": round(num_images / seconds, 2),
+            **(self._meters.read(num_images=num_images, seconds=seconds) if self._meters else {}),
             "num_skipped": metrics["num_skipped"],
         }
         self._losses, self._window_at, self._window_images = [], now, images_seen
@@ -84,32 +100,43 @@ class RunLog:
         self._write({"step": progress.step, **metrics}, seconds_left)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and the sinks."""
         if self._file is not None:
             self._file.close()
+        close_sinks(self._sinks)
 
     def _write(self, line: Mapping[str, Any], eta_seconds: float) -> None:
         if self._file is None or self._tell is None:
             return
+        seconds = self._seconds_before + time.monotonic() - self._started_at
+        line = {**line, "seconds": round(seconds, 2), "eta_seconds": round(eta_seconds, 1)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._tell({**line, "total_steps": self._total_steps, "eta_seconds": eta_seconds})
+        self._tell({**line, "total_steps": self._total_steps})
+        for sink in self._sinks:
+            sink.write(line)
 
     def _seconds_left(self, step: int, now: float) -> float:
         seconds_a_step = (now - self._started_at) / max(step - self._started_step, 1)
         return (self._total_steps - step) * seconds_a_step
 
 
-def _take_back(path: Path, *, after_step: int) -> None:
-    """Remove the lines of steps after *after_step*, and a last line that was cut off."""
+def _take_back(path: Path, *, after_step: int) -> float:
+    """Remove the lines of steps after *after_step*, and a last line that was cut off.
+
+    Returns:
+        The seconds that training had taken by then.
+    """
     if not path.exists():
-        return
-    kept = []
+        return 0.0
+    kept, seconds = [], 0.0
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            step = json.loads(line)["step"]
+            fields = json.loads(line)
         except ValueError:
             continue
-        if step <= after_step and line.endswith(b"\n"):
+        if fields["step"] <= after_step and line.endswith(b"\n"):
             kept.append(line)
+            seconds = fields.get("seconds", seconds)
     write_atomic(path, b"".join(kept))
+    return seconds

@@ -25,6 +25,9 @@ class Place:
         device: As torch names it: "cpu", "cuda", ...
         num_workers: Threads that decode, for each process.
         device_batch_size: Pictures in one forward pass; None: as the recipe says, if they fit.
+        recipe_name: What the recipe is called.
+        log_to: Where the log goes beside metrics.jsonl: names of `log_sinks.SINKS`.
+        peak_flops: What one device can do in a second, for MFU; None: it is measured.
     """
 
     manifests: Path
@@ -33,6 +36,9 @@ class Place:
     device: str
     num_workers: int
     device_batch_size: int | None
+    recipe_name: str = ""
+    log_to: tuple[str, ...] = ()
+    peak_flops: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,170 @@
+"""Where a run's lines go beside ``metrics.jsonl``: TensorBoard, W&B, MLflow; none can stop a run.
+
+A sink lives in a thread of its own behind a queue: the step never waits for a disk or a server, and
+whatever goes wrong there becomes one warning, after which the run goes on without that sink.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from vit21k.errors import UsageError, Vit21kError
+
+SINKS = ("tensorboard", "wandb", "mlflow")
+"""The names that `--log` takes; each is the module ``<name>_sink`` beside this one."""
+
+_MAX_WAITING = 10_000  # lines; more are dropped and counted
+_CLOSE_SECONDS = 20.0
+_NOT_VALUES = ("step",)
+
+
+class Sink(Protocol):
+    """What a module ``<name>_sink`` makes by ``open_sink(LoggedRun)``; used by one thread."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take values by name, such as ``train/loss``."""
+
+    def close(self) -> None:
+        """Write what is still waiting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedRun:
+    """What a sink may know of the run.
+
+    Attributes:
+        run_dir: The run's folder; its name is the run's.
+        recipe: The resolved recipe, as JSON values.
+        resumed_step: Updates made by earlier processes of this run; what they logged of later
+            steps is void.
+        warn: Hears of trouble; from any thread.
+    """
+
+    run_dir: Path
+    recipe: Mapping[str, Any]
+    resumed_step: int
+    warn: Callable[[str], None]
+
+
+def parse_sinks(text: str | None) -> tuple[str, ...]:
+    """Return the sinks that a comma-separated list names, each once.
+
+    Raises:
+        UsageError: There is no such sink.
+    """
+    names = dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip())
+    if unknown := [name for name in names if name not in SINKS]:
+        raise UsageError(
+            f"nothing to log to is called `{unknown[0]}`", hint=f"known: {', '.join(SINKS)}"
+        )
+    return tuple(names)
+
+
+def open_sinks(names: Sequence[str], run: LoggedRun) -> "list[DetachedSink]":
+    """Return a sink for each of *names*; opening them happens in their threads."""
+    return [DetachedSink(name, partial(_open, name, run), run.warn) for name in names]
+
+
+def _open(name: str, run: LoggedRun) -> Sink:
+    sink: Sink = import_module(f"vit21k.training.{name}_sink").open_sink(run)
+    return sink
+
+
+def close_sinks(sinks: "Sequence[DetachedSink]") -> None:
+    """Close all of them, waiting for them together."""
+    for sink in sinks:
+        sink.end()
+    for sink in sinks:
+        sink.close()
+
+
+class DetachedSink:
+    """A sink in a thread of its own, which can fail or hang without anyone waiting for it."""
+
+    def __init__(
+        self,
+        name: str,
+        open_sink: Callable[[], Sink],
+        warn: Callable[[str], None],
+        *,
+        max_waiting: int = _MAX_WAITING,
+        close_seconds: float = _CLOSE_SECONDS,
+    ) -> None:
+        """Start the thread; it opens the sink.
+
+        Args:
+            name: What warnings call it.
+            open_sink: Makes the sink.
+            warn: Hears, once, that it does not work; from the thread.
+            max_waiting: Lines that may wait for a slow sink.
+            close_seconds: How long `close` waits for those at the end of the run.
+        """
+        self._name = name
+        self._open = open_sink
+        self._warn = warn
+        self._close_seconds = close_seconds
+        self._num_dropped = 0
+        self._is_broken = False
+        self._lines: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(max_waiting)
+        self._thread = threading.Thread(target=self._work, name=f"log-{name}", daemon=True)
+        self._thread.start()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take a line of ``metrics.jsonl``; never waits."""
+        if self._is_broken:
+            return
+        values = {_long_name(key): float(line[key]) for key in line if key not in _NOT_VALUES}
+        try:
+            self._lines.put_nowait((int(line["step"]), values))
+        except queue.Full:
+            self._num_dropped += 1
+
+    def end(self) -> None:
+        """Say that nothing more comes; does not wait."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+
+    def close(self) -> None:
+        """Wait a while for what is on its way."""
+        self.end()
+        self._thread.join(self._close_seconds)
+        if self._thread.is_alive():
+            self._warn(
+                f"{self._name} did not answer within {self._close_seconds:.0f} s; not all was "
+                "logged there (metrics.jsonl has it)"
+            )
+        elif self._num_dropped:
+            self._warn(f"{self._name} was too slow: {self._num_dropped:,} lines are missing there")
+
+    def _work(self) -> None:
+        sink: Sink | None = None
+        try:
+            sink = self._open()
+            while (entry := self._lines.get()) is not None:
+                sink.write(*entry)
+            sink.close()
+        except (Exception, SystemExit) as error:
+            self._warn(f"not logging to {self._name} any more: {_in_words(error)}")
+            self._is_broken = True
+
+
+def _long_name(name: str) -> str:
+    return name if "/" in name else f"train/{name}"
+
+
+def plain_name(name: str) -> str:
+    """Return *name* in the letters that TensorBoard and MLflow allow."""
+    return name.replace("@", "_at_")
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, Vit21kError):
+        return f"{error.message}; {error.hint}" if error.hint else error.message
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
