@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from vit21k.config.augment_section import AugmentSection
 from vit21k.config.data_section import DataSection
 from vit21k.config.distill_section import DistillSection
 from vit21k.config.ema_section import EmaSection
@@ -38,6 +39,7 @@ class Recipe(Section):
     in float16, with a scaled loss, for GPUs without bfloat16."""
     model: ModelSection
     data: DataSection
+    augment: AugmentSection = AugmentSection()
     loss: LossSection
     distill: DistillSection = DistillSection()
     optim: OptimSection
@@ -84,5 +86,10 @@ class Recipe(Section):
             problems.append(
                 f"data.eval_resize ({self.data.eval_resize}) must not be under "
                 f"model.img_size ({self.model.img_size})"
+            )
+        if self.augment.mixes and self.data.global_batch_size % 2:
+            problems.append(
+                f"data.global_batch_size ({self.data.global_batch_size}) must be even: "
+                "augment.mixup_alpha and augment.cutmix_alpha mix pairs of pictures"
             )
         return all_well(self, problems)

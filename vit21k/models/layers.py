@@ -5,10 +5,14 @@ Q: the tokens whose output is asked for.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vit21k.models.recompute import recompute_cheap
 from vit21k.models.resnet_stem import ResNetStem, StemEps
 
 LAYER_NORM_EPS = 1e-6  # flax's default, kept by PLSC and timm
@@ -50,7 +54,12 @@ class HybridEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one linear layer for queries, keys and values."""
+    """Multi-head self-attention with one linear layer for queries, keys and values.
+
+    Attributes:
+        backend: How attention is computed where that is possible, else by plain arithmetic; None:
+            torch decides.
+    """
 
     def __init__(
         self,
@@ -62,6 +71,7 @@ class Attention(nn.Module):
         proj_drop_rate: float,
     ) -> None:
         super().__init__()
+        self.backend: SDPBackend | None = None
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
@@ -71,10 +81,16 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """Mix the tokens: (B, N, D) -> (B, Q, D); Q is *num_queries*, or N if that is None."""
         q_BAQE, k_BANE, v_BANE = self._project(x_BND, num_queries)
-        y_BAQE = F.scaled_dot_product_attention(
-            q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
-        )
+        with self._on_backend():
+            y_BAQE = F.scaled_dot_product_attention(
+                q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
+            )
         return self.proj_drop(self.proj(y_BAQE.transpose(1, 2).flatten(2)))
+
+    def _on_backend(self) -> AbstractContextManager[None]:
+        if self.backend is None:
+            return nullcontext()
+        return sdpa_kernel([self.backend, SDPBackend.MATH], set_priority=True)
 
     def _project(self, x_BND: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the first *num_queries* tokens, keys and values of all tokens."""
@@ -121,19 +137,27 @@ class DropPath(nn.Module):
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
+        # A tensor, for which torch.compile does not compile every block anew, as for a number.
+        self._keep_rate = torch.tensor(1.0 - drop_rate, dtype=torch.float32, device="cpu")
+        self._drops = drop_rate > 0
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Return *x_BND* with the branches of some images set to 0."""
-        if not self.training or self.drop_rate == 0.0:
+        if not (self.training and self._drops):
             return x_BND
-        keep_rate = 1.0 - self.drop_rate
         # Drawn in float32: bfloat16 has too few values for small rates.
-        kept_B11 = x_BND.new_empty((len(x_BND), 1, 1)).float().bernoulli_(keep_rate)
-        return x_BND * (kept_B11 / keep_rate).to(x_BND.dtype)
+        draws_B11 = torch.rand((len(x_BND), 1, 1), device=x_BND.device)
+        kept_B11 = (draws_B11 < self._keep_rate) / self._keep_rate
+        return x_BND * kept_B11.to(x_BND.dtype)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each around a residual."""
+    """Pre-norm transformer block: attention, then MLP, each around a residual.
+
+    Attributes:
+        recomputes: Whether the backward pass computes norms, GELU and the like a second time
+            instead of keeping them; see `recompute`.
+    """
 
     def __init__(  # noqa: PLR0913 (each is a plain value)
         self,
@@ -149,6 +173,7 @@ class Block(nn.Module):
         norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
+        self.recomputes = False
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attn = Attention(
             embed_dim,
@@ -165,6 +190,11 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """Return the first *num_queries* tokens after this block (None: all of them)."""
+        if self.recomputes:
+            return recompute_cheap(self._forward, x_BND, num_queries)
+        return self._forward(x_BND, num_queries)
+
+    def _forward(self, x_BND: Tensor, num_queries: int | None) -> Tensor:
         attended_BQD = self.attn(self.norm1(x_BND), num_queries)
         x_BQD = x_BND[:, :num_queries] + self.drop_path(attended_BQD)
         return x_BQD + self.drop_path(self.mlp(self.norm2(x_BQD)))

@@ -10,10 +10,7 @@ from vit21k.checkpoint.model_folder import EvalSettings, model_config
 from vit21k.chunked_loss import chunked_multi_label_loss, wants_chunks
 from vit21k.config.schema import Recipe
 from vit21k.data.loader import Batch
-from vit21k.data.sampler import StepSampler
-from vit21k.data.transforms import EvalTransform, TrainTransform
-from vit21k.distributed import World
-from vit21k.errors import UsageError
+from vit21k.data.transforms import EvalTransform
 from vit21k.inference.evaluate import normalise
 from vit21k.losses import LOSSES
 from vit21k.manifest.classes import ClassList
@@ -21,6 +18,7 @@ from vit21k.models.base import ImageClassifier
 from vit21k.models.init_weights import init_vit
 from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
+from vit21k.training.data_parts import device_transform_of
 from vit21k.training.loop import Plan
 from vit21k.training.optim_parts import freeze, loss_options_of, lr_schedule_of
 
@@ -78,17 +76,6 @@ def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
     return model
 
 
-def train_transform_of(recipe: Recipe) -> TrainTransform:
-    """Return what is done to a picture in training."""
-    return TrainTransform(
-        recipe.model.img_size,
-        crop_scale=recipe.data.crop_scale,
-        crop_ratio=recipe.data.crop_ratio,
-        interpolation=recipe.data.interpolation,
-        hflip=recipe.data.hflip_rate,
-    )
-
-
 def eval_transform_of(recipe: Recipe) -> EvalTransform:
     """Return what is done to a picture in evaluation."""
     return EvalTransform(
@@ -96,32 +83,6 @@ def eval_transform_of(recipe: Recipe) -> EvalTransform:
         resize=recipe.data.eval_resize,
         mode=recipe.data.eval_mode,
         interpolation=recipe.data.eval_interpolation,
-    )
-
-
-def sampler_of(recipe: Recipe, num_images: int, world: World) -> StepSampler:
-    """Return the order of the pictures for this process.
-
-    Raises:
-        UsageError: The global batch does not fit the pictures or the processes.
-    """
-    size = recipe.data.global_batch_size
-    if size % world.world_size:
-        raise UsageError(
-            f"data.global_batch_size ({size}) is not a multiple of the {world.world_size} processes"
-        )
-    if recipe.data.drop_last and size > num_images:
-        raise UsageError(
-            f"data.global_batch_size ({size}) is more than the {num_images:,} training pictures",
-            hint=f"lower it: `--set data.global_batch_size={max(1, num_images // 4)}`",
-        )
-    return StepSampler(
-        num_images,
-        global_batch_size=size,
-        seed=recipe.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        drop_last=recipe.data.drop_last,
     )
 
 
@@ -165,14 +126,14 @@ def identity_of(recipe: Recipe) -> dict[str, Any]:
 
 def loss_of(model: nn.Module, batch: Batch, *, recipe: Recipe, device: torch.device) -> Tensor:
     """Return the mean loss over the pictures of one micro-batch: forward pass and loss."""
-    images = batch.images_BCHW.to(device, non_blocking=True)
-    rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+    images, rows, ids, weights = device_transform_of(recipe)(batch, device)
+    images = normalise(images, recipe.data.mean, recipe.data.std)
+    options = {"label_weights_L": weights, **loss_options_of(recipe)}
     if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
         with autocast(device, recipe.precision):
-            features = model.features(normalise(images, recipe.data.mean, recipe.data.std))
             return chunked_multi_label_loss(
-                features, model.head, rows, ids, **loss_options_of(recipe)
+                model.features(images), model.head, rows, ids, **options
             )
     with autocast(device, recipe.precision):
-        logits = model(normalise(images, recipe.data.mean, recipe.data.std))
-    return LOSSES[recipe.loss.kind](logits, rows, ids, **loss_options_of(recipe))
+        logits = model(images)
+    return LOSSES[recipe.loss.kind](logits, rows, ids, **options)

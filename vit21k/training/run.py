@@ -26,6 +26,7 @@ from vit21k.distributed import init_world
 from vit21k.errors import InterruptedRunError, TerminatedError, UsageError, Vit21kError
 from vit21k.lock import locked
 from vit21k.training import parts
+from vit21k.training.data_parts import sampler_of, whole_pairs
 from vit21k.training.forecast import (
     fit_device_batch_size,
     forecast,
@@ -89,10 +90,10 @@ def train_run(
 def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fresh: bool) -> bool:
     """Put the parts together and train; return whether the run came to its end."""
     recipe, listener, world = setup.recipe, setup.listener, setup.world
-    sampler = parts.sampler_of(recipe, len(setup.data.train), world)
+    sampler = sampler_of(recipe, setup.data.train, world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
-    device_batch_size = _device_batch_size(setup)
+    device_batch_size = whole_pairs(recipe, _device_batch_size(setup))
     model = _model(setup, init, checkpoint)
     learner = learner_of(setup, prepare_model(setup, model, device_batch_size=device_batch_size))
     progress = restore(checkpoint, learner) if checkpoint else Progress()

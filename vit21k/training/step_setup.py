@@ -1,0 +1,39 @@
+"""The recipe's section `step` -> a model that computes as it says."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from vit21k.training import parts
+from vit21k.training.setup import Setup
+from vit21k.training.step_parts import StepPlan, prepare_step
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def prepare_model(setup: Setup, model: nn.Module, *, device_batch_size: int) -> nn.Module:
+    """Return *model* on its device, in train mode, and fast; to be sharded after this, not before.
+
+    Raises:
+        UsageError: The device has no float8.
+        MissingExtraError: float8 is asked for and torchao is not installed.
+    """
+    recipe = setup.recipe
+    model = model.to(setup.device).train()
+    notes = prepare_step(
+        model,
+        StepPlan(
+            **recipe.step.model_dump(),
+            img_size=recipe.model.img_size,
+            device_batch_size=device_batch_size,
+            dtype=_DTYPES[recipe.precision],
+        ),
+        loss_of=partial(parts.loss_of, recipe=recipe, device=setup.device),
+        device=setup.device,
+        run_dir=setup.place.run_dir,
+        world=setup.world,
+    )
+    for note in notes:
+        setup.listener.note(note)
+    return model
