@@ -1,33 +1,50 @@
-"""The first signal is noted, the second one works as before."""
+"""Signals are noted: the first one, whatever sends it again, and who may insist."""
 
 import os
 import signal
 
 import pytest
 
+from vit21k.training import stop_signal
 from vit21k.training.stop_signal import StopSignal
 
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_a_second_one_is_as_before(signum):
-    second = []
-    before = signal.signal(signum, lambda *_: second.append(signum))
-    try:
-        with StopSignal() as stop:
-            assert stop.received is None
-            os.kill(os.getpid(), signum)
-            assert stop.received == signum
-            assert second == []
-            os.kill(os.getpid(), signum)
-        assert second == [signum]
-    finally:
-        signal.signal(signum, before)
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
-def test_leaving_it_puts_the_handlers_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_is_noted_and_so_is_its_echo_from_torchrun(signum):
+    with StopSignal() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signum)
+
+        assert stop.received == signum
+
+
+def test_a_second_ctrl_c_some_seconds_later_interrupts(monkeypatch):
+    monkeypatch.setattr(stop_signal, "_SAME_REQUEST_SECONDS", -1.0)
+
+    with pytest.raises(KeyboardInterrupt), StopSignal():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_never_ends_a_run_that_is_saving(monkeypatch):
+    monkeypatch.setattr(stop_signal, "_SAME_REQUEST_SECONDS", -1.0)
+
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        assert stop.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_leaving_it_puts_the_handlers_back(signum):
+    before = signal.getsignal(signum)
 
     with StopSignal():
-        assert signal.getsignal(signal.SIGTERM) != before
+        assert signal.getsignal(signum) != before
 
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signum) == before

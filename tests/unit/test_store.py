@@ -415,3 +415,63 @@ def test_the_state_of_other_parameters_is_refused(change, message):
 
     with pytest.raises(CheckpointError, match=message):
         tensors_to_optimizers(tensors, model, adamw(model))
+
+
+def test_averaged_weights_travel_with_the_checkpoint_and_are_verified(tmp_path):
+    path = save_with_ema(tmp_path, 1, value=0.5)
+
+    assert torch.equal(load_checkpoint(path).ema_tensors()["w"], torch.full((4,), 0.5))
+    damage(path / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
+        load_checkpoint(path)
+
+
+def test_without_averaged_weights_there_are_none(tmp_path):
+    assert load_checkpoint(save(tmp_path, 1)).ema_tensors() is None
+
+
+def test_another_average_of_the_same_step_replaces_the_checkpoint(tmp_path):
+    save_with_ema(tmp_path, 1, value=0.5)
+    save_with_ema(tmp_path, 1, value=0.25)
+
+    assert find_latest(tmp_path).checkpoint.ema_tensors()["w"][0] == 0.25
+
+
+def test_the_best_checkpoints_stay_until_others_are_better(tmp_path):
+    save_with_ema(tmp_path, 1, best=["best"])
+    save_with_ema(tmp_path, 2, best=["best-ema"])
+    for step in (3, 4, 5):
+        save_with_ema(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+
+    assert steps_of(tmp_path) == [f"step-0000000{step}" for step in (1, 2, 4, 5)]
+    assert (folder / "best").read_text() == "step-00000001\n"
+    assert (folder / "best-ema").read_text() == "step-00000002/ema.safetensors\n"
+
+    save_with_ema(tmp_path, 6, best=["best", "best-ema"])
+    save_with_ema(tmp_path, 7)
+
+    assert steps_of(tmp_path) == ["step-00000006", "step-00000007"]
+
+
+def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_going_on(tmp_path):
+    damage(save_with_ema(tmp_path, 1, best=["best"]) / "model.safetensors")
+    save_with_ema(tmp_path, 2)
+
+    checkpoint, warnings = find_latest(tmp_path)
+
+    assert (checkpoint.step, warnings) == (2, [])
+
+
+def save_with_ema(run_dir, step, *, value=0.0, best=()):
+    return save_checkpoint(
+        run_dir,
+        step,
+        model_state={"w": torch.full((4,), float(step))},
+        model_config=CONFIG,
+        optimizer_state={},
+        state={},
+        keep_last=2,
+        ema_state={"w": torch.full((4,), value)},
+        best=best,
+    )

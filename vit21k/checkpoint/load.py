@@ -18,8 +18,9 @@ from vit21k.checkpoint.model_folder import (
     read_model_card,
     read_tensors,
 )
+from vit21k.checkpoint.run_folder import POINTERS, follow
 from vit21k.checkpoint.state_file import STATE
-from vit21k.checkpoint.store import find_latest, load_checkpoint
+from vit21k.checkpoint.store import EMA, find_latest, load_checkpoint
 from vit21k.errors import CheckpointError
 from vit21k.models.base import ImageClassifier
 from vit21k.models.registry import build_model
@@ -32,9 +33,11 @@ class Located(NamedTuple):
     """Where a model lies."""
 
     folder: Path
-    """Holds ``config.json`` and ``model.safetensors``."""
+    """Holds ``config.json`` and the weights."""
     warnings: tuple[str, ...] = ()
     """Newer checkpoints of the run that are damaged, each in a sentence."""
+    weights: str = WEIGHTS
+    """Name of the file of weights: the model's own, or their average."""
 
 
 def load_model(
@@ -43,9 +46,10 @@ def load_model(
     """Load a trained model, ready to be used.
 
     Args:
-        path: A run (its newest checkpoint is taken), a checkpoint, a model folder; or weights of
-            another program, see `models.variants.FORMATS`; or an address, see
-            `weights.addresses.fetch`.
+        path: A run (its newest checkpoint is taken), a checkpoint, a model folder; a file in one
+            of them (``ema.safetensors``: the averaged weights), or what names one
+            (``checkpoints/best``, ``checkpoints/best-ema``); or weights of another program, see
+            `models.variants.FORMATS`; or an address, see `weights.addresses.fetch`.
         device: Where to put it, as torch names it.
 
     Returns:
@@ -76,9 +80,9 @@ def open_weights(path: str | os.PathLike[str]) -> OpenedWeights:
         left_out = f"tensors that no model here has were left out: {', '.join(opened.dropped)}"
         warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
         return opened._replace(card=replace(opened.card, warnings=warnings))
-    folder, warnings = locate_model(path)
+    folder, warnings, weights = locate_model(path)
     card = replace(read_model_card(folder), warnings=warnings)
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = read_tensors(folder / weights)
     if "pos_embed" not in tensors:  # what `vit21k export` wrote for another program
         format_, converted = to_ours(Arrays("safetensors", tensors), {})
         return OpenedWeights(card, converted.tensors, format_)
@@ -98,7 +102,9 @@ def _is_ours(path: Path) -> bool:
             "a file of weights, or an address",
         )
     folder = path.parent if path.is_file() else path
-    if path.is_file() and path.name != WEIGHTS:
+    if _is_pointer(path):
+        return True
+    if path.is_file() and path.name not in (WEIGHTS, EMA):
         return False
     if (folder / "checkpoints").is_dir() or (folder / STATE).is_file():
         return True
@@ -116,13 +122,27 @@ def locate_model(path: Path) -> Located:
     Raises:
         CheckpointError: There is none, or the checkpoint is damaged.
     """
-    if path.name == WEIGHTS and path.is_file():
-        path = path.parent
+    if _is_pointer(path):
+        named = follow(path)
+        if named is None or not named.exists():
+            raise CheckpointError(
+                f"`{path}` names no checkpoint",
+                hint="give the folder of the run, or of a checkpoint",
+            )
+        path = named
+    weights = WEIGHTS
+    if path.name in (WEIGHTS, EMA) and path.is_file():
+        path, weights = path.parent, path.name
     if (path / "checkpoints").is_dir():
         return _newest(path)
     if (path / STATE).is_file():
-        return Located(load_checkpoint(path, only=(CONFIG, WEIGHTS)).path)
-    return Located(path)
+        load_checkpoint(path, only=(CONFIG, weights))
+    return Located(path, weights=weights)
+
+
+def _is_pointer(path: Path) -> bool:
+    """Return whether *path* is a file of a run that names one of its checkpoints."""
+    return path.name in POINTERS and path.parent.name == "checkpoints" and path.is_file()
 
 
 def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
