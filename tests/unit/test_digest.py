@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from vit21k.prep import digest as digest_module
-from vit21k.prep.digest import ALGORITHMS, BUFFER_BYTES, ChunkDigester, DigestedChunk
+from vit21k.prep.algorithms import ALGORITHMS
+from vit21k.prep.digest import BUFFER_BYTES, ChunkDigester, DigestedChunk
 from vit21k.prep.walk import Chunk
 
 SIZES = [1, 100, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 2 * BUFFER_BYTES + 7]

@@ -17,7 +17,7 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep import digest as digest_module
 from vit21k.prep import digest_rows
 from vit21k.prep import walk as walk_module
-from vit21k.prep.digest import ALGORITHMS
+from vit21k.prep.algorithms import ALGORITHMS
 from vit21k.prep.hashing import hash_tree
 
 

@@ -46,8 +46,13 @@ def hash_command(
         typer.Option(help="What digests are made with: fast, known everywhere, or unforgeable."),
     ] = "xxh3_128",
     num_workers: Annotated[
-        int, typer.Option(min=1, help="Files read at a time; on a network disk, try 64.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Files read at a time.",
+            show_default="8; 32 on a network file system or at a URL",
+        ),
+    ] = None,
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
     ] = False,

@@ -19,7 +19,7 @@ from vit21k.manifest.io import Manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.near.fingerprint import THUMB_BYTES, THUMB_SIDE
 from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan
-from vit21k.prep.digest import ALGORITHMS
+from vit21k.prep.algorithms import ALGORITHMS
 from vit21k.prep.walk import walk
 
 MAX_BYTES_IN_MEMORY = 1 << 30

@@ -22,7 +22,7 @@ from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest, write_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES
 from vit21k.near.fingerprint import Fingerprint, fingerprint
-from vit21k.prep.digest import ALGORITHMS
+from vit21k.prep.algorithms import ALGORITHMS
 
 DEFAULT_NUM_WORKERS = 4
 

@@ -6,7 +6,7 @@ run is not read again if the file is as it was.
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,6 @@ from vit21k.prep.archive_memory import Members, is_small, note_part, recall_part
 from vit21k.prep.archive_runs import DigestedMembers
 from vit21k.prep.digested import DigestedChunk, Memory
 from vit21k.prep.file_digest import (
-    ALGORITHMS,
     BUFFER_BYTES,
     WHOLE_BYTES,
     FileDigest,
@@ -28,7 +27,7 @@ from vit21k.prep.file_digest import (
 from vit21k.prep.picture_facts import NOT_IMAGES
 from vit21k.prep.walk import Chunk, printable, problem_from
 
-__all__ = ["ALGORITHMS", "BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
+__all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
@@ -46,6 +45,8 @@ class ChunkDigester:
         recheck: Share of the files known that are read all the same, 0 to 1.
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
+        asks_ahead: Set it to have the system fetch all files of a chunk at once, before the first
+            of them is read; for files that have to be waited for.
     """
 
     with_probes = False
@@ -58,6 +59,7 @@ class ChunkDigester:
         self.root = root.rstrip(b"/") + b"/"
         self.follow_symlinks = follow_symlinks
         self.is_stopped = False
+        self.asks_ahead = False
         self.recheck = 0.0
         self.is_remote = False
         self.memory: Memory | None = None
@@ -139,6 +141,7 @@ class ChunkDigester:
         self, chunk: Chunk, descriptor: int, folder: str, done: DigestedChunk
     ) -> None:
         known = self._recall(chunk)
+        self._ask_ahead(chunk, descriptor, known)
         files: dict[bytes, FileDigest] = {}
         for name, problem in chunk.entries:
             if self.is_stopped:
@@ -157,6 +160,17 @@ class ChunkDigester:
         done.silently_changed = [folder + name for name in done.silently_changed]
         if self.memory and (self.notes_known or done.num_known < len(files)):
             self.memory.note(chunk.folder, files)
+
+    def _ask_ahead(self, chunk: Chunk, folder: int, known: Mapping[bytes, FileDigest]) -> None:
+        if self.asks_ahead:
+            for name, problem in chunk.entries:
+                if problem is None:
+                    self.ask_for(name, folder, known.get(name))
+
+    def ask_for(self, name: bytes, folder: int, before: FileDigest | None) -> None:
+        """Have the system fetch what will be read of a file, and do not wait for it."""
+        if before is None:
+            self.reader.ask_for(name, folder)
 
     def _recall(self, chunk: Chunk) -> dict[bytes, FileDigest]:
         if self.memory is None:

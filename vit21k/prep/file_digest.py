@@ -6,16 +6,16 @@ files are opened relative to their folder, read into one buffer that each thread
 call.  Reading, and digesting of larger pieces, release the interpreter's lock.
 """
 
-import hashlib
 import os
 import stat
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import xxhash
 
 from vit21k.manifest.problems import ProblemKind
+from vit21k.prep.algorithms import ALGORITHMS
 from vit21k.prep.large_buffers import large_buffer
 from vit21k.prep.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts
 
@@ -30,48 +30,6 @@ PROBE_BYTES = 4096
 
 _NUM_TRIES = 2
 _NO_LIMIT = 1 << 62
-
-
-class Hasher(Protocol):
-    """What `hashlib` and `xxhash` give."""
-
-    def update(self, content: memoryview, /) -> None:
-        """Take in more content."""
-
-    def digest(self) -> bytes:
-        """Return the digest of all content so far."""
-
-
-class Algorithm(NamedTuple):
-    """A digest of 16 bytes.
-
-    Attributes:
-        at_once: Digest of content that is all there.
-        piecewise: Makes a hasher for content that comes in pieces.
-    """
-
-    at_once: Callable[[memoryview], bytes]
-    piecewise: Callable[[], Hasher]
-
-
-def _md5() -> Hasher:
-    return hashlib.md5(usedforsecurity=False)
-
-
-def _blake2b() -> Hasher:
-    return hashlib.blake2b(digest_size=16)
-
-
-ALGORITHMS = {
-    "xxh3_128": Algorithm(xxhash.xxh3_128_digest, xxhash.xxh3_128),
-    "md5": Algorithm(lambda data: hashlib.md5(data, usedforsecurity=False).digest(), _md5),
-    "blake2b_128": Algorithm(lambda data: hashlib.blake2b(data, digest_size=16).digest(), _blake2b),
-}
-"""By the name that is stored in the manifests.
-
-At 14.2 million files the odds that any two different ones collide by chance are 3e-25 (128 bits).
-xxh3_128 and md5 can be made to collide on purpose, blake2b_128 cannot.
-"""
 
 
 class FileDigest(NamedTuple):
@@ -121,7 +79,7 @@ class FileReader:
         """Make an instance.
 
         Args:
-            algorithm: A key of `ALGORITHMS`.
+            algorithm: A key of `algorithms.ALGORITHMS`.
             flags: To open files with.
         """
         self._algorithm = ALGORITHMS[algorithm]
@@ -146,6 +104,31 @@ class FileReader:
     def probe(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
         """Read both ends of a file only, unless that is all of it, or it is no JPEG."""
         return self._try(name, folder, self._probe_content)
+
+    def ask_for(self, name: bytes, folder: int) -> None:
+        """Have the system fetch a file, or the first part of a large one; do not wait for it."""
+        self._advise(name, folder, lambda _size: [(0, BUFFER_BYTES)])
+
+    def ask_for_ends(self, name: bytes, folder: int) -> None:
+        """Have the system fetch both ends of a file; do not wait for it."""
+        self._advise(name, folder, _ends)
+
+    def _advise(
+        self, name: bytes, folder: int, parts_of: Callable[[int], list[tuple[int, int]]]
+    ) -> None:
+        try:
+            descriptor = os.open(name, self._flags, dir_fd=folder)
+        except OSError:
+            return  # reading it will say why
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                for start, num_bytes in parts_of(status.st_size):
+                    os.posix_fadvise(descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
 
     def _try(
         self,
@@ -241,6 +224,10 @@ class FileReader:
         except AttributeError:
             buffer = self._buffers.bytes = bytearray(BUFFER_BYTES)
         return buffer
+
+
+def _ends(size: int) -> list[tuple[int, int]]:
+    return [(0, PROBE_BYTES), (max(size - PROBE_BYTES, 0), PROBE_BYTES)]
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:

@@ -35,8 +35,11 @@ from vit21k.prep.shards import OPTION, Shard
 from vit21k.prep.walk import Chunk, printable, walk
 
 DEFAULT_ALGORITHM = "xxh3_128"
-DEFAULT_NUM_WORKERS = 16
+DEFAULT_NUM_WORKERS = 8
 """More than there are cores: the workers of a cold run mostly wait for the disk."""
+
+REMOTE_NUM_WORKERS = 32
+"""Where every opening of a file is a message to another machine, and an answer."""
 
 ARCHIVE_OPTION = "archive"
 """Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
@@ -47,7 +50,7 @@ def hash_tree(  # noqa: PLR0913
     manifests: Path,
     *,
     algorithm: str = DEFAULT_ALGORITHM,
-    num_workers: int = DEFAULT_NUM_WORKERS,
+    num_workers: int | None = None,
     follow_symlinks: bool = False,
     mode: Literal["full", "quick"] = "full",
     is_fresh: bool = False,
@@ -61,8 +64,8 @@ def hash_tree(  # noqa: PLR0913
     Args:
         root: The image root, or an archive; opened read-only.
         manifests: Folder to write to; not below *root*.
-        algorithm: A key of `digest.ALGORITHMS`.
-        num_workers: Threads that read and digest.
+        algorithm: A key of `algorithms.ALGORITHMS`.
+        num_workers: Threads that read and digest; None: as many as suit the file system.
         follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
         mode: Read all of every file, or of most files only as much as tells them from all others.
         is_fresh: Forget what earlier runs have read.
@@ -89,6 +92,8 @@ def hash_tree(  # noqa: PLR0913
     )
     digester.recheck, digester.is_remote = recheck, is_remote(root)
     out = shard.folder(manifests) if shard else manifests
+    if num_workers is None:
+        num_workers = REMOTE_NUM_WORKERS if digester.is_remote else DEFAULT_NUM_WORKERS
     run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
     with (
         locked(out, command="hash"),

@@ -67,6 +67,14 @@ class QuickDigester(ChunkDigester):
         if self.memory:
             self.memory.turn_back()
 
+    def ask_for(self, name: bytes, folder: int, before: FileDigest | None) -> None:
+        """Have the system fetch the ends of a file, or all of a candidate."""
+        if self.candidates is None:
+            if before is None:
+                self.reader.ask_for_ends(name, folder)
+        elif before is not None and before.digest is None and self.candidates.has(before):
+            self.reader.ask_for(name, folder)
+
     def read(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
         """Read both ends of a file."""
         return self.reader.probe(name, folder)

@@ -15,16 +15,17 @@ from vit21k.manifest.header import Header
 from vit21k.manifest.io import manifest_writer
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.prep.algorithms import ALGORITHMS
 from vit21k.prep.digest import DigestedChunk
 from vit21k.prep.digest_rows import digest_rows, problem_rows
-from vit21k.prep.file_digest import ALGORITHMS, WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
+from vit21k.prep.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
 from vit21k.prep.hash_engine import digest_in_threads
 from vit21k.prep.hash_summary import HashSummary
 from vit21k.prep.hashing import DEFAULT_ALGORITHM
 from vit21k.prep.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
 from vit21k.prep.walk import Chunk, Level, Walker, printable, problem_from
 
-DEFAULT_NUM_WORKERS = 32
+_NUM_WORKERS = 32
 """Answers of a server take longer than those of a disk."""
 
 _NUM_TRIES = 2
@@ -42,7 +43,7 @@ def hash_remote(
     manifests: Path,
     *,
     algorithm: str = DEFAULT_ALGORITHM,
-    num_workers: int = DEFAULT_NUM_WORKERS,
+    num_workers: int | None = None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *url*; otherwise as `hashing.hash_tree`.
@@ -50,8 +51,8 @@ def hash_remote(
     Args:
         url: The image root, such as ``s3://bucket/folder``.
         manifests: Folder of this machine to write to.
-        algorithm: A key of `file_digest.ALGORITHMS`.
-        num_workers: Objects read at a time.
+        algorithm: A key of `algorithms.ALGORITHMS`.
+        num_workers: Objects read at a time; None: 32.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
@@ -68,7 +69,7 @@ def hash_remote(
         manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header) as problems,
     ):
-        for chunk in digest_in_threads(digester, digester.walk(), num_workers):
+        for chunk in digest_in_threads(digester, digester.walk(), num_workers or _NUM_WORKERS):
             summary.count(chunk, is_second_walk=False)
             if chunk.files:
                 digests.write(digest_rows([chunk]))
@@ -92,6 +93,7 @@ class RemoteDigester:
 
     def __init__(self, url: str, algorithm: str) -> None:
         self.is_stopped = False
+        self.asks_ahead = False  # it is for files
         self._files, self._root = _open(url)
         self._algorithm = ALGORITHMS[algorithm]
         self._reader = FileReader(algorithm, 0)

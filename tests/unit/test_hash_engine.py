@@ -1,0 +1,76 @@
+"""Where chunks are digested: by one thread while files are at hand, by many that wait for them."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from vit21k.prep.digest import ChunkDigester, DigestedChunk
+from vit21k.prep.hash_engine import digest_in_threads
+from vit21k.prep.hashing import chunks_of
+from vit21k.prep.walk import Chunk
+
+
+class _Recorder:
+    """Takes *seconds* a chunk, and notes who did it and whether it was to ask ahead."""
+
+    def __init__(self, seconds: float) -> None:
+        self.is_stopped = self.asks_ahead = False
+        self.seconds = seconds
+        self.threads: set[str] = set()
+        self.asked: list[bool] = []
+
+    def __call__(self, chunk: Chunk) -> DigestedChunk:
+        self.threads.add(threading.current_thread().name)
+        self.asked.append(self.asks_ahead)
+        end = time.thread_time() + 1e-4
+        while time.thread_time() < end:
+            pass
+        time.sleep(self.seconds)
+        return DigestedChunk(chunk.folder.decode(), 0.0)
+
+
+def _chunks(number: int) -> list[Chunk]:
+    return [Chunk(b"%03d" % index, [], 0.0) for index in range(number)]
+
+
+def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_order() -> None:
+    recorder = _Recorder(seconds=0.01)
+
+    done = list(digest_in_threads(recorder, iter(_chunks(40)), 4))
+
+    assert [chunk.wnid for chunk in done] == [f"{index:03d}" for index in range(40)]
+    assert recorder.asked[0] is False
+    assert all(recorder.asked[1:])
+    assert len(recorder.threads) == 5  # the first chunk was tried by the caller's own
+
+
+def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk() -> None:
+    recorder = _Recorder(seconds=0.01)
+    engine = digest_in_threads(recorder, iter(_chunks(400)), 2)
+    for _ in range(10):
+        next(engine)
+    recorder.seconds = 0.0
+
+    done = list(engine)
+
+    assert len(done) == 390
+    assert recorder.asked[-1] is False
+
+
+def test_asking_ahead_changes_no_digest(tmp_path: Path) -> None:
+    folder = tmp_path / "n00000001"
+    folder.mkdir()
+    for index in range(5):
+        (folder / f"{index}.jpg").write_bytes(bytes([index]) * (index * 3_000 + 1))
+    (folder / "5.jpg").symlink_to("nothing")
+    digester = ChunkDigester(os.fsencode(tmp_path), algorithm="xxh3_128")
+    plain = [digester(chunk) for chunk in chunks_of(digester)]
+    digester.asks_ahead = True
+
+    ahead = [digester(chunk) for chunk in chunks_of(digester)]
+
+    assert [(chunk.paths, chunk.files) for chunk in ahead] == [
+        (chunk.paths, chunk.files) for chunk in plain
+    ]
+    assert len(ahead[0].files) == 5
