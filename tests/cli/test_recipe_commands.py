@@ -15,12 +15,32 @@ def recipes(*arguments, cwd=None):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_list_names_every_shipped_recipe_and_what_it_is():
+def test_list_names_every_shipped_recipe_whose_it_is_and_what_was_reached():
     result = recipes("list", "--json")
+    found = json.loads(result.stdout)
 
     assert result.returncode == 0
-    assert sorted(json.loads(result.stdout)) == shipped_recipes()
-    assert all(len(line) > 20 for line in json.loads(result.stdout).values())
+    assert sorted(found) == shipped_recipes()
+    assert all(len(recipe["summary"]) > 20 for recipe in found.values())
+    assert found["pretrain_l16_in21k"]["from"] == "PLSC"
+    assert "85.03 % top-1" in found["finetune_l16_384_in1k"]["reached_there"]
+
+
+def test_list_groups_recipes_by_their_source_and_can_be_narrowed():
+    result = recipes("list", "google")
+    lines = result.stdout.splitlines()
+
+    assert lines[0].split()[:2] == ["from", "recipe"]
+    assert lines[1].startswith("Google")
+    assert all(line.startswith(" ") and "google" in line for line in lines[2:])
+    assert f"{len(lines) - 1} recipes" in result.stderr
+
+
+def test_a_word_that_no_recipe_has_is_refused():
+    result = recipes("list", "resnet")
+
+    assert result.returncode == 2
+    assert "no recipe has `resnet` in its name" in result.stderr
 
 
 def test_what_show_prints_is_a_recipe_file_of_its_own(tmp_path):
@@ -29,6 +49,8 @@ def test_what_show_prints_is_a_recipe_file_of_its_own(tmp_path):
     checked = recipes("check", "mine.yaml", cwd=tmp_path)
 
     assert load_recipe(str(tmp_path / "mine.yaml")) == load_recipe("tiny", ["optim.lr=1e-3"])
+    assert result.stdout.startswith("# A very small ViT")
+    assert "# Changed: optim.lr=1e-3" in result.stdout
     assert checked.returncode == 0
     assert checked.stdout == ""
     assert "`mine.yaml` is usable" in checked.stderr
@@ -76,3 +98,11 @@ def test_fields_documents_every_field():
     assert len(text.splitlines()) == 2 * len(rows)
     assert "optim.lr: number > 0; default required" in text
     assert all(row["meaning"] in text for row in rows)
+
+
+def test_fields_can_be_narrowed_to_a_section():
+    names = [row["name"] for row in json.loads(recipes("fields", "schedule", "--json").stdout)]
+
+    assert "schedule.decay" in names
+    assert all(name.startswith("schedule.") for name in names)
+    assert recipes("fields", "scheduler").returncode == 2

@@ -196,7 +196,7 @@ def test_every_field_is_documented_with_its_limits():
     assert fields["optim.lr"].values == "number > 0"
     assert fields["optim.lr"].default == "required"
     assert fields["optim.grad_clip_norm"].values == "number > 0 or null"
-    assert fields["loss.kind"].values == "sigmoid or softmax"
+    assert fields["loss.kind"].values == "sigmoid or softmax or semantic_softmax"
     assert fields["data.crop_scale"].values == "2 of: number > 0"
     assert fields["data.mean"].default == "[0.5, 0.5, 0.5]"
 
@@ -220,3 +220,42 @@ def test_every_field_a_shipped_recipe_sets_is_documented():
 def test_what_other_trainers_call_a_field_is_understood(typed, meant):
     with pytest.raises(RecipeError, match=f"did you mean `{meant}`"):
         load_recipe("tiny", [f"{typed}=1"])
+
+
+def based(tmp_path, text, base="tiny"):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {base}\n{text}")
+    return str(path)
+
+
+def test_a_recipe_is_its_base_but_for_what_it_sets_itself(tmp_path):
+    path = based(tmp_path, "total_steps: 77\noptim:\n  lr: 1e-2\n")
+
+    assert load_recipe(path) == load_recipe("tiny", ["total_steps=77", "optim.lr=1e-2"])
+    assert load_recipe(path, ["optim.lr=3"]).optim.lr == 3
+
+
+def test_a_base_may_be_a_file_beside_the_recipe(tmp_path):
+    (tmp_path / "first.yaml").write_text(dump_recipe(load_recipe("tiny", ["seed=5"])))
+
+    assert load_recipe(based(tmp_path, "epochs: null\n", base="first.yaml")).seed == 5
+
+
+def test_a_base_of_a_base_is_refused(tmp_path):
+    (tmp_path / "first.yaml").write_text("base: tiny\n")
+
+    with pytest.raises(RecipeError, match="which has a base itself"):
+        load_recipe(based(tmp_path, "seed: 1\n", base="first.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"), [("[tiny]", "not a recipe"), ("tiyn", "did you mean")]
+)
+def test_what_is_no_base_is_refused(tmp_path, base, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(based(tmp_path, "seed: 1\n", base=base))
+
+
+def test_base_is_no_field_that_can_be_overridden():
+    with pytest.raises(RecipeError, match="base: no such field"):
+        load_recipe("tiny", ["base=cifar10_cpu"])

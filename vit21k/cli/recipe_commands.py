@@ -6,6 +6,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.options import AsJson
+from vit21k.errors import UsageError
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path that ends in .yaml.")
@@ -26,25 +27,59 @@ def register(app: typer.Typer) -> None:
     app.add_typer(recipes, name="recipes", rich_help_panel="Train")
 
 
-def list_command(as_json: AsJson = False) -> None:
-    """Print the shipped recipes, each with what it is.
+def list_command(
+    word: Annotated[
+        str,
+        typer.Argument(help="Only recipes with this in their name or source: pit, in21k, MindCV."),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print the shipped recipes, whose they are, and what each one is.
 
     [bold]Examples[/bold]
 
       vit21k recipes list
-    """
-    from vit21k.config.recipe import shipped_recipes, summary
 
-    summaries = {name: summary(name) for name in shipped_recipes()}
+      vit21k recipes list finetune
+
+      vit21k recipes list --json | jq -r '.[].reached_there'
+    """
+    from vit21k.config.recipe_text import by_source, header_of
+
+    found = list(by_source(word))
     if as_json:
-        console.print_json(summaries)
+        console.print_json({name: _in_json(source, name) for source, name in found})
         return
-    console.print_table(["recipe", "what it is"], [list(row) for row in summaries.items()])
-    console.note("next: `vit21k recipes show NAME`, or `vit21k train --recipe NAME`")
+    if not found:
+        raise UsageError(f"no recipe has `{word}` in its name", hint="`vit21k recipes list`")
+    rows, last = [], ""
+    for source, name in found:
+        rows.append([source if source != last else "", name, header_of(name).summary])
+        last = source
+    console.print_table(["from", "recipe", "what it is"], rows)
+    console.note(
+        f"{len(found)} recipes; next: `vit21k recipes show NAME`, or `vit21k train --recipe NAME`"
+    )
+
+
+def _in_json(source: str, name: str) -> dict[str, str]:
+    from vit21k.config.recipe import load_recipe
+    from vit21k.config.recipe_text import header_of
+
+    header = header_of(name)
+    return {
+        "from": source,
+        "summary": header.summary,
+        "stage": load_recipe(name).stage,
+        "source": header.notes.get("Source", ""),
+        "reached_there": header.notes.get("Reached there", ""),
+        "verified_here": header.notes.get("Verified here", ""),
+        "command": header.command,
+    }
 
 
 def show_command(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print a recipe as it will run: defaults and changes filled in.
+    """Print a recipe as it will run: its base, defaults and changes filled in.
 
     [bold]Examples[/bold]
 
@@ -53,12 +88,18 @@ def show_command(recipe: RecipeName, overrides: Overrides = None, as_json: AsJso
       vit21k recipes show tiny --set optim.lr=1e-3 > mine.yaml
     """
     from vit21k.config.recipe import dump_recipe, load_recipe
+    from vit21k.config.recipe_text import comments_of
 
     loaded = load_recipe(recipe, overrides or [])
     if as_json:
         console.print_json(loaded.model_dump(mode="json"))
-    else:
-        console.print_lines(dump_recipe(loaded))
+        return
+    comments = comments_of(recipe)
+    if overrides:
+        comments += ["", f"Changed: {', '.join(overrides)}"]
+    for line in comments:
+        console.print_lines(f"# {line}".rstrip())
+    console.print_lines(dump_recipe(loaded))
 
 
 def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
@@ -80,18 +121,27 @@ def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
     console.done(f"recipes check: `{recipe}` is usable; next: `vit21k train --recipe {recipe}`")
 
 
-def fields_command(as_json: AsJson = False) -> None:
+def fields_command(
+    section: Annotated[
+        str, typer.Argument(help="Only fields whose name begins so: optim, data.crop.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Print every field of a recipe: what it may be, its default, its meaning.
 
     [bold]Examples[/bold]
 
       vit21k recipes fields
 
-      vit21k recipes fields | grep optim
+      vit21k recipes fields optim
     """
     from vit21k.config.describe import describe_fields
 
-    fields = describe_fields()
+    fields = [field for field in describe_fields() if field.name.startswith(section)]
+    if not fields:
+        raise UsageError(
+            f"no field begins with `{section}`", hint="`vit21k recipes fields` lists them all"
+        )
     if as_json:
         console.print_json([field._asdict() for field in fields])
         return

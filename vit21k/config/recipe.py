@@ -38,12 +38,23 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: With *every* problem found, not only the first.
     """
-    values = _parse(_read(name_or_path), f"recipe `{name_or_path}`")
-    if not isinstance(values, dict):
-        raise RecipeError(f"recipe `{name_or_path}` must be a mapping of fields to values")
+    values = _spelled_out(name_or_path)
     for override in overrides:
         _assign(values, override)
     return recipe_from(values, name_or_path)
+
+
+def base_of(name_or_path: str) -> str | None:
+    """Return the recipe that sets what the recipe leaves out, if it names one.
+
+    Raises:
+        RecipeError: There is no such recipe, or `base` is not the name of one.
+    """
+    base = _fields_of(name_or_path).get("base")
+    if base is not None and not isinstance(base, str):
+        raise RecipeError(f"recipe `{name_or_path}`: `base` is {base!r}, not a recipe")
+    is_file = base is not None and base.endswith(_SUFFIXES)
+    return str(Path(name_or_path).parent / base) if is_file else base
 
 
 def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
@@ -87,7 +98,40 @@ def summary(name: str) -> str:
     return first.removeprefix("#").strip()
 
 
-def _read(name_or_path: str) -> str:
+def _spelled_out(name_or_path: str) -> dict[str, Any]:
+    """Return what a recipe sets, and what the recipe that it names as `base` sets.
+
+    A field that both set is the recipe's own.  One level: a base has no base.
+    """
+    values, base = _fields_of(name_or_path), base_of(name_or_path)
+    values.pop("base", None)
+    if base is None:
+        return values
+    merged = _fields_of(base)
+    if "base" in merged:
+        raise RecipeError(
+            f"recipe `{name_or_path}` is based on `{base}`, which has a base itself",
+            hint="`vit21k recipes show` spells a recipe out: base yours on a file of that",
+        )
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
+
+
+def _fields_of(name_or_path: str) -> dict[str, Any]:
+    values = _parse(read_text(name_or_path), f"recipe `{name_or_path}`")
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe `{name_or_path}` must be a mapping of fields to values")
+    return values
+
+
+def read_text(name_or_path: str) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
     if name_or_path.endswith(_SUFFIXES):
         return _read_file(Path(name_or_path))
     known = shipped_recipes()
@@ -186,6 +230,7 @@ _ELSEWHERE_CALLED = {
     "image_size": "img_size",
     "label_smoothing": "smoothing",
     "learning_rate": "lr",
+    "warmup_step": "warmup_steps",
     "wd": "weight_decay",
 }
 

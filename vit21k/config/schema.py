@@ -51,6 +51,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:
+        return all_well(self, [*self._wrong_schedule(), *self._wrong_parts()])
+
+    def _wrong_schedule(self) -> list[str]:
         problems = []
         if (self.epochs is None) == (self.total_steps is None):
             problems.append(
@@ -72,6 +75,10 @@ class Recipe(Section):
                 f"schedule.warmup_start_lr ({self.schedule.warmup_start_lr}) must not be over "
                 f"optim.lr ({self.optim.lr})"
             )
+        return problems
+
+    def _wrong_parts(self) -> list[str]:
+        problems = []
         if self.parallel.kind == "fsdp" and self.optim.kind in ("muon", "lamb"):
             problems.append(
                 f"parallel.kind fsdp is not for optim.kind `{self.optim.kind}`, which needs whole "
@@ -92,4 +99,4 @@ class Recipe(Section):
                 f"data.global_batch_size ({self.data.global_batch_size}) must be even: "
                 "augment.mixup_alpha and augment.cutmix_alpha mix pairs of pictures"
             )
-        return all_well(self, problems)
+        return problems

@@ -34,7 +34,7 @@ class PoolingTransformer(ImageClassifier):
         heads: Attention heads, stage by stage; a token is *heads* times *base_dims* wide.
         mlp_ratio: Width of the MLP's hidden layer, in widths of a token.
         distilled: Whether there is a second class token with a head of its own, for a teacher's
-            labels; the logits are the mean of both heads'.
+            labels; the logits are the mean of both heads', see `forward`.
         act_layer: "gelu" is exact; "gelu_tanh" its approximation.
         pos_drop_rate: Dropout after the position embedding.
         proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
@@ -98,9 +98,14 @@ class PoolingTransformer(ImageClassifier):
         self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
         self.head = _head(self.embed_dim, num_classes)
         self.head_dist = _head(self.embed_dim, num_classes) if distilled else None
+        self.answers_apart = False
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits_BK of normalised float images."""
+        """Return logits_BK of normalised float images.
+
+        A distilled model in train mode whose `answers_apart` is set returns the logits of both
+        heads, (2, B, K): those for the labels first.
+        """
         return self.forward_head(self.forward_features(images_BCHW))
 
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -125,7 +130,10 @@ class PoolingTransformer(ImageClassifier):
         logits_BK = self.head(tokens_BND[:, 0])
         if self.head_dist is None:
             return logits_BK
-        return (logits_BK + self.head_dist(tokens_BND[:, 1])) / 2
+        distilled_BK = self.head_dist(tokens_BND[:, 1])
+        if self.training and self.answers_apart:
+            return torch.stack([logits_BK, distilled_BK])
+        return (logits_BK + distilled_BK) / 2
 
 
 class _Stage(nn.Module):
