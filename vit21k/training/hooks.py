@@ -14,6 +14,7 @@ from vit21k.data.sampler import StepSampler
 from vit21k.inference.evaluate import evaluate
 from vit21k.training import parts
 from vit21k.training.best import BestWatch
+from vit21k.training.data_parts import policy_of, train_transform_of
 from vit21k.training.learner import Learner
 from vit21k.training.loop import Hooks, Progress
 from vit21k.training.run_log import RunLog
@@ -62,7 +63,8 @@ def train_loader_of(setup: Setup, sampler: StepSampler, device_batch_size: int) 
     return TrainLoader(
         setup.data.train,
         sampler,
-        parts.train_transform_of(setup.recipe),
+        train_transform_of(setup.recipe),
+        policy=policy_of(setup.recipe),
         device_batch_size=device_batch_size,
         num_workers=setup.place.num_workers,
         seed=setup.recipe.seed,
