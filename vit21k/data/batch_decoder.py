@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit21k.data.picture import Picture
-from vit21k.data.rows import PictureRows, opener_of
+from vit21k.data.picture_file import open_picture
+from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
 
 OnBadImage = Literal["fail", "skip"]
@@ -99,7 +100,6 @@ class BatchDecoder:
         self.skipped: dict[str, str] = {}
         self.num_skipped = 0
         self._pictures = pictures
-        self._open = opener_of(pictures)
         self._img_size = img_size
         self._skips = on_bad_image == "skip"
         self._hint = hint
@@ -167,7 +167,8 @@ class BatchDecoder:
         for index in chunk:
             row = int(job.rows_B[index])
             try:
-                job.transform(self._open(row), index, images_BCHW[index])
+                picture = open_picture(self._pictures.read_bytes(row))
+                job.transform(picture, index, images_BCHW[index])
             except ImageError as error:
                 if not self._skips:
                     raise ImageError(

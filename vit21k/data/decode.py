@@ -23,8 +23,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from vit21k.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is decoded.  Pillow knows more, some of which start other programs."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is decoded; PPM is for packs of pixels.  Pillow knows more, some of which start programs."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, 256 MB of RGBA: more is taken for a decompression bomb."""

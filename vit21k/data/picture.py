@@ -1,10 +1,8 @@
-"""The bytes of an image file -> a picture that gives the pixels of any region of it.
+"""A picture that gives the pixels of any region of it, and the fastest decoder of JPEG.
 
-A random crop needs half of a picture on average.  A plain JPEG is decoded down to the last row of
-the crop and no further, by simplejpeg if it is installed (`pip install 'vit21k[train]'`), else by
-Pillow.  Both are libjpeg-turbo, and neither takes a short cut, so that the pixels are those of
-`decode_rgb`, bit by bit, whichever is installed.  Anything that is not plain, or whose decoding
-fails, goes to `decode_rgb`: it alone decides what is decoded and what is refused.
+That is simplejpeg if it is installed (`pip install 'vit21k[train]'`), else Pillow.  Both are
+libjpeg-turbo, and neither takes a short cut: the pixels are those of `decode_rgb`, bit by bit,
+whichever is installed.
 
 Legend: H W pixels, C colours.
 """
@@ -15,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit21k.data.decode import MAX_PIXELS, decode_rgb, is_readable_jpeg
-from vit21k.data.jpeg_frame import JpegFrame, cut_below, find_frame
+from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 
 try:
@@ -73,70 +70,27 @@ class DecodedPicture(Picture):
         return self._image
 
 
-class JpegPicture(Picture):
-    """A plain JPEG, not decoded yet."""
+def decode_jpeg(
+    content: bytes, *, size: tuple[int, int] | None = None, may_leave_over: bool = False
+) -> NDArray[np.uint8]:
+    """Return the RGB pixels (H, W, 3) of a JPEG file.
 
-    def __init__(self, content: bytes, frame: JpegFrame) -> None:
-        self.size = (frame.width, frame.height)
-        self._content = content
-        self._frame = frame
-
-    def region(self, box: Box) -> NDArray[np.uint8]:
-        """Return the RGB pixels of a box as (H, W, 3)."""
-        left, top, right, bottom = box
-        try:
-            pixels_HWC = _decode_rows(self._content, self._frame, bottom)
-        except ImageError:
-            return DecodedPicture(decode_rgb(self._content)).region(box)
-        return pixels_HWC[top:bottom, left:right]
-
-    def image(self) -> Image.Image:
-        """Return all of it, RGB."""
-        return decode_rgb(self._content)
-
-
-def open_picture(content: bytes) -> Picture:
-    """Return the picture in a file; plain JPEGs are decoded when a region is asked for.
-
-    Raises:
-        ImageError: As `decode_rgb`; or later, when a region is asked for.
-    """
-    frame = find_frame(content)
-    if frame and frame.width * frame.height <= MAX_PIXELS and is_readable_jpeg(content):
-        return JpegPicture(content, frame)
-    return DecodedPicture(decode_rgb(content))
-
-
-def decode_jpeg(content: bytes) -> NDArray[np.uint8]:
-    """Return the RGB pixels (H, W, 3) of a JPEG file, by the fastest decoder there is.
+    Args:
+        content: The file, of one scan or in full.
+        size: (width, height), if it is known.
+        may_leave_over: There may be more data than rows; *size* must be known then.
 
     Raises:
         ImageError: It is damaged, or cannot be decoded.
     """
     if simplejpeg is None:
         return np.array(decode_rgb(content))
+    pixels_HWC = np.empty((size[1], size[0], 3), dtype=np.uint8) if size else None
     try:
-        pixels_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB")
+        decoded_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", buffer=pixels_HWC)
     except ValueError as error:
+        # What is said is the first warning, or a failure after it.  Pixels are complete then.
+        if may_leave_over and pixels_HWC is not None and _LEFT_OVER in str(error):
+            return pixels_HWC
         raise ImageError(f"it cannot be decoded: {error}") from error
-    return pixels_HWC
-
-
-def _decode_rows(content: bytes, frame: JpegFrame, row: int) -> NDArray[np.uint8]:
-    """Return the pixels above *row*, and perhaps some below it.
-
-    Raises:
-        ImageError: It is damaged, or cannot be decoded.
-    """
-    cut, height = cut_below(content, frame, row)
-    if height == frame.height or simplejpeg is None:
-        return decode_jpeg(cut)
-    pixels_HWC = np.empty((height, frame.width, 3), dtype=np.uint8)
-    try:
-        simplejpeg.decode_jpeg(cut, "RGB", buffer=pixels_HWC)
-    except ValueError as error:
-        # The first warning, or a failure after it.  What is left over below a cut is as it should
-        # be; anything else is damage.
-        if _LEFT_OVER not in str(error):
-            raise ImageError(f"it cannot be decoded: {error}") from error
-    return pixels_HWC
+    return decoded_HWC
