@@ -19,7 +19,7 @@ Named = Sequence[tuple[str, nn.Parameter]]
 
 # A transformer block of a ViT, or of a stage of a PiT; what leads from one stage to the next.
 _BLOCK = re.compile(r"(?:transformers\.(\d+)\.)?blocks\.(\d+)\.")
-_POOL = re.compile(r"pools\.(\d+)\.")
+_POOL = re.compile(r"transformers\.(\d+)\.pool\.")
 _EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
 
 
@@ -89,8 +89,9 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
     norm, the representation layer, the head.  A PiT's blocks are counted through its stages; the
     pooling before a stage belongs to the first block of it.
 
-    Source: BEiT, optim_factory.py; `param_groups_layer_decay` of timm and MMPretrain's
-    `VisionTransformer.get_layer_depth` number a ViT in the same way.
+    Source: BEiT, optim_factory.py; MMPretrain's `VisionTransformer.get_layer_depth` is the same.
+    timm's `param_groups_layer_decay` differs in one thing: a norm before the pooling belongs to
+    the last block there.
     """
     names = list(names)
     places = sorted({_place(match) for name in names if (match := _BLOCK.match(name))})
@@ -102,7 +103,7 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
         elif match := _BLOCK.match(name):
             ids[name] = number[_place(match)]
         elif match := _POOL.match(name):
-            ids[name] = number[int(match[1]) + 1, 0]
+            ids[name] = number[int(match[1]), 0]
         else:
             ids[name] = len(places) + 1
     return ids
