@@ -64,6 +64,7 @@ class GradientSums:
         """Add the gradients of *loss*; during the *last* pass of an update they are also sent."""
         if self.in_lockstep:
             self._model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            loss = loss * self._world.world_size  # FSDP takes the mean of all processes
         self._is_last = is_last
         for bucket in self._buckets if is_last else ():
             bucket.num_missing = len(bucket.params)

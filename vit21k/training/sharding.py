@@ -36,16 +36,7 @@ def shard(
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     # The root as well: whoever looks between two steps must find parts everywhere.
-    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums, as everywhere here, not means
-    return root
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether `shard` was called on *model*."""
-    return isinstance(model, FSDPModule)
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
