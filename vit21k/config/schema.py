@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from vit21k.config.augment_section import AugmentSection
+from vit21k.config.curriculum_section import CurriculumSection
 from vit21k.config.data_section import DataSection
 from vit21k.config.distill_section import DistillSection
 from vit21k.config.ema_section import EmaSection
@@ -40,6 +41,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     augment: AugmentSection = AugmentSection()
+    curriculum: CurriculumSection = CurriculumSection()
     loss: LossSection
     distill: DistillSection = DistillSection()
     optim: OptimSection
@@ -78,7 +80,7 @@ class Recipe(Section):
         return problems
 
     def _wrong_parts(self) -> list[str]:
-        problems = []
+        problems = self.curriculum.problems_at(self.model.img_size)
         if self.parallel.kind == "fsdp" and self.optim.kind in ("muon", "lamb"):
             problems.append(
                 f"parallel.kind fsdp is not for optim.kind `{self.optim.kind}`, which needs whole "
@@ -94,9 +96,14 @@ class Recipe(Section):
                 f"data.eval_resize ({self.data.eval_resize}) must not be under "
                 f"model.img_size ({self.model.img_size})"
             )
+        return problems
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        problems = []
         if self.augment.mixes and self.data.global_batch_size % 2:
             problems.append(
                 f"data.global_batch_size ({self.data.global_batch_size}) must be even: "
                 "augment.mixup_alpha and augment.cutmix_alpha mix pairs of pictures"
             )
-        return problems
+        return all_well(self, problems)

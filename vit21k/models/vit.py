@@ -1,6 +1,7 @@
 """Images -> logits: the Vision Transformer, under timm's parameter names.
 
-Dimensions: B images, C colours, H W pixels, N tokens, D width, K classes.
+Dimensions: B images, C colours, H W pixels, N tokens, D width, K classes,
+M patches of an image that are kept.
 
 Source: Dosovitskiy et al., arXiv:2010.11929; names and defaults from timm's `VisionTransformer`, so
 that weights go both ways as they are.  Differences: the tanh representation layer (`pre_logits`),
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from vit21k.models.base import ImageClassifier
 from vit21k.models.layers import LAYER_NORM_EPS, Block, HybridEmbed, PatchEmbed
+from vit21k.models.pos_embed import resize_pos_embed
 from vit21k.models.resnet_stem import StemEps
 from vit21k.models.shapes import resnet_sides
 
@@ -58,6 +60,8 @@ class VisionTransformer(ImageClassifier):
         num_features: Width of what the head reads.
         num_prefix_tokens: 1 with a class token, else 0.
         grid_size: Patches of an image, (rows, columns).
+        takes_smaller_images: Whether images of fewer patches are seen, too, with the positions
+            resized to them at every call; if not, they are refused.
     """
 
     def __init__(  # noqa: PLR0913 (timm's arguments)
@@ -93,6 +97,7 @@ class VisionTransformer(ImageClassifier):
         self.num_features = representation_size or embed_dim
         self.num_prefix_tokens = int(class_token)
         self.global_pool = global_pool
+        self.takes_smaller_images = False
         side = img_size if resnet_layers is None else resnet_sides(img_size, resnet_layers)[-1]
         self.grid_size = (side // patch_size, side // patch_size)
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
@@ -125,30 +130,34 @@ class VisionTransformer(ImageClassifier):
         self.pre_logits = _representation_layer(embed_dim, representation_size)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits_BK of normalised float images."""
-        return self.head(self.features(images_BCHW))
+    def forward(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
+        """Return logits_BK of normalised float images; of the patches *kept_BM*, if given."""
+        return self.head(self.features(images_BCHW, kept_BM))
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
+    def features(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
         """Return what the head reads, (B, D): pooled, normalised, through `pre_logits`.
 
         When the head reads only the class token, the last block computes only that: keys and
         values of all tokens, but one query, one projection and one MLP.  The result and its
         gradients are those of the plain path, `forward_head(forward_features(x))`.
+
+        Args:
+            images_BCHW: Normalised float images.
+            kept_BM: Which M patches of each image are seen; None: all.
         """
         if self.global_pool == "token" and len(self.blocks):
             *blocks, last_block = self.blocks
-            x_BND = self._embed(images_BCHW)
+            x_BND = self._embed(images_BCHW, kept_BM)
             for block in blocks:
                 x_BND = block(x_BND)
             tokens_BND = self.norm(last_block(x_BND, num_queries=1))
         else:
-            tokens_BND = self.forward_features(images_BCHW)
+            tokens_BND = self.forward_features(images_BCHW, kept_BM)
         return self.forward_head(tokens_BND, pre_logits=True)
 
-    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+    def forward_features(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
         """Return all tokens_BND after the last block (normalised, unless `fc_norm` does it)."""
-        return self.norm(self.blocks(self._embed(images_BCHW)))
+        return self.norm(self.blocks(self._embed(images_BCHW, kept_BM)))
 
     def forward_head(self, tokens_BND: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits_BK of tokens_BND, or what the head would read if *pre_logits*."""
@@ -159,16 +168,26 @@ class VisionTransformer(ImageClassifier):
         features_BD = self.pre_logits(self.fc_norm(pooled_BD))
         return features_BD if pre_logits else self.head(features_BD)
 
-    def _embed(self, images_BCHW: Tensor) -> Tensor:
+    def _embed(self, images_BCHW: Tensor, kept_BM: Tensor | None) -> Tensor:
         """Return patches and class token with their positions, (B, N, D)."""
-        if images_BCHW.shape[2:] != (self.img_size, self.img_size):
-            raise ValueError(
-                f"images of {tuple(images_BCHW.shape[2:])} for a model of {self.img_size} pixels"
-            )
-        x_BND = self.patch_embed(images_BCHW)
+        positions_1ND = self._positions(images_BCHW)
+        x_BND = self.patch_embed(images_BCHW) + positions_1ND[:, self.num_prefix_tokens :]
+        if kept_BM is not None:
+            x_BND = x_BND.gather(1, kept_BM[:, :, None].expand(-1, -1, self.embed_dim))
         if self.cls_token is not None:
-            x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
-        return self.pos_drop(x_BND + self.pos_embed)
+            class_11D = self.cls_token + positions_1ND[:, :1]
+            x_BND = torch.cat([class_11D.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        return self.pos_drop(x_BND)
+
+    def _positions(self, images_BCHW: Tensor) -> Tensor:
+        """Return the position embedding for the size of *images_BCHW*."""
+        height, width = images_BCHW.shape[2:]
+        if (height, width) == (self.img_size, self.img_size):
+            return self.pos_embed
+        if not self.takes_smaller_images:
+            raise ValueError(f"images of {(height, width)} for a model of {self.img_size} pixels")
+        grid = (height // self.patch_size, width // self.patch_size)
+        return resize_pos_embed(self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens)
 
 
 def _representation_layer(embed_dim: int, representation_size: int | None) -> nn.Module:

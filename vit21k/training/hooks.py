@@ -12,14 +12,18 @@ from vit21k.config.recipe import dump_recipe
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.inference.evaluate import evaluate
+from vit21k.inference.semantic_accuracy import SemanticAccuracy
 from vit21k.training import parts
 from vit21k.training.best import BestWatch
 from vit21k.training.data_parts import policy_of, train_transform_of
 from vit21k.training.learner import Learner
 from vit21k.training.loop import Hooks, Progress
+from vit21k.training.loss_parts import label_loss_of, loss_of
 from vit21k.training.run_log import RunLog
 from vit21k.training.saving import Saver
 from vit21k.training.setup import Listener, Setup
+from vit21k.training.staged_loader import StagedLoader
+from vit21k.training.step_setup import patch_dropper_of
 from vit21k.training.stop_signal import StopSignal
 from vit21k.training.watching import Watching
 from vit21k.training.weights import plain_copy
@@ -29,7 +33,7 @@ def hooks_of(
     setup: Setup,
     learner: Learner,
     *,
-    loader: TrainLoader,
+    loader: StagedLoader,
     sampler: StepSampler,
     watching: Watching,
     device_batch_size: int,
@@ -44,10 +48,17 @@ def hooks_of(
             _in_lockstep, micro_batches, num_passes, setup.recipe.model.img_size
         )
     watch = BestWatch(setup.recipe.run.best_metric, setup.data.val_name)
-    loss_of = partial(parts.loss_of, recipe=setup.recipe, device=setup.device)
     return Hooks(
         micro_batches=micro_batches,
-        loss_of=watching.losses.watch(loss_of),
+        loss_of=watching.losses.watch(
+            partial(
+                loss_of,
+                recipe=setup.recipe,
+                device=setup.device,
+                objective=setup.objective,
+                drop_patches=patch_dropper_of(setup, sampler),
+            )
+        ),
         after_update=partial(_after_update, learner),
         log_step=partial(_log_step, watching.log, loader, writer),
         evaluate=partial(_evaluate, setup, learner, device_batch_size),
@@ -58,22 +69,32 @@ def hooks_of(
     )
 
 
-def train_loader_of(setup: Setup, sampler: StepSampler, device_batch_size: int) -> TrainLoader:
-    """Return the loader of the training pictures."""
+def train_loader_of(setup: Setup, sampler: StepSampler, device_batch_size: int) -> StagedLoader:
+    """Return the loader of the training pictures, in the size that each step wants."""
+    curriculum = parts.curriculum_of(setup.recipe, sampler.steps_per_epoch)
+    open_loader = partial(_loader_of, setup, sampler, device_batch_size)
+    return StagedLoader(curriculum.stages(), open_loader)
+
+
+def _loader_of(
+    setup: Setup, sampler: StepSampler, device_batch_size: int, img_size: int
+) -> TrainLoader:
     return TrainLoader(
         setup.data.train,
         sampler,
-        train_transform_of(setup.recipe),
+        train_transform_of(setup.recipe, img_size),
         policy=policy_of(setup.recipe),
         device_batch_size=device_batch_size,
         num_workers=setup.place.num_workers,
         seed=setup.recipe.seed,
         on_bad_image=setup.recipe.data.on_bad_image,
+        max_bad_rate=setup.recipe.data.max_bad_rate,
+        device=setup.device,
     )
 
 
 def _micro_batches(
-    loader: TrainLoader, sampler: StepSampler, listener: Listener, watching: Watching, step: int
+    loader: StagedLoader, sampler: StepSampler, listener: Listener, watching: Watching, step: int
 ) -> Iterator[Batch]:
     """Yield the micro-batches of a step, and tell of each one: a step can take hours on a CPU."""
     watching.losses.start_step(step)
@@ -119,7 +140,7 @@ def _after_update(learner: Learner, num_updates: int) -> None:
 
 def _log_step(
     log: RunLog,
-    loader: TrainLoader,
+    loader: StagedLoader,
     writer: BackgroundWriter,
     progress: Progress,
     metrics: Mapping[str, float],
@@ -155,19 +176,23 @@ def _evaluate_one(
         num_workers=setup.place.num_workers,
         rank=setup.world.rank,
         world_size=setup.world.world_size,
-        on_bad_image=recipe.data.on_bad_image,
+        on_bad_image="fail" if recipe.data.on_bad_image == "fail" else "skip",
     )
+    levels = setup.objective.levels
+    measures = [] if levels is None else [SemanticAccuracy(levels)]
     with loader:
         metrics = evaluate(
             model,
             loader,
-            loss_kind=recipe.loss.kind,
+            loss_function=label_loss_of(recipe, setup.objective),
             mean=recipe.data.mean,
             std=recipe.data.std,
             device=setup.device,
             world=setup.world,
             precision=recipe.precision,
+            measures=measures,
         )
+    metrics.update((measure.name, measure.value()) for measure in measures)
     return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
@@ -178,6 +203,7 @@ def _saver(setup: Setup, learner: Learner, writer: BackgroundWriter) -> Saver:
         identity={
             "recipe": parts.identity_of(setup.recipe),
             "train_manifest": setup.data.fingerprint,
+            "objective": dict(setup.objective.fingerprints),
         },
         model_config=parts.model_config_of(setup.recipe, setup.args, setup.data.classes),
         keep_last=setup.recipe.run.keep_last,

@@ -4,23 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
-from vit21k.chunked_loss import chunked_multi_label_loss, wants_chunks
 from vit21k.config.schema import Recipe
-from vit21k.data.loader import Batch
 from vit21k.data.transforms import EvalTransform
-from vit21k.inference.evaluate import normalise
-from vit21k.losses import LOSSES
 from vit21k.manifest.classes import ClassList
 from vit21k.models.base import ImageClassifier
 from vit21k.models.init_weights import init_vit
-from vit21k.models.precision import autocast
 from vit21k.models.registry import get_model, model_args
-from vit21k.training.data_parts import device_transform_of
+from vit21k.training.curriculum import Curriculum
 from vit21k.training.loop import Plan
-from vit21k.training.optim_parts import freeze, loss_options_of, lr_schedule_of
+from vit21k.training.optim_parts import freeze, lr_schedule_of
 
 _MODEL_OVERRIDES = (
     "img_size",
@@ -48,6 +42,8 @@ _NOT_IDENTITY: dict[str, Any] = {
     "parallel": True,
     "step": {"compile", "attention", "recompute"},
     "data": {"device_batch_size"},
+    "loss": {"tree"},  # what they name is in the state by its content
+    "distill": {"teacher"},
 }
 
 
@@ -86,13 +82,30 @@ def eval_transform_of(recipe: Recipe) -> EvalTransform:
     )
 
 
+def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return the length of the run in optimizer steps."""
+    return recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+
+
+def curriculum_of(recipe: Recipe, steps_per_epoch: int) -> Curriculum:
+    """Return how much of each image a step sees."""
+    return Curriculum(
+        img_size=recipe.model.img_size,
+        early_img_sizes=recipe.curriculum.img_sizes,
+        patch_drop_rate=recipe.curriculum.patch_drop_rate,
+        full_tail=recipe.curriculum.full_tail,
+        total_steps=total_steps_of(recipe, steps_per_epoch),
+        seed=recipe.seed,
+    )
+
+
 def plan_of(recipe: Recipe, steps_per_epoch: int) -> Plan:
     """Return length, schedule and periods.
 
     Raises:
         UsageError: The warm-up is longer than the run.
     """
-    total_steps = recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    total_steps = total_steps_of(recipe, steps_per_epoch)
     return Plan(
         total_steps=total_steps,
         global_batch_size=recipe.data.global_batch_size,
@@ -115,25 +128,12 @@ def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList)
         mean=recipe.data.mean,
         std=recipe.data.std,
     )
-    return model_config(recipe.model.name, args, classes, settings, recipe.loss.kind)
+    # A softmax of all classes: those of different levels are not weighed against each other.
+    loss_kind = "softmax" if recipe.loss.kind == "semantic_softmax" else recipe.loss.kind
+    return model_config(recipe.model.name, args, classes, settings, loss_kind)
 
 
 def identity_of(recipe: Recipe) -> dict[str, Any]:
     """Return what a run must have in common with a checkpoint that it goes on from."""
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
     return fields
-
-
-def loss_of(model: nn.Module, batch: Batch, *, recipe: Recipe, device: torch.device) -> Tensor:
-    """Return the mean loss over the pictures of one micro-batch: forward pass and loss."""
-    images, rows, ids, weights = device_transform_of(recipe)(batch, device)
-    images = normalise(images, recipe.data.mean, recipe.data.std)
-    options = {"label_weights_L": weights, **loss_options_of(recipe)}
-    if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
-        with autocast(device, recipe.precision):
-            return chunked_multi_label_loss(
-                model.features(images), model.head, rows, ids, **options
-            )
-    with autocast(device, recipe.precision):
-        logits = model(images)
-    return LOSSES[recipe.loss.kind](logits, rows, ids, **options)

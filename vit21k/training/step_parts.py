@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ TRIALS_FILE = "trials.json"
 _FLOPS_WORTH_A_TRIAL = 2e9
 _CPU_TRIAL_IMAGES = 4
 _NUM_ROUNDS = 5
+# Of one block.  torch gives up at 8, silently but for a warning.
+_MOST_GRAPHS = 64
 _WORTHWHILE = 0.97  # of the time of the plain step
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
@@ -109,8 +111,11 @@ def blocks_of(model: nn.Module) -> Iterator[Block]:
 def compile_blocks(model: nn.Module) -> None:
     """Let torch.compile every block, when it is first called.
 
-    Equal blocks share what is compiled; the last one, which may compute fewer tokens, has its own.
+    Equal blocks share what is compiled; the last one, which may compute fewer tokens, has its own;
+    and so has every size of images, in training and in evaluation.
     """
+    limits: Any = torch._dynamo.config  # noqa: SLF001 (its public face)
+    limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
     for block in blocks_of(model):
         block.compile(dynamic=False)
 
