@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 def pictures_in(root, num_images=NUM_IMAGES):
     labels = [list(range(index % 3 + 1)) for index in range(num_images)]
     paths = [f"{index}.jpeg" for index in range(num_images)]
-    return Pictures(root, pa.array(paths), pa.array(labels, pa.list_(pa.int64())))
+    return Pictures.from_arrow(root, pa.array(paths), pa.array(labels, pa.list_(pa.int64())))
 
 
 def train_loader(root, *, num_workers=2, device_batch_size=8, on_bad_image="fail", **sampling):

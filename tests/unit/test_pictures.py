@@ -29,7 +29,9 @@ def split_rows(paths, labels):
 
 def pictures_of(root, paths=PATHS, labels=LABELS):
     rows = split_rows(paths, labels)
-    return Pictures(root, rows["path"].combine_chunks(), rows["label_ids"].combine_chunks())
+    return Pictures.from_arrow(
+        root, rows["path"].combine_chunks(), rows["label_ids"].combine_chunks()
+    )
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_sparse_labels_are_those_of_the_rows(labels, data, tmp_path_factory):
 
 def test_rows_of_a_part_of_an_arrow_array_are_its_own(tmp_path):
     rows = split_rows(PATHS, LABELS).slice(1, 2)
-    pictures = Pictures(
+    pictures = Pictures.from_arrow(
         tmp_path,
         rows["path"].chunk(0),
         rows["label_ids"].chunk(0),

@@ -30,7 +30,7 @@ def timms_labels():
 
 def pictures(tmp_path, names):
     labels = pa.array([[0]] * len(names), pa.list_(pa.int64()))
-    return Pictures(tmp_path, pa.array(names, pa.string()), labels)
+    return Pictures.from_arrow(tmp_path, pa.array(names, pa.string()), labels)
 
 
 def batch_of(rows):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.data.pictures import Pictures
-from vit21k.data.places import COLUMNS, Places
+from vit21k.data.places import COLUMNS, PlaceColumns
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
@@ -100,5 +100,5 @@ def _distinct(digests: Manifest, root: Path) -> tuple[Pictures, NDArray[np.int64
     )
     paths = rows["path"].cast(pa.large_string()).combine_chunks()
     paths = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
-    pictures = Pictures(root, paths, no_labels, Places.from_rows(rows, root))
+    pictures = Pictures.from_arrow(root, paths, no_labels, PlaceColumns.from_rows(rows))
     return pictures, np.flatnonzero(~is_copy)
