@@ -19,6 +19,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from vit21k.errors import ManifestError
@@ -93,6 +94,11 @@ class Levels:
                 hint="write it again: `vit21k labels tree`",
             )
         return cls.from_parents(parent_K)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the tree."""
+        return xxhash.xxh3_128_hexdigest(self.ancestor_KH.cpu().contiguous().numpy().data)
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same on *device*."""

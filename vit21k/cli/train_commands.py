@@ -1,5 +1,6 @@
 """`train`: a shell around `training.run`."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,13 @@ def train_command(
             help="What the outputs of --init mean, if it does not say: google, in1k, or a file.",
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE|ADDRESS",
+            help="The model to learn from, for recipes with distill.kind; as --init.",
+        ),
+    ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
     run_dir: Annotated[
@@ -117,6 +125,8 @@ def train_command(
 
         vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
 
+        vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
+
         vit21k train --recipe tiny --log tensorboard,wandb
 
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
@@ -126,7 +136,7 @@ def train_command(
     from vit21k.training.run import train_run
     from vit21k.training.setup import Listener, Place
 
-    plan = _load_recipe(stage, recipe, overrides or [])
+    plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     place = Place(
         manifests=manifests,
         root=root,
@@ -149,6 +159,11 @@ def train_command(
     source = _init_source(init, init_head, init_classes)
     train_run(plan, place, listener, init=source, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+
+
+def _teacher(address: str | None) -> list[str]:
+    """Return what names the teacher in a recipe."""
+    return [] if address is None else [f"distill.teacher={json.dumps(local_copy(address))}"]
 
 
 def _init_source(

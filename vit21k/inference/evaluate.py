@@ -3,7 +3,7 @@
 Dimensions: B images, C colours, H W pixels, K classes, L labels in the batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +16,8 @@ from vit21k.metrics import ClassificationMetrics
 from vit21k.models.precision import Precision, autocast
 
 LossKind = Literal["sigmoid", "softmax"]
+LossFunction = Callable[..., Tensor]
+"""(logits_BK, label_rows_L, label_ids_L, smoothing=...) -> mean over images."""
 _LARGEST = 255.0
 
 
@@ -34,7 +36,8 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
     model: nn.Module,
     loader: Iterable[Batch],
     *,
-    loss_kind: LossKind,
+    loss_kind: LossKind = "softmax",
+    loss_function: LossFunction | None = None,
     mean: Sequence[float],
     std: Sequence[float],
     smoothing: float = 0.0,
@@ -50,6 +53,7 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
         model: On *device*; evaluated in eval mode, left in the mode it came in.
         loader: This process's share of the pictures, each of them once.
         loss_kind: "sigmoid" sums over classes; "softmax" is cross-entropy.
+        loss_function: The loss instead, as one of `LOSSES`.
         mean: Of red, green, blue in 0..1.
         std: Of the same.
         smoothing: As in the loss that was trained with; 0 for the plain loss.
@@ -66,6 +70,7 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
         ImageError: A picture cannot be decoded.
         ValueError: There are no pictures.
     """
+    loss_function = loss_function or LOSSES[loss_kind]
     metrics = ClassificationMetrics()
     world = world or World()
     was_training = model.training
@@ -79,7 +84,7 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
                 if hflip:
                     logits_BK = (logits_BK + model(images_BCHW.flip(-1)).float()) / 2
             rows_L, ids_L = batch.label_rows_L, batch.label_ids_L
-            loss = LOSSES[loss_kind](logits_BK, rows_L, ids_L, smoothing=smoothing)
+            loss = loss_function(logits_BK, rows_L, ids_L, smoothing=smoothing)
             metrics.update(logits_BK, rows_L, ids_L, loss * len(logits_BK))
             for measure in measures:
                 measure.update(logits_BK, batch)

@@ -16,6 +16,7 @@ def find_resumable(
     *,
     recipe: Mapping[str, Any],
     train_manifest: str,
+    objective: Mapping[str, str | None],
     warn: Callable[[str], None],
 ) -> Checkpoint | None:
     """Return the newest intact checkpoint in *run_dir*; None if there is none yet.
@@ -24,6 +25,7 @@ def find_resumable(
         run_dir: The run.
         recipe: The fields that identify it, as JSON values.
         train_manifest: Fingerprint of what it trains on.
+        objective: Fingerprints of what its loss needs beside the recipe, by name.
         warn: Hears of newer checkpoints that are damaged.
 
     Raises:
@@ -44,6 +46,12 @@ def find_resumable(
             f"`{run_dir}` holds a run on another train.parquet",
             hint="give its --manifests, another --run-dir, or start over with --fresh",
         )
+    for name, fingerprint in objective.items():
+        if checkpoint.state["objective"][name] != fingerprint:
+            raise CheckpointError(
+                f"`{run_dir}` holds a run with another {name}",
+                hint=f"give its {name}, another --run-dir, or start over with --fresh",
+            )
     return checkpoint
 
 

@@ -16,6 +16,7 @@ from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vit21k.checkpoint.background import BackgroundWriter
@@ -25,7 +26,7 @@ from vit21k.config.schema import Recipe
 from vit21k.distributed import init_world
 from vit21k.errors import InterruptedRunError, TerminatedError, UsageError, Vit21kError
 from vit21k.lock import locked
-from vit21k.training import parts
+from vit21k.training import loss_parts, parts
 from vit21k.training.data_parts import sampler_of, whole_pairs
 from vit21k.training.forecast import (
     fit_device_batch_size,
@@ -80,6 +81,9 @@ def train_run(
                 world=world,
                 data=data,
                 args=args,
+                objective=loss_parts.objective_of(
+                    recipe, data.classes, torch.device(place.device), warn=listener.warn
+                ),
             )
             if not _train(setup, stop, init=init, fresh=fresh):
                 raise _stopped(stop, place.run_dir)
@@ -98,7 +102,9 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     learner = learner_of(setup, prepare_model(setup, model, device_batch_size=device_batch_size))
     progress = restore(checkpoint, learner) if checkpoint else Progress()
 
-    loss_of = partial(parts.loss_of, recipe=recipe, device=setup.device)
+    loss_of = partial(
+        loss_parts.loss_of, recipe=recipe, device=setup.device, objective=setup.objective
+    )
     if steps_left := plan.total_steps - progress.step:
         rate = measure_images_per_second(learner.model, loss_of, img_size=recipe.model.img_size)
         num_images = steps_left * plan.global_batch_size
@@ -151,6 +157,7 @@ def _resumable(setup: Setup) -> Checkpoint | None:
         setup.place.run_dir,
         recipe=parts.identity_of(setup.recipe),
         train_manifest=setup.data.fingerprint,
+        objective=setup.objective.fingerprints,
         warn=setup.listener.warn,
     )
     if checkpoint:
@@ -161,6 +168,7 @@ def _resumable(setup: Setup) -> Checkpoint | None:
 def _model(setup: Setup, init: str | InitSource | None, checkpoint: Checkpoint | None) -> nn.Module:
     recipe, classes = setup.recipe, setup.data.classes
     model = parts.new_model(recipe, num_classes=len(classes))
+    setup.objective.prepare(model)
     if checkpoint:
         model.load_state_dict(checkpoint.model_tensors())
     elif init is not None:

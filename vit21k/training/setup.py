@@ -1,7 +1,7 @@
 """What a run is made from: its recipe, its place, its data, and who hears of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from vit21k.checkpoint.initialise import InitReport
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
 from vit21k.training.forecast import Forecast
+from vit21k.training.objective import Objective
 from vit21k.training.split_data import SplitData
 
 
@@ -78,6 +79,7 @@ class Setup:
     world: World
     data: SplitData
     args: Mapping[str, Any]
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def device(self) -> torch.device:
