@@ -12,6 +12,7 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.verify_pack import verify_pack_folder
 
 if TYPE_CHECKING:
     from vit21k.prep.diff import Difference, DiffSummary
@@ -52,6 +53,8 @@ def verify_command(
     `+ path` is new, `- path` is missing, `! path` cannot be read. Without --combined, those that
     differ go to stdout. The exit code is 4 if there are any, 3 if a picture cannot be decoded.
 
+    Where --manifests is a pack, its shards are read again, and compared with packed.parquet.
+
     [bold]Examples[/bold]
 
       vit21k verify
@@ -59,7 +62,14 @@ def verify_command(
       vit21k verify --root /mnt/copy/ImageNet21K --combined differences.txt
 
       vit21k verify --decode
+
+      vit21k verify --manifests in21k_pack
     """
+    from vit21k.pack.verify import is_pack
+
+    if is_pack(manifests):
+        verify_pack_folder(root or manifests, combined, decode=decode, as_json=as_json)
+        return
     summary = _verify(manifests, root, combined, num_workers, print_lines=not as_json)
     decoded = _decode(manifests, root) if decode else None
     if as_json:

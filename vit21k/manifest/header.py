@@ -30,7 +30,8 @@ class Header:
 
     Attributes:
         algorithm: Digest algorithm of the `digest` column.
-        root: Image root, an absolute POSIX path; the paths of the rows are relative to it.
+        root: Image root, an absolute POSIX path; the paths of the rows are relative to it.  In a
+            file it may be ".", the folder of the manifest: that of a pack, which may be moved.
         classes: Fingerprint of the class list that `label_ids` index, if there are any.
         inputs: Fingerprint of each manifest this one was made from, by kind.
         inputs_in: The folder that those lie in, relative to the folder of this one.

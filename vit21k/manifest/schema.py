@@ -375,6 +375,51 @@ CONFLICTS = ManifestKind(
     may_be_null=_MAY_BE_NULL_IN_PICTURES | {"common_wnid"},
 )
 
+PACKED = ManifestKind(
+    name="packed",
+    version=1,
+    schema=pa.schema(
+        [
+            _column(
+                "digest",
+                pa.binary(DIGEST_BYTES),
+                "Digest of the picture's file before it was packed, as in images.parquet.",
+            ),
+            _column("path", pa.string(), "Path of that file, relative to its image root."),
+            _column("split", pa.string(), "`train` or `validation`."),
+            _column("archive", pa.string(), "Name of the shard."),
+            _column("offset", pa.int64(), "Where the picture begins in the shard."),
+            _column("num_bytes", pa.int64(), "How many bytes it has there."),
+            _column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),
+            _column(
+                "key", pa.string(), "Name of its members up to the dot: webdataset's `__key__`."
+            ),
+            _column(
+                "form",
+                pa.string(),
+                "`tiles`: JPEG with restart markers, the same pixels; `as_is`: the same file; "
+                "`resized`: a smaller JPEG; `raw`: RGB pixels.",
+            ),
+            _column("note", pa.string(), "Why a JPEG with `as_is` was not tiled; else null."),
+            _column("source_bytes", pa.int64(), "How many bytes the file had before."),
+            _column("width", pa.int32(), "Pixels, in the pack."),
+            _column("height", pa.int32(), "Pixels, in the pack."),
+        ]
+    ),
+    row="picture in a pack",
+    order="as they lie in the shards",
+    made_by="vit21k pack",
+    may_be_null=frozenset({"digest", "note"}),
+)
+LEFT_OUT = ManifestKind(
+    name="left_out",
+    version=1,
+    schema=PROBLEMS.schema,
+    row="picture that is not in the pack, because it cannot be decoded",
+    order="as they would lie in the shards",
+    made_by="vit21k pack",
+)
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -393,6 +438,8 @@ KINDS = {
         CHANGES,
         EXPANDED,
         CONFLICTS,
+        PACKED,
+        LEFT_OUT,
     )
 }
 """Every kind of manifest by its name, in the order they are made."""

@@ -1,0 +1,221 @@
+"""Manifests -> a pack: shards, and the manifests by which they are read."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vit21k.errors import UsageError
+from vit21k.lock import locked
+from vit21k.manifest.io import open_manifest
+from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
+from vit21k.pack.index import OPTION, has_val, is_whole, write_index
+from vit21k.pack.levels import Level
+from vit21k.pack.parts import Part, Parts
+from vit21k.pack.plan import Plan, shard_pattern
+from vit21k.pack.shard_builder import ShardBuilder
+from vit21k.pack.sources import Sources, open_pictures, open_sources
+from vit21k.prep.places import refuse_inside
+
+PER_SHARD = 5_000
+"""550 MB of ImageNet's pictures."""
+
+_FILES = (PACKED, LEFT_OUT, TRAIN, VAL, IMAGES, CLASSES)
+_INFO = "_info.json"
+
+
+@dataclass
+class PackSummary:
+    """Counts of a run of `pack`.
+
+    Attributes:
+        num_pictures: Pictures of the manifests: the sum of the forms and of `num_left_out`.
+        num_shards: Tars.
+        num_shards_kept: Those of them that were finished by an earlier run.
+        num_left_out: Pictures that cannot be decoded, listed in `left_out.parquet`.
+        forms: How many pictures became what: `tiles`, `as_is`, `resized`, `raw`.
+        notes: Why pictures stayed as they are, and how many did.
+        source_bytes: Size of the packed pictures' files.
+        packed_bytes: Size of the pictures in the pack.
+        total_bytes: Size of the shards, with the headers and labels in them.
+        has_val: Whether there are pictures to validate on.
+    """
+
+    num_pictures: int = 0
+    num_shards: int = 0
+    num_shards_kept: int = 0
+    num_left_out: int = 0
+    forms: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    source_bytes: int = 0
+    packed_bytes: int = 0
+    total_bytes: int = 0
+    has_val: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How a pack is laid out.
+
+    Attributes:
+        name: What the shards' names begin with.
+        per_shard: Pictures of a shard.
+        seed: Of the order of the pictures; None: that of the manifests.
+        num_workers: Threads that prepare pictures; they decide no byte.
+        fresh: Remove the pack that is there first.
+    """
+
+    name: str = "imagenet21k"
+    per_shard: int = PER_SHARD
+    seed: int | None = 0
+    num_workers: int = 1
+    fresh: bool = False
+
+
+def pack(
+    manifests: Path,
+    out: Path,
+    level: Level,
+    options: PackOptions,
+    *,
+    root: Path | None = None,
+    on_start: Callable[[int], None] = lambda _num_pictures: None,
+    on_picture: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
+) -> PackSummary:
+    """Write a pack of what *manifests* hold into the folder *out*, or finish one.
+
+    Args:
+        manifests: The folder of the manifests.
+        out: Where; new, or with a pack of the same plan that was not finished.
+        level: What is done to a picture.
+        options: How the pack is laid out.
+        root: Where the images are now; default: where they were hashed.
+        on_start: Called with how many pictures there are to do.
+        on_picture: Called with the size of each picture's file, and whether it is left out.
+
+    Raises:
+        ManifestError: A manifest is missing, stale or damaged.
+        ImageTreeError: The images are not there.
+        UsageError: *out* lies in the image root, or holds something else.
+        LockedError: Another run works on *out*.
+        OSError: The disk is full or failing; the same call goes on from there.
+    """
+    sources = open_sources(manifests)
+    refuse_inside(out, str(root or sources.manifests[0].header.root), option="--out")
+    plan = Plan(
+        name=options.name,
+        level=dict(level.options),
+        per_shard=options.per_shard,
+        seed=options.seed,
+        num_pictures={split: each.num_rows for split, each in sources.by_split.items()},
+        inputs=sources.fingerprints,
+    )
+    _refuse_other_files(out, sources)
+    with locked(out, command="pack"):
+        parts = Parts(out)
+        if options.fresh:
+            _remove_pack(out, parts)
+        if is_whole(out, plan):
+            parts.remove()
+            return _summary(out, num_kept=None)
+        _refuse_other_plan(out, parts, plan)
+        parts.begin(plan.as_json())
+        done = {shard.file_name: parts.load(shard.file_name) for shard in plan.shards()}
+        missing = [shard for shard in plan.shards() if done[shard.file_name] is None]
+        on_start(sum(len(shard.rows) for shard in missing))
+        if missing:
+            pictures = open_pictures(sources, root)
+            wnids = sources.classes().wnids
+            builder = ShardBuilder(
+                out, pictures, wnids, level=level, num_workers=options.num_workers
+            )
+            builder.build(missing, on_picture)
+        write_index(out, sources, plan, _all_parts(parts, plan))
+        parts.remove()
+        return _summary(out, num_kept=len(done) - len(missing))
+
+
+def _all_parts(parts: Parts, plan: Plan) -> dict[str, list[Part]]:
+    by_split: dict[str, list[Part]] = {split: [] for split in plan.num_pictures}
+    for shard in plan.shards():
+        part = parts.load(shard.file_name)
+        if part is None:
+            raise OSError(f"`{shard.file_name}` was written, and is not there any more")
+        by_split[shard.split].append(part)
+    return by_split
+
+
+def _refuse_other_files(out: Path, sources: Sources) -> None:
+    """Refuse a folder with something in it that is no pack."""
+    if out.resolve() == sources.folder.resolve():
+        raise UsageError(
+            f"`{out}` holds the manifests that are to be packed", hint="name a new folder: `--out`"
+        )
+    if not out.is_dir() or (out / PACKED.file_name).is_file() or Parts(out).folder.is_dir():
+        return
+    if any(path.name != ".lock" for path in out.iterdir()):
+        raise UsageError(f"`{out}` is not empty", hint="name a new folder with `--out DIR`")
+
+
+def _refuse_other_plan(out: Path, parts: Parts, plan: Plan) -> None:
+    before = parts.plan()
+    if before is None and (out / PACKED.file_name).is_file():
+        before = open_manifest(out, PACKED).header.options[OPTION]
+        if before == plan.as_json():
+            raise UsageError(
+                f"shards of the pack in `{out}` are missing or cut short",
+                hint="make it again with `--fresh`",
+            )
+    if before is not None and before != plan.as_json():
+        wanted = plan.as_json()
+        names = ", ".join(sorted(name for name in wanted if wanted[name] != before.get(name)))
+        raise UsageError(
+            f"`{out}` holds a pack that was made otherwise ({names})",
+            hint="name another folder with `--out`, or remove that pack with `--fresh`",
+        )
+
+
+def _remove_pack(out: Path, parts: Parts) -> None:
+    """Remove what a pack wrote, and nothing else; its index first, which says that it is whole."""
+    before: Any = parts.plan()
+    if before is None and (out / PACKED.file_name).is_file():
+        before = open_manifest(out, PACKED).header.options[OPTION]
+    if before is None:
+        return
+    for kind in _FILES:
+        (out / kind.file_name).unlink(missing_ok=True)
+    (out / _INFO).unlink(missing_ok=True)
+    pattern = shard_pattern(before["name"])
+    for path in sorted(out.iterdir()):
+        if pattern.fullmatch(path.name):
+            path.unlink()
+    parts.remove()
+
+
+def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
+    """Count what the finished pack in *out* holds; *num_kept* None: all of it was there."""
+    index = open_manifest(out, PACKED)
+    shards = index.header.options["shards"]
+    num_left_out = open_manifest(out, LEFT_OUT).num_rows
+    summary = PackSummary(
+        num_pictures=index.num_rows + num_left_out,
+        num_shards=len(shards),
+        num_shards_kept=len(shards) if num_kept is None else num_kept,
+        num_left_out=num_left_out,
+        total_bytes=sum(facts["num_bytes"] for facts in shards),
+        has_val=has_val(out),
+    )
+    for rows in index.batches(["form", "note", "source_bytes", "num_bytes"]):
+        summary.forms += _counted(rows["form"])
+        summary.notes += _counted(rows["note"].drop_null())
+        summary.source_bytes += pc.sum(rows["source_bytes"]).as_py() or 0
+        summary.packed_bytes += pc.sum(rows["num_bytes"]).as_py() or 0
+    return summary
+
+
+def _counted(values: pa.ChunkedArray) -> Counter[str]:
+    return Counter({each["values"]: each["counts"] for each in pc.value_counts(values).to_pylist()})

@@ -1,0 +1,215 @@
+"""How much is done to a picture before it is packed: three levels, each a function of its bytes.
+
+| level | a picture becomes | what is lost |
+|---|---|---|
+| `Lossless` | a tile JPEG (`vit21k.jpeg.tiles`); what cannot be tiled stays as it is | nothing |
+| `Resized` | a tile JPEG of a given short side | detail, and JPEG's loss once more |
+| `Raw` | uint8 pixels of a given short side | detail |
+"""
+
+import io
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image, features
+
+from vit21k.data.decode import decode_rgb
+from vit21k.errors import ImageError
+from vit21k.jpeg.headers import NotTileableError
+from vit21k.jpeg.ppm import to_ppm
+from vit21k.jpeg.recode import Recode, tile_jpeg, tile_width
+
+TILES, AS_IS, RESIZED, RAW = "tiles", "as_is", "resized", "raw"
+"""What a picture became: a tile JPEG of the same pixels; its own file; a smaller one; pixels."""
+
+_GZIP_START = b"\x1f\x8b"
+_MCU = 16  # pixels of what is coded at a time, with chroma of half the size
+_SUFFIXES = (
+    (b"\xff\xd8", "jpg"),
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II", "tiff"),
+    (b"MM", "tiff"),
+    (b"P", "ppm"),
+)
+
+
+class Packed(NamedTuple):
+    """What goes into a pack for a picture.
+
+    Attributes:
+        content: Its file.
+        suffix: Of the name of the file, without the dot.
+        form: `TILES`, `AS_IS`, `RESIZED` or `RAW`.
+        note: Why it is as it was; None if it is not.
+        size: (width, height) in pixels.
+    """
+
+    content: bytes
+    suffix: str
+    form: str
+    note: str | None
+    size: tuple[int, int]
+
+
+class Level(Protocol):
+    """A way to prepare a picture; called from any thread."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What decides the bytes; plain JSON values."""
+
+    def __call__(self, content: bytes) -> Packed:
+        """Prepare the picture in the file *content*.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """Every coefficient, with restart markers.
+
+    Attributes:
+        recode: What `vit21k.jpeg.recode.recoder` returned.
+        keep_metadata: Keep EXIF, colour profiles and comments.
+    """
+
+    recode: Recode
+    keep_metadata: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What decides the bytes."""
+        return {"level": "lossless", "keep_metadata": self.keep_metadata}
+
+    def __call__(self, content: bytes) -> Packed:
+        """Tile a JPEG, and see that it still decodes to the same pixels.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        image = decode_rgb(content)
+        content = _unpacked(content)
+        try:
+            tiled = tile_jpeg(content, self.recode, keep_metadata=self.keep_metadata)
+            if _same_pixels(image, tiled):
+                return Packed(tiled, "jpg", TILES, None, image.size)
+            note = "its tiles would not decode to the same pixels"
+        except NotTileableError as error:
+            note = str(error)
+        return Packed(content, _suffix(content), AS_IS, note, image.size)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """JPEG of a given short side, tiled; what is not larger than that is tiled as it is.
+
+    Attributes:
+        recode: What `vit21k.jpeg.recode.recoder` returned.
+        short_side: Pixels; the other side is rounded down, as torchvision's `Resize` does.
+        quality: Of the JPEG, 1 to 100.
+    """
+
+    recode: Recode
+    short_side: int
+    quality: int
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What decides the bytes; another encoder may write others."""
+        encoder = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
+        return {
+            "level": "short_side",
+            "short_side": self.short_side,
+            "quality": self.quality,
+            "encoder": encoder,
+        }
+
+    def __call__(self, content: bytes) -> Packed:
+        """Decode a picture, resize and encode it.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        image = decode_rgb(content)
+        if min(image.size) <= self.short_side:
+            try:
+                tiled = tile_jpeg(_unpacked(content), self.recode)
+                if _same_pixels(image, tiled):
+                    return Packed(tiled, "jpg", TILES, None, image.size)
+            except NotTileableError:
+                pass  # a PNG, say: it is encoded as it is
+        image = _shrunk(image, self.short_side)
+        return Packed(self._encoded(image), "jpg", RESIZED, None, image.size)
+
+    def _encoded(self, image: Image.Image) -> bytes:
+        file = io.BytesIO()
+        image.save(
+            file,
+            "JPEG",
+            quality=self.quality,
+            subsampling="4:2:0",
+            optimize=True,
+            restart_marker_blocks=tile_width(-(-image.width // _MCU)),
+        )
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Raw:
+    """RGB pixels, nothing to decode.
+
+    Attributes:
+        short_side: Pixels; what is not larger stays as it is.
+    """
+
+    short_side: int
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What decides the bytes."""
+        return {"level": "raw", "short_side": self.short_side}
+
+    def __call__(self, content: bytes) -> Packed:
+        """Decode a picture and resize it.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        image = _shrunk(decode_rgb(content), self.short_side)
+        pixels_HWC = np.asarray(image)
+        return Packed(to_ppm(pixels_HWC), "ppm", RAW, None, image.size)
+
+
+def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
+    """Return *image* with this short side, antialiased, unless it is smaller already."""
+    short, long = sorted(image.size)
+    if short <= short_side:
+        return image
+    long = int(short_side * long / short)
+    size = (short_side, long) if image.width <= image.height else (long, short_side)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _same_pixels(image: Image.Image, content: bytes) -> bool:
+    try:
+        again = decode_rgb(content)
+    except ImageError:
+        return False
+    return again.size == image.size and again.tobytes() == image.tobytes()
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Return what is in a gzip'd picture that was decoded before, so is not too large."""
+    return zlib.decompress(content, wbits=31) if content.startswith(_GZIP_START) else content
+
+
+def _suffix(content: bytes) -> str:
+    return next((suffix for start, suffix in _SUFFIXES if content.startswith(start)), "bin")

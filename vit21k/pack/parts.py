@@ -1,0 +1,116 @@
+"""What is known of each finished shard, so that a run that was killed goes on behind it.
+
+A part lies in `.parts` beside the shards, under the name of its shard.  It is written after the
+shard, and the shard after all its bytes: where there is a part, there is a whole shard.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vit21k.atomic import atomic_file, write_atomic
+from vit21k.manifest.io import damage_is_an_error
+
+_FOLDER = ".parts"
+_PLAN = "plan.json"
+_FACTS = b"vit21k.shard"
+
+PART_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("form", pa.string()),
+        ("note", pa.string()),
+        ("offset", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("source_bytes", pa.int64()),
+        ("packed_digest", pa.binary(16)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("problem", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""A row for each picture; of those that are left out only `row`, `problem` and `detail`."""
+
+
+class ShardFacts(NamedTuple):
+    """A finished shard.
+
+    Attributes:
+        file_name: The tar.
+        split: Which split its pictures are of.
+        num_pictures: How many it holds.
+        num_bytes: Its size.
+        digest: xxh3_128 of all its bytes, in hexadecimal digits.
+    """
+
+    file_name: str
+    split: str
+    num_pictures: int
+    num_bytes: int
+    digest: str
+
+
+class Part(NamedTuple):
+    """A finished shard and its pictures; `rows` are of `PART_SCHEMA`."""
+
+    facts: ShardFacts
+    rows: pa.Table
+
+
+class Parts:
+    """The parts of the pack in *folder*."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / _FOLDER
+        self._pack = folder
+
+    def plan(self) -> Any:
+        """Return the plan of the run that was not finished; None if there is none."""
+        try:
+            return json.loads((self.folder / _PLAN).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Note what is going to be made."""
+        write_atomic(self.folder / _PLAN, json.dumps(plan, sort_keys=True).encode())
+
+    def save(self, part: Part) -> None:
+        """Note a finished shard."""
+        metadata = {_FACTS: json.dumps(part.facts).encode()}
+        with atomic_file(self._path(part.facts.file_name)) as file:
+            pq.write_table(
+                part.rows.replace_schema_metadata(metadata), file, compression="zstd",
+                write_page_checksum=True,
+            )  # fmt: skip
+
+    def load(self, file_name: str) -> Part | None:
+        """Return the part of a shard; None if that is not there, or not as it was."""
+        path = self._path(file_name)
+        if not path.is_file():
+            return None
+        with damage_is_an_error(path):
+            rows = pq.read_table(path, page_checksum_verification=True)
+            facts = ShardFacts(*json.loads(rows.schema.metadata[_FACTS]))
+        tar = self._pack / file_name
+        is_whole = tar.is_file() and tar.stat().st_size == facts.num_bytes
+        return Part(facts, rows.cast(PART_SCHEMA)) if is_whole else None
+
+    def remove(self) -> None:
+        """Forget all of it: the pack is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, file_name: str) -> Path:
+        return self.folder / f"{Path(file_name).stem}.parquet"
+
+
+def part_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Return *rows* as a table of `PART_SCHEMA`."""
+    return pa.Table.from_pylist(list(rows), schema=PART_SCHEMA)

@@ -1,0 +1,178 @@
+"""A pack and its index -> where they differ: every byte of every shard is read again.
+
+A shard whose digest is that of the index is right, with all its members.  Of any other one, the
+pictures are digested one by one, to say which of them are damaged.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import xxhash
+
+from vit21k.archives.reader import ArchiveReader
+from vit21k.errors import ImageError
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.schema import PACKED
+from vit21k.pack.tar_writer import read_tar_digest
+from vit21k.prep.decode_check import check_pictures
+
+Sign = Literal["=", "*", "-", "+"]
+OnFile = Callable[[Sign, str], None]
+OnShard = Callable[[int, int], None]
+
+
+@dataclass
+class VerifyPackSummary:
+    """Counts of a run of `verify_pack`.
+
+    Attributes:
+        num_pictures: Pictures of the index: the sum of the next three.
+        num_same: Those whose bytes are as they were.
+        num_different: Those with other bytes.
+        num_missing: Those whose shard is not there, or ends before them.
+        num_shards: Shards of the index.
+        num_shards_same: Those of them that are as they were, to the last byte.
+        num_decoded: Pictures that were decoded in full, if that was asked for.
+        problems: Pictures that could not be decoded, by kind.
+    """
+
+    num_pictures: int = 0
+    num_same: int = 0
+    num_different: int = 0
+    num_missing: int = 0
+    num_shards: int = 0
+    num_shards_same: int = 0
+    num_decoded: int = 0
+    problems: Counter[ProblemKind] = field(default_factory=Counter)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs."""
+        return self.num_shards_same == self.num_shards and self.num_same == self.num_pictures
+
+
+def is_pack(folder: Path) -> bool:
+    """Return whether *folder* holds a pack."""
+    return (folder / PACKED.file_name).is_file()
+
+
+def verify_pack(
+    folder: Path,
+    *,
+    on_file: OnFile = lambda _sign, _name: None,
+    on_shard: OnShard = lambda _num_pictures, _num_bytes: None,
+) -> VerifyPackSummary:
+    """Compare the pack in *folder* with its index.
+
+    Args:
+        folder: Of the pack.
+        on_file: Called with each picture, or with the name of a shard in which something other
+            than its pictures differs.
+        on_shard: Called with the numbers of pictures and of bytes of each shard that is done.
+
+    Raises:
+        ManifestError: The index is missing or damaged.
+        OSError: A shard cannot be read.
+    """
+    index = open_manifest(folder, PACKED)
+    shards = index.header.options["shards"]
+    summary = VerifyPackSummary(num_pictures=index.num_rows, num_shards=len(shards))
+    reader = ArchiveReader(str(folder))
+    for facts, rows in _by_shard(index, shards):
+        if _is_same(folder / facts["file_name"], facts):
+            summary.num_shards_same += 1
+            summary.num_same += rows.num_rows
+            for path in rows["path"].to_pylist():
+                on_file("=", path)
+        elif not _compare_pictures(reader, rows, summary, on_file):
+            on_file("*", facts["file_name"])
+        on_shard(rows.num_rows, facts["num_bytes"])
+    return summary
+
+
+def _by_shard(
+    index: Manifest, shards: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+    """Yield each shard with its rows; those of a shard follow each other."""
+    batches = index.batches(["path", "archive", "offset", "num_bytes", "packed_digest"])
+    rows = index.kind.schema.empty_table().select(
+        ["path", "archive", "offset", "num_bytes", "packed_digest"]
+    )
+    for facts in shards:
+        while rows.num_rows < facts["num_pictures"]:
+            rows = pa.concat_tables([rows, next(batches).select(rows.schema.names)])
+        yield facts, rows.slice(0, facts["num_pictures"])
+        rows = rows.slice(facts["num_pictures"])
+
+
+def _is_same(path: Path, facts: dict[str, Any]) -> bool:
+    try:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            return bool(read_tar_digest(file) == facts["digest"])
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def _compare_pictures(
+    reader: ArchiveReader, rows: pa.Table, summary: VerifyPackSummary, on_file: OnFile
+) -> bool:
+    """Compare pictures one by one; return whether any of them is why the shard differs."""
+    num_bad = summary.num_different + summary.num_missing
+    for row in rows.to_pylist():
+        try:
+            content = reader.read(row["archive"], row["offset"], row["num_bytes"])
+        except ImageError:
+            summary.num_missing += 1
+            on_file("-", row["path"])
+            continue
+        if xxhash.xxh3_128_digest(content) == row["packed_digest"]:
+            summary.num_same += 1
+            on_file("=", row["path"])
+        else:
+            summary.num_different += 1
+            on_file("*", row["path"])
+    return summary.num_different + summary.num_missing > num_bad
+
+
+def decode_pack(
+    folder: Path,
+    summary: VerifyPackSummary,
+    *,
+    num_workers: int,
+    on_bad: Callable[[str, ProblemKind, str], None],
+    on_verdict: Callable[[bool], None] = lambda _is_bad: None,
+) -> None:
+    """Decode every picture of the pack in *folder* in full, in processes of their own.
+
+    Args:
+        folder: Of the pack.
+        summary: To count in.
+        num_workers: Processes.
+        on_bad: Called with path, kind and detail of each picture that cannot be decoded.
+        on_verdict: Called with each picture, and whether it is bad.
+
+    Raises:
+        ManifestError: The index is missing or damaged.
+    """
+    rows = open_manifest(folder, PACKED).read(["path", "archive", "offset", "num_bytes"])
+    reader = ArchiveReader(str(folder))
+    paths, archives = rows["path"], rows["archive"]
+    offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
+
+    def read(row: int) -> bytes:
+        return reader.read(archives[row].as_py(), int(offsets[row]), int(sizes[row]))
+
+    for verdict in check_pictures(read, range(rows.num_rows), num_workers=num_workers):
+        if verdict.kind is None:
+            summary.num_decoded += 1
+        else:
+            summary.problems[verdict.kind] += 1
+            on_bad(paths[verdict.row].as_py(), verdict.kind, verdict.detail)
+        on_verdict(verdict.kind is not None)
