@@ -43,8 +43,15 @@ class DataSection(Section):
     """Subtracted from red, green and blue in 0..1."""
     std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     """Red, green and blue are divided by this afterwards."""
-    on_bad_image: Literal["fail", "skip"] = "fail"
-    """A picture that cannot be decoded: stop and name it, or leave it out and count it."""
+    repeats: PositiveInt = 1
+    """How often a picture comes in an epoch, augmented anew each time; an epoch is as long."""
+    sampling: Literal["shuffle", "class_balanced"] = "shuffle"
+    """`class_balanced`: every class equally often, each one's pictures in turn."""
+    on_bad_image: Literal["fail", "skip", "replace"] = "fail"
+    """A picture that cannot be decoded: stop and name it; leave it out and count it; or take
+    another one, drawn from the seed."""
+    max_bad_rate: Fraction = 0.01
+    """`skip` and `replace`: stop if more of the pictures are bad, counted over 1,000 or more."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:

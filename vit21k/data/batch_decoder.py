@@ -19,12 +19,26 @@ from vit21k.data.picture_file import open_picture
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
 
-OnBadImage = Literal["fail", "skip"]
+OnBadImage = Literal["fail", "skip", "replace"]
 
 _CHUNK = 16
 """Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
 
-_Bad = list[tuple[int, str]]
+_NUM_SUBSTITUTES = 10
+"""How many others are tried in place of a bad picture, before it is left out after all."""
+
+_LEAST_JUDGED = 1000
+"""Pictures before which no rate is a rate."""
+
+_NUM_NAMED = 10
+"""Bad pictures that an error names."""
+
+
+class _Chunk(NamedTuple):
+    """What became of a chunk: places that are to be left out, and rows that are bad, with why."""
+
+    left_out: list[int]
+    bad: list[tuple[int, str]]
 
 
 class Batch(NamedTuple):
@@ -54,11 +68,13 @@ class Job:
         rows_B: Row of each image in the manifest.
         transform: (picture, place in the batch, (3, H, W) array to fill).
         positions_B: How many images the run has seen before each; empty: nothing is drawn.
+        substitute: (place in the batch, number of tries so far) -> another row.
     """
 
     rows_B: NDArray[np.int64]
     transform: Callable[[Picture, int, NDArray[np.uint8]], object]
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    substitute: Callable[[int, int], int] | None = None
 
 
 @dataclass
@@ -66,9 +82,9 @@ class _Pending:
     """A batch in the making: a task of a thread for each chunk of it."""
 
     job: Job
-    images_BCHW: NDArray[np.uint8]
+    images_BCHW: Tensor
     chunks: list[range]
-    tasks: list[Future[_Bad]] = field(default_factory=list)
+    tasks: list[Future[_Chunk]] = field(default_factory=list)
 
 
 class BatchDecoder:
@@ -79,12 +95,15 @@ class BatchDecoder:
         img_size: Height and width that the transforms return.
         batch_size: Usual size of a job; it decides how many are decoded ahead.
         num_workers: Threads; with 0 the caller's own thread decodes.
-        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and note it.
+        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and note it;
+            "replace": decode another one, and note it.
         hint: What to do about a bad picture.
+        max_bad_rate: Raise when more of the pictures were bad, and more than that of 1,000.
+        pin_memory: Put the images where a GPU can copy them from by itself.
 
     Attributes:
-        skipped: Why each picture was left out, by path.
-        num_skipped: How often a picture was left out.
+        skipped: Why each bad picture was left out or replaced, by path.
+        num_skipped: How often one was.
     """
 
     def __init__(
@@ -96,12 +115,17 @@ class BatchDecoder:
         num_workers: int,
         on_bad_image: OnBadImage,
         hint: str,
+        max_bad_rate: float = 1.0,
+        pin_memory: bool = False,
     ) -> None:
         self.skipped: dict[str, str] = {}
         self.num_skipped = 0
+        self._num_done = 0
+        self._max_bad_rate = max_bad_rate
+        self._pin_memory = pin_memory
         self._pictures = pictures
         self._img_size = img_size
-        self._skips = on_bad_image == "skip"
+        self._on_bad_image = on_bad_image
         self._hint = hint
         self._pool = ThreadPoolExecutor(num_workers, "decode") if num_workers else None
         # Enough that every thread has a task to do and one to take next: with large batches, two.
@@ -111,7 +135,7 @@ class BatchDecoder:
         """Yield the batch of each job, some of which may be smaller than their job or empty.
 
         Raises:
-            ImageError: A picture is bad, and bad pictures are not skipped.
+            ImageError: A picture is bad, and bad pictures are not skipped; or too many are.
             OSError: A file cannot be read.
         """
         waiting: deque[_Pending] = deque()
@@ -133,12 +157,13 @@ class BatchDecoder:
 
     def _start(self, job: Job) -> _Pending:
         B = len(job.rows_B)
-        images_BCHW = np.empty((B, 3, self._img_size, self._img_size), dtype=np.uint8)
+        shape = (B, 3, self._img_size, self._img_size)
+        images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
         chunks = [range(start, min(start + _CHUNK, B)) for start in range(0, B, _CHUNK)]
         pending = _Pending(job, images_BCHW, chunks)
         if self._pool:
             pending.tasks = [
-                self._pool.submit(self._fill, job, images_BCHW, chunk) for chunk in chunks
+                self._pool.submit(self._fill, job, images_BCHW.numpy(), chunk) for chunk in chunks
             ]
         return pending
 
@@ -146,42 +171,64 @@ class BatchDecoder:
         job, images_BCHW = pending.job, pending.images_BCHW
         try:
             if self._pool:
-                bad = [entry for task in pending.tasks for entry in task.result()]
+                done = [task.result() for task in pending.tasks]
             else:
-                bad = [e for chunk in pending.chunks for e in self._fill(job, images_BCHW, chunk)]
+                done = [self._fill(job, images_BCHW.numpy(), chunk) for chunk in pending.chunks]
         finally:
             _cancel(pending)
         rows_B, positions_B = job.rows_B, job.positions_B
-        if bad:
-            kept = np.delete(np.arange(len(rows_B)), [index for index, _ in bad])
-            self._note(rows_B, bad)
+        self._note(len(rows_B), [entry for chunk in done for entry in chunk.bad])
+        if left_out := [index for chunk in done for index in chunk.left_out]:
+            kept = np.delete(np.arange(len(rows_B)), left_out)
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
             positions_B = positions_B[kept] if len(positions_B) else positions_B
         label_rows_L, label_ids_L = self._pictures.labels_of(rows_B)
-        parts = (images_BCHW, label_rows_L, label_ids_L, rows_B, positions_B)
-        return Batch(*(torch.from_numpy(part) for part in parts))
+        parts = (label_rows_L, label_ids_L, rows_B, positions_B)
+        return Batch(images_BCHW, *(torch.from_numpy(part) for part in parts))
 
-    def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Bad:
-        """Decode a chunk into its place; return the places of bad pictures, and what is wrong."""
-        bad: _Bad = []
+    def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
+        """Decode a chunk into its place; return what of it is bad."""
+        done = _Chunk([], [])
         for index in chunk:
-            row = int(job.rows_B[index])
-            try:
-                picture = open_picture(self._pictures.read_bytes(row))
-                job.transform(picture, index, images_BCHW[index])
-            except ImageError as error:
-                if not self._skips:
-                    raise ImageError(
-                        f"`{self._pictures.path(row)}`: {error.message}",
-                        hint=error.hint or self._hint,
-                    ) from error
-                bad.append((index, error.message))
-        return bad
+            num_tries = 0
+            while (why := self._try(job, images_BCHW, index)) is not None:
+                done.bad.append((int(job.rows_B[index]), why))
+                if job.substitute is None or num_tries == _NUM_SUBSTITUTES:
+                    done.left_out.append(index)
+                    break
+                job.rows_B[index] = job.substitute(index, num_tries)
+                num_tries += 1
+        return done
 
-    def _note(self, rows_B: NDArray[np.int64], bad: _Bad) -> None:
+    def _try(self, job: Job, images_BCHW: NDArray[np.uint8], index: int) -> str | None:
+        """Decode one picture into its place; return what is wrong with it, if that is tolerated."""
+        row = int(job.rows_B[index])
+        try:
+            picture = open_picture(self._pictures.read_bytes(row))
+            job.transform(picture, index, images_BCHW[index])
+        except ImageError as error:
+            if self._on_bad_image != "fail":
+                return error.message
+            raise ImageError(
+                f"`{self._pictures.path(row)}`: {error.message}", hint=error.hint or self._hint
+            ) from error
+        return None
+
+    def _note(self, num_done: int, bad: list[tuple[int, str]]) -> None:
+        """Count what is bad among *num_done* more pictures; raise if it is too much."""
+        self._num_done += num_done
         self.num_skipped += len(bad)
-        for index, reason in bad:
-            self.skipped[self._pictures.path(int(rows_B[index]))] = reason
+        for row, why in bad:
+            self.skipped[self._pictures.path(row)] = why
+        if self.num_skipped > self._max_bad_rate * max(self._num_done, _LEAST_JUDGED):
+            named = [f"`{path}`: {why}" for path, why in list(self.skipped.items())[:_NUM_NAMED]]
+            more = len(self.skipped) - len(named)
+            raise ImageError(
+                f"{self.num_skipped:,} of {self._num_done:,} pictures could not be decoded, more "
+                f"than {self._max_bad_rate:.2%}:\n"
+                + "\n".join([*named, *([f"and {more:,} more"] if more else [])]),
+                hint="find all of them with `vit21k verify --decode`, or raise data.max_bad_rate",
+            )
 
 
 def _cancel(pending: _Pending) -> None:

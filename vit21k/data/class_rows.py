@@ -25,7 +25,7 @@ class ClassRows:
     """The pictures of each class, as two flat arrays.
 
     A picture with 14.2 million others costs 4 bytes for each of its labels: 60 MB in all, and
-    about 2 s to sort when a run starts.
+    3 s to sort when a run starts.
 
     Args:
         rows_M: int32; the rows of the first class, then those of the second, and so on.

@@ -4,16 +4,20 @@ Threads decode ahead, not processes: decoding and resizing run without the GIL, 
 be copied between threads.  What a batch holds hangs on the sampler and the seed alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from vit21k.data.augment import Policy, augment_in_place
 from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
+from vit21k.data.copy_ahead import copied_ahead
 from vit21k.data.draws import uniform_draws
+from vit21k.data.mix64 import derive_key
 from vit21k.data.picture import Picture
 from vit21k.data.rows import PictureRows
 from vit21k.data.sampler import StepSampler
@@ -21,6 +25,8 @@ from vit21k.data.transforms import EvalTransform, TrainTransform
 
 __all__ = ["Batch", "EvalLoader", "OnBadImage", "TrainLoader"]
 
+_CPU = torch.device("cpu")
+_SUBSTITUTES = 0x737562  # keeps these draws apart from those of the crops
 _SKIP_HINT = "repair it, or leave such pictures out: `--set data.on_bad_image=skip`"
 _REPAIR_HINT = "repair it, or take it out of the image tree and start again at `vit21k hash`"
 
@@ -69,10 +75,14 @@ class TrainLoader(_Loader):
         device_batch_size: Images of a micro-batch; the last one of a step may be smaller.
         num_workers: Threads that decode; with 0 the caller's own does.
         seed: Seed of the run.
-        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and count it.
+        policy: What is done to a crop after that, drawn from the same; None: nothing.
+        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and count it;
+            "replace": take another one, drawn from the same, and count it.
+        max_bad_rate: Raise when more of the pictures are bad, counted over 1,000 or more.
+        device: Where the images are wanted; to a GPU they are copied ahead.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is a plain value)
         self,
         pictures: PictureRows,
         sampler: StepSampler,
@@ -81,7 +91,10 @@ class TrainLoader(_Loader):
         device_batch_size: int,
         num_workers: int,
         seed: int,
+        policy: Policy | None = None,
         on_bad_image: OnBadImage = "fail",
+        max_bad_rate: float = 1.0,
+        device: torch.device = _CPU,
     ) -> None:
         super().__init__(
             BatchDecoder(
@@ -91,12 +104,18 @@ class TrainLoader(_Loader):
                 num_workers=num_workers,
                 on_bad_image=on_bad_image,
                 hint=_SKIP_HINT,
+                max_bad_rate=max_bad_rate,
+                pin_memory=device.type == "cuda",
             )
         )
         self._sampler = sampler
         self._transform = transform
+        self._policy = policy
         self._device_batch_size = device_batch_size
         self._seed = seed
+        self._replaces = on_bad_image == "replace"
+        self._num_pictures = len(pictures)
+        self._device = device
         self._batches: Iterator[Batch] = iter(())
         self._next_step: int | None = None  # where `_batches` is; None: in the middle of a step
 
@@ -104,11 +123,11 @@ class TrainLoader(_Loader):
         """Yield the images of the 0-based *step*; empty micro-batches are left out.
 
         Raises:
-            ImageError: A picture is bad, and bad pictures are not skipped.
+            ImageError: A picture is bad, and bad pictures are not skipped; or too many are.
             OSError: A file cannot be read.
         """
         if self._next_step != step:
-            self._batches = self._decoder.batches(self._jobs_from(step))
+            self._batches = copied_ahead(self._decoder.batches(self._jobs_from(step)), self._device)
         self._next_step = None
         for _ in range(-(-self._sampler.num_rows(step) // self._device_batch_size)):
             batch = next(self._batches)
@@ -125,12 +144,31 @@ class TrainLoader(_Loader):
                 yield self._job(rows[part], positions[part])
 
     def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Job:
-        draws = uniform_draws(self._seed, positions_B, self._transform.num_draws)
+        num_draws, policy = self._transform.num_draws, self._policy
+        num_columns = num_draws + (policy.num_draws if policy else 0)
+        draws = uniform_draws(self._seed, positions_B, num_columns)
 
         def transform(picture: Picture, index: int, out: NDArray[np.uint8]) -> None:
-            self._transform(picture, draws[index], out)
+            self._transform(picture, draws[index, :num_draws], out)
+            if policy:
+                augment_in_place(out, policy, draws[index, num_draws:].tolist())
 
-        return Job(rows_B, transform, positions_B)
+        return Job(
+            rows_B,
+            transform,
+            positions_B,
+            self._substitutes(positions_B) if self._replaces else None,
+        )
+
+    def _substitutes(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
+        """Return what gives another row for a place of a batch."""
+
+        def substitute(index: int, num_tries: int) -> int:
+            key, position = derive_key(_SUBSTITUTES, self._seed), positions_B[index : index + 1]
+            draw = uniform_draws(key, position, num_tries + 1)[0, num_tries]
+            return int(draw * self._num_pictures)
+
+        return substitute
 
 
 class EvalLoader(_Loader):

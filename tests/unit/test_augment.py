@@ -1,0 +1,283 @@
+"""Oracles: timm's operations and scales, torchvision's AutoAugment, DeiT III's jitter."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+
+from vit21k.data import magnitudes
+from vit21k.data.augment import (
+    IMAGENET_PAIRS,
+    AutoAugment,
+    RandAugment,
+    ThreeAugment,
+    augment_in_place,
+    policy_named,
+)
+from vit21k.data.picture_ops import OPS, Canvas
+
+CANVAS = Canvas(Image.Resampling.BICUBIC, (124, 116, 104))
+SIDE = 32
+
+TIMM_NAMES = {
+    "auto_contrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+    "rotate": "Rotate",
+    "posterize": "Posterize",
+    "solarize": "Solarize",
+    "solarize_add": "SolarizeAdd",
+    "color": "Color",
+    "contrast": "Contrast",
+    "brightness": "Brightness",
+    "sharpness": "Sharpness",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateXRel",
+    "translate_y": "TranslateYRel",
+}
+INCREASING_IN_TIMM = {"posterize", "solarize", "color", "contrast", "brightness", "sharpness"}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def options(**changes):
+    plain = {
+        "num_ops": 2,
+        "magnitude": 9.0,
+        "magnitude_std": 0.5,
+        "color_jitter": 0.3,
+        "mean": (0.485, 0.456, 0.406),
+        "interpolation": "bicubic",
+    }
+    return {**plain, **changes}
+
+
+@pytest.mark.parametrize("level", [0.0, 3.3, 5.0, 7.0, 9.0, 10.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("scale_name", ["PLAIN", "INCREASING"])
+def test_every_operation_is_timms_to_the_pixel(picture, monkeypatch, level, sign, scale_name):
+    timm_ops = pytest.importorskip("timm.data.auto_augment")
+    scale = getattr(magnitudes, scale_name)
+    monkeypatch.setattr(timm_ops.random, "random", lambda: 0.2 if sign == 1 else 0.8)
+    hparams = {"img_mean": CANVAS.fill, "interpolation": CANVAS.resampling}
+
+    assert set(scale) == set(TIMM_NAMES)
+    for name, amount_of in scale.items():
+        increasing = scale_name == "INCREASING" and name in INCREASING_IN_TIMM
+        timm_name = TIMM_NAMES[name] + ("Increasing" if increasing else "")
+        amount = amount_of(level, sign, SIDE)
+
+        changed = OPS[name](picture, amount, CANVAS)
+
+        if name == "posterize" and amount == 0:  # Pillow takes no 0 any more, so timm fails there
+            assert not np.asarray(changed).any()
+            continue
+        op = timm_ops.AugmentOp(timm_name, prob=1.0, magnitude=level, hparams=hparams)
+        expected = op(picture)
+        assert np.array_equal(changed, expected), (name, level)
+
+
+def test_the_lists_of_operations_are_timms():
+    timm_ops = pytest.importorskip("timm.data.auto_augment")
+
+    plain = [TIMM_NAMES[name] for name in magnitudes.PLAIN]
+
+    assert sorted(plain) == sorted(timm_ops._RAND_TRANSFORMS)
+    assert len(timm_ops._RAND_INCREASING_TRANSFORMS) == len(magnitudes.INCREASING)
+
+
+@pytest.mark.parametrize(
+    ("level", "amounts"),
+    [
+        (
+            15.0,
+            {
+                "rotate": 45.0,
+                "posterize": 6,
+                "solarize": 384,
+                "solarize_add": 165,
+                "color": 2.8,
+                "shear_x": 0.45,
+                "translate_y": 150.0,
+                "cutout": 60,
+            },
+        ),
+        (
+            0.0,
+            {
+                "rotate": 0.0,
+                "posterize": 0,
+                "solarize": 0,
+                "sharpness": 0.1,
+                "translate_x": 0.0,
+                "cutout": 0,
+            },
+        ),
+    ],
+)
+def test_big_visions_amounts_are_those_of_its_formulas(level, amounts):
+    assert len(magnitudes.BIG_VISION) == 16
+    for name, amount in amounts.items():
+        assert magnitudes.BIG_VISION[name](level, 1, 224) == pytest.approx(amount), name
+
+
+def test_auto_augments_pairs_are_torchvisions():
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    snake = {"AutoContrast": "auto_contrast", "ShearX": "shear_x"}
+
+    theirs = [
+        tuple((snake.get(name, name.lower()), rate, level or 0) for name, rate, level in pair)
+        for pair in v2.AutoAugment()._policies
+    ]
+
+    assert list(IMAGENET_PAIRS) == theirs
+
+
+def test_auto_augments_levels_are_torchvisions(picture):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    theirs = v2.AutoAugment(interpolation="bicubic", fill=list(CANVAS.fill))
+    names = {"posterize": "Posterize", "solarize": "Solarize", "rotate": "Rotate", "color": "Color"}
+    names |= {"contrast": "Contrast", "sharpness": "Sharpness", "shear_x": "ShearX"}
+
+    for name, rate, level in {op for pair in IMAGENET_PAIRS for op in pair}:
+        if name not in names:
+            continue
+        amounts, signed = theirs._AUGMENTATION_SPACE[names[name]]
+        for sign in (1, -1) if signed else (1,):
+            magnitude = sign * float(amounts(10, SIDE, SIDE)[level])
+            amount = magnitudes.AUTO[name](level, sign, SIDE)
+            if name == "shear_x":  # theirs is about the middle; timm's, above, is ours
+                assert amount == pytest.approx(magnitude)
+                continue
+            expected = theirs._apply_image_or_video_transform(
+                picture, names[name], magnitude, theirs.interpolation, theirs._fill
+            )
+            changed = np.int16(OPS[name](picture, amount, CANVAS))
+            # Thresholds are of 255 there and of 256 here and in the paper: one value may differ.
+            differs = np.abs(changed - np.int16(expected)) > 1
+            assert differs.mean() < (0.02 if name == "solarize" else 1e-9), (name, rate, level)
+
+
+@pytest.mark.parametrize(
+    "name", ["rand", "rand_increasing", "rand_big_vision", "auto", "three_augment"]
+)
+def test_a_policy_is_a_function_of_its_draws(picture, name):
+    policy = policy_named(name, **options())
+    random = np.random.default_rng(0)
+    draws = random.random((30, policy.num_draws)).tolist()
+
+    first = [np.asarray(policy(picture, row)) for row in draws]
+    again = [np.asarray(policy(picture, row)) for row in draws]
+
+    assert np.array_equal(first, again)
+    assert len({image.tobytes() for image in first}) > 10
+    assert {image.shape for image in first} == {(SIDE, SIDE, 3)}
+
+
+def test_the_array_is_changed_as_the_picture_is(picture):
+    policy = policy_named("rand_big_vision", **options(magnitude=15.0))
+    for row in np.random.default_rng(1).random((40, policy.num_draws)).tolist():
+        pixels = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+        augment_in_place(pixels, policy, row)
+
+        assert np.array_equal(pixels.transpose(1, 2, 0), policy(picture, row))
+
+
+def test_rand_augment_takes_every_operation_equally_often_and_half_of_them(picture, monkeypatch):
+    done = []
+    for name in OPS:
+        monkeypatch.setitem(OPS, name, lambda image, *_, name=name: done.append(name) or image)
+    policy = policy_named("rand_increasing", **options())
+
+    for row in np.random.default_rng(2).random((6000, policy.num_draws)).tolist():
+        policy(picture, row)
+
+    names, counts = np.unique(done, return_counts=True)
+    assert set(names) == set(magnitudes.INCREASING)
+    assert len(done) == pytest.approx(6000, rel=0.03)
+    assert counts.min() > 0.8 * 6000 / 15
+    assert counts.max() < 1.2 * 6000 / 15
+
+
+def test_levels_are_normal_about_the_magnitude_and_kept_on_the_scale():
+    policy = RandAugment(
+        magnitudes.INCREASING, num_ops=1, magnitude=7, magnitude_std=0.5, rate=1, canvas=CANVAS
+    )
+    random = np.random.default_rng(3).random((20_000, 2)).tolist()
+
+    levels = np.array([policy._level(*row) for row in random])
+
+    assert levels.mean() == pytest.approx(7, abs=0.02)
+    assert levels.std() == pytest.approx(0.5, rel=0.03)
+    assert levels.max() <= 10
+    assert math.isfinite(policy._level(0.0, 0.0))
+
+
+def test_big_vision_carries_every_operation_out_at_its_magnitude(picture, monkeypatch):
+    amounts = []
+    monkeypatch.setitem(OPS, "color", lambda image, amount, _: amounts.append(amount) or image)
+    policy = policy_named("rand_big_vision", **options(magnitude=10.0, magnitude_std=0.0))
+    color = (list(magnitudes.BIG_VISION).index("color") + 0.5) / 16
+
+    policy(picture, 2 * [color, 0.999, 0.3, 0.3, 0.3, 0.3, 0.3])
+
+    assert amounts == pytest.approx([1.9, 1.9])
+
+
+def test_a_cutout_is_a_grey_square_cut_off_at_the_border(picture):
+    policy = policy_named("rand_big_vision", **options(num_ops=1, magnitude=2.0))
+    cutout = (list(magnitudes.BIG_VISION).index("cutout") + 0.5) / 16
+
+    changed = np.asarray(policy(picture, [cutout, 0, 0, 0, 0, 0.0, 0.5]))
+
+    expected = np.asarray(picture).copy()
+    expected[SIDE // 2 - 8 : SIDE // 2 + 8, :8] = 128
+    assert np.array_equal(changed, expected)
+
+
+def test_three_augment_is_grey_solarised_or_blurred(picture):
+    plain = ThreeAugment(color_jitter=0.0)
+    grey, solar, blur = (np.asarray(plain(picture, [w, 0.5, 0, 0, 0, 0])) for w in (0.1, 0.5, 0.9))
+
+    assert (grey == grey[:, :, :1]).all()
+    original = np.asarray(picture)
+    assert np.array_equal(solar, np.where(original < 128, original, 255 - original))
+    assert (
+        np.abs(np.diff(np.int16(blur), axis=0)).sum()
+        < np.abs(np.diff(np.int16(original), axis=0)).sum()
+    )
+
+
+def test_jitter_changes_brightness_contrast_and_colour_in_any_order(picture):
+    jittered = ThreeAugment(color_jitter=0.3)
+    plain = ThreeAugment(color_jitter=0.0)
+
+    no_change = [0.1, 0.5, 0.4, 0.5, 0.5, 0.5]
+    assert np.array_equal(jittered(picture, no_change), plain(picture, no_change))
+    results = {
+        np.asarray(jittered(picture, [0.5, 0.5, (order + 0.5) / 6, 0.9, 0.1, 0.2])).tobytes()
+        for order in range(6)
+    }
+    assert len(results) > 3
+
+
+def test_auto_augment_takes_every_pair(picture, monkeypatch):
+    done = []
+    for name in OPS:
+        monkeypatch.setitem(OPS, name, lambda image, *_, name=name: done.append(name) or image)
+
+    for index in range(25):
+        AutoAugment(CANVAS)(picture, [(index + 0.5) / 25, 0.0, 0.1, 0.0, 0.1])
+
+    expected = [op for pair in IMAGENET_PAIRS for op, rate, _ in pair if rate > 0]
+    assert done == expected

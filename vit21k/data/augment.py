@@ -1,0 +1,246 @@
+"""Policies of augmentation, on uint8 pictures of the final size, in the threads that decode.
+
+A policy draws nothing itself: what it does is a pure function of the numbers it is given, and those
+are one of the seed and the picture's position in the run.
+
+Dimensions: C colours, H W pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit21k.data import magnitudes
+from vit21k.data.picture_ops import OPS, Canvas, paste_square
+from vit21k.data.transforms import Interpolation
+
+PolicyName = Literal["rand", "rand_increasing", "rand_big_vision", "auto", "three_augment"]
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_GREY = (128, 128, 128)
+_LARGEST = 255
+_TOP_LEVEL = 10.0
+_HALF = 0.5
+
+
+class Policy(Protocol):
+    """Does something random to a picture.
+
+    Attributes:
+        num_draws: How many numbers one picture takes.
+    """
+
+    num_draws: int
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the RGB picture, changed; *draws* are uniform, 0 <= x < 1."""
+
+
+def augment_in_place(pixels_CHW: NDArray[np.uint8], policy: Policy, draws: Sequence[float]) -> None:
+    """Apply *policy* to a uint8 picture."""
+    image = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels_CHW])
+    changed = policy(image, draws)
+    if changed is not image:
+        for channel, band in zip(pixels_CHW, changed.split(), strict=True):
+            np.copyto(channel, np.asarray(band))
+
+
+class RandAugment:
+    """Some operations out of many, each at about the same magnitude.
+
+    With timm's scales an operation is carried out half of the time, at a level drawn about the
+    magnitude and kept within 0 to 10; with big_vision's always, at the magnitude, and that may be
+    more than 10.
+
+    Args:
+        scale: The operations, and what a level is in each.
+        num_ops: How many, one after the other; the same one may come twice.
+        magnitude: Mean level.
+        magnitude_std: Standard deviation of the level.
+        rate: How often a chosen operation is carried out.
+        canvas: What to resample with, and the colour of empty corners.
+
+    Source: `rand_augment_transform` in timm/data/auto_augment.py;
+    `distort_image_with_randaugment` in big_vision/pp/archive/autoaugment.py.
+    """
+
+    _draws_of_an_op = 7  # which, whether, level (2), sign, place of a cutout (2)
+
+    def __init__(
+        self,
+        scale: magnitudes.Scale,
+        *,
+        num_ops: int,
+        magnitude: float,
+        magnitude_std: float,
+        rate: float,
+        canvas: Canvas,
+    ) -> None:
+        self._ops = list(scale.items())
+        self._magnitude = magnitude
+        self._std = magnitude_std
+        self._rate = rate
+        self._canvas = canvas
+        self.num_draws = num_ops * self._draws_of_an_op
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the picture after every chosen operation."""
+        for start in range(0, self.num_draws, self._draws_of_an_op):
+            which, whether, radius, angle, sign, x, y = draws[start : start + self._draws_of_an_op]
+            if whether >= self._rate:
+                continue
+            name, amount_of = self._ops[int(which * len(self._ops))]
+            amount = amount_of(self._level(radius, angle), _sign(sign), image.width)
+            if name == "cutout":
+                center = int(x * image.width), int(y * image.height)
+                image = paste_square(image, center, int(amount), self._canvas)
+            else:
+                image = OPS[name](image, amount, self._canvas)
+        return image
+
+    def _level(self, radius: float, angle: float) -> float:
+        """Return a normal draw about the magnitude (Box and Muller), or the magnitude itself."""
+        if not self._std:
+            return self._magnitude
+        normal = math.sqrt(-2 * math.log1p(-radius)) * math.cos(2 * math.pi * angle)
+        return min(max(self._magnitude + self._std * normal, 0.0), _TOP_LEVEL)
+
+
+class AutoAugment:
+    """One of the 25 pairs of operations that were found for ImageNet.
+
+    Source: table 9 of arXiv:1805.09501, as in torchvision, MMPretrain and paddle_pit.
+    """
+
+    num_draws = 5  # which pair; whether and sign of both
+
+    def __init__(self, canvas: Canvas) -> None:
+        self._canvas = canvas
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the picture after one pair of operations."""
+        pair = IMAGENET_PAIRS[int(draws[0] * len(IMAGENET_PAIRS))]
+        for (name, rate, level), whether, sign in zip(pair, draws[1::2], draws[2::2], strict=True):
+            if whether < rate:
+                amount = magnitudes.AUTO[name](level, _sign(sign), image.width)
+                image = OPS[name](image, amount, self._canvas)
+        return image
+
+
+class ThreeAugment:
+    """Grey, solarised or blurred; then brightness, contrast and saturation, in a random order.
+
+    Args:
+        color_jitter: Each factor is between 1 - this and 1 + this.
+
+    Source: DeiT III (arXiv:2204.07118), `new_data_aug_generator` in deit/augment.py.
+    """
+
+    num_draws = 6  # which, radius, order, three factors
+
+    def __init__(self, color_jitter: float) -> None:
+        self._jitter = color_jitter
+        self._canvas = Canvas(Image.Resampling.BICUBIC, _GREY)
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the picture, grey, solarised or blurred, and jittered."""
+        which, radius, order, *factors = draws
+        name, amount = (("grayscale", 0.0), ("solarize", 128.0), ("gaussian_blur", _blur(radius)))[
+            int(which * 3)
+        ]
+        image = OPS[name](image, amount, self._canvas)
+        if self._jitter:
+            for place in _ORDERS[int(order * len(_ORDERS))]:
+                factor = 1 + self._jitter * (2 * factors[place] - 1)
+                image = OPS[_JITTERED[place]](image, factor, self._canvas)
+        return image
+
+
+def policy_named(
+    name: PolicyName,
+    *,
+    num_ops: int,
+    magnitude: float,
+    magnitude_std: float,
+    color_jitter: float,
+    mean: Sequence[float],
+    interpolation: Interpolation,
+) -> Policy:
+    """Return the policy that a recipe names.
+
+    Args:
+        name: Which.
+        num_ops: Of a RandAugment.
+        magnitude: Of a RandAugment.
+        magnitude_std: Of a RandAugment of timm's kind.
+        color_jitter: Of 3-Augment.
+        mean: Colour of empty corners, 0 to 1; big_vision's are grey.
+        interpolation: What rotating and shearing resamples with; big_vision takes the nearest.
+    """
+    red, green, blue = (min(_LARGEST, round(_LARGEST * value)) for value in mean)
+    canvas = Canvas(_RESAMPLING[interpolation], (red, green, blue))
+    if name == "auto":
+        return AutoAugment(canvas)
+    if name == "three_augment":
+        return ThreeAugment(color_jitter)
+    big_vision = name == "rand_big_vision"
+    return RandAugment(
+        _SCALES[name],
+        num_ops=num_ops,
+        magnitude=magnitude,
+        magnitude_std=0.0 if big_vision else magnitude_std,
+        rate=1.0 if big_vision else _HALF,
+        canvas=Canvas(Image.Resampling.NEAREST, _GREY) if big_vision else canvas,
+    )
+
+
+def _sign(draw: float) -> int:
+    return -1 if draw > _HALF else 1
+
+
+def _blur(draw: float) -> float:
+    """Return a radius of 0.1 to 2 pixels."""
+    return 0.1 + 1.9 * draw
+
+
+_SCALES: Mapping[str, magnitudes.Scale] = {
+    "rand": magnitudes.PLAIN,
+    "rand_increasing": magnitudes.INCREASING,
+    "rand_big_vision": magnitudes.BIG_VISION,
+}
+_JITTERED = ("brightness", "contrast", "color")
+_ORDERS = tuple(permutations(range(len(_JITTERED))))
+
+IMAGENET_PAIRS: tuple[tuple[tuple[str, float, int], ...], ...] = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
+    (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 0), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 0)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 0)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
+    (("equalize", 0.6, 0), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 0)),
+    (("equalize", 0.0, 0), ("equalize", 0.8, 0)),
+    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 0)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 0)),
+    (("color", 0.4, 0), ("equalize", 0.6, 0)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
+    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
+)
+"""Name, rate and level of both operations of each pair."""
