@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit21k.errors import LockedError
-from vit21k.lock import locked
+from vit21k.lock import is_locked, locked
 
 _HOLD = """
 import sys, time
@@ -67,3 +67,14 @@ def test_a_note_that_cannot_be_read_does_not_hide_the_lock(tmp_path: Path) -> No
             locked(tmp_path, command="relabel"),
         ):
             pass
+
+
+def test_whether_a_folder_is_held_can_be_asked_without_holding_it(tmp_path: Path) -> None:
+    before = is_locked(tmp_path)
+    with _holder(tmp_path) as holder:
+        while_held = is_locked(tmp_path)
+        holder.kill()
+
+    assert (before, while_held, is_locked(tmp_path)) == (False, True, False)
+    with locked(tmp_path, command="hash"):
+        assert is_locked(tmp_path)
