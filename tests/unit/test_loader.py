@@ -10,6 +10,7 @@ from hypothesis import given, settings  # noqa: E402 (after importorskip)
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from vit21k.data.augment import policy_named  # noqa: E402
 from vit21k.data.decode import decode_rgb  # noqa: E402
 from vit21k.data.draws import uniform_draws  # noqa: E402
 from vit21k.data.loader import EvalLoader, TrainLoader  # noqa: E402
@@ -39,7 +40,16 @@ def pictures_in(root, num_images=NUM_IMAGES):
     return Pictures.from_arrow(root, pa.array(paths), pa.array(labels, pa.list_(pa.int64())))
 
 
-def train_loader(root, *, num_workers=2, device_batch_size=8, on_bad_image="fail", **sampling):
+def train_loader(
+    root,
+    *,
+    num_workers=2,
+    device_batch_size=8,
+    on_bad_image="fail",
+    max_bad_rate=1.0,
+    policy=None,
+    **sampling,
+):
     sampling = {"global_batch_size": 20, "seed": SEED, **sampling}
     pictures = pictures_in(root)
     return TrainLoader(
@@ -49,7 +59,9 @@ def train_loader(root, *, num_workers=2, device_batch_size=8, on_bad_image="fail
         device_batch_size=device_batch_size,
         num_workers=num_workers,
         seed=SEED,
+        policy=policy,
         on_bad_image=on_bad_image,
+        max_bad_rate=max_bad_rate,
     )
 
 
@@ -222,6 +234,88 @@ def test_a_micro_batch_of_bad_pictures_only_is_left_out(damaged_root):
     (left,) = steps_of(loader, [0])
 
     assert len(left) == 43
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_picture_is_replaced_by_the_same_one_every_time(root, damaged_root, num_workers):
+    sampling = {"global_batch_size": 45, "num_workers": num_workers}
+    (whole,) = steps_of(train_loader(root, **sampling), [0])
+    loader = train_loader(damaged_root, on_bad_image="replace", **sampling)
+
+    (left,) = steps_of(loader, [0])
+    (again,) = steps_of(train_loader(damaged_root, on_bad_image="replace", **sampling), [0])
+
+    assert left == again
+    assert [len(batch[3]) for batch in left] == [len(batch[3]) for batch in whole]
+    for batch, intact in zip(left, whole, strict=True):
+        assert batch[4] == intact[4]
+        for row, intact_row, image, intact_image in zip(
+            batch[3], intact[3], batch[0], intact[0], strict=True
+        ):
+            assert row not in {7, 11}
+            assert (row == intact_row and image == intact_image) or intact_row in {7, 11}
+    assert loader.num_skipped >= 2
+    assert set(loader.skipped) == {"7.jpeg", "11.jpeg"}
+
+
+def test_where_no_substitute_is_good_either_a_picture_is_left_out(tmp_path):
+    for index in range(NUM_IMAGES):
+        (tmp_path / f"{index}.jpeg").write_bytes(b"no picture")
+    loader = train_loader(tmp_path, on_bad_image="replace")
+
+    assert steps_of(loader, [0]) == [[]]
+
+
+def test_too_many_bad_pictures_stop_the_run_and_are_named(root, damaged_root):
+    # 2 of 45 an epoch: 44 of the first 1,000, and 0.03 * 1,000 = 30 are allowed.
+    loader = train_loader(
+        damaged_root, on_bad_image="skip", max_bad_rate=0.03, global_batch_size=45
+    )
+
+    with pytest.raises(ImageError, match="pictures could not be decoded") as caught:
+        steps_of(loader, range(40))
+
+    assert loader.num_skipped == 31
+    assert "more than 3.00%" in caught.value.message
+    assert "`11.jpeg`: the file is not there" in caught.value.message
+    assert "`7.jpeg`" in caught.value.message
+
+
+def test_a_few_bad_pictures_do_not_stop_the_run(damaged_root):
+    loader = train_loader(
+        damaged_root, on_bad_image="skip", max_bad_rate=0.05, global_batch_size=45
+    )
+
+    with loader:
+        for step in range(40):
+            list(loader.micro_batches(step))
+
+    assert loader.num_skipped == 80
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_an_augmented_batch_hangs_on_seed_and_position_only(root, num_workers):
+    policy = policy_named(
+        "rand_big_vision",
+        num_ops=2,
+        magnitude=10,
+        magnitude_std=0.0,
+        color_jitter=0.0,
+        mean=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+    )
+    (whole,) = steps_of(train_loader(root, policy=policy, device_batch_size=64), [3])
+    parts = [
+        steps_of(
+            train_loader(root, policy=policy, num_workers=num_workers, rank=rank, world_size=2), [3]
+        )[0]
+        for rank in range(2)
+    ]
+
+    images = [image for part in parts for batch in part for image in batch[0]]
+    assert images == whole[0][0]
+    (plain,) = steps_of(train_loader(root, device_batch_size=64), [3])
+    assert sum(a != b for a, b in zip(images, plain[0][0], strict=True)) > 15
 
 
 def test_closing_joins_the_threads(root):

@@ -60,7 +60,7 @@ def hooks_of(
             )
         ),
         after_update=partial(_after_update, learner),
-        log_step=partial(_log_step, watching.log, loader, writer),
+        log_step=partial(_log_step, watching.log, sampler, writer),
         evaluate=partial(_evaluate, setup, learner, device_batch_size),
         log_evaluation=watching.log.log_evaluation,
         note_best=lambda progress, metrics: watch.note(progress.best, metrics),
@@ -140,13 +140,15 @@ def _after_update(learner: Learner, num_updates: int) -> None:
 
 def _log_step(
     log: RunLog,
-    loader: StagedLoader,
+    sampler: StepSampler,
     writer: BackgroundWriter,
     progress: Progress,
     metrics: Mapping[str, float],
 ) -> None:
     writer.check()  # what went wrong with the last checkpoint is not kept until the next
-    log.log_step(progress, {**metrics, "num_skipped": loader.num_skipped})
+    # Over all processes, and since the run began, however often it was resumed.
+    num_skipped = sampler.num_before(progress.step) - progress.images_seen
+    log.log_step(progress, {**metrics, "num_skipped": num_skipped})
 
 
 def _evaluate(

@@ -72,12 +72,13 @@ def train_run(
     lock = locked(place.run_dir, command="train") if world.rank == 0 else nullcontext()
     try:
         with lock, StopSignal() as stop:
-            data = open_split_data(place.manifests, place.root)
+            hears = listener if world.rank == 0 else NOBODY
+            data = open_split_data(place.manifests, place.root, hears.note)
             args = parts.model_args_of(recipe, num_classes=len(data.classes))
             setup = Setup(
                 recipe=recipe,
                 place=place,
-                listener=listener if world.rank == 0 else NOBODY,
+                listener=hears,
                 world=world,
                 data=data,
                 args=args,
@@ -139,8 +140,10 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     world.barrier()  # nobody leaves before the last checkpoint is written
     if progress.skipped_updates:
         listener.note(f"{progress.skipped_updates:,} updates were left out: float16 overflowed")
-    if loader.num_skipped:
-        listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were left out")
+    if num_left_out := sampler.num_before(progress.step) - progress.images_seen:
+        listener.warn(f"{num_left_out:,} pictures could not be decoded and were left out")
+    elif loader.num_skipped:
+        listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were replaced")
     return finished
 
 
