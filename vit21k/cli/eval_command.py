@@ -164,7 +164,7 @@ def _check_classes(card: "ModelCard", source: "Manifest", plan: "Plan") -> None:
 def _pictures(source: "Manifest", root: Path | None) -> "Pictures":
     from vit21k.data.pictures import Pictures
 
-    return Pictures.from_manifest(source, root)
+    return Pictures.from_manifest(source, root, mapped=True, note=console.note)
 
 
 def _loader(

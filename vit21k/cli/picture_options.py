@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vit21k.cli import console
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _of_manifest(manifest: Path, root: Path | None) -> "PictureRows":
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import PICTURE_KINDS
 
-    return Pictures.from_manifest(open_manifest(manifest, *PICTURE_KINDS), root)
+    source = open_manifest(manifest, *PICTURE_KINDS)
+    return Pictures.from_manifest(source, root, mapped=True, note=console.note)
 
 
 def _of_paths(paths: list[Path]) -> "PictureRows":

@@ -3,6 +3,7 @@
 Dimensions: B images, L labels of them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +29,7 @@ class Pictures:
 
     Attributes:
         root: The folder that paths are relative to.
-        index: Where the rows are mapped from, and how long that took to make; None: in memory.
+        index: Where the rows are mapped from; None: they are in memory.
     """
 
     def __init__(self, root: Path, rows: FlatRows, index: RowIndex | None = None) -> None:
@@ -61,7 +62,12 @@ class Pictures:
 
     @classmethod
     def from_manifest(
-        cls, manifest: Manifest, root: Path | None = None, *, mapped: bool = False
+        cls,
+        manifest: Manifest,
+        root: Path | None = None,
+        *,
+        mapped: bool = False,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> Self:
         """Read the paths and labels of an images, train or val manifest.
 
@@ -69,6 +75,7 @@ class Pictures:
             manifest: Which.
             root: Where the images are now; None: where they were hashed.
             mapped: Map the rows of a large manifest into memory: see `row_index`.
+            note: Hears what is done for that, if it takes long.
 
         Raises:
             ImageTreeError: The image root is not there, or not known, or an archive in it is
@@ -83,7 +90,7 @@ class Pictures:
         root = Path(manifest.header.root) if root is None else root
         if not root.is_dir():
             raise ImageTreeError(f"the image root `{root}` is not a folder", hint=_WHERE_NOW)
-        index = open_index(manifest) if mapped else None
+        index = open_index(manifest, note) if mapped else None
         rows = index.rows if index else FlatRows.from_table(manifest.read(flat_rows.COLUMNS))
         return cls(root, rows, index)
 

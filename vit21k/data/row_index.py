@@ -17,7 +17,7 @@ ends the process with a signal (SIGBUS) instead of an exception.
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class RowIndex:
     Attributes:
         rows: The rows.
         folder: Where the files are.
-        seconds: How long it took to make them; None: they were there.
+        seconds: How long it took to make them, or until another process had; None: they were there.
     """
 
     rows: FlatRows
@@ -51,8 +51,12 @@ class RowIndex:
     seconds: float | None
 
 
-def open_index(manifest: Manifest) -> RowIndex | None:
+def open_index(manifest: Manifest, note: Callable[[str], None]) -> RowIndex | None:
     """Return the index of *manifest*, made if need be; None if rows should be read as they are.
+
+    Args:
+        manifest: Which.
+        note: Hears when an index has to be made, and how long it took.
 
     Raises:
         ManifestError: The manifest is damaged.
@@ -63,9 +67,13 @@ def open_index(manifest: Manifest) -> RowIndex | None:
     for folder in places:
         if rows := map_index(folder):
             return RowIndex(rows, folder, None)
+    note(f"indexing the {manifest.num_rows:,} rows of `{manifest.path}`, once for all runs")
     for folder in places:
         with suppress(OSError):  # read-only, full, or without locks: the next place
-            return _made(manifest, folder)
+            index = _made(manifest, folder)
+            note(f"indexed in {index.seconds:.1f} s: `{index.folder}`")
+            return index
+    note("the index cannot be written anywhere: every process reads the rows into its memory")
     return None
 
 
@@ -80,7 +88,7 @@ def _made(manifest: Manifest, folder: Path) -> RowIndex:
     started = time.monotonic()
     with locked(folder.parent, command="train (indexing rows)", wait=True):
         if rows := map_index(folder):
-            return RowIndex(rows, folder, None)
+            return RowIndex(rows, folder, time.monotonic() - started)
         shutil.rmtree(folder, ignore_errors=True)  # of another version, or damaged
         if folder.parent.name == FOLDER:
             _remove_stale(manifest.path.parent, folder.parent)

@@ -1,5 +1,6 @@
 """train.parquet and val.parquet, opened for training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,10 @@ class SplitData:
     fingerprint: str
 
 
-def open_split_data(manifests: Path, root: Path | None) -> SplitData:
-    """Open both manifests of the folder.
+def open_split_data(
+    manifests: Path, root: Path | None, note: Callable[[str], None] = lambda _text: None
+) -> SplitData:
+    """Open both manifests of the folder; *note* hears of what takes long.
 
     Raises:
         ManifestError: One is missing, damaged or stale, or holds no pictures, or the two are
@@ -45,8 +48,8 @@ def open_split_data(manifests: Path, root: Path | None) -> SplitData:
     if not train.num_rows:
         raise ManifestError(f"`{train.path}` holds no pictures")
     return SplitData(
-        train=Pictures.from_manifest(train, root),
-        val=Pictures.from_manifest(val, root),
+        train=Pictures.from_manifest(train, root, mapped=True, note=note),
+        val=Pictures.from_manifest(val, root, mapped=True, note=note),
         val_name=metric_prefix(val),
         classes=_with_names(train.classes(), manifests),
         fingerprint=train.fingerprint,
