@@ -10,6 +10,14 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
+from vit21k.cli.dry_run import (
+    DryRunFlag,
+    DryRunJson,
+    PlotSchedule,
+    Rate,
+    check_options,
+    report,
+)
 from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
 from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport, InitSource
     from vit21k.config.schema import Recipe
     from vit21k.training.forecast import Forecast
+    from vit21k.training.setup import Listener
 
 _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
@@ -109,6 +118,10 @@ def train_command(
             min=0.001, help="What one device can do, for MFU; default: a matrix product, measured."
         ),
     ] = None,
+    is_dry: DryRunFlag = False,
+    plot_schedule: PlotSchedule = None,
+    rate: Rate = None,
+    as_json: DryRunJson = False,
 ) -> None:
     """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
 
@@ -129,13 +142,16 @@ def train_command(
 
         vit21k train --recipe tiny --log tensorboard,wandb
 
+        vit21k train --recipe tiny --dry-run --plot-schedule schedule.png
+
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
     """
     require_torch("train")
     from vit21k.training.log_sinks import parse_sinks
     from vit21k.training.run import train_run
-    from vit21k.training.setup import Listener, Place
+    from vit21k.training.setup import Place
 
+    check_options(is_dry, plot_schedule, rate, as_json)
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     place = Place(
         manifests=manifests,
@@ -148,7 +164,21 @@ def train_command(
         log_to=parse_sinks(log_to),
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
-    listener = Listener(
+    source = _init_source(init, init_head, init_classes)
+    if is_dry:
+        from vit21k.training.dry_run import dry_run
+
+        found = dry_run(plan, place, _listener(), init=source, images_per_second=rate)
+        report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
+        return
+    train_run(plan, place, _listener(), init=source, fresh=fresh)
+    console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+
+
+def _listener() -> "Listener":
+    from vit21k.training.setup import Listener
+
+    return Listener(
         note=console.note,
         warn=console.warn,
         forecast=_tell_forecast,
@@ -156,9 +186,6 @@ def train_command(
         line=_tell_line,
         micro_step=_MicroSteps(),
     )
-    source = _init_source(init, init_head, init_classes)
-    train_run(plan, place, listener, init=source, fresh=fresh)
-    console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
 
 
 def _teacher(address: str | None) -> list[str]:

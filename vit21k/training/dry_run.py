@@ -1,0 +1,210 @@
+"""What `train` would do, found out without writing anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vit21k.checkpoint.initialise import InitSource, initialise_from
+from vit21k.checkpoint.store import find_latest
+from vit21k.config.schema import Recipe
+from vit21k.distributed import World
+from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+from vit21k.training import loss_parts, parts
+from vit21k.training.data_parts import sampler_of, whole_pairs
+from vit21k.training.forecast import (
+    FLOPS_PER_MAC,
+    fit_device_batch_size,
+    measure_images_per_second,
+)
+from vit21k.training.loop import Plan
+from vit21k.training.optim import build_optimizers
+from vit21k.training.optim_parts import optim_plan_of
+from vit21k.training.setup import Listener, Place
+from vit21k.training.split_data import SplitData, open_split_data
+
+_NUM_SAMPLES = 400
+_BYTES_PER_VALUE = 4
+# Bytes of state for each value of a parameter that the optimizer updates.
+_STATE_BYTES = {
+    "AdamW": 8,
+    "Lamb": 8,
+    "HalfMomentumAdamW": 6,
+    "SGD": 4,
+    "HalfMomentumSGD": 2,
+    "Muon": 4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would be.
+
+    Attributes:
+        data: Counts of the pictures and classes that were found.
+        model: Its name and cost.
+        groups: Parameter groups, a row each: ``optimizer``, ``num_tensors``, ``num_params``,
+            ``weight_decay``, ``lr_multiplier``.
+        frozen: Parameters that no group has.
+        memory: Estimated bytes of one process, by what they are for, and in all.
+        steps: Length and periods, and where a run that is there would be gone on with.
+        schedule: (update, learning rate) along the run.
+        time: ``images_per_second``, ``measured``, ``seconds`` for what is left.
+    """
+
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    groups: Sequence[Mapping[str, Any]]
+    frozen: int
+    memory: Mapping[str, int]
+    steps: Mapping[str, Any]
+    schedule: Sequence[tuple[int, float]]
+    time: Mapping[str, Any]
+
+
+def dry_run(
+    recipe: Recipe,
+    place: Place,
+    listener: Listener,
+    *,
+    init: InitSource | None,
+    images_per_second: float | None = None,
+) -> DryRun:
+    """Find out what `train_run` with the same arguments would do; write nothing.
+
+    Args:
+        recipe: What to train and how.
+        place: Where; the run's folder is neither made nor locked.
+        listener: Hears what is found out on the way.
+        init: Weights to start from; they are loaded, to see whether they fit.
+        images_per_second: Rate to reckon with; None: four images are trained on, to measure it,
+            without compiling anything.
+
+    Raises:
+        UsageError: Recipe, data and weights do not fit together.
+        DataError: The manifests or the weights are missing or damaged.
+    """
+    data = open_split_data(place.manifests, place.root, listener.note)
+    args = parts.model_args_of(recipe, num_classes=len(data.classes))
+    device = torch.device(place.device)
+    sampler = sampler_of(recipe, data.train, World())
+    plan = parts.plan_of(recipe, sampler.steps_per_epoch)
+    objective = loss_parts.objective_of(recipe, data.classes, device, warn=listener.warn)
+    model = parts.new_model(recipe, num_classes=len(data.classes))
+    objective.prepare(model)
+    if init is not None:
+        resize = recipe.model.pos_embed_resize
+        listener.initialised(
+            initialise_from(model, init, args=args, classes=data.classes, pos_embed_mode=resize)
+        )
+    elif recipe.stage == "finetune":
+        listener.warn("fine-tuning needs first weights: name them with `--init`")
+    optimizers = build_optimizers(model, optim_plan_of(recipe))
+    rate = images_per_second
+    if rate is None:
+        loss_of = partial(loss_parts.loss_of, recipe=recipe, device=device, objective=objective)
+        model = model.to(device).train()
+        rate = measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+    steps = _steps(plan, sampler.steps_per_epoch, place)
+    num_images = (plan.total_steps - steps["resumes_at"]) * plan.global_batch_size
+    return DryRun(
+        data=_data(data),
+        model={
+            "name": recipe.model.name,
+            "num_params": num_params(args),
+            "flops_per_image": FLOPS_PER_MAC * macs_per_image(args),
+        },
+        groups=[row for optimizer in optimizers for row in _groups(optimizer, recipe.optim.lr)],
+        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        memory=_memory(recipe, place, args, model, optimizers),
+        steps=steps,
+        schedule=_schedule(plan, recipe.optim.lr),
+        time={
+            "images_per_second": rate,
+            "measured": images_per_second is None,
+            "seconds": num_images / rate,
+        },
+    )
+
+
+def _data(data: SplitData) -> dict[str, Any]:
+    return {
+        "root": str(data.train.root),
+        "num_train_images": len(data.train),
+        "num_with_several_labels": data.train.num_multi_label,
+        "num_val_images": len(data.val),
+        "val_metrics_are_called": data.val_name,
+        "num_classes": len(data.classes),
+    }
+
+
+def _groups(optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "optimizer": type(optimizer).__name__,
+            "num_tensors": len(group["params"]),
+            "num_params": sum(param.numel() for param in group["params"]),
+            "weight_decay": group["weight_decay"],
+            "lr_multiplier": group["peak_lr"] / lr,
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _memory(
+    recipe: Recipe,
+    place: Place,
+    args: Mapping[str, Any],
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+) -> dict[str, int]:
+    """Estimate the memory of one process that holds the whole model, in bytes."""
+    in_half = 4 if recipe.precision == "fp32" else 2
+    device_batch_size = place.device_batch_size or fit_device_batch_size(
+        args,
+        recipe.data.device_batch_size,
+        device=torch.device(place.device),
+        bytes_per_value=in_half,
+    )
+    device_batch_size = whole_pairs(recipe, device_batch_size)
+    params = list(model.parameters())
+    trained = [
+        (type(optimizer).__name__, param.numel())
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for param in group["params"]
+    ]
+    parts_of_it = {
+        "weights": sum(param.numel() for param in params) * _BYTES_PER_VALUE,
+        "gradients": sum(size for _, size in trained) * _BYTES_PER_VALUE,
+        "optimizer": sum(_STATE_BYTES[kind] * size for kind, size in trained),
+        "average": 0 if recipe.ema.decay is None else sum(p.numel() for p in params) * 4,
+        "activations": activation_bytes_per_image(args, in_half) * device_batch_size,
+    }
+    return {
+        "device_batch_size": device_batch_size,
+        **parts_of_it,
+        "total": sum(parts_of_it.values()),
+    }
+
+
+def _steps(plan: Plan, steps_per_epoch: int, place: Place) -> dict[str, Any]:
+    found = find_latest(place.run_dir).checkpoint if place.run_dir.is_dir() else None
+    return {
+        "total_steps": plan.total_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "epochs": plan.total_steps / steps_per_epoch,
+        "global_batch_size": plan.global_batch_size,
+        "resumes_at": 0 if found is None else found.step,
+    }
+
+
+def _schedule(plan: Plan, lr: float) -> list[tuple[int, float]]:
+    last = plan.total_steps - 1
+    count = min(_NUM_SAMPLES, plan.total_steps)
+    steps = sorted({round(index * last / max(1, count - 1)) for index in range(count)})
+    return [(step, lr * plan.lr_factor(step)) for step in steps]
