@@ -25,7 +25,9 @@ ROOT = "/data/imagenet21k"
 _NUM_CLASSES = 21_841
 _NUM_GROUPS = 661_330
 _NUM_COPIES = 1_194_059
-_MAX_IMAGE_NUMBER = 60_000
+_NUM_CANDIDATES = 10_000
+"""Of a class, of which about a tenth was kept (Fei-Fei et al. 2009, doi:10.1167/9.8.1037)."""
+_CANDIDATES_PER_IMAGE = 10
 _SIDES = ((500, 375), (375, 500), (500, 333), (640, 480), (333, 500), (1024, 768))
 
 
@@ -66,7 +68,8 @@ def _digests(rng: np.random.Generator, num_files: int) -> NDArray[np.uint64]:
 
 def _rows(rng: np.random.Generator, wnid: str, digests_C2: NDArray[np.uint64]) -> pa.Table:
     size = len(digests_C2)
-    numbers = rng.choice(max(_MAX_IMAGE_NUMBER, size), size, replace=False).tolist()
+    num_candidates = max(_NUM_CANDIDATES, _CANDIDATES_PER_IMAGE * size)
+    numbers = rng.choice(num_candidates, size, replace=False).tolist()
     width_C, height_C = rng.choice(np.array(_SIDES), size, p=(0.4, 0.2, 0.15, 0.1, 0.1, 0.05)).T
     digests = pa.py_buffer(np.ascontiguousarray(digests_C2))
     known = {
