@@ -126,8 +126,8 @@ def _level(
     recode, why_slow = recoder()
     if why_slow:
         console.warn(
-            f"{why_slow}; restart markers are added in Python, on one core, a hundred times slower "
-            "(about 0.4 s a picture): install a C compiler (`apt install gcc`), or set CC"
+            f"{why_slow}; restart markers are added in Python, on one core, eighty times slower "
+            "(about 0.23 s a picture): install a C compiler (`apt install gcc`), or set CC"
         )
     if short_side is not None:
         return Resized(recode, short_side, _QUALITY if quality is None else quality)
@@ -148,7 +148,7 @@ def _refuse_contradictions(
 
 
 def _report(summary: "PackSummary", out: Path) -> None:
-    for note, count in summary.notes.most_common():
+    for note, count in summary.notes.items():
         console.note(f"{count:,} pictures stay as they are: {note}")
     if summary.num_left_out:
         console.warn(

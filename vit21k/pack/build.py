@@ -49,8 +49,8 @@ class PackSummary:
     num_shards: int = 0
     num_shards_kept: int = 0
     num_left_out: int = 0
-    forms: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
+    forms: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     source_bytes: int = 0
     packed_bytes: int = 0
     total_bytes: int = 0
@@ -209,11 +209,13 @@ def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
         total_bytes=sum(facts["num_bytes"] for facts in shards),
         has_val=has_val(out),
     )
+    forms, notes = Counter[str](), Counter[str]()
     for rows in index.batches(["form", "note", "source_bytes", "num_bytes"]):
-        summary.forms += _counted(rows["form"])
-        summary.notes += _counted(rows["note"].drop_null())
+        forms += _counted(rows["form"])
+        notes += _counted(rows["note"].drop_null())
         summary.source_bytes += pc.sum(rows["source_bytes"]).as_py() or 0
         summary.packed_bytes += pc.sum(rows["num_bytes"]).as_py() or 0
+    summary.forms, summary.notes = dict(forms.most_common()), dict(notes.most_common())
     return summary
 
 
