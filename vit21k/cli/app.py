@@ -11,10 +11,12 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import (
+    bench_command,
     check_commands,
     classes_commands,
     console,
     data_commands,
+    dataset_commands,
     demo_command,
     doctor_command,
     eval_command,
@@ -24,6 +26,7 @@ from vit21k.cli import (
     features_command,
     hash_command,
     labels_commands,
+    launch_command,
     leaks_commands,
     list_commands,
     models_command,
@@ -120,6 +123,7 @@ def root(
 for _commands in (  # in the order of `--help`
     hash_command,
     data_commands,
+    dataset_commands,
     check_commands,
     leaks_commands,
     report_commands,
@@ -130,8 +134,10 @@ for _commands in (  # in the order of `--help`
     export_commands,
     pack_command,
     train_commands,
+    launch_command,
     run_commands,
     recipe_commands,
+    bench_command,
     eval_command,
     predict_command,
     features_command,

@@ -1,0 +1,92 @@
+"""`vit21k bench`, in this process, on a model that takes no time."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from vit21k.cli import bench_parts
+from vit21k.cli.app import app
+from vit21k.errors import ManifestError, UsageError
+from vit21k.prep.hashing import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
+
+SMALL = ["--recipe", "tiny", "--num-workers", "1", "--seconds", "1"]
+
+
+def bench(*extra):
+    return CliRunner().invoke(app, ["bench", *SMALL, *extra])
+
+
+def test_it_measures_plans_and_says_what_holds_the_run_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there are no manifests
+
+    result = bench()
+
+    assert result.exit_code == 0, result.output
+    for words in ("decoding", "loading", "matrix products, bf16", "training step", "held up by"):
+        assert words in result.stdout
+    assert "made-up pictures" in result.stdout
+    assert "assumed: pictures are decoded by the cores that train" in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("bench: tiny would take")
+    assert last.endswith("next: `vit21k train --recipe tiny`")
+
+
+def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = bench("--gpu", "a100", "--gpus", "16", "--mfu", "0.5", "--json")
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["cluster"]["flops"] == 0.5 * 312e12
+    assert found["cluster"]["num_devices"] == 16
+    assert found["plan"]["num_images"] == 150 * 64
+    assert set(found["plan"]["limits"]) == {
+        "arithmetic",
+        "arithmetic and sums",
+        "loading pictures",
+        "copying to devices",
+    }
+    assert any("2 nodes of 8 devices" in words for words in found["plan"]["assumptions"])
+    assert "(calculated)" in result.stderr
+
+
+def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = bench("--mfu", "0.5")
+
+    assert isinstance(result.exception, UsageError)
+
+
+def test_a_folder_without_manifests_is_an_error_only_if_it_was_named(tmp_path):
+    with pytest.raises(ManifestError):
+        bench_parts.open_pictures(tmp_path, None)
+
+
+def test_manifests_say_how_many_pictures_and_classes_there_are(manifests_of_pictures):
+    source = bench_parts.open_pictures(manifests_of_pictures, None)
+
+    assert (source.num_images, source.num_classes) == (6, 2)
+    assert "train.parquet" in source.name
+
+
+@pytest.fixture
+def manifests_of_pictures(tmp_path):
+    generator = np.random.default_rng(0)
+    for wnid in ("n01440764", "n02084071"):
+        (tmp_path / "tree" / wnid).mkdir(parents=True)
+        for number in range(3):
+            pixels = generator.integers(0, 255, (24, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "tree" / wnid / f"{wnid}_{number}.JPEG")
+    hash_tree(tmp_path / "tree", tmp_path / "manifests")
+    relabel(tmp_path / "manifests")
+    make_val(tmp_path / "manifests", per_class=1)
+    return tmp_path / "manifests"

@@ -1,0 +1,199 @@
+"""From rates to hours: what a run takes on so many devices, and what holds it up.
+
+Pure arithmetic.  What is assumed is said in `Plan.assumptions`, in words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+
+_FLOPS_PER_MAC = 6
+_GRADIENT_BYTES = 4  # sums are in float32
+_COMM_SHARE = 0.7  # of a link's published rate, that sums over all devices reach
+_BACKWARD_SHARE = 2 / 3  # of a step; sums run beside the backward pass of the last micro-batch
+_FREE_SHARE = 0.9  # of the memory; the rest is the context's and lost between allocations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be trained.
+
+    Attributes:
+        args: Of the model, as `model_args` returns them.
+        total_steps: Updates.
+        global_batch_size: Images of an update.
+        device_batch_size: The most images one device takes at a time.
+        bytes_per_value: Of activations: 2 in 16 bits, else 4.
+        bytes_per_param: Weights, gradients, moments and averages, together.
+        shards_weights: Whether the devices share them out (FSDP).
+    """
+
+    args: Mapping[str, Any]
+    total_steps: int
+    global_batch_size: int
+    device_batch_size: int
+    bytes_per_value: int
+    bytes_per_param: int
+    shards_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where it is to be trained.
+
+    Attributes:
+        device: What one of them is called.
+        num_devices: How many.
+        devices_per_node: How many share a host.
+        flops: Operations a second that one device reaches in training.
+        memory_bytes: Of one device; None: not known.
+        link_bytes: A second, from a device to others of its node.
+        network_bytes: A second, from a node to others.
+        loaded_images: A second, by the threads of one node.
+        copied_bytes: A second, from host to device.
+        loads_on_device: Whether pictures are decoded by the cores that train (a CPU).
+    """
+
+    device: str
+    num_devices: int
+    devices_per_node: int
+    flops: float
+    memory_bytes: float | None
+    link_bytes: float
+    network_bytes: float
+    loaded_images: float
+    copied_bytes: float
+    loads_on_device: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What comes of it.
+
+    Attributes:
+        hours: Of the whole run, without evaluations and checkpoints.
+        images_per_second: Over all devices.
+        limits: Images a second over all devices that each part could do, were it alone.
+        bottleneck: The part with the lowest limit.
+        num_images: In the whole run.
+        flops: In the whole run.
+        device_batch_size: Images of a micro-batch.
+        num_micro_batches: Of a step, on each device.
+        needed_bytes: Memory of one device.
+        fits: Whether that fits; None: not known.
+        sum_seconds: That summing gradients takes in each step, of which `exposed_seconds` wait.
+        exposed_seconds: As above.
+        node_read_images: Pictures a second that a node must read to keep up with its devices.
+        assumptions: What all this rests on, in words.
+    """
+
+    hours: float
+    images_per_second: float
+    limits: dict[str, float]
+    bottleneck: str
+    num_images: int
+    flops: float
+    device_batch_size: int
+    num_micro_batches: int
+    needed_bytes: float
+    fits: bool | None
+    sum_seconds: float
+    exposed_seconds: float
+    node_read_images: float
+    assumptions: list[str]
+
+
+def plan_run(run: Run, cluster: Cluster) -> Plan:
+    """Return what *run* takes on *cluster*."""
+    share = -(-run.global_batch_size // cluster.num_devices)
+    micro_batch = min(run.device_batch_size, share)
+    num_micro_batches = -(-share // micro_batch)
+    flops_per_image = _FLOPS_PER_MAC * macs_per_image(run.args)
+    compute_seconds = share * flops_per_image / cluster.flops
+    sum_seconds = _sum_seconds(num_params(run.args) * _GRADIENT_BYTES, cluster)
+    hidden = _BACKWARD_SHARE * compute_seconds / num_micro_batches
+    exposed_seconds = max(0.0, sum_seconds - hidden)
+    num_nodes = -(-cluster.num_devices // cluster.devices_per_node)
+    image_bytes = 3 * run.args["img_size"] ** 2
+    limits = {
+        "arithmetic": run.global_batch_size / compute_seconds,
+        "arithmetic and sums": run.global_batch_size / (compute_seconds + exposed_seconds),
+        "loading pictures": cluster.loaded_images * num_nodes,
+        "copying to devices": cluster.copied_bytes / image_bytes * cluster.num_devices,
+    }
+    images_per_second = min(limits.values())
+    if cluster.loads_on_device:
+        both = (limits["arithmetic"], limits["loading pictures"])
+        images_per_second = 1 / sum(1 / limit for limit in both)
+    needed = _needed_bytes(run, micro_batch, cluster.num_devices)
+    num_images = run.total_steps * run.global_batch_size
+    return Plan(
+        hours=num_images / images_per_second / 3600,
+        images_per_second=images_per_second,
+        limits=limits,
+        bottleneck=_bottleneck(limits),
+        num_images=num_images,
+        flops=float(num_images * flops_per_image),
+        device_batch_size=micro_batch,
+        num_micro_batches=num_micro_batches,
+        needed_bytes=needed,
+        fits=None if cluster.memory_bytes is None else needed < _FREE_SHARE * cluster.memory_bytes,
+        sum_seconds=sum_seconds,
+        exposed_seconds=exposed_seconds,
+        node_read_images=limits["arithmetic and sums"] / num_nodes,
+        assumptions=_assumptions(run, cluster, num_nodes),
+    )
+
+
+def _sum_seconds(num_bytes: float, cluster: Cluster) -> float:
+    """Return how long it takes to sum gradients over all devices, rings within and over nodes."""
+    local = min(cluster.num_devices, cluster.devices_per_node)
+    num_nodes = -(-cluster.num_devices // cluster.devices_per_node)
+    within = 2 * (local - 1) / local * num_bytes / (_COMM_SHARE * cluster.link_bytes)
+    between = 2 * (num_nodes - 1) / num_nodes * num_bytes / (_COMM_SHARE * cluster.network_bytes)
+    return within + between
+
+
+def _needed_bytes(run: Run, micro_batch: int, num_devices: int) -> float:
+    weights = (
+        run.bytes_per_param * num_params(run.args) / (num_devices if run.shards_weights else 1)
+    )
+    return weights + micro_batch * activation_bytes_per_image(run.args, run.bytes_per_value)
+
+
+def _bottleneck(limits: Mapping[str, float]) -> str:
+    """Return the part that holds the run up; sums only if they add to the arithmetic's time."""
+    name = min(limits, key=lambda part: limits[part])
+    if name == "arithmetic and sums" and limits["arithmetic"] < 1.05 * limits[name]:
+        return "arithmetic"
+    return "summing gradients" if name == "arithmetic and sums" else name
+
+
+def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
+    reached = f"{cluster.flops / 1e12:,.1f} TFLOP/s in training"
+    found = [
+        f"a device reaches {reached}, 6 operations for each multiplication of the forward pass",
+        f"a node loads {cluster.loaded_images:,.0f} pictures a second",
+        "evaluations, checkpoints and restarts take no time",
+    ]
+    if cluster.loads_on_device:
+        found.append("pictures are decoded by the cores that train: the times of both add up")
+    if cluster.num_devices > 1:
+        link = f"{_COMM_SHARE:.0%} of {cluster.link_bytes / 1e9:,.0f} GB/s"
+        found.append(
+            f"gradients are summed in float32 at {link} between the devices of a node, beside the "
+            "backward pass of a step's last micro-batch"
+        )
+    if num_nodes > 1:
+        found.append(
+            f"{num_nodes} nodes of {cluster.devices_per_node} devices, each with "
+            f"{8 * cluster.network_bytes / 1e9:,.0f} Gbit/s to the others"
+        )
+    if run.global_batch_size % cluster.num_devices:
+        found.append(
+            f"{run.global_batch_size:,} images do not share out evenly over {cluster.num_devices} "
+            "devices: `vit21k train` would refuse, the plan rounds up"
+        )
+    return found

@@ -1,0 +1,133 @@
+"""How many images a second a training step takes on this device.
+
+A large model on a small machine is not built whole: two shallow ones are timed, and their
+difference is what a block takes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit21k.bench.device_rates import best_seconds
+from vit21k.data.loader import Batch
+from vit21k.inference.evaluate import normalise
+from vit21k.losses import LOSSES
+from vit21k.models.cost import macs_per_image
+from vit21k.models.precision import Precision, autocast
+from vit21k.models.registry import build_model
+from vit21k.models.shapes import is_pit
+
+_FLOPS_PER_MAC = 6
+_SHALLOW = (1, 3)
+_GREY = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRate:
+    """What training takes, without reading pictures.
+
+    Attributes:
+        images: A second.
+        flops: Operations in matrix products a second, counted as 6 for each multiplication.
+        num_images: Images of the pass that was timed.
+        measured: What was timed: "whole model", or which parts of it.
+    """
+
+    images: float
+    flops: float
+    num_images: int
+    measured: str
+
+
+def measure_step(
+    args: Mapping[str, Any],
+    *,
+    device: torch.device,
+    precision: Precision,
+    loss_kind: str,
+    matmul_flops: float,
+    num_images: int | None = None,
+    seconds: float,
+) -> StepRate:
+    """Return how fast the model of constructor arguments *args* trains.
+
+    Args:
+        args: As `model_args` returns them.
+        device: Where.
+        precision: Of matrix products.
+        loss_kind: "sigmoid" or "softmax".
+        matmul_flops: What the device can do at most, a second; to see how long it will take.
+        num_images: Of a pass; None: as many as fit the time, up to 64.
+        seconds: About how long to measure.
+    """
+    flops = _FLOPS_PER_MAC * macs_per_image(args)
+    rounds = 4  # with the first one, which is not timed; at half of the ceiling
+    if num_images is None:
+        num_images = max(2, min(64, int(seconds * matmul_flops / 2 / (rounds * flops))))
+    timed = partial(
+        _step_seconds,
+        device=device,
+        precision=precision,
+        loss_kind=loss_kind,
+        num_images=num_images,
+    )
+    takes = rounds * num_images * flops / (matmul_flops / 2)
+    if device.type != "cpu" or takes <= seconds or is_pit(args) or args["depth"] <= _SHALLOW[1]:
+        took, measured = timed(args, seconds=seconds), "the whole model"
+    else:
+        few, more = (timed({**args, "depth": n}, seconds=seconds / 2) for n in _SHALLOW)
+        block = (more - few) / (_SHALLOW[1] - _SHALLOW[0])
+        took = few + block * (args["depth"] - _SHALLOW[0])
+        measured = f"models of {_SHALLOW[0]} and {_SHALLOW[1]} of {args['depth']} blocks"
+    images = num_images / took
+    return StepRate(images=images, flops=flops * images, num_images=num_images, measured=measured)
+
+
+def _step_seconds(
+    args: Mapping[str, Any],
+    *,
+    device: torch.device,
+    precision: Precision,
+    loss_kind: str,
+    num_images: int,
+    seconds: float,
+) -> float:
+    """Return the time of a forward and a backward pass and an update."""
+    torch.manual_seed(0)
+    model = build_model(args).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    batch = grey_batch(num_images, args["img_size"])
+
+    def step() -> None:
+        loss = loss_of(model, batch, device=device, precision=precision, loss_kind=loss_kind)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return best_seconds(step, device, seconds=seconds)
+
+
+def loss_of(
+    model: nn.Module, batch: Batch, *, device: torch.device, precision: Precision, loss_kind: str
+) -> Tensor:
+    """Return the loss of a batch, from uint8 images on the host."""
+    images = normalise(batch.images_BCHW.to(device, non_blocking=True), _GREY, _GREY)
+    with autocast(device, precision):
+        logits = model(images)
+    rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
+    return LOSSES[loss_kind](logits, rows, ids)
+
+
+def grey_batch(num_images: int, img_size: int) -> Batch:
+    """Return images of one colour, each of class 0."""
+    return Batch(
+        images_BCHW=torch.full((num_images, 3, img_size, img_size), 128, dtype=torch.uint8),
+        label_rows_L=torch.arange(num_images),
+        label_ids_L=torch.zeros(num_images, dtype=torch.int64),
+        rows_B=torch.arange(num_images),
+        positions_B=torch.arange(num_images),
+    )

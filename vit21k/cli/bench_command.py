@@ -1,0 +1,170 @@
+"""`bench`: what this machine can do, and what a recipe would take."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.requires import require_torch
+from vit21k.errors import UsageError
+
+if TYPE_CHECKING:
+    from vit21k.bench.plan import Plan
+    from vit21k.cli.bench_parts import Measured
+
+_DEFAULT_RECIPE = "pretrain_l16_in21k"
+GpuKind = Literal["a100", "h100", "h200"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `bench` to *app*."""
+    app.command("bench", rich_help_panel="Train")(bench_command)
+
+
+def bench_command(
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="What would be trained.")
+    ] = _DEFAULT_RECIPE,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
+    ] = None,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    root: ImageRoot = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Training pictures; default: those of train.parquet, or ImageNet-21K's."
+        ),
+    ] = None,
+    gpu: Annotated[
+        GpuKind | None,
+        typer.Option(help="Plan for such GPUs, from published numbers, instead of this machine."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="How many devices; default: those of this machine.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Of them, behind one host.")] = 8,
+    cores_per_gpu: Annotated[
+        int, typer.Option(min=1, help="With --gpu: cores that decode, for each GPU.")
+    ] = 12,
+    network_gbit: Annotated[
+        float, typer.Option(min=0.001, help="Gbit/s of a node to the others.")
+    ] = 400.0,
+    peak_share: Annotated[
+        float | None,
+        typer.Option(
+            "--mfu",
+            min=0.01,
+            max=1.0,
+            help="With --gpu: share of the published peak that training reaches.",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="About how long to measure.")] = 24.0,
+    device: Device = None,
+    num_workers: NumWorkers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine, and plan a run: hours, memory, and what will hold it up.
+
+    Rates are measured in under a minute: decoding, loading, copying, matrix products, a training
+    step.  What is beyond this machine is calculated from them, and what it rests on is printed.
+    Without manifests, made-up pictures of ImageNet's size are read.
+
+    [bold]Examples[/bold]
+
+        vit21k bench
+
+        vit21k bench --recipe finetune_l16_384_in1k --num-images 1281167
+
+        vit21k bench --gpu h100 --gpus 32
+
+        vit21k bench --manifests data_manifests --json > bench.json
+    """
+    require_torch("bench")
+    from vit21k.bench.plan import plan_run
+    from vit21k.cli import bench_parts
+    from vit21k.config.recipe import load_recipe
+
+    if gpu is None and peak_share is not None:
+        raise UsageError("--mfu is a share of a published peak", hint="add --gpu a100|h100|h200")
+    plan_for = load_recipe(recipe, overrides or [])
+    source = bench_parts.open_pictures(manifests, root)
+    found = bench_parts.measure(
+        plan_for,
+        source,
+        device=device_or_best(device),
+        num_workers=workers_or_cores(num_workers),
+        seconds=seconds,
+    )
+    run = bench_parts.run_of(plan_for, num_images or source.num_images, found.args)
+    if gpu is None:
+        cluster = bench_parts.this_cluster(found, gpus, gpus_per_node, network_gbit)
+    else:
+        cluster = bench_parts.rented_cluster(
+            found, gpu, gpus or 1, gpus_per_node, cores_per_gpu, network_gbit, peak_share
+        )
+    plan = plan_run(run, cluster)
+    if as_json:
+        console.print_json(
+            {
+                "measured": found.as_json(),
+                "recipe": recipe,
+                "run": asdict(run),
+                "cluster": asdict(cluster),
+                "plan": asdict(plan),
+            }
+        )
+    else:
+        if gpu is not None:
+            console.note(f"assumed: {cores_per_gpu} cores for each GPU load as those of here do")
+        _show(found, plan, f"{cluster.num_devices} x {cluster.device}")
+    calculated = "calculated" if gpu or (gpus or 1) > found.num_devices else "measured"
+    console.done(
+        f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on "
+        f"{cluster.num_devices} x {cluster.device} ({calculated}), held up by {plan.bottleneck}; "
+        f"next: `vit21k train --recipe {recipe}`"
+    )
+
+
+def _show(found: "Measured", plan: "Plan", where: str) -> None:
+    console.print_table(["measured here", "rate", "of"], found.rows())
+    console.print_lines("")
+    console.print_table(
+        [f"planned for {where}", "value"], _plan_rows(plan, found.pictures.mean_bytes)
+    )
+    for assumption in plan.assumptions:
+        console.note(f"assumed: {assumption}")
+    if plan.fits is False:
+        console.warn(
+            f"{plan.needed_bytes / 1e9:,.1f} GB a device do not fit: lower data.device_batch_size, "
+            "or set step.recompute=cheap or parallel.kind=fsdp"
+        )
+
+
+def _plan_rows(plan: "Plan", mean_bytes: float) -> list[list[str]]:
+    fits = {None: "", True: " (fits)", False: " (does not fit)"}[plan.fits]
+    megabytes = plan.node_read_images * mean_bytes / 1e6
+    to_load = f"{plan.node_read_images:,.0f} pictures a second, {megabytes:,.0f} MB"
+    rows: list[tuple[str, Any]] = [
+        ("time", console.duration(3600 * plan.hours)),
+        ("images in all", f"{plan.num_images:,}"),
+        ("operations in all", f"{plan.flops:.3g}"),
+        ("images a second", f"{plan.images_per_second:,.1f}"),
+        *((f"  limit of {name}", f"{rate:,.1f}") for name, rate in plan.limits.items()),
+        ("held up by", plan.bottleneck),
+        (
+            "a device's share of a step",
+            f"{plan.num_micro_batches} x {plan.device_batch_size} images",
+        ),
+        ("memory of a device", f"{plan.needed_bytes / 1e9:,.1f} GB{fits}"),
+        (
+            "summing gradients, a step",
+            f"{1e3 * plan.sum_seconds:,.1f} ms, {1e3 * plan.exposed_seconds:,.1f} of them waited",
+        ),
+        ("a node must load", to_load),
+    ]
+    return [list(row) for row in rows]

@@ -1,0 +1,229 @@
+"""What `bench` measures and plans, from a recipe and a machine."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vit21k.bench import gpus as published
+from vit21k.bench.device_rates import DeviceRates, measure_device
+from vit21k.bench.picture_rates import MadePictures, PictureRates, measure_pictures
+from vit21k.bench.plan import Cluster, Run
+from vit21k.bench.step_rate import StepRate, measure_step
+from vit21k.cli.machine import memory_bytes
+from vit21k.cli.options import DEFAULT_MANIFESTS
+from vit21k.config.schema import Recipe
+from vit21k.data.pictures import Pictures
+from vit21k.data.rows import PictureRows
+from vit21k.manifest.io import open_manifest
+from vit21k.manifest.schema import TRAIN
+from vit21k.models.precision import Precision
+from vit21k.training import parts
+
+_IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
+_NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
+# Weights, gradients, and what the optimizer keeps, in float32.
+_BYTES_PER_PARAM = {"adamw": 16, "lamb": 16, "sgd": 12, "muon": 12}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was found out about this machine.
+
+    Attributes:
+        args: Of the model that was timed.
+        precision: Of its matrix products.
+        device: Rates of the device.
+        pictures: Rates of the host.
+        step: Rate of training.
+        num_devices: Of this kind here.
+        memory_bytes: Of one.
+        on_cpu: Whether the device is the host's cores.
+    """
+
+    args: Mapping[str, Any]
+    precision: Precision
+    device: DeviceRates
+    pictures: PictureRates
+    step: StepRate
+    num_devices: int
+    memory_bytes: float
+    on_cpu: bool
+
+    @property
+    def share_of_ceiling(self) -> float:
+        """What training reaches of the measured rate of matrix products."""
+        return self.step.flops / self.device.matmul_flops[self.precision]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {**asdict(self), "share_of_ceiling": self.share_of_ceiling}
+
+    def rows(self) -> list[list[str]]:
+        """Return what, how fast, and of what, for reading."""
+        pictures, step = self.pictures, self.step
+        return [
+            [
+                "decoding",
+                f"{pictures.decoded:,.0f} pictures/s",
+                f"one thread, {pictures.source} of {pictures.mean_bytes / 1e3:,.0f} kB",
+            ],
+            [
+                "loading",
+                f"{pictures.loaded:,.0f} pictures/s",
+                f"{pictures.num_workers} threads, crops to {pictures.img_size} pixels",
+            ],
+            [
+                "copying",
+                f"{self.device.copied_bytes / 1e9:,.1f} GB/s",
+                "uint8 images to the device",
+            ],
+            *(
+                [f"matrix products, {name}", f"{flops / 1e12:,.3f} TFLOP/s", self.device.name]
+                for name, flops in self.device.matmul_flops.items()
+            ),
+            [
+                "training step",
+                f"{step.images:,.2f} images/s",
+                f"{self.precision}, {step.num_images} images at a time, {step.measured}",
+            ],
+            [
+                "training step",
+                f"{step.flops / 1e12:,.3f} TFLOP/s",
+                f"{self.share_of_ceiling:.0%} of the measured matrix products",
+            ],
+        ]
+
+
+class Source(NamedTuple):
+    """The pictures that are read."""
+
+    pictures: PictureRows
+    name: str
+    num_images: int
+    """That a run would train on."""
+    num_classes: int | None
+    """None: not known."""
+
+
+def open_pictures(manifests: Path, root: Path | None) -> Source:
+    """Return the pictures of train.parquet, or made-up ones.
+
+    Raises:
+        ManifestError: A folder was named, and holds no train.parquet.
+    """
+    if manifests == DEFAULT_MANIFESTS and not (manifests / "train.parquet").is_file():
+        return Source(MadePictures(), "made-up pictures", _IN21K_IMAGES, None)
+    manifest = open_manifest(manifests, TRAIN)
+    pictures = Pictures.from_manifest(manifest, root)
+    num_classes = len(manifest.classes())
+    return Source(pictures, f"pictures of {manifest.path}", len(pictures), num_classes)
+
+
+def measure(
+    recipe: Recipe,
+    source: Source,
+    *,
+    device: str,
+    num_workers: int,
+    seconds: float,
+) -> Measured:
+    """Return the rates of this machine for *recipe*, in about *seconds*."""
+    num_classes = source.num_classes or _NUM_CLASSES[recipe.stage]
+    args = parts.model_args_of(recipe, num_classes=num_classes)
+    on = torch.device(device)
+    rates = measure_device(
+        on, precisions=tuple({"fp32": 0, "bf16": 0, recipe.precision: 0}), seconds=seconds / 8
+    )
+    picture_rates = measure_pictures(
+        source.pictures,
+        source.name,
+        img_size=recipe.model.img_size,
+        num_workers=num_workers,
+        interpolation=recipe.data.interpolation,
+        seconds=seconds / 4,
+    )
+    step = measure_step(
+        args,
+        device=on,
+        precision=recipe.precision,
+        loss_kind="sigmoid" if recipe.loss.kind == "sigmoid" else "softmax",
+        matmul_flops=rates.matmul_flops[recipe.precision],
+        num_images=None if on.type == "cpu" else recipe.data.device_batch_size,
+        seconds=seconds / 3,
+    )
+    on_gpu = on.type == "cuda"
+    memory = torch.cuda.get_device_properties(on).total_memory if on_gpu else memory_bytes()[0]
+    return Measured(
+        args=args,
+        precision=recipe.precision,
+        device=rates,
+        pictures=picture_rates,
+        step=step,
+        num_devices=torch.cuda.device_count() if on_gpu else 1,
+        memory_bytes=float(memory),
+        on_cpu=on.type == "cpu",
+    )
+
+
+def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
+    """Return what *recipe* trains, on *num_images* pictures."""
+    size = recipe.data.global_batch_size
+    averages = 4 if recipe.ema.decay is not None else 0
+    return Run(
+        args=args,
+        total_steps=parts.total_steps_of(recipe, max(1, num_images // size)),
+        global_batch_size=size,
+        device_batch_size=recipe.data.device_batch_size,
+        bytes_per_value=4 if recipe.precision == "fp32" else 2,
+        bytes_per_param=_BYTES_PER_PARAM[recipe.optim.kind] + averages,
+        shards_weights=recipe.parallel.kind == "fsdp",
+    )
+
+
+def this_cluster(
+    found: Measured, num_devices: int | None, per_node: int, network_gbit: float
+) -> Cluster:
+    """Return devices like those of this machine: as many as there are, or *num_devices*."""
+    nvlink = published.GPUS["a100"].nvlink_bytes
+    return Cluster(
+        device=found.device.name,
+        num_devices=num_devices or found.num_devices,
+        devices_per_node=1 if found.on_cpu else min(per_node, num_devices or per_node),
+        flops=found.step.flops,
+        memory_bytes=found.memory_bytes,
+        link_bytes=nvlink,
+        network_bytes=network_gbit / 8 * 1e9,
+        loaded_images=found.pictures.loaded,
+        copied_bytes=found.device.copied_bytes,
+        loads_on_device=found.on_cpu,
+    )
+
+
+def rented_cluster(
+    found: Measured,
+    kind: str,
+    num_devices: int,
+    per_node: int,
+    cores_per_gpu: int,
+    network_gbit: float,
+    peak_share: float | None,
+) -> Cluster:
+    """Return GPUs that are not here, by what is published of them and what is measured of cores."""
+    gpu = published.GPUS[kind]
+    per_node = min(per_node, num_devices)
+    share = peak_share or gpu.assumed_share
+    a_core = found.pictures.loaded / found.pictures.num_workers
+    return Cluster(
+        device=f"{gpu.name} at {share:.0%} of its published peak",
+        num_devices=num_devices,
+        devices_per_node=per_node,
+        flops=share * gpu.peak_flops,
+        memory_bytes=gpu.memory_bytes,
+        link_bytes=gpu.nvlink_bytes,
+        network_bytes=network_gbit / 8 * 1e9,
+        loaded_images=a_core * cores_per_gpu * per_node,
+        copied_bytes=published.ASSUMED_COPY_BYTES,
+    )
