@@ -27,6 +27,7 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(BIN)/python tools/data_dictionary.py --check
 	$(BIN)/python tools/update_docs.py --check
 	$(BIN)/python tools/models_page.py --check
+	$(BIN)/python tools/recipes_page.py --check
 	$(BIN)/python tools/check_wheel.py
 	$(MAKE) test
 

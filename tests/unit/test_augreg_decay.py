@@ -54,7 +54,7 @@ def ours(*changes):
 
 
 def test_the_recipes_weight_decay_gives_big_visions_updates():
-    torch.testing.assert_close(ours(), big_vision(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours(), big_vision(), rtol=2e-6, atol=1e-6)
 
 
 def test_big_visions_number_as_it_stands_would_not():

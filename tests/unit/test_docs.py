@@ -48,7 +48,9 @@ def _tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("tool", ["update_docs.py", "data_dictionary.py", "models_page.py"])
+@pytest.mark.parametrize(
+    "tool", ["update_docs.py", "data_dictionary.py", "models_page.py", "recipes_page.py"]
+)
 def test_what_is_generated_is_current(tool: str) -> None:
     result = _tool(tool, "--check")
 

@@ -3,6 +3,8 @@
 The models are built as they are without memory (torch's meta device), and small for the step.
 """
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,3 +138,42 @@ def test_it_evaluates_at_the_size_of_its_model(name):
     eval_transform_of(recipe)(Image.new("RGB", (300, 200), (10, 20, 30)), crop)
 
     assert crop.reshape(3, -1).mean(axis=1) == pytest.approx([10, 20, 30])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps_per_epoch", "step", "lr"),
+    [
+        ("pretrain_l16_in21k", 3462, 0, 0.0),
+        ("pretrain_l16_in21k", 3462, 10_000, 1e-3),
+        ("pretrain_google_l16_in21k", 3462, 90 * 3462, 1e-5),
+        # paddle_pit, the learning rates of its logs, epoch by epoch: 1, 20, 75, 143, 226, 300 on.
+        ("pretrain_pit_ti_paddle_in1k", 1251, 0 * 1251, 5.05e-5),
+        ("pretrain_pit_ti_paddle_in1k", 1251, 19 * 1251, 9.891e-4),
+        ("pretrain_pit_ti_paddle_in1k", 1251, 74 * 1251, 8.54e-4),
+        ("pretrain_pit_ti_paddle_in1k", 1251, 142 * 1251, 5.39e-4),
+        ("pretrain_pit_ti_paddle_in1k", 1251, 225 * 1251, 1.47e-4),
+        ("pretrain_pit_ti_paddle_in1k", 1251, 305 * 1251, 5e-6),
+        # timm's cosine, which DeiT uses: counted from the first epoch.
+        ("pretrain_pit_ti_in1k", 1251, 0, 1e-6),
+        (
+            "pretrain_pit_ti_in1k",
+            1251,
+            5 * 1251 + 7,
+            1e-5 + 0.99e-3 * 0.5 * (1 + math.cos(math.pi / 60)),
+        ),
+        # MindCV: a hundredth of the peak, the peak when the warm-up ends, and 0 at the end.
+        ("pretrain_mindcv_b32_in1k", 312, 0, 1.6e-5),
+        ("pretrain_mindcv_b32_in1k", 312, 30 * 312, 1.6e-3),
+        ("pretrain_mindcv_v03_b32_in1k", 625, 600 * 625, 1e-6),
+        ("pretrain_mm_b16_in1k", 313, 0, 3e-7),
+        ("finetune_mm_b16_mae_in1k", 1252, 100 * 1252, 1e-6),
+        ("pretrain_miil_b16_in21kp", 1000, 8000, 3e-4),
+        ("finetune_folder_balanced", 10, 601, 1e-3),
+    ],
+)
+def test_its_learning_rate_is_the_sources(name, steps_per_epoch, step, lr):
+    recipe = load_recipe(name)
+
+    factor = plan_of(recipe, steps_per_epoch).lr_factor(step)
+
+    assert factor * recipe.optim.lr == pytest.approx(lr, rel=2e-3, abs=1e-12)

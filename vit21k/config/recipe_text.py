@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from vit21k.config.recipe import base_of, load_recipe, read_text, shipped_recipes
+from vit21k.config.recipe import load_recipe, read_text, shipped_recipes
 
 SOURCES: Mapping[str, str] = {
     "PLSC": "https://github.com/PaddlePaddle/PLSC",
@@ -85,17 +85,22 @@ def comments_of(name_or_path: str) -> list[str]:
     return lines
 
 
-def lines_of(name: str) -> list[Line]:
-    """Return the fields that a shipped recipe sets, those of its base included, and their remarks.
+def lines_of(name: str) -> Iterator[Line]:
+    """Yield the fields that a shipped recipe sets itself, not those of its base, with remarks.
 
     Raises:
         RecipeError: There is no such recipe.
     """
-    lines = {line.field: line for line in _lines_in(name)}
-    if (base := base_of(name)) is None:
-        return list(lines.values())
-    inherited = {line.field: line for line in _lines_in(base)}
-    return list({**inherited, **lines}.values())
+    section = ""
+    for text in read_text(name).splitlines():
+        match = _FIELD.fullmatch(text)
+        if match is None or match["name"] in ("base", "source"):
+            continue
+        if not match["indent"] and not match["value"]:
+            section = f"{match['name']}."
+        else:
+            prefix = section if match["indent"] else ""
+            yield Line(prefix + match["name"], match["value"], match["remark"] or "")
 
 
 def by_source(word: str = "") -> Iterator[tuple[str, str]]:
@@ -114,16 +119,3 @@ def by_source(word: str = "") -> Iterator[tuple[str, str]]:
 def source_name(name: str) -> str:
     """Return whose recipe it is: a key of `SOURCES`."""
     return re.split(r"[ ,]", load_recipe(name).source, maxsplit=1)[0]
-
-
-def _lines_in(name: str) -> Iterator[Line]:
-    section = ""
-    for text in read_text(name).splitlines():
-        match = _FIELD.fullmatch(text)
-        if match is None or match["name"] in ("base", "source"):
-            continue
-        if not match["indent"] and not match["value"]:
-            section = f"{match['name']}."
-        else:
-            prefix = section if match["indent"] else ""
-            yield Line(prefix + match["name"], match["value"], match["remark"] or "")
