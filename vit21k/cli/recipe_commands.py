@@ -1,4 +1,4 @@
-"""`recipes list | show | check | fields`."""
+"""`recipes list | show | check | fields | sheet`."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.options import AsJson
+from vit21k.cli.recipe_sheet_command import sheet_command
 from vit21k.errors import UsageError
 
 RecipeName = Annotated[
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     recipes.command("show")(show_command)
     recipes.command("check")(check_command)
     recipes.command("fields")(fields_command)
+    recipes.command("sheet")(sheet_command)
     app.add_typer(recipes, name="recipes", rich_help_panel="Train")
 
 

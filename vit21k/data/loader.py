@@ -20,7 +20,7 @@ from vit21k.data.draws import uniform_draws
 from vit21k.data.mix64 import derive_key
 from vit21k.data.picture import Picture
 from vit21k.data.rows import PictureRows
-from vit21k.data.sampler import StepSampler
+from vit21k.data.sampler import StepOrder
 from vit21k.data.transforms import EvalTransform, TrainTransform
 
 __all__ = ["Batch", "EvalLoader", "OnBadImage", "TrainLoader"]
@@ -85,7 +85,7 @@ class TrainLoader(_Loader):
     def __init__(  # noqa: PLR0913 (each is a plain value)
         self,
         pictures: PictureRows,
-        sampler: StepSampler,
+        sampler: StepOrder,
         transform: TrainTransform,
         *,
         device_batch_size: int,

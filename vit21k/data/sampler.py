@@ -3,7 +3,7 @@
 Dimensions: B images of one step on one rank.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,16 @@ class StepRows(NamedTuple):
 
     rows_B: NDArray[np.int64]
     positions_B: NDArray[np.int64]
+
+
+class StepOrder(Protocol):
+    """Which images each step takes.  `StepSampler` is the one of a run."""
+
+    def num_rows(self, step: int) -> int:
+        """Return how many images this rank has in the 0-based *step*."""
+
+    def batch(self, step: int) -> StepRows:
+        """Return this rank's images of the 0-based *step*."""
 
 
 class StepSampler:

@@ -1,0 +1,168 @@
+"""Recipe -> a picture of what its augmentation really gives, by the code that trains.
+
+A row is a picture as it is, then what several steps would make of it; under each are its labels,
+with their weights where pictures are mixed.
+
+Dimensions: R pictures of the sheet, C colours, H W pixels.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vit21k.config.schema import Recipe
+from vit21k.data.decode import decode_rgb
+from vit21k.data.loader import TrainLoader
+from vit21k.data.permutation import permute
+from vit21k.data.pictures import Pictures
+from vit21k.data.sampler import StepRows
+from vit21k.data.transforms import EvalTransform
+from vit21k.errors import ImageError
+from vit21k.manifest.classes import ClassList
+from vit21k.training.data_parts import device_transform_of, policy_of, train_transform_of
+
+_SIDE = 160  # pixels of a picture on the sheet
+_GAP = 6
+_TEXT_SIZE = 11
+_LINE_HEIGHT = 14
+_MOST_LINES = 4
+_CELL = (_SIDE + _GAP, _SIDE + _MOST_LINES * _LINE_HEIGHT + 2 * _GAP)
+_NUM_WORKERS = 2
+_CPU = torch.device("cpu")
+
+Label = tuple[int, float]
+
+
+class Cell(NamedTuple):
+    """A picture on the sheet.
+
+    Attributes:
+        place: Which row of the sheet.
+        pixels: uint8, (3, H, W).
+        labels: Class index and weight, the weightiest first.
+    """
+
+    place: int
+    pixels: NDArray[np.uint8]
+    labels: list[Label]
+
+
+def contact_sheet(
+    recipe: Recipe, pictures: Pictures, classes: ClassList, *, num_pictures: int, num_draws: int
+) -> Image.Image:
+    """Return the sheet of some pictures, chosen by the seed of the recipe.
+
+    A picture that cannot be decoded leaves its places empty.
+
+    Args:
+        recipe: Whose augmentation.
+        pictures: The training pictures.
+        classes: What they are labelled by.
+        num_pictures: Rows; one more if that is odd, as pictures are mixed in pairs.
+        num_draws: Columns beside the picture itself.
+    """
+    num_rows = min(num_pictures + num_pictures % 2, len(pictures))
+    rows_R = permute(np.arange(num_rows, dtype=np.int64), len(pictures), recipe.seed)
+    size = (_CELL[0] * (num_draws + 1) + _GAP, _CELL[1] * num_rows + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    for cell in _originals(pictures, rows_R):
+        _draw(sheet, cell, classes, column=0)
+    for column, cells in enumerate(augmented(recipe, pictures, rows_R, num_draws), start=1):
+        for cell in cells:
+            _draw(sheet, cell, classes, column=column)
+    return sheet
+
+
+def augmented(
+    recipe: Recipe, pictures: Pictures, rows_R: NDArray[np.int64], num_draws: int
+) -> Iterator[list[Cell]]:
+    """Yield what each of the first steps of a run would make of the pictures, had it these."""
+    transform = device_transform_of(recipe)
+    loader = TrainLoader(
+        pictures,
+        _SameRows(rows_R),
+        train_transform_of(recipe),
+        policy=policy_of(recipe),
+        device_batch_size=len(rows_R),
+        num_workers=_NUM_WORKERS,
+        seed=recipe.seed,
+        on_bad_image="skip",
+    )
+    with loader:
+        for step in range(num_draws):
+            cells = []
+            for batch in loader.micro_batches(step):
+                images, label_rows, label_ids, weights = transform(batch, _CPU)
+                given = [1.0] * len(label_ids) if weights is None else weights.tolist()
+                labels = list(zip(label_rows.tolist(), label_ids.tolist(), given, strict=True))
+                bytes_BCHW = images.float().round().clamp(0, 255).byte().numpy()
+                for index, position in enumerate(batch.positions_B.tolist()):
+                    own = [(label, weight) for row, label, weight in labels if row == index]
+                    place = position - _SameRows.first(step, len(rows_R))
+                    cells.append(Cell(place, bytes_BCHW[index], sorted(own, key=_by_weight)))
+            yield cells
+
+
+class _SameRows:
+    """An order that takes the same pictures in every step."""
+
+    def __init__(self, rows_R: NDArray[np.int64]) -> None:
+        self._rows_R = rows_R
+
+    @staticmethod
+    def first(step: int, size: int) -> int:
+        """Return the first position of a step; an even one, so that pairs are the same."""
+        return step * (size + size % 2)
+
+    def num_rows(self, step: int) -> int:
+        """Return how many pictures a step has."""
+        return len(self._rows_R)
+
+    def batch(self, step: int) -> StepRows:
+        """Return the pictures, at positions of the step's own."""
+        size = len(self._rows_R)
+        first = self.first(step, size)
+        return StepRows(self._rows_R.copy(), np.arange(first, first + size, dtype=np.int64))
+
+
+def _originals(pictures: Pictures, rows_R: NDArray[np.int64]) -> Iterator[Cell]:
+    """Yield the middle of each picture as it is."""
+    transform = EvalTransform(_SIDE)
+    for place, row in enumerate(rows_R.tolist()):
+        try:
+            pixels_CHW = transform(decode_rgb(pictures.read_bytes(row)))
+        except ImageError:
+            continue
+        yield Cell(place, pixels_CHW, [(label, 1.0) for label in pictures.label_ids(row)])
+
+
+def _by_weight(label: Label) -> tuple[float, int]:
+    return -label[1], label[0]
+
+
+def _draw(sheet: Image.Image, cell: Cell, classes: ClassList, *, column: int) -> None:
+    left, top = _GAP + column * _CELL[0], _GAP + cell.place * _CELL[1]
+    image = Image.fromarray(np.ascontiguousarray(cell.pixels.transpose(1, 2, 0)))
+    sheet.paste(image.resize((_SIDE, _SIDE)), (left, top))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_SIZE)
+    for number, text in enumerate(_captions(cell.labels, classes)):
+        line = text
+        while draw.textlength(line, font=font) > _SIDE:
+            line = line[:-2] + "…"
+        place = (left, top + _SIDE + 2 + number * _LINE_HEIGHT)
+        draw.text(place, line, fill="black", font=font)
+
+
+def _captions(labels: list[Label], classes: ClassList) -> list[str]:
+    """Return a line for each label, or for the first ones and the number of others."""
+    lines = []
+    for label, weight in labels:
+        name = (classes.names[label] or classes.wnids[label]).split(",")[0]
+        lines.append(name if weight == 1 else f"{weight:.2f} {name}")
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], f"and {len(lines) - _MOST_LINES + 1} more"]
+    return lines
