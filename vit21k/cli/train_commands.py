@@ -2,13 +2,17 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.dataset_commands import prepare_data
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
 from vit21k.cli.dry_run import (
     DryRunFlag,
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport, InitSource
     from vit21k.config.schema import Recipe
     from vit21k.training.forecast import Forecast
-    from vit21k.training.setup import Listener
+    from vit21k.training.setup import Listener, Place
 
 _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
@@ -90,6 +94,14 @@ def train_command(
         ),
     ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Instead of manifests: class folders (in `train` and `val`, or held out of), or a "
+            "Hugging Face image dataset on disk. Manifests are made in the run's folder.",
+        ),
+    ] = None,
     root: ImageRoot = None,
     run_dir: Annotated[
         Path | None,
@@ -136,6 +148,8 @@ def train_command(
 
         vit21k train --stage finetune --init ViT-L_16 --set model.act_layer=gelu_tanh
 
+        vit21k train --stage finetune --init ViT-B_16 --data photos --run-dir runs/photos
+
         vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
 
         vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
@@ -153,10 +167,11 @@ def train_command(
 
     check_options(is_dry, plot_schedule, rate, as_json)
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
+    run_dir = run_dir or Path("runs") / _run_name(plan.stage, recipe)
     place = Place(
         manifests=manifests,
         root=root,
-        run_dir=run_dir or Path("runs") / _run_name(plan.stage, recipe),
+        run_dir=run_dir,
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         device_batch_size=device_batch_size,
@@ -165,14 +180,30 @@ def train_command(
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
     source = _init_source(init, init_head, init_classes)
-    if is_dry:
-        from vit21k.training.dry_run import dry_run
+    with _place_with(data, place, is_dry) as place:
+        if is_dry:
+            from vit21k.training.dry_run import dry_run
 
-        found = dry_run(plan, place, _listener(), init=source, images_per_second=rate)
-        report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
-        return
-    train_run(plan, place, _listener(), init=source, fresh=fresh)
+            found = dry_run(plan, place, _listener(), init=source, images_per_second=rate)
+            report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
+            return
+        train_run(plan, place, _listener(), init=source, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+
+
+@contextmanager
+def _place_with(data: Path | None, place: "Place", is_dry: bool) -> Iterator["Place"]:
+    """Yield *place*, with manifests of *data* if that is given; a dry run forgets them."""
+    if data is None:
+        yield place
+        return
+    if place.manifests != DEFAULT_MANIFESTS or place.root is not None:
+        raise UsageError("--data takes the place of --manifests and --root; give one")
+    if not is_dry:
+        yield replace(place, manifests=prepare_data(data, place.run_dir))
+        return
+    with TemporaryDirectory() as folder:
+        yield replace(place, manifests=prepare_data(data, Path(folder)))
 
 
 def _listener() -> "Listener":

@@ -84,10 +84,10 @@ def make_val(
             inputs_in=".",
             options={**images.header.options, **options},
         )
-        num_val = _write(VAL, images, manifests, header, in_val)
+        num_val = write_rows(VAL, images, manifests, header, in_val)
         inputs = {**header.inputs, "val": open_manifest(manifests, VAL).fingerprint}
         header = replace(header, inputs=inputs)
-        num_train = _write(TRAIN, images, manifests, header, ~in_val if holdout else None)
+        num_train = write_rows(TRAIN, images, manifests, header, ~in_val if holdout else None)
 
     num_val_K = np.bincount(singles.label_R[chosen], minlength=len(wnids))
     is_bare_K = (num_val_K == singles.num_images_K) & (num_val_K > 0)
@@ -195,7 +195,7 @@ def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return mix64(digests_B2[:, 0] ^ mix64(digests_B2[:, 1] ^ np.uint64(derive_key(seed))))
 
 
-def _write(
+def write_rows(
     kind: ManifestKind,
     images: Manifest,
     manifests: Path,

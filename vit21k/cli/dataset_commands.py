@@ -1,0 +1,145 @@
+"""`get-dataset`, and `train --data`: pictures of elsewhere, ready to train on."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.options import AsJson
+from vit21k.errors import UsageError
+
+if TYPE_CHECKING:
+    from vit21k.sources.manifests import Prepared
+
+PANEL = "Prepare the data (in this order)"
+NEXT = {
+    "cifar10": "vit21k train --recipe cifar10_cpu --manifests {}",
+    "cifar100": "vit21k train --recipe cifar10_cpu --manifests {} --run-dir runs/cifar100",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add `get-dataset` to *app*."""
+    app.command("get-dataset", rich_help_panel=PANEL)(get_dataset_command)
+
+
+def get_dataset_command(
+    name: Annotated[Literal["cifar10", "cifar100"], typer.Argument(metavar="cifar10|cifar100")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where it goes; default: a folder of that name."),
+    ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The archive, if it is here already: the published python .tar.gz, or a .zip of "
+            "`train/<class>/` and `test/<class>/`; default: loaded by torchvision.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch CIFAR into an image tree and manifests: OUT/images, OUT/manifests.
+
+    Pictures become PNG files, `train/frog/00000.png`, whose number is torchvision's; those of a zip
+    stay as they are. The test pictures are val.parquet.
+
+    [bold]Examples[/bold]
+
+      vit21k get-dataset cifar10
+
+      vit21k get-dataset cifar100 --out /data/cifar100 --archive cifar-100-python.tar.gz
+    """
+    from vit21k.sources.cifar import read_cifar
+    from vit21k.sources.manifests import prepare
+    from vit21k.sources.tree import IMAGES, MANIFESTS, write_tree
+    from vit21k.sources.zipped import read_zip
+
+    folder = out or Path(name)
+    file = archive or _downloaded(name, folder)
+    if not file.is_file():
+        raise UsageError(f"no archive at `{file}`", hint="leave --archive out to load it")
+    is_zip = file.suffix.lower() == ".zip"
+    md5 = _md5_of(file)
+    if not is_zip:
+        _compare_md5(name, file, md5)
+    pictures = read_zip(file) if is_zip else read_cifar(file, name)
+    with console.progress("get-dataset", unit="pictures") as bar:
+        counts = write_tree(pictures, folder, {"name": name, "md5": md5}, on_picture=bar.advance)
+    prepared = prepare(folder / IMAGES, folder / MANIFESTS)
+    if as_json:
+        console.print_json({"counts": counts, "md5": md5, **asdict(prepared)})
+    console.done(
+        f"get-dataset: {sum(counts.values()):,} files in `{folder / IMAGES}`; {in_words(prepared)}"
+    )
+    console.note(f"next: `{NEXT[name].format(folder / MANIFESTS)}`")
+
+
+def in_words(prepared: "Prepared") -> str:
+    """Return what became of the files, in counts that add up."""
+    problems = f", {prepared.num_problems:,} of no use" if prepared.num_problems else ""
+    return (
+        f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} pictures to train "
+        f"on, {prepared.num_val:,} to validate on ({prepared.split}), "
+        f"{prepared.num_classes:,} classes"
+    )
+
+
+def prepare_data(path: Path, run_dir: Path) -> Path:
+    """Return the folder of manifests of a user's pictures, made below *run_dir* if need be.
+
+    Processes that torchrun started come here one after the other, and find the same.
+
+    Args:
+        path: Class folders, with ``train`` and ``val`` around them or without; or a Hugging Face
+            dataset on disk.
+        run_dir: Nothing is written anywhere else.
+
+    Raises:
+        UsageError: There is nothing at *path*.
+        DataError: It holds no pictures with labels.
+    """
+    from vit21k.lock import locked
+    from vit21k.sources.hugging_face import HuggingFaceImages, is_hugging_face
+    from vit21k.sources.manifests import prepare
+    from vit21k.sources.tree import IMAGES, MANIFESTS, write_tree
+
+    if not path.exists():
+        raise UsageError(f"there is nothing at `{path}`")
+    folder, names = run_dir / "data", None
+    with locked(folder, command="train --data", wait=True):
+        root = path
+        if is_hugging_face(path):
+            dataset = HuggingFaceImages(path)
+            counts: dict[str, Any] = write_tree(dataset.pictures(), folder / "tree", dataset.source)
+            root, names = folder / "tree" / IMAGES, dataset.names
+            console.note(f"`{path}`: {sum(counts.values()):,} pictures as files in `{root}`")
+            if dataset.num_unlabelled:
+                console.warn(f"{dataset.num_unlabelled:,} pictures have no label; left out")
+        prepared = prepare(root, folder / MANIFESTS, names=names)
+    console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
+    return folder / MANIFESTS
+
+
+def _downloaded(name: str, folder: Path) -> Path:
+    from vit21k.sources.download import download_cifar
+
+    console.note(f"{name}: loaded by torchvision, unless it is in `{folder}` already")
+    return download_cifar(name, folder)
+
+
+def _md5_of(file: Path) -> str:
+    import hashlib
+
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _compare_md5(name: str, file: Path, md5: str) -> None:
+    from vit21k.sources.download import published_md5
+
+    published = published_md5(name)
+    if published is not None and md5 != published:
+        console.warn(f"`{file}` is not the published archive: its MD5 is {md5}, not {published}")
