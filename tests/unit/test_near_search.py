@@ -13,6 +13,11 @@ from vit21k.near.search import NearSearch, SearchCounts, merge_pairs
 MAX_DISTANCE = 40
 
 
+@pytest.fixture(autouse=True)
+def search_in_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "FEW_PAIRS", 0)
+
+
 def random_hashes(size: int, seed: int = 0) -> NDArray[np.uint64]:
     return np.random.default_rng(seed).integers(0, 2**64, (size, 4), dtype=np.uint64)
 
@@ -47,6 +52,26 @@ def test_finds_what_comparing_each_with_each_finds() -> None:
     assert pairs == by_brute_force(one, other)
     assert len(pairs) > 120
     assert found.distance_P.tolist() == distance(one[found.one_P], other[found.other_P]).tolist()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_small_sets_are_compared_row_by_row_so_that_nothing_is_missed(
+    monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
+    monkeypatch.setattr(search, "FEW_PAIRS", 100_000)
+    monkeypatch.setattr(search, "_SLICE_PAIRS", 100)
+    one = random_hashes(60)
+    other = np.concatenate(
+        [with_flipped_bits(one[:25], 40, 1), with_flipped_bits(one[25:50], 41, 2)]
+    )
+    hashes = (np.concatenate([one, other]),) * 2 if within else (one, other)
+    counts = SearchCounts()
+
+    found = NearSearch(hashes[0], MAX_DISTANCE, within=within, counts=counts).probe(hashes[1])
+
+    assert found.one_P.tolist() == list(range(25))
+    assert found.other_P.tolist() == list(range(60, 85) if within else range(25))
+    assert counts.num_compared == len(hashes[0]) * len(hashes[1])
 
 
 def test_four_flipped_bits_are_always_found() -> None:

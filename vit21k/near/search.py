@@ -3,7 +3,7 @@
 Two hashes that differ in few of their lowest 63 bits agree in whole bands of 9.  A *table* takes
 three of the seven bands as a key; whoever shares a key is compared in full.  With all 35 tables any
 two hashes meet that agree in three bands: always, when they differ in 4 of the 63 bits or fewer,
-and mostly when in 12.
+and mostly when in 12.  Small sets are not searched but compared, every row with every row.
 
 Performance: a table is made by sorting ``key << 32 | row``; nothing is made per row in Python.
 Memory: the hashes (32 bytes a row), for each thread a table of each side with its temporaries, and
@@ -29,10 +29,17 @@ TABLES = tuple(combinations(range(NUM_BANDS), 3))
 MAX_BUCKET_PAIRS = 4_000_000
 """A key that more pairs share says nothing: they are counted, and not compared under it."""
 
+FEW_PAIRS = 10_000_000
+"""Up to so many are all compared, in about a tenth of a second: no table can miss one then."""
+
 _SLICE_PAIRS = 1 << 18
 _WAITING_PAIRS = 1 << 21
 _ROW_BITS = np.uint64(32)
 _ROW = np.uint64(0xFFFF_FFFF)
+
+
+_Meetings = Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Rows of both sides that are to be compared, in parts."""
 
 
 class HashPairs(NamedTuple):
@@ -89,6 +96,8 @@ class NearSearch:
         """Return the pairs of the first side and *other_B4*."""
         if not len(self.one_A4) or not len(other_B4):
             return merge_pairs([])
+        if len(self.one_A4) * len(other_B4) <= FEW_PAIRS:
+            return self._compare(_all_pairs(len(self.one_A4), len(other_B4)), other_B4, self.counts)
         merged = MergedPairs()
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="search") as pool:
             for part in pool.map(lambda table: self._table(table, other_B4), TABLES):
@@ -99,8 +108,17 @@ class NearSearch:
 
     def _table(self, table: tuple[int, ...], other_B4: NDArray[np.uint64]) -> "_TableResult":
         one_A, other_B = _table_of(self.one_A4, table), _table_of(other_B4, table)
-        counts, found = SearchCounts(), []
-        for rows_P, others_P in _meetings(one_A, other_B, counts):
+        counts = SearchCounts()
+        meetings = _meetings(one_A, other_B, counts)
+        return _TableResult(self._compare(meetings, other_B4, counts), counts)
+
+    def _compare(
+        self, meetings: _Meetings, other_B4: NDArray[np.uint64], counts: SearchCounts
+    ) -> HashPairs:
+        """Return those of *meetings* whose hashes are near."""
+        found = []
+        for rows_P, others_P in meetings:
+            counts.num_compared += len(rows_P)
             distance_P = distance(self.one_A4[rows_P], other_B4[others_P])
             near_P = distance_P <= self.max_distance
             if self.within:
@@ -109,7 +127,7 @@ class NearSearch:
             if self.within:
                 one_P, other_P = np.minimum(one_P, other_P), np.maximum(one_P, other_P)
             found.append(merge_pairs([HashPairs(one_P, other_P, distance_P[near_P])]))
-        return _TableResult(merge_pairs(found), counts)
+        return merge_pairs(found)
 
 
 class _TableResult(NamedTuple):
@@ -161,15 +179,23 @@ def _table_of(words_N4: NDArray[np.uint64], table: tuple[int, ...]) -> NDArray[n
     return keyed_N
 
 
+def _all_pairs(num_rows: int, num_others: int) -> _Meetings:
+    """Yield every pair of rows, a bounded number at a time."""
+    others = np.arange(num_others)
+    step = max(1, _SLICE_PAIRS // num_others)
+    for start in range(0, num_rows, step):
+        rows = np.arange(start, min(start + step, num_rows))
+        yield np.repeat(rows, num_others), np.tile(others, len(rows))
+
+
 def _meetings(
     one_A: NDArray[np.uint64], other_B: NDArray[np.uint64], counts: SearchCounts
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> _Meetings:
     """Yield the pairs of rows that share a key, a bounded number at a time."""
     start_K, size_K, other_start_K, other_size_K = _shared_keys(one_A, other_B)
     pairs_K = size_K * other_size_K
     is_kept_K = pairs_K <= MAX_BUCKET_PAIRS
     counts.num_crowded += int((~is_kept_K).sum())
-    counts.num_compared += int(pairs_K[is_kept_K].sum())
     runs = np.stack([start_K, other_start_K, other_size_K, pairs_K])[:, is_kept_K]
     slice_K = np.cumsum(runs[3]) // _SLICE_PAIRS
     for part in np.split(runs, np.flatnonzero(np.diff(slice_K)) + 1, axis=1):
