@@ -248,6 +248,7 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(make, tmp_path, name, o
         ("torchvision", NAME, {"global_pool": "avg"}, "mean pooling"),
         ("torchvision", NAME, {"qkv_bias": False}, "biases"),
         ("npz", NAME, {"global_pool": "avg"}, "class token"),
+        ("npz", NAME, {"init_values": 1e-4}, "layer scale"),
         ("npz", "pit_ti_224", {"img_size": 32}, "PiT"),
         ("transformers", "vit_small_r26_s32_224", {"patch_size": 1}, "ResNet"),
     ],

@@ -56,6 +56,7 @@ def images(size=32):
         {"global_pool": "avg"},
         {"global_pool": "avg", "class_token": False},
         {"global_pool": "avg", "fc_norm": False},
+        {"init_values": 1e-4},
         {"act_layer": "gelu_tanh", "qkv_bias": False, "mlp_ratio": 2.0},
         {"pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "drop_path_rate": 0.1},
         {"img_size": 35},

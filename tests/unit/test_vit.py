@@ -47,6 +47,7 @@ def images(num_images=2, size=48):
         {"global_pool": "avg", "class_token": False},
         {"global_pool": "avg", "fc_norm": False},
         {"fc_norm": True},
+        {"init_values": 1e-4},
         {"img_size": 50},
     ],
     ids=str,

@@ -32,6 +32,8 @@ class ModelSection(Section):
     """Whether queries, keys and values have a bias; null: they have."""
     norm_eps: Positive | None = None
     """Added to the variance in layer norms; null: 1e-6.  transformers' weights need 1e-12."""
+    init_values: Positive | None = None
+    """First value of learnt factors on both branches of a block (LayerScale); null: none."""
     representation_size: PositiveInt | None = None
     """Width of a tanh layer before the head (pre-logits); null: none."""
     act_layer: Literal["gelu", "gelu_tanh"] = "gelu"

@@ -47,6 +47,7 @@ def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
         return ["PiT"]
     hybrid = args["resnet_layers"] is not None
     mean = args["global_pool"] == "avg"
+    scaled = args["init_values"] is not None
     googles_mean = not args["class_token"] and args["fc_norm"] is False
     has = {
         "timm": {
@@ -58,13 +59,16 @@ def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
             "pre-logits before a head": args["representation_size"] is not None,
             "ResNet": hybrid,
             "mean pooling": mean,
+            "layer scale": scaled,
         },
         "torchvision": {
+            "layer scale": scaled,
             "ResNet": hybrid,
             "mean pooling": mean,
             "attention without biases": not args["qkv_bias"],
         },
         "npz": {
+            "layer scale": scaled,
             "mean pooling with a class token, or before the norm": mean and not googles_mean,
             "attention without biases": not args["qkv_bias"],
         },

@@ -32,7 +32,9 @@ def num_params(args: Mapping[str, Any]) -> int:
         return _pit_params(args)
     width = args["embed_dim"]
     tokens = (int(args["class_token"]) + num_tokens(args)) * width
-    blocks = args["depth"] * _block_params(width, args["mlp_ratio"], args["qkv_bias"])
+    factors = 0 if args["init_values"] is None else 2 * width
+    block = _block_params(width, args["mlp_ratio"], args["qkv_bias"]) + factors
+    blocks = args["depth"] * block
     representation = args["representation_size"] or 0
     features = representation or width
     head = (features + 1) * args["num_classes"]

@@ -37,6 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "representation_size": None,
     "act_layer": "gelu",
     "norm_eps": 1e-6,
+    "init_values": None,
     "resnet_layers": None,
     "stem_eps": "google",
     **_DROP_RATES,

@@ -42,6 +42,8 @@ class VisionTransformer(ImageClassifier):
         mlp_ratio: Width of the MLP's hidden layer, in widths of a token.
         qkv_bias: Whether queries, keys and values have a bias.
         representation_size: Width of a tanh layer before the head (`pre_logits`); None: no layer.
+        init_values: First value of the learnt factors on both branches of a block (LayerScale);
+            None: no factors.
         act_layer: "gelu" is exact; "gelu_tanh" is the approximation that Google's weights need.
         norm_eps: Added to the variance in every layer norm.
         resnet_layers: Blocks in each stage of a ResNet that looks at the image first (Google's
@@ -82,6 +84,7 @@ class VisionTransformer(ImageClassifier):
         representation_size: int | None = None,
         act_layer: Literal["gelu", "gelu_tanh"] = "gelu",
         norm_eps: float = LAYER_NORM_EPS,
+        init_values: float | None = None,
         resnet_layers: Sequence[int] | None = None,
         stem_eps: StemEps = "google",
         pos_drop_rate: float = 0.0,
@@ -118,6 +121,7 @@ class VisionTransformer(ImageClassifier):
             qkv_bias=qkv_bias,
             act_layer=act_layer,
             norm_eps=norm_eps,
+            init_values=init_values,
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
         )

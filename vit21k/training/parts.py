@@ -28,6 +28,7 @@ _MODEL_OVERRIDES = (
     "mlp_ratio",
     "qkv_bias",
     "norm_eps",
+    "init_values",
     "representation_size",
     "act_layer",
     "pos_drop_rate",

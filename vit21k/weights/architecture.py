@@ -70,6 +70,8 @@ def _vit(
         "depth": _count(tensors, r"blocks\.(\d+)\."),
         "mlp_ratio": _ratio(hidden, width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        # Its first value, which the trained factors do not show; DeiT III's.
+        "init_values": 1e-4 if "blocks.0.ls1.gamma" in tensors else None,
         "representation_size": None if representation is None else int(representation.shape[0]),
         "resnet_layers": layers,
         **{key: value for key, value in known.items() if key not in ("img_size", "num_heads")},

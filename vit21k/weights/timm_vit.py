@@ -18,7 +18,7 @@ from vit21k.weights.layout import Converted
 _SHARED = frozenset(
     {"img_size", "global_pool", "class_token", "fc_norm", "num_heads", "heads", "act_layer",
      "in_chans", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "base_dims",
-     "stride", "distilled"}
+     "stride", "distilled", "init_values"}
 )  # fmt: skip
 _HARMLESS = frozenset(
     {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
