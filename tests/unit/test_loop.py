@@ -10,7 +10,9 @@ torch = pytest.importorskip("torch")
 from vit21k.data.loader import Batch  # noqa: E402
 from vit21k.distributed import World  # noqa: E402
 from vit21k.errors import NonFiniteLossError  # noqa: E402
+from vit21k.training.best import BestWatch  # noqa: E402
 from vit21k.training.loop import Hooks, Plan, Progress, train  # noqa: E402
+from vit21k.training.loss_scaler import LossScaler  # noqa: E402
 from vit21k.training.optim import OptimPlan, build_optimizers  # noqa: E402
 
 BATCH = 8
@@ -56,7 +58,7 @@ def fresh(model_class=Noisy):
     return model, build_optimizers(model, OptimPlan(kind="adamw", lr=0.1))
 
 
-def run(model, optimizers, progress=None, *, the_plan=None, **hooks):
+def run(model, optimizers, progress=None, *, the_plan=None, scaler=None, **hooks):
     progress = progress or Progress()
     calls = {
         "micro_batches": micro_batches,
@@ -77,6 +79,7 @@ def run(model, optimizers, progress=None, *, the_plan=None, **hooks):
         optimizers=optimizers,
         hooks=Hooks(**calls),
         world=World(),
+        scaler=scaler,
     )
     return finished, progress
 
@@ -115,7 +118,9 @@ def test_what_happens_when():
     assert finished
     assert saved == [5, 10]
     assert evaluated == [10]
-    assert logged == [(step, ["grad_norm", "loss", "loss_scale", "lr_factor"]) for step in range(1, 11)]
+    assert logged == [
+        (step, ["grad_norm", "loss", "loss_scale", "lr_factor"]) for step in range(1, 11)
+    ]
 
 
 def test_small_micro_batches_give_the_gradient_of_the_whole_batch():
@@ -189,3 +194,72 @@ def test_the_gradient_norm_is_that_before_clipping():
     )
 
     assert max(norms) > 1e-2
+
+
+def test_an_update_that_float16_overflowed_in_is_left_out_and_counted():
+    model, optimizers = fresh()
+    scaler = LossScaler(scale=2.0**20, is_fixed=False)
+    updates, scales, weights = [], [], []
+
+    def loss_of(model, batch):
+        loss = model(batch.images_BCHW).square().mean()
+        # At the first scale the gradient overflows, as it would in float16.
+        return _Overflow.apply(loss) if scaler.scale == 2.0**20 else loss
+
+    finished, progress = run(
+        model,
+        optimizers,
+        scaler=scaler,
+        loss_of=loss_of,
+        after_update=updates.append,
+        log_step=lambda _, metrics: (
+            scales.append(metrics["loss_scale"]),
+            weights.append(model.line.weight.detach().clone()),
+        ),
+    )
+
+    assert finished
+    assert (progress.step, progress.skipped_updates) == (10, 1)
+    assert updates == list(range(1, 10))
+    assert scales == [2.0**20] + [2.0**19] * 9
+    assert torch.equal(weights[0], fresh()[0].line.weight)
+    assert not torch.equal(weights[1], weights[0])
+
+
+class _Overflow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.inf
+
+
+def test_a_scaled_loss_learns_what_the_plain_one_does_to_the_bit():
+    plain, optimizers = fresh()
+    run(plain, optimizers)
+    scaled, optimizers = fresh()
+    run(scaled, optimizers, scaler=LossScaler(scale=2.0**10, is_fixed=False))
+
+    assert torch.equal(plain.line.weight, scaled.line.weight)
+
+
+def test_the_best_checkpoint_is_saved_out_of_turn():
+    saved, values = [], iter([3.0, 2.0, 4.0, 1.0, 1.0])
+
+    run(
+        *fresh(),
+        the_plan=plan(eval_every_steps=2, save_every_steps=5),
+        evaluate=lambda _: {"val/loss": next(values)},
+        note_best=lambda p, metrics: BestWatch("loss", "val").note(p.best, metrics),
+        save=lambda p, best: saved.append((p.step, list(best), dict(p.best))),
+    )
+
+    assert saved == [
+        (2, ["best"], {"best": 3.0}),
+        (4, ["best"], {"best": 2.0}),
+        (5, [], {"best": 2.0}),
+        (8, ["best"], {"best": 1.0}),
+        (10, [], {"best": 1.0}),
+    ]

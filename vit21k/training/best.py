@@ -1,5 +1,6 @@
 """Which checkpoint is the best so far, by one metric on the split that is evaluated."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,10 +28,16 @@ class BestWatch:
             best: The best values so far, by name of the checkpoint; changed in place.
             metrics: Of an evaluation, by full name.
         """
-        improved = []
+        improved: list[str] = []
+        if self.metric is None:
+            return improved
         for pointer, split in ((BEST, self.val_name), (BEST_EMA, f"{self.val_name}_ema")):
             value = metrics.get(f"{split}/{self.metric}")
-            if value is not None and self._is_better(value, best.get(pointer)):
+            if (
+                value is not None
+                and math.isfinite(value)
+                and self._is_better(value, best.get(pointer))
+            ):
                 best[pointer] = value
                 improved.append(pointer)
         return improved

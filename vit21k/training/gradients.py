@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vit21k.distributed import World
+from vit21k.distributed import World, whole
 
 # 25 MB of float32, as in torch's DistributedDataParallel: few messages, little memory beside them.
 _BUCKET_VALUES = 25 * (1 << 18)
@@ -101,6 +101,15 @@ class GradientSums:
         bucket.values = torch.cat([gradient.flatten() for gradient in gradients])
         bucket.wait = self._world.begin_sum(bucket.values)
         self._num_sent += 1
+
+
+def clip(model: nn.Module, max_norm: float | None) -> float:
+    """Clip the gradient to *max_norm*, if there is one; return its norm before."""
+    gradients = [param.grad for param in model.parameters() if param.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return float(norm)
 
 
 def _receive(bucket: _Bucket) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit21k.data.loader import Batch
-from vit21k.distributed import World, whole
+from vit21k.distributed import World
 from vit21k.errors import NonFiniteLossError
-from vit21k.training.gradients import GradientSums
+from vit21k.training.dropout_seed import dropout_seed
+from vit21k.training.gradients import GradientSums, clip
 from vit21k.training.loss_scaler import LossScaler
 from vit21k.training.optim import set_lr
 from vit21k.training.schedule import is_due
@@ -110,7 +111,7 @@ def train(
     scaler = scaler or LossScaler()
     sums = GradientSums(model, world)
     while progress.step < plan.total_steps:
-        torch.manual_seed(_dropout_seed(plan.seed, progress.step, world.rank))
+        torch.manual_seed(dropout_seed(plan.seed, progress.step, world.rank))
         factor = plan.lr_factor(progress.step)
         set_lr(optimizers, factor)
 
@@ -124,7 +125,7 @@ def train(
                 f"the last good state is the checkpoint before it",
                 hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
             )
-        grad_norm = _clip(model, plan.grad_clip_norm)
+        grad_norm = clip(model, plan.grad_clip_norm)
         metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": grad_norm}
         metrics["loss_scale"] = scaler.scale
         is_update = scaler.accepts(grad_norm, step=progress.step + 1)
@@ -210,23 +211,3 @@ def _and_whether_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         before = batch
     if before is not None:
         yield before, True
-
-
-def _clip(model: nn.Module, max_norm: float | None) -> float:
-    """Clip the gradient to *max_norm*, if there is one; return its norm before."""
-    gradients = [param.grad for param in model.parameters() if param.grad is not None]
-    norm = whole(nn.utils.get_total_norm(gradients))
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-    return float(norm)
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return a seed of its own for every step and process (splitmix64's mixer)."""
-    mask = (1 << 64) - 1
-    mixed = (
-        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    ) & mask
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    return (mixed ^ (mixed >> 31)) >> 1

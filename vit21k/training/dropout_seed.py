@@ -1,0 +1,12 @@
+"""The seed of dropout and of stochastic depth: a function of where the run is."""
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Return a seed of its own for every step and process (splitmix64's mixer)."""
+    mask = (1 << 64) - 1
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    ) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return (mixed ^ (mixed >> 31)) >> 1
