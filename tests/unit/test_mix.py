@@ -212,6 +212,15 @@ def test_a_class_that_both_partners_carry_stays_whole():
     assert weights[1] == weights[3] == 1.0
 
 
+def test_a_label_of_which_nothing_remains_is_none():
+    plan = Mixer(seed=0, mixup_alpha=1.0, cutmix_alpha=0.0).plan(np.array([0, 1]), 16)
+    plan.shares_B[:] = 0
+
+    rows, ids, weights = mix_labels(plan, np.array([0, 1]), np.array([4, 2]), np.ones(2))
+
+    assert (rows.tolist(), ids.tolist(), weights.tolist()) == ([0, 1], [2, 4], [1.0, 1.0])
+
+
 def test_without_positions_or_work_images_stay_bytes():
     batch = batch_of(4)
     nothing = DeviceTransform(mean=MEAN, std=STD, sums_to_one=False)

@@ -111,7 +111,8 @@ def mix_labels(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return the labels of the mixed pictures: their own and their partners', by their shares.
 
-    A class that both partners carry is one label with the sum of both weights.
+    A class that both partners carry is one label with the sum of both weights; a label of which
+    nothing remains is none.
 
     Args:
         plan: Who is mixed with whom.
@@ -133,8 +134,9 @@ def mix_labels(
         ]
     )
     keys_L, merged_L = np.unique((rows_L << _ID_BITS) | ids_L, return_inverse=True)
-    sums_L = np.bincount(merged_L, weights=weights_L, minlength=len(keys_L))
-    return keys_L >> _ID_BITS, keys_L & ((1 << _ID_BITS) - 1), sums_L.astype(np.float32)
+    sums_L = np.bincount(merged_L, weights=weights_L, minlength=len(keys_L)).astype(np.float32)
+    keys_L, sums_L = keys_L[sums_L > 0], sums_L[sums_L > 0]
+    return keys_L >> _ID_BITS, keys_L & ((1 << _ID_BITS) - 1), sums_L
 
 
 def _beta(alphas_P: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
