@@ -91,6 +91,15 @@ def test_check_looks_at_the_model_as_well(override, message):
     assert "Traceback" not in result.stderr
 
 
+def test_check_knows_what_a_pit_has_not_and_how_a_shipped_recipe_is_run():
+    refused = recipes("check", "pretrain_pit_s_in1k", "--set", "model.embed_dim=64")
+    usable = recipes("check", "finetune_google_folder_500")
+
+    assert refused.returncode == 2
+    assert "no argument `embed_dim`" in refused.stderr
+    assert "--recipe finetune_google_folder_500 --init ViT-B_16" in usable.stderr
+
+
 def test_fields_documents_every_field():
     rows = json.loads(recipes("fields", "--json").stdout)
     text = recipes("fields").stdout

@@ -16,6 +16,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field; may be repeated."),
 ]
+# Fields of the section `model` that are not the network's.
+_FIRST_WEIGHTS = ("init_scheme", "head_init", "head_bias_init")
 
 
 def register(app: typer.Typer) -> None:
@@ -113,14 +115,16 @@ def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
 
       vit21k recipes check pretrain_l16_in21k --set model.img_size=256
     """
-    from vit21k.config.recipe import load_recipe
+    from vit21k.config.recipe import load_recipe, shipped_recipes
+    from vit21k.config.recipe_text import header_of
     from vit21k.models.registry import model_args
 
     model = load_recipe(recipe, overrides or []).model
-    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "global_pool")
-    given = {name: getattr(model, name) for name in sizes}
+    given = model.model_dump(exclude={"name", "freeze", "pos_embed_resize", *_FIRST_WEIGHTS})
     model_args(model.name, **{name: value for name, value in given.items() if value is not None})
-    console.done(f"recipes check: `{recipe}` is usable; next: `vit21k train --recipe {recipe}`")
+    own = header_of(recipe).command if recipe in shipped_recipes() else ""
+    command = own if own and not overrides else f"vit21k train --recipe {recipe}"
+    console.done(f"recipes check: `{recipe}` is usable; next: `{command}`")
 
 
 def fields_command(

@@ -47,7 +47,7 @@ def find_resumable(
             hint="give its --manifests, another --run-dir, or start over with --fresh",
         )
     for name, fingerprint in objective.items():
-        if checkpoint.state["objective"][name] != fingerprint:
+        if checkpoint.state.get("objective", {}).get(name) != fingerprint:
             raise CheckpointError(
                 f"`{run_dir}` holds a run with another {name}",
                 hint=f"give its {name}, another --run-dir, or start over with --fresh",
