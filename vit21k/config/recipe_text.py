@@ -19,7 +19,7 @@ SOURCES: Mapping[str, str] = {
     "MindCV": "https://github.com/mindspore-lab/mindcv",
     "MMPretrain": "https://github.com/open-mmlab/mmpretrain",
     "DeiT": "https://github.com/facebookresearch/deit",
-    "paddle_pit": "https://github.com/BR-IDL/PaddleViT",
+    "paddle_pit": "https://github.com/hatimwen/paddle_pit",
     "ours": "",
 }
 """Whose recipes there are, in the order they are shown, and where theirs are."""
