@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.train_lines import listener
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitSource
     from vit21k.config.schema import Recipe
     from vit21k.training.dry_run import DryRun
+    from vit21k.training.setup import Place
 
 DryRunFlag = Annotated[
     bool,
@@ -47,6 +50,15 @@ def check_options(
     given = {"--plot-schedule": plot_schedule, "--rate": rate, "--json": as_json or None}
     if not is_dry and (odd := [name for name, value in given.items() if value is not None]):
         raise UsageError(f"{odd[0]} is for --dry-run")
+
+
+def reckon(
+    recipe: "Recipe", place: "Place", init: "InitSource | None", rate: float | None
+) -> "DryRun":
+    """Find out what the run would be; the terminal hears of what is found on the way."""
+    from vit21k.training.dry_run import dry_run
+
+    return dry_run(recipe, place, listener(), init=init, images_per_second=rate)
 
 
 def report(

@@ -1,13 +1,12 @@
 """`train`: a shell around `training.run`."""
 
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,24 +19,22 @@ from vit21k.cli.dry_run import (
     PlotSchedule,
     Rate,
     check_options,
+    reckon,
     report,
 )
 from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
 from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
+from vit21k.cli.train_lines import listener
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
-    from vit21k.checkpoint.initialise import InitReport, InitSource
+    from vit21k.checkpoint.initialise import InitSource
     from vit21k.config.schema import Recipe
-    from vit21k.training.forecast import Forecast
-    from vit21k.training.setup import Listener, Place
+    from vit21k.training.setup import Place
 
 _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
-_LONG_RUN_SECONDS = 14 * 86_400
-_MICRO_STEP_SECONDS = 10.0
-_UNTOLD = ("step", "total_steps", "seconds", "eta_seconds")
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -146,8 +143,6 @@ def train_command(
 
         vit21k train --stage finetune --init runs/pretrain_l16_in21k --manifests in1k_manifests
 
-        vit21k train --stage finetune --init ViT-L_16 --set model.act_layer=gelu_tanh
-
         vit21k train --stage finetune --init ViT-B_16 --data photos --run-dir runs/photos
 
         vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
@@ -182,12 +177,10 @@ def train_command(
     source = _init_source(init, init_head, init_classes)
     with _place_with(data, place, is_dry) as place:
         if is_dry:
-            from vit21k.training.dry_run import dry_run
-
-            found = dry_run(plan, place, _listener(), init=source, images_per_second=rate)
+            found = reckon(plan, place, source, rate)
             report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
             return
-        train_run(plan, place, _listener(), init=source, fresh=fresh)
+        train_run(plan, place, listener(), init=source, fresh=fresh)
     console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
 
 
@@ -204,19 +197,6 @@ def _place_with(data: Path | None, place: "Place", is_dry: bool) -> Iterator["Pl
         return
     with TemporaryDirectory() as folder:
         yield replace(place, manifests=prepare_data(data, Path(folder)))
-
-
-def _listener() -> "Listener":
-    from vit21k.training.setup import Listener
-
-    return Listener(
-        note=console.note,
-        warn=console.warn,
-        forecast=_tell_forecast,
-        initialised=_tell_initialised,
-        line=_tell_line,
-        micro_step=_MicroSteps(),
-    )
 
 
 def _teacher(address: str | None) -> list[str]:
@@ -257,69 +237,3 @@ def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) 
 
 def _run_name(stage: str, recipe: str | None) -> str:
     return Path(recipe).stem if recipe else _STAGE_RECIPES[stage]
-
-
-def _tell_forecast(forecast: "Forecast") -> None:
-    console.done(
-        f"{forecast.num_params / 1e6:,.2f} M parameters, {forecast.num_images:,} images to go, "
-        f"{_engineering(forecast.flops)}FLOP; "
-        f"{_rate(forecast.images_per_second)} measured here, about "
-        f"{console.duration(forecast.seconds)} without reading images"
-    )
-    if forecast.seconds > _LONG_RUN_SECONDS:
-        console.warn(
-            f"this run would take about {console.duration(forecast.seconds)} on this machine; it "
-            "goes on, and can be stopped and resumed at any time"
-        )
-
-
-def _tell_initialised(report: "InitReport") -> None:
-    console.note(f"init: {report.in_words()}")
-
-
-class _MicroSteps:
-    """Shows that a long step moves: a line every 10 s, unless steps are shorter than that."""
-
-    def __init__(self) -> None:
-        self._told_at = time.monotonic()
-        self._step = -1
-
-    def __call__(self, step: int, num_done: int, num_images: int) -> None:
-        now = time.monotonic()
-        if step != self._step:
-            self._step, self._told_at = step, now
-        elif now - self._told_at >= _MICRO_STEP_SECONDS:
-            self._told_at = now
-            console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
-
-
-def _tell_line(line: Mapping[str, Any]) -> None:
-    head = f"step {line['step']:,}/{line['total_steps']:,}"
-    if "lr" not in line:
-        names = [name for name in line if name not in _UNTOLD]
-        console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
-        return
-    skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
-    console.done(
-        f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
-        f"grad norm {line['grad_norm']:.3g} | weights {line['weight_norm']:.4g} | "
-        f"{_rate(line['images_per_second'])} | MFU {line['mfu']:.1%} | "
-        f"waits {line['data_wait']:.0%} | {_engineering(line['memory_bytes'])}B | "
-        f"ETA {console.duration(line['eta_seconds'])}{skipped}"
-    )
-
-
-def _rate(images_per_second: float) -> str:
-    digits = 0 if images_per_second >= 100 else 2
-    return f"{images_per_second:,.{digits}f} images/s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _engineering(value: float) -> str:
-    for power, prefix in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
-        if value >= 10**power:
-            return f"{value / 10**power:,.1f} {prefix}"
-    return f"{value:,.0f} "

@@ -22,6 +22,7 @@ from vit21k.training.forecast import (
     measure_images_per_second,
 )
 from vit21k.training.loop import Plan
+from vit21k.training.objective import Objective
 from vit21k.training.optim import build_optimizers
 from vit21k.training.optim_parts import optim_plan_of
 from vit21k.training.setup import Listener, Place
@@ -94,30 +95,14 @@ def dry_run(
     sampler = sampler_of(recipe, data.train, World())
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     objective = loss_parts.objective_of(recipe, data.classes, device, warn=listener.warn)
-    model = parts.new_model(recipe, num_classes=len(data.classes))
-    objective.prepare(model)
-    if init is not None:
-        resize = recipe.model.pos_embed_resize
-        listener.initialised(
-            initialise_from(model, init, args=args, classes=data.classes, pos_embed_mode=resize)
-        )
-    elif recipe.stage == "finetune":
-        listener.warn("fine-tuning needs first weights: name them with `--init`")
+    model = _model(recipe, data, args, objective, init, listener)
     optimizers = build_optimizers(model, optim_plan_of(recipe))
-    rate = images_per_second
-    if rate is None:
-        loss_of = partial(loss_parts.loss_of, recipe=recipe, device=device, objective=objective)
-        model = model.to(device).train()
-        rate = measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+    rate = images_per_second or _measured_rate(recipe, model, objective, device)
     steps = _steps(plan, sampler.steps_per_epoch, place)
     num_images = (plan.total_steps - steps["resumes_at"]) * plan.global_batch_size
     return DryRun(
         data=_data(data),
-        model={
-            "name": recipe.model.name,
-            "num_params": num_params(args),
-            "flops_per_image": FLOPS_PER_MAC * macs_per_image(args),
-        },
+        model=_cost(recipe, args),
         groups=[row for optimizer in optimizers for row in _groups(optimizer, recipe.optim.lr)],
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         memory=_memory(recipe, place, args, model, optimizers),
@@ -129,6 +114,43 @@ def dry_run(
             "seconds": num_images / rate,
         },
     )
+
+
+def _model(
+    recipe: Recipe,
+    data: SplitData,
+    args: Mapping[str, Any],
+    objective: Objective,
+    init: InitSource | None,
+    listener: Listener,
+) -> nn.Module:
+    """Return the model with its first weights."""
+    model = parts.new_model(recipe, num_classes=len(data.classes))
+    objective.prepare(model)
+    if init is not None:
+        resize = recipe.model.pos_embed_resize
+        listener.initialised(
+            initialise_from(model, init, args=args, classes=data.classes, pos_embed_mode=resize)
+        )
+    elif recipe.stage == "finetune":
+        listener.warn("fine-tuning needs first weights: name them with `--init`")
+    return model
+
+
+def _measured_rate(
+    recipe: Recipe, model: nn.Module, objective: Objective, device: torch.device
+) -> float:
+    loss_of = partial(loss_parts.loss_of, recipe=recipe, device=device, objective=objective)
+    model = model.to(device).train()
+    return measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+
+
+def _cost(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": recipe.model.name,
+        "num_params": num_params(args),
+        "flops_per_image": FLOPS_PER_MAC * macs_per_image(args),
+    }
 
 
 def _data(data: SplitData) -> dict[str, Any]:
