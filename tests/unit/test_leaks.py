@@ -1,6 +1,8 @@
 """Leaks and near-duplicates on real files: planted ones are found, and taken out."""
 
+import io
 import shutil
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES,
 from vit21k.near import scan as scan_module
 from vit21k.near.find import Level
 from vit21k.near.leaks import PairSummary, find_leaks, find_near_duplicates
+from vit21k.near.pair_pictures import PairPictures
 from vit21k.near.remove import remove_leaks
 from vit21k.near.scan import scan_images
 from vit21k.prep.hashing import hash_tree
@@ -90,6 +93,28 @@ def test_a_row_names_both_files_and_says_how_sure_it_is(world: Path, leaks: Pair
     ]
     assert manifest.header.options == {"against": str(world / "test")}
     assert all(0 <= r["distance"] <= 64 for r in manifest.read().to_pylist())
+
+
+def test_both_pictures_of_a_pair_are_there_when_the_evaluation_set_lies_in_archives(
+    world: Path, tmp_path: Path
+) -> None:
+    picture = (world / "test" / "2.jpg").read_bytes()
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "n00000000.tar", "w") as archive:
+        entry = tarfile.TarInfo("2.jpg")
+        entry.size = len(picture)
+        archive.addfile(entry, io.BytesIO(picture))
+    hash_tree(tmp_path / "val", tmp_path / "of_val", num_workers=1)
+    relabel(tmp_path / "of_val")
+    ours = manifests_of(world / "train", tmp_path / "of_train")
+
+    find_leaks(ours, tmp_path / "of_val", num_workers=1)
+
+    pairs = PairPictures(open_manifest(ours, LEAKS), root=None, max_pairs=9)
+    assert [pairs.one(0), pairs.other(0)] == [
+        (world / "train" / "n00000000" / "2.png").read_bytes(),
+        picture,
+    ]
 
 
 def test_the_same_inputs_give_the_same_bytes(world: Path, leaks: PairSummary) -> None:

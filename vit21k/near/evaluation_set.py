@@ -27,12 +27,14 @@ class EvaluationSet:
         paths: One for each picture.
         pictures: What they are compared by.
         problems: Why pictures could not be decoded, by path.
+        manifests: The folder of the manifests that it was taken from, if it was.
     """
 
     root: Path
     paths: pa.Array
     pictures: PictureSet
     problems: dict[str, str]
+    manifests: Path | None = None
 
 
 def open_evaluation_set(
@@ -98,7 +100,8 @@ def _from_manifest(
         pictures.digest_N[row_M], pictures.pixel_digest_N[row_M], pictures.thumbs_NTT[row_M]
     )
     problems = {} if not scanned.num_problems else _problems(folder, all_paths, row_M)
-    return EvaluationSet(Path(manifest.header.root), all_paths.take(row_M), chosen, problems)
+    root = Path(manifest.header.root)
+    return EvaluationSet(root, all_paths.take(row_M), chosen, problems, folder.resolve())
 
 
 def _problems(folder: Path, paths: pa.Array, row_M: NDArray[np.int64]) -> dict[str, str]:

@@ -92,6 +92,8 @@ def find_leaks(
     pairs, counts = find_pairs(pictures, other.pictures, on_view=on_view)
     pairs = pairs.where(is_train_N[pairs.one_P])
     options = {"against": str(other.root)}
+    if other.manifests:
+        options["against_manifests"] = str(other.manifests)
     with locked(manifests, command="leaks"):
         rows = pair_rows(pairs, pictures, paths, other.pictures, pa.chunked_array([other.paths]))
         _write(rows, LEAKS, images, options)

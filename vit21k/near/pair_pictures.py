@@ -28,19 +28,26 @@ class PairPictures:
         """
         table = manifest.read().slice(0, max_pairs)
         self.rows: list[dict[str, Any]] = table.to_pylist()
-        self._pictures = Pictures.from_manifest(open_manifest(manifest.path.parent, IMAGES), root)
-        against = manifest.header.options.get("against")
-        self._other_root = Path(against) if against else None
-        paths = open_manifest(manifest.path.parent, IMAGES).read(["path"])["path"].combine_chunks()
-        self._one = _places(table["path"], paths)
-        self._other = [] if against else _places(table["other_path"], paths)
+        self._pictures = _pictures_of(manifest.path.parent, root)
+        self._one = _places(table["path"], manifest.path.parent)
+        options = manifest.header.options
+        self._other_root = Path(options["against"]) if "against" in options else None
+        self._others: Pictures | None = None
+        others_at = manifest.path.parent if self._other_root is None else None
+        if _is_there(options.get("against_manifests", "")):
+            others_at = Path(options["against_manifests"])
+        if others_at:
+            same = others_at == manifest.path.parent
+            self._others = self._pictures if same else _pictures_of(others_at, self._other_root)
+            self._other = _places(table["other_path"], others_at)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def label_ids(self, index: int) -> list[int]:
         """Return the class indices of a pair: of its first picture; of both, if both have some."""
-        others = self._pictures.label_ids(self._other[index]) if self._other else []
+        within = self._other_root is None
+        others = self._pictures.label_ids(self._other[index]) if within else []
         return sorted({*self._pictures.label_ids(self._one[index]), *others})
 
     def one(self, index: int) -> bytes:
@@ -54,8 +61,10 @@ class PairPictures:
 
     def other(self, index: int) -> bytes:
         """Return the content of the second; as `one`."""
+        if self._others is not None:
+            return self._others.read_bytes(self._other[index])
         if self._other_root is None:
-            return self._pictures.read_bytes(self._other[index])
+            raise AssertionError("pairs are within a set, or with another one")
         try:
             content: bytes = (self._other_root / self.rows[index]["other_path"]).read_bytes()
         except FileNotFoundError:
@@ -63,6 +72,17 @@ class PairPictures:
         return content
 
 
-def _places(wanted: pa.ChunkedArray, paths: pa.Array) -> list[int]:
+def _is_there(manifests: str) -> bool:
+    """Return whether the evaluation set's manifests are where they were."""
+    return bool(manifests) and (Path(manifests) / IMAGES.file_name).is_file()
+
+
+def _pictures_of(manifests: Path, root: Path | None) -> Pictures:
+    return Pictures.from_manifest(open_manifest(manifests, IMAGES), root)
+
+
+def _places(wanted: pa.ChunkedArray, manifests: Path) -> list[int]:
+    """Return at which rows of the `images.parquet` in *manifests* the *wanted* paths are."""
+    paths = open_manifest(manifests, IMAGES).read(["path"])["path"].combine_chunks()
     places: list[int] = pc.index_in(wanted, paths).to_pylist()
     return places
