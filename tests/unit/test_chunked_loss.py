@@ -6,12 +6,17 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from vit21k import chunked_loss  # noqa: E402
 from vit21k.chunked_loss import (  # noqa: E402
     chunked_multi_label_loss,
     wants_chunks,
 )
+from vit21k.config.recipe import load_recipe  # noqa: E402
+from vit21k.data.loader import Batch  # noqa: E402
 from vit21k.losses import multi_label_loss  # noqa: E402
 from vit21k.models.registry import get_model  # noqa: E402
+from vit21k.training.loss_parts import loss_of  # noqa: E402
+from vit21k.training.objective import Objective  # noqa: E402
 
 B, D, K = 12, 16, 50
 
@@ -85,12 +90,12 @@ def test_under_autocast_it_is_as_near_to_the_exact_gradient_as_the_plain_way_is(
     features, head, rows, ids, _ = batch(dtype=torch.float32)
     exact = loss_and_gradients(lambda x: multi_label_loss(head(x), rows, ids), features, head)[1]
     errors = {}
-    for name, loss_of in {
+    for name, way in {
         "plain": lambda x: multi_label_loss(head(x), rows, ids),
         "chunked": lambda x: chunked_multi_label_loss(x, head, rows, ids, chunk_size=8),
     }.items():
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, grads = loss_and_gradients(loss_of, features, head)
+            loss, grads = loss_and_gradients(way, features, head)
         assert loss.dtype == grads[1].dtype == torch.float32
         errors[name] = [
             (grad - wanted).abs().max().item() for grad, wanted in zip(grads, exact, strict=True)
@@ -134,3 +139,46 @@ def test_the_trainer_takes_it_for_large_logits_of_a_linear_head_that_is_alone():
     assert wants_chunks(with_pre_logits, 4096)
     assert not wants_chunks(distilled, 4096)
     assert not wants_chunks(nn.Linear(2, 2), 10**9)
+
+
+def test_the_trainer_has_the_same_loss_and_gradients_either_way(monkeypatch):
+    recipe = load_recipe("tiny", ["loss.smoothing=0.1", "loss.class_reduction=mean"])
+    model = get_model(
+        "vit_tiny_patch16_224",
+        num_classes=9,
+        img_size=32,
+        patch_size=8,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        representation_size=12,
+    )
+    torch.nn.init.normal_(model.head.weight)
+    batch = Batch(
+        torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8),
+        torch.tensor([0, 1, 1, 3]),
+        torch.tensor([2, 0, 8, 5]),
+        torch.arange(4),
+    )
+
+    def found():
+        model.zero_grad()
+        loss = loss_of(
+            model, batch, recipe=recipe, device=torch.device("cpu"), objective=Objective()
+        )
+        loss.backward()
+        return loss.detach(), [param.grad for param in model.parameters()]
+
+    plain, plain_gradients = found()
+    monkeypatch.setattr(chunked_loss, "_WORTHWHILE_VALUES", 1)
+    monkeypatch.setattr(chunked_loss, "_CPU_CHUNK_VALUES", 1)
+    taken = []
+    right = chunked_loss._loss_and_slope
+    monkeypatch.setattr(
+        chunked_loss, "_loss_and_slope", lambda *args: taken.append(1) or right(*args)
+    )
+    chunked, chunked_gradients = found()
+
+    assert taken
+    torch.testing.assert_close(chunked, plain)
+    torch.testing.assert_close(chunked_gradients, plain_gradients)

@@ -123,15 +123,18 @@ def test_a_timed_step_leaves_the_model_as_it_was():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of inductor
-@pytest.mark.parametrize("recompute", ["none", "cheap"])
-def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(recompute):
+@pytest.mark.parametrize(
+    ("backend", "recompute"), [("inductor", "none"), ("aot_eager", "cheap")], ids=str
+)
+def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, recompute):
     reset()
     counters.clear()
     model = small_model(depth=10, drop_path_rate=0.0)
     names = list(model.state_dict())
     loss, gradients = loss_and_gradients(model)
 
-    prepare(model, plan(compile="blocks", recompute=recompute, attention="flash"))
+    prepare(model, plan(compile="none", recompute=recompute, attention="flash"))
+    compile_blocks(model, backend=backend)
     compiled_loss, compiled_gradients = loss_and_gradients(model)
 
     torch.testing.assert_close(compiled_loss, loss, atol=1e-5, rtol=1e-5)
@@ -141,16 +144,12 @@ def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(recompute):
 
 
 @pytest.mark.filterwarnings("ignore")  # of dynamo
-def test_every_rate_of_stochastic_depth_shares_what_is_compiled(monkeypatch):
+def test_every_rate_of_stochastic_depth_shares_what_is_compiled():
     reset()
     counters.clear()
     model = small_model(depth=12, drop_path_rate=0.3)
-    real = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda *args, **kwargs: real(*args, **{**kwargs, "backend": "eager"})
-    )
 
-    compile_blocks(model)
+    compile_blocks(model, backend="eager")
     loss_and_gradients(model)
 
     assert counters["stats"]["unique_graphs"] <= 4

@@ -172,7 +172,7 @@ def _bottleneck(limits: Mapping[str, float]) -> str:
 
 
 def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
-    reached = f"{cluster.flops / 1e12:,.1f} TFLOP/s in training"
+    reached = f"{cluster.flops / 1e12:,.4g} TFLOP/s in training"
     found = [
         f"a device reaches {reached}, 6 operations for each multiplication of the forward pass",
         f"a node loads {cluster.loaded_images:,.0f} pictures a second",

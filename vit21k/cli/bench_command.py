@@ -153,8 +153,8 @@ def _plan_rows(plan: "Plan", mean_bytes: float) -> list[list[str]]:
         ("time", console.duration(3600 * plan.hours)),
         ("images in all", f"{plan.num_images:,}"),
         ("operations in all", f"{plan.flops:.3g}"),
-        ("images a second", f"{plan.images_per_second:,.1f}"),
-        *((f"  limit of {name}", f"{rate:,.1f}") for name, rate in plan.limits.items()),
+        ("images a second", _rate(plan.images_per_second)),
+        *((f"  limit of {name}", _rate(rate)) for name, rate in plan.limits.items()),
         ("held up by", plan.bottleneck),
         (
             "a device's share of a step",
@@ -168,3 +168,7 @@ def _plan_rows(plan: "Plan", mean_bytes: float) -> list[list[str]]:
         ("a node must load", to_load),
     ]
     return [list(row) for row in rows]
+
+
+def _rate(a_second: float) -> str:
+    return f"{a_second:,.0f}" if a_second >= 100 else f"{a_second:.3g}"

@@ -108,7 +108,7 @@ def blocks_of(model: nn.Module) -> Iterator[Block]:
     return (module for module in model.modules() if isinstance(module, Block))
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     """Let torch.compile every block, when it is first called.
 
     Equal blocks share what is compiled; the last one, which may compute fewer tokens, has its own;
@@ -117,7 +117,7 @@ def compile_blocks(model: nn.Module) -> None:
     limits: Any = torch._dynamo.config  # noqa: SLF001 (its public face)
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
     for block in blocks_of(model):
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)
 
 
 def _uncompile_blocks(model: nn.Module) -> None:
