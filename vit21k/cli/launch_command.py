@@ -94,14 +94,15 @@ def k8s_command(
     grace_seconds: GraceSeconds = 300,
     dry_run: DryRun = False,
 ) -> None:
-    r"""Submit training to Kubernetes as an Indexed Job, or print the manifest.
+    """Submit training to Kubernetes as an Indexed Job, or print the manifest.
 
     A pod that is evicted makes all of them save; they are started again and go on.
 
     [bold]Examples[/bold]
 
-      vit21k launch k8s --image registry/vit21k:1 --volume imagenet:/data --dry-run -- \
-        --stage pretrain --manifests /data/manifests --run-dir /data/runs/l16
+      vit21k launch k8s --nodes 4 --image registry/vit21k:1 --dry-run -- --stage pretrain > job.yaml
+
+      vit21k launch k8s --image registry/vit21k:1 --volume imagenet:/data -- --stage pretrain
     """
     from vit21k.launch.k8s import k8s_manifest
 

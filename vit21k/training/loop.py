@@ -119,12 +119,7 @@ def train(
         if total.stop:
             hooks.save(progress, ())
             return False
-        if not math.isfinite(total.loss):
-            raise NonFiniteLossError(
-                f"the loss is {total.loss} at step {progress.step + 1}; "
-                f"the last good state is the checkpoint before it",
-                hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
-            )
+        _check(total.loss, progress.step + 1)
         grad_norm = clip(model, plan.grad_clip_norm)
         metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": grad_norm}
         metrics["loss_scale"] = scaler.scale
@@ -141,6 +136,15 @@ def train(
             hooks.after_update(progress.step - progress.skipped_updates)
         _do_what_is_due(plan, progress, model, hooks, metrics)
     return True
+
+
+def _check(loss: float, step: int) -> None:
+    """Raise if the loss of an update is no number."""
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss} at step {step}; the last good state is the checkpoint before it",
+            hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
+        )
 
 
 def _do_what_is_due(

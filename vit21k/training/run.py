@@ -23,6 +23,7 @@ from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.checkpoint.initialise import InitSource, initialise_from
 from vit21k.checkpoint.store import Checkpoint
 from vit21k.config.schema import Recipe
+from vit21k.data.sampler import StepSampler
 from vit21k.distributed import init_world
 from vit21k.errors import InterruptedRunError, TerminatedError, UsageError, Vit21kError
 from vit21k.lock import locked
@@ -34,11 +35,12 @@ from vit21k.training.forecast import (
     measure_images_per_second,
 )
 from vit21k.training.hooks import hooks_of, train_loader_of
-from vit21k.training.learner import learner_of
+from vit21k.training.learner import Learner, learner_of
 from vit21k.training.loop import Progress, train
 from vit21k.training.resume import find_resumable, restore
 from vit21k.training.setup import NOBODY, Listener, Place, Setup
 from vit21k.training.split_data import open_split_data
+from vit21k.training.staged_loader import StagedLoader
 from vit21k.training.step_setup import prepare_model
 from vit21k.training.stop_signal import StopSignal
 from vit21k.training.watching import watching
@@ -94,7 +96,7 @@ def train_run(
 
 def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fresh: bool) -> bool:
     """Put the parts together and train; return whether the run came to its end."""
-    recipe, listener, world = setup.recipe, setup.listener, setup.world
+    recipe, world = setup.recipe, setup.world
     sampler = sampler_of(recipe, setup.data.train, world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
@@ -103,13 +105,8 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     learner = learner_of(setup, prepare_model(setup, model, device_batch_size=device_batch_size))
     progress = restore(checkpoint, learner) if checkpoint else Progress()
 
-    loss_of = partial(
-        loss_parts.loss_of, recipe=recipe, device=setup.device, objective=setup.objective
-    )
     if steps_left := plan.total_steps - progress.step:
-        rate = measure_images_per_second(learner.model, loss_of, img_size=recipe.model.img_size)
-        num_images = steps_left * plan.global_batch_size
-        listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
+        _tell_forecast(setup, learner, steps_left * plan.global_batch_size)
 
     loader = train_loader_of(setup, sampler, device_batch_size)
     # The writer leaves last: whatever happens, what is being written is finished.
@@ -138,13 +135,30 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
             scaler=learner.scaler,
         )
     world.barrier()  # nobody leaves before the last checkpoint is written
+    _tell_what_was_left_out(setup, progress, sampler, loader)
+    return finished
+
+
+def _tell_forecast(setup: Setup, learner: Learner, num_images: int) -> None:
+    """Measure a step, and tell how long so many pictures take."""
+    loss_of = partial(
+        loss_parts.loss_of, recipe=setup.recipe, device=setup.device, objective=setup.objective
+    )
+    img_size = setup.recipe.model.img_size
+    rate = measure_images_per_second(learner.model, loss_of, img_size=img_size)
+    setup.listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
+
+
+def _tell_what_was_left_out(
+    setup: Setup, progress: Progress, sampler: StepSampler, loader: StagedLoader
+) -> None:
+    listener = setup.listener
     if progress.skipped_updates:
         listener.note(f"{progress.skipped_updates:,} updates were left out: float16 overflowed")
     if num_left_out := sampler.num_before(progress.step) - progress.images_seen:
         listener.warn(f"{num_left_out:,} pictures could not be decoded and were left out")
     elif loader.num_skipped:
         listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were replaced")
-    return finished
 
 
 def _stopped(stop: StopSignal, run_dir: Path) -> Vit21kError:
