@@ -82,7 +82,7 @@ def test_metrics_are_exact_over_uneven_shares(layouts, name):
 def test_one_process_writes(layouts):
     for name in ("two", "four", "sharded"):
         log = (layouts / f"{name}.log").read_text()
-        assert log.count("step 6/6 | loss") == 1
+        assert log.count("step 6/6 | loss") == log.count("train: finished") == 1
         assert len((layouts / name / "metrics.jsonl").read_text().splitlines()) == 8
 
 

@@ -1,6 +1,7 @@
 """`train`: a shell around `training.run`."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -181,7 +182,8 @@ def train_command(
             report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
             return
         train_run(plan, place, listener(), init=source, fresh=fresh)
-    console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
 
 
 @contextmanager

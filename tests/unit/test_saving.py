@@ -1,0 +1,127 @@
+"""What is saved is the state of the moment, however long the writing takes."""
+
+import json
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from small_run import CLASSES, NAME, SMALL  # noqa: E402
+
+from vit21k.checkpoint.background import BackgroundWriter  # noqa: E402
+from vit21k.checkpoint.model_folder import EvalSettings, model_config  # noqa: E402
+from vit21k.checkpoint.store import find_latest, save_checkpoint  # noqa: E402
+from vit21k.distributed import World  # noqa: E402
+from vit21k.models.registry import get_model, model_args  # noqa: E402
+from vit21k.training import saving  # noqa: E402
+from vit21k.training.ema import Ema  # noqa: E402
+from vit21k.training.learner import Learner  # noqa: E402
+from vit21k.training.loop import Progress  # noqa: E402
+from vit21k.training.loss_scaler import LossScaler  # noqa: E402
+from vit21k.training.resume import restore  # noqa: E402
+from vit21k.training.saving import Saver  # noqa: E402
+
+
+def new_learner():
+    torch.manual_seed(0)
+    model = get_model(NAME, num_classes=len(CLASSES), **SMALL)
+    return Learner(
+        model=model,
+        optimizers=[torch.optim.AdamW(model.parameters(), lr=0.1)],
+        ema=Ema(model, decay=0.5),
+        scaler=LossScaler(scale=8.0, good_steps=3, is_fixed=False),
+    )
+
+
+def update(learner):
+    learner.model(torch.ones(2, 3, 16, 16)).sum().backward()
+    learner.optimizers[0].step()
+    learner.ema.update(1)
+
+
+def saver_of(learner, run_dir, writer, **changes):
+    settings = EvalSettings(
+        img_size=16,
+        mode="squash",
+        resize=None,
+        interpolation="bilinear",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    config = model_config(NAME, model_args(NAME, **SMALL), CLASSES, settings, "softmax")
+    fields = {
+        "run_dir": run_dir,
+        "learner": learner,
+        "identity": {"recipe": {}},
+        "model_config": config,
+        "keep_last": 2,
+        "world": World(),
+        "writer": writer,
+    }
+    return Saver(**{**fields, **changes})
+
+
+def test_an_update_during_the_writing_does_not_reach_the_checkpoint(tmp_path, monkeypatch):
+    may_write = threading.Event()
+
+    def slow(*args, **kwargs):
+        assert may_write.wait(20)
+        return save_checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "save_checkpoint", slow)
+    learner, progress = new_learner(), Progress(step=1, images_seen=2, best={"best": 0.5})
+    update(learner)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    average = learner.ema.tensors()["head.weight"].clone()
+    with BackgroundWriter() as writer:
+        saver_of(learner, tmp_path, writer).save(progress, ["best"])
+        update(learner)
+        progress.step = 2
+        may_write.set()
+
+    checkpoint = find_latest(tmp_path).checkpoint
+    assert checkpoint.step == 1
+    assert not torch.equal(learner.model.head.weight, before["head.weight"])
+    for name, tensor in checkpoint.model_tensors().items():
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(checkpoint.ema_tensors()["head.weight"], average)
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000001\n"
+
+
+def test_a_learner_that_is_put_back_goes_on_to_the_bit(tmp_path):
+    learner, other = new_learner(), new_learner()
+    update(learner)
+    with BackgroundWriter() as writer:
+        saver_of(learner, tmp_path, writer).save(Progress(step=1, skipped_updates=4), [])
+    checkpoint = find_latest(tmp_path).checkpoint
+
+    other.model.load_state_dict(checkpoint.model_tensors())
+    other.scaler.scale = 1.0
+    progress = restore(checkpoint, other)
+    for one in (learner, other):
+        one.optimizers[0].zero_grad()
+        update(one)
+
+    assert progress == Progress(step=1, skipped_updates=4)
+    assert other.scaler == learner.scaler
+    for name, tensor in learner.ema.tensors().items():
+        assert torch.equal(tensor, other.ema.tensors()[name])
+
+
+def test_only_the_first_process_copies_and_writes(tmp_path):
+    with BackgroundWriter() as writer:
+        second = World(rank=1, world_size=2)
+        saver_of(new_learner(), tmp_path, writer, world=second).save(Progress(step=1), [])
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_state_is_plain_json(tmp_path):
+    with BackgroundWriter() as writer:
+        saver_of(new_learner(), tmp_path, writer).save(Progress(step=3), [])
+
+    path = find_latest(tmp_path).checkpoint.path / "state.json"
+    state = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert state["scaler"] == {"scale": 8.0, "good_steps": 3}
+    assert state["progress"]["step"] == 3
