@@ -186,3 +186,19 @@ def test_pre_logits_of_another_width_are_refused(tmp_path):
 
     with pytest.raises(CheckpointError, match="pre_logits"):
         initialise(tmp_path, representation_size=24)
+
+
+def test_weights_without_a_head_go_into_a_model_that_pools_otherwise(tmp_path):
+    """As MAE's: the encoder alone, whose norm fine-tuning replaces by one after the pooling."""
+    wide = {**SMALL, "embed_dim": 128}  # no array shows the heads; 64 values each are assumed
+    encoder = get_model(NAME, num_classes=0, **wide)
+    torch.save({"model": encoder.state_dict()}, tmp_path / "mae.pth")
+    model = get_model(NAME, num_classes=len(NEW), global_pool="avg", **wide)
+    args = model_args(NAME, num_classes=len(NEW), global_pool="avg", **wide)
+
+    report = initialise_from(model, tmp_path / "mae.pth", args=args, classes=NEW)
+
+    assert torch.equal(model.blocks[0].attn.qkv.weight, encoder.blocks[0].attn.qkv.weight)
+    assert torch.equal(model.cls_token, encoder.cls_token)
+    assert report.dropped == ("norm.bias", "norm.weight")
+    assert set(report.initialised) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}

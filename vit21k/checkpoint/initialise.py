@@ -25,6 +25,8 @@ _MAY_DIFFER = frozenset(
      "attn_drop_rate", "drop_path_rate", "norm_eps", "stem_eps", "init_values"}
 )  # fmt: skip
 _HEADS = ("head.", "head_dist.")
+# What weights without a head, MAE's for one, say nothing of: nothing was ever pooled.
+_POOLING = frozenset({"global_pool", "fc_norm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,8 @@ def initialise_from(
 def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
     """Raise unless the weights of *card* mean in a model of *args* what they meant in their own."""
     theirs, ours = _spelled_out(card.args), _spelled_out(args)
-    names = [name for name in {**theirs, **ours} if name not in _MAY_DIFFER]
+    may_differ = _MAY_DIFFER if card.args["num_classes"] else _MAY_DIFFER | _POOLING
+    names = [name for name in {**theirs, **ours} if name not in may_differ]
     different = [name for name in names if theirs.get(name) != ours.get(name)]
     if different:
         here = ", ".join(f"{name} {card.args.get(name)}" for name in different)
@@ -179,9 +182,11 @@ def _left_out(
 ) -> tuple[str, ...]:
     """Return the prefixes of what is not copied: parts that one of the two lacks or must not have.
 
-    A head belongs to its class list and to what it reads.
+    A head belongs to its class list and to what it reads, and so does a norm after the pooling.
     """
-    if _has_pre_logits(opened.tensors) != _has_pre_logits(target):
+    if _has(opened.tensors, "fc_norm.") != _has(target, "fc_norm."):
+        return (*_HEADS, "norm.", "fc_norm.")
+    if _has(opened.tensors, "pre_logits.") != _has(target, "pre_logits."):
         if source.head == "from-wnids":
             raise UsageError(
                 "the rows of the head cannot be taken over: the weights and the model do not both "
@@ -194,8 +199,8 @@ def _left_out(
     return () if same else _HEADS
 
 
-def _has_pre_logits(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith("pre_logits.") for name in tensors)
+def _has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in tensors)
 
 
 def _mapped(
