@@ -6,6 +6,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from vit21k.manifest.io import open_manifest, write_manifest
+from vit21k.manifest.schema import VAL
+
 SMALL = [
     "train",
     "--recipe=tiny",
@@ -101,3 +104,15 @@ def test_a_loss_that_is_no_number_ends_the_run_and_lists_the_pictures(vit21k, pi
     assert "their 4 pictures are listed in" in result.stderr
     assert "rather the weights than a picture" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_val_without_pictures_is_refused_before_the_run_not_after_it(vit21k, pictures, tmp_path):
+    folder = tmp_path / "data_manifests"
+    val = open_manifest(folder, VAL)
+    write_manifest(val.read().slice(0, 0), VAL, folder, val.header, val.classes())
+
+    result = vit21k(*SMALL)
+
+    assert result.code == 3
+    assert "val.parquet` holds no pictures" in result.stderr
+    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))

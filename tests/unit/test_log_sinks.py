@@ -60,6 +60,32 @@ def test_tensorboard_itself_reads_the_event_files(run):
 
 
 @pytest.mark.filterwarnings("default")
+def test_tensorboard_forgets_what_came_after_the_checkpoint_of_a_resume(run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import (  # noqa: PLC0415
+        EventAccumulator,
+    )
+
+    for resumed_step, steps in ((0, (1, 2, 3, 4)), (2, (3, 4))):
+        again = LoggedRun(
+            run_dir=run[0].run_dir, recipe={}, resumed_step=resumed_step, warn=run[0].warn
+        )
+        sinks = open_sinks(("tensorboard",), again)
+        for step in steps:
+            sinks[0].write({"step": step, "loss": 10.0 * resumed_step + step})
+        close_sinks(sinks)
+        time.sleep(1.1)  # the files are read in the order of the second in their names
+
+    events = EventAccumulator(str(run[0].run_dir / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 23.0),
+        (4, 24.0),
+    ]
+
+
+@pytest.mark.filterwarnings("default")
 def test_mlflow_itself_reads_its_files_and_a_resumed_run_goes_on_in_them(run, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient  # noqa: PLC0415

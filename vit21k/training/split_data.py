@@ -45,8 +45,12 @@ def open_split_data(
             f"`{train.path}` and `{val.path}` are labelled by different class lists",
             hint="make both again with `vit21k make-val`",
         )
-    if not train.num_rows:
-        raise ManifestError(f"`{train.path}` holds no pictures")
+    for manifest in (train, val):
+        if not manifest.num_rows:
+            raise ManifestError(
+                f"`{manifest.path}` holds no pictures",
+                hint="only pictures with one label are in val: `vit21k make-val` says how many",
+            )
     return SplitData(
         train=Pictures.from_manifest(train, root, mapped=True, note=note),
         val=Pictures.from_manifest(val, root, mapped=True, note=note),
