@@ -96,6 +96,23 @@ def test_too_many_bad_pictures_end_a_run_and_are_listed(vit21k, pictures, tmp_pa
     assert "vit21k verify --decode" in result.stderr
 
 
+def test_a_run_that_a_bad_picture_stopped_goes_on_without_it(vit21k, pictures, tmp_path):
+    (tmp_path / "tree" / pictures[5]["path"]).write_bytes(b"no picture")
+    long = [*SMALL, "--set=total_steps=6", "--set=run.save_every_steps=1", "--set=seed=5"]
+
+    stopped = vit21k(*long, "--set=data.on_bad_image=fail")
+    gone_on = vit21k(*long, "--set=data.on_bad_image=skip")
+
+    assert stopped.code == 3
+    assert pictures[5]["path"] in stopped.stderr
+    assert "--set data.on_bad_image=skip" in stopped.stderr
+    assert gone_on.code == 0, gone_on.stderr
+    assert "going on from step" in gone_on.stderr
+    assert "pictures could not be decoded and were left out" in gone_on.stderr
+    folder = tmp_path / "runs" / "tiny" / "checkpoints"
+    assert (folder / "latest").read_text().strip() == "step-00000006"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

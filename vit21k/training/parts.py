@@ -36,13 +36,14 @@ _MODEL_OVERRIDES = (
     "attn_drop_rate",
     "drop_path_rate",
 )
-# What may differ between a run and its continuation: it changes no weight, but for rounding.
+# What may differ between a run and its continuation: it changes no weight, but for rounding; and
+# what is done about bad pictures, so that a run that they stopped can go on.
 _NOT_IDENTITY: dict[str, Any] = {
     "source": True,
     "run": True,
     "parallel": True,
     "step": {"compile", "attention", "recompute"},
-    "data": {"device_batch_size"},
+    "data": {"device_batch_size", "on_bad_image", "max_bad_rate"},
     "loss": {"tree"},  # what they name is in the state by its content
     "distill": {"teacher"},
 }
