@@ -86,6 +86,19 @@ def test_timm_reads_both_splits_by_the_info_file(home, expected, split):
         assert {(pixels.shape, target) for pixels, target in samples} == labels
 
 
+def test_timm_reads_raw_pixels(home):
+    create_dataset = pytest.importorskip("timm.data").create_dataset
+    pytest.importorskip("webdataset")
+    dataset = create_dataset(
+        "wds/pack", root=str(home / "raw"), split="train", batch_size=1, input_key="ppm"
+    )
+
+    sizes = [image.size for image, _ in dataset]
+
+    assert len(sizes) == NUM_PLAIN + len(KINDS) - 6
+    assert all(min(size) == 32 for size in sizes)
+
+
 def test_hugging_face_datasets_reads_it(home, expected, tmp_path):
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(
