@@ -1,9 +1,8 @@
 """What the loop calls: the next pictures, the loss, the log, the evaluation, the checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
 from vit21k.atomic import write_atomic
@@ -17,6 +16,7 @@ from vit21k.training import parts
 from vit21k.training.best import BestWatch
 from vit21k.training.data_parts import policy_of, train_transform_of
 from vit21k.training.learner import Learner
+from vit21k.training.lockstep import in_lockstep, most_passes
 from vit21k.training.loop import Hooks, Progress
 from vit21k.training.loss_parts import label_loss_of, loss_of
 from vit21k.training.run_log import RunLog
@@ -43,9 +43,11 @@ def hooks_of(
     """Return what the loop calls for the run of *setup*."""
     micro_batches = partial(_micro_batches, loader, sampler, setup.listener, watching)
     if learner.is_sharded:
-        num_passes = _most_passes(sampler, device_batch_size)
         micro_batches = partial(
-            _in_lockstep, micro_batches, num_passes, setup.recipe.model.img_size
+            in_lockstep,
+            micro_batches,
+            most_passes(sampler, device_batch_size),
+            setup.recipe.model.img_size,
         )
     watch = BestWatch(setup.recipe.run.best_metric, setup.data.val_name)
     return Hooks(
@@ -103,34 +105,6 @@ def _micro_batches(
         yield batch
         num_done += len(batch.rows_B)
         listener.micro_step(step, num_done, num_images)
-
-
-def _most_passes(sampler: StepSampler, device_batch_size: int) -> int:
-    """Return how many micro-batches the process with the most pictures of a step has at most."""
-    rows = -(-sampler.global_batch_size // sampler.world_size)
-    return -(-rows // device_batch_size)
-
-
-def _in_lockstep(
-    micro_batches: Callable[[int], Iterator[Batch]], num_passes: int, img_size: int, step: int
-) -> Iterator[Batch]:
-    """Yield the micro-batches of a step, and after them some that count for nothing.
-
-    Processes that share weights wait for each other in every pass, so all must make as many.
-    """
-    num_done = 0
-    for batch in micro_batches(step):
-        yield batch
-        num_done += 1
-    for _ in range(num_done, num_passes):
-        yield _batch_of_nothing(img_size)
-
-
-def _batch_of_nothing(img_size: int) -> Batch:
-    """Return two grey images that are no pictures: their loss has the weight 0."""
-    none = torch.empty(0, dtype=torch.int64)
-    grey = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)
-    return Batch(grey, none, none, rows_B=none, positions_B=torch.arange(2))
 
 
 def _after_update(learner: Learner, num_updates: int) -> None:
