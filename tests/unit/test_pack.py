@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,6 +287,22 @@ def test_another_plan_is_refused_and_fresh_removes_only_what_a_pack_wrote(home, 
     assert (out / "notes.txt").read_text() == "mine"
     assert len(list(out.glob("*.tar"))) == 1
     assert verify_pack(out).is_same
+
+
+def test_a_pack_that_was_damaged_or_half_removed_is_made_again_with_fresh(home, tmp_path):
+    out, options = tmp_path / "p", PackOptions(per_shard=7)
+    pack(home / "m", out, Raw(8), options)
+    wanted = files_of(out)
+    sorted(out.glob("*.tar"))[2].unlink()
+
+    with pytest.raises(UsageError, match="missing or cut short"):
+        pack(home / "m", out, Raw(8), options)
+    pack(home / "m", out, Raw(8), replace(options, fresh=True))
+    again = files_of(out)
+    (out / "packed.parquet").write_bytes(wanted["packed.parquet"][:-9])
+    pack(home / "m", out, Raw(8), replace(options, fresh=True))
+
+    assert again == files_of(out) == wanted
 
 
 def test_a_folder_with_other_files_is_refused(home, tmp_path):

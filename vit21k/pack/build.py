@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vit21k.errors import UsageError
+from vit21k.errors import ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
@@ -24,7 +25,7 @@ from vit21k.prep.places import refuse_inside
 PER_SHARD = 5_000
 """550 MB of ImageNet's pictures."""
 
-_FILES = (PACKED, LEFT_OUT, TRAIN, VAL, IMAGES, CLASSES)
+_FILES = (TRAIN, VAL, IMAGES, CLASSES, LEFT_OUT)
 _INFO = "_info.json"
 
 
@@ -118,7 +119,7 @@ def pack(
     with locked(out, command="pack"):
         parts = Parts(out)
         if options.fresh:
-            _remove_pack(out, parts)
+            _remove_pack(out, parts, plan)
         if is_whole(out, plan):
             parts.remove()
             return _summary(out, num_kept=None)
@@ -179,11 +180,12 @@ def _refuse_other_plan(out: Path, parts: Parts, plan: Plan) -> None:
         )
 
 
-def _remove_pack(out: Path, parts: Parts) -> None:
-    """Remove what a pack wrote, and nothing else; its index first, which says that it is whole."""
-    before: Any = parts.plan()
-    if before is None and (out / PACKED.file_name).is_file():
-        before = open_manifest(out, PACKED).header.options[OPTION]
+def _remove_pack(out: Path, parts: Parts, plan: Plan) -> None:
+    """Remove what a pack wrote, and nothing else; its index last, by which the rest is known."""
+    index = out / PACKED.file_name
+    before: Any = parts.plan() or (plan.as_json() if index.is_file() else None)
+    with suppress(ManifestError):  # a damaged one: the shards may be called otherwise
+        before = open_manifest(index, PACKED).header.options[OPTION]
     if before is None:
         return
     for kind in _FILES:
@@ -194,6 +196,7 @@ def _remove_pack(out: Path, parts: Parts) -> None:
         if pattern.fullmatch(path.name):
             path.unlink()
     parts.remove()
+    index.unlink(missing_ok=True)
 
 
 def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
