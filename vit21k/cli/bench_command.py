@@ -121,6 +121,7 @@ def bench_command(
     else:
         if gpu is not None:
             console.note(f"assumed: {cores_per_gpu} cores for each GPU load as those of here do")
+            console.note("assumed: a share of the peak that large models reach; small ones do not")
         _show(found, plan, f"{cluster.num_devices} x {cluster.device}")
     calculated = "calculated" if gpu or (gpus or 1) > found.num_devices else "measured"
     console.done(

@@ -35,6 +35,7 @@ _DEAR = (
 _DEAR_OPERATIONS = frozenset(
     getattr(torch.ops.aten, name).default for name in _DEAR if hasattr(torch.ops.aten, name)
 )
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 def recompute_cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -48,7 +49,19 @@ def recompute_cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
 
 
-def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    if operation in _DEAR_OPERATIONS:
+def _policy(_context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
+    if operation in _DEAR_OPERATIONS and not _ends_branch(operation, inputs):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _ends_branch(operation: Any, inputs: tuple[Any, ...]) -> bool:
+    """Return whether this is the second layer of an MLP, the product that makes rows shorter.
+
+    Its result is only added to something, so that the backward pass does not ask for it, and does
+    not compute it again either.
+    """
+    if operation not in _PRODUCTS:
+        return False
+    *_, left, right = inputs
+    return bool(left.shape[1] > right.shape[1])
