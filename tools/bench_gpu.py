@@ -77,7 +77,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "device": properties.name,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     return found
 

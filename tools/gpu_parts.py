@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class _AllTokens(nn.Module):
 def _plain(bench: Bench, args: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     model = built(bench, args).train()
-    torch.nn.init.normal_(model.get_submodule("head").weight, std=0.02)  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.get_submodule("head").weight, std=0.02)
     return model
 
 
@@ -198,7 +199,7 @@ def peers(bench: Bench, name: str) -> dict[str, Any]:
     rates: dict[str, list[float]] = {key: [] for key in steps}
     for _ in range(2):
         for key, step in steps.items():
-            rates[key].append(images_a_second(bench, lambda step=step: step(batch), num_images))
+            rates[key].append(images_a_second(bench, partial(step, batch), num_images))
     best = {key: max(values) for key, values in rates.items()}
     return {"images_per_second": best, "ours_over_theirs": best["vit21k"] / best[name]}
 

@@ -32,7 +32,8 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of normalised images."""
-        return self.model(pixel_values=images).logits
+        logits: Tensor = self.model(pixel_values=images).logits
+        return logits
 
 
 def make_models(args: Mapping[str, Any], names: tuple[str, ...] = NAMES) -> dict[str, nn.Module]:

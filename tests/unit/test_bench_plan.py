@@ -74,6 +74,13 @@ def test_gradients_are_summed_in_rings_and_wait_only_for_what_is_not_hidden():
     assert alone.num_micro_batches == 32
 
 
+def test_an_update_comes_on_top_of_every_step():
+    plan = plan_run(run(), cluster(update_seconds=0.5))
+    without = plan_run(run(), cluster())
+
+    assert plan.hours * 3600 == pytest.approx(without.hours * 3600 + 1000 * 0.5)
+
+
 def test_the_slowest_part_holds_the_run_up():
     loading = plan_run(run(), cluster(loaded_images=500))
     copying = plan_run(run(), cluster(copied_bytes=1e6))
@@ -144,4 +151,6 @@ def test_a_deep_model_is_timed_by_shallow_ones_and_a_small_one_whole():
 
     assert whole.measured == "the whole model"
     assert parts.measured == "models of 1 and 3 of 5 blocks"
+    assert whole.update_seconds > 0
+    assert parts.update_seconds > 0
     assert whole.flops == pytest.approx(whole.images * 6 * macs_per_image(SMALL))

@@ -53,6 +53,7 @@ class Cluster:
         network_bytes: A second, from a node to others.
         loaded_images: A second, by the threads of one node.
         copied_bytes: A second, from host to device.
+        update_seconds: Of the optimizer, in each step.
         loads_on_device: Whether pictures are decoded by the cores that train (a CPU).
     """
 
@@ -65,6 +66,7 @@ class Cluster:
     network_bytes: float
     loaded_images: float
     copied_bytes: float
+    update_seconds: float = 0.0
     loads_on_device: bool = False
 
 
@@ -117,6 +119,7 @@ def plan_run(run: Run, cluster: Cluster) -> Plan:
     exposed_seconds = max(0.0, sum_seconds - hidden)
     num_nodes = -(-cluster.num_devices // cluster.devices_per_node)
     image_bytes = 3 * run.args["img_size"] ** 2
+    compute_seconds += cluster.update_seconds
     limits = {
         "arithmetic": run.global_batch_size / compute_seconds,
         "arithmetic and sums": run.global_batch_size / (compute_seconds + exposed_seconds),

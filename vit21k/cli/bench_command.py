@@ -104,30 +104,25 @@ def bench_command(
     if gpu is None:
         cluster = bench_parts.this_cluster(found, gpus, gpus_per_node, network_gbit)
     else:
-        cluster = bench_parts.rented_cluster(
-            found, gpu, gpus or 1, gpus_per_node, cores_per_gpu, network_gbit, peak_share
-        )
+        rented = (gpu, gpus or 1, gpus_per_node, cores_per_gpu, network_gbit, peak_share)
+        cluster = bench_parts.rented_cluster(found, *rented)
+        console.note(f"assumed: {cores_per_gpu} cores for each GPU load as those of here do")
+        console.note("assumed: a share of the peak that large models reach; small ones do not")
     plan = plan_run(run, cluster)
+    where = f"{cluster.num_devices} x {cluster.device}"
     if as_json:
-        console.print_json(
-            {
-                "measured": found.as_json(),
-                "recipe": recipe,
-                "run": asdict(run),
-                "cluster": asdict(cluster),
-                "plan": asdict(plan),
-            }
-        )
+        parts = {"run": asdict(run), "cluster": asdict(cluster), "plan": asdict(plan)}
+        console.print_json({"recipe": recipe, "measured": found.as_json(), **parts})
     else:
-        if gpu is not None:
-            console.note(f"assumed: {cores_per_gpu} cores for each GPU load as those of here do")
-            console.note("assumed: a share of the peak that large models reach; small ones do not")
-        _show(found, plan, f"{cluster.num_devices} x {cluster.device}")
-    calculated = "calculated" if gpu or (gpus or 1) > found.num_devices else "measured"
+        _show(found, plan, where)
+    is_here = gpu is None and cluster.num_devices <= found.num_devices
+    _tell_last(recipe, plan, f"{where} ({'measured' if is_here else 'calculated'})")
+
+
+def _tell_last(recipe: str, plan: "Plan", where: str) -> None:
     console.done(
-        f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on "
-        f"{cluster.num_devices} x {cluster.device} ({calculated}), held up by {plan.bottleneck}; "
-        f"next: `vit21k train --recipe {recipe}`"
+        f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on {where}, held up by "
+        f"{plan.bottleneck}; next: `vit21k train --recipe {recipe}`"
     )
 
 

@@ -85,15 +85,16 @@ class Measured:
                 for name, flops in self.device.matmul_flops.items()
             ),
             [
-                "training step",
+                "forward and backward",
                 f"{step.images:,.2f} images/s",
                 f"{self.precision}, {step.num_images} images at a time, {step.measured}",
             ],
             [
-                "training step",
+                "forward and backward",
                 f"{step.flops / 1e12:,.3f} TFLOP/s",
                 f"{self.share_of_ceiling:.0%} of the measured matrix products",
             ],
+            ["update", f"{1e3 * step.update_seconds:,.1f} ms", "AdamW, all weights"],
         ]
 
 
@@ -198,6 +199,7 @@ def this_cluster(
         network_bytes=network_gbit / 8 * 1e9,
         loaded_images=found.pictures.loaded,
         copied_bytes=found.device.copied_bytes,
+        update_seconds=found.step.update_seconds,
         loads_on_device=found.on_cpu,
     )
 
