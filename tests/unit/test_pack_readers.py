@@ -90,7 +90,7 @@ def test_timm_reads_raw_pixels(home):
     create_dataset = pytest.importorskip("timm.data").create_dataset
     pytest.importorskip("webdataset")
     dataset = create_dataset(
-        "wds/pack", root=str(home / "raw"), split="train", batch_size=1, input_key="ppm"
+        "wds/pack", root=str(home / "raw"), split="train", batch_size=1, input_key="ppm;jpg"
     )
 
     sizes = [image.size for image, _ in dataset]

@@ -38,10 +38,10 @@ class TilePicture(Picture):
         left, top, right, bottom = box
         cut = self._tiles.cut(box)
         if cut is None:
-            return decode_jpeg(self._content)[top:bottom, left:right]
+            return decode_jpeg(self._content, size=self.size)[top:bottom, left:right]
         left, right = left - cut.left, right - cut.left
         top, bottom = top - cut.top, bottom - cut.top
-        return decode_jpeg(cut.content)[top:bottom, left:right]
+        return decode_jpeg(cut.content, size=cut.size)[top:bottom, left:right]
 
 
 class RawPicture(Picture):

@@ -44,11 +44,13 @@ class Cut(NamedTuple):
         content: A JPEG file.
         left: Where its first column of pixels is in the whole picture.
         top: Where its first row is.
+        size: (width, height) in pixels.
     """
 
     content: bytes
     left: int
     top: int
+    size: tuple[int, int]
 
 
 class TileJpeg:
@@ -88,24 +90,22 @@ class TileJpeg:
         if starts is None:
             return None
         content, number = self._content, 0
-        parts = [self._head(columns, rows)]
+        left, top = columns.start * self._tile_width, rows.start * self._tile_height
+        right = min(columns.stop * self._tile_width, self.size[0])
+        bottom = min(rows.stop * self._tile_height, self.size[1])
+        size = (right - left, bottom - top)
+        parts = [self._head(size)]
         for first in range(rows.start * self._per_row, rows.stop * self._per_row, self._per_row):
             for tile in range(first + columns.start, first + columns.stop):
                 parts += (content[starts[tile] : starts[tile + 1] - 2], _RESTARTS[number & 7])
                 number += 1
         parts[-1] = _END
-        left, top = columns.start * self._tile_width, rows.start * self._tile_height
-        return Cut(b"".join(parts), left, top)
+        return Cut(b"".join(parts), left, top, size)
 
-    def _head(self, columns: range, rows: range) -> bytes:
-        """Return all that comes before the tiles, without metadata, with the size of the cut."""
+    def _head(self, size: tuple[int, int]) -> bytes:
+        """Return all that comes before the tiles, without metadata, with the *size* of the cut."""
         content, start = self._content, self._jpeg.frame.segment.start
-        right = min(columns.stop * self._tile_width, self.size[0])
-        bottom = min(rows.stop * self._tile_height, self.size[1])
-        width, height = (
-            right - columns.start * self._tile_width,
-            bottom - rows.start * self._tile_height,
-        )
+        width, height = size
         parts = [content[:2]]
         for segment in self._jpeg.segments:
             if segment.start == start:
