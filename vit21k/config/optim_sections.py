@@ -78,8 +78,8 @@ class OptimSection(Section):
     """Factors on the learning rate of parameters, by name or pattern: `{head.*: 10}`.
     The first that matches counts."""
     layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate from one block to the one below it, as BEiT and MMPretrain have it:
-    the head's is 1, the last block's this, the embeddings' is the least."""
+    """Factor on the learning rate from one block to the one below it, as BEiT and MMPretrain have
+    it: the head's is 1, the last block's this, the embeddings' is the least."""
     grad_clip_norm: Positive | None = None
     """Global L2 norm the gradient is clipped to; null: not at all."""
     muon_lr: Positive | None = None
