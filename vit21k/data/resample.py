@@ -1,9 +1,9 @@
 """RGB pixels -> the same picture in another size, antialiased, by threads without the GIL.
 
-Torch's resampling of uint8 is Pillow's algorithm in the processor's wide registers, and far
-faster.  Bilinear, it is within 1/255 of Pillow's at every pixel; bicubic, within 0.4/255 on
-average, and further away only where a sharp edge overshoots: Pillow may take columns before rows,
-and what is clipped between the two then differs.
+Torch's resampling of uint8 is Pillow's algorithm in the processor's wide registers, and far faster.
+Bilinear, it differs from Pillow's by 0.03/255 on average over photographs, and by 2/255 at most;
+bicubic, by as little on average, and by more only where a sharp edge overshoots: Pillow may take
+columns before rows, and what is clipped between the two then differs.
 """
 
 import numpy as np
