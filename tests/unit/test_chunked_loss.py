@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from vit21k import chunked_loss  # noqa: E402
 from vit21k.chunked_loss import (  # noqa: E402
@@ -103,6 +104,33 @@ def test_under_autocast_it_is_as_near_to_the_exact_gradient_as_the_plain_way_is(
 
     for chunked, plain in zip(errors["chunked"], errors["plain"], strict=True):
         assert chunked <= 1.5 * plain
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+def test_nothing_as_large_as_the_logits_is_ever_made():
+    num_images, num_classes = 64, 1000
+    features = torch.randn(num_images, 8, requires_grad=True)
+    head = nn.Linear(8, num_classes)
+    rows = ids = torch.arange(num_images)
+
+    with _Largest() as plain:
+        multi_label_loss(head(features), rows, ids).backward()
+    with _Largest() as chunked:
+        chunked_multi_label_loss(features, head, rows, ids, chunk_size=50).backward()
+
+    assert plain.values == num_images * num_classes
+    assert chunked.values <= max(num_images * 50, head.weight.numel())
 
 
 def test_a_frozen_head_and_a_head_without_bias_have_no_gradients_to_form():
