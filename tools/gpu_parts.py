@@ -82,7 +82,8 @@ class _AllTokens(nn.Module):
 def _plain(bench: Bench, args: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     model = built(bench, args).train()
-    torch.nn.init.normal_(model.get_submodule("head").weight, std=0.02)
+    head: Any = model.get_submodule("head")
+    torch.nn.init.normal_(head.weight, std=0.02)
     return model
 
 
@@ -106,8 +107,7 @@ def ceiling(bench: Bench) -> dict[str, Any]:
     """Measure matrix products by precision; bfloat16's is the measure of all that follows."""
     seconds = 0.05 if bench.tiny else 1.0
     rates = {
-        name: matmul_flops(bench.device, name, seconds=seconds) / 1e12  # type: ignore[arg-type]
-        for name in ("fp32", "bf16")
+        name: matmul_flops(bench.device, name, seconds=seconds) / 1e12 for name in ("fp32", "bf16")
     }
     if bench.device.type == "cuda":
         rates["bf16, 8192 cubed"] = _square_matmul(bench, torch.bfloat16, seconds)
