@@ -26,22 +26,24 @@ from generated_block import write_or_check
 
 _HERE = Path(__file__).parent
 _VIT21K = [sys.executable, "-m", "vit21k", "hash"]
+_FINDERS = ("rdfind", "jdupes", "fdupes", "rmlint")
 _ALONE = """
 import json, sys, time
 from pathlib import Path
 from vit21k.prep.hashing import hash_tree
 wall, cpu = time.perf_counter(), time.process_time()
-hash_tree(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=int(sys.argv[3]), mode=sys.argv[4])
+num_workers = int(sys.argv[3]) or None
+hash_tree(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=num_workers, mode=sys.argv[4])
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 _DIGESTS_ONLY = """
 import json, os, sys, time
 from vit21k.prep.digest import ChunkDigester
 from vit21k.prep.hash_engine import digest_in_threads
-from vit21k.prep.hashing import chunks_of
+from vit21k.prep.hashing import DEFAULT_NUM_WORKERS, chunks_of
 wall, cpu = time.perf_counter(), time.process_time()
 digester = ChunkDigester(os.fsencode(sys.argv[1]), algorithm="xxh3_128")
-for _ in digest_in_threads(digester, chunks_of(digester), int(sys.argv[3])):
+for _ in digest_in_threads(digester, chunks_of(digester), int(sys.argv[3]) or DEFAULT_NUM_WORKERS):
     pass
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs to make the tree of")
     parser.add_argument("--dense", action="store_true", help="make sizes collide")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--workers", type=int, help="of vit21k; default: its own")
     parser.add_argument("--warm", action="store_true", help="with the tree in memory (default)")
     parser.add_argument("--cold", action="store_true", help="with nothing in memory")
     parser.add_argument("--only", help="comma-separated parts of the names of commands")
@@ -71,7 +73,8 @@ def main() -> None:
         states = ["cold"] * args.cold + ["warm"] * (args.warm or not args.cold)
         runs = {state: bench.measure(args.rounds, is_cold=state == "cold") for state in states}
         groups = bench.compare_groups(copies)
-    lines = [_heading(args, num_bytes, copies, bench.how_cold), "", *_table(runs), "", groups]
+    lines = [_heading(args, num_bytes, copies, bench.how_cold), "", *_table(runs), ""]
+    lines += [*_share_read(runs.get("cold", {}), num_bytes), groups]
     print(json.dumps(runs, indent=1) if args.json else "\n".join(lines))
     if args.out:
         write_or_check(args.out, {args.block: "\n".join(lines)}, check=False)
@@ -88,7 +91,7 @@ class Bench:
         how_cold: How the system is made to forget the tree.
     """
 
-    def __init__(self, work: Path, num_workers: int, only: str | None) -> None:
+    def __init__(self, work: Path, num_workers: int | None, only: str | None) -> None:
         self._work = work
         self._tree, self._manifests = work / "tree", work / "m"
         self._num_workers = num_workers
@@ -100,7 +103,8 @@ class Bench:
         self.how_cold = "/proc/sys/vm/drop_caches"
 
     def _all_commands(self) -> dict[str, list[str]]:
-        tree, manifests, workers = str(self._tree), str(self._manifests), str(self._num_workers)
+        tree, manifests = str(self._tree), str(self._manifests)
+        workers = str(self._num_workers or 0)
         listed = f"find {tree} -type f -print0 | xargs -0"
         commands = {
             "md5sum": ["sh", "-c", f"{listed} md5sum"],
@@ -112,8 +116,10 @@ class Bench:
         }
         commands = {name: line for name, line in commands.items() if shutil.which(name.split()[0])}
         if floor := _yardstick(self._work):
-            commands["C++ yardstick"] = [str(floor), tree, workers]
-        hash_it = [*_VIT21K, tree, "--manifests", manifests, "--num-workers", workers]
+            commands["C++ yardstick"] = [str(floor), tree, "16"]
+        hash_it = [*_VIT21K, tree, "--manifests", manifests]
+        if self._num_workers:
+            hash_it += ["--num-workers", workers]
         alone = [tree, manifests, workers]
         return commands | {
             "vit21k hash": hash_it,
@@ -174,7 +180,7 @@ class Bench:
         found: dict[str, Groups] = {}
         for mode in ("full", "quick"):
             shutil.rmtree(self._manifests, ignore_errors=True)
-            alone = [str(self._tree), str(self._manifests), str(self._num_workers), mode]
+            alone = [str(self._tree), str(self._manifests), str(self._num_workers or 0), mode]
             subprocess.run([sys.executable, "-c", _ALONE, *alone], check=True, capture_output=True)
             found[f"vit21k ({mode})"] = _groups_of_manifest(self._manifests, self._tree)
         finders: dict[str, Callable[[], str]] = {
@@ -254,15 +260,18 @@ def _heading(args: argparse.Namespace, num_bytes: int, copies: int, how_cold: st
     cold = f"; cold: after {how_cold}" if args.cold else ""
     return (
         f"{args.files:,} {what} JPEGs, {num_bytes / 1e9:.2f} GB, {copies:,} of them copies{sizes}; "
-        f"{os.cpu_count()} processors ({platform.machine()}), {args.workers} threads{cold}; "
+        f"{os.cpu_count()} processors ({platform.machine()}){cold}; the yardstick has 16 threads; "
         f"{args.rounds} rounds, medians (range), ratios of the rounds' own."
     )
 
 
 def _table(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
     lines = [
-        "| | command | wall, s | of md5sum | of yardstick | CPU, s | of xxhsum | MiB | MB read |",
-        "|---|---|---|---|---|---|---|---|---|",
+        (
+            "| | command | wall, s | of md5sum | of fastest finder | of yardstick "
+            "| CPU, s | of xxhsum | MiB | MB read |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for state, by_name in runs.items():
         for name, its_runs in by_name.items():
@@ -270,6 +279,7 @@ def _table(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
             cells: list[Any] = [
                 f"{statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f})",
                 _ratio(its_runs, by_name.get("md5sum"), "wall"),
+                _ratio(its_runs, _fastest_finder(by_name), "wall"),
                 _ratio(its_runs, by_name.get("C++ yardstick"), "wall"),
                 f"{statistics.median(run['cpu'] for run in its_runs):.2f}",
                 _ratio(its_runs, by_name.get("xxhsum -H2"), "cpu"),
@@ -278,6 +288,33 @@ def _table(runs: dict[str, dict[str, list[Run]]]) -> list[str]:
             ]
             lines.append(f"| {state} | {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _fastest_finder(by_name: dict[str, list[Run]]) -> list[Run]:
+    """Return, of each round, the run of the duplicate finder that was done first."""
+    rounds = zip(*(by_name[name] for name in _FINDERS if name in by_name), strict=True)
+    return [min(runs, key=lambda run: run["wall"]) for runs in rounds]
+
+
+def _share_read(cold: dict[str, list[Run]], num_bytes: int) -> list[str]:
+    """Say which part of the tree a quick run read from the disk.
+
+    An unchanged run reads no file of the tree: what it reads are folders, inodes and Python.
+    """
+    quick, unchanged = (cold.get(f"vit21k hash{name}") for name in (" --mode quick", ", unchanged"))
+    if not quick or not unchanged:
+        return []
+    read, beside = (
+        statistics.median(run["mb_read"] for run in runs) for runs in (quick, unchanged)
+    )
+    share = (read - beside) * 1e6 / num_bytes
+    return [
+        (
+            f"`--mode quick` read {share:.0%} of the bytes of the tree, without the "
+            f"{beside:.0f} MB (folders, inodes, Python itself) that an unchanged run reads, too."
+        ),
+        "",
+    ]
 
 
 def _ratio(runs: list[Run], base: list[Run] | None, key: str) -> str:

@@ -5,8 +5,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.hash_engine import digest_in_threads
+from vit21k.prep.hash_engine import _PATIENCE, _Effort, _Pace, digest_in_threads
 from vit21k.prep.hashing import chunks_of
 from vit21k.prep.walk import Chunk
 
@@ -45,17 +47,21 @@ def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_or
     assert len(recorder.threads) == 5  # the first chunk was tried by the caller's own
 
 
-def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk() -> None:
-    recorder = _Recorder(seconds=0.01)
-    engine = digest_in_threads(recorder, iter(_chunks(400)), 2)
-    for _ in range(10):
-        next(engine)
-    recorder.seconds = 0.0
+@pytest.mark.parametrize("waited", [_Effort(0.01, 0.01, 8), _Effort(0.05, 0.01, 0)])
+def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk(waited: _Effort) -> None:
+    pace = _Pace(num_workers=2)
+    at_hand = _Effort(0.01, 0.01, 0)
+    pace.note(at_hand)
+    assert not pace.is_waiting
+    pace.note(waited)
+    assert pace.is_waiting
 
-    done = list(engine)
-
-    assert len(done) == 390
-    assert recorder.asked[-1] is False
+    for _ in range(2 * _PATIENCE - 1):
+        pace.note(at_hand)
+    assert pace.is_waiting
+    for _ in range(2):
+        pace.note(at_hand)
+    assert not pace.is_waiting
 
 
 def test_asking_ahead_changes_no_digest(tmp_path: Path) -> None:

@@ -35,8 +35,11 @@ from vit21k.prep.shards import OPTION, Shard
 from vit21k.prep.walk import Chunk, printable, walk
 
 DEFAULT_ALGORITHM = "xxh3_128"
-DEFAULT_NUM_WORKERS = 8
-"""More than there are cores: the workers of a cold run mostly wait for the disk."""
+DEFAULT_NUM_WORKERS = 4
+"""Few: each asks the disk for a whole chunk at once, and more are in each other's way."""
+
+QUICK_NUM_WORKERS = 2
+"""A quick run reads so little of a file that it is mostly the interpreter's work."""
 
 REMOTE_NUM_WORKERS = 32
 """Where every opening of a file is a message to another machine, and an answer."""
@@ -93,7 +96,7 @@ def hash_tree(  # noqa: PLR0913
     digester.recheck, digester.is_remote = recheck, is_remote(root)
     out = shard.folder(manifests) if shard else manifests
     if num_workers is None:
-        num_workers = REMOTE_NUM_WORKERS if digester.is_remote else DEFAULT_NUM_WORKERS
+        num_workers = _suitable_workers(digester)
     run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
     with (
         locked(out, command="hash"),
@@ -102,6 +105,12 @@ def hash_tree(  # noqa: PLR0913
         run.write(out, header, on_chunk)
         memory.finish()
     return run.summary
+
+
+def _suitable_workers(digester: ChunkDigester) -> int:
+    if digester.is_remote:
+        return REMOTE_NUM_WORKERS
+    return QUICK_NUM_WORKERS if isinstance(digester, QuickDigester) else DEFAULT_NUM_WORKERS
 
 
 def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
