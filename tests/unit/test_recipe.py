@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vit21k.config.describe import describe_fields
@@ -26,6 +26,7 @@ def test_a_dumped_recipe_loads_as_itself(name, tmp_path):
 
 @settings(max_examples=50, deadline=None)
 @given(lr=st.floats(min_value=1e-300, max_value=1e300), text=st.text(min_size=1))
+@example(lr=1.0, text="1e100")
 def test_no_number_and_no_text_changes_by_being_dumped(lr, text, tmp_path_factory):
     recipe = load_recipe("tiny").model_copy(update={"source": text})
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": lr})})

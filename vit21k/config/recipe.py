@@ -180,11 +180,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
+# The dumper has to know, too: it quotes a text that would be read as a number.
+for _reader_or_writer in (_StrictLoader, _PlainDumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+"),
+        list("-+.0123456789"),
+    )
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
