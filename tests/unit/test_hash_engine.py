@@ -56,10 +56,10 @@ def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk(waited: 
     pace.note(waited)
     assert pace.is_waiting
 
-    for _ in range(2 * _PATIENCE - 1):
+    for _ in range(_PATIENCE):
         pace.note(at_hand)
     assert pace.is_waiting
-    for _ in range(2):
+    for _ in range(_PATIENCE + 1):
         pace.note(at_hand)
     assert not pace.is_waiting
 
