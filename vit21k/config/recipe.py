@@ -53,8 +53,9 @@ def base_of(name_or_path: str) -> str | None:
     base = _fields_of(name_or_path).get("base")
     if base is not None and not isinstance(base, str):
         raise RecipeError(f"recipe `{name_or_path}`: `base` is {base!r}, not a recipe")
-    is_file = base is not None and base.endswith(_SUFFIXES)
-    return str(Path(name_or_path).parent / base) if is_file else base
+    if base is not None and base.endswith(_SUFFIXES):
+        return str(Path(name_or_path).parent / base)
+    return base
 
 
 def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
