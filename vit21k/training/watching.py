@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vit21k.models.cost import macs_per_image, num_params
 from vit21k.history.facts import write_facts
+from vit21k.models.cost import macs_per_image, num_params
 from vit21k.training.forecast import FLOPS_PER_MAC
 from vit21k.training.log_sinks import DetachedSink, LoggedRun, open_sinks
 from vit21k.training.loop import Plan, Progress
