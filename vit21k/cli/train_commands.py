@@ -182,6 +182,10 @@ def train_command(
             report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
             return
         train_run(plan, place, listener(), init=source, fresh=fresh)
+    _tell_finished(place)
+
+
+def _tell_finished(place: "Place") -> None:
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
         console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
 
