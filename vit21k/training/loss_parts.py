@@ -73,6 +73,8 @@ def label_loss_of(recipe: Recipe, objective: Objective) -> LossFunction:
     """Return the loss of labels, but for its smoothing."""
     if objective.levels is not None:
         return partial(semantic_softmax_loss, levels=objective.levels)
+    if recipe.loss.kind == "sigmoid":
+        return partial(LOSSES["sigmoid"], class_reduction=recipe.loss.class_reduction)
     return LOSSES[recipe.loss.kind]
 
 
