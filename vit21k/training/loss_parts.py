@@ -14,7 +14,7 @@ from vit21k.data.loader import Batch
 from vit21k.errors import UsageError
 from vit21k.hierarchy_loss import Levels, semantic_softmax_loss
 from vit21k.inference.evaluate import LossFunction, normalise
-from vit21k.losses import LOSSES
+from vit21k.losses import LOSSES, multi_label_loss
 from vit21k.manifest.classes import ClassList
 from vit21k.models.precision import autocast
 from vit21k.training.data_parts import device_transform_of
@@ -74,7 +74,7 @@ def label_loss_of(recipe: Recipe, objective: Objective) -> LossFunction:
     if objective.levels is not None:
         return partial(semantic_softmax_loss, levels=objective.levels)
     if recipe.loss.kind == "sigmoid":
-        return partial(LOSSES["sigmoid"], class_reduction=recipe.loss.class_reduction)
+        return partial(multi_label_loss, class_reduction=recipe.loss.class_reduction)
     return LOSSES[recipe.loss.kind]
 
 
