@@ -95,7 +95,7 @@ def pack(
         level: What is done to a picture.
         options: How the pack is laid out.
         root: Where the images are now; default: where they were hashed.
-        on_start: Called with how many pictures there are to do.
+        on_start: Called with how many pictures there are to do, if there are any.
         on_picture: Called with the size of each picture's file, and whether it is left out.
 
     Raises:
@@ -107,14 +107,7 @@ def pack(
     """
     sources = open_sources(manifests)
     refuse_inside(out, str(root or sources.manifests[0].header.root), option="--out")
-    plan = Plan(
-        name=options.name,
-        level=dict(level.options),
-        per_shard=options.per_shard,
-        seed=options.seed,
-        num_pictures={split: each.num_rows for split, each in sources.by_split.items()},
-        inputs=sources.fingerprints,
-    )
+    plan = _plan_of(sources, level, options)
     _refuse_other_files(out, sources)
     with locked(out, command="pack"):
         parts = Parts(out)
@@ -126,18 +119,31 @@ def pack(
         _refuse_other_plan(out, parts, plan)
         parts.begin(plan.as_json())
         done = {shard.file_name: parts.load(shard.file_name) for shard in plan.shards()}
-        missing = [shard for shard in plan.shards() if done[shard.file_name] is None]
-        on_start(sum(len(shard.rows) for shard in missing))
-        if missing:
-            pictures = open_pictures(sources, root)
-            wnids = sources.classes().wnids
-            builder = ShardBuilder(
-                out, pictures, wnids, level=level, num_workers=options.num_workers
-            )
+        if missing := [shard for shard in plan.shards() if done[shard.file_name] is None]:
+            on_start(sum(len(shard.rows) for shard in missing))
+            builder = _builder_of(out, sources, root, level, options.num_workers)
             builder.build(missing, on_picture)
         write_index(out, sources, plan, _all_parts(parts, plan))
         parts.remove()
         return _summary(out, num_kept=len(done) - len(missing))
+
+
+def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
+    return Plan(
+        name=options.name,
+        level=dict(level.options),
+        per_shard=options.per_shard,
+        seed=options.seed,
+        num_pictures={split: each.num_rows for split, each in sources.by_split.items()},
+        inputs=sources.fingerprints,
+    )
+
+
+def _builder_of(
+    out: Path, sources: Sources, root: Path | None, level: Level, num_workers: int
+) -> ShardBuilder:
+    pictures, wnids = open_pictures(sources, root), sources.classes().wnids
+    return ShardBuilder(out, pictures, wnids, level=level, num_workers=num_workers)
 
 
 def _all_parts(parts: Parts, plan: Plan) -> dict[str, list[Part]]:

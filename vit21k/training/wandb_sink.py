@@ -7,7 +7,7 @@ A resumed run goes on in its W&B run.  Nothing is ever asked on the terminal.
 import os
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError
@@ -67,7 +67,7 @@ class WandbSink:
             save_code=False,
         )
         return self._wandb.init(
-            mode=mode,
+            mode=cast("Any", mode),
             project=os.environ.get("WANDB_PROJECT", _DEFAULT_PROJECT),
             id=_run_id(run),
             resume="allow",
