@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of README.md: commands, exit codes, code map, transcript.
+"""Rewrite the generated parts of README.md (commands, exit codes, transcript) and the code map.
 
 python tools/update_docs.py                      rewrite what follows from the code
 python tools/update_docs.py --check              exit 1 if that is out of date
@@ -95,16 +95,17 @@ def first_screen(transcript: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite or check the file; return the exit status."""
-    blocks = {
-        "commands": command_table(),
-        "exit codes": exit_code_table(),
-        "code map": code_map(),
-    }
+    """Rewrite or check both pages; return the exit status."""
+    blocks = {"commands": command_table(), "exit codes": exit_code_table()}
     if "--transcript" in arguments:
         path = Path(arguments[arguments.index("--transcript") + 1])
         blocks["transcript"] = first_screen(path.read_text(encoding="utf-8"))
-    return write_or_check(CHECKOUT / "README.md", blocks, check="--check" in arguments)
+    is_check = "--check" in arguments
+    pages = {"README.md": blocks, "docs/code-map.md": {"code map": code_map()}}
+    return max(
+        write_or_check(CHECKOUT / name, its_blocks, check=is_check)
+        for name, its_blocks in pages.items()
+    )
 
 
 if __name__ == "__main__":

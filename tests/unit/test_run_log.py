@@ -67,6 +67,19 @@ def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_what_json_has_no_number_for_is_null_in_the_file(tmp_path):
+    told = []
+    log = open_log(tmp_path, told)
+    metrics = {"loss": 1.0, "lr_factor": 1.0, "grad_norm": float("inf"), "num_skipped": 0}
+
+    log.log_step(Progress(step=1), metrics)
+    log.log_step(Progress(step=2), metrics)
+    log.close()
+
+    assert lines(tmp_path)[0]["grad_norm"] is None
+    assert told[0]["grad_norm"] == float("inf")
+
+
 def test_a_line_holds_the_mean_loss_since_the_last_one(tmp_path):
     told = []
 

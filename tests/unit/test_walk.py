@@ -274,10 +274,13 @@ def test_running_out_of_descriptors_is_not_the_files_fault(
 def deep_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder deeper than Python may recurse; made and removed without recursion."""
     folders = [tmp_path]
-    for _ in range(sys.getrecursionlimit() + 200):
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000)  # some libraries raise it; a path may be no longer than 4,096
+    for _ in range(1_200):
         folders.append(folders[-1] / "d")
         folders[-1].mkdir()
     yield folders[-1]
+    sys.setrecursionlimit(limit)
     for folder in reversed(folders[1:]):
         folder.rmdir()
 

@@ -44,7 +44,7 @@ def verify_command(
             "cannot be go to undecodable.parquet.",
         ),
     ] = False,
-    num_workers: Annotated[int, typer.Option(min=1, help="Files read at a time.")] = 4,
+    num_workers: Annotated[int, typer.Option(min=1, help="Files read at a time.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Read the image tree again, and compare it with digests.parquet.

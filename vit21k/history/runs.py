@@ -152,7 +152,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            yield line
+            yield {name: value for name, value in line.items() if value is not None}
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

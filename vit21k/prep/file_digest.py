@@ -170,9 +170,9 @@ class FileReader:
         num_bytes = 0
         while num_bytes < len(buffer):
             num_read = os.readv(descriptor, [view[num_bytes:]])
-            if not num_read:
-                return _Content(num_bytes, *self.describe(buffer, view[:num_bytes]))
             num_bytes += num_read
+            if not num_read or num_bytes == size:  # `_try` sees whether it has grown
+                return _Content(num_bytes, *self.describe(buffer, view[:num_bytes]))
         limit = size + BUFFER_BYTES if size else _NO_LIMIT
         facts = picture_facts(buffer, view)._replace(content_digest=None, has_end=None)
         return _Content(*self._digest_rest(descriptor, view, limit), facts)

@@ -35,11 +35,8 @@ from vit21k.prep.shards import OPTION, Shard
 from vit21k.prep.walk import Chunk, printable, walk
 
 DEFAULT_ALGORITHM = "xxh3_128"
-DEFAULT_NUM_WORKERS = 4
-"""Few: each asks the disk for a whole chunk at once, and more are in each other's way."""
-
-QUICK_NUM_WORKERS = 2
-"""A quick run reads so little of a file that it is mostly the interpreter's work."""
+DEFAULT_NUM_WORKERS = 2
+"""Each asks the disk for a whole chunk at once; more are in each other's way."""
 
 REMOTE_NUM_WORKERS = 32
 """Where every opening of a file is a message to another machine, and an answer."""
@@ -108,9 +105,7 @@ def hash_tree(  # noqa: PLR0913
 
 
 def _suitable_workers(digester: ChunkDigester) -> int:
-    if digester.is_remote:
-        return REMOTE_NUM_WORKERS
-    return QUICK_NUM_WORKERS if isinstance(digester, QuickDigester) else DEFAULT_NUM_WORKERS
+    return REMOTE_NUM_WORKERS if digester.is_remote else DEFAULT_NUM_WORKERS
 
 
 def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ all processes that went on with the run) and ``eta_seconds``; one of an evaluati
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ class RunLog:
             return
         seconds = self._seconds_before + time.monotonic() - self._started_at
         line = {**line, "seconds": round(seconds, 2), "eta_seconds": round(eta_seconds, 1)}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({name: _finite(line[name]) for name in line}) + "\n")
         self._file.flush()
         self._tell({**line, "total_steps": self._total_steps})
         for sink in self._sinks:
@@ -119,6 +120,11 @@ class RunLog:
     def _seconds_left(self, step: int, now: float) -> float:
         seconds_a_step = (now - self._started_at) / max(step - self._started_step, 1)
         return (self._total_steps - step) * seconds_a_step
+
+
+def _finite(value: Any) -> Any:
+    """Return *value*, or None for what JSON has no number for: the norm of a skipped update."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _take_back(path: Path, *, after_step: int) -> float:
