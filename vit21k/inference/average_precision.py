@@ -36,13 +36,16 @@ def average_precision(hits_KH: Tensor, all_KH: Tensor) -> AveragePrecision:
         hits_KH: How many pictures of each class have a score in each bin.
         all_KH: How many pictures have.
     """
-    parts = [
-        _of_classes(hits.cpu().double(), everything.cpu().double())
-        for hits, everything in zip(
-            hits_KH.split(_CLASSES_AT_ONCE), all_KH.split(_CLASSES_AT_ONCE), strict=True
-        )
-    ]
-    return AveragePrecision(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    K = len(hits_KH)
+    # Written in place: small results kept between the large passing ones would hold the heap open,
+    # and half a gigabyte of it, on some runs and not on others.
+    ap = AveragePrecision(*torch.empty(3, K, dtype=torch.float64))
+    for start in range(0, K, _CLASSES_AT_ONCE):
+        part = slice(start, start + _CLASSES_AT_ONCE)
+        values = _of_classes(hits_KH[part].cpu().double(), all_KH[part].cpu().double())
+        for whole_K, value_K in zip(ap, values, strict=True):
+            whole_K[part] = value_K
+    return ap
 
 
 def _of_classes(hits_KH: Tensor, all_KH: Tensor) -> AveragePrecision:
