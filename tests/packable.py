@@ -4,7 +4,7 @@ from pathlib import Path
 
 from photolike import encoded, photolike
 
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

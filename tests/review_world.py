@@ -4,9 +4,9 @@ from pathlib import Path
 
 from photolike import encoded, photolike
 
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.synsets import names_of
 from vit21k.near.leaks import find_leaks, find_near_duplicates
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 
 BEAGLE, DOG, BANANA = "n02088364", "n02084071", "n07753592"

@@ -4,8 +4,8 @@ import pyarrow as pa
 
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import write_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
+from vit21k.manifest.writer import write_manifest
 from vit21k.models.registry import get_model, model_args
 
 CLASSES = ClassList(("ant", "bee", "cat"), ("an ant", None, "a cat"))

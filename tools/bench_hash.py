@@ -30,7 +30,7 @@ _FINDERS = ("rdfind", "jdupes", "fdupes", "rmlint")
 _ALONE = """
 import json, sys, time
 from pathlib import Path
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 wall, cpu = time.perf_counter(), time.process_time()
 num_workers = int(sys.argv[3]) or None
 hash_tree(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=num_workers, mode=sys.argv[4])
@@ -38,9 +38,9 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 _DIGESTS_ONLY = """
 import json, os, sys, time
-from vit21k.prep.digest import ChunkDigester
-from vit21k.prep.hash_engine import digest_in_threads
-from vit21k.prep.hashing import DEFAULT_NUM_WORKERS, chunks_of
+from vit21k.hashing.digest import ChunkDigester
+from vit21k.hashing.engine import digest_in_threads
+from vit21k.hashing.hash_tree import DEFAULT_NUM_WORKERS, chunks_of
 wall, cpu = time.perf_counter(), time.process_time()
 digester = ChunkDigester(os.fsencode(sys.argv[1]), algorithm="xxh3_128")
 for _ in digest_in_threads(digester, chunks_of(digester), int(sys.argv[3]) or DEFAULT_NUM_WORKERS):

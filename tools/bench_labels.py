@@ -21,8 +21,8 @@ from vit21k.labels.label_lists import LabelLists
 from vit21k.manifest.class_lists import known_list
 from vit21k.manifest.header import Header
 from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.io import manifest_writer, write_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES
+from vit21k.manifest.writer import manifest_writer, write_manifest
 
 ROWS_OF_IMAGENET_21K = 13_003_063
 BATCH_ROWS = 500_000

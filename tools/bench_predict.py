@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import EvalSettings, model_config, write_model_folder
-from vit21k.export.export import export_model
 from vit21k.inference.features import FeaturePlan, compute_features
 from vit21k.inference.files import Files, find_pictures
 from vit21k.inference.predict import picture_loader, predict
 from vit21k.manifest.classes import ClassList
+from vit21k.model_export.export import export_model
 from vit21k.models.registry import get_model, model_args
 
 Values = NDArray[np.float32]

@@ -108,7 +108,7 @@ def measure(work: Path, num_rounds: int, *, cold: bool) -> dict[str, list[float]
 _TIMED_HASH = """
 import sys, time
 from pathlib import Path
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 started = time.perf_counter()
 hash_tree(Path(sys.argv[1]), Path(sys.argv[2]))
 print(time.perf_counter() - started)

@@ -96,7 +96,7 @@ def _limited(run: Callable[[], int], limit: int) -> Callable[[], int]:
 def flips(all_stages: dict[str, Stage], work: Path, times: int) -> dict[str, Tally]:
     """Flip *times* bits of each manifest of the pipeline; each must be refused when it is read."""
     from vit21k.errors import ManifestError  # noqa: PLC0415
-    from vit21k.manifest.io import open_manifest  # noqa: PLC0415
+    from vit21k.manifest.reader import open_manifest  # noqa: PLC0415
     from vit21k.manifest.schema import KINDS  # noqa: PLC0415
 
     reset(all_stages["export-lists"], work)

@@ -102,7 +102,7 @@ def _import_what_it_needs(home: Path) -> None:
 
 def read_everything() -> None:
     """Read all manifests and lists below the working directory; raise if one is damaged."""
-    from vit21k.manifest.io import open_manifest  # noqa: PLC0415
+    from vit21k.manifest.reader import open_manifest  # noqa: PLC0415
     from vit21k.manifest.schema import KINDS  # noqa: PLC0415
 
     for path in Path().rglob("*.parquet"):

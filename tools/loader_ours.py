@@ -59,7 +59,7 @@ def our_loader(data: Data, folder: str) -> Any:
     from vit21k.data.pictures import Pictures  # noqa: PLC0415
     from vit21k.data.sampler import StepSampler  # noqa: PLC0415
     from vit21k.data.transforms import TrainTransform  # noqa: PLC0415
-    from vit21k.manifest.io import open_manifest  # noqa: PLC0415
+    from vit21k.manifest.reader import open_manifest  # noqa: PLC0415
     from vit21k.manifest.schema import TRAIN  # noqa: PLC0415
 
     pictures = Pictures.from_manifest(open_manifest(data.work / folder, TRAIN))

@@ -37,10 +37,10 @@ from vit21k.config.schema import Recipe
 from vit21k.data.loader import EvalLoader, TrainLoader
 from vit21k.data.pictures import Pictures
 from vit21k.distributed import World
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import IMAGES
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.training.data_parts import sampler_of, train_transform_of

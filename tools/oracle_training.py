@@ -23,7 +23,7 @@ from plain_training import Numbers, Picture
 from vit21k.config.recipe import load_recipe
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.training.data_parts import sampler_of

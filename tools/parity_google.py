@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vit21k.checkpoint.load import load_model
-from vit21k.export.export import export_model
+from vit21k.model_export.export import export_model
 
 CASES = {
     "class token": {},

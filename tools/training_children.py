@@ -48,7 +48,7 @@ def _make_pictures(home: Path, num_classes: int, per_class: int) -> int:
     import numpy as np  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415
 
-    from vit21k.prep.hashing import hash_tree  # noqa: PLC0415
+    from vit21k.hashing.hash_tree import hash_tree  # noqa: PLC0415
     from vit21k.prep.relabel import relabel  # noqa: PLC0415
     from vit21k.prep.split import make_val  # noqa: PLC0415
 

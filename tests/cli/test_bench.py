@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 from vit21k.cli import bench_parts
 from vit21k.cli.app import app
 from vit21k.errors import ManifestError, UsageError
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

@@ -9,7 +9,7 @@ from malformed_images import encoded
 from typer.testing import CliRunner, Result
 
 from vit21k.cli.app import app
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from small_run import SMALL as SIZES
 from small_run import save_run
 
-from vit21k.manifest.io import read_manifest
+from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import TRAIN, VAL
 
 

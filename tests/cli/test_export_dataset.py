@@ -12,12 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vit21k.cli.app import app
+from vit21k.dataset_export import hugging_face
+from vit21k.dataset_export.splits import open_splits
 from vit21k.errors import DataError, UsageError
-from vit21k.interchange import hugging_face
-from vit21k.interchange.splits import open_splits
 from vit21k.manifest.api import read_manifest
-from vit21k.manifest.io import open_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import IMAGES
+from vit21k.manifest.writer import write_manifest
 
 CLASSES = ("n01440764", "n02084071", "n02088364")
 

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.lock import locked  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 

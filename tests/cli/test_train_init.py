@@ -14,8 +14,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from vit21k.cli.app import app  # noqa: E402
 from vit21k.errors import CheckpointError, UsageError  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.models.registry import get_model  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 from vit21k.weights.google import to_google  # noqa: E402

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from vit21k.manifest.io import open_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import VAL
+from vit21k.manifest.writer import write_manifest
 
 SMALL = [
     "train",

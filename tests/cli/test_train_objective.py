@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from vit21k.cli.app import app  # noqa: E402
 from vit21k.errors import CheckpointError, ManifestError, UsageError  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.labels.tree import write_tree  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 

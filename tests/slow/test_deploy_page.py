@@ -14,8 +14,8 @@ for _name in ("onnx", "onnxscript", "onnxruntime"):
 from small_run import save_run  # noqa: E402
 
 from vit21k.checkpoint.load import load_model  # noqa: E402
-from vit21k.export.export import export_model  # noqa: E402
 from vit21k.inference.predict import predict  # noqa: E402
+from vit21k.model_export.export import export_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ from types import TracebackType
 
 import pytest
 
-from vit21k.manifest.io import open_manifest
+from vit21k.hashing import walk as walk_module
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.hashing.shards import Shard, merge_shards
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import DIGESTS
-from vit21k.prep import walk as walk_module
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.relabel import relabel
-from vit21k.prep.shards import Shard, merge_shards
 from vit21k.prep.split import make_val
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tar_files import END, header, padded, tar_of, tar_of_tars
 
-from vit21k.manifest.io import read_manifest
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.hashing import hash_tree
 
 NUM_ARCHIVES = 500
 KINDS = {str(kind) for kind in ProblemKind}

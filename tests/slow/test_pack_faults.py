@@ -11,7 +11,7 @@ from packable import write_manifests, write_tree
 import vit21k.pack.build  # noqa: F401  (so that a fork has it)
 from vit21k.cli.app import main
 from vit21k.jpeg.recode import recoder
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import KINDS
 
 NUM_KILLS = 8

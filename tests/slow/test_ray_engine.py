@@ -14,13 +14,13 @@ ray = pytest.importorskip("ray")
 from conftest import MakeTree  # noqa: E402
 
 from vit21k.errors import Vit21kError  # noqa: E402
+from vit21k.hashing import ray_engine as ray_engine_module  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
+from vit21k.hashing.ray_engine import ray_engine  # noqa: E402
+from vit21k.hashing.shards import Shard, merge_shards  # noqa: E402
 from vit21k.prep import ray_copies  # noqa: E402
-from vit21k.prep import ray_engine as ray_engine_module  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.ray_copies import copies_on_ray  # noqa: E402
-from vit21k.prep.ray_engine import ray_engine  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
-from vit21k.prep.shards import Shard, merge_shards  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
@@ -113,7 +113,7 @@ def test_relabelled_on_ray_in_parts_by_digest_prefix_gives_the_bytes_of_a_local_
 ) -> None:
     files = {f"n{n % 13}/{n}.JPEG": b"%d" % (n * n % 300) for n in range(900)}
     root = make_tree({**files, **{f"n{n}/placeholder.JPEG": b"none" for n in range(13)}})
-    monkeypatch.setattr("vit21k.manifest.io.ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr("vit21k.manifest.writer.ROW_GROUP_ROWS", 50)
     monkeypatch.setattr(ray_copies, "_ROW_GROUPS_PER_TASK", 3)
     for name in ("local", "ray"):
         hash_tree(root, tmp_path / name)

@@ -15,9 +15,9 @@ from conftest import MakeTree  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from vit21k.cli.app import app  # noqa: E402
-from vit21k.manifest.io import read_manifest  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
+from vit21k.manifest.reader import read_manifest  # noqa: E402
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

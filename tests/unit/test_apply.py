@@ -9,7 +9,7 @@ import pytest
 from review_world import BANANA, BEAGLE, DOG, make_world
 
 from vit21k.errors import DataError, UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import CHANGES, CLASSES, IMAGES
 from vit21k.prep.split import make_val
 from vit21k.review.apply import ApplySummary, apply_decisions

@@ -15,9 +15,10 @@ IMPORT_WITHOUT_TORCH = """
 import importlib, pkgutil, sys
 for name in ("torch", "torchvision", "safetensors"):
     sys.modules[name] = None  # importing it raises
-import vit21k.config, vit21k.demo_tree, vit21k.interchange, vit21k.labels, vit21k.manifest
-import vit21k.prep
-for package in (vit21k.config, vit21k.interchange, vit21k.labels, vit21k.manifest, vit21k.prep):
+import vit21k.config, vit21k.demo_tree, vit21k.dataset_export, vit21k.labels, vit21k.manifest
+import vit21k.hashing, vit21k.prep
+for package in (vit21k.config, vit21k.dataset_export, vit21k.hashing,
+                vit21k.labels, vit21k.manifest, vit21k.prep):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 """

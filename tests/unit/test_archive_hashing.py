@@ -12,16 +12,16 @@ from tar_files import END, header, padded, tar_of, tar_of_tars
 
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageTreeError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.hashing import archive_digest
+from vit21k.hashing.digest import ChunkDigester
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.hashing.summary import HashSummary
+from vit21k.hashing.walk import walk
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
-from vit21k.prep import archive_digest
-from vit21k.prep.digest import ChunkDigester
-from vit21k.prep.hash_summary import HashSummary
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
-from vit21k.prep.walk import walk
 
 FOLDERS = {
     wnid: {

@@ -12,9 +12,9 @@ from vit21k.data.loader import EvalLoader, TrainLoader  # noqa: E402
 from vit21k.data.pictures import Pictures  # noqa: E402
 from vit21k.data.sampler import StepSampler  # noqa: E402
 from vit21k.data.transforms import EvalTransform, TrainTransform  # noqa: E402
-from vit21k.manifest.io import open_manifest  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
+from vit21k.manifest.reader import open_manifest  # noqa: E402
 from vit21k.manifest.schema import TRAIN  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit21k.prep.arrow_arrays import arrow_array
+from vit21k.hashing.arrow_arrays import arrow_array
 
 VALUES = [
     (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
@@ -38,7 +38,7 @@ def test_hashing_does_not_import_pandas(tmp_path: Any) -> None:
     (tmp_path / "tree" / "n1").mkdir(parents=True)
     (tmp_path / "tree" / "n1" / "a.JPEG").write_bytes(b"a")
     program = (
-        "import sys; from pathlib import Path; from vit21k.prep.hashing import hash_tree;"
+        "import sys; from pathlib import Path; from vit21k.hashing.hash_tree import hash_tree;"
         "hash_tree(Path('tree'), Path('m')); assert 'pandas' not in sys.modules"
     )
 

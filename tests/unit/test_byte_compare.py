@@ -7,8 +7,8 @@ from conftest import MakeTree
 from tar_files import tar_of
 
 from vit21k.errors import DataError, ImageError
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.byte_compare import compare_copies
-from vit21k.prep.hashing import hash_tree
 
 
 def test_every_copy_is_compared_with_the_first(tiny_tree: Path, tmp_path: Path) -> None:

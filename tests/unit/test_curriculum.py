@@ -14,9 +14,9 @@ from safetensors.torch import load_file  # noqa: E402
 from vit21k.config.recipe import load_recipe  # noqa: E402
 from vit21k.data.loader import Batch  # noqa: E402
 from vit21k.errors import RecipeError, UsageError  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.models.pos_embed import resize_pos_embed  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 from vit21k.training.curriculum import (  # noqa: E402

@@ -10,13 +10,13 @@ from malformed_images import encoded, mutated, named
 from tar_files import tar_of
 
 from vit21k.errors import ImageError
-from vit21k.manifest.io import read_manifest
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import UNDECODABLE
 from vit21k.prep import decode_check
 from vit21k.prep.decode_check import Verdict, check_pictures
 from vit21k.prep.decode_worker import verdict_on
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.undecodable import find_undecodable
 
 IMAGES = named()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.diff import Difference, DiffSummary, diff_manifests, find_rows
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

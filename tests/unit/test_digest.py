@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from vit21k.prep import digest as digest_module
-from vit21k.prep.algorithms import ALGORITHMS
-from vit21k.prep.digest import BUFFER_BYTES, ChunkDigester, DigestedChunk
-from vit21k.prep.walk import Chunk
+from vit21k.hashing import digest as digest_module
+from vit21k.hashing.algorithms import ALGORITHMS
+from vit21k.hashing.digest import BUFFER_BYTES, ChunkDigester, DigestedChunk
+from vit21k.hashing.walk import Chunk
 
 SIZES = [1, 100, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 2 * BUFFER_BYTES + 7]
 
@@ -326,7 +326,7 @@ def test_what_is_certainly_no_image_is_a_problem_and_what_may_be_one_is_not(root
 def test_large_files_wait_for_room_and_are_read_whole(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vit21k.prep.large_buffers.MAX_BYTES", 3 * BUFFER_BYTES)
+    monkeypatch.setattr("vit21k.hashing.large_buffers.MAX_BYTES", 3 * BUFFER_BYTES)
     content = b"\xff\xd8\xff\xfe\0\2\xff\xda\0\2" + bytes(2 * BUFFER_BYTES) + b"\xff\xd9"
     for number in range(6):
         (root / "a" / f"{number}.jpg").write_bytes(content)

@@ -18,8 +18,8 @@ from vit21k.checkpoint.model_folder import (  # noqa: E402
     write_model_folder,
 )
 from vit21k.errors import UsageError  # noqa: E402
-from vit21k.export.export import export_model  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
+from vit21k.model_export.export import export_model  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 
 NAME = "vit_tiny_patch16_224"

@@ -3,10 +3,10 @@
 import pytest
 
 from vit21k.errors import UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import TRAIN, VAL
 from vit21k.prep.folder_split import split_by_folders
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 
 FILES = {

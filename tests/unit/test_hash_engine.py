@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.hash_engine import _PATIENCE, _Effort, _Pace, digest_in_threads
-from vit21k.prep.hashing import chunks_of
-from vit21k.prep.walk import Chunk
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.engine import _PATIENCE, _Effort, _Pace, digest_in_threads
+from vit21k.hashing.hash_tree import chunks_of
+from vit21k.hashing.walk import Chunk
 
 
 class _Recorder:

@@ -1,4 +1,4 @@
-"""`prep.hash_memory`: what was read once is not read again, and nothing else is taken for it."""
+"""`hashing.memory`: what was read once is not read again, and nothing else is taken for it."""
 
 import hashlib
 import os
@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 
 from vit21k.errors import UsageError
+from vit21k.hashing import hash_tree as hash_tree_module
+from vit21k.hashing import memory
+from vit21k.hashing.digest import DigestedChunk, FileDigest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.hashing.memory import CACHE, JOURNAL, HashMemory
+from vit21k.hashing.mounts import file_system_of, is_remote
+from vit21k.hashing.picture_facts import PictureFacts
+from vit21k.hashing.records import decode, encode
+from vit21k.hashing.summary import HashSummary
+from vit21k.hashing.walk import CHUNK_FILES
 from vit21k.manifest.schema import DIGESTS
-from vit21k.prep import hash_memory, hashing
-from vit21k.prep.digest import DigestedChunk, FileDigest
-from vit21k.prep.hash_memory import CACHE, JOURNAL, HashMemory
-from vit21k.prep.hash_records import decode, encode
-from vit21k.prep.hash_summary import HashSummary
-from vit21k.prep.hashing import hash_tree
-from vit21k.prep.mounts import file_system_of, is_remote
-from vit21k.prep.picture_facts import PictureFacts
-from vit21k.prep.walk import CHUNK_FILES
 
 NUM_KILLS = 20
 OPTIONS = {"algorithm": "xxh3_128", "root": "/r"}
@@ -83,7 +84,7 @@ def test_no_file_of_an_unchanged_tree_is_opened(
         opened.append(path)
         return real(path, flags, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hashing.os, "open", spy)
+    monkeypatch.setattr(hash_tree_module.os, "open", spy)
     hash_tree(pictures, tmp_path)
 
     assert not [path for path in opened if isinstance(path, bytes) and path.endswith(b".JPEG")]
@@ -166,7 +167,9 @@ def test_a_run_of_another_kind_knows_nothing(
 def test_rechecking_finds_what_changed_without_a_sign(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashing, "is_remote", lambda _folder: True)  # status-change times count not
+    monkeypatch.setattr(
+        hash_tree_module, "is_remote", lambda _folder: True
+    )  # status-change times count not
     hash_tree(tree, tmp_path / "m")
     _swap_keeping_size_and_time(tree / "n00000001" / "0301.JPEG")
 
@@ -248,10 +251,10 @@ def test_records_come_back_as_they_were() -> None:
         b"e": _digest(5, facts=PictureFacts(None, "gzip", 1 << 31, None, None, None)),
     }
     record = encode(b"folder/", files)
-    body_bytes, label_bytes, checksum = hash_memory.HEAD.unpack_from(record)
+    body_bytes, label_bytes, checksum = memory.HEAD.unpack_from(record)
 
-    assert decode(record[hash_memory.HEAD.size :], label_bytes, checksum) == files
-    assert len(record) == hash_memory.HEAD.size + body_bytes
+    assert decode(record[memory.HEAD.size :], label_bytes, checksum) == files
+    assert len(record) == memory.HEAD.size + body_bytes
 
 
 def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
@@ -313,7 +316,7 @@ def test_archives_are_remembered_by_their_own_state(pictures: Path, tmp_path: Pa
 KILLED = """
 import sys
 from pathlib import Path
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 hash_tree(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2, mode=sys.argv[3])
 """
 
@@ -369,11 +372,11 @@ def test_a_hundred_killed_runs_end_as_one_that_was_not(
 
 
 def test_a_run_on_another_engine_leaves_no_memory(pictures: Path, tmp_path: Path) -> None:
-    hash_tree(pictures, tmp_path, engine=hashing.digest_in_threads)
+    hash_tree(pictures, tmp_path, engine=hash_tree_module.digest_in_threads)
 
     assert not (tmp_path / CACHE).exists()
     with pytest.raises(UsageError, match="this machine only"):
-        hash_tree(pictures, tmp_path, engine=hashing.digest_in_threads, mode="quick")
+        hash_tree(pictures, tmp_path, engine=hash_tree_module.digest_in_threads, mode="quick")
 
 
 def test_file_systems_are_told(tmp_path: Path) -> None:
@@ -398,7 +401,7 @@ def test_remote_file_systems_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: bool
 ) -> None:
     (tmp_path / "mountinfo").write_text(line + "\n")
-    monkeypatch.setattr("vit21k.prep.mounts._MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr("vit21k.hashing.mounts._MOUNTS", tmp_path / "mountinfo")
 
     assert is_remote(Path("/a b/c")) is expected
 

@@ -10,15 +10,15 @@ import pytest
 from conftest import TINY_FILES, MakeTree
 
 from vit21k.errors import ImageTreeError, LockedError, UsageError
+from vit21k.hashing import digest as digest_module
+from vit21k.hashing import digest_rows
+from vit21k.hashing import walk as walk_module
+from vit21k.hashing.algorithms import ALGORITHMS
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.lock import locked
-from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep import digest as digest_module
-from vit21k.prep import digest_rows
-from vit21k.prep import walk as walk_module
-from vit21k.prep.algorithms import ALGORITHMS
-from vit21k.prep.hashing import hash_tree
 
 
 def _bytes_of(folder: Path) -> dict[str, bytes]:

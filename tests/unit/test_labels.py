@@ -18,9 +18,10 @@ from vit21k.labels.tree import write_tree
 from vit21k.manifest.class_lists import known_list
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import open_manifest, read_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.relations import Relation
 from vit21k.manifest.schema import CLASSES, CONFLICTS, EXPANDED, IMAGES, TRAIN, VAL
+from vit21k.manifest.writer import write_manifest
 from vit21k.prep.split import make_val
 
 ANIMAL, TENCH, GOLDFISH, DOG, BEAGLE, DOUGHNUT, TARGET = WNIDS = (

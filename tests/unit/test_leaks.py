@@ -10,7 +10,8 @@ import pytest
 from photolike import encoded, photolike
 
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES, TRAIN
 from vit21k.near import scan as scan_module
 from vit21k.near.find import Level
@@ -18,7 +19,6 @@ from vit21k.near.leaks import PairSummary, find_leaks, find_near_duplicates
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.near.remove import remove_leaks
 from vit21k.near.scan import scan_images
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

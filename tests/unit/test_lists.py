@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles.plsc_lists import plsc_lists
 
 from vit21k.errors import DataError, ManifestError, UsageError
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.md5sum import import_md5sum
 from vit21k.prep.relabel import relabel

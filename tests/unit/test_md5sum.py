@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit21k.errors import DataError, ImageTreeError, UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep import md5sum_lines
 from vit21k.prep.md5sum import import_md5sum

@@ -16,7 +16,7 @@ from vit21k.data.decode import decode_rgb
 from vit21k.data.pictures import Pictures
 from vit21k.errors import UsageError
 from vit21k.jpeg.recode import recoder
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized

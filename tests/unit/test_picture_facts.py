@@ -9,7 +9,7 @@ import pytest
 import xxhash
 from PIL import Image, ImageDraw
 
-from vit21k.prep.picture_facts import PictureFacts, picture_facts
+from vit21k.hashing.picture_facts import PictureFacts, picture_facts
 
 NUM_MALFORMED = 1_000
 _MODES = {"L": 1, "RGB": 3, "CMYK": 4}
@@ -172,7 +172,7 @@ def test_what_is_no_image_is_told(content: bytes, name: str) -> None:
 
 
 def test_what_unpacks_to_too_much_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vit21k.prep.picture_facts.MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr("vit21k.hashing.picture_facts.MAX_UNPACKED_BYTES", 1000)
 
     assert _facts(gzip.compress(_encoded() + bytes(2000))).format == "gzip of no image"
 

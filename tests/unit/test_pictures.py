@@ -8,8 +8,9 @@ from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageError, ImageTreeError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import manifest_writer, open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
+from vit21k.manifest.writer import manifest_writer
 
 PATHS = ["cat/é ü.JPEG", "dog/日本.jpg", "cat/b.JPEG", "dog/c.JPEG"]
 LABELS = [[0], [0, 2, 5], [], [5]]

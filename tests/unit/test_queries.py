@@ -8,9 +8,9 @@ duckdb = pytest.importorskip("duckdb")
 
 from run_queries import PAGE, as_text, queries, run  # noqa: E402
 
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.labels.conflicts import conflicts  # noqa: E402
 from vit21k.manifest.synsets import names_of  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
 from vit21k.prep.split import make_val  # noqa: E402
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit21k.errors import DataError, UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.hashing.file_digest import PROBE_BYTES
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.hashing.shards import Shard, merge_shards
+from vit21k.hashing.summary import HashSummary
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES
-from vit21k.prep.file_digest import PROBE_BYTES
-from vit21k.prep.hash_summary import HashSummary
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
-from vit21k.prep.shards import Shard, merge_shards
 from vit21k.prep.split import make_val
 
 START = b"\xff\xd8\xff"

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import open_manifest, read_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
+from vit21k.manifest.writer import write_manifest
 from vit21k.prep import picture_rows
 from vit21k.prep.copies import find_copies
 from vit21k.prep.relabel import RelabelSummary, relabel
@@ -176,7 +177,7 @@ def test_row_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch, *, is_sorted:
     files = [(content, WNIDS[index]) for content, index in draws]
     if is_sorted:
         files.sort(key=lambda file: file[1])
-    monkeypatch.setattr("vit21k.manifest.io.ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr("vit21k.manifest.writer.ROW_GROUP_ROWS", 7)
 
     images, _, _, _ = _relabel(files)
 

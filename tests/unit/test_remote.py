@@ -11,12 +11,12 @@ from conftest import TINY_FILES
 fsspec = pytest.importorskip("fsspec")
 
 from vit21k.errors import ImageTreeError, MissingExtraError  # noqa: E402
-from vit21k.manifest.io import open_manifest, read_manifest  # noqa: E402
+from vit21k.hashing import remote  # noqa: E402
+from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
+from vit21k.hashing.remote import hash_remote, is_url  # noqa: E402
+from vit21k.manifest.reader import open_manifest, read_manifest  # noqa: E402
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS  # noqa: E402
-from vit21k.prep import remote  # noqa: E402
-from vit21k.prep.hashing import hash_tree  # noqa: E402
 from vit21k.prep.relabel import relabel  # noqa: E402
-from vit21k.prep.remote import hash_remote, is_url  # noqa: E402
 
 Upload = Callable[[Mapping[str, bytes]], str]
 ODD = {

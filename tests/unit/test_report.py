@@ -13,10 +13,10 @@ from photolike import encoded, photolike
 from PIL import Image
 
 from vit21k.errors import ManifestError, UsageError
-from vit21k.manifest.io import open_manifest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.near.leaks import find_leaks, find_near_duplicates
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.report.galleries import first_bytes

@@ -14,8 +14,9 @@ from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageTreeError, ManifestError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import manifest_writer, open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN, VAL
+from vit21k.manifest.writer import manifest_writer
 
 NUM_ROWS = 1000
 

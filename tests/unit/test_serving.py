@@ -258,7 +258,7 @@ def test_a_port_that_is_taken_is_named():
 def test_an_onnx_export_gives_what_its_model_gives(loaded, tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
-    from vit21k.export.export import export_model  # noqa: PLC0415 (extras)
+    from vit21k.model_export.export import export_model  # noqa: PLC0415 (extras)
 
     model, card = loaded
     export_model(card.path, tmp_path / "onnx", to="onnx")

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit21k.errors import DataError, LockedError, UsageError
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.hashing.shards import FOLDER, Shard, merge_shards
 from vit21k.lock import locked
-from vit21k.manifest.io import open_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.hashing import hash_tree
-from vit21k.prep.shards import FOLDER, Shard, merge_shards
+from vit21k.manifest.writer import write_manifest
 
 
 def _bytes_of(folder: Path) -> dict[str, bytes]:
@@ -60,8 +61,8 @@ def test_row_groups_do_not_matter(
 ) -> None:
     root = make_tree(_many_files(9, 30))
     hash_tree(root, tmp_path / "whole")
-    monkeypatch.setattr("vit21k.prep.shards._LEAST_ROW_GROUP_ROWS", 3)
-    monkeypatch.setattr("vit21k.prep.shards.ROW_GROUP_ROWS", 12)
+    monkeypatch.setattr("vit21k.hashing.shards._LEAST_ROW_GROUP_ROWS", 3)
+    monkeypatch.setattr("vit21k.hashing.shards.ROW_GROUP_ROWS", 12)
     folders = _hash_shards(root, tmp_path / "m", 4)
 
     merge_shards(folders, tmp_path / "m")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vit21k.errors import DataError, UsageError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 from vit21k.sources.cifar import NamedPicture
 from vit21k.sources.hugging_face import HuggingFaceImages, is_hugging_face

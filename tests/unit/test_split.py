@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import open_manifest, read_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
+from vit21k.manifest.writer import write_manifest
 from vit21k.prep.split import SplitSummary, keyed_hash, make_val
 
 WNIDS = ("n00000001", "n00000002", "n00000003")
@@ -197,7 +198,7 @@ def test_classes_that_a_holdout_leaves_bare_are_named() -> None:
 def test_row_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch, row_group_rows: int) -> None:
     rows = _images([[0]] * 5 + [[0, 2]] + [[1]] * 5 + [[2]] * 3)
     expected = _split(rows, per_class=3, seed=1, holdout=True)
-    monkeypatch.setattr("vit21k.manifest.io.ROW_GROUP_ROWS", row_group_rows)
+    monkeypatch.setattr("vit21k.manifest.writer.ROW_GROUP_ROWS", row_group_rows)
 
     assert _split(rows, per_class=3, seed=1, holdout=True) == expected
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit21k.prep.spool import Spool
+from vit21k.hashing.spool import Spool
 
 
 @given(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from conftest import MakeTree
 
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.prep.status import AFTER_ALL, status_of

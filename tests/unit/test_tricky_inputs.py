@@ -13,9 +13,9 @@ from conftest import MakeTree
 
 from vit21k.data.pictures import Pictures
 from vit21k.errors import DataError
-from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.lists import export_lists
 from vit21k.prep.relabel import relabel
 

@@ -9,7 +9,7 @@ from conftest import TINY_FILES, MakeTree
 from tar_files import tar_of, tar_of_tars
 
 from vit21k.errors import ImageTreeError
-from vit21k.prep.hashing import hash_tree
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.prep.md5sum import import_md5sum
 from vit21k.prep.verify import VerifySummary, verify
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit21k.hashing import walk as walk_module
+from vit21k.hashing.walk import CHUNK_FILES, walk
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.prep import walk as walk_module
-from vit21k.prep.walk import CHUNK_FILES, walk
 
 
 def _entries(root: Path, **options: bool) -> Iterator[tuple[bytes, Problem | None]]:

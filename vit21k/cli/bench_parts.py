@@ -17,7 +17,7 @@ from vit21k.cli.options import DEFAULT_MANIFESTS
 from vit21k.config.schema import Recipe
 from vit21k.data.pictures import Pictures
 from vit21k.data.rows import PictureRows
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.models.precision import Precision
 from vit21k.training import parts

@@ -116,9 +116,9 @@ def _verify(
 
 def _combined_file(path: Path, manifests: Path) -> AbstractContextManager[IO[bytes]]:
     from vit21k.atomic import atomic_file
-    from vit21k.manifest.io import open_manifest
+    from vit21k.hashing.places import refuse_inside
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import DIGESTS
-    from vit21k.prep.places import refuse_inside
 
     root = open_manifest(manifests, DIGESTS).header.root
     refuse_inside(path.absolute().parent, root, option="--combined")

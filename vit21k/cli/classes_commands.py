@@ -87,7 +87,7 @@ def identify_command(
 
 def _classes_of(target: Path) -> "ClassList":
     from vit21k.manifest.class_lists import read_classes
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import PICTURE_KINDS
 
     paths = [target, *(target / kind.file_name for kind in PICTURE_KINDS)]

@@ -99,14 +99,14 @@ def relabel_command(
       vit21k relabel --engine ray
     """
     from vit21k.manifest.class_lists import read_classes
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
     from vit21k.manifest.synsets import names_of
     from vit21k.prep.relabel import relabel
 
     asked = read_classes(classes) if classes else None
     if shards:
-        from vit21k.prep.shards import merge_shards
+        from vit21k.hashing.shards import merge_shards
 
         num_merged = merge_shards(shards, manifests)
         console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vit21k.distributed import World
     from vit21k.inference.study import Plan, Study
     from vit21k.manifest.classes import ClassList
-    from vit21k.manifest.io import Manifest
+    from vit21k.manifest.reader import Manifest
     from vit21k.models.base import ImageClassifier
 
 
@@ -131,7 +131,7 @@ def _plan(
 
 
 def _open_pictures(manifest: Path | None, manifests: Path, split: str) -> "Manifest":
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import KINDS, PICTURE_KINDS
 
     if manifest is not None:

@@ -67,10 +67,10 @@ def _export(to: str, manifests: Path, out: Path, root: Path | None) -> dict[str,
         from vit21k.prep.lists import export_lists
 
         return export_lists(manifests, out)
-    from vit21k.interchange.cleanlab import write_cleanlab
-    from vit21k.interchange.croissant import write_croissant
-    from vit21k.interchange.hugging_face import write_hf, write_imagefolder
-    from vit21k.interchange.splits import Splits, open_splits
+    from vit21k.dataset_export.cleanlab import write_cleanlab
+    from vit21k.dataset_export.croissant import write_croissant
+    from vit21k.dataset_export.hugging_face import write_hf, write_imagefolder
+    from vit21k.dataset_export.splits import Splits, open_splits
 
     writers: dict[str, Callable[[Splits, Path], object]] = {
         "hf": write_hf,

@@ -49,7 +49,7 @@ def export_command(
       vit21k export ViT-L_16.npz --to timm --out vit_l16
     """
     require_torch("export")
-    from vit21k.export.export import export_model
+    from vit21k.model_export.export import export_model
 
     folder = out or Path("exports") / f"{Path(run.rstrip('/')).stem or 'model'}-{to}"
     report = export_model(local_copy(run), folder, to=to)

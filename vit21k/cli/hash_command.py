@@ -1,4 +1,4 @@
-"""`hash`: the shell around `vit21k.prep.hashing`."""
+"""`hash`: the shell around `vit21k.hashing.hash_tree`."""
 
 import re
 from pathlib import Path
@@ -19,10 +19,10 @@ from vit21k.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vit21k.prep.digest import DigestedChunk
-    from vit21k.prep.hash_engine import Engine
-    from vit21k.prep.hash_summary import HashSummary
-    from vit21k.prep.shards import Shard
+    from vit21k.hashing.digest import DigestedChunk
+    from vit21k.hashing.engine import Engine
+    from vit21k.hashing.shards import Shard
+    from vit21k.hashing.summary import HashSummary
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -116,7 +116,7 @@ def hash_command(
 
       vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
-    from vit21k.prep.shards import Shard
+    from vit21k.hashing.shards import Shard
 
     share = Shard.parse(shard) if shard else None
     anywhere = {"algorithm": algorithm, "num_workers": num_workers}
@@ -150,8 +150,8 @@ def _hash(
     root: str, manifests: Path, anywhere: dict[str, Any], on_disk: dict[str, Any]
 ) -> "HashSummary":
     """Hash with those options that go with a tree anywhere, and those for one on a disk."""
-    from vit21k.prep.hashing import hash_tree
-    from vit21k.prep.remote import hash_remote, is_url
+    from vit21k.hashing.hash_tree import hash_tree
+    from vit21k.hashing.remote import hash_remote, is_url
 
     with console.progress("hash") as progress:
 
@@ -176,7 +176,7 @@ def _hash(
 def _engine(name: str, address: str | None) -> "Engine | None":
     if not is_on_ray(name, address):
         return None
-    from vit21k.prep.ray_engine import ray_engine
+    from vit21k.hashing.ray_engine import ray_engine
 
     return ray_engine(address)
 

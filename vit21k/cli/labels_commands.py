@@ -37,7 +37,7 @@ def stats_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = Fa
       vit21k labels stats --json | jq .mean_labels_with_hypernyms
     """
     from vit21k.labels.stats import label_stats, list_facts
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
 
     stats = label_stats(manifests)
@@ -89,7 +89,7 @@ def conflicts_command(
 
 def _first_conflicts(folder: Path, limit: int) -> list[dict[str, object]]:
     """Return the first conflicts, with the classes in words."""
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import CONFLICTS
     from vit21k.manifest.synsets import names_of
 
@@ -141,7 +141,7 @@ def tree_command(
     """
     from vit21k.labels.tree import write_tree
     from vit21k.manifest.class_lists import read_classes
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
 
     wanted = read_classes(classes) if classes else open_manifest(manifests, IMAGES).classes()

@@ -225,11 +225,11 @@ def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:
 def _sheets(
     manifests: Path, kind: str, folder: Path, root: Path | None, max_pairs: int
 ) -> list[str]:
-    from vit21k.manifest.io import open_manifest
+    from vit21k.hashing.places import refuse_inside
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import KINDS
     from vit21k.near.pair_pictures import PairPictures
     from vit21k.near.sheet import sheet_pairs, write_sheets
-    from vit21k.prep.places import refuse_inside
 
     manifest = open_manifest(manifests, KINDS[kind])
     for image_root in (manifest.header.root, manifest.header.options.get("against", "")):

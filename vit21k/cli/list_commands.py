@@ -99,7 +99,7 @@ def export_lists_command(
 
 
 def _say_if_packed(manifests: Path) -> None:
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
 
     archives = open_manifest(manifests, IMAGES).read(["archive"])["archive"]

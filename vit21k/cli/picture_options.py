@@ -57,7 +57,7 @@ def open_rows(
 
 def _of_manifest(manifest: Path, root: Path | None) -> "PictureRows":
     from vit21k.data.pictures import Pictures
-    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import PICTURE_KINDS
 
     source = open_manifest(manifest, *PICTURE_KINDS)

@@ -58,9 +58,9 @@ def review_command(
 
       vit21k review --port 8021 --decisions mine.jsonl
     """
-    from vit21k.manifest.io import open_manifest
+    from vit21k.hashing.places import refuse_inside
+    from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
-    from vit21k.prep.places import refuse_inside
     from vit21k.review.decisions import FILE_NAME, DecisionLog
     from vit21k.review.queue import open_queue
     from vit21k.review.server import ReviewServer

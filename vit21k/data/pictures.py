@@ -16,7 +16,7 @@ from vit21k.data.flat_rows import FlatRows
 from vit21k.data.places import PlaceColumns, Places
 from vit21k.data.row_index import RowIndex, open_index
 from vit21k.errors import ImageError, ImageTreeError
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 
 _WHERE_NOW = "if the image tree has moved, say where it is now with `--root`"
 

@@ -28,7 +28,7 @@ from vit21k.data.flat_rows import FlatRows
 from vit21k.data.index_writer import IndexWriter, map_index
 from vit21k.errors import ManifestError
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import PICTURE_KINDS
 
 FOLDER = ".rows"

@@ -19,9 +19,10 @@ from vit21k.labels.label_lists import Ints, LabelLists
 from vit21k.labels.rewrite import check_out, relative, with_step
 from vit21k.lock import locked
 from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.io import Manifest, open_manifest, write_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.relations import RANKED, Related, Relation, relate
 from vit21k.manifest.schema import CONFLICTS, IMAGES
+from vit21k.manifest.writer import write_manifest
 from vit21k.prep.ahead import ahead
 
 CROWDED_LABELS = 50

@@ -14,8 +14,9 @@ from vit21k.labels.rewrite import (
 )
 from vit21k.lock import locked
 from vit21k.manifest.hierarchy import Above, Hierarchy
-from vit21k.manifest.io import manifest_writer, open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import EXPANDED, IMAGES
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 
 

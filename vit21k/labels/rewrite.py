@@ -18,14 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.labels.label_lists import LabelLists
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest, write_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.ahead import ahead
-from vit21k.prep.places import refuse_inside
 
 ROWS_IN_MEMORY = 2_000_000
 

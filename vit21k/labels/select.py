@@ -19,7 +19,7 @@ from vit21k.labels.rewrite import NewClasses, RewriteSummary, read_class_rows, r
 from vit21k.manifest.class_lists import map_ids, read_classes
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import CLASSES
 from vit21k.manifest.synsets import names_of
 from vit21k.prep.split import SplitSummary, make_val

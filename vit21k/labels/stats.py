@@ -11,7 +11,7 @@ from vit21k.manifest.class_lists import known_list, map_ids
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.hierarchy import Hierarchy
 from vit21k.manifest.identify import identify
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.prep.ahead import ahead
 

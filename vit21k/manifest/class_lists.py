@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import damage_is_an_error
+from vit21k.manifest.reader import damage_is_an_error
 from vit21k.manifest.synsets import names_of
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import damage_is_an_error
+from vit21k.manifest.reader import damage_is_an_error
 
 COLUMNS = {
     "wnid": "`n` and the eight digits of its place in WordNet 3.0.",

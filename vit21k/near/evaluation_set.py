@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES, PICTURE_KINDS, TRAIN
 from vit21k.near.picture_set import PictureSet, load_set, scan_folder
 from vit21k.near.scan import OnPictures, scan_images

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, open_manifest, write_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import (
     FINGERPRINTS,
     IMAGES,
@@ -21,6 +21,7 @@ from vit21k.manifest.schema import (
     TRAIN,
     ManifestKind,
 )
+from vit21k.manifest.writer import write_manifest
 from vit21k.near.evaluation_set import open_evaluation_set, rows_of
 from vit21k.near.find import Level, Pairs, find_pairs
 from vit21k.near.picture_set import PictureSet, load_set

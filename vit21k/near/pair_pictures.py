@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageError
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES
 
 

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ImageTreeError
-from vit21k.manifest.io import Manifest
+from vit21k.hashing.algorithms import ALGORITHMS
+from vit21k.hashing.walk import walk
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import Manifest
 from vit21k.near.fingerprint import THUMB_BYTES, THUMB_SIDE
 from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan
-from vit21k.prep.algorithms import ALGORITHMS
-from vit21k.prep.walk import walk
 
 MAX_BYTES_IN_MEMORY = 1 << 30
 """Thumbnails of more are kept in a file without a name, which the system pages in and out."""

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vit21k.errors import UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.io import open_manifest, write_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import CLASSES, LEAKS, TRAIN, VAL
+from vit21k.manifest.writer import write_manifest
 from vit21k.near.find import Level
-from vit21k.prep.places import refuse_inside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageError, ManifestError
+from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest, write_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES
+from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.near.fingerprint import Fingerprint, fingerprint
-from vit21k.prep.algorithms import ALGORITHMS
 
 DEFAULT_NUM_WORKERS = 4
 

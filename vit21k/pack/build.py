@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vit21k.errors import ManifestError, UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.io import open_manifest
+from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.pack.index import OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
@@ -20,7 +21,6 @@ from vit21k.pack.parts import Part, Parts
 from vit21k.pack.plan import Plan, shard_pattern
 from vit21k.pack.shard_builder import ShardBuilder
 from vit21k.pack.sources import Sources, open_pictures, open_sources
-from vit21k.prep.places import refuse_inside
 
 PER_SHARD = 5_000
 """550 MB of ImageNet's pictures."""

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from vit21k.atomic import write_atomic
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import BESIDE, Manifest, manifest_writer, open_manifest
+from vit21k.manifest.reader import BESIDE, Manifest, open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, VAL
+from vit21k.manifest.writer import manifest_writer
 from vit21k.pack.parts import Part
 from vit21k.pack.plan import Plan
 from vit21k.pack.sources import TRAIN_SPLIT, Sources

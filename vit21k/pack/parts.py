@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file, write_atomic
-from vit21k.manifest.io import damage_is_an_error
+from vit21k.manifest.reader import damage_is_an_error
 
 _FOLDER = ".parts"
 _PLAN = "plan.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL
 
 TRAIN_SPLIT, VAL_SPLIT = "train", "validation"

@@ -16,8 +16,8 @@ import xxhash
 
 from vit21k.archives.reader import ArchiveReader
 from vit21k.errors import ImageError
-from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import PACKED
 from vit21k.pack.tar_writer import read_tar_digest
 from vit21k.prep.decode_check import check_pictures

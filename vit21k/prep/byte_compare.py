@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vit21k.archives.reader import ArchiveReader
 from vit21k.errors import DataError, ImageError
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS
 from vit21k.prep.copies import find_copies
 from vit21k.prep.keys import read_digests

@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL, ManifestKind
 from vit21k.prep.picture_rows import as_numbers
 

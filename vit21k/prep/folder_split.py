@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
 from vit21k.prep.ahead import ahead
-from vit21k.prep.places import refuse_inside
 from vit21k.prep.split import write_rows
 
 _DIGEST = COPIES.schema.field("digest").type

@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 from vit21k.prep.ahead import ahead
 from vit21k.prep.picture_rows import as_numbers
 

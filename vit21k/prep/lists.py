@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_file
 from vit21k.errors import DataError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.prep.ahead import ahead
-from vit21k.prep.places import refuse_inside
 from vit21k.prep.split import choose, single_labels
 
 PLSC_PER_CLASS = 20

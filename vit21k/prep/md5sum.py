@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from vit21k.errors import DataError
+from vit21k.hashing.places import image_root, refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import manifest_writer, write_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.ahead import ahead
 from vit21k.prep.md5sum_lines import HINT, read_md5sum
-from vit21k.prep.places import image_root, refuse_inside
 
 _MD5_OF_NOTHING = bytes.fromhex("d41d8cd98f00b204e9800998ecf8427e")
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 from vit21k.manifest.schema import COPIES, DIGEST_BYTES, IMAGES
 from vit21k.prep.ahead import ahead
 from vit21k.prep.pictures import Pictures

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
-from vit21k.manifest.io import Manifest
-from vit21k.prep.file_digest import FileDigest, FileReader
+from vit21k.hashing.file_digest import FileDigest, FileReader
+from vit21k.manifest.reader import Manifest
 from vit21k.prep.picture_rows import as_numbers
 
 _COLUMNS = ["num_bytes", "probe", "digest"]

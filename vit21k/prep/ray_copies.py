@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
-from vit21k.manifest.io import Manifest
+from vit21k.hashing.ray_engine import ray_cluster
+from vit21k.manifest.reader import Manifest
 from vit21k.prep.copies import CopyGroups, by_first_row, find_copies
 from vit21k.prep.picture_rows import as_numbers
-from vit21k.prep.ray_engine import ray_cluster
 
 _ROW_GROUPS_PER_TASK = 8
 _PART_ROWS = 8_000_000

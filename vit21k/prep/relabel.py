@@ -22,17 +22,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ManifestError, UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 from vit21k.prep.copies import CopyGroups
 from vit21k.prep.keys import read_content_keys, read_digests
 from vit21k.prep.picture_rows import RowSource
 from vit21k.prep.pictures import Pictures, merge_files, merge_groups
-from vit21k.prep.places import refuse_inside
 from vit21k.prep.quick_shards import digest_unproven
 
 CROWDED_LABELS = 20

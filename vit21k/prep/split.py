@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from vit21k.data.mix64 import derive_key, mix64
 from vit21k.errors import UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 from vit21k.prep.picture_rows import as_numbers
-from vit21k.prep.places import refuse_inside
 
 
 @dataclass(frozen=True, kw_only=True)

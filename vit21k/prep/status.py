@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import Manifest, made_by, open_manifest, stale_input
+from vit21k.manifest.reader import Manifest, made_by, open_manifest, stale_input
 from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
 
 State = Literal["fresh", "stale", "missing", "damaged"]

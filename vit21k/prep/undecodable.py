@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from vit21k.data.pictures import Pictures
 from vit21k.data.places import COLUMNS, PlaceColumns
+from vit21k.hashing.digest_rows import problem_rows
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import Manifest, manifest_writer, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, UNDECODABLE
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.copies import find_copies
 from vit21k.prep.decode_check import Verdict, check_pictures
-from vit21k.prep.digest_rows import problem_rows
 from vit21k.prep.keys import read_digests
-from vit21k.prep.places import refuse_inside
 from vit21k.prep.verify import tree_of
 
 

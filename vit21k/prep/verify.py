@@ -26,14 +26,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import ImageTreeError
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk, FileDigest
+from vit21k.hashing.engine import digest_in_threads
+from vit21k.hashing.hash_tree import ARCHIVE_OPTION, DEFAULT_NUM_WORKERS, chunks_of
+from vit21k.hashing.shards import OPTION, Shard
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
-from vit21k.prep.digest import ChunkDigester, DigestedChunk, FileDigest
-from vit21k.prep.hash_engine import digest_in_threads
-from vit21k.prep.hashing import ARCHIVE_OPTION, DEFAULT_NUM_WORKERS, chunks_of
 from vit21k.prep.picture_rows import as_numbers
-from vit21k.prep.shards import OPTION, Shard
 
 Sign = Literal["=", "*", "+", "-", "!"]
 _NONE = bytes(DIGEST_BYTES)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from vit21k.data.pictures import Pictures
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES, PROBLEMS, VAL
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.report.groups import MergedPictures

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vit21k.labels.conflicts import conflict_rows, label_pairs
 from vit21k.labels.label_lists import LabelLists
 from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 from vit21k.manifest.relations import relate
 from vit21k.manifest.schema import CONFLICTS
 

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
     COPIES,

@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.manifest.relations import RANKED
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
-from vit21k.prep.places import refuse_inside
 from vit21k.report import charts, galleries
 from vit21k.report.charts import Line
 from vit21k.report.groups import CoOccurrence, MergedPictures

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from vit21k.labels.rewrite import check_out, read_class_rows, relative, with_step
 from vit21k.lock import locked
-from vit21k.manifest.io import Manifest, open_manifest, write_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CHANGES, CLASSES, COPIES, IMAGES
+from vit21k.manifest.writer import write_manifest
 from vit21k.review.decisions import Action, Decision, ItemKind, read_decisions, standing
 from vit21k.review.edit import Edit, Row
 

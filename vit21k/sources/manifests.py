@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit21k.manifest.io import read_manifest
+from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import CLASSES
 from vit21k.prep.folder_split import split_by_folders
-from vit21k.prep.hashing import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from vit21k.archives.part import ArchivePart
-from vit21k.prep.digested import DigestedChunk, Memory
-from vit21k.prep.file_digest import FileDigest
+from vit21k.hashing.digested import DigestedChunk, Memory
+from vit21k.hashing.file_digest import FileDigest
 
 MAX_BYTES = 4 << 30
 """Of a part that is remembered: its rows, 600 bytes a member, are held at once."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vit21k.checkpoint.model_folder import ModelCard
-from vit21k.export.limits import Target
+from vit21k.model_export.limits import Target
 
 _LOAD: dict[Target, str] = {
     "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',

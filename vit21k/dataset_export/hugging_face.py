@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file, write_atomic
+from vit21k.dataset_export.splits import Splits, plain_files
 from vit21k.errors import UsageError
-from vit21k.interchange.splits import Splits, plain_files
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.reader import Manifest
 
 ROWS_PER_FILE = 1_000_000
 

@@ -12,9 +12,9 @@ from bisect import bisect_left
 
 import numpy as np
 
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.file_digest import FileDigest, Flaw
 from vit21k.manifest.problems import ProblemKind
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.file_digest import FileDigest, Flaw
 
 MODE = "quick"
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.walk import Chunk
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.walk import Chunk
 
 _CHUNKS_PER_WORKER = 4
 _WAITS = 3.0

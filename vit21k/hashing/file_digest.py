@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from vit21k.hashing.algorithms import ALGORITHMS
+from vit21k.hashing.large_buffers import large_buffer
+from vit21k.hashing.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts
 from vit21k.manifest.problems import ProblemKind
-from vit21k.prep.algorithms import ALGORITHMS
-from vit21k.prep.large_buffers import large_buffer
-from vit21k.prep.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts
 
 BUFFER_BYTES = 1 << 20
 """Nearly every image of ImageNet-21K (mean 92 kB) fits, and is read with one call."""

@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vit21k.hashing.digest import DigestedChunk
+from vit21k.hashing.picture_facts import UNKNOWN
 from vit21k.manifest.problems import ProblemKind
-from vit21k.prep.digest import DigestedChunk
-from vit21k.prep.picture_facts import UNKNOWN
 
 
 @dataclass

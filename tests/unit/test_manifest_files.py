@@ -1,4 +1,4 @@
-"""`manifest.io`: what is written is what is read, and nothing else passes for it."""
+"""Manifest files: what is written is what is read, and nothing else passes for it."""
 
 import json
 import random
@@ -11,17 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit21k.errors import ManifestError
+from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import (
-    manifest_writer,
-    open_manifest,
-    read_manifest,
-    write_manifest,
-)
 from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, PROBLEMS, TRAIN, VAL, ManifestKind
-from vit21k.prep.hashing import hash_tree
+from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

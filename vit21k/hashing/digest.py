@@ -11,12 +11,11 @@ from itertools import chain
 from typing import Any
 
 from vit21k.archives.part import ArchivePart
-from vit21k.manifest.problems import Problem
-from vit21k.prep.archive_digest import UnusableError, digest_part
-from vit21k.prep.archive_memory import Members, is_small, note_part, recall_part
-from vit21k.prep.archive_runs import DigestedMembers
-from vit21k.prep.digested import DigestedChunk, Memory
-from vit21k.prep.file_digest import (
+from vit21k.hashing.archive_digest import UnusableError, digest_part
+from vit21k.hashing.archive_memory import Members, is_small, note_part, recall_part
+from vit21k.hashing.archive_runs import DigestedMembers
+from vit21k.hashing.digested import DigestedChunk, Memory
+from vit21k.hashing.file_digest import (
     BUFFER_BYTES,
     WHOLE_BYTES,
     FileDigest,
@@ -24,8 +23,9 @@ from vit21k.prep.file_digest import (
     Flaw,
     no_image,
 )
-from vit21k.prep.picture_facts import NOT_IMAGES
-from vit21k.prep.walk import Chunk, printable, problem_from
+from vit21k.hashing.picture_facts import NOT_IMAGES
+from vit21k.hashing.walk import Chunk, printable, problem_from
+from vit21k.manifest.problems import Problem
 
 __all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 

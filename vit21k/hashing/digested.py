@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vit21k.hashing.file_digest import FileDigest
 from vit21k.manifest.problems import Problem
-from vit21k.prep.file_digest import FileDigest
 
 
 class Memory(Protocol):

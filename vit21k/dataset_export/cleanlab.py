@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from vit21k.atomic import atomic_file
-from vit21k.interchange.splits import Splits
+from vit21k.dataset_export.splits import Splits
 
 _COLUMNS = {"labels": "label_ids", "paths": "path"}
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from vit21k.manifest.io import ManifestWriter
+from vit21k.hashing.arrow_arrays import arrow_array
+from vit21k.hashing.digest import DigestedChunk
 from vit21k.manifest.problems import Problem
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.arrow_arrays import arrow_array
-from vit21k.prep.digest import DigestedChunk
+from vit21k.manifest.writer import ManifestWriter
 
 _BATCH_ROWS = 4_096
 _NO_FACTS = (None,) * 6

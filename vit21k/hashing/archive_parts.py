@@ -13,9 +13,9 @@ from vit21k.archives.members import Member, read_members
 from vit21k.archives.names import archive_stem, is_gzip
 from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import FileSource, Window
+from vit21k.hashing.archive_names import flaw_of_class_tar
+from vit21k.hashing.walk import Chunk, printable, problem_from
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.prep.archive_names import flaw_of_class_tar
-from vit21k.prep.walk import Chunk, printable, problem_from
 
 _HOP_BYTES = 4096
 """Read at a time where only headers are wanted."""

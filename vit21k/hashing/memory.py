@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vit21k.hashing.digest import ChunkDigester
+from vit21k.hashing.file_digest import FileDigest
+from vit21k.hashing.records import HEAD, Label, decode, decode_label, encode
 from vit21k.manifest.header import Header
-from vit21k.prep.digest import ChunkDigester
-from vit21k.prep.file_digest import FileDigest
-from vit21k.prep.hash_records import HEAD, Label, decode, decode_label, encode
 
 VERSION = 1
 """Raised when a file that has not changed would be described in other words."""

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from vit21k.errors import ImageTreeError, MissingExtraError
+from vit21k.hashing.algorithms import ALGORITHMS
+from vit21k.hashing.digest import DigestedChunk
+from vit21k.hashing.digest_rows import digest_rows, problem_rows
+from vit21k.hashing.engine import digest_in_threads
+from vit21k.hashing.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
+from vit21k.hashing.hash_tree import DEFAULT_ALGORITHM
+from vit21k.hashing.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
+from vit21k.hashing.summary import HashSummary
+from vit21k.hashing.walk import Chunk, Level, Walker, printable, problem_from
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import manifest_writer
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.algorithms import ALGORITHMS
-from vit21k.prep.digest import DigestedChunk
-from vit21k.prep.digest_rows import digest_rows, problem_rows
-from vit21k.prep.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
-from vit21k.prep.hash_engine import digest_in_threads
-from vit21k.prep.hash_summary import HashSummary
-from vit21k.prep.hashing import DEFAULT_ALGORITHM
-from vit21k.prep.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
-from vit21k.prep.walk import Chunk, Level, Walker, printable, problem_from
+from vit21k.manifest.writer import manifest_writer
 
 _NUM_WORKERS = 32
 """Answers of a server take longer than those of a disk."""

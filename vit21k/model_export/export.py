@@ -14,10 +14,10 @@ from vit21k.checkpoint.foreign import OpenedWeights
 from vit21k.checkpoint.load import open_weights
 from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard, model_config, write_tensors
 from vit21k.errors import UsageError
-from vit21k.export.graphs import write_onnx, write_torch_export
-from vit21k.export.limits import Target, check_limits
-from vit21k.export.readme import readme
-from vit21k.export.transformers_folder import preprocessor, whole_config
+from vit21k.model_export.graphs import write_onnx, write_torch_export
+from vit21k.model_export.limits import Target, check_limits
+from vit21k.model_export.readme import readme
+from vit21k.model_export.transformers_folder import preprocessor, whole_config
 from vit21k.weights.google import to_google
 from vit21k.weights.torchvision_vit import to_torchvision
 from vit21k.weights.transformers_vit import to_transformers

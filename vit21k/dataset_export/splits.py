@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vit21k.errors import DataError, UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.prep.ahead import ahead
-from vit21k.prep.places import refuse_inside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from vit21k.archives.members import MAX_MEMBER_BYTES
 from vit21k.archives.names import archive_stem, is_gzip_name
+from vit21k.hashing.walk import IMAGE_SUFFIXES, printable
 from vit21k.manifest.problems import ProblemKind
-from vit21k.prep.walk import IMAGE_SUFFIXES, printable
 
 
 def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:

@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Any
 
 from vit21k.errors import MissingExtraError, Vit21kError
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.hash_engine import Engine
-from vit21k.prep.walk import Chunk
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.engine import Engine
+from vit21k.hashing.walk import Chunk
 
 _CHUNKS_PER_TASK = 16
 """About 2,000 files, 0.2 GB: long enough to make a task's millisecond of overhead small."""

@@ -1,7 +1,4 @@
-"""Read and write manifests.
-
-Writing is atomic, and the bytes depend on the rows and the header alone (no clock, no host name),
-so the same inputs give the same file and `sha256sum` can compare runs.
+"""Open and read manifests; refuse what is damaged, of another kind or version, or stale.
 
 What protects a reader: every page carries a checksum, which is verified when it is read; the
 header is sealed (see `header.py`); and a digest covers every byte of the file (see `integrity.py`).
@@ -9,124 +6,23 @@ That digest is the manifest's *fingerprint*.  A manifest names the fingerprints 
 was made from, so one that is stale is told from a fresh one without reading any rows.
 """
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.header import (
-    Header,
-    kind_and_version,
-    parse_classes,
-    parse_header,
-    to_metadata,
-)
-from vit21k.manifest.integrity import SealingFile, check_body, fingerprint_of
-from vit21k.manifest.schema import IMAGES, KINDS, ManifestKind
-
-ROW_GROUP_ROWS = 131_072
+from vit21k.manifest.header import Header, kind_and_version, parse_classes, parse_header
+from vit21k.manifest.integrity import check_body, fingerprint_of
+from vit21k.manifest.schema import KINDS, ManifestKind
 
 BESIDE = "."
 """Root of pictures that lie in the folder of their manifest, so that both can be moved."""
-
-
-class ManifestWriter:
-    """Takes rows in order and writes them in row groups of one fixed size.
-
-    How the rows arrive (in how many pieces) does not change the file.
-    """
-
-    def __init__(
-        self, kind: ManifestKind, parquet: pq.ParquetWriter, row_group_rows: int | None = None
-    ) -> None:
-        self._row_group_rows = row_group_rows or ROW_GROUP_ROWS
-        self._kind = kind
-        self._parquet = parquet
-        self._waiting: list[pa.RecordBatch] = []
-        self._num_waiting = 0
-        self.num_rows = 0
-
-    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Append *rows*; a column that may be null need not be there.
-
-        Raises:
-            ManifestError: A column is missing, has another type, or holds a null.
-        """
-        rows = _fit(rows, self._kind)
-        self.num_rows += rows.num_rows
-        self._waiting += rows.to_batches()
-        self._num_waiting += rows.num_rows
-        while self._num_waiting >= self._row_group_rows:
-            self._flush(self._row_group_rows)
-
-    def finish(self) -> None:
-        """Write what is still waiting."""
-        if self._num_waiting or not self.num_rows:
-            self._flush(self._num_waiting)
-
-    def _flush(self, num_rows: int) -> None:
-        rows = pa.Table.from_batches(self._waiting, schema=self._kind.schema)
-        self._parquet.write_table(
-            rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows
-        )
-        self._waiting = rows.slice(num_rows).to_batches()
-        self._num_waiting -= num_rows
-
-
-@contextmanager
-def manifest_writer(
-    kind: ManifestKind,
-    folder: Path,
-    header: Header,
-    classes: ClassList | None = None,
-    *,
-    row_group_rows: int | None = None,
-) -> Iterator[ManifestWriter]:
-    """Yield a writer; the manifest appears in *folder* when the block ends without an exception.
-
-    Args:
-        kind: Which manifest.
-        folder: Where; made if need be.
-        header: What it says of itself.
-        classes: The list that its `label_ids` index; its wnids travel in the file.
-        row_group_rows: What a reader holds at a time; default: `ROW_GROUP_ROWS`.
-
-    Raises:
-        OSError: The disk is full or failing; the old manifest is unchanged.
-    """
-    schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
-    with atomic_file(folder / kind.file_name) as file:
-        sealing = SealingFile(file)
-        parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **_encoding(kind))
-        writer = ManifestWriter(kind, parquet, row_group_rows)
-        try:
-            yield writer
-            writer.finish()
-            sealing.seal(parquet)
-        except BaseException:
-            sealing.abandon(parquet)
-            raise
-
-
-def write_manifest(
-    rows: pa.Table,
-    kind: ManifestKind,
-    folder: Path,
-    header: Header,
-    classes: ClassList | None = None,
-) -> None:
-    """Write *rows* as the *kind* manifest of *folder*, replacing what is there in one step."""
-    with manifest_writer(kind, folder, header, classes) as writer:
-        writer.write(rows)
 
 
 class Manifest:
@@ -289,51 +185,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-_REPETITIVE = ("wnid", "kind", "archive", "format")
-_INCOMPRESSIBLE = ("digest", "content_digest", "probe")
-_ENCODING = {
-    "path": "DELTA_BYTE_ARRAY",
-    "num_bytes": "BYTE_STREAM_SPLIT",  # a fifth less than plain
-    "width": "BYTE_STREAM_SPLIT",
-    "height": "BYTE_STREAM_SPLIT",
-    "offset": "DELTA_BINARY_PACKED",
-}
-_PAGE_BYTES = 1 << 24
-# A row group in one page takes 1 % less; older releases end a page after 20,000 rows.
-_LONG_PAGES = (
-    {"max_rows_per_page": ROW_GROUP_ROWS}
-    if "max_rows_per_page" in inspect.signature(pq.ParquetWriter).parameters
-    else {}
-)
-
-
-def _encoding(kind: ManifestKind) -> dict[str, Any]:
-    names = kind.schema.names
-    lists = {f"{f.name}.list.element" for f in kind.schema if pa.types.is_list(f.type)}
-    columns = {f.name for f in kind.schema if not pa.types.is_list(f.type)} | lists
-    return {
-        "compression": {c: "none" if c in _INCOMPRESSIBLE else "zstd" for c in columns},
-        "compression_level": {
-            column: _level(kind, column, is_list=column in lists)
-            for column in columns.difference(_INCOMPRESSIBLE)
-        },
-        "data_page_size": _PAGE_BYTES,
-        "write_page_checksum": True,
-        "write_statistics": False,
-        "store_schema": True,
-        "use_dictionary": [name for name in _REPETITIVE if name in names],
-        "column_encoding": {name: _ENCODING[name] for name in names if name in _ENCODING} or None,
-        **_LONG_PAGES,
-    }
-
-
-def _level(kind: ManifestKind, column: str, *, is_list: bool) -> int:
-    """Return how hard zstd is to try."""
-    if is_list:
-        return 1  # smaller than with 3, too
-    return 7 if kind is IMAGES and column == "path" else 3  # train and val are made of it often
-
-
 def _kind_of(path: Path, parquet: pq.ParquetFile, kinds: tuple[ManifestKind, ...]) -> ManifestKind:
     """Return which of *kinds* the file is; refuse any other."""
     found = kind_and_version(path, parquet.schema_arrow.metadata or {})
@@ -351,22 +202,6 @@ def _kind_of(path: Path, parquet: pq.ParquetFile, kinds: tuple[ManifestKind, ...
         f"`{path}` is a manifest of kind {found[0]}, version {found[1]}; expected {expected}",
         hint=_how_to_make(kinds),
     )
-
-
-def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
-    if isinstance(rows, pa.RecordBatch):
-        rows = pa.Table.from_batches([rows])
-    for column in kind.schema:
-        if column.name in kind.may_be_null and column.name not in rows.schema.names:
-            rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
-    try:
-        rows = rows.select(kind.schema.names).cast(kind.schema)
-    except (KeyError, ValueError, pa.ArrowInvalid) as error:
-        raise ManifestError(f"rows do not fit the {kind.name} manifest: {error}") from error
-    for name in kind.schema.names:
-        if name not in kind.may_be_null and rows[name].null_count:
-            raise ManifestError(f"column `{name}` of the {kind.name} manifest must not hold nulls")
-    return rows
 
 
 def _names(kinds: tuple[ManifestKind, ...]) -> str:

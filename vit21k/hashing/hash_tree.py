@@ -17,22 +17,22 @@ from typing import Any, Literal
 
 from vit21k.archives.part import ArchivePart
 from vit21k.errors import ImageTreeError, UsageError
+from vit21k.hashing.archive_parts import with_parts
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.digest_rows import RowWriter
+from vit21k.hashing.engine import Engine, digest_in_threads
+from vit21k.hashing.memory import remembering
+from vit21k.hashing.mounts import is_remote
+from vit21k.hashing.places import image_root, refuse_inside
+from vit21k.hashing.quick import MODE, Candidates, QuickDigester
+from vit21k.hashing.shards import OPTION, Shard
+from vit21k.hashing.summary import HashSummary
+from vit21k.hashing.walk import Chunk, printable, walk
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import manifest_writer
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.archive_parts import with_parts
-from vit21k.prep.digest import ChunkDigester, DigestedChunk
-from vit21k.prep.digest_rows import RowWriter
-from vit21k.prep.hash_engine import Engine, digest_in_threads
-from vit21k.prep.hash_memory import remembering
-from vit21k.prep.hash_summary import HashSummary
-from vit21k.prep.mounts import is_remote
-from vit21k.prep.places import image_root, refuse_inside
-from vit21k.prep.quick import MODE, Candidates, QuickDigester
-from vit21k.prep.shards import OPTION, Shard
-from vit21k.prep.walk import Chunk, printable, walk
+from vit21k.manifest.writer import manifest_writer
 
 DEFAULT_ALGORITHM = "xxh3_128"
 DEFAULT_NUM_WORKERS = 2

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file, write_atomic
-from vit21k.interchange.hugging_face import write_hf
-from vit21k.interchange.splits import Splits
+from vit21k.dataset_export.hugging_face import write_hf
+from vit21k.dataset_export.splits import Splits
 from vit21k.manifest.synsets import names_of
 
 _PARQUET = "application/x-parquet"

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import xxhash
 
-from vit21k.prep.file_digest import FileDigest
-from vit21k.prep.picture_facts import PictureFacts
+from vit21k.hashing.file_digest import FileDigest
+from vit21k.hashing.picture_facts import PictureFacts
 
 HEAD = struct.Struct("<IHQ")  # bytes of the body, of its label, checksum of the body
 _NUM_FILES = struct.Struct("<II")  # files, bytes of the files before they were compressed

@@ -21,11 +21,13 @@ import pyarrow.compute as pc
 import xxhash
 
 from vit21k.errors import DataError, UsageError
+from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
+from vit21k.manifest.encoding import ROW_GROUP_ROWS
 from vit21k.manifest.header import Header
-from vit21k.manifest.io import ROW_GROUP_ROWS, Manifest, manifest_writer, open_manifest
+from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.places import refuse_inside
+from vit21k.manifest.writer import manifest_writer
 
 FOLDER = "shards"
 OPTION = "shard"

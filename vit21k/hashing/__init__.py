@@ -1,0 +1,1 @@
+"""Image tree or archives -> digests.parquet: every file read once.  Never imports torch."""

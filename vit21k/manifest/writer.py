@@ -1,0 +1,126 @@
+"""Write manifests: rows in order, in one step, the same bytes for the same rows.
+
+Writing is atomic, and the bytes depend on the rows and the header alone (no clock, no host name),
+so the same inputs give the same file and `sha256sum` can compare runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vit21k.atomic import atomic_file
+from vit21k.errors import ManifestError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.encoding import ROW_GROUP_ROWS, encoding
+from vit21k.manifest.header import Header, to_metadata
+from vit21k.manifest.integrity import SealingFile
+from vit21k.manifest.schema import ManifestKind
+
+
+class ManifestWriter:
+    """Takes rows in order and writes them in row groups of one fixed size.
+
+    How the rows arrive (in how many pieces) does not change the file.
+    """
+
+    def __init__(
+        self, kind: ManifestKind, parquet: pq.ParquetWriter, row_group_rows: int | None = None
+    ) -> None:
+        self._row_group_rows = row_group_rows or ROW_GROUP_ROWS
+        self._kind = kind
+        self._parquet = parquet
+        self._waiting: list[pa.RecordBatch] = []
+        self._num_waiting = 0
+        self.num_rows = 0
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append *rows*; a column that may be null need not be there.
+
+        Raises:
+            ManifestError: A column is missing, has another type, or holds a null.
+        """
+        rows = _fit(rows, self._kind)
+        self.num_rows += rows.num_rows
+        self._waiting += rows.to_batches()
+        self._num_waiting += rows.num_rows
+        while self._num_waiting >= self._row_group_rows:
+            self._flush(self._row_group_rows)
+
+    def finish(self) -> None:
+        """Write what is still waiting."""
+        if self._num_waiting or not self.num_rows:
+            self._flush(self._num_waiting)
+
+    def _flush(self, num_rows: int) -> None:
+        rows = pa.Table.from_batches(self._waiting, schema=self._kind.schema)
+        self._parquet.write_table(
+            rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows
+        )
+        self._waiting = rows.slice(num_rows).to_batches()
+        self._num_waiting -= num_rows
+
+
+@contextmanager
+def manifest_writer(
+    kind: ManifestKind,
+    folder: Path,
+    header: Header,
+    classes: ClassList | None = None,
+    *,
+    row_group_rows: int | None = None,
+) -> Iterator[ManifestWriter]:
+    """Yield a writer; the manifest appears in *folder* when the block ends without an exception.
+
+    Args:
+        kind: Which manifest.
+        folder: Where; made if need be.
+        header: What it says of itself.
+        classes: The list that its `label_ids` index; its wnids travel in the file.
+        row_group_rows: What a reader holds at a time; default: `ROW_GROUP_ROWS`.
+
+    Raises:
+        OSError: The disk is full or failing; the old manifest is unchanged.
+    """
+    schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
+    with atomic_file(folder / kind.file_name) as file:
+        sealing = SealingFile(file)
+        parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **encoding(kind))
+        writer = ManifestWriter(kind, parquet, row_group_rows)
+        try:
+            yield writer
+            writer.finish()
+            sealing.seal(parquet)
+        except BaseException:
+            sealing.abandon(parquet)
+            raise
+
+
+def write_manifest(
+    rows: pa.Table,
+    kind: ManifestKind,
+    folder: Path,
+    header: Header,
+    classes: ClassList | None = None,
+) -> None:
+    """Write *rows* as the *kind* manifest of *folder*, replacing what is there in one step."""
+    with manifest_writer(kind, folder, header, classes) as writer:
+        writer.write(rows)
+
+
+def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
+    if isinstance(rows, pa.RecordBatch):
+        rows = pa.Table.from_batches([rows])
+    for column in kind.schema:
+        if column.name in kind.may_be_null and column.name not in rows.schema.names:
+            rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
+    try:
+        rows = rows.select(kind.schema.names).cast(kind.schema)
+    except (KeyError, ValueError, pa.ArrowInvalid) as error:
+        raise ManifestError(f"rows do not fit the {kind.name} manifest: {error}") from error
+    for name in kind.schema.names:
+        if name not in kind.may_be_null and rows[name].null_count:
+            raise ManifestError(f"column `{name}` of the {kind.name} manifest must not hold nulls")
+    return rows
