@@ -33,8 +33,9 @@ from vit21k.data.permutation import permute
 from vit21k.data.pictures import Pictures
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import open_manifest
-from vit21k.manifest.schema import DIGEST_BYTES, TRAIN
+from vit21k.manifest.schema import TRAIN
 from vit21k.manifest.writer import manifest_writer
 
 NUM_ROWS = 14_197_122

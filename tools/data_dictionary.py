@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 from generated_block import write_or_check
 
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.schema import KINDS, ManifestKind
+from vit21k.manifest.schema import KINDS
 from vit21k.manifest.synsets import COLUMNS, SCHEMA
 
 README = Path(__file__).parent.parent / "data_manifests" / "README.md"

@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import open_manifest
-from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
 
 NUM_FILES = 14_197_122

@@ -14,9 +14,10 @@ from vit21k.errors import ManifestError
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import open_manifest, read_manifest
-from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, PROBLEMS, TRAIN, VAL, ManifestKind
+from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, PROBLEMS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val

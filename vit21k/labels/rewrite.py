@@ -23,8 +23,9 @@ from vit21k.labels.label_lists import LabelLists
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.ahead import ahead
 

@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vit21k.manifest.schema import IMAGES, ManifestKind
+from vit21k.manifest.kind import ManifestKind
+from vit21k.manifest.schema import IMAGES
 
 ROW_GROUP_ROWS = 131_072
 

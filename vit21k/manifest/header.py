@@ -15,7 +15,7 @@ import xxhash
 
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.schema import ManifestKind
+from vit21k.manifest.kind import ManifestKind
 
 _HEADER = b"vit21k"
 _SEAL = b"vit21k.seal"

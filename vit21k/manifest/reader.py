@@ -19,7 +19,8 @@ from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header, kind_and_version, parse_classes, parse_header
 from vit21k.manifest.integrity import check_body, fingerprint_of
-from vit21k.manifest.schema import KINDS, ManifestKind
+from vit21k.manifest.kind import ManifestKind
+from vit21k.manifest.schema import KINDS
 
 BESIDE = "."
 """Root of pictures that lie in the folder of their manifest, so that both can be moved."""

@@ -4,109 +4,51 @@ This module is the single source of truth: the writer checks against it, the rea
 it, and `data_manifests/README.md` is generated from it.
 """
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
-DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestKind:
-    """One kind of manifest: its name, layout version, columns and order.
-
-    Attributes:
-        name: File stem, also stored in the file ("digests", "images", ...).
-        version: Raised when a column is added, removed or redefined.
-        schema: Arrow schema; every field carries a ``doc`` metadata entry.
-        row: What one row is.
-        order: The order of the rows, in words.
-        made_by: The command that writes it.
-        may_be_null: Columns that may hold nulls; all others never do.
-    """
-
-    name: str
-    version: int
-    schema: pa.Schema
-    row: str
-    order: str
-    made_by: str
-    may_be_null: frozenset[str] = frozenset()
-
-    @property
-    def file_name(self) -> str:
-        """Name of the file in the manifest folder."""
-        return f"{self.name}.parquet"
-
-
-def _column(name: str, dtype: pa.DataType, doc: str) -> pa.Field:
-    # Nullable in Arrow's sense, although no column is (see `may_be_null`): the `datasets` library
-    # keeps `ClassLabel` only for fields that are declared nullable.
-    return pa.field(name, dtype, metadata={"doc": doc})
-
-
-_PATH = _column("path", pa.string(), "POSIX path of the file, relative to the image root.")
-_KEPT_PATH = _column(
-    "path",
-    pa.string(),
-    "POSIX path of the kept file: the first with this content, in digests order.",
+from vit21k.manifest.kind import (
+    ARCHIVE,
+    DIGEST,
+    DIGEST_BYTES,
+    KEPT_PATH,
+    LABEL_IDS,
+    MAY_BE_NULL_IN_PICTURES,
+    MEMBER_BYTES,
+    OFFSET,
+    PATH,
+    WNID,
+    ManifestKind,
+    column,
 )
-_WNID = _column("wnid", pa.string(), "Name of the folder the file lies in: its class.")
-_DIGEST = _column(
-    "digest",
-    pa.binary(DIGEST_BYTES),
-    "Digest of the file's bytes, by the algorithm named in the metadata; null if a quick run has "
-    "proven without reading all of it that no other file is equal.",
-)
-_ARCHIVE = _column(
-    "archive",
-    pa.string(),
-    "POSIX path of the tar that holds the file, relative to the image root; null for a plain file.",
-)
-_OFFSET = _column(
-    "offset", pa.int64(), "Where its bytes begin in the archive; null for a plain file."
-)
-_MEMBER_BYTES = _column(
-    "num_bytes",
-    pa.int64(),
-    "How many bytes it has in the archive; null for a plain file, whose size the system knows.",
-)
-_LABEL_IDS = _column(
-    "label_ids",
-    pa.list_(pa.int64()),
-    "Class indices of the picture, ascending, without repeats; rows of classes.parquet.",
-)
-
-_MAY_BE_NULL_IN_PICTURES = frozenset({"digest", "num_bytes", "archive", "offset"})
 
 DIGESTS = ManifestKind(
     name="digests",
     version=2,
     schema=pa.schema(
         [
-            _PATH,
-            _WNID,
-            _column("num_bytes", pa.int64(), "Size of the file in bytes; null if imported."),
-            _column("mtime_ns", pa.int64(), "Modification time, ns since 1970; null if imported."),
-            _DIGEST,
-            _column(
+            PATH,
+            WNID,
+            column("num_bytes", pa.int64(), "Size of the file in bytes; null if imported."),
+            column("mtime_ns", pa.int64(), "Modification time, ns since 1970; null if imported."),
+            DIGEST,
+            column(
                 "content_digest",
                 pa.binary(DIGEST_BYTES),
                 "xxh3_128 of a JPEG without its metadata (comments, EXIF) and what follows it; "
                 "null for what is no JPEG, or was not read to its end.",
             ),
-            _column(
+            column(
                 "probe",
                 pa.binary(DIGEST_BYTES),
                 "xxh3_128 of the first and the last 4,096 bytes; quick runs only.",
             ),
-            _column("format", pa.string(), "What the first bytes say it is; null if not read."),
-            _column("width", pa.int32(), "Pixels; null if its header does not say."),
-            _column("height", pa.int32(), "Pixels; null if its header does not say."),
-            _column("components", pa.int32(), "Colour components; null if it does not say."),
-            _column("has_end", pa.bool_(), "Whether the end marker was seen; null if not looked."),
-            _ARCHIVE,
-            _OFFSET,
+            column("format", pa.string(), "What the first bytes say it is; null if not read."),
+            column("width", pa.int32(), "Pixels; null if its header does not say."),
+            column("height", pa.int32(), "Pixels; null if its header does not say."),
+            column("components", pa.int32(), "Colour components; null if it does not say."),
+            column("has_end", pa.bool_(), "Whether the end marker was seen; null if not looked."),
+            ARCHIVE,
+            OFFSET,
         ]
     ),
     row="file",
@@ -135,9 +77,9 @@ PROBLEMS = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            _column("path", pa.string(), "POSIX path; bytes that are not UTF-8 as `\\xNN`."),
-            _column("kind", pa.string(), "What is wrong, from the closed list below."),
-            _column("detail", pa.string(), "What the system said, or what was found."),
+            column("path", pa.string(), "POSIX path; bytes that are not UTF-8 as `\\xNN`."),
+            column("kind", pa.string(), "What is wrong, from the closed list below."),
+            column("detail", pa.string(), "What the system said, or what was found."),
         ]
     ),
     row="file or folder that was not used",
@@ -159,19 +101,19 @@ IMAGES = ManifestKind(
     version=2,
     schema=pa.schema(
         [
-            _DIGEST,
-            _KEPT_PATH,
-            _MEMBER_BYTES,
-            _LABEL_IDS,
-            _column("num_files", pa.int64(), "How many files have this content."),
-            _ARCHIVE,
-            _OFFSET,
+            DIGEST,
+            KEPT_PATH,
+            MEMBER_BYTES,
+            LABEL_IDS,
+            column("num_files", pa.int64(), "How many files have this content."),
+            ARCHIVE,
+            OFFSET,
         ]
     ),
     row="picture (distinct content)",
     order="by first label id; ties in digests order",
     made_by="vit21k relabel",
-    may_be_null=_MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_PICTURES,
 )
 
 COPIES = ManifestKind(
@@ -179,15 +121,15 @@ COPIES = ManifestKind(
     version=2,
     schema=pa.schema(
         [
-            _column(
+            column(
                 "digest",
                 pa.binary(DIGEST_BYTES),
                 "Digest of the kept file: that of the picture in images.parquet.",
             ),
-            _PATH,
-            _WNID,
-            _ARCHIVE,
-            _OFFSET,
+            PATH,
+            WNID,
+            ARCHIVE,
+            OFFSET,
         ]
     ),
     row="file that was merged into another",
@@ -199,7 +141,7 @@ COPIES = ManifestKind(
 CROWDED = ManifestKind(
     name="crowded",
     version=1,
-    schema=pa.schema([_DIGEST, _PATH, _WNID, _ARCHIVE, _OFFSET]),
+    schema=pa.schema([DIGEST, PATH, WNID, ARCHIVE, OFFSET]),
     row="file left out by `relabel --max-labels`: its picture lies under too many classes",
     order="in digests order",
     made_by="vit21k relabel",
@@ -211,12 +153,12 @@ CLASSES = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            _column("class_index", pa.int64(), "0, 1, 2, ...: what `label_ids` hold."),
-            _column("wnid", pa.string(), "Name of the class folder."),
-            _column("name", pa.string(), "Name in words, where one is known."),
-            _column("num_files", pa.int64(), "Files in the folders of this class."),
-            _column("num_images", pa.int64(), "Pictures that carry this label."),
-            _column("num_single_label", pa.int64(), "Pictures that carry this label alone."),
+            column("class_index", pa.int64(), "0, 1, 2, ...: what `label_ids` hold."),
+            column("wnid", pa.string(), "Name of the class folder."),
+            column("name", pa.string(), "Name in words, where one is known."),
+            column("num_files", pa.int64(), "Files in the folders of this class."),
+            column("num_images", pa.int64(), "Pictures that carry this label."),
+            column("num_single_label", pa.int64(), "Pictures that carry this label alone."),
         ]
     ),
     row="class",
@@ -225,7 +167,7 @@ CLASSES = ManifestKind(
     may_be_null=frozenset({"name"}),
 )
 
-_SPLIT_SCHEMA = pa.schema([_DIGEST, _KEPT_PATH, _MEMBER_BYTES, _LABEL_IDS, _ARCHIVE, _OFFSET])
+_SPLIT_SCHEMA = pa.schema([DIGEST, KEPT_PATH, MEMBER_BYTES, LABEL_IDS, ARCHIVE, OFFSET])
 
 TRAIN = ManifestKind(
     name="train",
@@ -234,7 +176,7 @@ TRAIN = ManifestKind(
     row="picture to train on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=_MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_PICTURES,
 )
 VAL = ManifestKind(
     name="val",
@@ -243,7 +185,7 @@ VAL = ManifestKind(
     row="picture to validate on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=_MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_PICTURES,
 )
 
 FINGERPRINTS = ManifestKind(
@@ -251,23 +193,23 @@ FINGERPRINTS = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            _column(
+            column(
                 "digest",
                 pa.binary(DIGEST_BYTES),
                 "Digest of the file's bytes, by the algorithm named in the metadata; null if it "
                 "could not be read.",
             ),
-            _column(
+            column(
                 "pixel_digest",
                 pa.binary(DIGEST_BYTES),
                 "xxh3_128 of the size and the decoded RGB pixels; null if it cannot be decoded.",
             ),
-            _column(
+            column(
                 "thumb",
                 pa.binary(1024),
                 "32 x 32 luma values, row by row; null if it cannot be decoded.",
             ),
-            _column("problem", pa.string(), "Why it cannot be decoded; null if it can."),
+            column("problem", pa.string(), "Why it cannot be decoded; null if it can."),
         ]
     ),
     row="picture",
@@ -278,13 +220,13 @@ FINGERPRINTS = ManifestKind(
 
 _PAIR_SCHEMA = pa.schema(
     [
-        _column("digest", pa.binary(DIGEST_BYTES), "Digest of the picture's file."),
-        _KEPT_PATH,
-        _column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other picture's file."),
-        _column("other_path", pa.string(), "Path of the other, relative to its own root."),
-        _column("level", pa.string(), "`exact`: same bytes; `pixel`: same pixels; `near`."),
-        _column("distance", pa.int64(), "In how many of 256 bits the hashes differ, 0 to 256."),
-        _column("similarity", pa.float64(), "Of the thumbnails' detail: 1 the same, 0 unrelated."),
+        column("digest", pa.binary(DIGEST_BYTES), "Digest of the picture's file."),
+        KEPT_PATH,
+        column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other picture's file."),
+        column("other_path", pa.string(), "Path of the other, relative to its own root."),
+        column("level", pa.string(), "`exact`: same bytes; `pixel`: same pixels; `near`."),
+        column("distance", pa.int64(), "In how many of 256 bits the hashes differ, 0 to 256."),
+        column("similarity", pa.float64(), "Of the thumbnails' detail: 1 the same, 0 unrelated."),
     ]
 )
 
@@ -310,16 +252,16 @@ CHANGES = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            _column("path", pa.string(), "The picture: its path in the old images.parquet."),
-            _column(
+            column("path", pa.string(), "The picture: its path in the old images.parquet."),
+            column(
                 "action",
                 pa.string(),
                 "`drop`: labels were dropped; `split`: it became a picture for each label; `join`: "
                 "another became a part of it; `remove`: it was left out.",
             ),
-            _column("before", pa.list_(pa.int64()), "Its class indices, before."),
-            _column("after", pa.list_(pa.int64()), "Its class indices, after; of all parts."),
-            _column("other_path", pa.string(), "What it was joined or removed for; or empty."),
+            column("before", pa.list_(pa.int64()), "Its class indices, before."),
+            column("after", pa.list_(pa.int64()), "Its class indices, after; of all parts."),
+            column("other_path", pa.string(), "What it was joined or removed for; or empty."),
         ]
     ),
     row="picture that decisions changed",
@@ -332,7 +274,7 @@ EXPANDED = ManifestKind(
     schema=pa.schema(
         [
             *_SPLIT_SCHEMA,
-            _column(
+            column(
                 "hypernym_ids",
                 pa.list_(pa.int64()),
                 "Class indices of what its labels are a kind of, without the labels themselves; "
@@ -343,7 +285,7 @@ EXPANDED = ManifestKind(
     row="picture",
     order="in images order",
     made_by="vit21k labels expand",
-    may_be_null=_MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_PICTURES,
 )
 
 CONFLICTS = ManifestKind(
@@ -352,27 +294,27 @@ CONFLICTS = ManifestKind(
     schema=pa.schema(
         [
             *_SPLIT_SCHEMA,
-            _column(
+            column(
                 "relation",
                 pa.string(),
                 "How the two of its labels that fit least relate: `far`, `unknown`, `near`, "
                 "`siblings` or `ancestor`.",
             ),
-            _column("first_id", pa.int64(), "Class index of the one, the smaller."),
-            _column("second_id", pa.int64(), "Class index of the other."),
-            _column(
+            column("first_id", pa.int64(), "Class index of the one, the smaller."),
+            column("second_id", pa.int64(), "Class index of the other."),
+            column(
                 "common_wnid",
                 pa.string(),
                 "Their lowest common ancestor in WordNet, perhaps one of them; null if unknown.",
             ),
-            _column("common_depth", pa.int64(), "Steps from `entity` to it; -1 if unknown."),
-            _column("distance", pa.int64(), "Steps between them through it; -1 if unknown."),
+            column("common_depth", pa.int64(), "Steps from `entity` to it; -1 if unknown."),
+            column("distance", pa.int64(), "Steps between them through it; -1 if unknown."),
         ]
     ),
     row="picture with several labels",
     order="by relation as listed, then what has least in common first",
     made_by="vit21k labels conflicts",
-    may_be_null=_MAY_BE_NULL_IN_PICTURES | {"common_wnid"},
+    may_be_null=MAY_BE_NULL_IN_PICTURES | {"common_wnid"},
 )
 
 PACKED = ManifestKind(
@@ -380,30 +322,30 @@ PACKED = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            _column(
+            column(
                 "digest",
                 pa.binary(DIGEST_BYTES),
                 "Digest of the picture's file before it was packed, as in images.parquet.",
             ),
-            _column("path", pa.string(), "Path of that file, relative to its image root."),
-            _column("split", pa.string(), "`train` or `validation`."),
-            _column("archive", pa.string(), "Name of the shard."),
-            _column("offset", pa.int64(), "Where the picture begins in the shard."),
-            _column("num_bytes", pa.int64(), "How many bytes it has there."),
-            _column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),
-            _column(
+            column("path", pa.string(), "Path of that file, relative to its image root."),
+            column("split", pa.string(), "`train` or `validation`."),
+            column("archive", pa.string(), "Name of the shard."),
+            column("offset", pa.int64(), "Where the picture begins in the shard."),
+            column("num_bytes", pa.int64(), "How many bytes it has there."),
+            column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),
+            column(
                 "key", pa.string(), "Name of its members up to the dot: webdataset's `__key__`."
             ),
-            _column(
+            column(
                 "form",
                 pa.string(),
                 "`tiles`: JPEG with restart markers, the same pixels; `as_is`: the same file; "
                 "`resized`: a smaller JPEG; `raw`: RGB pixels.",
             ),
-            _column("note", pa.string(), "Why a JPEG with `as_is` was not tiled; else null."),
-            _column("source_bytes", pa.int64(), "How many bytes the file had before."),
-            _column("width", pa.int32(), "Pixels, in the pack."),
-            _column("height", pa.int32(), "Pixels, in the pack."),
+            column("note", pa.string(), "Why a JPEG with `as_is` was not tiled; else null."),
+            column("source_bytes", pa.int64(), "How many bytes the file had before."),
+            column("width", pa.int32(), "Pixels, in the pack."),
+            column("height", pa.int32(), "Pixels, in the pack."),
         ]
     ),
     row="picture in a pack",

@@ -17,7 +17,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.encoding import ROW_GROUP_ROWS, encoding
 from vit21k.manifest.header import Header, to_metadata
 from vit21k.manifest.integrity import SealingFile
-from vit21k.manifest.schema import ManifestKind
+from vit21k.manifest.kind import ManifestKind
 
 
 class ManifestWriter:

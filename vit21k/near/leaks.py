@@ -12,15 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.lock import locked
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import (
-    FINGERPRINTS,
-    IMAGES,
-    LEAKS,
-    NEAR_DUPLICATES,
-    TRAIN,
-    ManifestKind,
-)
+from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES, TRAIN
 from vit21k.manifest.writer import write_manifest
 from vit21k.near.evaluation_set import open_evaluation_set, rows_of
 from vit21k.near.find import Level, Pairs, find_pairs

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import Manifest
-from vit21k.manifest.schema import COPIES, DIGEST_BYTES, IMAGES
+from vit21k.manifest.schema import COPIES, IMAGES
 from vit21k.prep.ahead import ahead
 from vit21k.prep.pictures import Pictures
 

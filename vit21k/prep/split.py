@@ -23,8 +23,9 @@ from vit21k.errors import UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 from vit21k.prep.picture_rows import as_numbers

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from vit21k.errors import ManifestError
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, made_by, open_manifest, stale_input
-from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
+from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL
 
 State = Literal["fresh", "stale", "missing", "damaged"]
 

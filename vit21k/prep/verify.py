@@ -30,9 +30,10 @@ from vit21k.hashing.digest import ChunkDigester, DigestedChunk, FileDigest
 from vit21k.hashing.engine import digest_in_threads
 from vit21k.hashing.hash_tree import ARCHIVE_OPTION, DEFAULT_NUM_WORKERS, chunks_of
 from vit21k.hashing.shards import OPTION, Shard
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.picture_rows import as_numbers
 
 Sign = Literal["=", "*", "+", "-", "!"]

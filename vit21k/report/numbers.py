@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import (
@@ -26,7 +27,6 @@ from vit21k.manifest.schema import (
     PROBLEMS,
     TRAIN,
     VAL,
-    ManifestKind,
 )
 
 OPTIONAL_KINDS = (DIGESTS, PROBLEMS, COPIES, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES)

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from vit21k.data.pictures import Pictures
 from vit21k.manifest.classes import ClassList
+from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.relations import Relation
-from vit21k.manifest.schema import CLASSES, IMAGES, LEAKS, NEAR_DUPLICATES, ManifestKind
+from vit21k.manifest.schema import CLASSES, IMAGES, LEAKS, NEAR_DUPLICATES
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.report.groups import MergedPictures
 from vit21k.review.decisions import ItemKind
