@@ -133,7 +133,8 @@ def test_pairs_must_fit_the_processes():
     from vit21k.config.recipe import load_recipe  # noqa: PLC0415
     from vit21k.distributed import World  # noqa: PLC0415
     from vit21k.errors import UsageError  # noqa: PLC0415
-    from vit21k.training.data_parts import sampler_of, whole_pairs  # noqa: PLC0415
+    from vit21k.training.data_parts import sampler_of  # noqa: PLC0415
+    from vit21k.training.memory_parts import whole_pairs  # noqa: PLC0415
 
     recipe = load_recipe("tiny", ["augment.cutmix_alpha=1.0", "data.global_batch_size=6"])
 

@@ -9,7 +9,7 @@ from vit21k.bench.gpus import GPUS  # noqa: E402
 from vit21k.bench.picture_rates import MadePictures, measure_pictures  # noqa: E402
 from vit21k.bench.plan import Cluster, Run, plan_run  # noqa: E402
 from vit21k.bench.step_rate import measure_step  # noqa: E402
-from vit21k.models.cost import macs_per_image, num_params  # noqa: E402
+from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params  # noqa: E402
 from vit21k.models.registry import model_args  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def run(**changes):
         "total_steps": 1000,
         "global_batch_size": 4096,
         "device_batch_size": 128,
-        "bytes_per_value": 2,
+        "activation_bytes": activation_bytes_per_image(LARGE, 2),
         "bytes_per_param": 16,
     }
     return Run(**{**fields, **changes})

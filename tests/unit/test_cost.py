@@ -122,3 +122,53 @@ def test_the_memory_estimate_is_near_what_autograd_saves(name, overrides):
     found = num_bytes(3) - num_bytes(2)
     estimate = activation_bytes_per_image(model_args(name, **args), 4)
     assert found == pytest.approx(estimate, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 4}),
+        ("vit_tiny_patch16_224", {"depth": 4, "mlp_ratio": 2.0, "proj_drop_rate": 0.1}),
+        ("pit_ti_224", {}),
+    ],
+)
+def test_the_estimate_with_cheap_operations_computed_again_is_near_what_is_kept(
+    name, overrides, monkeypatch
+):
+    torch = pytest.importorskip("torch")
+    from torch.utils.checkpoint import CheckpointPolicy  # noqa: PLC0415
+
+    from vit21k.models import recompute  # noqa: PLC0415
+
+    args = {"img_size": 96, **overrides}
+    model = get_model(name, **args)
+    blocks = [module for module in model.modules() if hasattr(module, "recomputes")]
+    for block in blocks:
+        block.recomputes = True
+    policy, kept = recompute._policy, []
+
+    def listening(context, operation, *inputs, **options):
+        chosen = policy(context, operation, *inputs, **options)
+        if chosen == CheckpointPolicy.MUST_SAVE and not context.is_recompute:
+            is_product = "mm" in str(operation)
+            rows, columns = inputs[-2].shape[0], inputs[-1].shape[-1]
+            kept.append(4 * rows * columns if is_product else inputs[0].nbytes)
+        return chosen
+
+    monkeypatch.setattr(recompute, "_policy", listening)
+    inputs = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _module, inside: inputs.append(inside[0].nbytes))
+        for block in blocks
+    ]
+    model.forward_head(model.forward_features(torch.randn(2, 3, 96, 96))).sum().backward()
+    for hook in hooks:
+        hook.remove()
+
+    full = model_args(name, **args)
+    empty = {**full, "depth": [0, 0, 0] if name.startswith("pit") else 0}
+    estimate, outside = (
+        activation_bytes_per_image(values, 4, recomputes=True) for values in (full, empty)
+    )
+    assert (sum(kept) + sum(inputs)) / 2 == pytest.approx(estimate - outside, rel=0.05)
+    assert estimate < 0.7 * activation_bytes_per_image(full, 4)

@@ -42,10 +42,10 @@ def test_the_trial_leaves_the_model_as_it_was():
 
 
 def test_what_does_not_fit_into_memory_is_made_smaller_on_a_cpu_only():
-    huge = {**LARGE, "img_size": 4096}
+    much = 1 << 50
 
-    on_cpu = fit_device_batch_size(huge, 1024, device=torch.device("cpu"), bytes_per_value=4)
-    on_gpu = fit_device_batch_size(huge, 1024, device=torch.device("cuda"), bytes_per_value=4)
+    on_cpu = fit_device_batch_size(LARGE, 1024, device=torch.device("cpu"), activation_bytes=much)
+    on_gpu = fit_device_batch_size(LARGE, 1024, device=torch.device("cuda"), activation_bytes=much)
 
     assert on_cpu == 1
     assert on_gpu == 1024
@@ -54,4 +54,4 @@ def test_what_does_not_fit_into_memory_is_made_smaller_on_a_cpu_only():
 def test_a_small_model_takes_what_the_recipe_asks_for():
     tiny = model_args("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, num_heads=2)
 
-    assert fit_device_batch_size(tiny, 64, device=torch.device("cpu"), bytes_per_value=4) == 64
+    assert fit_device_batch_size(tiny, 64, device=torch.device("cpu"), activation_bytes=4096) == 64

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+from vit21k.models.cost import macs_per_image, num_params
 
 _FLOPS_PER_MAC = 6
 _GRADIENT_BYTES = 4  # sums are in float32
@@ -25,7 +25,7 @@ class Run:
         total_steps: Updates.
         global_batch_size: Images of an update.
         device_batch_size: The most images one device takes at a time.
-        bytes_per_value: Of activations: 2 in 16 bits, else 4.
+        activation_bytes: What a step keeps of one image until the backward pass.
         bytes_per_param: Weights, gradients, moments and averages, together.
         shards_weights: Whether the devices share them out (FSDP).
     """
@@ -34,7 +34,7 @@ class Run:
     total_steps: int
     global_batch_size: int
     device_batch_size: int
-    bytes_per_value: int
+    activation_bytes: int
     bytes_per_param: int
     shards_weights: bool = False
 
@@ -163,7 +163,7 @@ def _needed_bytes(run: Run, micro_batch: int, num_devices: int) -> float:
     weights = (
         run.bytes_per_param * num_params(run.args) / (num_devices if run.shards_weights else 1)
     )
-    return weights + micro_batch * activation_bytes_per_image(run.args, run.bytes_per_value)
+    return weights + micro_batch * run.activation_bytes
 
 
 def _bottleneck(limits: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.models.precision import Precision
 from vit21k.training import parts
+from vit21k.training.memory_parts import activation_bytes_of
 
 _IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
 _NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
@@ -178,7 +179,7 @@ def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
         total_steps=parts.total_steps_of(recipe, max(1, num_images // size)),
         global_batch_size=size,
         device_batch_size=recipe.data.device_batch_size,
-        bytes_per_value=4 if recipe.precision == "fp32" else 2,
+        activation_bytes=activation_bytes_of(recipe, args),
         bytes_per_param=_BYTES_PER_PARAM[recipe.optim.kind] + averages,
         shards_weights=recipe.parallel.kind == "fsdp",
     )

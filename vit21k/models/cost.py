@@ -63,7 +63,9 @@ def macs_per_image(args: Mapping[str, Any]) -> int:
     return stem + patch + blocks + width * representation + features * args["num_classes"]
 
 
-def activation_bytes_per_image(args: Mapping[str, Any], bytes_per_value: int) -> int:
+def activation_bytes_per_image(
+    args: Mapping[str, Any], bytes_per_value: int, *, recomputes: bool = False
+) -> int:
     """Estimate what a training step keeps of one image until the backward pass, in bytes.
 
     A block keeps two normalised inputs, queries, keys, values, the attention's output, two
@@ -72,22 +74,27 @@ def activation_bytes_per_image(args: Mapping[str, Any], bytes_per_value: int) ->
     last tokens before and after their norm, and the logits in float32 with their gradient; of a
     ResNet, each map before and after its norm, before and after its ReLU.
 
+    A block that computes cheap operations again (see `recompute`) keeps its input, queries, keys,
+    values, the attention's output before and after its projection, and the MLP's hidden layer.
+
     Args:
         args: Arguments of the model.
         bytes_per_value: 4 in float32, 2 under bfloat16 autocast.
+        recomputes: Whether blocks compute cheap operations again.
     """
     image = args["in_chans"] * args["img_size"] ** 2 * bytes_per_value
     logits = 2 * 4 * args["num_classes"]
+    kept_bytes = _recomputing_kept_bytes if recomputes else _kept_bytes
     if is_pit(args):
         stages = zip(args["depth"], pit_sides(args), pit_widths(args), strict=True)
         blocks = sum(
-            depth * (side**2 + _num_prefix_tokens(args)) * _kept_bytes(args, width, bytes_per_value)
+            depth * (side**2 + _num_prefix_tokens(args)) * kept_bytes(args, width, bytes_per_value)
             for depth, side, width in stages
         )
         return int(blocks + image + logits)
     width = args["embed_dim"]
     last_tokens = 2 * width * bytes_per_value
-    block = _kept_bytes(args, width, bytes_per_value)
+    block = kept_bytes(args, width, bytes_per_value)
     stem = sum(3 * conv.width * conv.side**2 for conv in _resnet(args)) * bytes_per_value
     return int(stem + num_tokens(args) * (args["depth"] * block + last_tokens) + image + logits)
 
@@ -97,6 +104,11 @@ def _kept_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> in
     hidden = int(width * args["mlp_ratio"])
     masks = (2 * width + hidden) * bool(args["proj_drop_rate"])
     return (8 * width + 2 * hidden) * bytes_per_value + masks
+
+
+def _recomputing_kept_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
+    """Return what a block keeps of one token if it computes cheap operations again."""
+    return (6 * width + int(width * args["mlp_ratio"])) * bytes_per_value
 
 
 def _num_prefix_tokens(args: Mapping[str, Any]) -> int:

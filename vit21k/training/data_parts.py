@@ -91,10 +91,3 @@ def sampler_of(recipe: Recipe, pictures: PictureRows, world: World) -> StepSampl
         repeats=recipe.data.repeats,
         class_rows=ClassRows.from_pictures(pictures) if balanced else None,
     )
-
-
-def whole_pairs(recipe: Recipe, device_batch_size: int) -> int:
-    """Return *device_batch_size*, or one that parts no pair of pictures that are to be mixed."""
-    if not recipe.augment.mixes:
-        return device_batch_size
-    return max(2, device_batch_size - device_batch_size % 2)

@@ -13,15 +13,15 @@ from vit21k.checkpoint.initialise import InitSource, initialise_from
 from vit21k.checkpoint.store import find_latest
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
-from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+from vit21k.models.cost import macs_per_image, num_params
 from vit21k.training import loss_parts, parts
-from vit21k.training.data_parts import sampler_of, whole_pairs
+from vit21k.training.data_parts import sampler_of
 from vit21k.training.forecast import (
     FLOPS_PER_MAC,
-    fit_device_batch_size,
     measure_images_per_second,
 )
 from vit21k.training.loop import Plan
+from vit21k.training.memory_parts import activation_bytes_of, device_batch_size_of
 from vit21k.training.objective import Objective
 from vit21k.training.optim import build_optimizers
 from vit21k.training.optim_parts import optim_plan_of
@@ -185,14 +185,9 @@ def _memory(
     optimizers: Sequence[Optimizer],
 ) -> dict[str, int]:
     """Estimate the memory of one process that holds the whole model, in bytes."""
-    in_half = 4 if recipe.precision == "fp32" else 2
-    device_batch_size = place.device_batch_size or fit_device_batch_size(
-        args,
-        recipe.data.device_batch_size,
-        device=torch.device(place.device),
-        bytes_per_value=in_half,
+    device_batch_size = device_batch_size_of(
+        recipe, args, asked=place.device_batch_size, device=torch.device(place.device)
     )
-    device_batch_size = whole_pairs(recipe, device_batch_size)
     params = list(model.parameters())
     trained = [
         (type(optimizer).__name__, param.numel())
@@ -205,7 +200,7 @@ def _memory(
         "gradients": sum(size for _, size in trained) * _BYTES_PER_VALUE,
         "optimizer": sum(_STATE_BYTES[kind] * size for kind, size in trained),
         "average": 0 if recipe.ema.decay is None else sum(p.numel() for p in params) * 4,
-        "activations": activation_bytes_per_image(args, in_half) * device_batch_size,
+        "activations": activation_bytes_of(recipe, args) * device_batch_size,
     }
     return {
         "device_batch_size": device_batch_size,

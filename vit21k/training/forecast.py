@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
-from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
+from vit21k.models.cost import macs_per_image, num_params
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
 FLOPS_PER_MAC = 6
@@ -83,17 +83,27 @@ def measure_images_per_second(
 
 
 def fit_device_batch_size(
-    args: Mapping[str, Any], wanted: int, *, device: torch.device, bytes_per_value: int
+    args: Mapping[str, Any],
+    wanted: int,
+    *,
+    device: torch.device,
+    activation_bytes: int,
 ) -> int:
     """Return how many pictures fit into one forward and backward pass: 1 to *wanted*.
 
     On an accelerator the recipe is taken at its word.  On a CPU, where a recipe written for one
     would exhaust the memory of the whole machine, half of what is free is what may be used.
+
+    Args:
+        args: Of the model.
+        wanted: By the recipe.
+        device: Where.
+        activation_bytes: What a training step keeps of one picture.
     """
     if device.type != "cpu":
         return wanted
     free = _MEMORY_SHARE * _available_bytes() - _BYTES_PER_PARAM * num_params(args)
-    fitting = int(free // activation_bytes_per_image(args, bytes_per_value))
+    fitting = int(free // activation_bytes)
     return max(1, min(wanted, fitting))
 
 

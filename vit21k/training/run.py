@@ -28,15 +28,15 @@ from vit21k.distributed import init_world
 from vit21k.errors import InterruptedRunError, TerminatedError, UsageError, Vit21kError
 from vit21k.lock import locked
 from vit21k.training import loss_parts, parts
-from vit21k.training.data_parts import sampler_of, whole_pairs
+from vit21k.training.data_parts import sampler_of
 from vit21k.training.forecast import (
-    fit_device_batch_size,
     forecast,
     measure_images_per_second,
 )
 from vit21k.training.hooks import hooks_of, train_loader_of
 from vit21k.training.learner import Learner, learner_of
 from vit21k.training.loop import Progress, train
+from vit21k.training.memory_parts import device_batch_size_of, whole_pairs
 from vit21k.training.resume import find_resumable, restore
 from vit21k.training.setup import NOBODY, Listener, Place, Setup
 from vit21k.training.split_data import open_split_data
@@ -100,7 +100,7 @@ def _train(setup: Setup, stop: StopSignal, *, init: str | InitSource | None, fre
     sampler = sampler_of(recipe, setup.data.train, world)
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     checkpoint = None if fresh else _resumable(setup)
-    device_batch_size = whole_pairs(recipe, _device_batch_size(setup))
+    device_batch_size = _device_batch_size(setup)
     model = _model(setup, init, checkpoint)
     learner = learner_of(setup, prepare_model(setup, model, device_batch_size=device_batch_size))
     progress = restore(checkpoint, learner) if checkpoint else Progress()
@@ -203,14 +203,9 @@ def _model(setup: Setup, init: str | InitSource | None, checkpoint: Checkpoint |
 
 
 def _device_batch_size(setup: Setup) -> int:
-    if setup.place.device_batch_size is not None:
-        return setup.place.device_batch_size
-    wanted = setup.recipe.data.device_batch_size
-    bytes_per_value = 4 if setup.recipe.precision == "fp32" else 2
-    fitting = fit_device_batch_size(
-        setup.args, wanted, device=setup.device, bytes_per_value=bytes_per_value
-    )
-    if fitting < wanted:
+    asked, wanted = setup.place.device_batch_size, setup.recipe.data.device_batch_size
+    fitting = device_batch_size_of(setup.recipe, setup.args, asked=asked, device=setup.device)
+    if asked is None and fitting < whole_pairs(setup.recipe, wanted):
         setup.listener.note(
             f"{fitting} images in one forward pass, not {wanted}: more do not fit into memory "
             f"(the global batch stays {setup.recipe.data.global_batch_size:,})"
