@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit21k.losses import multi_label_loss
+from vit21k.losses.sparse import multi_label_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -17,10 +17,10 @@ import torch
 from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.distributed import World
 from vit21k.models.registry import get_model
-from vit21k.training.ema import Ema
+from vit21k.optim.ema import Ema
+from vit21k.optim.loss_scaler import LossScaler
 from vit21k.training.learner import Learner
 from vit21k.training.loop import Progress
-from vit21k.training.loss_scaler import LossScaler
 from vit21k.training.saving import Saver
 
 

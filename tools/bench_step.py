@@ -22,7 +22,7 @@ import torch
 from peer_models import NAMES, make_models
 from torch import Tensor, nn
 
-from vit21k.losses import multi_label_loss
+from vit21k.losses.sparse import multi_label_loss
 from vit21k.models.precision import Precision, autocast
 from vit21k.models.registry import build_model, model_args
 from vit21k.training.step_parts import blocks_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
 from vit21k.inference.evaluate import normalise
-from vit21k.losses import LOSSES
+from vit21k.losses.sparse import LOSSES
 from vit21k.models.attention_backends import AttentionName, use_backend
 from vit21k.models.cost import macs_per_image
 from vit21k.models.precision import autocast

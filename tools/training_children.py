@@ -181,7 +181,7 @@ def _results_of(line: str) -> Iterator[tuple[str, Any]]:
 
 
 def _heat_scaler() -> None:
-    from vit21k.training import loss_scaler  # noqa: PLC0415
+    from vit21k.optim import loss_scaler  # noqa: PLC0415
 
     loss_scaler._FIRST_SCALE, loss_scaler._STEPS_TO_GROWTH = 2.0**20, 3  # noqa: SLF001
 

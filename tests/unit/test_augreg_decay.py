@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.config.recipe import load_recipe  # noqa: E402
-from vit21k.training.optim import build_optimizers, set_lr  # noqa: E402
+from vit21k.optim.optimizers import build_optimizers, set_lr  # noqa: E402
 from vit21k.training.optim_parts import optim_plan_of  # noqa: E402
 
 LR, WD = 1e-3, 1e-4  # big_vision/configs/vit_i21k.py

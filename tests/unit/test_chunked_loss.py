@@ -7,14 +7,14 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from vit21k import chunked_loss  # noqa: E402
-from vit21k.chunked_loss import (  # noqa: E402
+from vit21k.config.recipe import load_recipe  # noqa: E402
+from vit21k.data.loader import Batch  # noqa: E402
+from vit21k.losses import chunked as chunked_loss  # noqa: E402
+from vit21k.losses.chunked import (  # noqa: E402
     chunked_multi_label_loss,
     wants_chunks,
 )
-from vit21k.config.recipe import load_recipe  # noqa: E402
-from vit21k.data.loader import Batch  # noqa: E402
-from vit21k.losses import multi_label_loss  # noqa: E402
+from vit21k.losses.sparse import multi_label_loss  # noqa: E402
 from vit21k.models.registry import get_model  # noqa: E402
 from vit21k.training.loss_parts import loss_of  # noqa: E402
 from vit21k.training.objective import Objective  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vit21k.training.ema import Ema  # noqa: E402
+from vit21k.optim.ema import Ema  # noqa: E402
 
 
 def changed(model, step):

@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.checkpoint.load import load_model  # noqa: E402
-from vit21k.losses import multi_label_loss, single_label_loss  # noqa: E402
-from vit21k.training.optim import OptimPlan, build_optimizers, set_lr  # noqa: E402
-from vit21k.training.param_groups import GroupRules  # noqa: E402
+from vit21k.losses.sparse import multi_label_loss, single_label_loss  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr  # noqa: E402
+from vit21k.optim.param_groups import GroupRules  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "data" / "google_vit"
 PLANS = {

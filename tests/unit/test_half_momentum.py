@@ -12,8 +12,8 @@ from vit21k.checkpoint.optimizer_state import (  # noqa: E402
     optimizers_to_tensors,
     tensors_to_optimizers,
 )
-from vit21k.training.optim import OptimPlan, build_optimizers, set_lr  # noqa: E402
-from vit21k.training.param_groups import GroupRules  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr  # noqa: E402
+from vit21k.optim.param_groups import GroupRules  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "data" / "optax" / "bf16_first_moment.npz"
 PLANS = {

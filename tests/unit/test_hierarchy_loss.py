@@ -12,8 +12,8 @@ from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from vit21k.errors import ManifestError  # noqa: E402
-from vit21k.hierarchy_loss import Levels, semantic_hits, semantic_softmax_loss  # noqa: E402
 from vit21k.labels.tree import write_tree  # noqa: E402
+from vit21k.losses.hierarchical import Levels, semantic_hits, semantic_softmax_loss  # noqa: E402
 from vit21k.manifest.class_lists import read_classes  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
 

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 timm_optim = pytest.importorskip("timm.optim")
 
-from vit21k.training.lamb import Lamb  # noqa: E402
+from vit21k.optim.lamb import Lamb  # noqa: E402
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from vit21k.data.batch_decoder import Batch  # noqa: E402
 from vit21k.data.sampler import StepSampler  # noqa: E402
-from vit21k.losses import LOSSES  # noqa: E402
+from vit21k.losses.sparse import LOSSES  # noqa: E402
 from vit21k.training.lockstep import in_lockstep, most_passes  # noqa: E402
 
 

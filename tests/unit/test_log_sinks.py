@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from vit21k.errors import UsageError
-from vit21k.training.log_sinks import (
+from vit21k.sinks.sink import (
     DetachedSink,
     LoggedRun,
     close_sinks,

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 from vit21k.data.loader import Batch  # noqa: E402
 from vit21k.distributed import World  # noqa: E402
 from vit21k.errors import NonFiniteLossError  # noqa: E402
+from vit21k.optim.loss_scaler import LossScaler  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers  # noqa: E402
 from vit21k.training.best import BestWatch  # noqa: E402
 from vit21k.training.loop import Hooks, Plan, Progress, train  # noqa: E402
-from vit21k.training.loss_scaler import LossScaler  # noqa: E402
-from vit21k.training.optim import OptimPlan, build_optimizers  # noqa: E402
 
 BATCH = 8
 

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.errors import NonFiniteLossError  # noqa: E402
-from vit21k.training import loss_scaler  # noqa: E402
-from vit21k.training.loss_scaler import LossScaler, loss_scaler_of  # noqa: E402
+from vit21k.optim import loss_scaler  # noqa: E402
+from vit21k.optim.loss_scaler import LossScaler, loss_scaler_of  # noqa: E402
 
 
 def test_the_scale_goes_where_torchs_goes(monkeypatch):

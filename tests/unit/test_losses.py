@@ -10,8 +10,8 @@ from hypothesis import given, settings  # noqa: E402 (after importorskip)
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from vit21k import losses  # noqa: E402
-from vit21k.losses import multi_label_loss, single_label_loss  # noqa: E402
+from vit21k.losses import sparse  # noqa: E402
+from vit21k.losses.sparse import multi_label_loss, single_label_loss  # noqa: E402
 
 
 @st.composite
@@ -201,7 +201,7 @@ def test_slices_of_the_batch_change_nothing(monkeypatch):
         lambda z: multi_label_loss(z, rows, ids, smoothing=0.1), logits
     )
 
-    monkeypatch.setattr(losses, "_CPU_SLICE_VALUES", 100)
+    monkeypatch.setattr(sparse, "_CPU_SLICE_VALUES", 100)
     sliced, sliced_grad = value_and_gradient(
         lambda z: multi_label_loss(z, rows, ids, smoothing=0.1), logits
     )

@@ -14,7 +14,7 @@ from vit21k.data.device_transforms import DeviceTransform, mix_images  # noqa: E
 from vit21k.data.erase import Eraser  # noqa: E402
 from vit21k.data.mix import Mixer, mix_labels  # noqa: E402
 from vit21k.inference.evaluate import normalise  # noqa: E402
-from vit21k.losses import multi_label_loss, single_label_loss  # noqa: E402
+from vit21k.losses.sparse import multi_label_loss, single_label_loss  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.models.registry import get_model  # noqa: E402
-from vit21k.training.optim import OptimPlan, build_optimizers, set_lr  # noqa: E402
-from vit21k.training.param_groups import GroupRules  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr  # noqa: E402
+from vit21k.optim.param_groups import GroupRules  # noqa: E402
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 

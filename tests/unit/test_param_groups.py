@@ -9,8 +9,8 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # no
 
 from vit21k.errors import UsageError  # noqa: E402
 from vit21k.models.registry import get_model  # noqa: E402
-from vit21k.training.optim import OptimPlan, build_optimizers  # noqa: E402
-from vit21k.training.param_groups import GroupRules, layer_ids, param_groups  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers  # noqa: E402
+from vit21k.optim.param_groups import GroupRules, layer_ids, param_groups  # noqa: E402
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 

@@ -13,7 +13,7 @@ from vit21k.models.cost import macs_per_image, num_params  # noqa: E402
 from vit21k.models.init_weights import init_vit  # noqa: E402
 from vit21k.models.pos_embed import resize_pos_map  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
-from vit21k.training.optim import OptimPlan, build_optimizers  # noqa: E402
+from vit21k.optim.optimizers import OptimPlan, build_optimizers  # noqa: E402
 
 # naver-ai/pit: parameters counted there; GFLOPs of its README, which counts adding up as well.
 GOLDEN = [

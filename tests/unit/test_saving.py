@@ -14,11 +14,11 @@ from vit21k.checkpoint.model_folder import EvalSettings, model_config  # noqa: E
 from vit21k.checkpoint.store import find_latest, save_checkpoint  # noqa: E402
 from vit21k.distributed import World  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
+from vit21k.optim.ema import Ema  # noqa: E402
+from vit21k.optim.loss_scaler import LossScaler  # noqa: E402
 from vit21k.training import saving  # noqa: E402
-from vit21k.training.ema import Ema  # noqa: E402
 from vit21k.training.learner import Learner  # noqa: E402
 from vit21k.training.loop import Progress  # noqa: E402
-from vit21k.training.loss_scaler import LossScaler  # noqa: E402
 from vit21k.training.resume import restore  # noqa: E402
 from vit21k.training.saving import Saver  # noqa: E402
 

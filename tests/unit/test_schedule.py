@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit21k.training.schedule import LrSchedule, is_due
+from vit21k.optim.schedule import LrSchedule, is_due
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])

@@ -17,10 +17,10 @@ from vit21k.data.augment import augment_in_place  # noqa: E402
 from vit21k.data.loader import Batch  # noqa: E402
 from vit21k.models.cost import num_params  # noqa: E402
 from vit21k.models.registry import build_model  # noqa: E402
+from vit21k.optim.ema import Ema  # noqa: E402
+from vit21k.optim.optimizers import build_optimizers, set_lr  # noqa: E402
 from vit21k.training.data_parts import policy_of, train_transform_of  # noqa: E402
-from vit21k.training.ema import Ema  # noqa: E402
 from vit21k.training.loss_parts import loss_of, objective_of  # noqa: E402
-from vit21k.training.optim import build_optimizers, set_lr  # noqa: E402
 from vit21k.training.optim_parts import optim_plan_of  # noqa: E402
 from vit21k.training.parts import (  # noqa: E402
     eval_transform_of,

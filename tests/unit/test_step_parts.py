@@ -10,7 +10,7 @@ from torch._dynamo import reset  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 
 from vit21k.errors import UsageError  # noqa: E402
-from vit21k.losses import multi_label_loss  # noqa: E402
+from vit21k.losses.sparse import multi_label_loss  # noqa: E402
 from vit21k.models.attention_backends import Trial  # noqa: E402
 from vit21k.models.registry import get_model  # noqa: E402
 from vit21k.training import step_parts  # noqa: E402

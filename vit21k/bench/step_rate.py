@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vit21k.bench.device_rates import best_seconds
 from vit21k.data.loader import Batch
 from vit21k.inference.evaluate import normalise
-from vit21k.losses import LOSSES
+from vit21k.losses.sparse import LOSSES
 from vit21k.models.cost import macs_per_image
 from vit21k.models.precision import Precision, autocast
 from vit21k.models.registry import build_model

@@ -157,7 +157,7 @@ def train_command(
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
     """
     require_torch("train")
-    from vit21k.training.log_sinks import parse_sinks
+    from vit21k.sinks.sink import parse_sinks
     from vit21k.training.run import train_run
     from vit21k.training.setup import Place
 

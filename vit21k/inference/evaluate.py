@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit21k.data.batch_decoder import Batch
 from vit21k.distributed import World
-from vit21k.losses import LOSSES
+from vit21k.losses.sparse import LOSSES
 from vit21k.metrics import ClassificationMetrics
 from vit21k.models.precision import Precision, autocast
 

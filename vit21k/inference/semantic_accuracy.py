@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vit21k.data.batch_decoder import Batch
 from vit21k.distributed import World
-from vit21k.hierarchy_loss import Levels, semantic_hits
+from vit21k.losses.hierarchical import Levels, semantic_hits
 
 
 class SemanticAccuracy:

@@ -14,6 +14,7 @@ from vit21k.checkpoint.store import find_latest
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
 from vit21k.models.cost import macs_per_image, num_params
+from vit21k.optim.optimizers import build_optimizers
 from vit21k.training import loss_parts, parts
 from vit21k.training.data_parts import sampler_of
 from vit21k.training.forecast import (
@@ -23,7 +24,6 @@ from vit21k.training.forecast import (
 from vit21k.training.loop import Plan
 from vit21k.training.memory_parts import activation_bytes_of, device_batch_size_of
 from vit21k.training.objective import Objective
-from vit21k.training.optim import build_optimizers
 from vit21k.training.optim_parts import optim_plan_of
 from vit21k.training.setup import Listener, Place
 from vit21k.training.split_data import SplitData, open_split_data

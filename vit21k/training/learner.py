@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.training.ema import Ema
-from vit21k.training.loss_scaler import LossScaler, loss_scaler_of
-from vit21k.training.optim import build_optimizers
+from vit21k.optim.ema import Ema
+from vit21k.optim.loss_scaler import LossScaler, loss_scaler_of
+from vit21k.optim.optimizers import build_optimizers
 from vit21k.training.optim_parts import optim_plan_of
 from vit21k.training.setup import Setup
 

@@ -21,11 +21,11 @@ from torch.optim import Optimizer
 from vit21k.data.loader import Batch
 from vit21k.distributed import World
 from vit21k.errors import NonFiniteLossError
+from vit21k.optim.loss_scaler import LossScaler
+from vit21k.optim.optimizers import set_lr
+from vit21k.optim.schedule import is_due
 from vit21k.training.dropout_seed import dropout_seed
 from vit21k.training.gradients import GradientSums, clip
-from vit21k.training.loss_scaler import LossScaler
-from vit21k.training.optim import set_lr
-from vit21k.training.schedule import is_due
 
 
 @dataclass

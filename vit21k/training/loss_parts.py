@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit21k.chunked_loss import chunked_multi_label_loss, wants_chunks
 from vit21k.config.schema import Recipe
 from vit21k.data.loader import Batch
 from vit21k.errors import UsageError
-from vit21k.hierarchy_loss import Levels, semantic_softmax_loss
 from vit21k.inference.evaluate import LossFunction, normalise
-from vit21k.losses import LOSSES, multi_label_loss
+from vit21k.losses.chunked import chunked_multi_label_loss, wants_chunks
+from vit21k.losses.hierarchical import Levels, semantic_softmax_loss
+from vit21k.losses.sparse import LOSSES, multi_label_loss
 from vit21k.manifest.classes import ClassList
 from vit21k.models.precision import autocast
 from vit21k.training.data_parts import device_transform_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vit21k.hierarchy_loss import Levels
+from vit21k.losses.hierarchical import Levels
 from vit21k.models.pit import PoolingTransformer
 from vit21k.training.distill import Distillation
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from vit21k.config.schema import Recipe
 from vit21k.errors import UsageError
-from vit21k.training.optim import OptimPlan
-from vit21k.training.param_groups import GroupRules
-from vit21k.training.schedule import LrSchedule
+from vit21k.optim.optimizers import OptimPlan
+from vit21k.optim.param_groups import GroupRules
+from vit21k.optim.schedule import LrSchedule
 
 _RULES = ("weight_decay", "decay_params", "decay_multipliers", "lr_multipliers", "layer_decay")
 _OTHER = ("kind", "lr", "betas", "eps", "momentum", "momentum_dtype")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from vit21k.atomic import write_atomic
-from vit21k.training.log_sinks import DetachedSink, close_sinks
+from vit21k.optim.schedule import is_due
+from vit21k.sinks.sink import DetachedSink, close_sinks
 from vit21k.training.loop import Progress
 from vit21k.training.meters import Meters
-from vit21k.training.schedule import is_due
 
 FILE_NAME = "metrics.jsonl"
 

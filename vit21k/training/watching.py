@@ -9,8 +9,8 @@ from torch import nn
 
 from vit21k.history.facts import write_facts
 from vit21k.models.cost import macs_per_image, num_params
+from vit21k.sinks.sink import DetachedSink, LoggedRun, open_sinks
 from vit21k.training.forecast import FLOPS_PER_MAC
-from vit21k.training.log_sinks import DetachedSink, LoggedRun, open_sinks
 from vit21k.training.loop import Plan, Progress
 from vit21k.training.meters import PEAK_SIDES, Meters, measure_peak_flops
 from vit21k.training.non_finite import LossWatch

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError
-from vit21k.training.log_sinks import LoggedRun
+from vit21k.sinks.sink import LoggedRun
 
 _ID_FILE = "wandb-run.txt"
 _DEFAULT_PROJECT = "vit21k"

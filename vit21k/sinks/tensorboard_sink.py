@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vit21k.errors import MissingExtraError
-from vit21k.training.log_sinks import LoggedRun, plain_name
+from vit21k.sinks.sink import LoggedRun, plain_name
 
 FOLDER = "tensorboard"
 

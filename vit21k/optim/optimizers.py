@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.training.half_momentum import HalfMomentumAdamW, HalfMomentumSGD
-from vit21k.training.lamb import Lamb
-from vit21k.training.param_groups import GroupRules, as_groups, is_block_matrix, param_groups
+from vit21k.optim.half_momentum import HalfMomentumAdamW, HalfMomentumSGD
+from vit21k.optim.lamb import Lamb
+from vit21k.optim.param_groups import GroupRules, as_groups, is_block_matrix, param_groups
 
 _FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
 

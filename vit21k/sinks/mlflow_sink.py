@@ -12,7 +12,7 @@ from typing import Any
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError
-from vit21k.training.log_sinks import LoggedRun, plain_name
+from vit21k.sinks.sink import LoggedRun, plain_name
 
 _ID_FILE = "mlflow-run.txt"
 _DEFAULT_EXPERIMENT = "vit21k"

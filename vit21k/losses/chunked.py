@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vit21k.losses import ClassReduction, SmoothingFloor
+from vit21k.losses.sparse import ClassReduction, SmoothingFloor
 
 # Logits of a micro-batch above which the trainer takes this way: 134 MB in float32.  Below, they
 # are small beside what the blocks keep.

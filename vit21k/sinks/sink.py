@@ -72,7 +72,7 @@ def open_sinks(names: Sequence[str], run: LoggedRun) -> "list[DetachedSink]":
 
 
 def _open(name: str, run: LoggedRun) -> Sink:
-    sink: Sink = import_module(f"vit21k.training.{name}_sink").open_sink(run)
+    sink: Sink = import_module(f"vit21k.sinks.{name}_sink").open_sink(run)
     return sink
 
 

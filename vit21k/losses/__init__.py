@@ -1,0 +1,1 @@
+"""Logits and sparse labels -> loss."""

@@ -1,0 +1,1 @@
+"""How weights are updated: optimizers, groups of parameters, learning rate, averages."""

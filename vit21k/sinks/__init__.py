@@ -1,0 +1,1 @@
+"""Where a run's lines go beside its own file: TensorBoard, W&B, MLflow."""
