@@ -35,6 +35,15 @@ def _manifests(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
+def _wait_for_partial(folder: Path) -> None:
+    """Wait until a command is at work: it has begun to write into *folder*."""
+    for _ in range(1200):
+        if list(folder.glob(".*.partial")):
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing was written")
+
+
 def test_the_pipeline_says_what_it_did(tiny_tree: Path, tmp_path: Path) -> None:
     steps = [
         ("hash", tiny_tree),
@@ -302,7 +311,7 @@ def test_a_stopped_run_leaves_the_old_manifests_and_says_so(
     ) as run:
         assert run.stdout is not None
         run.stdout.readline()
-        time.sleep(1)
+        _wait_for_partial(tmp_path / "data_manifests")
         run.send_signal(signum)
         _, stderr = run.communicate(timeout=60)
 
@@ -327,10 +336,7 @@ def test_a_killed_run_leaves_the_old_manifests_and_the_next_run_cleans_up(
         [sys.executable, "-c", stuck, str(tiny_tree)], cwd=tmp_path, stdout=subprocess.PIPE
     ) as run:
         partial = tmp_path / "data_manifests"
-        for _ in range(1200):
-            if list(partial.glob(".*.partial")):
-                break
-            time.sleep(0.05)
+        _wait_for_partial(partial)
         run.kill()
 
     assert _manifests(partial) == before

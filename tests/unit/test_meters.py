@@ -1,7 +1,5 @@
 """What a line says beside the loss, against figures by hand."""
 
-import time
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -34,20 +32,22 @@ def test_the_norm_is_that_of_all_parameters_together():
     assert norm_of(meters().model) == pytest.approx(7.0)  # 4 + 9 + 36
 
 
-def test_only_the_time_in_which_the_step_waits_counts():
+def test_only_the_time_in_which_the_step_waits_counts(monkeypatch):
     watched = meters()
+    clock = [0.0]
+    monkeypatch.setattr("vit21k.training.meters.time.perf_counter", lambda: clock[0])
 
     def slow():
         for _ in range(2):
-            time.sleep(0.05)
+            clock[0] += 0.05
             yield "batch"
 
     for _ in watched.waiting(slow()):
-        time.sleep(0.1)
+        clock[0] += 0.1
     first = watched.read(num_images=1, seconds=1.0)["data_wait"]
     second = watched.read(num_images=1, seconds=1.0)["data_wait"]
 
-    assert 0.1 <= first < 0.19
+    assert first == pytest.approx(0.1)
     assert second == 0
 
 
