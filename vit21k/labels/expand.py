@@ -3,15 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vit21k.labels.class_rows import read_class_rows
 from vit21k.labels.label_lists import LabelLists, hypernyms, with_hypernyms, without_ancestors
-from vit21k.labels.rewrite import (
-    RewriteSummary,
-    check_out,
-    read_class_rows,
-    relative,
-    rewrite_folder,
-    with_step,
-)
+from vit21k.labels.rewrite import RewriteSummary, check_out, relative, rewrite_folder, with_step
 from vit21k.lock import locked
 from vit21k.manifest.hierarchy import Above, Hierarchy
 from vit21k.manifest.reader import open_manifest

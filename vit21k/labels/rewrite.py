@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
 from vit21k.hashing.places import refuse_inside
+from vit21k.labels.class_rows import LabelClasses
 from vit21k.labels.label_lists import LabelLists
 from vit21k.lock import locked
-from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
@@ -33,25 +33,6 @@ ROWS_IN_MEMORY = 2_000_000
 
 Change = Callable[[LabelLists], LabelLists]
 """The labels of some pictures -> their new labels, picture by picture; perhaps none."""
-
-
-class NewClasses(NamedTuple):
-    """The class list of the new manifests.
-
-    Attributes:
-        classes: The list, with names where they are known.
-        num_files_K: Files in the folders of each class.
-        is_renumbered: Whether class indices mean other classes than in the old list.
-    """
-
-    classes: ClassList
-    num_files_K: NDArray[np.int64]
-    is_renumbered: bool = False
-
-    def is_changed_N(self, old: LabelLists, new: LabelLists) -> NDArray[np.bool_]:
-        """Return which pictures have other labels; the same class by a new index is no other."""
-        lost: NDArray[np.bool_] = old.num_N != new.num_N
-        return lost if self.is_renumbered else old.is_changed_N(new)
 
 
 @dataclass(kw_only=True)
@@ -88,28 +69,11 @@ class RewriteSummary:
         return self.num_before - self.num_images
 
 
-def read_class_rows(manifests: Path) -> NewClasses:
-    """Return the class list of the folder, with names and numbers of files.
-
-    Raises:
-        ManifestError: `images` or `classes.parquet` is missing, stale or damaged.
-    """
-    images = open_manifest(manifests, IMAGES)
-    rows = open_manifest(manifests, CLASSES).read(["wnid", "name", "num_files"])
-    classes = ClassList(tuple(rows["wnid"].to_pylist()), tuple(rows["name"].to_pylist()))
-    if classes.fingerprint != images.header.classes:
-        raise ManifestError(
-            f"`{manifests / CLASSES.file_name}` holds another class list than `images.parquet`",
-            hint="make both again with `vit21k relabel`",
-        )
-    return NewClasses(classes, rows["num_files"].to_numpy())
-
-
 def rewrite_folder(
     manifests: Path,
     out: Path,
     change: Change,
-    new: NewClasses,
+    new: LabelClasses,
     step: Mapping[str, Any],
     *,
     with_split: bool = True,
@@ -179,7 +143,9 @@ def relative(folder: Path, start: Path) -> str:
 class _Writer:
     """Writes the manifests of one new folder."""
 
-    def __init__(self, out: Path, change: Change, new: NewClasses, summary: RewriteSummary) -> None:
+    def __init__(
+        self, out: Path, change: Change, new: LabelClasses, summary: RewriteSummary
+    ) -> None:
         self._out = out
         self._change = change
         self._new = new

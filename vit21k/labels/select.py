@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
+from vit21k.labels.class_rows import LabelClasses, read_class_rows
 from vit21k.labels.label_lists import renumbered
-from vit21k.labels.rewrite import NewClasses, RewriteSummary, read_class_rows, rewrite_folder
+from vit21k.labels.rewrite import RewriteSummary, rewrite_folder
 from vit21k.manifest.class_lists import map_ids, read_classes
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.hierarchy import Hierarchy
@@ -131,7 +132,7 @@ def select_21k_p(manifests: Path, out: Path) -> SelectSummary:
     return select(manifests, out, Selection(more_than=P_MORE_THAN), hold_out=P_VAL_PER_CLASS)
 
 
-def _is_kept(manifests: Path, old: NewClasses, selection: Selection) -> NDArray[np.bool_]:
+def _is_kept(manifests: Path, old: LabelClasses, selection: Selection) -> NDArray[np.bool_]:
     hierarchy = Hierarchy.of(old.classes)
     is_kept: NDArray[np.bool_] = np.ones(len(old.classes), dtype=bool)
     if selection.keep:
@@ -159,8 +160,8 @@ def _named(hierarchy: Hierarchy, name: str) -> NDArray[np.bool_]:
 
 
 def _new_classes(
-    old: NewClasses, is_kept_K: NDArray[np.bool_], selection: Selection
-) -> tuple[NewClasses, NDArray[np.int64]]:
+    old: LabelClasses, is_kept_K: NDArray[np.bool_], selection: Selection
+) -> tuple[LabelClasses, NDArray[np.int64]]:
     """Return the new class list, and the new index of each old class; -1 for one that goes."""
     if selection.keep_indices:
         return old, np.where(is_kept_K, np.arange(len(is_kept_K)), -1)
@@ -173,7 +174,7 @@ def _new_classes(
         tuple(old.classes.wnids[k] for k in kept), tuple(old.classes.names[k] for k in kept)
     )
     new_id_K = np.where(is_kept_K, np.cumsum(is_kept_K) - 1, -1)
-    return NewClasses(classes, old.num_files_K[kept], is_renumbered=True), new_id_K
+    return LabelClasses(classes, old.num_files_K[kept], is_renumbered=True), new_id_K
 
 
 def is_exactly(selection: Selection) -> bool:
@@ -181,7 +182,7 @@ def is_exactly(selection: Selection) -> bool:
     return not selection.drop and selection.more_than is None
 
 
-def _as_list(old: NewClasses, target: ClassList) -> tuple[NewClasses, NDArray[np.int64]]:
+def _as_list(old: LabelClasses, target: ClassList) -> tuple[LabelClasses, NDArray[np.int64]]:
     new_id_K = map_ids(old.classes, target)
     num_files = np.zeros(len(target), dtype=np.int64)
     num_files[new_id_K[new_id_K >= 0]] = old.num_files_K[new_id_K >= 0]
@@ -189,5 +190,5 @@ def _as_list(old: NewClasses, target: ClassList) -> tuple[NewClasses, NDArray[np
     names = tuple(
         name or known.get(wnid) for wnid, name in zip(target.wnids, target.names, strict=True)
     )
-    new = NewClasses(ClassList(target.wnids, names), num_files, is_renumbered=True)
+    new = LabelClasses(ClassList(target.wnids, names), num_files, is_renumbered=True)
     return new, new_id_K

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vit21k.labels.rewrite import check_out, read_class_rows, relative, with_step
+from vit21k.labels.class_rows import read_class_rows
+from vit21k.labels.rewrite import check_out, relative, with_step
 from vit21k.lock import locked
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CHANGES, CLASSES, COPIES, IMAGES
