@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vit21k.labels.class_rows import read_class_rows
+from vit21k.labels.label_classes import read_label_classes
 from vit21k.labels.label_lists import LabelLists, hypernyms, with_hypernyms, without_ancestors
 from vit21k.labels.rewrite import RewriteSummary, check_out, relative, rewrite_folder, with_step
 from vit21k.lock import locked
@@ -77,7 +77,7 @@ def expand_into_labels(manifests: Path, out: Path, *, levels: int | None = None)
 
     Args and errors are those of `expand`.
     """
-    new = read_class_rows(manifests)
+    new = read_label_classes(manifests)
     above = _above(Hierarchy.of(new.classes), levels)
     step = {"verb": "expand", "levels": levels, "into_labels": True}
     return rewrite_folder(manifests, out, lambda lists: with_hypernyms(lists, above), new, step)
@@ -89,7 +89,7 @@ def reduce(manifests: Path, out: Path) -> RewriteSummary:
     A picture of a dog that lies under "animal" as well keeps "dog".  Args and errors are those of
     `expand`.
     """
-    new = read_class_rows(manifests)
+    new = read_label_classes(manifests)
     ancestors = Hierarchy.of(new.classes).ancestors
     step = {"verb": "reduce"}
     return rewrite_folder(

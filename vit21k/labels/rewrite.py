@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
 from vit21k.hashing.places import refuse_inside
-from vit21k.labels.class_rows import LabelClasses
+from vit21k.labels.label_classes import LabelClasses
 from vit21k.labels.label_lists import LabelLists
 from vit21k.lock import locked
 from vit21k.manifest.header import Header

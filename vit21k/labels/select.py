@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
-from vit21k.labels.class_rows import LabelClasses, read_class_rows
+from vit21k.labels.label_classes import LabelClasses, read_label_classes
 from vit21k.labels.label_lists import renumbered
 from vit21k.labels.rewrite import RewriteSummary, rewrite_folder
 from vit21k.manifest.class_lists import map_ids, read_classes
@@ -101,7 +101,7 @@ def select(
         ManifestError: A manifest is missing, stale or damaged.
         LockedError: Another run works on *out*.
     """
-    old = read_class_rows(manifests)
+    old = read_label_classes(manifests)
     is_kept_K = _is_kept(manifests, old, selection)
     new, new_id_K = _new_classes(old, is_kept_K, selection)
     step = {**selection.step(), "hold_out": hold_out}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vit21k.labels.class_rows import read_class_rows
+from vit21k.labels.label_classes import read_label_classes
 from vit21k.labels.rewrite import check_out, relative, with_step
 from vit21k.lock import locked
 from vit21k.manifest.reader import Manifest, open_manifest
@@ -112,7 +112,7 @@ def _write(
     changes: list[Row],
     step: Mapping[str, Any],
 ) -> None:
-    classes = read_class_rows(manifests)
+    classes = read_label_classes(manifests)
     header = replace(
         with_step(images.header, step),
         inputs={"images": images.fingerprint},

@@ -14,7 +14,7 @@ from vit21k.manifest.schema import CLASSES, IMAGES
 
 
 class LabelClasses(NamedTuple):
-    """The class list of the new manifests.
+    """A class list, and what is counted by it.
 
     Attributes:
         classes: The list, with names where they are known.
@@ -32,7 +32,7 @@ class LabelClasses(NamedTuple):
         return lost if self.is_renumbered else old.is_changed_N(new)
 
 
-def read_class_rows(manifests: Path) -> LabelClasses:
+def read_label_classes(manifests: Path) -> LabelClasses:
     """Return the class list of the folder, with names and numbers of files.
 
     Raises:
