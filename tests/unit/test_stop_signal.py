@@ -1,6 +1,5 @@
 """Signals are noted: the first one, whatever sends it again, and who may insist."""
 
-import os
 import signal
 
 import pytest
@@ -15,9 +14,9 @@ SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 def test_a_signal_is_noted_and_so_is_its_echo_from_torchrun(signum):
     with StopSignal() as stop:
         assert stop.received is None
-        os.kill(os.getpid(), signum)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signum)
 
         assert stop.received == signum
 
@@ -26,16 +25,16 @@ def test_a_second_ctrl_c_some_seconds_later_interrupts(monkeypatch):
     monkeypatch.setattr(stop_signal, "_SAME_REQUEST_SECONDS", -1.0)
 
     with pytest.raises(KeyboardInterrupt), StopSignal():  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_sigterm_never_ends_a_run_that_is_saving(monkeypatch):
     monkeypatch.setattr(stop_signal, "_SAME_REQUEST_SECONDS", -1.0)
 
     with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
         assert stop.received == signal.SIGTERM
 
