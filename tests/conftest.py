@@ -18,6 +18,14 @@ TINY_FILES = {
     "n02512053/n02512053_9.JPEG": b"fish",  # same content, other class
 }
 
+LONG_BYTES = 16
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Call long bytes by their number: the processes of a test run must agree on all names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > LONG_BYTES else None
+
+
 MakeTree = Callable[[Mapping[str, bytes]], Path]
 
 

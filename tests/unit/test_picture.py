@@ -97,8 +97,8 @@ OTHER = {
     ),
     "palette": encoded(photo(mode="P"), "GIF"),
     "WebP": encoded(photo(), "WEBP"),
-    "gzip'd JPEG": gzip.compress(jpeg()),
-    "gzip'd PNG": gzip.compress(encoded(photo(), "PNG")),
+    "gzip'd JPEG": gzip.compress(jpeg(), mtime=0),
+    "gzip'd PNG": gzip.compress(encoded(photo(), "PNG"), mtime=0),
 }
 
 
