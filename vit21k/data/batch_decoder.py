@@ -4,8 +4,9 @@ Dimensions: B images, C colours, H W pixels, L labels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -69,12 +70,15 @@ class Job:
         transform: (picture, place in the batch, (3, H, W) array to fill).
         positions_B: How many images the run has seen before each; empty: nothing is drawn.
         substitute: (place in the batch, number of tries so far) -> another row.
+        fill: (files by place in the batch, (B, 3, H, W) array) -> the places that it filled: the
+            same as *transform*, for many pictures at a time; None: there is no such way.
     """
 
     rows_B: NDArray[np.int64]
     transform: Callable[[Picture, int, NDArray[np.uint8]], object]
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     substitute: Callable[[int, int], int] | None = None
+    fill: Callable[[Mapping[int, bytes], NDArray[np.uint8]], set[int]] | None = None
 
 
 @dataclass
@@ -189,9 +193,15 @@ class BatchDecoder:
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
         """Decode a chunk into its place; return what of it is bad."""
         done = _Chunk([], [])
+        contents = self._read(job, chunk) if job.fill else {}
+        filled = job.fill(contents, images_BCHW) if job.fill else set()
         for index in chunk:
+            if index in filled:
+                continue
             num_tries = 0
-            while (why := self._try(job, images_BCHW, index)) is not None:
+            while (
+                why := self._try(job, images_BCHW, index, contents.pop(index, None))
+            ) is not None:
                 done.bad.append((int(job.rows_B[index]), why))
                 if job.substitute is None or num_tries == _NUM_SUBSTITUTES:
                     done.left_out.append(index)
@@ -200,12 +210,22 @@ class BatchDecoder:
                 num_tries += 1
         return done
 
-    def _try(self, job: Job, images_BCHW: NDArray[np.uint8], index: int) -> str | None:
+    def _read(self, job: Job, chunk: range) -> dict[int, bytes]:
+        """Return the files of a chunk, by place; one that cannot be read is tried again alone."""
+        contents = {}
+        for index in chunk:
+            with suppress(ImageError, OSError):
+                contents[index] = self._pictures.read_bytes(int(job.rows_B[index]))
+        return contents
+
+    def _try(
+        self, job: Job, images_BCHW: NDArray[np.uint8], index: int, content: bytes | None
+    ) -> str | None:
         """Decode one picture into its place; return what is wrong with it, if that is tolerated."""
         row = int(job.rows_B[index])
         try:
-            picture = open_picture(self._pictures.read_bytes(row))
-            job.transform(picture, index, images_BCHW[index])
+            content = self._pictures.read_bytes(row) if content is None else content
+            job.transform(open_picture(content), index, images_BCHW[index])
         except ImageError as error:
             if self._on_bad_image != "fail":
                 return error.message

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vit21k.data.augment import Policy, augment_in_place
+from vit21k.data.augment import Policy
 from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
 from vit21k.data.copy_ahead import copied_ahead
 from vit21k.data.draws import uniform_draws
 from vit21k.data.mix64 import derive_key
-from vit21k.data.picture import Picture
+from vit21k.data.random_crops import RandomCrops, compiled_crops
 from vit21k.data.rows import PictureRows
 from vit21k.data.sampler import StepOrder
 from vit21k.data.transforms import EvalTransform, TrainTransform
@@ -108,6 +108,7 @@ class TrainLoader(_Loader):
                 pin_memory=device.type == "cuda",
             )
         )
+        self._crop_decoder = compiled_crops()
         self._sampler = sampler
         self._transform = transform
         self._policy = policy
@@ -144,21 +145,12 @@ class TrainLoader(_Loader):
                 yield self._job(rows[part], positions[part])
 
     def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Job:
-        num_draws, policy = self._transform.num_draws, self._policy
-        num_columns = num_draws + (policy.num_draws if policy else 0)
-        draws = uniform_draws(self._seed, positions_B, num_columns)
-
-        def transform(picture: Picture, index: int, out: NDArray[np.uint8]) -> None:
-            self._transform(picture, draws[index, :num_draws], out)
-            if policy:
-                augment_in_place(out, policy, draws[index, num_draws:].tolist())
-
-        return Job(
-            rows_B,
-            transform,
-            positions_B,
-            self._substitutes(positions_B) if self._replaces else None,
-        )
+        policy = self._policy
+        num_columns = self._transform.num_draws + (policy.num_draws if policy else 0)
+        draws_BD = uniform_draws(self._seed, positions_B, num_columns)
+        crops = RandomCrops(self._transform, draws_BD, policy, self._crop_decoder)
+        substitutes = self._substitutes(positions_B) if self._replaces else None
+        return Job(rows_B, crops, positions_B, substitutes, crops.fill)
 
     def _substitutes(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
         """Return what gives another row for a place of a batch."""

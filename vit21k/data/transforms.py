@@ -18,6 +18,7 @@ from vit21k.data.decode import MAX_PIXELS
 from vit21k.data.picture import DecodedPicture, Picture
 from vit21k.data.resample import resample
 from vit21k.errors import ImageError, UsageError
+from vit21k.jpeg.crops import Crop
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -63,7 +64,7 @@ class TrainTransform:
         self.crop_scale = crop_scale
         self.crop_ratio = crop_ratio
         self.hflip = hflip
-        self._mode = interpolation
+        self.interpolation = interpolation
 
     def __call__(
         self,
@@ -82,13 +83,17 @@ class TrainTransform:
             ImageError: It was not decoded yet, and is damaged.
         """
         picture = DecodedPicture(picture) if isinstance(picture, Image.Image) else picture
-        numbers = draws.tolist()
-        box = crop_box(picture.size, numbers, scale=self.crop_scale, ratio=self.crop_ratio)
+        box, is_flipped = self.crop(picture.size, draws.tolist())
         size = (self.img_size, self.img_size)
-        image_CHW = resample(picture.region(box), size, self._mode)
-        if numbers[_FLIP] < self.hflip:
+        image_CHW = resample(picture.region(box), size, self.interpolation)
+        if is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
         return _written(image_CHW.numpy(), out)
+
+    def crop(self, size: tuple[int, int], draws: Sequence[float]) -> Crop:
+        """Return what is taken of a picture of (width, height), by its `num_draws` numbers."""
+        box = crop_box(size, draws, scale=self.crop_scale, ratio=self.crop_ratio)
+        return Crop(box, draws[_FLIP] < self.hflip)
 
 
 class EvalTransform:

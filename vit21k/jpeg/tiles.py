@@ -17,6 +17,7 @@ from vit21k.jpeg.headers import (
     DRI,
     EOI,
     RST0,
+    SOS,
     Jpeg,
     NotTileableError,
     Segment,
@@ -30,8 +31,7 @@ CHROMA_MARGIN = 2
 _RESTARTS = [bytes([0xFF, RST0 + index]) for index in range(8)]
 _END = bytes([0xFF, EOI])
 _DRI = bytes([0xFF, DRI, 0, 4])
-_MAX_HEAD = 1 << 18
-"""Bytes in which the restart interval is looked for: most files have none, which is soon seen."""
+_SOS = bytes([0xFF, SOS])
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are the first that are outside."""
@@ -118,7 +118,7 @@ class TileJpeg:
 
 def parse_tile_jpeg(content: bytes) -> TileJpeg | None:
     """Return *content* as a tile JPEG; None if it is anything else."""
-    if content.find(_DRI, 0, _MAX_HEAD) < 0:
+    if content.find(_DRI, 0, content.find(_SOS)) < 0:  # most files have none, which is soon seen
         return None
     try:
         jpeg = parse_jpeg(content)

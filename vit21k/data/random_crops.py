@@ -1,0 +1,92 @@
+"""What training does to the pictures of a batch: a random crop, and what a policy adds.
+
+Dimensions: B images of a batch, D numbers drawn for each, C colours, H W pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit21k.compiled import NoCompilerError
+from vit21k.data.augment import Policy, augment_in_place
+from vit21k.data.decode import MAX_PIXELS, is_readable_jpeg
+from vit21k.data.picture import Picture
+from vit21k.data.transforms import TrainTransform
+from vit21k.jpeg.crops import CropDecoder, PlainJpeg, crop_decoder
+
+
+def compiled_crops() -> CropDecoder | None:
+    """Return what crops plain JPEGs many at a time; None where there is no compiler."""
+    try:
+        return crop_decoder()
+    except NoCompilerError:
+        return None
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Crops of a batch.  Two ways lead to the same pixels, to the bit.
+
+    `fill` takes many pictures with two calls of compiled code, and leaves out what is not a plain
+    JPEG or is damaged in any way; calling the instance takes one picture of any kind.
+
+    Attributes:
+        transform: Crop and flip.
+        draws_BD: Uniform numbers of each picture: those of the transform, then those of the policy.
+        policy: What is done to a crop; None: nothing.
+        decoder: The compiled code; None: `fill` fills nothing.
+    """
+
+    transform: TrainTransform
+    draws_BD: NDArray[np.float64]
+    policy: Policy | None = None
+    decoder: CropDecoder | None = None
+
+    def __call__(self, picture: Picture, index: int, out: NDArray[np.uint8]) -> None:
+        """Write the crop of the picture at a place of the batch to *out* (3, H, W).
+
+        Raises:
+            ImageError: The picture is damaged.
+        """
+        self.transform(picture, self.draws_BD[index], out)
+        self._finish(index, out)
+
+    def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
+        """Write the crops of plain JPEGs to their places of the batch; return these places.
+
+        Args:
+            contents: Files, by place in the batch.
+            images_BCHW: The batch.
+        """
+        if not self.decoder:
+            return set()
+        measured = zip(contents, self.decoder.measure(list(contents.values())), strict=True)
+        sizes = {
+            place: (jpeg.width, jpeg.height)
+            for place, jpeg in measured
+            if jpeg and _is_allowed(jpeg, contents[place])
+        }
+        are_filled = self.decoder.crop(
+            [contents[place] for place in sizes],
+            [self.transform.crop(size, self.draws_BD[at].tolist()) for at, size in sizes.items()],
+            [images_BCHW[place] for place in sizes],
+            self.transform.interpolation,
+        )
+        filled = {place for place, is_filled in zip(sizes, are_filled, strict=True) if is_filled}
+        for place in filled:
+            self._finish(place, images_BCHW[place])
+        return filled
+
+    def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
+        if self.policy:
+            draws = self.draws_BD[index, self.transform.num_draws :].tolist()
+            augment_in_place(image_CHW, self.policy, draws)
+
+
+def _is_allowed(jpeg: PlainJpeg, content: bytes) -> bool:
+    """Return whether `open_picture` would take the file for a JPEG, too."""
+    if jpeg.width * jpeg.height > MAX_PIXELS:
+        return False
+    return not jpeg.has_odd_metadata or is_readable_jpeg(content)

@@ -1,0 +1,93 @@
+/* Plain JPEGs -> crops of one size: decoded, resized, flipped; many with one call.
+ *
+ * Plain: Huffman-coded from top to bottom in one scan, 8 bits, grey or YCbCr at 4:4:4, 4:2:2 or
+ * 4:2:0, and nothing odd about it.  Pixels are those of libjpeg-turbo (its accurate integer
+ * transform, its triangle filter for chroma) and of torch's resampling, to the bit: the tests
+ * compare them.  Whatever is not plain, is damaged, or might leave the 16 bits of libjpeg-turbo's
+ * vector code is refused, and the caller takes libjpeg-turbo.  So a refusal costs time, and changes
+ * no result.
+ *
+ * Only what a crop needs is done: rows below it are not read; blocks beside it are read, since only
+ * reading tells where the next one begins, but not transformed; and where restart markers divide
+ * the rows into tiles, those beside it are not even read.
+ *
+ * Nothing is trusted: every read and write is checked against the ends that the caller gave.
+ */
+#include "region.h"
+#include "resample.h"
+
+
+/* What is asked for: the box of a picture, as left, top, right, bottom, and whether it is flipped. */
+typedef struct {
+    int32_t box[4], is_flipped;
+} Crop;
+
+/* Rows of the region -> their pixels, resampled along them. */
+static void write_rows(const Region *region, const int32_t *box, int is_flipped, int size) {
+    int left = box[0], width = box[2] - box[0];
+    const Plane *planes = region->planes;
+    const Component *luma = region->header->components;
+    uint8_t *blue = region->chroma + 32, *red = blue + width + 64;
+    for (int y = box[1]; y < box[3]; y++) {
+        const uint8_t *row = planes[0].samples +
+            (size_t)(y - planes[0].first_y) * planes[0].stride + left - planes[0].first_x;
+        if (region->header->num_components == 1) {
+            grey_to_pixels(row, width, region->pixels);
+        } else {
+            upsample_row(&planes[1], luma, y, left, width, region->sums, blue);
+            upsample_row(&planes[2], luma, y, left, width, region->sums, red);
+            to_pixels(row, blue, red, width, region->pixels);
+        }
+        resample_row(&region->across, region->pixels, width, size, is_flipped, region->wide,
+                     region->wide_out, region->rows + region->stride * (size_t)(y - box[1]));
+    }
+}
+
+/* out: (3, size, size). */
+static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, const Crop *crop,
+                    int size, int is_bicubic, uint8_t *out) {
+    Header header;
+    Region region = {.header = &header, .decoder = decoder};
+    const int32_t *box = crop->box;
+    int status = read_header(&header, content, num_bytes);
+    if (status || (status = make_region(&region, box))) return status;
+    if ((status = make_tables(decoder, &header))) return status;
+    if (reserve(&region, num_bytes, box, size, is_bicubic)) return NO_MEMORY;
+    if ((status = read_region(&region, content, num_bytes))) return status;
+    make_taps(&region.across, box[2] - box[0], size, is_bicubic, region.numbers);
+    make_taps(&region.down, box[3] - box[1], size, is_bicubic, region.numbers);
+    write_rows(&region, box, crop->is_flipped, size);
+    for (int y = 0; y < size; y++) {
+        resample_column(&region.down, region.rows, region.stride, size, y, region.pixels);
+        split_colours(region.pixels, size, (size_t)size * size, out + (size_t)y * size);
+    }
+    return DONE;
+}
+
+/* ---- what is called from outside ---- */
+
+Decoder *new_decoder(void) { return calloc(1, sizeof(Decoder)); }
+
+void free_decoder(Decoder *decoder) {
+    if (decoder) free(decoder->room);
+    free(decoder);
+}
+
+/* Write width, height and whether there is odd metadata to 3 numbers of each; width 0: not plain. */
+void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
+    for (int i = 0; i < count; i++, facts += 3) {
+        Header header;
+        int status = read_header(&header, contents[i], (size_t)num_bytes[i]);
+        facts[0] = status ? 0 : header.width, facts[1] = header.height;
+        facts[2] = header.has_odd_metadata;
+    }
+}
+
+/* Write (3, size, size) bytes to each of *outs*, and DONE or why not to each of *statuses*. */
+void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *num_bytes,
+              const Crop *crops, int count, int size, int is_bicubic, uint8_t *const *outs,
+              int32_t *statuses) {
+    for (int i = 0; i < count; i++)
+        statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], size,
+                               is_bicubic, outs[i]);
+}

@@ -1,0 +1,231 @@
+/* A region of a picture: the blocks that it needs, read and transformed. */
+#ifndef REGION_H
+#define REGION_H
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "colour.h"
+#include "header.h"
+#include "huffman.h"
+#include "inverse.h"
+#include "resample.h"
+
+enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
+
+/* What a thread keeps from picture to picture: most share their Huffman tables. */
+typedef struct {
+    Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
+    uint8_t *room;
+    size_t capacity;
+} Decoder;
+
+typedef struct {
+    const Header *header;
+    Decoder *decoder;
+    int32_t mcus_x, mcus_y;                   /* of the picture */
+    int32_t first_x, last_x, first_y, last_y; /* MCUs that the region needs */
+    Lanes too_large;                          /* not zero anywhere: coefficients are */
+    Plane planes[MAX_COMPONENTS];
+    uint8_t *data;    /* entropy-coded, without stuffed bytes */
+    uint8_t *chroma;  /* a row of each of two colours */
+    int16_t *sums;
+    uint32_t *pixels; /* a row of the region, then of the result */
+    int32_t *wide, *wide_out; /* the same, a number for each byte */
+    uint32_t *rows;   /* all rows of the region, of the width of the result */
+    size_t stride;    /* of those, in pixels */
+    Taps across, down;
+    double *numbers;  /* while taps are made */
+} Region;
+
+static int make_region(Region *region, const int32_t *box) {
+    const Header *header = region->header;
+    int width = 8 * header->components[0].h, height = 8 * header->components[0].v;
+    if (box[0] < 0 || box[1] < 0 || box[2] <= box[0] || box[3] <= box[1]) return NOT_PLAIN;
+    if (box[2] > header->width || box[3] > header->height) return NOT_PLAIN;
+    region->mcus_x = (header->width + width - 1) / width;
+    region->mcus_y = (header->height + height - 1) / height;
+    if (header->restart_interval && region->mcus_x % header->restart_interval) return NOT_PLAIN;
+    region->first_x = at_least(box[0] - MARGIN, 0) / width;
+    region->first_y = at_least(box[1] - MARGIN, 0) / height;
+    region->last_x = (at_most(box[2] + MARGIN, header->width) - 1) / width;
+    region->last_y = (at_most(box[3] + MARGIN, header->height) - 1) / height;
+    return DONE;
+}
+
+static int make_tables(Decoder *decoder, const Header *header) {
+    for (int c = 0; c < header->num_components; c++) {
+        int dc = header->components[c].dc, ac = NUM_SLOTS + header->components[c].ac;
+        if (make_table(&decoder->tables[dc], header->huffman[dc], 1) ||
+            make_table(&decoder->tables[ac], header->huffman[ac], 0))
+            return NOT_PLAIN;
+    }
+    return DONE;
+}
+
+/* The next *num_bytes* of the decoder's room, with some to spare behind them. */
+static void *take(Decoder *decoder, size_t *used, size_t num_bytes) {
+    size_t place = *used;
+    *used += (num_bytes + 256 + 63) & ~(size_t)63;
+    return *used <= decoder->capacity ? decoder->room + place : NULL;
+}
+
+static void lay_out_planes(Region *region, size_t *used) {
+    const Component *luma = region->header->components;
+    int columns = region->last_x - region->first_x + 1, rows = region->last_y - region->first_y + 1;
+    for (int c = 0; c < region->header->num_components; c++) {
+        const Component *component = &region->header->components[c];
+        Plane *plane = &region->planes[c];
+        plane->stride = columns * component->h * 8;
+        plane->first_x = region->first_x * component->h * 8;
+        plane->first_y = region->first_y * component->v * 8;
+        plane->width = (region->header->width * component->h + luma->h - 1) / luma->h;
+        plane->height = (region->header->height * component->v + luma->v - 1) / luma->v;
+        plane->samples = take(region->decoder, used, (size_t)plane->stride * rows * component->v * 8);
+    }
+}
+
+static void lay_out_taps(Region *region, Taps *taps, int from, int size, int is_bicubic, size_t *used) {
+    taps->num_taps = taps_of(from, size, is_bicubic);
+    taps->starts = take(region->decoder, used, 4 * (size_t)size);
+    taps->weights = take(region->decoder, used, 4 * (size_t)size * taps->num_taps);
+}
+
+/* Return how much room there has to be; where there is less, pointers are NULL. */
+static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, int size, int is_bicubic) {
+    Decoder *decoder = region->decoder;
+    size_t used = 0, width = (size_t)(box[2] - box[0]), height = (size_t)(box[3] - box[1]);
+    lay_out_planes(region, &used);
+    lay_out_taps(region, &region->across, (int)width, size, is_bicubic, &used);
+    lay_out_taps(region, &region->down, (int)height, size, is_bicubic, &used);
+    int num_taps = at_least(region->across.num_taps, region->down.num_taps);
+    region->numbers = take(decoder, &used, 8 * (size_t)size * num_taps);
+    region->data = take(decoder, &used, num_bytes + PADDING);
+    region->chroma = take(decoder, &used, 2 * width);
+    region->sums = take(decoder, &used, 2 * width);
+    region->pixels = take(decoder, &used, 4 * (size_t)at_least((int)width, size));
+    region->wide = take(decoder, &used, 16 * (width + region->across.num_taps));
+    region->wide_out = take(decoder, &used, 16 * (size_t)size);
+    region->stride = (size_t)size;
+    region->rows = take(decoder, &used, 4 * region->stride * (height + region->down.num_taps));
+    return used;
+}
+
+static int reserve(Region *region, size_t num_bytes, const int32_t *box, int size, int is_bicubic) {
+    Decoder *decoder = region->decoder;
+    size_t needed = lay_out(region, num_bytes, box, size, is_bicubic);
+    if (needed <= decoder->capacity) return DONE;
+    free(decoder->room);
+    decoder->capacity = 0;
+    if (posix_memalign((void **)&decoder->room, 64, needed + needed / 4)) {
+        decoder->room = NULL;
+        return NO_MEMORY;
+    }
+    decoder->capacity = needed + needed / 4;
+    lay_out(region, num_bytes, box, size, is_bicubic);
+    return DONE;
+}
+
+static int read_mcu(Reader *reader, Region *region, int x, int y, int *predictions,
+                    int32_t *block) {
+    const Header *header = region->header;
+    int is_needed = x >= region->first_x && x <= region->last_x && y >= region->first_y;
+    for (int c = 0; c < header->num_components; c++) {
+        const Component *component = &header->components[c];
+        const Huffman *dc = &region->decoder->tables[component->dc];
+        const Huffman *ac = &region->decoder->tables[NUM_SLOTS + component->ac];
+        const Plane *plane = &region->planes[c];
+        for (int v = 0; v < component->v; v++)
+            for (int h = 0; h < component->h; h++) {
+                const uint16_t *quant = header->quant[component->quant];
+                if (!is_needed) {
+                    if (read_block(reader, dc, ac, predictions + c, quant, NULL) < 0) return DAMAGED;
+                    continue;
+                }
+                int last = read_block(reader, dc, ac, predictions + c, quant, block);
+                uint8_t *out = plane->samples +
+                    (size_t)((y - region->first_y) * component->v + v) * 8 * plane->stride +
+                    ((x - region->first_x) * component->h + h) * 8;
+                if (last < 0) return DAMAGED;
+                to_samples(block, last, out, plane->stride, &region->too_large);
+            }
+    }
+    return DONE;
+}
+
+/* The next marker at or after *at*, stuffed bytes being none; NULL: there is none. */
+static const uint8_t *next_marker(const uint8_t *at, const uint8_t *end) {
+    while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at - 1)))) {
+        if (at[1] && at[1] != 0xFF) return at;
+        at += at[1] ? 1 : 2;
+    }
+    return NULL;
+}
+
+/* Copy entropy-coded data up to the next marker without stuffed bytes, and zeros behind it.
+ * Return the marker's place, or NULL. */
+static const uint8_t *unstuff(const uint8_t *at, const uint8_t *end, uint8_t *out, Reader *reader) {
+    *reader = (Reader){.at = out};
+    while (end - at >= 2) {
+        const uint8_t *found = memchr(at, 0xFF, (size_t)(end - at - 1));
+        if (!found) return NULL;
+        size_t count = (size_t)(found - at) + !found[1]; /* with the 0xFF, if that is stuffed */
+        memcpy(out, at, count);
+        out += count, at = found + 1 + !found[1];
+        if (found[1] && found[1] != 0xFF) {
+            memset(out, 0, PADDING);
+            reader->end = out;
+            return found;
+        }
+    }
+    return NULL;
+}
+
+/* Whether no more bits were taken than there are. */
+static int is_whole(const Reader *reader) {
+    return (reader->at - reader->end) * 8 <= reader->count;
+}
+
+/* Rows down to the last that is needed, without restart markers. */
+static int read_rows(Region *region, const uint8_t *start, const uint8_t *end) {
+    Reader reader;
+    int predictions[MAX_COMPONENTS] = {0};
+    int32_t block[BLOCK] __attribute__((aligned(32))) = {0};
+    const uint8_t *marker = unstuff(start, end, region->data, &reader);
+    if (!marker || marker[1] != EOI) return DAMAGED;
+    for (int y = 0; y <= region->last_y; y++)
+        for (int x = 0; x < region->mcus_x; x++)
+            if (read_mcu(&reader, region, x, y, predictions, block)) return DAMAGED;
+    return is_whole(&reader) ? DONE : DAMAGED;
+}
+
+/* The stretches between restart markers that are needed; others are passed over. */
+static int read_tiles(Region *region, const uint8_t *start, const uint8_t *end) {
+    int interval = region->header->restart_interval, per_row = region->mcus_x / interval;
+    int num_tiles = per_row * region->mcus_y;
+    int32_t block[BLOCK] __attribute__((aligned(32))) = {0};
+    for (int tile = 0; tile < num_tiles; tile++) {
+        Reader reader;
+        int predictions[MAX_COMPONENTS] = {0}, y = tile / per_row, x = tile % per_row * interval;
+        int is_needed = y >= region->first_y && y <= region->last_y && x <= region->last_x &&
+            x + interval > region->first_x;
+        const uint8_t *marker =
+            is_needed ? unstuff(start, end, region->data, &reader) : next_marker(start, end);
+        if (!marker || marker[1] != (tile == num_tiles - 1 ? EOI : RST0 + (tile & 7))) return DAMAGED;
+        start = marker + 2;
+        if (!is_needed) continue;
+        for (int i = 0; i < interval; i++)
+            if (read_mcu(&reader, region, x + i, y, predictions, block)) return DAMAGED;
+        if (!is_whole(&reader)) return DAMAGED;
+    }
+    return DONE;
+}
+
+static int read_region(Region *region, const uint8_t *content, size_t num_bytes) {
+    const uint8_t *start = content + region->header->scan_start, *end = content + num_bytes;
+    int status = region->header->restart_interval ? read_tiles(region, start, end) : read_rows(region, start, end);
+    for (int i = 0; i < 8; i++)
+        if (region->too_large[i]) status = DAMAGED;
+    return status;
+}
+#endif

@@ -1,0 +1,158 @@
+"""`crop/crop.c`, compiled when it is first needed, and called: plain JPEGs -> crops of one size.
+
+A call is for many pictures, and the interpreter's lock is not held meanwhile: what a picture costs
+in Python is a few microseconds.  Nothing needs this: what is refused here, or all where there is
+no compiler, is decoded in the ordinary way, to the same pixels.
+
+Dimensions: N pictures, C colours, H W pixels.
+"""
+
+import ctypes
+import hashlib
+import platform
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit21k.compiled import compiled_library
+
+_FOLDER = Path(__file__).with_name("crop")
+_CPUINFO = Path("/proc/cpuinfo")
+_DONE = 0
+_FACTS, _NUMBERS = 3, 5  # int32 of a picture, of a crop
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom; right and bottom are outside."""
+
+
+class PlainJpeg(NamedTuple):
+    """A JPEG that can be decoded here, as far as its headers tell.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        has_odd_metadata: Another reader may trip over its metadata.
+    """
+
+    width: int
+    height: int
+    has_odd_metadata: bool
+
+
+class Crop(NamedTuple):
+    """What is wanted of a picture: a box of it, perhaps flipped from left to right."""
+
+    box: Box
+    is_flipped: bool
+
+
+class CropDecoder:
+    """The functions of crop.c; any number of threads may share them."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._threads = threading.local()
+        self._new, self._free = library.new_decoder, library.free_decoder
+        self._measure, self._crop_all = library.measure, library.crop_all
+        place, number = ctypes.c_void_p, ctypes.c_int
+        self._new.restype, self._new.argtypes = place, []
+        self._free.restype, self._free.argtypes = None, [place]
+        self._measure.restype = self._crop_all.restype = None
+        self._measure.argtypes = [place, place, number, place]
+        self._crop_all.argtypes = [place] * 4 + [number] * 3 + [place] * 2
+
+    def measure(self, contents: Sequence[bytes]) -> list[PlainJpeg | None]:
+        """Return what the headers of each file say; None for what cannot be decoded here."""
+        num = len(contents)
+        facts = (ctypes.c_int32 * (_FACTS * num))()
+        self._measure(*_as_c(contents), num, facts)
+        rows = zip(*[iter(facts)] * _FACTS, strict=True)
+        return [PlainJpeg(w, h, bool(odd)) if w else None for w, h, odd in rows]
+
+    def crop(
+        self,
+        contents: Sequence[bytes],
+        crops: Sequence[Crop],
+        outs_NCHW: Sequence[NDArray[np.uint8]],
+        mode: str,
+    ) -> list[bool]:
+        """Write each crop to its array; return for each whether that was done.
+
+        What was not has to be decoded elsewhere.
+
+        Args:
+            contents: Files that can be decoded here.
+            crops: Of each, within the picture.
+            outs_NCHW: A contiguous array (3, H, H) for each, all of one size.
+            mode: "bilinear" or "bicubic"; antialiased, as torch does it.
+        """
+        num = len(contents)
+        if not num:
+            return []
+        numbers = [number for crop in crops for number in (*crop.box, crop.is_flipped)]
+        outs = (ctypes.c_void_p * num)(*(out.ctypes.data for out in outs_NCHW))
+        statuses = (ctypes.c_int32 * num)()
+        crops_C = (ctypes.c_int32 * (_NUMBERS * num))(*numbers)
+        size, is_bicubic = outs_NCHW[0].shape[-1], mode == "bicubic"
+        files = _as_c(contents)
+        self._crop_all(self._decoder(), *files, crops_C, num, size, is_bicubic, outs, statuses)
+        return [status == _DONE for status in statuses]
+
+    def _decoder(self) -> int:
+        """Return what this thread keeps from picture to picture: tables, and room to work in."""
+        if not hasattr(self._threads, "decoder"):
+            self._threads.decoder = _Decoder(self._new(), self._free)
+        address: int = self._threads.decoder.address
+        return address
+
+
+class _Decoder:
+    """Memory of a thread, freed when the thread ends."""
+
+    def __init__(self, address: int | None, free: Callable[[int], None]) -> None:
+        if not address:
+            raise MemoryError
+        self.address = address
+        weakref.finalize(self, free, address)
+
+
+def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:
+    num = len(contents)
+    return (ctypes.c_char_p * num)(*contents), (ctypes.c_int64 * num)(*map(len, contents))
+
+
+@cache
+def crop_decoder() -> CropDecoder:
+    """Return the decoder, which is compiled first if it has to be.
+
+    Raises:
+        NoCompilerError: It cannot be.
+    """
+    # Weights of a resampling must not hang on whether the processor can multiply and add at once;
+    # and coefficients that are too large may overflow, since they are found out and nothing used.
+    flags = [
+        "-march=native",
+        "-ffp-contract=off",
+        "-fwrapv",
+        "-Wno-psabi",
+        f"-DPROCESSOR={_processor()}",
+    ]
+    return CropDecoder(
+        compiled_library(_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h")), flags=flags)
+    )
+
+
+def _processor() -> str:
+    """Return a number for what the processor can do: machines may share a cache folder."""
+    try:
+        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.lower().startswith(("flags", "features", "isa"))})
+    what = "\n".join(told) or platform.processor()
+    return str(int.from_bytes(hashlib.blake2b(what.encode(), digest_size=4).digest()))
