@@ -4,10 +4,19 @@
 in one folder, and classes of different size.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, on a slow machine too; HYPOTHESIS_PROFILE=search looks for others.
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TINY_FILES = {
     "n01440764/n01440764_1.JPEG": b"tench",

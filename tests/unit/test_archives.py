@@ -352,7 +352,7 @@ def test_an_archive_that_is_not_there_or_too_short_or_compressed_is_refused(tmp_
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=30), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_bytes_stop_the_reader(changes: list[tuple[int, int]], data: st.DataObject) -> None:
     content = bytearray(tar_of({f"n/{i}.jpg": bytes([i]) * 700 for i in range(8)}))
     for place, value in changes:

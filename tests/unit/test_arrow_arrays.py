@@ -23,7 +23,7 @@ arrays = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays)
 def test_arrays_are_those_of_pyarrow(array: tuple[pa.DataType, list[Any]]) -> None:
     dtype, values = array

@@ -29,7 +29,7 @@ def spread(cells):
 
 
 @given(CELLS.filter(lambda cells: any(with_label for with_label, _ in cells)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_sklearns_when_pictures_of_a_bin_are_ties(cells):
     labels, scores = spread(cells)
 
@@ -43,7 +43,7 @@ def test_it_is_sklearns_when_pictures_of_a_bin_are_ties(cells):
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.0, 0.3, 0.999]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_order_within_the_bins_leaves_the_bounds(cells, seed, spread_within_bin):
     labels, scores = spread(cells)
     steps = np.random.default_rng(seed).integers(0, 4, len(scores)) / 4 * spread_within_bin

@@ -106,7 +106,7 @@ KEYS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), unique=True, ma
 
 
 @given(KEYS, KEYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_rows_are_found_as_by_a_dictionary(
     wanted: list[tuple[int, int]], among: list[tuple[int, int]]
 ) -> None:

@@ -24,7 +24,7 @@ def test_the_hash_is_splitmix64():
     positions=st.lists(st.integers(0, 2**62), min_size=1, max_size=5),
     num_draws=st.integers(1, 30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_number_hangs_on_seed_position_and_column_alone(seed, positions, num_draws):
     draws = uniform_draws(seed, np.array(positions), num_draws)
 

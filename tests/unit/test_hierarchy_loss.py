@@ -53,7 +53,7 @@ def value_and_gradient(loss_of, logits):
     return loss.detach(), logits.grad
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=1, max_size=6),
     smoothing=st.sampled_from([0.0, 0.2]),

@@ -48,7 +48,7 @@ def _export(md5sum: str, prefix: str, per_class: int | None = None) -> tuple[str
         return (folder / ALL).read_text(), (folder / DUMMY_VAL).read_text()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(files_strategy, st.integers(1, 4))
 def test_lists_of_an_md5sum_file_are_plscs(
     files: list[tuple[int, str, str]], per_class: int
@@ -69,7 +69,7 @@ def test_twenty_of_each_class_are_taken_unless_told_otherwise() -> None:
     assert lists[1].count("\n") == 20
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(files_strategy)
 def test_lists_of_a_tree_are_plscs_of_its_sorted_paths(files: list[tuple[int, str, str]]) -> None:
     with TemporaryDirectory() as name:

@@ -120,7 +120,7 @@ def test_threads_do_not_change_the_batches(root, expected, num_workers):
     steps=st.lists(st.integers(0, 5), min_size=1, max_size=4),
     num_workers=st.sampled_from([0, 1, 2]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_step_may_come_first_or_next(root, expected, steps, num_workers):
     batches = steps_of(train_loader(root, num_workers=num_workers), steps)
 

@@ -51,7 +51,7 @@ def value_and_gradient(loss_function, logits, *args):
 
 
 @given(batch=batches(), smoothing=st.sampled_from([0.0, 1e-4, 0.3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_sparse_loss_and_its_gradient_are_those_of_dense_bce(batch, smoothing):
     logits, rows, ids = batch
 
@@ -65,7 +65,7 @@ def test_the_sparse_loss_and_its_gradient_are_those_of_dense_bce(batch, smoothin
 
 
 @given(batch=weighted_batches(), smoothing=st.sampled_from([0.0, 1e-4, 0.3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_loss_of_mixed_labels_and_its_gradient_are_those_of_dense_bce(batch, smoothing):
     logits, rows, ids, weights = batch
     target = torch.zeros_like(logits).index_put_((rows, ids), weights)
@@ -250,7 +250,7 @@ def test_the_floor_e_over_k_is_timms_binary_cross_entropy(smoothing, class_reduc
     floor=st.sampled_from(["e", "e/K"]),
     class_reduction=st.sampled_from(["sum", "mean"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_smoothing_of_weighted_labels_is_dense_bce_on_its_formula(
     batch, smoothing, floor, class_reduction
 ):
@@ -313,7 +313,7 @@ def test_softmax_with_one_label_is_torchs_cross_entropy(smoothing):
 
 
 @given(batch=batches(), smoothing=st.sampled_from([0.0, 0.1]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_softmax_with_m_labels_has_the_target_one_over_m_on_each(batch, smoothing):
     logits, rows, ids = batch
     target = torch.zeros_like(logits)

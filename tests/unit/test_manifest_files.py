@@ -122,7 +122,7 @@ def test_damage_to_rows_is_found_whichever_columns_are_read(tmp_path: Path) -> N
         list(open_manifest(tmp_path, DIGESTS).batches(["wnid"]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 9), max_size=8))
 def test_the_pieces_in_which_rows_arrive_do_not_change_a_byte(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]

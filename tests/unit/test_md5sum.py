@@ -55,7 +55,7 @@ def _line(path: str) -> str:
     return f"{mark}{hashlib.md5(path.encode()).hexdigest()}  {escaped}\n"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PATHS, max_size=8))
 def test_any_name_survives_the_escapes(paths: list[str]) -> None:
     rows = _read("".join(map(_line, paths)))
@@ -65,7 +65,7 @@ def test_any_name_survives_the_escapes(paths: list[str]) -> None:
     assert [row["digest"] for row in rows] == [hashlib.md5(p.encode()).digest() for p in paths]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(PATHS, min_size=1, max_size=8))
 def test_any_name_survives_between_nuls(paths: list[str]) -> None:
     text = "".join(f"{hashlib.md5(p.encode()).hexdigest()} *{p}\0" for p in paths)
@@ -73,7 +73,7 @@ def test_any_name_survives_between_nuls(paths: list[str]) -> None:
     assert _paths(text) == paths
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(PATHS, min_size=1, max_size=20), st.integers(300, 900))
 def test_where_the_blocks_end_does_not_matter(paths: list[str], block_bytes: int) -> None:
     text = "".join(map(_line, paths))

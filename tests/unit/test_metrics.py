@@ -58,7 +58,7 @@ labels_of_an_image = st.lists(st.integers(0, 7), unique=True, max_size=4)
 
 
 @given(labels=st.lists(labels_of_an_image, min_size=1, max_size=12), seed=st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_result_is_a_plain_count(labels, seed):
     logits = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(seed))
     order = logits.argsort(dim=1, descending=True).tolist()
@@ -71,7 +71,7 @@ def test_the_result_is_a_plain_count(labels, seed):
 
 
 @given(cut=st.integers(0, 10))
-@settings(max_examples=11, deadline=None)
+@settings(max_examples=11)
 def test_batches_and_ranks_add_up(cut):
     logits = torch.randn(10, 8, generator=torch.Generator().manual_seed(3))
     labels = [[index % 8] for index in range(10)]

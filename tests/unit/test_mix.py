@@ -53,7 +53,7 @@ def mixed_targets(batch, plan, num_classes, **options):
 
 @pytest.mark.parametrize("sums_to_one", [False, True])
 @given(size=st.integers(1, 12), seed=st.integers(0, 99), first=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_mixed_labels_are_the_nonzeros_of_mixed_dense_targets(sums_to_one, size, seed, first):
     batch = batch_of(size, first=first, seed=seed)
     transform = transform_of(sums_to_one=sums_to_one, seed=seed)
@@ -172,7 +172,7 @@ def test_rates_are_kept():
 
 
 @given(cut=st.integers(1, 15), seed=st.integers(0, 50))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_batch_in_parts_of_pairs_is_mixed_like_the_whole(cut, seed):
     whole = batch_of(32, first=64, seed=seed)
     transform = transform_of(seed=seed)

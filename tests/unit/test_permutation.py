@@ -9,7 +9,7 @@ keys = st.integers(-(2**63), 2**64 - 1)
 
 
 @given(num_items=st.integers(1, 400), key=keys)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_item_comes_exactly_once(num_items, key):
     items = permute(np.arange(num_items), num_items, key)
 
@@ -25,7 +25,7 @@ def test_larger_numbers_are_permuted_too(num_items):
 
 
 @given(num_items=st.integers(1, 10**12), key=keys, data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_position_alone_is_found_as_among_others(num_items, key, data):
     wanted = data.draw(st.lists(st.integers(0, num_items - 1), min_size=1, max_size=8))
 

@@ -227,7 +227,7 @@ def outcome(function):
     mutations=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=3),
     bottom=st.integers(1, SIZE[1]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_damaged_bytes_are_taken_or_refused_as_by_the_policy(name, mutations, bottom):

@@ -102,7 +102,7 @@ def test_labels_of_a_batch_come_sparse(tmp_path):
     labels=st.lists(st.lists(st.integers(0, 30_000), unique=True, max_size=4), max_size=9),
     data=st.data(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_sparse_labels_are_those_of_the_rows(labels, data, tmp_path_factory):
     pictures = pictures_of(
         tmp_path_factory.getbasetemp(), [str(i) for i in range(len(labels))], labels

@@ -18,7 +18,7 @@ def positions(side, prefix=1, width=6):
 
 @pytest.mark.parametrize("mode", MODES)
 @given(side=st.integers(1, 9), prefix=st.integers(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_same_grid_changes_nothing(mode, side, prefix):
     pos_embed = positions(side, prefix)
 

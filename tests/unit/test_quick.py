@@ -58,7 +58,7 @@ def _lay_out(root: Path, contents: list[bytes]) -> Path:
     return root
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(contents_strategy, min_size=1, max_size=40))
 def test_groups_are_those_of_a_full_run(contents: list[bytes]) -> None:
     with TemporaryDirectory() as name:

@@ -24,7 +24,7 @@ def test_a_dumped_recipe_loads_as_itself(name, tmp_path):
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lr=st.floats(min_value=1e-300, max_value=1e300), text=st.text(min_size=1))
 @example(lr=1.0, text="1e100")
 def test_no_number_and_no_text_changes_by_being_dumped(lr, text, tmp_path_factory):

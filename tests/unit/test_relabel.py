@@ -113,7 +113,7 @@ def test_one_content_twice_in_one_folder_is_one_label() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(files_strategy)
 def test_pictures_are_those_of_the_oracle(files: list[File]) -> None:
     wnids = sorted({wnid for _, wnid in files})
@@ -123,7 +123,7 @@ def test_pictures_are_those_of_the_oracle(files: list[File]) -> None:
     assert images == _oracle(files, wnids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(files_strategy, st.permutations(WNIDS))
 def test_pictures_follow_the_class_list_that_is_given(files: list[File], wnids: list[str]) -> None:
     images, _, _, _ = _relabel(files, classes=ClassList(tuple(wnids)))
@@ -131,7 +131,7 @@ def test_pictures_follow_the_class_list_that_is_given(files: list[File], wnids: 
     assert images == _oracle(files, wnids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(files_strategy)
 def test_every_file_is_a_picture_or_a_copy(files: list[File]) -> None:
     images, copies, _, summary = _relabel(files)
@@ -143,7 +143,7 @@ def test_every_file_is_a_picture_or_a_copy(files: list[File]) -> None:
     assert summary.num_copies == len(copies)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(files_strategy)
 def test_classes_count_files_and_pictures(files: list[File]) -> None:
     images, _, classes, summary = _relabel(files, classes=ClassList(WNIDS))
@@ -184,7 +184,7 @@ def test_row_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch, *, is_sorted:
     assert images == _oracle(files, WNIDS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
 def test_copies_are_the_rows_with_equal_digests(halves: list[tuple[int, int]]) -> None:
     digests = np.array(halves, dtype=np.uint64).reshape(-1, 2) * np.uint64(0x9E3779B97F4A7C15)
@@ -273,7 +273,7 @@ def test_a_picture_under_very_many_classes_is_counted() -> None:
     assert summary.num_crowded == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(files_strategy, st.integers(1, 3))
 def test_crowded_pictures_can_be_left_out(files: list[File], max_labels: int) -> None:
     wnids = sorted({wnid for _, wnid in files})

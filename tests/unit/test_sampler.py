@@ -32,7 +32,7 @@ def rows_of_epoch(samplers, epoch):
 
 
 @given(plan=plans, world_size=st.integers(1, 5), epoch=st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_epoch_holds_every_image_once_over_all_ranks(plan, world_size, epoch):
     rows = rows_of_epoch(all_ranks(plan, world_size), epoch)
 
@@ -44,7 +44,7 @@ def test_an_epoch_holds_every_image_once_over_all_ranks(plan, world_size, epoch)
 
 
 @given(plan=plans, world_size=st.integers(1, 7), step=st.integers(0, 200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_global_batch_does_not_depend_on_the_number_of_ranks(plan, world_size, step):
     alone = StepSampler(**plan).batch(step)
     parts = [sampler.batch(step) for sampler in all_ranks(plan, world_size)]
@@ -59,7 +59,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_ranks(plan, world_siz
 
 
 @given(plan=plans, step=st.integers(0, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_step_is_the_same_whenever_it_is_asked_for(plan, step):
     used = StepSampler(**plan)
     for earlier in range(3):
@@ -70,7 +70,7 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(plan, step):
 
 
 @given(plan=plans)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_positions_count_the_images_since_the_start_of_the_run(plan):
     sampler = StepSampler(**plan)
 
@@ -99,7 +99,7 @@ def test_positions_count_the_images_since_the_start_of_the_run(plan):
     world_size=st.integers(1, 4),
     step=st.integers(0, 50),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pairs_are_never_parted_by_ranks_where_the_batch_is_pairs_for_each(
     plan, pairs_of_a_rank, world_size, step
 ):
@@ -146,7 +146,7 @@ def test_too_few_images_for_one_batch_are_refused(num_images, drop_last):
     world_size=st.integers(1, 4),
     step=st.integers(0, 60),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_repeated_images_are_the_same_for_any_number_of_ranks(plan, repeats, world_size, step):
     plan = {**plan, "repeats": repeats}
     alone = StepSampler(**plan).batch(step)
@@ -156,7 +156,7 @@ def test_repeated_images_are_the_same_for_any_number_of_ranks(plan, repeats, wor
 
 
 @given(plan=plans, repeats=st.integers(2, 4), epoch=st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_epoch_of_repeated_images_has_each_so_often_but_the_last(plan, repeats, epoch):
     sampler = StepSampler(**plan, repeats=repeats)
 
@@ -203,7 +203,7 @@ def labelled_rows(draw):
 
 
 @given(pictures=labelled_rows(), seed=st.integers(0, 2**40), num_rounds=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_balanced_classes_come_equally_often_and_their_images_in_turn(pictures, seed, num_rounds):
     class_rows = ClassRows.from_pictures(pictures)
     K = class_rows.num_classes
@@ -234,7 +234,7 @@ def test_balanced_classes_come_equally_often_and_their_images_in_turn(pictures, 
     step=st.integers(0, 60),
     repeats=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_balanced_batches_are_the_same_for_any_number_of_ranks(pictures, world_size, step, repeats):
     plan = {
         "num_images": len(pictures),

@@ -68,7 +68,7 @@ def _without_counts(rows: Rows) -> Rows:
     return [{name: row[name] for name in TRAIN.schema.names} for row in rows]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_strategy, st.integers(1, 4))
 def test_val_is_the_first_single_label_pictures_of_each_class(
     labels: list[list[int]], per_class: int
@@ -91,7 +91,7 @@ def test_val_is_the_first_single_label_pictures_of_each_class(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_strategy, st.integers(1, 4), st.none() | st.integers(0, 2**64 - 1))
 def test_holdout_parts_the_pictures_in_two(
     labels: list[list[int]], per_class: int, seed: int | None
@@ -109,7 +109,7 @@ def test_holdout_parts_the_pictures_in_two(
     assert summary.num_train + summary.num_val == summary.num_images
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels_strategy, st.integers(1, 4), st.integers(0, 2**64 - 1))
 def test_a_seed_takes_the_lowest_hashes_of_each_class(
     labels: list[list[int]], per_class: int, seed: int
@@ -130,7 +130,7 @@ def test_a_seed_takes_the_lowest_hashes_of_each_class(
     assert {row["digest"] for row in val} == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(labels_strategy, labels_strategy, st.integers(0, 5))
 def test_pictures_of_other_classes_move_nothing(
     labels: list[list[int]], others: list[list[int]], seed: int

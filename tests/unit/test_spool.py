@@ -11,7 +11,7 @@ from vit21k.hashing.spool import Spool
         st.tuples(st.binary(max_size=4), st.integers()), max_size=200, unique_by=lambda t: t[0]
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_items_come_out_by_their_keys(items: list[tuple[bytes, int]]) -> None:
     with Spool[int]() as spool:
         for key, item in items:

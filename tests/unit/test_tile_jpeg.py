@@ -139,7 +139,7 @@ def test_a_plain_jpeg_is_no_tile_jpeg():
     assert parse_tile_jpeg(b"") is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(["4:2:0 q90", "grey", "restart markers"]))
 def test_damaged_files_are_refused_or_recoded_alike_by_both_ways(seed, name):
     chance = random.Random(seed)
@@ -162,7 +162,7 @@ def test_damaged_files_are_refused_or_recoded_alike_by_both_ways(seed, name):
         assert tiles is None or tiles.cut((0, 0, 8, 8)) is None or tiles.size
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_tile_jpegs_are_cut_or_left_whole_but_raise_nothing(seed):
     chance = random.Random(seed)

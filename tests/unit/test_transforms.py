@@ -56,7 +56,7 @@ class Numbers:
     position=st.integers(0, 10**6),
     scale=st.sampled_from([SCALE, (0.05, 1.0), (0.9, 1.0)]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_crop_is_torchvisions_for_the_same_numbers(width, height, position, scale):
     transforms = pytest.importorskip("torchvision.transforms.transforms")
     torch = pytest.importorskip("torch")
@@ -85,7 +85,7 @@ def test_the_crop_is_torchvisions_for_the_same_numbers(width, height, position, 
     height=st.integers(1, 400),
     draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=23, max_size=23),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_crop_lies_within_the_picture(width, height, draws):
     left, top, right, bottom = crop_box((width, height), draws, scale=SCALE, ratio=RATIO)
 

@@ -34,7 +34,7 @@ NAMES = st.text(alphabet="aA-.0_/ ~é", min_size=1, max_size=6).filter(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sets(NAMES, max_size=12))
 def test_paths_come_in_byte_order_and_each_once(
     tmp_path_factory: pytest.TempPathFactory, names: set[str]
