@@ -21,6 +21,15 @@ def test_a_signal_is_noted_and_so_is_its_echo_from_torchrun(signum):
         assert stop.received == signum
 
 
+@pytest.fixture
+def in_foreground():
+    """A shell has what it starts in the background ignore Ctrl-C, and what that starts in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_foreground")
 def test_a_second_ctrl_c_some_seconds_later_interrupts(monkeypatch):
     monkeypatch.setattr(stop_signal, "_SAME_REQUEST_SECONDS", -1.0)
 
