@@ -39,11 +39,12 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 _DIGESTS_ONLY = """
 import json, os, sys, time
 from vit21k.hashing.digest import ChunkDigester
-from vit21k.hashing.engine import digest_in_threads
-from vit21k.hashing.hash_tree import DEFAULT_NUM_WORKERS, chunks_of
-wall, cpu = time.perf_counter(), time.process_time()
+from vit21k.hashing.engine import digest_in_threads, suitable_workers
+from vit21k.hashing.hash_tree import chunks_of
 digester = ChunkDigester(os.fsencode(sys.argv[1]), algorithm="xxh3_128")
-for _ in digest_in_threads(digester, chunks_of(digester), int(sys.argv[3]) or DEFAULT_NUM_WORKERS):
+wall, cpu = time.perf_counter(), time.process_time()
+num_workers = int(sys.argv[3]) or suitable_workers(digester)
+for _ in digest_in_threads(digester, chunks_of(digester), num_workers):
     pass
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
@@ -129,6 +130,10 @@ class Bench:
             "hash_tree": [sys.executable, "-c", _ALONE, *alone, "full"],
             "hash_tree, quick": [sys.executable, "-c", _ALONE, *alone, "quick"],
             "digests only": [sys.executable, "-c", _DIGESTS_ONLY, *alone],
+            "digests only, without a compiler": [
+                *("env", "CC=false", f"XDG_CACHE_HOME={self._work / 'empty'}"),
+                *(sys.executable, "-c", _DIGESTS_ONLY, *alone),
+            ],
         }
 
     def measure(self, num_rounds: int, *, is_cold: bool) -> dict[str, list[Run]]:
@@ -262,8 +267,16 @@ def _heading(args: argparse.Namespace, num_bytes: int, copies: int, how_cold: st
     return (
         f"{args.files:,} {what} JPEGs, {num_bytes / 1e9:.2f} GB, {copies:,} of them copies{sizes}; "
         f"{os.cpu_count()} processors ({platform.machine()}){cold}; the yardstick has 16 threads; "
+        f"vit21k has {_compiled()}; "
         f"{args.rounds} rounds, medians (range), ratios of the rounds' own."
     )
+
+
+def _compiled() -> str:
+    from vit21k.hashing.compiled_reader import compiled_reader  # noqa: PLC0415 (see `_make_tree`)
+
+    reader, why = compiled_reader()
+    return "its compiled part" if reader else f"no compiled part ({why})"
 
 
 def _table(runs: dict[str, dict[str, list[Run]]]) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
-from vit21k.jpeg.compiled import NoCompilerError
+from vit21k.compiled import NoCompilerError
 
 NUM_PICTURES = NUM_PLAIN + len(KINDS)
 SMALL = [

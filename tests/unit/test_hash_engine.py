@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vit21k.hashing import engine
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
-from vit21k.hashing.engine import _PATIENCE, _Effort, _Pace, digest_in_threads
+from vit21k.hashing.engine import _PATIENCE, _Pace, digest_in_threads
 from vit21k.hashing.hash_tree import chunks_of
 from vit21k.hashing.walk import Chunk
 
@@ -16,7 +17,8 @@ from vit21k.hashing.walk import Chunk
 class _Recorder:
     """Takes *seconds* a chunk, and notes who did it and whether it was to ask ahead."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, is_concurrent: bool = False) -> None:
+        self.is_concurrent = is_concurrent
         self.is_stopped = self.asks_ahead = False
         self.seconds = seconds
         self.threads: set[str] = set()
@@ -47,20 +49,36 @@ def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_or
     assert len(recorder.threads) == 5  # the first chunk was tried by the caller's own
 
 
-@pytest.mark.parametrize("waited", [_Effort(0.01, 0.01, 8), _Effort(0.05, 0.01, 0)])
-def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk(waited: _Effort) -> None:
+def test_what_is_at_hand_is_digested_by_as_many_threads_as_there_are_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(engine, "_WAITS", 1e9)
+    recorder = _Recorder(seconds=0.01, is_concurrent=True)
+
+    done = list(digest_in_threads(recorder, iter(_chunks(40)), 8))
+
+    assert [chunk.wnid for chunk in done] == [f"{index:03d}" for index in range(40)]
+    assert not any(recorder.asked)
+    assert len(recorder.threads) == 3
+
+
+@pytest.mark.parametrize("waited", [(0.01, 0.01, 8), (0.05, 0.01, 0)])
+def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk(
+    waited: tuple[float, float, int],
+) -> None:
     pace = _Pace(num_workers=2)
-    at_hand = _Effort(0.01, 0.01, 0)
-    pace.note(at_hand)
+    at_hand = 0.01, 0.01, 0
+    pace.note(*at_hand)
     assert not pace.is_waiting
-    pace.note(waited)
+    pace.note(*waited)
     assert pace.is_waiting
 
     for _ in range(_PATIENCE):
-        pace.note(at_hand)
+        pace.note(*at_hand)
     assert pace.is_waiting
     for _ in range(_PATIENCE + 1):
-        pace.note(at_hand)
+        pace.note(*at_hand)
     assert not pace.is_waiting
 
 

@@ -17,11 +17,12 @@ from vit21k.errors import UsageError
 from vit21k.hashing import hash_tree as hash_tree_module
 from vit21k.hashing import memory
 from vit21k.hashing.digest import DigestedChunk, FileDigest
+from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.hashing.memory import CACHE, JOURNAL, HashMemory
 from vit21k.hashing.mounts import file_system_of, is_remote
 from vit21k.hashing.picture_facts import PictureFacts
-from vit21k.hashing.records import decode, encode
+from vit21k.hashing.records import NamedRows, decode, encode
 from vit21k.hashing.summary import HashSummary
 from vit21k.hashing.walk import CHUNK_FILES
 from vit21k.manifest.schema import DIGESTS
@@ -33,6 +34,34 @@ OPTIONS = {"algorithm": "xxh3_128", "root": "/r"}
 def _digest(number: int = 1, **fields: object) -> FileDigest:
     facts = PictureFacts(bytes([number]) * 16, "jpeg", 500, 375, 3, True)
     return FileDigest(number, 2, bytes(16), facts, 3, 4)._replace(**fields)  # type: ignore[arg-type]
+
+
+def _named(files: dict[bytes, FileDigest]) -> NamedRows:
+    return NamedRows(list(files), FileRows.of(files.values()).array)
+
+
+def _unnamed(files: NamedRows) -> dict[bytes, FileDigest]:
+    return dict(zip(files.names, FileRows(files.rows), strict=True))
+
+
+def test_what_the_latest_run_noted_of_a_file_counts(tmp_path: Path) -> None:
+    for number, names in enumerate(([b"a", b"b", b"c"], [b"b", b"d"])):
+        memory = HashMemory(tmp_path, OPTIONS)
+        memory.note(b"f/", _named({name: _digest(number + 1) for name in names}))
+        memory.close() if number else memory.finish()
+        memory.close()
+
+    again = HashMemory(tmp_path, OPTIONS)
+
+    known = _unnamed(again.recall(b"f/", b"a", b"d"))
+    assert {name: file.num_bytes for name, file in known.items()} == {
+        b"a": 1,
+        b"b": 2,
+        b"c": 1,
+        b"d": 2,
+    }
+    assert list(known) == [b"a", b"b", b"c", b"d"]
+    again.close()
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +278,10 @@ def test_records_come_back_as_they_were() -> None:
         b"d": _digest(4, facts=PictureFacts(None, "png", 1, 2, 4, False)),
         b"e": _digest(5, facts=PictureFacts(None, "gzip", 1 << 31, None, None, None)),
     }
-    record = encode(b"folder/", files)
+    record = encode(b"folder/", _named(files))
     body_bytes, label_bytes, checksum = memory.HEAD.unpack_from(record)
 
-    assert decode(record[memory.HEAD.size :], label_bytes, checksum) == files
+    assert _unnamed(decode(record[memory.HEAD.size :], label_bytes, checksum)) == files
     assert len(record) == memory.HEAD.size + body_bytes
 
 
@@ -260,17 +289,17 @@ def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
     names = [b"%03d" % number for number in range(300)]
     memory = HashMemory(tmp_path, OPTIONS)
     for start in (200, 0, 100):  # threads end in any order
-        memory.note(b"f/", {name: _digest() for name in names[start : start + 100]})
-    memory.note(b"g/", {b"050": _digest(9)})
+        memory.note(b"f/", _named({name: _digest() for name in names[start : start + 100]}))
+    memory.note(b"g/", _named({b"050": _digest(9)}))
     memory.close()
 
     again = HashMemory(tmp_path, OPTIONS)
 
-    assert set(again.recall(b"f/", names[150:160])) == set(names[100:200])
-    assert set(again.recall(b"f/", names[99:101])) == set(names[:200])
-    assert again.recall(b"g/", [b"000", b"999"]) == {b"050": _digest(9)}
-    assert again.recall(b"h/", names) == {}
-    assert again.recall(b"g/", [b"051", b"999"]) == {}
+    assert again.recall(b"f/", names[150], names[159]).names == names[100:200]
+    assert again.recall(b"f/", names[99], names[100]).names == names[:200]
+    assert _unnamed(again.recall(b"g/", b"000", b"999")) == {b"050": _digest(9)}
+    assert again.recall(b"h/", b"000", b"999").names == []
+    assert again.recall(b"g/", b"051", b"999").names == []
     again.close()
 
 
@@ -282,7 +311,7 @@ def test_a_full_disk_is_an_error_of_the_system(
     monkeypatch.setattr(memory, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
 
     with pytest.raises(OSError, match="No space left"):
-        memory.note(b"f/", {b"a": _digest()})
+        memory.note(b"f/", _named({b"a": _digest()}))
     memory._journal.close()
 
 

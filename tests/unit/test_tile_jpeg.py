@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from photolike import encoded, photolike
 from PIL import Image
 
+from vit21k.compiled import NoCompilerError
 from vit21k.data.transforms import crop_box
 from vit21k.jpeg import compiled
-from vit21k.jpeg.compiled import NoCompilerError, compiled_recoder
+from vit21k.jpeg.compiled import compiled_recoder
 from vit21k.jpeg.headers import NotTileableError, jpeg_size, parse_jpeg
 from vit21k.jpeg.recode import recoder, tile_jpeg, tile_width
 from vit21k.jpeg.recode_python import recode as recode_in_python

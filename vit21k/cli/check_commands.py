@@ -44,7 +44,9 @@ def verify_command(
             "cannot be go to undecodable.parquet.",
         ),
     ] = False,
-    num_workers: Annotated[int, typer.Option(min=1, help="Files read at a time.")] = 2,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Files read at a time.", show_default="8")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the image tree again, and compare it with digests.parquet.
@@ -87,7 +89,7 @@ def _verify(
     manifests: Path,
     root: Path | None,
     combined: Path | None,
-    num_workers: int,
+    num_workers: int | None,
     *,
     print_lines: bool,
 ) -> "VerifySummary":

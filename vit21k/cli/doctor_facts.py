@@ -81,6 +81,7 @@ def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterat
         with_torch: Start a process that imports torch; takes seconds.
     """
     yield from package_facts()
+    yield compiled_fact()
     yield cores_fact()
     yield memory_fact(*machine.memory_bytes())
     yield open_files_fact(*resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -92,6 +93,17 @@ def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterat
     yield gpu_fact(gpus)
     if with_torch and installed("torch"):
         yield from torch_facts(probe_torch(), gpus)
+
+
+def compiled_fact() -> Fact:
+    """Judge whether there is the part of `hash` that is compiled when it is first needed."""
+    from vit21k.hashing.compiled_reader import compiled_reader
+
+    reader, why = compiled_reader()
+    if reader:
+        return Fact("compiled part", "works")
+    hint = "only slower without: install a C compiler (`apt install gcc`), or set CC"
+    return Fact("compiled part", (why or "").splitlines()[0], "look", hint)
 
 
 def installed(package: str) -> str | None:

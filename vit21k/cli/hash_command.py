@@ -50,7 +50,7 @@ def hash_command(
         typer.Option(
             min=1,
             help="Files read at a time.",
-            show_default="2; 32 on a network file system or at a URL",
+            show_default="8; 2 without a C compiler; 32 on a network file system or at a URL",
         ),
     ] = None,
     follow_symlinks: Annotated[

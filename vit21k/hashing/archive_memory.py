@@ -8,15 +8,18 @@ import os
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
+
 from vit21k.archives.part import ArchivePart
 from vit21k.hashing.digested import DigestedChunk, Memory
-from vit21k.hashing.file_digest import FileDigest
+from vit21k.hashing.file_rows import FileRows
+from vit21k.hashing.records import NamedRows
 
+_EVERYTHING = (b"", b"\xff")
 MAX_BYTES = 4 << 30
 """Of a part that is remembered: its rows, 600 bytes a member, are held at once."""
 
-_ANY = (b"", b"\xff")
-Members = list[tuple[str, list[str], list[FileDigest]]]
+Members = list[tuple[str, list[str], FileRows]]
 """Folder by folder: the folder, the members' paths, and what they are; inodes are offsets."""
 
 
@@ -29,15 +32,18 @@ def recall_part(
     memory: Memory, part: ArchivePart, status: os.stat_result, *, is_remote: bool
 ) -> Members:
     """Return what is known of the members of *part*; nothing, unless it is known to be all."""
-    known = memory.recall(_label(part, status, is_remote=is_remote), _ANY)
-    if any(file.mtime_ns != status.st_mtime_ns for file in known.values()):
+    label = _label(part, status, is_remote=is_remote)
+    known = memory.recall(label, *_EVERYTHING)
+    if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
         return []  # it had changed too shortly before
-    return [
-        (folder.decode(), [name.decode() for name in names], [known[name] for name in names])
-        for folder, names in (
-            (folder, list(names)) for folder, names in groupby(known, key=_folder_of)
-        )
-    ]
+    members: Members = []
+    start = 0
+    for folder, names in groupby(known.names, key=_folder_of):
+        paths = [name.decode() for name in names]
+        rows = known.rows[start : start + len(paths)]
+        members.append((folder.decode(), paths, FileRows(rows)))
+        start += len(paths)
+    return members
 
 
 def note_part(
@@ -51,12 +57,11 @@ def note_part(
     """Remember the members of *part*, all of which are in *chunks*."""
     if any(chunk.problems for chunk in chunks):
         return
-    members = {
-        path.encode(): file._replace(ctime_ns=status.st_ctime_ns, inode=offset)
-        for chunk in chunks
-        for path, file, offset in zip(chunk.paths, chunk.files, chunk.offsets, strict=True)
-    }
-    memory.note(_label(part, status, is_remote=is_remote), members)
+    paths = [path.encode() for chunk in chunks for path in chunk.paths]
+    rows = np.concatenate([chunk.files.array for chunk in chunks])
+    rows["ctime_ns"] = status.st_ctime_ns
+    rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
+    memory.note(_label(part, status, is_remote=is_remote), NamedRows(paths, rows))
 
 
 def _label(part: ArchivePart, status: os.stat_result, *, is_remote: bool) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
@@ -30,6 +31,36 @@ def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
         numbers = [value or 0 for value in values] if validity else values
         buffers = [pa.py_buffer(np.fromiter(numbers, dtype.to_pandas_dtype(), len(values)))]
     return pa.Array.from_buffers(dtype, len(values), [validity, *buffers])
+
+
+def array_of_numbers(
+    values: NDArray[Any], dtype: pa.DataType, is_valid: NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """Return *values* as an array of *dtype*.
+
+    Args:
+        values: Booleans, or items of as many bytes as those of *dtype*; need not lie side by side.
+        dtype: A fixed-width integer, boolean, or fixed-size binary type.
+        is_valid: Which of them are not null; default: all.
+    """
+    validity = None if is_valid is None or is_valid.all() else _bits(is_valid)
+    if pa.types.is_boolean(dtype):
+        data = _bits(values)
+    else:
+        data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(dtype, len(values), [validity, data])
+
+
+def array_of_texts(texts: Sequence[str], places: NDArray[np.integer]) -> pa.Array:
+    """Return those of *texts* that *places* say, null where they say -1, as an array of strings."""
+    encoded = [*(text.encode() for text in texts), b""]  # -1 is the last
+    lengths = np.array([len(text) for text in encoded])[places]
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    is_valid = places >= 0
+    validity = None if is_valid.all() else _bits(is_valid)
+    data = b"".join([encoded[place] for place in places.tolist()])
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(places), buffers)
 
 
 def _validity(values: Sequence[Any]) -> pa.Buffer | None:

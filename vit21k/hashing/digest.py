@@ -6,7 +6,7 @@ run is not read again if the file is as it was.
 
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -14,18 +14,19 @@ from vit21k.archives.part import ArchivePart
 from vit21k.hashing.archive_digest import UnusableError, digest_part
 from vit21k.hashing.archive_memory import Members, is_small, note_part, recall_part
 from vit21k.hashing.archive_runs import DigestedMembers
+from vit21k.hashing.chunk_files import ChunkFiles
+from vit21k.hashing.compiled_reader import compiled_reader_for
 from vit21k.hashing.digested import DigestedChunk, Memory
 from vit21k.hashing.file_digest import (
     BUFFER_BYTES,
     WHOLE_BYTES,
     FileDigest,
     FileReader,
-    Flaw,
     no_image,
 )
+from vit21k.hashing.file_rows import FileRows, Rows, bytes_read
 from vit21k.hashing.picture_facts import NOT_IMAGES
 from vit21k.hashing.walk import Chunk, printable, problem_from
-from vit21k.manifest.problems import Problem
 
 __all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 
@@ -40,7 +41,9 @@ class ChunkDigester:
         root: The image root.  Everything below it is only ever opened for reading.
         follow_symlinks: Whether symbolic links are opened too.
         file_flags: What it opens files with.
-        reader: Reads the files.
+        algorithm: The kind of digest.
+        compiled: Reads what is plain of a chunk, where there is a compiler.
+        reader: Reads all other files, one by one.
         memory: What is known of files from earlier runs, and is to be told of this one.
         recheck: Share of the files known that are read all the same, 0 to 1.
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
@@ -49,8 +52,8 @@ class ChunkDigester:
             of them is read; for files that have to be waited for.
     """
 
-    with_probes = False
-    """Whether the members of archives get a probe, as a quick run wants it."""
+    only_ends = False
+    """Whether a probe is made, and files are read to their end only if there is no way round."""
     notes_known = True
     """Whether the memory is told what it has told: it is to last until the next run."""
 
@@ -65,10 +68,21 @@ class ChunkDigester:
         self.memory: Memory | None = None
         self.file_flags = _FILE_FLAGS | no_follow
         self.reader = FileReader(algorithm, self.file_flags)
+        self.algorithm = algorithm
+        self.compiled = compiled_reader_for(algorithm)
         self._folder_flags = _FOLDER_FLAGS | no_follow
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "memory": None}  # it is of this machine
+        return {**vars(self), "memory": None, "compiled": None}  # they are of this machine
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.compiled = compiled_reader_for(self.algorithm)
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether threads read side by side: most of the work is done in one call for a chunk."""
+        return self.compiled is not None
 
     def __call__(self, chunk: Chunk) -> DigestedChunk:
         """Return what became of each entry of *chunk*.
@@ -90,7 +104,7 @@ class ChunkDigester:
                 done.problems.append(problem or problem_from(chunk.folder + name, error))
             return done
         try:
-            self._digest_entries(chunk, descriptor, folder, done)
+            self._digest_entries(chunk, descriptor, done)
         finally:
             os.close(descriptor)
         return done
@@ -112,7 +126,7 @@ class ChunkDigester:
                     raise UnusableError(*no_image(facts))
                 if len(content) >= WHOLE_BYTES:
                     facts = facts._replace(content_digest=None, has_end=None)
-                probe = self.reader.probe_of(content) if self.with_probes else None
+                probe = self.reader.probe_of(content) if self.only_ends else None
                 return FileDigest(len(content), status.st_mtime_ns, digest, facts, probe=probe)
 
             found = digest_part(part, descriptor, digest_member, lambda: self.is_stopped)
@@ -137,76 +151,65 @@ class ChunkDigester:
             return []
         return recall_part(self.memory, part, status, is_remote=self.is_remote)
 
-    def _digest_entries(
-        self, chunk: Chunk, descriptor: int, folder: str, done: DigestedChunk
-    ) -> None:
-        known = self._recall(chunk)
-        self._ask_ahead(chunk, descriptor, known)
-        files: dict[bytes, FileDigest] = {}
-        for name, problem in chunk.entries:
+    def _digest_entries(self, chunk: Chunk, folder: int, done: DigestedChunk) -> None:
+        names = [name for name, problem in chunk.entries if problem is None]
+        files = ChunkFiles(folder, names)
+        before = self._find_known(files, chunk.folder)
+        self.ask_ahead(files, only_ends=self.only_ends)
+        is_known = files.are_done
+        self.read(files, only_ends=self.only_ends)
+        changed = files.differing(before) if before is not None else []
+        done.silently_changed = [(chunk.folder + name).decode() for name in changed]
+        done.num_known = int(is_known.sum())
+        done.num_bytes_read = int(bytes_read(files.rows[files.are_done & ~is_known]).sum())
+        self.read_more(files, done)
+        noted = files.put_into(done, chunk)
+        if self.memory and (self.notes_known or done.num_known < len(noted.names)):
+            self.memory.note(chunk.folder, noted)
+
+    def _find_known(self, files: ChunkFiles, folder: bytes) -> Rows | None:
+        """Make those of *files* done that are as an earlier run left them.
+
+        Returns:
+            What is known of those that are read all the same; None if there are none.
+        """
+        if self.memory is None:
+            return None
+        known = self.memory.recall(folder, files.names[0], files.names[-1])
+        if not known.names:
+            return None
+        files.take_known(known)
+        self.check(files)
+        return files.forget_some(self.recheck)
+
+    def check(self, files: ChunkFiles) -> None:
+        """Make those of *files* done that are known and on the disk as their rows say."""
+        by_all = not self.is_remote
+        if self.compiled:
+            self.compiled.check(files, self.file_flags, by_all=by_all)
+        else:
+            files.check(follow_symlinks=self.follow_symlinks, by_all=by_all)
+
+    def ask_ahead(self, files: ChunkFiles, *, only_ends: bool) -> None:
+        """Have the system fetch what is to be read of *files*, if that is asked for at all."""
+        if self.asks_ahead and self.compiled:
+            self.compiled.ask_for(files, self.file_flags, only_ends=only_ends)
+        elif self.asks_ahead:
+            for place in files.places_to_do():
+                self.reader.ask_for(files.names[place], files.folder, only_ends=only_ends)
+
+    def read(self, files: ChunkFiles, *, only_ends: bool) -> None:
+        """Read those of *files* that are to do: to their end, or both ends only."""
+        if self.compiled and not self.is_stopped:
+            self.compiled.read(files, self.file_flags, only_ends=only_ends)
+        read = self.reader.probe if only_ends else self.reader.digest
+        for place in files.places_to_do():
             if self.is_stopped:
                 break
-            found = problem or self._take(name, descriptor, known.get(name), done)
-            if isinstance(found, FileDigest):
-                files[name] = found
-            elif isinstance(found, Problem):
-                done.problems.append(found)
-            elif isinstance(found, OSError):
-                done.problems.append(problem_from(chunk.folder + name, found))
-            else:
-                done.problems.append(Problem(folder + name.decode(), *found))
-        done.paths = [folder + name.decode() for name in files]
-        done.files = list(files.values())
-        done.silently_changed = [folder + name for name in done.silently_changed]
-        if self.memory and (self.notes_known or done.num_known < len(files)):
-            self.memory.note(chunk.folder, files)
+            files.put(place, read(files.names[place], files.folder))
 
-    def _ask_ahead(self, chunk: Chunk, folder: int, known: Mapping[bytes, FileDigest]) -> None:
-        if self.asks_ahead:
-            for name, problem in chunk.entries:
-                if problem is None:
-                    self.ask_for(name, folder, known.get(name))
-
-    def ask_for(self, name: bytes, folder: int, before: FileDigest | None) -> None:
-        """Have the system fetch what will be read of a file, and do not wait for it."""
-        if before is None:
-            self.reader.ask_for(name, folder)
-
-    def _recall(self, chunk: Chunk) -> dict[bytes, FileDigest]:
-        if self.memory is None:
-            return {}
-        return self.memory.recall(chunk.folder, [name for name, _ in chunk.entries])
-
-    def _take(
-        self, name: bytes, folder: int, before: FileDigest | None, done: DigestedChunk
-    ) -> FileDigest | OSError | Flaw:
-        """Return what is known of a file, if it is as it was; else read it."""
-        is_same = before is not None and self._is_same(name, folder, before)
-        is_rechecked = is_same and self.recheck > 0 and random.random() < self.recheck  # noqa: S311
-        if before is not None and is_same and not is_rechecked:
-            done.num_known += 1
-            return before
-        found = self.read(name, folder)
-        if isinstance(found, FileDigest):
-            done.num_bytes_read += found.num_bytes_read
-            if before is not None and is_rechecked and found.digest != before.digest:
-                done.silently_changed.append(name.decode())
-        return found
-
-    def read(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
-        """Read the file *name* in the folder that the descriptor *folder* is of."""
-        return self.reader.digest(name, folder)
-
-    def _is_same(self, name: bytes, folder: int, before: FileDigest) -> bool:
-        try:
-            status = os.stat(name, dir_fd=folder, follow_symlinks=self.follow_symlinks)
-        except OSError:
-            return False
-        if status.st_size != before.num_bytes or status.st_mtime_ns != before.mtime_ns:
-            return False
-        return self.is_remote or (
-            status.st_ctime_ns == before.ctime_ns and status.st_ino == before.inode
-        )
+    def read_more(self, files: ChunkFiles, done: DigestedChunk) -> None:
+        """Read what is to be read of *files* after that."""
 
 
 def _joined(chunks: Iterator[DigestedChunk]) -> DigestedChunk:
@@ -225,7 +228,7 @@ def _known_chunks(part: ArchivePart, fraction: float, known: Members) -> Iterato
             files=files,
             num_known=len(files),
             archive=part.archive.decode(),
-            offsets=[file.inode for file in files],
+            offsets=files.array["inode"].tolist(),
         )
 
 
@@ -236,7 +239,7 @@ def _members_chunk(
         members.folder[:-1].rpartition("/")[2],
         fraction,
         paths=[members.folder + name for name in members.names],
-        files=members.digests,
+        files=FileRows.of(members.digests),
         num_bytes_read=sum(file.num_bytes for file in members.digests),
         problems=members.problems,
         archive=part.archive.decode(),

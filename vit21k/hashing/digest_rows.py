@@ -1,43 +1,76 @@
 """What became of chunks -> rows of `digests.parquet` and `problems.parquet`."""
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from vit21k.hashing.arrow_arrays import arrow_array
+from vit21k.hashing.arrow_arrays import array_of_numbers, array_of_texts, arrow_array
 from vit21k.hashing.digest import DigestedChunk
+from vit21k.hashing.file_rows import (
+    FORMATS,
+    HAS_CONTENT,
+    HAS_DIGEST,
+    HAS_FACTS,
+    HAS_PROBE,
+    LOOKED_FOR_END,
+    SAW_END,
+    Rows,
+    have,
+)
 from vit21k.manifest.problems import Problem
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ManifestWriter
 
 _BATCH_ROWS = 4_096
-_NO_FACTS = (None,) * 6
-_FACTS = ("content_digest", "format", "width", "height", "components", "has_end")  # as they come
+_DIGESTS = {"digest": HAS_DIGEST, "content_digest": HAS_CONTENT, "probe": HAS_PROBE}
 
 
 def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
     """Return the files of *chunks* as rows."""
-    files = [file for chunk in chunks for file in chunk.files]
-    num_bytes, mtimes, digests, known, _, _, probes = zip(*files, strict=True)
-    facts = [_NO_FACTS if one is None else one for one in known]
-    columns: dict[str, Sequence[Any]] = {
-        "path": [path for chunk in chunks for path in chunk.paths],
-        "wnid": [wnid for chunk in chunks for wnid in [chunk.wnid] * len(chunk.files)],
-        "num_bytes": num_bytes,
-        "mtime_ns": mtimes,
-        "digest": digests,
-        "probe": probes,
-        **dict(zip(_FACTS, zip(*facts, strict=True), strict=True)),
-        "archive": [name for chunk in chunks for name in [chunk.archive] * len(chunk.files)],
-        "offset": [at for chunk in chunks for at in _offsets(chunk)],
-    }
-    arrays = [arrow_array(columns[field.name], field.type) for field in DIGESTS.schema]
+    rows = np.concatenate([chunk.files.array for chunk in chunks])
+    columns = {**_columns_of_files(rows), **_columns_of_chunks(chunks)}
+    arrays = [columns[field.name] for field in DIGESTS.schema]
     return pa.Table.from_arrays(arrays, schema=DIGESTS.schema)
 
 
-def _offsets(chunk: DigestedChunk) -> Sequence[int | None]:
-    return chunk.offsets or [None] * len(chunk.files)
+def _columns_of_files(rows: Rows) -> dict[str, pa.Array]:
+    types = {field.name: field.type for field in DIGESTS.schema}
+    columns = {
+        name: array_of_numbers(rows[name], types[name], have(rows, flag))
+        for name, flag in _DIGESTS.items()
+    }
+    for name in ("num_bytes", "mtime_ns"):
+        columns[name] = array_of_numbers(rows[name], types[name])
+    has_facts = have(rows, HAS_FACTS)
+    for name in ("width", "height", "components"):
+        numbers = rows[name].astype(np.int32)
+        columns[name] = array_of_numbers(numbers, types[name], has_facts & (numbers != 0))
+    looked = have(rows, LOOKED_FOR_END)
+    columns["has_end"] = array_of_numbers(have(rows, SAW_END), types["has_end"], looked)
+    columns["format"] = array_of_texts(FORMATS, _places(rows["format"], has_facts))
+    return columns
+
+
+def _columns_of_chunks(chunks: Sequence[DigestedChunk]) -> dict[str, pa.Array]:
+    num_files = [len(chunk.files) for chunk in chunks]
+    number = np.repeat(np.arange(len(chunks)), num_files)
+    in_archive = np.repeat([chunk.archive is not None for chunk in chunks], num_files)
+    offsets = [at for chunk in chunks for at in chunk.offsets or [0] * len(chunk.files)]
+    return {
+        "path": arrow_array([path for chunk in chunks for path in chunk.paths], pa.string()),
+        "wnid": array_of_texts([chunk.wnid for chunk in chunks], number),
+        "archive": array_of_texts(
+            [chunk.archive or "" for chunk in chunks], _places(number, in_archive)
+        ),
+        "offset": array_of_numbers(np.array(offsets, np.int64), pa.int64(), in_archive),
+    }
+
+
+def _places(numbers: NDArray[np.integer], is_valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return *numbers*, -1 where they are not valid."""
+    return np.where(is_valid, numbers.astype(np.int64), -1)
 
 
 def problem_rows(problems: Sequence[Problem]) -> pa.Table:

@@ -1,20 +1,21 @@
 """What became of a chunk; and what a memory of earlier runs is asked and told."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vit21k.hashing.file_digest import FileDigest
+from vit21k.hashing.file_rows import FileRows
+from vit21k.hashing.records import NO_ROWS, NamedRows
 from vit21k.manifest.problems import Problem
 
 
 class Memory(Protocol):
     """What knows files from earlier runs; see `hash_memory`."""
 
-    def recall(self, folder: bytes, names: Sequence[bytes], /) -> dict[bytes, FileDigest]:
-        """Return what is known of files about *names*, which are in order."""
+    def recall(self, folder: bytes, first: bytes, last: bytes, /) -> NamedRows:
+        """Return what is known of files about the names from *first* to *last*."""
 
-    def note(self, folder: bytes, files: dict[bytes, FileDigest], /) -> None:
+    def note(self, folder: bytes, files: NamedRows, /) -> None:
         """Remember *files*."""
 
     def turn_back(self) -> None:
@@ -39,7 +40,7 @@ class DigestedChunk:
     wnid: str
     fraction: float
     paths: list[str] = field(default_factory=list)
-    files: list[FileDigest] = field(default_factory=list)
+    files: FileRows = field(default_factory=lambda: FileRows(NO_ROWS.rows))
     problems: list[Problem] = field(default_factory=list)
     num_bytes_read: int = 0
     num_known: int = 0
@@ -54,7 +55,7 @@ class DigestedChunk:
     @property
     def num_bytes(self) -> int:
         """Bytes of the files."""
-        return sum(file.num_bytes for file in self.files)
+        return int(self.files.array["num_bytes"].sum())
 
     @property
     def num_bad(self) -> int:

@@ -53,11 +53,6 @@ class FileDigest(NamedTuple):
     inode: int = 0
     probe: bytes | None = None
 
-    @property
-    def num_bytes_read(self) -> int:
-        """How many bytes were read to know it."""
-        return self.num_bytes if self.digest is not None else 2 * PROBE_BYTES
-
 
 class _Content(NamedTuple):
     """What reading a file gave: all of `FileDigest` that is of its bytes."""
@@ -105,13 +100,12 @@ class FileReader:
         """Read both ends of a file only, unless that is all of it, or it is no JPEG."""
         return self._try(name, folder, self._probe_content)
 
-    def ask_for(self, name: bytes, folder: int) -> None:
-        """Have the system fetch a file, or the first part of a large one; do not wait for it."""
-        self._advise(name, folder, lambda _size: [(0, BUFFER_BYTES)])
+    def ask_for(self, name: bytes, folder: int, *, only_ends: bool) -> None:
+        """Have the system fetch a file, the first part of a large one, or both ends of it.
 
-    def ask_for_ends(self, name: bytes, folder: int) -> None:
-        """Have the system fetch both ends of a file; do not wait for it."""
-        self._advise(name, folder, _ends)
+        It is not waited for.
+        """
+        self._advise(name, folder, _ends if only_ends else lambda _size: [(0, BUFFER_BYTES)])
 
     def _advise(
         self, name: bytes, folder: int, parts_of: Callable[[int], list[tuple[int, int]]]

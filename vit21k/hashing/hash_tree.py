@@ -20,7 +20,7 @@ from vit21k.errors import ImageTreeError, UsageError
 from vit21k.hashing.archive_parts import with_parts
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
 from vit21k.hashing.digest_rows import RowWriter
-from vit21k.hashing.engine import Engine, digest_in_threads
+from vit21k.hashing.engine import Engine, digest_in_threads, suitable_workers
 from vit21k.hashing.memory import remembering
 from vit21k.hashing.mounts import is_remote
 from vit21k.hashing.places import image_root, refuse_inside
@@ -35,12 +35,6 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
 
 DEFAULT_ALGORITHM = "xxh3_128"
-DEFAULT_NUM_WORKERS = 2
-"""Each asks the disk for a whole chunk at once; more are in each other's way."""
-
-REMOTE_NUM_WORKERS = 32
-"""Where every opening of a file is a message to another machine, and an answer."""
-
 ARCHIVE_OPTION = "archive"
 """Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
 
@@ -93,7 +87,7 @@ def hash_tree(  # noqa: PLR0913
     digester.recheck, digester.is_remote = recheck, is_remote(root)
     out = shard.folder(manifests) if shard else manifests
     if num_workers is None:
-        num_workers = _suitable_workers(digester)
+        num_workers = suitable_workers(digester)
     run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
     with (
         locked(out, command="hash"),
@@ -102,10 +96,6 @@ def hash_tree(  # noqa: PLR0913
         run.write(out, header, on_chunk)
         memory.finish()
     return run.summary
-
-
-def _suitable_workers(digester: ChunkDigester) -> int:
-    return REMOTE_NUM_WORKERS if digester.is_remote else DEFAULT_NUM_WORKERS
 
 
 def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
@@ -189,7 +179,12 @@ def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[C
         archive: Name of the one file of the root that counts, instead of a tree.
     """
     if archive is None:
-        chunks = walk(digester.root, follow_symlinks=digester.follow_symlinks)
+        follow_symlinks = digester.follow_symlinks
+        if digester.compiled:
+            list_files = digester.compiled.list_files
+            chunks = walk(digester.root, follow_symlinks=follow_symlinks, list_files=list_files)
+        else:
+            chunks = walk(digester.root, follow_symlinks=follow_symlinks)
     else:
         name = os.fsencode(archive)
         chunks = iter([Chunk(b"", [], 1.0, ArchivePart(name, name, b""))])

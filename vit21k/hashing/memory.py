@@ -19,9 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vit21k.hashing.digest import ChunkDigester
-from vit21k.hashing.file_digest import FileDigest
-from vit21k.hashing.records import HEAD, Label, decode, decode_label, encode
+from vit21k.hashing.records import (
+    HEAD,
+    NO_ROWS,
+    Label,
+    NamedRows,
+    decode,
+    decode_label,
+    encode,
+)
 from vit21k.manifest.header import Header
 
 VERSION = 1
@@ -52,7 +61,7 @@ class _Recalled(NamedTuple):
     """What a thread has recalled last, from which record."""
 
     folder: bytes
-    known: dict[bytes, FileDigest]
+    files: NamedRows
     record: _Record
 
 
@@ -81,48 +90,47 @@ class HashMemory:
         self._journal = (folder / self._journal_name()).open("wb", buffering=0)
         self._journal.write(self._head)
 
-    def recall(self, folder: bytes, names: Sequence[bytes]) -> dict[bytes, FileDigest]:
-        """Return what is known of files whose names are about *names* in *folder*, by name."""
-        known: dict[bytes, FileDigest] = {}
+    def recall(self, folder: bytes, first: bytes, last: bytes) -> NamedRows:
+        """Return what is known of files of *folder* about the names from *first* to *last*."""
         records = [
-            record
-            for run in self._runs  # the latest word counts
-            for record in _between(run.get(folder, []), names[0], names[-1])
+            record for run in self._runs for record in _between(run.get(folder, []), first, last)
         ]
-        for record in records:
-            known.update(_read(record))
-        is_one = len(records) == 1
-        self._recalled.last = _Recalled(folder, known, records[0]) if is_one else None
-        return known
+        self._recalled.last = None
+        if not records:
+            return NO_ROWS
+        if len(records) > 1:
+            return _joined([_read(record) for record in records])
+        files = _read(records[0])
+        self._recalled.last = _Recalled(folder, files, records[0])
+        return files
 
-    def note(self, folder: bytes, files: Mapping[bytes, FileDigest]) -> None:
-        """Remember *files* of *folder*, by name, in order."""
-        if not files:
+    def note(self, folder: bytes, files: NamedRows) -> None:
+        """Remember *files* of *folder*."""
+        if not files.names:
             return
         record = self._noted_before(folder, files)
         if record is None:
             newest = time.time_ns() - _RACY_NS
-            record = encode(
-                folder,
-                {
-                    name: file if file.ctime_ns < newest else file._replace(ctime_ns=0, mtime_ns=-1)
-                    for name, file in files.items()
-                },
-            )
+            is_settled = files.rows["ctime_ns"] < newest
+            if not is_settled.all():
+                files = NamedRows(files.names, files.rows.copy())
+                files.rows["ctime_ns"][~is_settled] = 0
+                files.rows["mtime_ns"][~is_settled] = -1
+            record = encode(folder, files)
         with self._lock:
             num_written = self._journal.write(record)
         if num_written != len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._journal.name)
 
-    def _noted_before(self, folder: bytes, files: Mapping[bytes, FileDigest]) -> bytes | None:
+    def _noted_before(self, folder: bytes, files: NamedRows) -> bytes | None:
         """Return the record that this thread has just recalled *files* from, if they are all of it.
 
         An unchanged tree takes a fifth less than with every file encoded anew.
         """
         last: _Recalled | None = getattr(self._recalled, "last", None)
-        if last is None or last.folder != folder or len(last.known) != len(files):
+        if last is None or last.folder != folder or last.files.names != files.names:
             return None
-        if any(last.known.get(name) is not file for name, file in files.items()):
+        if last.files.rows.tobytes() != files.rows.tobytes():
             return None
         return _bytes_of(last.record)
 
@@ -245,7 +253,15 @@ def _bytes_of(record: _Record) -> bytes:
     return os.pread(record.descriptor, HEAD.size + body_bytes, record.offset)
 
 
-def _read(record: _Record) -> dict[bytes, FileDigest]:
+def _joined(parts: Sequence[NamedRows]) -> NamedRows:
+    """Return the files of all *parts*, each once, by name; what a later part says counts."""
+    names = [name for part in parts for name in part.names]
+    place_of = {name: place for place, name in enumerate(names)}
+    places = [place for _, place in sorted(place_of.items())]
+    return NamedRows(sorted(place_of), np.concatenate([part.rows for part in parts])[places])
+
+
+def _read(record: _Record) -> NamedRows:
     whole = _bytes_of(record)
     _, label_bytes, checksum = HEAD.unpack_from(whole)
     return decode(whole[HEAD.size :], label_bytes, checksum)

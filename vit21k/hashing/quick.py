@@ -8,18 +8,21 @@ Memory: 8 bytes a file.
 """
 
 from array import array
-from bisect import bisect_left
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vit21k.hashing.chunk_files import DONE, TO_DO, ChunkFiles
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
-from vit21k.hashing.file_digest import FileDigest, Flaw
+from vit21k.hashing.file_rows import HAS_DIGEST, HAS_PROBE, Rows, have, numbers
 from vit21k.manifest.problems import ProblemKind
 
 MODE = "quick"
 
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
-_SPREAD, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+_CHANGED = ProblemKind.CHANGED_WHILE_READ, "between the two walks of a quick run"
 
 
 class Candidates:
@@ -30,7 +33,7 @@ class Candidates:
 
     def add(self, chunk: DigestedChunk) -> None:
         """Note the files of *chunk*."""
-        self._keys.extend([_key(file) for file in chunk.files])
+        self._keys.frombytes(_keys(chunk.files.array).tobytes())
 
     def keep_repeated(self) -> None:
         """Forget what was seen once."""
@@ -39,16 +42,18 @@ class Candidates:
         repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
         self._keys = array("Q", repeated.tobytes())
 
-    def has(self, file: FileDigest) -> bool:
-        """Return whether another file may be equal to *file*."""
-        key = _key(file)
-        place = bisect_left(self._keys, key)
-        return place < len(self._keys) and self._keys[place] == key
+    def have(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return which of *rows* another file may be equal to."""
+        repeated, keys = np.frombuffer(self._keys, dtype=np.uint64), _keys(rows)
+        if not len(repeated):
+            return np.zeros(len(rows), bool)
+        places = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
+        are_repeated: NDArray[np.bool_] = repeated[places] == keys
+        return are_repeated
 
 
-def _key(file: FileDigest) -> int:
-    ends = int.from_bytes((file.probe or b"")[:8], "little")
-    return ends ^ (file.num_bytes * _SPREAD & _MASK)
+def _keys(rows: Rows) -> NDArray[np.uint64]:
+    return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * _SPREAD
 
 
 class QuickDigester(ChunkDigester):
@@ -59,7 +64,7 @@ class QuickDigester(ChunkDigester):
     """
 
     candidates: Candidates | None = None
-    with_probes = True
+    only_ends = True
 
     def start_second_walk(self, candidates: Candidates) -> None:
         """Read *candidates* to their end from now on, and take the first walk for known."""
@@ -70,36 +75,35 @@ class QuickDigester(ChunkDigester):
         if self.memory:
             self.memory.turn_back()
 
-    def ask_for(self, name: bytes, folder: int, before: FileDigest | None) -> None:
-        """Have the system fetch the ends of a file, or all of a candidate."""
+    def check(self, files: ChunkFiles) -> None:
+        """Make those of *files* done that are as their rows say, or were when a walk began."""
         if self.candidates is None:
-            if before is None:
-                self.reader.ask_for_ends(name, folder)
-        elif before is not None and before.digest is None and self.candidates.has(before):
-            self.reader.ask_for(name, folder)
+            super().check(files)
+        else:  # what the first walk saw counts, if it was settled
+            files.states[(files.states == TO_DO) & (files.rows["ctime_ns"] > 0)] = DONE
 
-    def read(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
-        """Read both ends of a file."""
-        return self.reader.probe(name, folder)
-
-    def _take(
-        self, name: bytes, folder: int, before: FileDigest | None, done: DigestedChunk
-    ) -> FileDigest | OSError | Flaw:
-        found = super()._take(name, folder, before, done)
-        if not isinstance(found, FileDigest) or self.candidates is None:
-            return found
-        if found.digest is not None or not self.candidates.has(found):
-            return found
-        whole = self.reader.digest(name, folder)
-        if not isinstance(whole, FileDigest):
-            return whole
-        if (whole.num_bytes, whole.mtime_ns) != (found.num_bytes, found.mtime_ns):
-            return ProblemKind.CHANGED_WHILE_READ, "between the two walks of a quick run"
-        done.num_known = max(done.num_known - 1, 0)
-        done.num_bytes_read += whole.num_bytes
-        return whole._replace(probe=found.probe)
-
-    def _is_same(self, name: bytes, folder: int, before: FileDigest) -> bool:
+    def read_more(self, files: ChunkFiles, done: DigestedChunk) -> None:
+        """Read those candidates among *files* to their end that were not."""
         if self.candidates is None:
-            return super()._is_same(name, folder, before)
-        return before.ctime_ns > 0  # what the first walk saw counts, if it was settled
+            return
+        is_open = files.are_done & ~have(files.rows, HAS_DIGEST)
+        places = np.flatnonzero(is_open & self.candidates.have(files.rows))
+        if not len(places):
+            return
+        before = files.rows[places]
+        files.states[places] = TO_DO
+        self.ask_ahead(files, only_ends=False)
+        self.read(files, only_ends=False)
+        is_read = files.are_done[places]
+        now = files.rows[places]
+        is_changed = is_read & (
+            (now["num_bytes"] != before["num_bytes"]) | (now["mtime_ns"] != before["mtime_ns"])
+        )
+        for place in places[is_changed].tolist():
+            files.put(place, _CHANGED)
+        now["probe"] = before["probe"]
+        now["flags"] |= HAS_PROBE
+        is_whole = is_read & ~is_changed
+        files.rows[places[is_whole]] = now[is_whole]
+        done.num_known = max(done.num_known - int(is_whole.sum()), 0)
+        done.num_bytes_read += int(now["num_bytes"][is_whole].sum())

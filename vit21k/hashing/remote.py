@@ -15,6 +15,7 @@ from vit21k.hashing.digest import DigestedChunk
 from vit21k.hashing.digest_rows import digest_rows, problem_rows
 from vit21k.hashing.engine import digest_in_threads
 from vit21k.hashing.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
+from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import DEFAULT_ALGORITHM
 from vit21k.hashing.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
 from vit21k.hashing.summary import HashSummary
@@ -98,6 +99,11 @@ class RemoteDigester:
         self._algorithm = ALGORITHMS[algorithm]
         self._reader = FileReader(algorithm, 0)
 
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether threads work side by side: they do, for they mostly wait."""
+        return True
+
     def walk(self) -> Iterator[Chunk]:
         """Yield what lies below the URL, in path order."""
         return _RemoteWalker(self._files, self._root).chunks()
@@ -106,13 +112,14 @@ class RemoteDigester:
         """Return what became of each entry of *chunk*."""
         folder = printable(chunk.folder)
         done = DigestedChunk(folder[:-1].rpartition("/")[2], chunk.fraction)
+        files: list[FileDigest] = []
         for name, problem in chunk.entries:
             if self.is_stopped:
                 break
             found = problem or self._take(folder + name.decode())
             if isinstance(found, FileDigest):
                 done.paths.append(folder + name.decode())
-                done.files.append(found)
+                files.append(found)
                 done.num_bytes_read += found.num_bytes
             elif isinstance(found, Problem):
                 done.problems.append(found)
@@ -120,6 +127,7 @@ class RemoteDigester:
                 done.problems.append(problem_from(chunk.folder + name, found))
             else:
                 done.problems.append(Problem(folder + name.decode(), *found))
+        done.files = FileRows.of(files)
         return done
 
     def _take(self, path: str) -> FileDigest | OSError | Flaw:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vit21k.hashing.digest import DigestedChunk
+from vit21k.hashing.file_rows import FORMATS, HAS_DIGEST, HAS_FACTS
 from vit21k.hashing.picture_facts import UNKNOWN
 from vit21k.manifest.problems import ProblemKind
 
@@ -55,10 +56,10 @@ class HashSummary:
         self.num_bytes += chunk.num_bytes
         self.num_bytes_read += chunk.num_bytes_read
         self.num_known += 0 if is_second_walk else chunk.num_known
-        self.num_without_digest += sum(file.digest is None for file in chunk.files)
-        self.num_unknown += sum(
-            file.facts is not None and file.facts.format == UNKNOWN for file in chunk.files
-        )
+        files = chunk.files
+        self.num_without_digest += len(files) - int(files.have(HAS_DIGEST).sum())
+        is_unknown = files.have(HAS_FACTS) & (files.array["format"] == FORMATS.index(UNKNOWN))
+        self.num_unknown += int(is_unknown.sum())
         self.silently_changed += chunk.silently_changed
         self.problems.update(problem.kind for problem in chunk.problems)
         if chunk.files:

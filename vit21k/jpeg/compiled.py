@@ -1,33 +1,16 @@
-"""`recode.c`, compiled by the system's compiler when it is first needed.
-
-The library is kept in the user's cache folder, under a name that hangs on the source and the
-machine.  So the package needs no compiler to install, and is the same file for every platform.
-"""
+"""`recode.c`, compiled when it is first needed, and called."""
 
 import ctypes
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
-import xxhash
-
-from vit21k.errors import Vit21kError
+from vit21k.compiled import compiled_library
 from vit21k.jpeg.headers import NotTileableError
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
 
 _SOURCE = Path(__file__).with_name("recode.c")
-_FLAGS = ["-O3", "-shared", "-fPIC"]
 _MAX_BLOCKS = 10
 _NO_MEMORY, _NO_ROOM = -2, -3
-_SECONDS = 120
-
-
-class NoCompilerError(Vit21kError):
-    """There is no C compiler, or it does not work; what it said is the message."""
 
 
 class _Layout(ctypes.Structure):
@@ -112,51 +95,4 @@ def compiled_recoder() -> CompiledRecoder:
     Raises:
         NoCompilerError: It cannot be.
     """
-    path = _cache_folder() / f"recode-{_key()}.so"
-    if not path.is_file():
-        _compile(path)
-    try:
-        return CompiledRecoder(ctypes.CDLL(str(path)))
-    except OSError as error:  # a cache folder that programs may not be run from
-        raise NoCompilerError(f"`{path}` cannot be loaded: {error}") from error
-
-
-def _key() -> str:
-    what = f"{platform.machine()} {platform.libc_ver()} {_FLAGS}".encode()
-    return xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + what)
-
-
-def _cache_folder() -> Path:
-    """Return a folder that only this user can write to: what lies there is run."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = base / "vit21k"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-    except OSError as error:
-        raise NoCompilerError(f"no cache folder: {error}") from error
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise NoCompilerError(f"`{folder}` may be written to by others: what lies there is not run")
-    return folder
-
-
-def _compile(path: Path) -> None:
-    """Compile to a file beside *path*, which then takes its name: others may do the same."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    compiler = compiler or shutil.which("clang")
-    if not compiler:
-        raise NoCompilerError("there is no C compiler")
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(descriptor)
-    command = [*compiler.split(), *_FLAGS, "-o", partial, str(_SOURCE)]
-    try:
-        done = subprocess.run(  # noqa: S603 (the system's compiler, on a file of this package)
-            command, capture_output=True, text=True, check=False, timeout=_SECONDS
-        )
-        if done.returncode:
-            raise NoCompilerError(f"`{command[0]}` failed: {done.stderr.strip()[-500:]}")
-        Path(partial).replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoCompilerError(f"`{command[0]}` failed: {error}") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    return CompiledRecoder(compiled_library(_SOURCE))

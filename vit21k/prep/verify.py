@@ -26,18 +26,17 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import ImageTreeError
-from vit21k.hashing.digest import ChunkDigester, DigestedChunk, FileDigest
-from vit21k.hashing.engine import digest_in_threads
-from vit21k.hashing.hash_tree import ARCHIVE_OPTION, DEFAULT_NUM_WORKERS, chunks_of
+from vit21k.hashing.digest import ChunkDigester, DigestedChunk
+from vit21k.hashing.engine import digest_in_threads, suitable_workers
+from vit21k.hashing.file_rows import FileRows, numbers
+from vit21k.hashing.hash_tree import ARCHIVE_OPTION, chunks_of
 from vit21k.hashing.shards import OPTION, Shard
-from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.picture_rows import as_numbers
 
 Sign = Literal["=", "*", "+", "-", "!"]
-_NONE = bytes(DIGEST_BYTES)
 
 OnFile = Callable[[Sign, str], None]
 
@@ -75,7 +74,7 @@ def verify(
     manifests: Path,
     *,
     root: Path | None = None,
-    num_workers: int = DEFAULT_NUM_WORKERS,
+    num_workers: int | None = None,
     on_file: OnFile = lambda _sign, _path: None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> VerifySummary:
@@ -84,7 +83,7 @@ def verify(
     Args:
         manifests: The folder that holds `digests.parquet`, and `problems.parquet`.
         root: Where the image tree is now; default: where it was hashed.
-        num_workers: Threads that read and digest.
+        num_workers: Threads that read and digest; None: as many as suit the file system.
         on_file: Called with each file, in tree order; missing ones come last.
         on_chunk: Called with each chunk that is done.
 
@@ -117,7 +116,7 @@ def tree_of(digests: Manifest, root: Path | None) -> Path:
 
 
 def _digested_again(
-    digests: Manifest, root: Path | None, num_workers: int
+    digests: Manifest, root: Path | None, num_workers: int | None
 ) -> Iterable[DigestedChunk]:
     options = digests.header.options
     digester = ChunkDigester(
@@ -129,7 +128,7 @@ def _digested_again(
     if OPTION in options:
         shard = Shard.parse(options[OPTION])
         chunks = (chunk for chunk in chunks if shard.has(chunk.place))
-    for done in digest_in_threads(digester, chunks, num_workers):
+    for done in digest_in_threads(digester, chunks, num_workers or suitable_workers(digester)):
         yield from chain((done,), done.more)
 
 
@@ -179,16 +178,16 @@ class _Comparison:
         if chunk.problems:
             self._take_problems([each for each in chunk.problems if not each.kind.is_left_out])
 
-    def _are_same(self, rows_B: NDArray[np.int64], files: list[FileDigest]) -> NDArray[np.bool_]:
+    def _are_same(self, rows_B: NDArray[np.int64], files: FileRows) -> NDArray[np.bool_]:
         """Return which of *files* are as the rows say; anything where the row is -1."""
         if not len(self._has_digest_N):
             return np.zeros(len(files), dtype=bool)
-        digests_B2 = np.frombuffer(b"".join(file.digest or _NONE for file in files), dtype="<u8")
+        digests_B2 = numbers(files.array, "digest")
         is_same_B: NDArray[np.bool_]
-        is_same_B = (self._digests_N2[rows_B] == digests_B2.reshape(-1, 2)).all(axis=1)
+        is_same_B = (self._digests_N2[rows_B] == digests_B2).all(axis=1)
         if not self._has_digest_N.all():
             by_size_B = ~self._has_digest_N[rows_B] & (rows_B >= 0)
-            num_bytes_B = np.array([file.num_bytes for file in files])
+            num_bytes_B = files.array["num_bytes"]
             self.summary.num_by_size += int(by_size_B.sum())
             is_same_B = np.where(by_size_B, self._num_bytes_N[rows_B] == num_bytes_B, is_same_B)
         return is_same_B
