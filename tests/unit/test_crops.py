@@ -73,9 +73,10 @@ def compiled_crop(decoder, content, crop, size, mode):
     """Return the crop as the compiled code makes it, or None if it refuses."""
     if not decoder.measure([content])[0]:
         return None
-    out_CHW = np.zeros((3, size, size), dtype=np.uint8)
-    (is_done,) = decoder.crop([content], [crop], [out_CHW], mode)
-    return out_CHW if is_done else None
+    images_BCHW = np.zeros((2, 3, size, size), dtype=np.uint8)
+    (is_done,) = decoder.crop([content], [crop], images_BCHW, [1], mode)
+    assert not images_BCHW[0].any()
+    return images_BCHW[1] if is_done else None
 
 
 def ordinary_crop(content, crop, size, mode):

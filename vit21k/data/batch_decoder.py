@@ -22,7 +22,7 @@ from vit21k.errors import ImageError
 
 OnBadImage = Literal["fail", "skip", "replace"]
 
-_CHUNK = 16
+_CHUNK = 32
 """Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
 
 _NUM_SUBSTITUTES = 10

@@ -71,7 +71,8 @@ class RandomCrops:
         are_filled = self.decoder.crop(
             [contents[place] for place in sizes],
             [self.transform.crop(size, self.draws_BD[at].tolist()) for at, size in sizes.items()],
-            [images_BCHW[place] for place in sizes],
+            images_BCHW,
+            list(sizes),
             self.transform.interpolation,
         )
         filled = {place for place, is_filled in zip(sizes, are_filled, strict=True) if is_filled}

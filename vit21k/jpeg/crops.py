@@ -4,7 +4,7 @@ A call is for many pictures, and the interpreter's lock is not held meanwhile: w
 in Python is a few microseconds.  Nothing needs this: what is refused here, or all where there is
 no compiler, is decoded in the ordinary way, to the same pixels.
 
-Dimensions: N pictures, C colours, H W pixels.
+Dimensions: B images of a batch, C colours, H W pixels.
 """
 
 import ctypes
@@ -78,27 +78,30 @@ class CropDecoder:
         self,
         contents: Sequence[bytes],
         crops: Sequence[Crop],
-        outs_NCHW: Sequence[NDArray[np.uint8]],
+        images_BCHW: NDArray[np.uint8],
+        places: Sequence[int],
         mode: str,
     ) -> list[bool]:
-        """Write each crop to its array; return for each whether that was done.
+        """Write each crop to its place; return for each whether that was done.
 
         What was not has to be decoded elsewhere.
 
         Args:
             contents: Files that can be decoded here.
             crops: Of each, within the picture.
-            outs_NCHW: A contiguous array (3, H, H) for each, all of one size.
+            images_BCHW: Contiguous, as high as wide.
+            places: Where in it each crop goes.
             mode: "bilinear" or "bicubic"; antialiased, as torch does it.
         """
         num = len(contents)
         if not num:
             return []
         numbers = [number for crop in crops for number in (*crop.box, crop.is_flipped)]
-        outs = (ctypes.c_void_p * num)(*(out.ctypes.data for out in outs_NCHW))
+        first, step = images_BCHW.ctypes.data, images_BCHW.strides[0]
+        outs = (ctypes.c_void_p * num)(*(first + step * place for place in places))
         statuses = (ctypes.c_int32 * num)()
         crops_C = (ctypes.c_int32 * (_NUMBERS * num))(*numbers)
-        size, is_bicubic = outs_NCHW[0].shape[-1], mode == "bicubic"
+        size, is_bicubic = images_BCHW.shape[-1], mode == "bicubic"
         files = _as_c(contents)
         self._crop_all(self._decoder(), *files, crops_C, num, size, is_bicubic, outs, statuses)
         return [status == _DONE for status in statuses]
@@ -118,7 +121,7 @@ class _Decoder:
         if not address:
             raise MemoryError
         self.address = address
-        weakref.finalize(self, free, address)
+        weakref.finalize(self, free, address).atexit = False
 
 
 def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:

@@ -16,8 +16,13 @@
 #include "region.h"
 #include "resample.h"
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pixels are kept in the byte order of x86 and ARM"
+#endif
 
-/* What is asked for: the box of a picture, as left, top, right, bottom, and whether it is flipped. */
+enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from picture to picture */
+
+/* What is asked for: left, top, right and bottom of a box, and whether it is flipped. */
 typedef struct {
     int32_t box[4], is_flipped;
 } Crop;
@@ -43,7 +48,7 @@ static void write_rows(const Region *region, const int32_t *box, int is_flipped,
     }
 }
 
-/* out: (3, size, size). */
+/* out: (3, size, size).  Return DONE, or why there is nothing in it. */
 static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, const Crop *crop,
                     int size, int is_bicubic, uint8_t *out) {
     Header header;
@@ -69,11 +74,11 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
 Decoder *new_decoder(void) { return calloc(1, sizeof(Decoder)); }
 
 void free_decoder(Decoder *decoder) {
-    if (decoder) free(decoder->room);
+    if (decoder) drop_room(decoder);
     free(decoder);
 }
 
-/* Write width, height and whether there is odd metadata to 3 numbers of each; width 0: not plain. */
+/* Write width, height and whether there is odd metadata to *facts*; width 0: not plain. */
 void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
     for (int i = 0; i < count; i++, facts += 3) {
         Header header;
@@ -87,7 +92,9 @@ void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count
 void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *num_bytes,
               const Crop *crops, int count, int size, int is_bicubic, uint8_t *const *outs,
               int32_t *statuses) {
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], size,
                                is_bicubic, outs[i]);
+        if (decoder->capacity > MAX_KEPT) drop_room(decoder);
+    }
 }

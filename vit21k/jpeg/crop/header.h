@@ -114,11 +114,12 @@ static int read_header(Header *header, const uint8_t *content, size_t num_bytes)
         if (marker == DQT) status = read_quant(header, at, end);
         else if (marker == DHT) status = read_huffman(header, at, end);
         else if (marker == SOF0 || marker == SOF1) status = read_frame(header, at, end);
+        else if (marker >= APP0 && marker <= APP15)
+            status = read_app(header, marker, at, size - 2, &is_jfif);
         else if (marker == DRI) {
             if (size != 4) return NOT_PLAIN;
             header->restart_interval = u16(at);
-        } else if (marker >= APP0 && marker <= APP15) status = read_app(header, marker, at, size - 2, &is_jfif);
-        else if (marker == SOS) {
+        } else if (marker == SOS) {
             header->scan_start = place + 2 + size;
             if (header->num_components == 3 && !is_jfif) return NOT_PLAIN;
             return read_scan(header, at, end);

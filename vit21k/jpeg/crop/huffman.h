@@ -26,11 +26,13 @@ typedef struct {
     int32_t count; /* how many of them there are */
 } Reader;
 
-static const uint8_t ZIGZAG[BLOCK + 16] = {
+/* Place in zigzag order -> natural order. */
+static const uint8_t ZIGZAG[BLOCK] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
     30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
+/* In most views of the next LOOK_BITS bits, code and coefficient are there whole. */
 static void see_whole(Huffman *table) {
     for (int view = 0; view < 1 << LOOK_BITS; view++) {
         int length = table->look[view] >> 8, run = table->look[view] >> 4 & 15;

@@ -27,15 +27,15 @@ typedef struct {
     int32_t first_x, last_x, first_y, last_y; /* MCUs that the region needs */
     Lanes too_large;                          /* not zero anywhere: coefficients are */
     Plane planes[MAX_COMPONENTS];
-    uint8_t *data;    /* entropy-coded, without stuffed bytes */
-    uint8_t *chroma;  /* a row of each of two colours */
-    int16_t *sums;
-    uint32_t *pixels; /* a row of the region, then of the result */
+    uint8_t *data;            /* entropy-coded, without stuffed bytes */
+    uint8_t *chroma;          /* a row of each of two colours */
+    int16_t *sums;            /* while one is made */
+    uint32_t *pixels;         /* a row of the region, then of the result */
     int32_t *wide, *wide_out; /* the same, a number for each byte */
-    uint32_t *rows;   /* all rows of the region, of the width of the result */
-    size_t stride;    /* of those, in pixels */
+    uint32_t *rows;           /* all rows of the region, of the width of the result */
+    size_t stride;            /* of those, in pixels */
     Taps across, down;
-    double *numbers;  /* while taps are made */
+    double *numbers; /* while taps are made */
 } Region;
 
 static int make_region(Region *region, const int32_t *box) {
@@ -81,23 +81,26 @@ static void lay_out_planes(Region *region, size_t *used) {
         plane->first_y = region->first_y * component->v * 8;
         plane->width = (region->header->width * component->h + luma->h - 1) / luma->h;
         plane->height = (region->header->height * component->v + luma->v - 1) / luma->v;
-        plane->samples = take(region->decoder, used, (size_t)plane->stride * rows * component->v * 8);
+        size_t num_bytes = (size_t)plane->stride * rows * component->v * 8;
+        plane->samples = take(region->decoder, used, num_bytes);
     }
 }
 
-static void lay_out_taps(Region *region, Taps *taps, int from, int size, int is_bicubic, size_t *used) {
+static void lay_out_taps(Decoder *decoder, Taps *taps, int from, int size, int is_bicubic,
+                         size_t *used) {
     taps->num_taps = taps_of(from, size, is_bicubic);
-    taps->starts = take(region->decoder, used, 4 * (size_t)size);
-    taps->weights = take(region->decoder, used, 4 * (size_t)size * taps->num_taps);
+    taps->starts = take(decoder, used, 4 * (size_t)size);
+    taps->weights = take(decoder, used, 4 * (size_t)size * taps->num_taps);
 }
 
 /* Return how much room there has to be; where there is less, pointers are NULL. */
-static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, int size, int is_bicubic) {
+static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, int size,
+                      int is_bicubic) {
     Decoder *decoder = region->decoder;
     size_t used = 0, width = (size_t)(box[2] - box[0]), height = (size_t)(box[3] - box[1]);
     lay_out_planes(region, &used);
-    lay_out_taps(region, &region->across, (int)width, size, is_bicubic, &used);
-    lay_out_taps(region, &region->down, (int)height, size, is_bicubic, &used);
+    lay_out_taps(decoder, &region->across, (int)width, size, is_bicubic, &used);
+    lay_out_taps(decoder, &region->down, (int)height, size, is_bicubic, &used);
     int num_taps = at_least(region->across.num_taps, region->down.num_taps);
     region->numbers = take(decoder, &used, 8 * (size_t)size * num_taps);
     region->data = take(decoder, &used, num_bytes + PADDING);
@@ -111,21 +114,27 @@ static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, int 
     return used;
 }
 
-static int reserve(Region *region, size_t num_bytes, const int32_t *box, int size, int is_bicubic) {
+static void drop_room(Decoder *decoder) {
+    free(decoder->room);
+    decoder->room = NULL;
+    decoder->capacity = 0;
+}
+
+static int reserve(Region *region, size_t num_bytes, const int32_t *box, int size,
+                   int is_bicubic) {
     Decoder *decoder = region->decoder;
     size_t needed = lay_out(region, num_bytes, box, size, is_bicubic);
     if (needed <= decoder->capacity) return DONE;
-    free(decoder->room);
-    decoder->capacity = 0;
-    if (posix_memalign((void **)&decoder->room, 64, needed + needed / 4)) {
-        decoder->room = NULL;
-        return NO_MEMORY;
-    }
+    drop_room(decoder);
+    void *room = NULL;
+    if (posix_memalign(&room, 64, needed + needed / 4)) return NO_MEMORY;
+    decoder->room = room;
     decoder->capacity = needed + needed / 4;
     lay_out(region, num_bytes, box, size, is_bicubic);
     return DONE;
 }
 
+/* One MCU, to the planes if the region needs it.  block: zeros, before and after. */
 static int read_mcu(Reader *reader, Region *region, int x, int y, int *predictions,
                     int32_t *block) {
     const Header *header = region->header;
@@ -138,15 +147,14 @@ static int read_mcu(Reader *reader, Region *region, int x, int y, int *predictio
         for (int v = 0; v < component->v; v++)
             for (int h = 0; h < component->h; h++) {
                 const uint16_t *quant = header->quant[component->quant];
-                if (!is_needed) {
-                    if (read_block(reader, dc, ac, predictions + c, quant, NULL) < 0) return DAMAGED;
-                    continue;
-                }
-                int last = read_block(reader, dc, ac, predictions + c, quant, block);
+                int last = is_needed
+                    ? read_block(reader, dc, ac, predictions + c, quant, block)
+                    : read_block(reader, dc, ac, predictions + c, quant, NULL);
+                if (last < 0) return DAMAGED;
+                if (!is_needed) continue;
                 uint8_t *out = plane->samples +
                     (size_t)((y - region->first_y) * component->v + v) * 8 * plane->stride +
                     ((x - region->first_x) * component->h + h) * 8;
-                if (last < 0) return DAMAGED;
                 to_samples(block, last, out, plane->stride, &region->too_large);
             }
     }
@@ -211,7 +219,8 @@ static int read_tiles(Region *region, const uint8_t *start, const uint8_t *end) 
             x + interval > region->first_x;
         const uint8_t *marker =
             is_needed ? unstuff(start, end, region->data, &reader) : next_marker(start, end);
-        if (!marker || marker[1] != (tile == num_tiles - 1 ? EOI : RST0 + (tile & 7))) return DAMAGED;
+        int expected = tile == num_tiles - 1 ? EOI : RST0 + (tile & 7);
+        if (!marker || marker[1] != expected) return DAMAGED;
         start = marker + 2;
         if (!is_needed) continue;
         for (int i = 0; i < interval; i++)
@@ -223,7 +232,8 @@ static int read_tiles(Region *region, const uint8_t *start, const uint8_t *end) 
 
 static int read_region(Region *region, const uint8_t *content, size_t num_bytes) {
     const uint8_t *start = content + region->header->scan_start, *end = content + num_bytes;
-    int status = region->header->restart_interval ? read_tiles(region, start, end) : read_rows(region, start, end);
+    int has_tiles = region->header->restart_interval > 0;
+    int status = has_tiles ? read_tiles(region, start, end) : read_rows(region, start, end);
     for (int i = 0; i < 8; i++)
         if (region->too_large[i]) status = DAMAGED;
     return status;

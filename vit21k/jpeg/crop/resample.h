@@ -97,7 +97,8 @@ static void resample_row(const Taps *taps, const uint32_t *pixels, int width, in
     for (int i = 0; i < 4 * size; i++) bytes_out[i] = rounded(sums[i], precision);
 }
 
-/* Row y of the result, from rows of *size* pixels, behind which LANES bytes may be read and written. */
+/* Row y of the result, from rows of *size* pixels; LANES bytes behind them may be read, and
+ * behind the result written. */
 static void resample_column(const Taps *taps, const uint32_t *rows, size_t stride, int size, int y,
                             uint32_t *out) {
     const uint8_t *first = (const uint8_t *)(rows + stride * taps->starts[y]);
@@ -114,7 +115,9 @@ static void resample_column(const Taps *taps, const uint32_t *rows, size_t strid
     }
 }
 
-static void split_colours(const uint32_t *restrict pixels, int size, size_t plane, uint8_t *restrict out) {
+/* Pixels -> a row of each of three planes. */
+static void split_colours(const uint32_t *restrict pixels, int size, size_t plane,
+                          uint8_t *restrict out) {
     for (int x = 0; x < size; x++) {
         out[x] = (uint8_t)pixels[x];
         out[x + plane] = (uint8_t)(pixels[x] >> 8);
