@@ -1,5 +1,7 @@
 """What a line says beside the loss, against figures by hand."""
 
+import mmap
+
 import pytest
 
 torch = pytest.importorskip("torch")
