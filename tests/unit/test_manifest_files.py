@@ -1,5 +1,6 @@
 """Manifest files: what is written is what is read, and nothing else passes for it."""
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from vit21k.errors import ManifestError
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
+from vit21k.manifest.integrity import SealingFile
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import open_manifest, read_manifest
@@ -139,6 +141,55 @@ def test_the_pieces_in_which_rows_arrive_do_not_change_a_byte(
 
     whole, pieces = (folder / name / DIGESTS.file_name for name in ("whole", "pieces"))
     assert whole.read_bytes() == pieces.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [IMAGES, DIGESTS], ids=["images", "digests"])
+def test_a_header_that_is_known_at_the_end_is_the_same_header(
+    tmp_path: Path, kind: ManifestKind
+) -> None:
+    write_manifest(_rows(kind), kind, tmp_path / "once", HEADER, CLASSES)
+
+    first = Header(algorithm="sha256", root="/a/longer/root/that/must/go", inputs={"val": "0" * 32})
+    with manifest_writer(kind, tmp_path / "late", first, CLASSES) as writer:
+        writer.write(_rows(kind))
+        writer.header = HEADER
+
+    paths = [tmp_path / name / kind.file_name for name in ("once", "late")]
+    once, late = (pq.read_metadata(path) for path in paths)
+    private = b"vit21k.fingerprint"  # covers the order of the keys, too
+    assert {**late.metadata, private: b""} == {**once.metadata, private: b""}
+    assert pq.read_schema(paths[0]).metadata == pq.read_schema(paths[1]).metadata
+    assert open_manifest(tmp_path / "late", kind).header == HEADER
+    assert read_manifest(tmp_path / "late", kind).equals(_rows(kind))
+    assert b"/a/longer/root" not in paths[1].read_bytes()
+
+
+def _write_in_row_groups(folder: Path) -> None:
+    with manifest_writer(IMAGES, folder, HEADER, CLASSES, row_group_rows=7) as writer:
+        for _ in range(4):
+            writer.write(_rows(IMAGES))
+
+
+def test_a_disk_that_is_full_is_an_error_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(_rows(IMAGES, 5), IMAGES, tmp_path, HEADER, CLASSES)
+    before = (tmp_path / IMAGES.file_name).read_bytes()
+    write, left = SealingFile.write, [0]
+
+    def fail(sealing: SealingFile, data: bytes) -> int:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(sealing, data)
+
+    monkeypatch.setattr(SealingFile, "write", fail)
+    for left[0] in range(1, 40, 3):
+        with pytest.raises(OSError, match="No space") as caught:
+            _write_in_row_groups(tmp_path)
+        assert caught.value.errno == errno.ENOSPC
+        assert [path.name for path in tmp_path.iterdir()] == [IMAGES.file_name]
+        assert (tmp_path / IMAGES.file_name).read_bytes() == before
 
 
 def test_the_fingerprint_covers_rows_header_and_classes(tmp_path: Path) -> None:

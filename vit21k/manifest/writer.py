@@ -4,7 +4,9 @@ Writing is atomic, and the bytes depend on the rows and the header alone (no clo
 so the same inputs give the same file and `sha256sum` can compare runs.
 """
 
+import base64
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.encoding import ROW_GROUP_ROWS, encoding
-from vit21k.manifest.header import Header, to_metadata
+from vit21k.manifest.header import Header, Metadata, to_metadata
 from vit21k.manifest.integrity import SealingFile
 from vit21k.manifest.kind import ManifestKind
 
@@ -24,14 +26,29 @@ class ManifestWriter:
     """Takes rows in order and writes them in row groups of one fixed size.
 
     How the rows arrive (in how many pieces) does not change the file.
+
+    Attributes:
+        header: What the manifest says of itself; may be replaced until it is finished, for what is
+            known at the end only.
+        num_rows: How many rows it has been given.
+
+    Performance: a row group is encoded in a thread while the rows of the next one are gathered.
     """
 
     def __init__(
-        self, kind: ManifestKind, parquet: pq.ParquetWriter, row_group_rows: int | None = None
+        self,
+        kind: ManifestKind,
+        header: Header,
+        parquet: pq.ParquetWriter,
+        thread: ThreadPoolExecutor,
+        row_group_rows: int | None = None,
     ) -> None:
+        self.header = header
         self._row_group_rows = row_group_rows or ROW_GROUP_ROWS
         self._kind = kind
         self._parquet = parquet
+        self._thread = thread
+        self._encoding: Future[None] | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._num_waiting = 0
         self.num_rows = 0
@@ -53,14 +70,22 @@ class ManifestWriter:
         """Write what is still waiting."""
         if self._num_waiting or not self.num_rows:
             self._flush(self._num_waiting)
+        self._encoded()
 
     def _flush(self, num_rows: int) -> None:
         rows = pa.Table.from_batches(self._waiting, schema=self._kind.schema)
-        self._parquet.write_table(
-            rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows
-        )
+        row_group = rows.slice(0, num_rows).combine_chunks()
         self._waiting = rows.slice(num_rows).to_batches()
         self._num_waiting -= num_rows
+        self._encoded()
+        self._encoding = self._thread.submit(
+            self._parquet.write_table, row_group, row_group_size=self._row_group_rows
+        )
+
+    def _encoded(self) -> None:
+        """Wait for the last row group; raise what writing it has raised."""
+        if self._encoding:
+            self._encoding.result()
 
 
 @contextmanager
@@ -88,14 +113,27 @@ def manifest_writer(
     with atomic_file(folder / kind.file_name) as file:
         sealing = SealingFile(file)
         parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **encoding(kind))
-        writer = ManifestWriter(kind, parquet, row_group_rows)
         try:
-            yield writer
-            writer.finish()
+            with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+                writer = ManifestWriter(kind, header, parquet, thread, row_group_rows)
+                yield writer
+                writer.finish()
+            if writer.header != header:
+                _replace_metadata(parquet, schema, to_metadata(kind, writer.header, classes))
             sealing.seal(parquet)
         except BaseException:
             sealing.abandon(parquet)
             raise
+
+
+def _replace_metadata(parquet: pq.ParquetWriter, schema: pa.Schema, metadata: Metadata) -> None:
+    """Put *metadata* in place of that of *schema*, with which *parquet* was opened.
+
+    A key that is added again replaces the one before.  Arrow's readers take it from a copy of the
+    schema, which is a key of its own.
+    """
+    copy = base64.b64encode(schema.with_metadata(metadata).serialize())
+    parquet.add_key_value_metadata({**metadata, b"ARROW:schema": copy})
 
 
 def write_manifest(

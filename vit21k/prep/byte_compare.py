@@ -18,7 +18,7 @@ from vit21k.errors import DataError, ImageError
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS
 from vit21k.prep.copies import find_copies
-from vit21k.prep.keys import read_digests
+from vit21k.prep.keys import FileKeys
 from vit21k.prep.verify import tree_of
 
 _AT_ONCE = 4096
@@ -56,8 +56,7 @@ def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: in
     """
     digests = open_manifest(manifests, DIGESTS)
     root = tree_of(digests, root)
-    digests_N2, _ = read_digests(digests)
-    groups = find_copies(digests_N2)
+    groups = find_copies(FileKeys(digests), digests.num_rows)
     places = _places(digests, groups.rows_M)
     first_M = np.repeat(groups.starts_G, groups.sizes_G)
     copies = [place for place in range(len(places)) if first_M[place] != place]

@@ -21,7 +21,7 @@ from vit21k.errors import DataError
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import as_numbers
 
 Change = Literal["added", "removed", "relabelled", "moved"]
 

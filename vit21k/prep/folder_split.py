@@ -18,9 +18,9 @@ from vit21k.errors import UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
+from vit21k.manifest.schema import COPIES, IMAGES
 from vit21k.prep.ahead import ahead
-from vit21k.prep.split import write_rows
+from vit21k.prep.split import write_split
 
 _DIGEST = COPIES.schema.field("digest").type
 
@@ -86,10 +86,9 @@ def split_by_folders(
                 "val_folder": val,
             },
         )
-        num_val = write_rows(VAL, images, manifests, header, in_val & is_single)
-        inputs = {**header.inputs, "val": open_manifest(manifests, VAL).fingerprint}
-        header = replace(header, inputs=inputs)
-        num_train = write_rows(TRAIN, images, manifests, header, in_train & ~out)
+        num_train, num_val = write_split(
+            images, manifests, header, in_val & is_single, in_train & ~out
+        )
     return FolderSplitSummary(
         num_images=images.num_rows,
         num_train=num_train,

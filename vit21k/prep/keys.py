@@ -1,38 +1,78 @@
 """What files are compared by: their digests, or those of their content, as pairs of numbers."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import Manifest
 from vit21k.prep.ahead import ahead
-from vit21k.prep.picture_rows import as_numbers
 
 _NO_DIGEST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_SPREAD = np.uint64(0x9E37_79B9_7F4A_7C15)  # odd, so that no two rows have the same product
 
 
-def read_digests(digests: Manifest) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
-    """Return the digest of each file, and which files have one (None: all).
+@dataclass(frozen=True)
+class LateDigests:
+    """Digests of files that had none in their manifest, and were read later.
 
-    In place of a digest that is null stands what no other file has: the number of the row.
+    Attributes:
+        row_U: Which rows of the manifest, ascending.
+        digests_U2: Their digests, as two numbers each.
     """
-    digests_N2 = np.empty((digests.num_rows, 2), dtype=np.uint64)
-    has_digest_N = np.ones(digests.num_rows, dtype=bool)
-    row = 0
-    for rows in ahead(digests.batches(["digest"])):
-        here = slice(row, row + rows.num_rows)
-        _fill(digests_N2[here], rows["digest"].combine_chunks(), has_digest_N[here])
-        row += rows.num_rows
-    if has_digest_N.all():
-        return digests_N2, None
-    digests_N2[~has_digest_N, 0] = np.flatnonzero(~has_digest_N)
-    digests_N2[~has_digest_N, 1] = _NO_DIGEST
-    return digests_N2, has_digest_N
+
+    row_U: NDArray[np.int64]
+    digests_U2: NDArray[np.uint64]
+
+    def put(self, digests: pa.FixedSizeBinaryArray, start: int) -> pa.FixedSizeBinaryArray:
+        """Return the *digests* of the rows from *start* on, with the late ones in their places."""
+        first, last = np.searchsorted(self.row_U, (start, start + len(digests)))
+        if first == last:
+            return digests
+        is_late = np.zeros(len(digests), dtype=bool)
+        is_late[self.row_U[first:last] - start] = True
+        late = as_digests(self.digests_U2[first:last])
+        return pc.replace_with_mask(digests, pa.array(is_late), late)
 
 
-def read_content_keys(digests: Manifest) -> NDArray[np.uint64]:
-    """Return the content digest of each file; of what is no JPEG, that of all its bytes.
+NO_LATE_DIGESTS = LateDigests(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.uint64))
+
+
+@dataclass(frozen=True)
+class FileKeys:
+    """What each file is compared by, a row group at a time; read again whenever it is gone through.
+
+    In place of a digest that is null stands what no other file has: a number made of its row.
+
+    Attributes:
+        digests: The files.
+        by: Their bytes; or their content, and the bytes of what is no JPEG.
+        late: Digests that the manifest does not hold.
+    """
+
+    digests: Manifest
+    by: Literal["bytes", "content"] = "bytes"
+    late: LateDigests = NO_LATE_DIGESTS
+
+    def __iter__(self) -> Iterator[NDArray[np.uint64]]:
+        columns = ["digest", "content_digest"] if self.by == "content" else ["digest"]
+        start = 0
+        for rows in ahead(self.digests.batches(columns)):
+            keys = self.late.put(rows["digest"].combine_chunks(), start)
+            if self.by == "content":
+                keys = pc.coalesce(rows["content_digest"].combine_chunks(), keys)
+            yield _filled(keys, start)
+            start += rows.num_rows
+
+
+def refuse_without_content(digests: Manifest) -> None:
+    """Refuse to compare files by content that was not digested.
 
     Raises:
         UsageError: The files were not read in full, or not by vit21k.
@@ -42,29 +82,35 @@ def read_content_keys(digests: Manifest) -> NDArray[np.uint64]:
             "a quick run does not digest the content of files",
             hint="run `vit21k hash` without `--mode quick`, or `vit21k relabel` by bytes",
         )
-    keys_N2, _ = read_digests(digests)
-    is_jpeg_N = np.zeros(digests.num_rows, dtype=bool)
-    row = num_known = 0
-    for rows in ahead(digests.batches(["content_digest", "format"])):
-        here = slice(row, row + rows.num_rows)
-        _fill(keys_N2[here], rows["content_digest"].combine_chunks(), is_jpeg_N[here])
-        num_known += rows.num_rows - rows["format"].null_count
-        row += rows.num_rows
-    if not num_known:
+    batches = digests.batches(["format"], as_dictionary=["format"])
+    if all(rows["format"].null_count == rows.num_rows for rows in batches):
         raise UsageError(
             f"`{digests.path}` holds no content digests: it was imported",
             hint="run `vit21k hash`, which reads the files",
         )
-    return keys_N2
 
 
-def _fill(
-    numbers_B2: NDArray[np.uint64], digests: pa.FixedSizeBinaryArray, is_there_B: NDArray[np.bool_]
-) -> None:
-    """Put *digests* where they are not null; note where that is."""
-    if digests.null_count:
-        is_there_B[:] = digests.is_valid().to_numpy(zero_copy_only=False)
-        numbers_B2[is_there_B] = as_numbers(digests)[is_there_B]
-    else:
-        is_there_B[:] = True
-        numbers_B2[:] = as_numbers(digests)
+def _filled(digests: pa.FixedSizeBinaryArray, start: int) -> NDArray[np.uint64]:
+    """Return *digests* as numbers, with others in place of nulls."""
+    if not digests.null_count:
+        return as_numbers(digests)
+    is_null_B = digests.is_null().to_numpy(zero_copy_only=False)
+    numbers_B2 = as_numbers(digests).copy()
+    rows = start + np.flatnonzero(is_null_B)
+    numbers_B2[is_null_B, 0] = rows.astype(np.uint64) * _SPREAD
+    numbers_B2[is_null_B, 1] = _NO_DIGEST
+    return numbers_B2
+
+
+def as_digests(numbers_N2: NDArray[np.unsignedinteger[Any]]) -> pa.FixedSizeBinaryArray:
+    """Return rows of 16 bytes (two numbers, or sixteen) as digests."""
+    buffer = pa.py_buffer(np.ascontiguousarray(numbers_N2))
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(DIGEST_BYTES), len(numbers_N2), [None, buffer]
+    )
+
+
+def as_numbers(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
+    """Return digests of 16 bytes as two numbers each; a view, not a copy."""
+    numbers_B2 = np.frombuffer(digests.buffers()[1], dtype="<u8").reshape(-1, 2)
+    return numbers_B2[digests.offset : digests.offset + len(digests)]

@@ -81,9 +81,7 @@ def _first_single_labels(images: Manifest, per_class: int) -> NDArray[np.bool_]:
     singles = single_labels(images)
     num_classes = len(images.classes())
     chosen = choose(singles.label_R, None, num_classes=num_classes, per_class=per_class)
-    is_in = np.zeros(images.num_rows, dtype=bool)
-    is_in[singles.row_R[chosen]] = True
-    return is_in
+    return singles.marked(chosen)
 
 
 def _write(

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import Manifest
 from vit21k.manifest.schema import COPIES, IMAGES
 from vit21k.prep.ahead import ahead
+from vit21k.prep.keys import LateDigests, as_digests, as_numbers
 from vit21k.prep.pictures import Pictures
+
+_COLUMNS = ["digest", "path", "num_bytes", "archive", "offset"]
 
 ROWS_IN_MEMORY = 2_000_000
 """How many rows of `images` are held at a time when they must be put in another order."""
@@ -25,55 +26,42 @@ class RowSource:
 
     Attributes:
         digests: Where paths and sizes come from.
-        digests_N2: Its digests, each as two numbers; None: read again, all there, and those of
-            copies are those of the files that are kept.
-        has_digest_N: Which files have one; None: all.
+        late: Digests that it does not hold.
         pictures: What became of its files.
         wnids: The class list.
     """
 
     digests: Manifest
-    digests_N2: NDArray[np.uint64] | None
-    has_digest_N: NDArray[np.bool_] | None
+    late: LateDigests
     pictures: Pictures
     wnids: Sequence[str]
 
     def batches(self) -> Iterator[dict[str, pa.Table]]:
         """Yield rows of `images`, `copies` and `crowded`, each in the order of its manifest."""
         place = self.pictures.image_order()
-        wnids = pa.array(self.wnids, pa.string())
-        copy_row_C = self.pictures.copy_row_C
-        for start, files in ahead(self._files()):
+        not_kept = _NotKept(self.pictures, self.wnids)
+        for start, files in self._files():
             images = self._images(start, files) if place is None else IMAGES.schema.empty_table()
-            yield {"images": images, **self._not_kept(start, files, wnids, copy_row_C)}
+            yield {"images": images, **not_kept.among(start, files)}
         if place is not None:
             for images in self._reordered(place):
                 yield {"images": images}
 
     def _files(self) -> Iterator[tuple[int, pa.Table]]:
-        """Yield a row group of paths and sizes at a time, with the number of its first row."""
+        """Yield a row group of files at a time, with the number of its first row."""
         start = 0
-        columns = ["path", "num_bytes", "archive", "offset"]
-        if self.digests_N2 is None:
-            columns.append("digest")
-        for files in self.digests.batches(columns):
-            yield start, files
+        for files in ahead(self.digests.batches(_COLUMNS)):
+            digests = self.late.put(files["digest"].combine_chunks(), start)
+            yield start, files.set_column(0, "digest", digests)
             start += files.num_rows
 
     def _images(self, start: int, files: pa.Table) -> pa.Table:
         """Return the pictures among *files*, in file order."""
         stop = start + files.num_rows
-        is_kept = ~self.pictures.is_copy_N[start:stop]
         label_ids, num_files = self.pictures.columns(start, stop)
-        kept = files.filter(pa.array(is_kept))
-        if self.digests_N2 is None:
-            digests = kept["digest"]
-        else:
-            digests = as_digests(self.digests_N2[start:stop][is_kept])
-        if self.has_digest_N is not None:
-            digests = pc.if_else(pa.array(self.has_digest_N[start:stop][is_kept]), digests, None)
+        kept = files.filter(pa.array(~self.pictures.is_copy_N[start:stop]))
         columns = [
-            digests,
+            kept["digest"],
             kept["path"],
             pc.if_else(kept["archive"].is_valid(), kept["num_bytes"], None),
             label_ids,
@@ -82,34 +70,6 @@ class RowSource:
             kept["offset"],
         ]
         return pa.table(columns, schema=IMAGES.schema)
-
-    def _not_kept(
-        self, start: int, files: pa.Table, wnids: pa.Array, copy_row_C: NDArray[np.int64]
-    ) -> dict[str, pa.Table]:
-        """Return those of *files* that an earlier file is equal to, and those of crowded ones."""
-        first, last = np.searchsorted(copy_row_C, (start, start + files.num_rows))
-        row_C = copy_row_C[first:last]
-        kept_row_C = self.pictures.kept_row_C[first:last]
-        is_crowded_C = kept_row_C < 0
-        files = files.take(pa.array(row_C - start))
-        if self.digests_N2 is None:
-            digests = files["digest"]
-        else:
-            digests = as_digests(self.digests_N2[np.where(is_crowded_C, row_C, kept_row_C)])
-        rows = pa.table(
-            [
-                digests,
-                files["path"],
-                wnids.take(pa.array(self.pictures.label_N[row_C])),
-                files["archive"],
-                files["offset"],
-            ],
-            schema=COPIES.schema,
-        )
-        return {
-            "copies": rows.filter(pa.array(~is_crowded_C)),
-            "crowded": rows.filter(pa.array(is_crowded_C)),
-        }
 
     def _reordered(self, place: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Yield the pictures by *place*, reading the files once for each part that is held."""
@@ -128,15 +88,34 @@ class RowSource:
             yield pa.concat_tables(parts).take(pa.array(order))
 
 
-def as_digests(numbers_N2: NDArray[np.unsignedinteger[Any]]) -> pa.FixedSizeBinaryArray:
-    """Return rows of 16 bytes (two numbers, or sixteen) as digests."""
-    buffer = pa.py_buffer(np.ascontiguousarray(numbers_N2))
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(DIGEST_BYTES), len(numbers_N2), [None, buffer]
-    )
+class _NotKept:
+    """Makes the rows of `copies` and `crowded`, from the files in order."""
 
+    def __init__(self, pictures: Pictures, wnids: Sequence[str]) -> None:
+        self._pictures = pictures
+        self._copy_row_C = pictures.copy_row_C
+        self._wnids = pa.array(wnids, pa.string())
+        self._digests_G2 = np.empty((len(pictures.first_row_G), 2), dtype=np.uint64)
 
-def as_numbers(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
-    """Return digests of 16 bytes as two numbers each; a view, not a copy."""
-    numbers_B2 = np.frombuffer(digests.buffers()[1], dtype="<u8").reshape(-1, 2)
-    return numbers_B2[digests.offset : digests.offset + len(digests)]
+    def among(self, start: int, files: pa.Table) -> dict[str, pa.Table]:
+        """Return those of *files* that an earlier file is equal to, and those of crowded ones."""
+        stop = start + files.num_rows
+        digests_B2 = as_numbers(files["digest"].combine_chunks())
+        first_row_G = self._pictures.first_row_G
+        first, last = np.searchsorted(first_row_G, (start, stop))
+        self._digests_G2[first:last] = digests_B2[first_row_G[first:last] - start]
+
+        first, last = np.searchsorted(self._copy_row_C, (start, stop))
+        row_C = self._copy_row_C[first:last]
+        group_C = self._pictures.group_C[first:last]
+        is_crowded_C = group_C < 0
+        digests_C2 = digests_B2[row_C - start]
+        digests_C2[~is_crowded_C] = self._digests_G2[group_C[~is_crowded_C]]
+        files = files.take(pa.array(row_C - start))
+        wnids = self._wnids.take(pa.array(self._pictures.label_N[row_C]))
+        columns = [as_digests(digests_C2), files["path"], wnids, files["archive"], files["offset"]]
+        rows = pa.table(columns, schema=COPIES.schema)
+        return {
+            "copies": rows.filter(pa.array(~is_crowded_C)),
+            "crowded": rows.filter(pa.array(is_crowded_C)),
+        }

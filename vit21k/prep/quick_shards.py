@@ -16,41 +16,34 @@ from numpy.typing import NDArray
 from vit21k.errors import DataError
 from vit21k.hashing.file_digest import FileDigest, FileReader
 from vit21k.manifest.reader import Manifest
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import LateDigests, as_numbers
 
 _COLUMNS = ["num_bytes", "probe", "digest"]
 _NUM_WORKERS = 16
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def digest_unproven(
-    digests: Manifest, digests_N2: NDArray[np.uint64], has_digest_N: NDArray[np.bool_]
-) -> int:
-    """Read the files that may have a copy, and have no digest; put their digests in place.
-
-    Args:
-        digests: Of a quick run.
-        digests_N2: Digests, as far as there are any.
-        has_digest_N: Which files have one.
+def digest_unproven(digests: Manifest) -> LateDigests:
+    """Read the files of a quick run that may have a copy, and have no digest.
 
     Returns:
-        How many files were read: none, if the manifest is of one run.
+        Their digests: of no file, if the manifest is of one run.
 
     Raises:
         DataError: A file has changed since, or is not there any more.
     """
     row_U = _unproven_rows(digests)
+    digests_U2 = np.empty((len(row_U), 2), dtype=np.uint64)
     root = os.open(digests.header.root, os.O_RDONLY | os.O_DIRECTORY) if len(row_U) else -1
     try:
         read = partial(_read, FileReader(digests.header.algorithm, _FLAGS), root)
         with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="quick") as pool:
-            for row, digest in zip(row_U, pool.map(read, _files(digests, row_U)), strict=True):
-                digests_N2[row] = np.frombuffer(digest, dtype=np.uint64)
-                has_digest_N[row] = True
+            for place, digest in enumerate(pool.map(read, _files(digests, row_U))):
+                digests_U2[place] = np.frombuffer(digest, dtype=np.uint64)
     finally:
         if root >= 0:
             os.close(root)
-    return len(row_U)
+    return LateDigests(row_U, digests_U2)
 
 
 def _unproven_rows(digests: Manifest) -> NDArray[np.int64]:

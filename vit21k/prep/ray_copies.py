@@ -19,7 +19,7 @@ from vit21k.errors import UsageError
 from vit21k.hashing.ray_engine import ray_cluster
 from vit21k.manifest.reader import Manifest
 from vit21k.prep.copies import CopyGroups, by_first_row, find_copies
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import as_numbers
 
 _ROW_GROUPS_PER_TASK = 8
 _PART_ROWS = 8_000_000
@@ -90,5 +90,5 @@ def _copies_of_part(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of the copies of one part, by group, and where groups begin; a worker."""
     rows_N3 = np.concatenate(pieces)
-    groups = find_copies(rows_N3[:, 1:])
+    groups = find_copies([rows_N3[:, 1:]], len(rows_N3))
     return rows_N3[groups.rows_M, 0].astype(np.int64), groups.starts_G

@@ -3,9 +3,9 @@
 The same picture is filed under several classes of ImageNet-21K.  Files with equal digests are one
 picture, and its labels are the folders they lie in.
 
-Algorithm: the digests and class indices of all files are read into arrays (20 bytes a file), which
-tell the pictures (`pictures.merge_files`).  Paths are never held: a second pass over the manifest
-carries them from row group to row group.
+Algorithm: a number made of the digest (`copies.find_copies`) and a class index are held for each
+file, 12 bytes, which tell the pictures (`pictures.merge_groups`).  Digests and paths are never
+held: later passes over the manifest carry them from row group to row group.
 
 Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".  From the same list
 of files the result is the same.
@@ -29,11 +29,12 @@ from vit21k.manifest.header import Header
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
 from vit21k.manifest.writer import manifest_writer
+from vit21k.prep import copies
 from vit21k.prep.ahead import ahead
 from vit21k.prep.copies import CopyGroups
-from vit21k.prep.keys import read_content_keys, read_digests
+from vit21k.prep.keys import NO_LATE_DIGESTS, FileKeys, refuse_without_content
 from vit21k.prep.picture_rows import RowSource
-from vit21k.prep.pictures import Pictures, merge_files, merge_groups
+from vit21k.prep.pictures import Pictures, merge_groups
 from vit21k.prep.quick_shards import digest_unproven
 
 CROWDED_LABELS = 20
@@ -108,12 +109,14 @@ def relabel(
         classes = classes or ClassList.from_folders(wnids)
         label_N = _replaced(wnid_N, _class_indices(wnids, classes))
         if by == "content":
-            pictures = merge_files(read_content_keys(digests), label_N, max_labels=max_labels)
-        elif find_copies:
-            pictures = merge_groups(find_copies(digests), label_N, max_labels=max_labels)
-        digests_N2, has_digest_N = (None, None) if find_copies else _read_digests(digests)
-        if digests_N2 is not None and by == "bytes":
-            pictures = merge_files(digests_N2, label_N, max_labels=max_labels)
+            refuse_without_content(digests)
+        is_quick = digests.header.options.get("mode") == "quick" and not find_copies
+        late = digest_unproven(digests) if is_quick else NO_LATE_DIGESTS
+        if find_copies:
+            groups = find_copies(digests)
+        else:
+            groups = copies.find_copies(FileKeys(digests, by, late), digests.num_rows)
+        pictures = merge_groups(groups, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
         with ExitStack() as stack:
@@ -122,18 +125,11 @@ def relabel(
                 for kind in (IMAGES, COPIES, CROWDED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, pictures, names_of))
-            source = RowSource(digests, digests_N2, has_digest_N, pictures, classes.wnids)
+            source = RowSource(digests, late, pictures, classes.wnids)
             for tables in source.batches():
                 for name, rows in tables.items():
                     writers[name].write(rows)
     return _summary(pictures, classes, num_classes_before)
-
-
-def _read_digests(digests: Manifest) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
-    digests_N2, has_digest_N = read_digests(digests)
-    if has_digest_N is not None:
-        digest_unproven(digests, digests_N2, has_digest_N)
-    return digests_N2, has_digest_N
 
 
 def _header_for(

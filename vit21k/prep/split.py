@@ -23,12 +23,11 @@ from vit21k.errors import UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
-from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import as_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +72,9 @@ def make_val(
         refuse_inside(manifests, images.header.root)
         wnids = images.classes().wnids
         singles = single_labels(images)
-        score_R = None if seed is None else _scores(images, singles.row_R, seed)
+        score_R = None if seed is None else _scores(images, singles, seed)
         chosen = choose(singles.label_R, score_R, num_classes=len(wnids), per_class=per_class)
-        in_val = np.zeros(images.num_rows, dtype=bool)
-        in_val[singles.row_R[chosen]] = True
+        in_val = singles.marked(chosen)
 
         split = "holdout" if holdout else "dummy"
         options = {"split": split, "per_class": per_class, "seed": seed}
@@ -86,10 +84,9 @@ def make_val(
             inputs_in=".",
             options={**images.header.options, **options},
         )
-        num_val = write_rows(VAL, images, manifests, header, in_val)
-        inputs = {**header.inputs, "val": open_manifest(manifests, VAL).fingerprint}
-        header = replace(header, inputs=inputs)
-        num_train = write_rows(TRAIN, images, manifests, header, ~in_val if holdout else None)
+        num_train, num_val = write_split(
+            images, manifests, header, in_val, ~in_val if holdout else None
+        )
 
     num_val_K = np.bincount(singles.label_R[chosen], minlength=len(wnids))
     is_bare_K = (num_val_K == singles.num_images_K) & (num_val_K > 0)
@@ -112,36 +109,47 @@ class Singles(NamedTuple):
     """The pictures with one label, in images order, which is by label.
 
     Attributes:
-        row_R: Their rows in `images.parquet`.
+        is_single_P: Which rows of `images.parquet` they are.
         label_R: Their labels; ascending.
         num_images_K: How many pictures, with one label or more, carry each label.
     """
 
-    row_R: NDArray[np.int64]
-    label_R: NDArray[np.int64]
+    is_single_P: NDArray[np.bool_]
+    label_R: NDArray[np.int32]
     num_images_K: NDArray[np.int64]
+
+    def marked(self, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which rows of `images.parquet` the *chosen* places in *label_R* are."""
+        is_chosen_R = np.zeros(len(self.label_R), dtype=bool)
+        is_chosen_R[chosen] = True
+        is_in_P = self.is_single_P.copy()
+        is_in_P[is_in_P] = is_chosen_R
+        return is_in_P
 
 
 def single_labels(images: Manifest) -> Singles:
     """Read which pictures of `images.parquet` have a single label."""
     num_classes = len(images.classes())
-    row_R, label_R = [], []
+    is_single_P = np.empty(images.num_rows, dtype=bool)
+    label_R = np.empty(images.num_rows, dtype=np.int32)
     num_images_K = np.zeros(num_classes, dtype=np.int64)
-    row = 0
+    row = num_singles = 0
     for rows in ahead(images.batches(["label_ids"])):
         lists = rows["label_ids"].combine_chunks()
         starts = lists.offsets.to_numpy()
         label_ids = lists.values.to_numpy()
         num_images_K += np.bincount(lists.flatten().to_numpy(), minlength=num_classes)
-        is_single = np.diff(starts) == 1
-        row_R.append(row + np.flatnonzero(is_single))
-        label_R.append(label_ids[starts[:-1][is_single]])
+        is_single_B = np.diff(starts) == 1
+        labels = label_ids[starts[:-1][is_single_B]]
+        is_single_P[row : row + rows.num_rows] = is_single_B
+        label_R[num_singles : num_singles + len(labels)] = labels
         row += rows.num_rows
-    return Singles(np.concatenate(row_R), np.concatenate(label_R), num_images_K)
+        num_singles += len(labels)
+    return Singles(is_single_P, label_R[:num_singles], num_images_K)
 
 
 def choose(
-    label_R: NDArray[np.int64],
+    label_R: NDArray[np.int32],
     score_R: NDArray[np.uint64] | None,
     *,
     num_classes: int,
@@ -155,7 +163,7 @@ def choose(
         num_classes: Labels are smaller than this.
         per_class: How many; all, of a class that has fewer.
     """
-    start_K = np.searchsorted(label_R, np.arange(num_classes + 1))
+    start_K = np.searchsorted(label_R, np.arange(num_classes + 1, dtype=label_R.dtype))
     size_K = np.minimum(np.diff(start_K), per_class)
     if score_R is None:
         first_place = np.repeat(start_K[:-1] - (np.cumsum(size_K) - size_K), size_K)
@@ -176,20 +184,21 @@ def _lowest(scores: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
     return places[np.argsort(scores[places], kind="stable")[:number]]
 
 
-def _scores(images: Manifest, row_R: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    scores = []
-    row = 0
+def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]:
+    score_R = np.empty(len(singles.label_R), dtype=np.uint64)
+    row = num_scores = 0
     for rows in ahead(images.batches(["digest"])):
-        first, last = np.searchsorted(row_R, (row, row + rows.num_rows))
         if rows["digest"].null_count:
             raise UsageError(
                 "pictures that a quick run has not read have no digest to draw them by",
                 hint="leave `--seed` out, or run `vit21k hash` without `--mode quick`",
             )
         digests_B2 = as_numbers(rows["digest"].combine_chunks())
-        scores.append(keyed_hash(digests_B2[row_R[first:last] - row], seed))
+        scores = keyed_hash(digests_B2[singles.is_single_P[row : row + rows.num_rows]], seed)
+        score_R[num_scores : num_scores + len(scores)] = scores
         row += rows.num_rows
-    return np.concatenate(scores)
+        num_scores += len(scores)
+    return score_R
 
 
 def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
@@ -197,18 +206,31 @@ def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return mix64(digests_B2[:, 0] ^ mix64(digests_B2[:, 1] ^ np.uint64(derive_key(seed))))
 
 
-def write_rows(
-    kind: ManifestKind,
+def write_split(
     images: Manifest,
     manifests: Path,
     header: Header,
-    is_in: NDArray[np.bool_] | None,
-) -> int:
-    """Write those pictures that *is_in* marks (default: all); return how many."""
-    row = 0
-    with manifest_writer(kind, manifests, header, images.classes()) as writer:
-        for rows in ahead(images.batches(kind.schema.names)):
-            here = slice(row, row + rows.num_rows)
-            writer.write(rows if is_in is None else rows.filter(pa.array(is_in[here])))
-            row += rows.num_rows
-    return writer.num_rows
+    in_val: NDArray[np.bool_],
+    in_train: NDArray[np.bool_] | None,
+) -> tuple[int, int]:
+    """Write `train.parquet` and `val.parquet`; return how many rows each has.
+
+    Args:
+        images: All pictures.
+        manifests: Folder to write to.
+        header: Of both; that of train names val among its inputs, too.
+        in_val: Which pictures are in val.
+        in_train: Which pictures are in train; default: all.
+    """
+    classes = images.classes()
+    with manifest_writer(TRAIN, manifests, header, classes) as train:
+        with manifest_writer(VAL, manifests, header, classes) as val:
+            row = 0
+            for rows in ahead(images.batches(TRAIN.schema.names)):
+                here = slice(row, row + rows.num_rows)
+                val.write(rows.filter(pa.array(in_val[here])))
+                train.write(rows if in_train is None else rows.filter(pa.array(in_train[here])))
+                row += rows.num_rows
+        fingerprint = open_manifest(manifests, VAL).fingerprint
+        train.header = replace(header, inputs={**header.inputs, "val": fingerprint})
+    return train.num_rows, val.num_rows

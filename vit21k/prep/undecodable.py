@@ -24,7 +24,7 @@ from vit21k.manifest.schema import DIGESTS, UNDECODABLE
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.copies import find_copies
 from vit21k.prep.decode_check import Verdict, check_pictures
-from vit21k.prep.keys import read_digests
+from vit21k.prep.keys import FileKeys
 from vit21k.prep.verify import tree_of
 
 
@@ -90,8 +90,7 @@ def find_undecodable(
 
 def _distinct(digests: Manifest, root: Path) -> tuple[Pictures, NDArray[np.int64]]:
     """Return the files of *digests*, and the rows that are the first of their content."""
-    digests_N2, _ = read_digests(digests)
-    groups = find_copies(digests_N2)
+    groups = find_copies(FileKeys(digests), digests.num_rows)
     is_copy = np.zeros(digests.num_rows, dtype=bool)
     is_copy[groups.rows_M] = True
     is_copy[groups.rows_M[groups.starts_G]] = False

@@ -34,7 +34,7 @@ from vit21k.hashing.shards import OPTION, Shard
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.prep.picture_rows import as_numbers
+from vit21k.prep.keys import as_numbers
 
 Sign = Literal["=", "*", "+", "-", "!"]
 
