@@ -19,6 +19,7 @@ class _Recorder:
 
     def __init__(self, seconds: float, *, is_concurrent: bool = False) -> None:
         self.is_concurrent = is_concurrent
+        self.is_remote = False
         self.is_stopped = self.asks_ahead = False
         self.seconds = seconds
         self.threads: set[str] = set()
@@ -39,7 +40,7 @@ def _chunks(number: int) -> list[Chunk]:
 
 
 def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_order() -> None:
-    recorder = _Recorder(seconds=0.01)
+    recorder = _Recorder(seconds=0.03)
 
     done = list(digest_in_threads(recorder, iter(_chunks(40)), 4))
 
@@ -80,6 +81,21 @@ def test_one_thread_takes_over_again_once_nothing_is_read_from_the_disk(
     for _ in range(_PATIENCE + 1):
         pace.note(*at_hand)
     assert not pace.is_waiting
+
+
+def test_what_takes_little_is_at_hand_however_long_the_lock_was_waited_for() -> None:
+    pace = _Pace(num_workers=2)
+    pace.note(0.005, 0.0005, 0)
+
+    assert not pace.is_waiting
+
+
+def test_what_lies_on_another_machine_is_always_waited_for() -> None:
+    pace = _Pace(num_workers=2, is_remote=True)
+    for _ in range(3 * _PATIENCE):
+        pace.note(0.01, 0.01, 0)
+
+    assert pace.is_waiting
 
 
 def test_asking_ahead_changes_no_digest(tmp_path: Path) -> None:

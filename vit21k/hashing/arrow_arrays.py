@@ -74,7 +74,12 @@ def _bits(flags: np.ndarray) -> pa.Buffer:
 
 
 def _text_buffers(values: Sequence[str | None]) -> list[pa.Buffer]:
-    texts = [value.encode() if value else b"" for value in values]
-    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    joined = "\0".join([*(value or "" for value in values), ""]).encode()
+    ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == 0)
+    if len(ends) == len(values):
+        data, ends = joined.replace(b"\0", b""), ends - np.arange(len(ends))
+    else:  # there is a 0 in one of them
+        texts = [value.encode() if value else b"" for value in values]
+        data, ends = b"".join(texts), np.cumsum([len(text) for text in texts])
     offsets = np.append(0, ends).astype(np.int32)
-    return [pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
+    return [pa.py_buffer(offsets), pa.py_buffer(data)]

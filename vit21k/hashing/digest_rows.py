@@ -15,6 +15,7 @@ from vit21k.hashing.file_rows import (
     HAS_FACTS,
     HAS_PROBE,
     LOOKED_FOR_END,
+    ROW,
     SAW_END,
     Rows,
     have,
@@ -29,7 +30,8 @@ _DIGESTS = {"digest": HAS_DIGEST, "content_digest": HAS_CONTENT, "probe": HAS_PR
 
 def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
     """Return the files of *chunks* as rows."""
-    rows = np.concatenate([chunk.files.array for chunk in chunks])
+    # Three times as fast as `np.concatenate`.
+    rows = np.frombuffer(b"".join([chunk.files.array.tobytes() for chunk in chunks]), ROW)
     columns = {**_columns_of_files(rows), **_columns_of_chunks(chunks)}
     arrays = [columns[field.name] for field in DIGESTS.schema]
     return pa.Table.from_arrays(arrays, schema=DIGESTS.schema)

@@ -26,8 +26,9 @@ _NUM_LOCKED_WORKERS = 2  # who mostly hold the interpreter's lock are in each ot
 _NUM_REMOTE_WORKERS = 32  # opening a file is a message to another machine, and an answer
 
 _CHUNKS_PER_WORKER = 4
-_WAITS = 3.0
-"""Wall time of a chunk over its CPU time from which on its files were waited for."""
+_WAITS, _WAITING_S = 3.0, 0.02
+"""Wall time of a chunk over its CPU time from which on its files were waited for, and that long at
+least: less is the interpreter's lock."""
 _PATIENCE = 16
 """Chunks for each worker without a read of the disk, after which they are taken for at hand."""
 
@@ -40,6 +41,7 @@ class Digester(Protocol):
 
     is_stopped: bool
     asks_ahead: bool
+    is_remote: bool
 
     @property
     def is_concurrent(self) -> bool:
@@ -59,18 +61,19 @@ def suitable_workers(digester: ChunkDigester) -> int:
 class _Pace:
     """Whether chunks are at hand, or have to be waited for; threads tell what theirs took."""
 
-    def __init__(self, num_workers: int) -> None:
-        self.is_waiting = False
+    def __init__(self, num_workers: int, *, is_remote: bool = False) -> None:
+        self.is_waiting = is_remote
+        self._is_remote = is_remote
         self._patience = num_workers * _PATIENCE
         self._num_at_hand = 0
 
     def note(self, wall_s: float, cpu_s: float, num_disk_reads: int) -> None:
         """Take in what a chunk took: seconds of its thread, and reads of the disk it waited for."""
-        if num_disk_reads or wall_s > _WAITS * cpu_s:
+        if num_disk_reads or wall_s > max(_WAITS * cpu_s, cpu_s + _WAITING_S):
             self.is_waiting = True
         self._num_at_hand = 0 if num_disk_reads else self._num_at_hand + 1
         if self._num_at_hand > self._patience:
-            self.is_waiting = False
+            self.is_waiting = self._is_remote
             self._num_at_hand = 0
 
     def measured(self, digester: Digester, chunk: Chunk) -> DigestedChunk:
@@ -93,7 +96,7 @@ def digest_in_threads(
         num_workers: The most chunks that are read at the same time.
     """
     under_way: deque[Future[DigestedChunk]] = deque()
-    pace = _Pace(num_workers)
+    pace = _Pace(num_workers, is_remote=digester.is_remote)
     num_few = min(num_workers, os.cpu_count() or 1)
     with (  # a pool starts its threads when they are needed
         ThreadPoolExecutor(num_few, thread_name_prefix="hash") as few,

@@ -39,8 +39,9 @@ class Candidates:
         """Forget what was seen once."""
         keys = np.frombuffer(self._keys, dtype=np.uint64)
         keys.sort()  # in place
-        repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
-        self._keys = array("Q", repeated.tobytes())
+        repeated = keys[1:][keys[1:] == keys[:-1]]
+        is_last = np.append(repeated[1:] != repeated[:-1], True)[: len(repeated)]
+        self._keys = array("Q", repeated[is_last].tobytes())  # `np.unique` would import numpy.ma
 
     def have(self, rows: Rows) -> NDArray[np.bool_]:
         """Return which of *rows* another file may be equal to."""

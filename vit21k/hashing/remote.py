@@ -95,6 +95,7 @@ class RemoteDigester:
     def __init__(self, url: str, algorithm: str) -> None:
         self.is_stopped = False
         self.asks_ahead = False  # it is for files
+        self.is_remote = True
         self._files, self._root = _open(url)
         self._algorithm = ALGORITHMS[algorithm]
         self._reader = FileReader(algorithm, 0)

@@ -21,8 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Compared in lower case: ImageNet's own files end in `.JPEG`."""
 
-_DOT = ord(".")
-_USUAL_ENDS = (b".JPEG", b".jpg", b".jpeg", b".JPG", b".png")
+_USUAL_ENDS = (b".JPEG\0", b".jpg\0", b".jpeg\0", b".JPG\0", b".png\0")
 
 CHUNK_FILES = 128
 """Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""
@@ -148,8 +147,9 @@ class Walker:
         if level.has_files_only and not level.waiting:
             names = level.keys[level.num_taken : level.num_taken + CHUNK_FILES]
             level.num_taken += len(names)
+            is_fine = _are_usual(names)
             level.waiting = [
-                (name, None if _is_usual(name) else _problem_of(level, name)) for name in names
+                (name, None if is_fine else _problem_of(level, name)) for name in names
             ]
             return None
         while not level.is_done and len(level.waiting) < CHUNK_FILES:
@@ -266,9 +266,11 @@ def _target(entry: os.DirEntry[bytes]) -> str:
         return error.strerror or ""
 
 
-def _is_usual(name: bytes) -> bool:
-    """Return whether nothing can be wrong with the *name* of a regular file."""
-    return name.endswith(_USUAL_ENDS) and name.isascii() and name[0] != _DOT
+def _are_usual(names: list[bytes]) -> bool:
+    """Return whether nothing can be wrong with the *names* of regular files; quickly."""
+    text = b"\0%b\0" % b"\0".join(names)
+    num_images = sum(text.count(end) for end in _USUAL_ENDS)
+    return num_images == len(names) and text.isascii() and b"\0." not in text
 
 
 def _problem_of(level: Level, name: bytes) -> Problem | None:
