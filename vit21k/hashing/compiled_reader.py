@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vit21k.compiled import NoCompilerError, compiled_library
 from vit21k.hashing.chunk_files import ChunkFiles
-from vit21k.hashing.file_digest import BUFFER_BYTES
+from vit21k.hashing.file_digest import BUFFER_BYTES, thread_buffer
 from vit21k.hashing.file_rows import ROW
 
 _SOURCE = Path(__file__).with_name("read_files.c")
@@ -93,8 +93,8 @@ class CompiledReader:
         try:
             place: int = self._buffers.place
         except AttributeError:
-            self._buffers.bytes = ctypes.create_string_buffer(BUFFER_BYTES)
-            place = self._buffers.place = ctypes.addressof(self._buffers.bytes)
+            self._buffers.view = (ctypes.c_char * BUFFER_BYTES).from_buffer(thread_buffer())
+            place = self._buffers.place = ctypes.addressof(self._buffers.view)
         return place
 
 

@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
@@ -30,6 +30,7 @@ PROBE_BYTES = 4096
 
 _NUM_TRIES = 2
 _NO_LIMIT = 1 << 62
+_buffers = threading.local()
 
 
 class FileDigest(NamedTuple):
@@ -79,13 +80,6 @@ class FileReader:
         """
         self._algorithm = ALGORITHMS[algorithm]
         self._flags = flags
-        self._buffers = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_buffers"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _buffers=threading.local())
 
     def digest(self, name: bytes, folder: int) -> FileDigest | OSError | Flaw:
         """Read a file to its end; once more if it changed meanwhile.
@@ -157,7 +151,7 @@ class FileReader:
         if BUFFER_BYTES <= size < WHOLE_BYTES:
             with large_buffer(size + 1) as buffer:
                 return self._digest_with(buffer, descriptor, size)
-        return self._digest_with(self._buffer(), descriptor, size)
+        return self._digest_with(thread_buffer(), descriptor, size)
 
     def _digest_with(self, buffer: bytearray, descriptor: int, size: int) -> _Content:
         view = memoryview(buffer)
@@ -174,9 +168,9 @@ class FileReader:
     def _probe_content(self, descriptor: int, size: int) -> _Content:
         if size <= 2 * PROBE_BYTES:
             content = self._digest_content(descriptor, size)
-            whole = memoryview(self._buffer())[: content.num_bytes]
+            whole = memoryview(thread_buffer())[: content.num_bytes]
             return content._replace(probe=self.probe_of(whole))
-        buffer = self._buffer()
+        buffer = thread_buffer()
         view = memoryview(buffer)[: 2 * PROBE_BYTES]
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the kernel reads on
         num_read = os.preadv(descriptor, [view[:PROBE_BYTES]], 0)
@@ -211,13 +205,14 @@ class FileReader:
             num_bytes += num_read
         return num_bytes, hasher.digest()
 
-    def _buffer(self) -> bytearray:
-        """Return this thread's buffer."""
-        try:
-            buffer: bytearray = self._buffers.bytes
-        except AttributeError:
-            buffer = self._buffers.bytes = bytearray(BUFFER_BYTES)
-        return buffer
+
+def thread_buffer() -> bytearray:
+    """Return this thread's buffer, of `BUFFER_BYTES`."""
+    try:
+        buffer: bytearray = _buffers.bytes
+    except AttributeError:
+        buffer = _buffers.bytes = bytearray(BUFFER_BYTES)
+    return buffer
 
 
 def _ends(size: int) -> list[tuple[int, int]]:
