@@ -29,6 +29,8 @@ from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 from vit21k.prep.keys import as_numbers
 
+_SLICE_ROWS = 1 << 13  # what is made on the way stays in the cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
@@ -203,7 +205,12 @@ def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]
 
 def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Return a number for each digest that looks random, and another one for another seed."""
-    return mix64(digests_B2[:, 0] ^ mix64(digests_B2[:, 1] ^ np.uint64(derive_key(seed))))
+    key = np.uint64(derive_key(seed))
+    hash_B = np.empty(len(digests_B2), dtype=np.uint64)
+    for start in range(0, len(digests_B2), _SLICE_ROWS):
+        here = slice(start, start + _SLICE_ROWS)
+        hash_B[here] = mix64(digests_B2[here, 0] ^ mix64(digests_B2[here, 1] ^ key))
+    return hash_B
 
 
 def write_split(
