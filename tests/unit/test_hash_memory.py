@@ -25,6 +25,7 @@ from vit21k.hashing.picture_facts import PictureFacts
 from vit21k.hashing.records import NamedRows, decode, encode
 from vit21k.hashing.summary import HashSummary
 from vit21k.hashing.walk import CHUNK_FILES
+from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import DIGESTS
 
 NUM_KILLS = 20
@@ -321,12 +322,40 @@ def test_nothing_is_left_of_a_run_that_noted_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_archives_are_remembered_by_their_own_state(pictures: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def archives(pictures: Path, tmp_path: Path) -> Path:
+    """The pictures in a tar for each class."""
     root = tmp_path / "root"
     root.mkdir()
     for folder in sorted(pictures.iterdir()):
         subprocess.run(["tar", "cf", root / f"{folder.name}.tar", "-C", folder, "."], check=True)
     time.sleep(0.06)
+    return root
+
+
+def test_rechecking_finds_the_members_that_changed_without_a_sign(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_tree_module, "is_remote", lambda _folder: True)
+    hash_tree(archives, tmp_path / "m")
+    member = read_manifest(tmp_path / "m", DIGESTS).to_pylist()[300]
+    archive = archives / member["archive"]
+    status = archive.stat()
+    with archive.open("r+b") as file:
+        file.seek(member["offset"])
+        file.write(os.urandom(member["num_bytes"]))
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    time.sleep(0.06)  # what has just changed is not remembered
+
+    unnoticed = hash_tree(archives, tmp_path / "m")
+    noticed = hash_tree(archives, tmp_path / "m", recheck=1.0)
+
+    assert (unnoticed.num_known, unnoticed.silently_changed) == (700, [])
+    assert (noticed.num_known, noticed.silently_changed) == (0, [member["path"]])
+
+
+def test_archives_are_remembered_by_their_own_state(archives: Path, tmp_path: Path) -> None:
+    root = archives
     first = hash_tree(root, tmp_path / "m")
     before = _bytes_of(tmp_path / "m")
 

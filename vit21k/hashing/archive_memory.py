@@ -46,6 +46,22 @@ def recall_part(
     return members
 
 
+def differing_members(known: Members, chunks: Sequence[DigestedChunk]) -> list[str]:
+    """Return the paths of members that have another digest in *chunks* than is known of them."""
+    before = {
+        path: digest
+        for _, paths, files in known
+        for path, digest in zip(paths, files.array["digest"].tolist(), strict=True)
+    }
+    return [
+        path
+        for chunk in chunks
+        if before
+        for path, digest in zip(chunk.paths, chunk.files.array["digest"].tolist(), strict=True)
+        if before.get(path, digest) != digest
+    ]
+
+
 def note_part(
     memory: Memory,
     part: ArchivePart,

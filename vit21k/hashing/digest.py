@@ -12,7 +12,13 @@ from typing import Any
 
 from vit21k.archives.part import ArchivePart
 from vit21k.hashing.archive_digest import UnusableError, digest_part
-from vit21k.hashing.archive_memory import Members, is_small, note_part, recall_part
+from vit21k.hashing.archive_memory import (
+    Members,
+    differing_members,
+    is_small,
+    note_part,
+    recall_part,
+)
 from vit21k.hashing.archive_runs import DigestedMembers
 from vit21k.hashing.chunk_files import ChunkFiles
 from vit21k.hashing.compiled_reader import compiled_reader_for
@@ -116,7 +122,8 @@ class ChunkDigester:
             return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
         try:
             status = os.fstat(descriptor)
-            if known := self._recall_part(part, status):
+            known = self._recall_part(part, status)
+            if known and random.random() >= self.recheck:  # noqa: S311
                 chunks = _known_chunks(part, fraction, known)
                 return _joined(iter(self._noted(part, status, chunks)))
 
@@ -135,7 +142,9 @@ class ChunkDigester:
             os.close(descriptor)
         chunks = (_members_chunk(part, fraction, members) for members in chain((first,), found))
         if self.memory and not self.is_stopped and is_small(part, status):
-            chunks = iter(self._noted(part, status, chunks))
+            held = self._noted(part, status, chunks)
+            held[0].silently_changed = differing_members(known, held)
+            chunks = iter(held)
         return _joined(chunks)
 
     def _noted(
@@ -147,7 +156,7 @@ class ChunkDigester:
         return held
 
     def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
-        if self.memory is None or random.random() < self.recheck:  # noqa: S311
+        if self.memory is None:
             return []
         return recall_part(self.memory, part, status, is_remote=self.is_remote)
 
