@@ -95,6 +95,21 @@ def test_only_candidates_are_read_to_their_end(tree: Path, tmp_path: Path) -> No
     assert open_manifest(tmp_path / "m", DIGESTS).header.options["mode"] == "quick"
 
 
+def test_both_walks_are_told_as_they_go(tree: Path, tmp_path: Path) -> None:
+    looked: list[str] = []
+    done: list[str] = []
+
+    hash_tree(
+        tree,
+        tmp_path,
+        mode="quick",
+        on_look=lambda chunk: looked.extend(chunk.paths),
+        on_chunk=lambda chunk: done.extend(chunk.paths),
+    )
+
+    assert looked == done == read_manifest(tmp_path, DIGESTS)["path"].to_pylist()
+
+
 def test_digests_are_those_of_a_full_run_where_there_are_any(tree: Path, tmp_path: Path) -> None:
     hash_tree(tree, tmp_path / "quick", mode="quick")
     hash_tree(tree, tmp_path / "full")

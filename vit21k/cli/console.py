@@ -113,8 +113,8 @@ class Progress:
         self.fraction: float | None = None
         self._title = title
         self._unit = unit
-        self._started_at = time.monotonic()
-        self._shown_at = self._started_at
+        self._started_at: float | None = None
+        self._shown_at = 0.0
         self._moving = err.is_terminal and os.environ.get("TERM") != "dumb"
 
     def advance(
@@ -125,12 +125,14 @@ class Progress:
         num_problems: int = 0,
         fraction: float | None = None,
     ) -> None:
-        """Count, and show the line if it is time."""
+        """Count, and show the line if it is time; the first call starts the clock."""
+        now = time.monotonic()
+        if self._started_at is None:
+            self._started_at = self._shown_at = now
         self.fraction = fraction
         self.num_done += num_done
         self.num_bytes += num_bytes
         self.num_problems += num_problems
-        now = time.monotonic()
         if now - self._shown_at >= (_BAR_SECONDS if self._moving else _PLAIN_LINE_SECONDS):
             self._shown_at = now
             self._show(now - self._started_at)

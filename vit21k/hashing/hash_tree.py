@@ -39,6 +39,9 @@ ARCHIVE_OPTION = "archive"
 """Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
 
 
+OnChunk = Callable[[DigestedChunk], None]
+
+
 def hash_tree(  # noqa: PLR0913
     root: Path,
     manifests: Path,
@@ -51,7 +54,8 @@ def hash_tree(  # noqa: PLR0913
     recheck: float = 0.0,
     shard: Shard | None = None,
     engine: Engine | None = None,
-    on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
+    on_look: OnChunk = lambda _chunk: None,
+    on_chunk: OnChunk = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
 
@@ -67,6 +71,7 @@ def hash_tree(  # noqa: PLR0913
         shard: Read only its share of the folders, and write to its own folder below *manifests*.
         engine: Where the chunks are digested; default: in threads of this process.  Nothing is
             remembered of a run on another one.
+        on_look: Called with each chunk of the first of the two walks of a quick run.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
@@ -93,7 +98,7 @@ def hash_tree(  # noqa: PLR0913
         locked(out, command="hash"),
         remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
     ):
-        run.write(out, header, on_chunk)
+        run.write(out, header, on_look, on_chunk)
         memory.finish()
     return run.summary
 
@@ -127,11 +132,11 @@ class _Run:
         self._num_workers = num_workers
         self._engine = engine
 
-    def write(self, out: Path, header: Header, on_chunk: Callable[[DigestedChunk], None]) -> None:
+    def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:
         """Digest everything and write both manifests to *out*."""
         is_quick = isinstance(self._digester, QuickDigester)
         if is_quick:
-            self._find_candidates()
+            self._find_candidates(on_look)
         row_group_rows = self._shard.row_group_rows if self._shard else None
         with (  # of the two, digests move into place last
             manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
@@ -155,11 +160,12 @@ class _Run:
             yield done
             yield from done.more
 
-    def _find_candidates(self) -> None:
+    def _find_candidates(self, on_look: OnChunk) -> None:
         """Take the first of the two walks of a quick run."""
         candidates = Candidates()
         for chunk in self._walk():
             candidates.add(chunk)
+            on_look(chunk)
             self.summary.num_bytes_read += chunk.num_bytes_read
             self.summary.num_known += chunk.num_known
         candidates.keep_repeated()
