@@ -47,7 +47,7 @@ class DataSection(Section):
     """How often a picture comes in an epoch, augmented anew each time; an epoch is as long."""
     sampling: Literal["shuffle", "class_balanced"] = "shuffle"
     """`class_balanced`: every class equally often, each one's pictures in turn."""
-    on_bad_image: Literal["fail", "skip", "replace"] = "fail"
+    on_bad_image: Literal["fail", "skip", "replace"] = "skip"
     """A picture that cannot be decoded: stop and name it; leave it out and count it; or take
     another one, drawn from the seed."""
     max_bad_rate: Fraction = 0.01
