@@ -4,7 +4,6 @@ Names are imported when they are first used, so that `import vit21k` needs neith
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from vit21k.manifest.api import read_manifest
     from vit21k.models.registry import get_model, list_models
 
-__version__ = version("vit21k")
+    __version__: str
 
 _HOME = {
     "get_model": "vit21k.models.registry",
@@ -27,6 +26,10 @@ __all__ = ["get_model", "list_models", "load_model", "predict", "read_manifest"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 (more than the rest takes)
+
+        return version("vit21k")
     if name not in _HOME:
         raise AttributeError(f"module `vit21k` has no attribute `{name}`")
     return getattr(import_module(_HOME[name]), name)

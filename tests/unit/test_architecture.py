@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import vit21k
 
 PACKAGE = Path(__file__).parents[2] / "vit21k"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -42,6 +45,11 @@ def test_data_preparation_imports_where_there_is_no_torch() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stderr
+
+
+def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
+    assert "__version__" not in vars(vit21k)
+    assert vit21k.__version__ == version("vit21k")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
