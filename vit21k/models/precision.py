@@ -1,12 +1,18 @@
 """The arithmetic of matrix products: float32, or bfloat16 or float16 with float32 weights."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What matrix products are computed in."""
 
 
 def autocast(device: str | torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -17,4 +23,4 @@ def autocast(device: str | torch.device, precision: Precision) -> AbstractContex
     """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=_DTYPES[precision])
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])

@@ -11,9 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vit21k.distributed import World
-from vit21k.models.precision import Precision
-
-_GATHERED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from vit21k.models.precision import DTYPES, Precision
 
 
 def shard(
@@ -31,7 +29,7 @@ def shard(
     """
     mesh = init_device_mesh(device.type, (world.world_size,))
     policy = MixedPrecisionPolicy(
-        param_dtype=_GATHERED_AS[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

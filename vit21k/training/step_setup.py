@@ -2,18 +2,16 @@
 
 from functools import partial
 
-import torch
 from torch import nn
 
 from vit21k.data.sampler import StepSampler
+from vit21k.models.precision import DTYPES
 from vit21k.models.vit import VisionTransformer
 from vit21k.training import parts
 from vit21k.training.curriculum import PatchDropper, check_curriculum
 from vit21k.training.loss_parts import loss_of
 from vit21k.training.setup import Setup
 from vit21k.training.step_parts import StepPlan, prepare_step
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def prepare_model(setup: Setup, model: nn.Module, *, device_batch_size: int) -> nn.Module:
@@ -33,7 +31,7 @@ def prepare_model(setup: Setup, model: nn.Module, *, device_batch_size: int) -> 
             **recipe.step.model_dump(),
             img_size=recipe.model.img_size,
             device_batch_size=device_batch_size,
-            dtype=_DTYPES[recipe.precision],
+            dtype=DTYPES[recipe.precision],
         ),
         loss_of=partial(loss_of, recipe=recipe, device=setup.device, objective=setup.objective),
         device=setup.device,

@@ -9,6 +9,7 @@ from torch import nn
 
 from vit21k.history.facts import write_facts
 from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.precision import DTYPES
 from vit21k.sinks.sink import DetachedSink, LoggedRun, open_sinks
 from vit21k.training.forecast import FLOPS_PER_MAC
 from vit21k.training.loop import Plan, Progress
@@ -16,8 +17,6 @@ from vit21k.training.meters import PEAK_SIDES, Meters, measure_peak_flops
 from vit21k.training.non_finite import LossWatch
 from vit21k.training.run_log import RunLog
 from vit21k.training.setup import Setup
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ def _peak_flops(setup: Setup) -> float:
     if setup.place.peak_flops is not None:
         return setup.place.peak_flops
     precision, device = setup.recipe.precision, setup.device
-    peak = measure_peak_flops(device, _DTYPES[precision])
+    peak = measure_peak_flops(device, DTYPES[precision])
     side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
     setup.listener.note(
         f"MFU is against {peak / 1e12:.3g} TFLOP/s, what a {precision} product of two {side} x "
