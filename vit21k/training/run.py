@@ -85,7 +85,7 @@ def train_run(
                 data=data,
                 args=args,
                 objective=loss_parts.objective_of(
-                    recipe, data.classes, torch.device(place.device), warn=listener.warn
+                    recipe, data.classes, torch.device(place.device), warn=hears.warn
                 ),
             )
             if not _train(setup, stop, init=init, fresh=fresh):
