@@ -154,6 +154,16 @@ def test_what_is_no_tree_is_refused_by_name(tmp_path, content):
         Levels.read(tmp_path / "tree.json", ClassList(("a", "b"), (None, None)))
 
 
+@pytest.mark.parametrize("lines", [[[0, 1], [1, 0]], [[0, 0], [1]], [[0, 2], [1]]])
+def test_a_tree_with_a_loop_or_a_class_that_is_not_there_is_refused(tmp_path, lines):
+    classes = ClassList(("a", "b"), (None, None))
+    tree = {"class_tree_list": lines, "fingerprint": classes.fingerprint}
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+
+    with pytest.raises(ManifestError, match=r"tree\.json` is not a tree"):
+        Levels.read(tmp_path / "tree.json", classes)
+
+
 def test_the_tree_of_another_class_list_is_refused(tmp_path):
     write_tree(ClassList(("n02084071", "n02088364"), (None, None)), tmp_path / "tree.json")
 

@@ -56,7 +56,12 @@ class Levels:
 
     @classmethod
     def from_parents(cls, parent_K: Ints) -> Self:
-        """Return the levels of the forest in which *parent_K* is above each class; -1: nothing."""
+        """Return the levels of the forest in which *parent_K* is above each class; -1: nothing.
+
+        Raises:
+            ValueError: A class is above itself.
+            IndexError: There is no such class above another.
+        """
         lines = [_line(parent_K, index) for index in range(len(parent_K))]
         depth_K = np.array([len(line) - 1 for line in lines])
         counts = np.bincount(depth_K)
@@ -82,18 +87,18 @@ class Levels:
         try:
             tree = json.loads(path.read_bytes())
             lines, of = tree["class_tree_list"], tree["fingerprint"]
-            parent_K = np.array([line[1] if len(line) > 1 else -1 for line in lines])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            levels = cls.from_parents(np.array([line[1] if line[1:] else -1 for line in lines]))
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise ManifestError(
                 f"`{path}` is not a tree of classes ({type(error).__name__}: {error})",
                 hint="`vit21k labels tree` writes one",
             ) from error
-        if of != classes.fingerprint:
+        if of != classes.fingerprint or len(lines) != len(classes):
             raise ManifestError(
                 f"`{path}` is the tree of another class list",
                 hint="write it again: `vit21k labels tree`",
             )
-        return cls.from_parents(parent_K)
+        return levels
 
     @property
     def fingerprint(self) -> str:
@@ -181,4 +186,6 @@ def _line(parent_K: Sequence[int] | Ints, index: int) -> list[int]:
     line = [index]
     while (above := int(parent_K[line[-1]])) >= 0:
         line.append(above)
+        if len(line) > len(parent_K):
+            raise ValueError(f"class {index} is above itself")
     return line[::-1]
