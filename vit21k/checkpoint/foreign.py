@@ -18,6 +18,9 @@ _INDEX = "model.safetensors.index.json"
 # What a folder may hold, the best first.
 _IN_FOLDER = ("model.safetensors", _INDEX, "model.npz", "pytorch_model.bin", "model.pdparams")
 
+# What reading fields raises that are not what they should be.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 class OpenedWeights(NamedTuple):
     """Weights, ready for a model of ours."""
@@ -49,13 +52,21 @@ def open_foreign(path: Path) -> OpenedWeights:
     if own is not None:
         return OpenedWeights(own, converted.tensors, format_, converted.dropped)
     name, args, guesses = infer_architecture(converted.tensors, converted.known)
-    classes, guess = classes_of(config, args["num_classes"])
+    try:
+        classes, guess = classes_of(config, args["num_classes"])
+        settings = settings_of(format_, args, config, file.parent)
+    except _MALFORMED as error:
+        raise CheckpointError(
+            f"a file beside `{file}` is damaged ({type(error).__name__}: {error})",
+            hint=f"`{CONFIG}` and `preprocessor_config.json` say what classes and pictures are; "
+            "without them the weights are read by custom",
+        ) from error
     card = ModelCard(
         path=path,
         name=name,
         args=args,
         classes=classes,
-        eval_settings=settings_of(format_, args, config, file.parent),
+        eval_settings=settings,
         loss_kind=loss_kind_of(config, args["num_classes"]),
         warnings=(*guesses, *filter(None, (guess, _zero_head(converted.tensors)))),
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from vit21k.checkpoint.model_folder import EvalSettings
 from vit21k.errors import CheckpointError
@@ -152,11 +152,12 @@ def _timm(config: Mapping[str, Any], size: int) -> EvalSettings:
 def _transformers(config: Mapping[str, Any], size: int) -> EvalSettings:
     normalised = config.get("do_normalize", True)
     crops = bool(config.get("do_center_crop"))
-    resize = (config.get("size") or {}).get("shortest_edge") if crops else None
+    size_before = config.get("size") or {}
+    short_side = size_before if isinstance(size_before, int) else size_before.get("shortest_edge")
     return EvalSettings(
         img_size=size,
         mode="center_crop" if crops else "squash",
-        resize=resize,
+        resize=short_side if crops else None,
         interpolation=_interpolation(_RESAMPLE.get(config.get("resample", 2))),
         mean=_triple(config.get("image_mean", _HALVES)) if normalised else (0.0, 0.0, 0.0),
         std=_triple(config.get("image_std", _HALVES)) if normalised else (1.0, 1.0, 1.0),
@@ -169,4 +170,5 @@ def _interpolation(name: object) -> Literal["bicubic", "bilinear"]:
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
-    return cast(tuple[float, float, float], tuple(float(value) for value in values))
+    red, green, blue = values
+    return float(red), float(green), float(blue)
