@@ -8,18 +8,21 @@ import tarfile
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from packable import BAD, KINDS, NUM_PLAIN, write_manifests, write_tree
 from PIL import Image
 
 from vit21k.data.decode import decode_rgb
 from vit21k.data.pictures import Pictures
-from vit21k.errors import UsageError
+from vit21k.errors import ImageTreeError, ManifestError, UsageError
 from vit21k.jpeg.recode import recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
+from vit21k.manifest.writer import write_manifest
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
+from vit21k.pack.plan import Plan
 from vit21k.pack.tar_writer import member_header, sample_key
 from vit21k.pack.verify import decode_pack, verify_pack
 
@@ -247,6 +250,56 @@ def test_a_shard_that_was_cut_short_is_made_again(home, packs, tmp_path):
     pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
 
     assert files_of(out) == files_of(packs["lossless"])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda old: old[:-40], lambda _old: b"", lambda _old: b"x" * 99]
+)
+def test_a_shard_whose_part_is_damaged_is_made_again(home, packs, tmp_path, damage):
+    out = tmp_path / "p"
+    with pytest.raises(KeyboardInterrupt):
+        pack(
+            home / "m", out, LOSSLESS, PackOptions(per_shard=7),
+            on_picture=_interrupt_after(20),
+        )  # fmt: skip
+    part = sorted((out / ".parts").glob("*.parquet"))[1]
+    part.write_bytes(damage(part.read_bytes()))
+
+    summary = pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+
+    assert summary.num_shards_kept == 1
+    assert files_of(out) == files_of(packs["lossless"])
+
+
+def test_a_run_that_cannot_begin_is_in_nobodys_way(home, packs, tmp_path):
+    out = tmp_path / "p"
+    with pytest.raises(ImageTreeError, match="not a folder"):
+        pack(home / "m", out, LEVELS["raw"], PackOptions(), root=tmp_path / "moved")
+
+    pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+
+    assert files_of(out) == files_of(packs["lossless"])
+
+
+def test_a_dummy_val_that_is_not_in_train_is_refused(home, tmp_path):
+    shutil.copytree(home / "m", tmp_path / "m")
+    train = open_manifest(home / "m", TRAIN)
+    header = replace(train.header, inputs={})
+    first = open_manifest(home / "m", VAL).read()["path"][0]
+    rows = train.read().filter(pc.not_equal(train.read()["path"], first))
+    write_manifest(rows, TRAIN, tmp_path / "m", header, train.classes())
+
+    with pytest.raises(ManifestError, match="some are not"):
+        pack(tmp_path / "m", tmp_path / "p", LEVELS["raw"], PackOptions())
+
+
+def test_a_shard_knows_its_rows_without_holding_them():
+    plan = Plan(name="x", level={}, per_shard=7, seed=3, num_pictures={"train": 100}, inputs={})
+    shards = list(plan.shards())
+
+    assert [len(shard.positions) for shard in shards] == [len(shard.rows) for shard in shards]
+    assert sorted(row for shard in shards for row in shard.rows.tolist()) == list(range(100))
+    assert all(field is None or isinstance(field, (str, int, range)) for s in shards for field in s)
 
 
 def _interrupt_after(number):

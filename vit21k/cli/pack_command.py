@@ -106,6 +106,7 @@ def pack_command(
             on_picture=lambda num_bytes, is_left_out: progress.advance(
                 num_bytes=num_bytes, num_problems=is_left_out
             ),
+            note=console.note,
         )
     if as_json:
         console.print_json(asdict(summary))

@@ -17,7 +17,7 @@ from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.pack.index import OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
-from vit21k.pack.parts import Part, Parts
+from vit21k.pack.parts import Parts, ShardFacts
 from vit21k.pack.plan import Plan, shard_pattern
 from vit21k.pack.shard_builder import ShardBuilder
 from vit21k.pack.sources import Sources, open_pictures, open_sources
@@ -86,6 +86,7 @@ def pack(
     root: Path | None = None,
     on_start: Callable[[int], None] = lambda _num_pictures: None,
     on_picture: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
+    note: Callable[[str], None] = lambda _text: None,
 ) -> PackSummary:
     """Write a pack of what *manifests* hold into the folder *out*, or finish one.
 
@@ -97,6 +98,7 @@ def pack(
         root: Where the images are now; default: where they were hashed.
         on_start: Called with how many pictures there are to do, if there are any.
         on_picture: Called with the size of each picture's file, and whether it is left out.
+        note: Hears what is done first, if it takes long.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
@@ -117,15 +119,18 @@ def pack(
             parts.remove()
             return _summary(out, num_kept=None)
         _refuse_other_plan(out, parts, plan)
-        parts.begin(plan.as_json())
-        done = {shard.file_name: parts.load(shard.file_name) for shard in plan.shards()}
-        if missing := [shard for shard in plan.shards() if done[shard.file_name] is None]:
-            on_start(sum(len(shard.rows) for shard in missing))
-            builder = _builder_of(out, sources, root, level, options.num_workers)
+        missing = [shard for shard in plan.shards() if not parts.finished(shard.file_name)]
+        if missing:
+            pictures = open_pictures(sources, root, note)
+            parts.begin(plan.as_json())
+            on_start(sum(len(shard.positions) for shard in missing))
+            wnids, num_workers = sources.classes().wnids, options.num_workers
+            builder = ShardBuilder(out, pictures, wnids, level=level, num_workers=num_workers)
             builder.build(missing, on_picture)
-        write_index(out, sources, plan, _all_parts(parts, plan))
+        shards = _facts_of_all(parts, plan)
+        write_index(out, sources, plan, parts, shards)
         parts.remove()
-        return _summary(out, num_kept=len(done) - len(missing))
+        return _summary(out, num_kept=sum(map(len, shards.values())) - len(missing))
 
 
 def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
@@ -139,20 +144,13 @@ def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
     )
 
 
-def _builder_of(
-    out: Path, sources: Sources, root: Path | None, level: Level, num_workers: int
-) -> ShardBuilder:
-    pictures, wnids = open_pictures(sources, root), sources.classes().wnids
-    return ShardBuilder(out, pictures, wnids, level=level, num_workers=num_workers)
-
-
-def _all_parts(parts: Parts, plan: Plan) -> dict[str, list[Part]]:
-    by_split: dict[str, list[Part]] = {split: [] for split in plan.num_pictures}
+def _facts_of_all(parts: Parts, plan: Plan) -> dict[str, list[ShardFacts]]:
+    by_split: dict[str, list[ShardFacts]] = {split: [] for split in plan.num_pictures}
     for shard in plan.shards():
-        part = parts.load(shard.file_name)
-        if part is None:
+        facts = parts.facts(shard.file_name)
+        if facts is None:
             raise OSError(f"`{shard.file_name}` was written, and is not there any more")
-        by_split[shard.split].append(part)
+        by_split[shard.split].append(facts)
     return by_split
 
 

@@ -3,10 +3,14 @@
 Readers of ours: `train.parquet` and `val.parquet` with the rows, labels and order of those that
 were packed, and the place of each picture in the shards; `packed.parquet`, the index of the shards.
 Readers of others: `_info.json`, as timm has it.
+
+A manifest's rows and a shard's pictures are in different orders.  What the one needs of the other
+lies in files (`vit21k.pack.scratch`), so that memory is that of a few row groups, and of the paths
+of a dummy val.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,75 +18,63 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vit21k.atomic import write_atomic
+from vit21k.errors import ManifestError
 from vit21k.manifest.header import Header
+from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import BESIDE, Manifest, open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, VAL
 from vit21k.manifest.writer import manifest_writer
-from vit21k.pack.parts import Part
+from vit21k.pack.parts import Parts, ShardFacts
+from vit21k.pack.places import PlacesInShards
 from vit21k.pack.plan import Plan
+from vit21k.pack.scratch import scratch_array
 from vit21k.pack.sources import TRAIN_SPLIT, Sources
 
 OPTION = "pack"
 """Under which the plan stands in the headers of a pack's manifests."""
 
 _INFO = "_info.json"
-_SAME_NAMES = ("offset", "num_bytes", "packed_digest", "key", "form", "note", "source_bytes")
-
-
-class PlacesInShards:
-    """Where the pictures of a split lie, by row of its manifest: 20 bytes each."""
-
-    def __init__(self, parts: Sequence[Part], num_rows: int) -> None:
-        self._archives = [part.facts.file_name for part in parts]
-        self._archive_R = np.full(num_rows, -1, dtype=np.int32)
-        self._offset_R = np.zeros(num_rows, dtype=np.int64)
-        self._num_bytes_R = np.zeros(num_rows, dtype=np.int64)
-        for number, part in enumerate(parts):
-            packed = part.rows.filter(pc.is_null(part.rows["problem"]))
-            rows = packed["row"].to_numpy()
-            self._archive_R[rows] = number
-            self._offset_R[rows] = packed["offset"].to_numpy()
-            self._num_bytes_R[rows] = packed["num_bytes"].to_numpy()
-
-    def applied(self, rows: pa.Table, numbers_B: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
-        """Return *rows*, which have these *numbers_B*, with their places; those that have any."""
-        is_in = self._archive_R[numbers_B] >= 0
-        rows, numbers_B = rows.filter(pa.array(is_in)), numbers_B[is_in]
-        archives = pa.DictionaryArray.from_arrays(
-            pa.array(self._archive_R[numbers_B]), pa.array(self._archives, pa.string())
-        ).cast(pa.string())
-        columns = {
-            "archive": archives,
-            "offset": pa.array(self._offset_R[numbers_B]),
-            "num_bytes": pa.array(self._num_bytes_R[numbers_B]),
-        }
-        for name, values in columns.items():
-            rows = rows.set_column(rows.schema.get_field_index(name), name, values)
-        return rows
+_SAME_NAMES = (
+    "path", "offset", "num_bytes", "packed_digest", "key", "form", "note", "source_bytes", "width",
+    "height",
+)  # fmt: skip
 
 
 def write_index(
-    folder: Path, sources: Sources, plan: Plan, parts: Mapping[str, list[Part]]
+    folder: Path,
+    sources: Sources,
+    plan: Plan,
+    parts: Parts,
+    shards: Mapping[str, list[ShardFacts]],
 ) -> None:
     """Write all manifests of the pack in *folder*; its index, which says that it is whole, last.
 
+    Args:
+        folder: Of the pack.
+        sources: What is packed.
+        plan: Of the pack.
+        parts: Of all shards.
+        shards: Of each split, in order.
+
     Raises:
+        ManifestError: A part or a manifest is damaged.
         OSError: The disk is full or failing.
     """
-    write_atomic(folder / _INFO, _info(plan, parts).encode())
+    write_atomic(folder / _INFO, _info(plan, shards).encode())
     if sources.classes_file:
         write_atomic(folder / sources.classes_file.name, sources.classes_file.read_bytes())
     inputs: dict[str, str] = {}
     for split, manifest in reversed(list(sources.by_split.items())):  # val first: train names it
-        places = PlacesInShards(parts[split], manifest.num_rows)
+        places = PlacesInShards(parts, shards[split], manifest.num_rows)
         if split == TRAIN_SPLIT and sources.dummy_val:
             numbers = _numbers_in(manifest, sources.dummy_val)
             inputs |= _write(folder, sources.dummy_val, places, plan, inputs, numbers)
         inputs |= _write(folder, manifest, places, plan, inputs)
-    _write_left_out(folder, sources, plan, parts)
-    _write_packed(folder, sources, plan, parts)
+    _write_left_out(folder, plan, parts, shards)
+    _write_packed(folder, sources, plan, parts, shards)
 
 
 def _write(
@@ -91,7 +83,7 @@ def _write(
     places: PlacesInShards,
     plan: Plan,
     inputs: Mapping[str, str],
-    numbers: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    numbers: NDArray[np.int64] | None = None,
 ) -> dict[str, str]:
     """Write *manifest* with new places; return its kind and new fingerprint.
 
@@ -119,18 +111,36 @@ def _write(
     return {manifest.kind.name: open_manifest(folder, manifest.kind).fingerprint}
 
 
-def _numbers_in(train: Manifest, val: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the row in *train* of each picture of *val*, all of which are in it."""
-    paths = train.read(["path"])["path"]
-    numbers = pc.index_in(val.read(["path"])["path"], value_set=paths.combine_chunks())
-    found: np.ndarray[Any, np.dtype[np.int64]] = numbers.to_numpy().astype(np.int64)
-    return found
+def _numbers_in(train: Manifest, val: Manifest) -> NDArray[np.int64]:
+    """Return the row in *train* of each picture of *val*.
+
+    Raises:
+        ManifestError: One is not in it.
+    """
+    paths = val.read(["path"])["path"].combine_chunks()
+    numbers = np.full(val.num_rows, -1)
+    start = 0
+    for rows in train.batches(["path"]):
+        found = pc.index_in(rows["path"], value_set=paths)
+        is_val = found.is_valid().to_numpy()
+        numbers[found.drop_null().to_numpy()] = start + np.flatnonzero(is_val)
+        start += rows.num_rows
+    if (numbers < 0).any():
+        raise ManifestError(
+            f"`{val.path}` says that its pictures are in train, and some are not",
+            hint="make both again with `vit21k make-val`",
+        )
+    return numbers
 
 
 def _write_packed(
-    folder: Path, sources: Sources, plan: Plan, parts: Mapping[str, list[Part]]
+    folder: Path,
+    sources: Sources,
+    plan: Plan,
+    parts: Parts,
+    shards: Mapping[str, list[ShardFacts]],
 ) -> None:
-    facts = [part.facts._asdict() for split in parts.values() for part in split]
+    facts = [shard._asdict() for split in shards.values() for shard in split]
     header = Header(
         algorithm=next(iter(sources.by_split.values())).header.algorithm,
         root=BESIDE,
@@ -138,53 +148,60 @@ def _write_packed(
     )
     with manifest_writer(PACKED, folder, header) as writer:
         for split, manifest in sources.by_split.items():
-            names = manifest.read(["path", "digest"])
-            for part in parts[split]:
-                writer.write(_packed_rows(part, names))
+            digests = _digests_of(manifest, parts.folder)
+            for shard in shards[split]:
+                writer.write(_packed_rows(shard, parts, digests))
 
 
-def _packed_rows(part: Part, names: pa.Table) -> pa.Table:
-    rows = part.rows.filter(pc.is_null(part.rows["problem"]))
-    named = names.take(rows["row"])
+def _digests_of(manifest: Manifest, folder: Path) -> NDArray[Any]:
+    """Return the digest of each picture of *manifest*, in a file without a name in *folder*."""
+    digests = scratch_array(folder, np.dtype((np.uint8, DIGEST_BYTES)), manifest.num_rows)
+    start = 0
+    for rows in manifest.batches(["digest"]):
+        column = rows["digest"].combine_chunks()
+        values = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, DIGEST_BYTES)
+        digests[start : start + len(column)] = values[column.offset :][: len(column)]
+        start += len(column)
+    return digests
+
+
+def _packed_rows(shard: ShardFacts, parts: Parts, digests: NDArray[Any]) -> pa.Table:
+    rows = parts.rows(shard.file_name)
+    rows = rows.filter(pc.is_null(rows["problem"]))
     count = rows.num_rows
+    of_files = pa.py_buffer(digests[rows["row"].to_numpy()].tobytes())
     columns = {
-        "digest": named["digest"],
-        "path": named["path"],
-        "split": pa.array([part.facts.split] * count, pa.string()),
-        "archive": pa.array([part.facts.file_name] * count, pa.string()),
-        **{name: rows[name] for name in (*_SAME_NAMES, "width", "height")},
+        "digest": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(DIGEST_BYTES), count, [None, of_files]
+        ),
+        "split": pa.array([shard.split] * count, pa.string()),
+        "archive": pa.array([shard.file_name] * count, pa.string()),
+        **{name: rows[name] for name in _SAME_NAMES},
     }
     return pa.table(columns)
 
 
 def _write_left_out(
-    folder: Path, sources: Sources, plan: Plan, parts: Mapping[str, list[Part]]
+    folder: Path, plan: Plan, parts: Parts, shards: Mapping[str, list[ShardFacts]]
 ) -> None:
     header = Header(algorithm="", root=BESIDE, options={OPTION: plan.as_json()})
     with manifest_writer(LEFT_OUT, folder, header) as writer:
-        for rows in _left_out(sources, parts):
-            writer.write(rows)
+        for shard in (shard for split in shards.values() for shard in split):
+            rows = parts.rows(shard.file_name, ["path", "problem", "detail"])
+            rows = rows.filter(pc.is_valid(rows["problem"]))
+            writer.write(rows.rename_columns(["path", "kind", "detail"]))
 
 
-def _left_out(sources: Sources, parts: Mapping[str, list[Part]]) -> Iterator[pa.Table]:
-    for split, manifest in sources.by_split.items():
-        paths = manifest.read(["path"])
-        for part in parts[split]:
-            rows = part.rows.filter(pc.is_valid(part.rows["problem"]))
-            named = paths.take(rows["row"])["path"]
-            yield pa.table({"path": named, "kind": rows["problem"], "detail": rows["detail"]})
-
-
-def _info(plan: Plan, parts: Mapping[str, list[Part]]) -> str:
+def _info(plan: Plan, shards: Mapping[str, list[ShardFacts]]) -> str:
     """Return what timm's `wds/` reader wants to know."""
     splits = {
         split: {
             "name": split,
-            "num_samples": sum(part.facts.num_pictures for part in of_split),
-            "filenames": [part.facts.file_name for part in of_split],
-            "shard_lengths": [part.facts.num_pictures for part in of_split],
+            "num_samples": sum(shard.num_pictures for shard in of_split),
+            "filenames": [shard.file_name for shard in of_split],
+            "shard_lengths": [shard.num_pictures for shard in of_split],
         }
-        for split, of_split in parts.items()
+        for split, of_split in shards.items()
     }
     return json.dumps({"name": plan.name, "version": "1", "splits": splits}, indent=1) + "\n"
 

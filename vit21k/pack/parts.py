@@ -6,7 +6,7 @@ shard, and the shard after all its bytes: where there is a part, there is a whol
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file, write_atomic
+from vit21k.errors import ManifestError
 from vit21k.manifest.reader import damage_is_an_error
 
 _FOLDER = ".parts"
@@ -23,6 +24,7 @@ _FACTS = b"vit21k.shard"
 PART_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
+        ("path", pa.string()),
         ("key", pa.string()),
         ("form", pa.string()),
         ("note", pa.string()),
@@ -36,7 +38,7 @@ PART_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A row for each picture; of those that are left out only `row`, `problem` and `detail`."""
+"""A row for each picture; of those that are left out only `row`, `path`, `problem` and `detail`."""
 
 
 class ShardFacts(NamedTuple):
@@ -91,17 +93,42 @@ class Parts:
                 write_page_checksum=True,
             )  # fmt: skip
 
-    def load(self, file_name: str) -> Part | None:
-        """Return the part of a shard; None if that is not there, or not as it was."""
-        path = self._path(file_name)
-        if not path.is_file():
+    def finished(self, file_name: str) -> ShardFacts | None:
+        """Return what is known of a shard; None if it has to be made.
+
+        All of its part is read, so that damage is not found when all else is done.
+        """
+        try:
+            self.rows(file_name)
+            return self.facts(file_name)
+        except ManifestError:
+            return None
+
+    def facts(self, file_name: str) -> ShardFacts | None:
+        """Return what is known of a shard; None if it has no part, or is not as large as it was.
+
+        Raises:
+            ManifestError: The part is damaged.
+        """
+        path, tar = self._path(file_name), self._pack / file_name
+        if not path.is_file() or not tar.is_file():
             return None
         with damage_is_an_error(path):
-            rows = pq.read_table(path, page_checksum_verification=True)
-            facts = ShardFacts(*json.loads(rows.schema.metadata[_FACTS]))
-        tar = self._pack / file_name
-        is_whole = tar.is_file() and tar.stat().st_size == facts.num_bytes
-        return Part(facts, rows.cast(PART_SCHEMA)) if is_whole else None
+            facts = ShardFacts(*json.loads(pq.read_schema(path).metadata[_FACTS]))
+        return facts if tar.stat().st_size == facts.num_bytes else None
+
+    def rows(self, file_name: str, columns: Sequence[str] = PART_SCHEMA.names) -> pa.Table:
+        """Return the pictures of a shard; *columns* of `PART_SCHEMA`.
+
+        Raises:
+            ManifestError: The part is not there, or damaged.
+        """
+        path = self._path(file_name)
+        if not path.is_file():
+            raise ManifestError(f"no part at `{path}`")
+        with damage_is_an_error(path):
+            rows = pq.ParquetFile(path, page_checksum_verification=True).read(columns)
+            return rows.cast(pa.schema([PART_SCHEMA.field(name) for name in columns]))
 
     def remove(self) -> None:
         """Forget all of it: the pack is finished."""

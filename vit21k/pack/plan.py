@@ -22,12 +22,22 @@ class Shard(NamedTuple):
     Attributes:
         file_name: `<name>-<split>-00000.tar`.
         split: Which split its pictures are of.
-        rows: Their rows in the split's manifest, in the shard's order.
+        positions: Their places in the order of the split.
+        num_in_split: How many pictures that has.
+        key: Of the order; None: that of the manifest.
     """
 
     file_name: str
     split: str
-    rows: NDArray[np.int64]
+    positions: range
+    num_in_split: int
+    key: int | None
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Its pictures' rows in the split's manifest, in the shard's order; computed anew."""
+        positions = np.arange(self.positions.start, self.positions.stop)
+        return positions if self.key is None else permute(positions, self.num_in_split, self.key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +74,12 @@ class Plan:
     def shards(self) -> Iterator[Shard]:
         """Yield all shards, in order."""
         for split, num_pictures in self.num_pictures.items():
+            key = None if self.seed is None else derive_key(_STREAM, self.seed, len(split))
             for number in range(-(-num_pictures // self.per_shard)):
                 start = number * self.per_shard
-                rows = np.arange(start, min(start + self.per_shard, num_pictures))
-                if self.seed is not None:
-                    key = derive_key(_STREAM, self.seed, len(split))
-                    rows = permute(rows, num_pictures, key)
-                yield Shard(f"{self.name}-{split}-{number:05}.tar", split, rows)
+                positions = range(start, min(start + self.per_shard, num_pictures))
+                name = f"{self.name}-{split}-{number:05}.tar"
+                yield Shard(name, split, positions, num_pictures, key)
 
 
 def shard_pattern(name: str) -> re.Pattern[str]:

@@ -153,7 +153,8 @@ class _OpenShard:
         """Append the members of a picture; or only note that it is left out."""
         if outcome.packed is None:
             kind, detail = outcome.problem or ("", "")
-            self._rows.append({"row": outcome.row, "problem": str(kind), "detail": detail})
+            bad = {"row": outcome.row, "path": path, "problem": str(kind), "detail": detail}
+            self._rows.append(bad)
             return
         content, suffix, form, note, (width, height) = outcome.packed
         key = sample_key(path, self._keys, outcome.row)
@@ -165,6 +166,7 @@ class _OpenShard:
         self._rows.append(
             {
                 "row": outcome.row,
+                "path": path,
                 "key": key,
                 "form": form,
                 "note": note,

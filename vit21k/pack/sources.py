@@ -1,6 +1,6 @@
 """The manifests that are packed: train and val, or all pictures if there is no split."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,13 +71,15 @@ def open_sources(manifests: Path) -> Sources:
     return sources
 
 
-def open_pictures(sources: Sources, root: Path | None) -> dict[str, Pictures]:
-    """Open the pictures of each split.
+def open_pictures(
+    sources: Sources, root: Path | None, note: Callable[[str], None] = lambda _text: None
+) -> dict[str, Pictures]:
+    """Open the pictures of each split; rows of a large one are mapped, and *note* hears of it.
 
     Raises:
         ImageTreeError: They are not there.
     """
     return {
-        split: Pictures.from_manifest(manifest, root)
+        split: Pictures.from_manifest(manifest, root, mapped=True, note=note)
         for split, manifest in sources.by_split.items()
     }

@@ -161,18 +161,21 @@ def decode_pack(
     Raises:
         ManifestError: The index is missing or damaged.
     """
-    rows = open_manifest(folder, PACKED).read(["path", "archive", "offset", "num_bytes"])
+    index = open_manifest(folder, PACKED)
     reader = ArchiveReader(str(folder))
-    paths, archives = rows["path"], rows["archive"]
+    for rows in index.batches(["path", "archive", "offset", "num_bytes"]):
+        read = _reader_of(rows, reader)
+        for verdict in check_pictures(read, range(rows.num_rows), num_workers=num_workers):
+            if verdict.kind is None:
+                summary.num_decoded += 1
+            else:
+                summary.problems[verdict.kind] += 1
+                on_bad(rows["path"][verdict.row].as_py(), verdict.kind, verdict.detail)
+            on_verdict(verdict.kind is not None)
+
+
+def _reader_of(rows: pa.Table, reader: ArchiveReader) -> Callable[[int], bytes]:
+    """Return what reads the picture in a row of *rows*; from any thread."""
+    archives = rows["archive"]
     offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
-
-    def read(row: int) -> bytes:
-        return reader.read(archives[row].as_py(), int(offsets[row]), int(sizes[row]))
-
-    for verdict in check_pictures(read, range(rows.num_rows), num_workers=num_workers):
-        if verdict.kind is None:
-            summary.num_decoded += 1
-        else:
-            summary.problems[verdict.kind] += 1
-            on_bad(paths[verdict.row].as_py(), verdict.kind, verdict.detail)
-        on_verdict(verdict.kind is not None)
+    return lambda row: reader.read(archives[row].as_py(), int(offsets[row]), int(sizes[row]))
