@@ -30,12 +30,16 @@ SIZES = ((67, 53), (64, 48), (5, 9), (33, 17))
 MODES = ("bilinear", "bicubic")
 
 
-@pytest.fixture
-def decoder():
+def compiled(*flags):
     try:
-        return crop_decoder()
+        return crop_decoder(*flags)
     except NoCompilerError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def decoder():
+    return compiled()
 
 
 def jpeg(size=SIZES[0], mode="RGB", **options):
@@ -133,6 +137,18 @@ def test_a_photo_and_a_tall_strip_are_resized_as_torch_does(decoder):
         content, crop = jpeg(size), Crop((0, 0, *size), is_flipped=True)
         found = compiled_crop(decoder, content, crop, 32, "bicubic")
         np.testing.assert_array_equal(found, ordinary_crop(content, crop, 32, "bicubic"))
+
+
+def test_crops_of_every_scale_are_those_of_torch_on_any_processor():
+    contents = [jpeg((500, 375)), jpeg((7, 301)), jpeg((90, 31))]
+    draw = random.Random(1)
+    for side, mode, content in product((1, 7, 8, 31, 224), MODES, contents):
+        facts = compiled().measure([content])[0]
+        for crop in [random_crop(draw, (facts.width, facts.height)) for _ in range(4)]:
+            expected = ordinary_crop(content, crop, side, mode)
+            for flags in ([], ["-DPORTABLE"]):
+                found = compiled_crop(compiled(*flags), content, crop, side, mode)
+                np.testing.assert_array_equal(found, expected)
 
 
 def mutated(draw, content):

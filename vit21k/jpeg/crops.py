@@ -130,8 +130,11 @@ def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:
 
 
 @cache
-def crop_decoder() -> CropDecoder:
+def crop_decoder(*more_flags: str) -> CropDecoder:
     """Return the decoder, which is compiled first if it has to be.
+
+    Args:
+        more_flags: For the compiler; `-DPORTABLE` leaves the processor's own instructions out.
 
     Raises:
         NoCompilerError: It cannot be.
@@ -144,6 +147,7 @@ def crop_decoder() -> CropDecoder:
         "-fwrapv",
         "-Wno-psabi",
         f"-DPROCESSOR={_processor()}",
+        *more_flags,
     ]
     return CropDecoder(
         compiled_library(_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h")), flags=flags)

@@ -14,7 +14,6 @@
  * Nothing is trusted: every read and write is checked against the ends that the caller gave.
  */
 #include "region.h"
-#include "resample.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "pixels are kept in the byte order of x86 and ARM"
@@ -27,25 +26,33 @@ typedef struct {
     int32_t box[4], is_flipped;
 } Crop;
 
-/* Rows of the region -> their pixels, resampled along them. */
-static void write_rows(const Region *region, const int32_t *box, int is_flipped, int size) {
+/* One row of the region -> its pixels. */
+static void make_pixels(const Region *region, const int32_t *box, int y, uint32_t *pixels) {
     int left = box[0], width = box[2] - box[0];
     const Plane *planes = region->planes;
     const Component *luma = region->header->components;
     uint8_t *blue = region->chroma + 32, *red = blue + width + 64;
-    for (int y = box[1]; y < box[3]; y++) {
-        const uint8_t *row = planes[0].samples +
-            (size_t)(y - planes[0].first_y) * planes[0].stride + left - planes[0].first_x;
-        if (region->header->num_components == 1) {
-            grey_to_pixels(row, width, region->pixels);
-        } else {
-            upsample_row(&planes[1], luma, y, left, width, region->sums, blue);
-            upsample_row(&planes[2], luma, y, left, width, region->sums, red);
-            to_pixels(row, blue, red, width, region->pixels);
-        }
-        resample_row(&region->across, region->pixels, width, size, is_flipped, region->wide,
-                     region->wide_out, region->rows + region->stride * (size_t)(y - box[1]));
+    const uint8_t *row = planes[0].samples +
+        (size_t)(y - planes[0].first_y) * planes[0].stride + left - planes[0].first_x;
+    if (region->header->num_components == 1) {
+        grey_to_pixels(row, width, pixels);
+        return;
     }
+    upsample_row(&planes[1], luma, y, left, width, region->sums, blue);
+    upsample_row(&planes[2], luma, y, left, width, region->sums, red);
+    to_pixels(row, blue, red, width, pixels);
+}
+
+/* Give the resampler the rows of the region from *first* on, ROWS_AT_ONCE or what is left. */
+static void resample_rows(Region *region, const int32_t *box, int first) {
+    const uint32_t *rows[ROWS_AT_ONCE];
+    for (int i = 0; i < ROWS_AT_ONCE; i++) {
+        uint32_t *pixels = region->pixels + region->stride * (size_t)i;
+        int y = box[1] + first + i;
+        if (y < box[3]) make_pixels(region, box, y, pixels);
+        rows[i] = pixels;
+    }
+    take_rows(&region->resampler, rows, first);
 }
 
 /* out: (3, size, size).  Return DONE, or why there is nothing in it. */
@@ -54,17 +61,22 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
     Header header;
     Region region = {.header = &header, .decoder = decoder};
     const int32_t *box = crop->box;
-    int status = read_header(&header, content, num_bytes);
+    Resize resize = {{box[2] - box[0], size, 0, size},
+                     {box[3] - box[1], size, 0, size},
+                     is_bicubic,
+                     crop->is_flipped,
+                     0};
+    int status = read_header(&header, content, num_bytes), num_taken = 0;
     if (status || (status = make_region(&region, box))) return status;
     if ((status = make_tables(decoder, &header))) return status;
-    if (reserve(&region, num_bytes, box, size, is_bicubic)) return NO_MEMORY;
+    if (reserve(&region, num_bytes, box, &resize)) return NO_MEMORY;
     if ((status = read_region(&region, content, num_bytes))) return status;
-    make_taps(&region.across, box[2] - box[0], size, is_bicubic, region.numbers);
-    make_taps(&region.down, box[3] - box[1], size, is_bicubic, region.numbers);
-    write_rows(&region, box, crop->is_flipped, size);
+    start_resampler(&region.resampler, &resize, 0, 0);
     for (int y = 0; y < size; y++) {
-        resample_column(&region.down, region.rows, region.stride, size, y, region.pixels);
-        split_colours(region.pixels, size, (size_t)size * size, out + (size_t)y * size);
+        int needed = num_rows_for(&region.resampler, y);
+        for (; num_taken < needed; num_taken += ROWS_AT_ONCE)
+            resample_rows(&region, box, num_taken);
+        write_planes(&region.resampler, y, (size_t)size * size, out + (size_t)y * size);
     }
     return DONE;
 }

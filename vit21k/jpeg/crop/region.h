@@ -14,11 +14,11 @@
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
 /* What a thread keeps from picture to picture: most share their Huffman tables. */
-typedef struct {
+struct Decoder {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
     uint8_t *room;
     size_t capacity;
-} Decoder;
+};
 
 typedef struct {
     const Header *header;
@@ -30,12 +30,9 @@ typedef struct {
     uint8_t *data;            /* entropy-coded, without stuffed bytes */
     uint8_t *chroma;          /* a row of each of two colours */
     int16_t *sums;            /* while one is made */
-    uint32_t *pixels;         /* a row of the region, then of the result */
-    int32_t *wide, *wide_out; /* the same, a number for each byte */
-    uint32_t *rows;           /* all rows of the region, of the width of the result */
+    uint32_t *pixels;         /* ROWS_AT_ONCE rows of the region */
     size_t stride;            /* of those, in pixels */
-    Taps across, down;
-    double *numbers; /* while taps are made */
+    Resampler resampler;
 } Region;
 
 static int make_region(Region *region, const int32_t *box) {
@@ -86,31 +83,17 @@ static void lay_out_planes(Region *region, size_t *used) {
     }
 }
 
-static void lay_out_taps(Decoder *decoder, Taps *taps, int from, int size, int is_bicubic,
-                         size_t *used) {
-    taps->num_taps = taps_of(from, size, is_bicubic);
-    taps->starts = take(decoder, used, 4 * (size_t)size);
-    taps->weights = take(decoder, used, 4 * (size_t)size * taps->num_taps);
-}
-
 /* Return how much room there has to be; where there is less, pointers are NULL. */
-static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, int size,
-                      int is_bicubic) {
+static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
     Decoder *decoder = region->decoder;
-    size_t used = 0, width = (size_t)(box[2] - box[0]), height = (size_t)(box[3] - box[1]);
+    size_t used = 0, width = (size_t)(box[2] - box[0]);
     lay_out_planes(region, &used);
-    lay_out_taps(decoder, &region->across, (int)width, size, is_bicubic, &used);
-    lay_out_taps(decoder, &region->down, (int)height, size, is_bicubic, &used);
-    int num_taps = at_least(region->across.num_taps, region->down.num_taps);
-    region->numbers = take(decoder, &used, 8 * (size_t)size * num_taps);
     region->data = take(decoder, &used, num_bytes + PADDING);
     region->chroma = take(decoder, &used, 2 * width);
     region->sums = take(decoder, &used, 2 * width);
-    region->pixels = take(decoder, &used, 4 * (size_t)at_least((int)width, size));
-    region->wide = take(decoder, &used, 16 * (width + region->across.num_taps));
-    region->wide_out = take(decoder, &used, 16 * (size_t)size);
-    region->stride = (size_t)size;
-    region->rows = take(decoder, &used, 4 * region->stride * (height + region->down.num_taps));
+    region->stride = (width + 15) & ~(size_t)15;
+    region->pixels = take(decoder, &used, 4 * ROWS_AT_ONCE * region->stride);
+    lay_out_resampler(&region->resampler, decoder, resize, (int)width, box[3] - box[1], &used);
     return used;
 }
 
@@ -120,17 +103,16 @@ static void drop_room(Decoder *decoder) {
     decoder->capacity = 0;
 }
 
-static int reserve(Region *region, size_t num_bytes, const int32_t *box, int size,
-                   int is_bicubic) {
+static int reserve(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
     Decoder *decoder = region->decoder;
-    size_t needed = lay_out(region, num_bytes, box, size, is_bicubic);
+    size_t needed = lay_out(region, num_bytes, box, resize);
     if (needed <= decoder->capacity) return DONE;
     drop_room(decoder);
     void *room = NULL;
     if (posix_memalign(&room, 64, needed + needed / 4)) return NO_MEMORY;
     decoder->room = room;
     decoder->capacity = needed + needed / 4;
-    lay_out(region, num_bytes, box, size, is_bicubic);
+    lay_out(region, num_bytes, box, resize);
     return DONE;
 }
 
