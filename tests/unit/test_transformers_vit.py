@@ -135,7 +135,7 @@ def test_damaged_settings_are_no_crash(tmp_path, content):
     make(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match="beside .* is damaged"):
+    with pytest.raises(CheckpointError, match=r"beside .* is damaged"):
         load_model(tmp_path)
 
 
