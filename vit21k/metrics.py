@@ -16,6 +16,11 @@ class ClassificationMetrics:
     def __init__(self) -> None:
         self._totals = torch.zeros(4, dtype=torch.float64)
 
+    @property
+    def num_images(self) -> int:
+        """How many images were added."""
+        return int(self._totals[_NUM_IMAGES])
+
     def update(
         self,
         logits_BK: Tensor,

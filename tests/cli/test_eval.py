@@ -93,6 +93,29 @@ def test_eval_stops_at_a_picture_that_cannot_be_decoded(vit21k, pictures, run_di
     assert pictures[3]["path"] in result.stderr
 
 
+def test_eval_leaves_bad_pictures_out_and_counts_them_if_asked(vit21k, pictures, run_dir, tmp_path):
+    (tmp_path / "tree" / pictures[3]["path"]).write_bytes(b"no picture")
+
+    result = vit21k("eval", run_dir, "--on-bad-image", "skip", "--json")
+
+    metrics = json.loads(result.stdout)
+    assert result.code == 3
+    assert metrics["dummy_val/num_skipped"] == 1
+    assert metrics["dummy_val/num_images"] == len(pictures) - 1
+    assert f"warning: `{pictures[3]['path']}`" in result.stderr
+    assert result.stderr.endswith("; 1 images could not be decoded\n")
+
+
+def test_eval_of_bad_pictures_alone_is_refused(vit21k, pictures, run_dir, tmp_path):
+    for row in pictures:
+        (tmp_path / "tree" / row["path"]).write_bytes(b"no picture")
+
+    result = vit21k("eval", run_dir, "--on-bad-image", "skip")
+
+    assert result.code == 3
+    assert "error: there is no picture that can be decoded" in result.stderr
+
+
 def test_eval_writes_a_row_for_each_class(vit21k, pictures, run_dir, tmp_path):
     results = [
         vit21k("eval", run_dir, "--json", "--per-class", name)

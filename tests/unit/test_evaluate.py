@@ -7,6 +7,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from vit21k.data.batch_decoder import Batch  # noqa: E402
 from vit21k.distributed import World  # noqa: E402
+from vit21k.errors import ImageError  # noqa: E402
 from vit21k.inference.evaluate import evaluate, normalise  # noqa: E402
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
@@ -173,5 +174,5 @@ def test_a_process_without_pictures_takes_part():
 
 
 def test_no_pictures_have_no_metrics():
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ImageError, match="no picture"):
         evaluate(Linear(), iter(()), loss_kind="sigmoid", mean=MEAN, std=STD)

@@ -9,10 +9,11 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
+from vit21k.cli.eval_lines import show
 from vit21k.cli.model_options import PANEL, DeviceBatchSize, RunPath, load
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.requires import require_torch
-from vit21k.errors import CheckpointError, ManifestError
+from vit21k.errors import EXIT_BAD_DATA, CheckpointError, ManifestError
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from vit21k.data.pictures import Pictures
     from vit21k.distributed import World
     from vit21k.inference.study import Plan, Study
-    from vit21k.manifest.classes import ClassList
     from vit21k.manifest.reader import Manifest
     from vit21k.models.base import ImageClassifier
 
@@ -64,6 +64,10 @@ def eval_command(
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option(help="Of the matrix products.")
     ] = "fp32",
+    on_bad_image: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="skip: leave images out that cannot be decoded, and count them."),
+    ] = "fail",
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a split, over exactly every image: loss, prec@1, top-5, mAP, F1.
@@ -72,6 +76,7 @@ def eval_command(
     mAP and the macro means leave out classes without images here, and their number is shown;
     mAP_error bounds what the binning of scores can do to mAP.
     On a dummy split, whose images are also in train, they are `dummy_val/...`.
+    With `--on-bad-image skip` num_skipped is what num_images lacks; the exit code is 3 if any.
 
     [bold]Examples[/bold]
 
@@ -86,6 +91,7 @@ def eval_command(
     require_torch("eval")
     from vit21k.distributed import init_world
     from vit21k.inference.class_table import check_table_path, write_class_table
+    from vit21k.training.split_data import metric_prefix
 
     if per_class is not None:
         check_table_path(per_class)
@@ -95,19 +101,20 @@ def eval_command(
         model, card = load(run, device)
         _check_classes(card, source, plan)
         pictures = _pictures(source, root)
-        loader = _loader(card, pictures, world, device_batch_size, num_workers)
+        loader = _loader(card, pictures, world, device_batch_size, num_workers, on_bad_image)
         found = _study(model, card, pictures, loader, plan, world)
+        for path, reason in loader.skipped.items():  # this process's own
+            console.warn(f"`{path}`: {reason}")
         if world.rank:
             return
     if per_class is not None:
         write_class_table(per_class, found.table, card.classes)
     about = {"model": str(card.path), "manifest": str(source.path)}
-    _show(found, about, _prefix(source), card.classes, as_json=as_json)
-    console.done(
-        f"eval: {found.metrics['num_images']:,} images of `{source.path}`, model `{card.path}`; "
-        f"{len(card.classes):,} classes, {found.metrics['num_empty_classes']:,} of them without "
-        "images here and left out of the means over classes"
-    )
+    if on_bad_image == "skip":
+        found.metrics["num_skipped"] = len(pictures) - found.metrics["num_images"]
+    show(found, about, metric_prefix(source), card.classes, as_json=as_json)
+    if found.metrics.get("num_skipped"):
+        raise typer.Exit(EXIT_BAD_DATA)
 
 
 def _plan(
@@ -173,6 +180,7 @@ def _loader(
     world: "World",
     device_batch_size: int,
     num_workers: int | None,
+    on_bad_image: Literal["fail", "skip"],
 ) -> "EvalLoader":
     from vit21k.data.loader import EvalLoader
     from vit21k.inference.predict import eval_transform
@@ -184,6 +192,7 @@ def _loader(
         num_workers=workers_or_cores(num_workers),
         rank=world.rank,
         world_size=world.world_size,
+        on_bad_image=on_bad_image,
     )
 
 
@@ -208,42 +217,3 @@ def _counted(loader: "EvalLoader", progress: console.Progress | None) -> "Iterat
         yield batch
         if progress:
             progress.advance(len(batch.rows_B))
-
-
-def _prefix(source: "Manifest") -> str:
-    from vit21k.training.split_data import metric_prefix
-
-    return metric_prefix(source)
-
-
-def _show(
-    found: "Study",
-    about: dict[str, str],
-    prefix: str,
-    classes: "ClassList",
-    *,
-    as_json: bool,
-) -> None:
-    metrics = {f"{prefix}/{name}": value for name, value in found.metrics.items()}
-    metrics |= {f"real/{name}": value for name, value in found.real.items()}
-    confused = [
-        {
-            "label": classes.wnids[pair.label],
-            "predicted": classes.wnids[pair.predicted],
-            "num_images": pair.num_images,
-        }
-        for pair in found.confused
-    ]
-    if as_json:
-        extra = {"confused": confused} if confused else {}
-        console.print_json({**about, **metrics, **extra})
-        return
-    console.print_table(["metric", "value"], [[k, _in_words(v)] for k, v in metrics.items()])
-    if confused:
-        console.print_lines("")
-        rows = [[str(cell) for cell in pair.values()] for pair in confused]
-        console.print_table(["label", "taken for", "images"], rows)
-
-
-def _in_words(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

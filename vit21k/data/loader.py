@@ -28,7 +28,10 @@ __all__ = ["Batch", "EvalLoader", "OnBadImage", "TrainLoader"]
 _CPU = torch.device("cpu")
 _SUBSTITUTES = 0x737562  # keeps these draws apart from those of the crops
 _SKIP_HINT = "repair it, or leave such pictures out: `--set data.on_bad_image=skip`"
-_REPAIR_HINT = "repair it, or take it out of the image tree and start again at `vit21k hash`"
+_REPAIR_HINT = (
+    "repair it, or leave such pictures out: `vit21k eval --on-bad-image skip`, "
+    "`vit21k train --set data.on_bad_image=skip`"
+)
 
 
 class _Loader:

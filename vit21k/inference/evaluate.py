@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit21k.data.batch_decoder import Batch
 from vit21k.distributed import World
+from vit21k.errors import ImageError
 from vit21k.losses.sparse import LOSSES
 from vit21k.metrics import ClassificationMetrics
 from vit21k.models.precision import Precision, autocast
@@ -67,8 +68,7 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
         What `ClassificationMetrics.compute` returns: "loss", "prec@1", "top5", "num_images".
 
     Raises:
-        ImageError: A picture cannot be decoded.
-        ValueError: There are no pictures.
+        ImageError: A picture cannot be decoded, or none of them can.
     """
     loss_function = loss_function or LOSSES[loss_kind]
     metrics = ClassificationMetrics()
@@ -94,6 +94,8 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
     metrics.set_totals(world.all_reduce_sum(metrics.totals().cpu()))
     for measure in measures:
         measure.reduce(world)
+    if not metrics.num_images:
+        raise ImageError("there is no picture that can be decoded")
     return metrics.compute()
 
 

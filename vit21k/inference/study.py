@@ -72,9 +72,8 @@ def study(
         world: The processes that share the pictures; every one gets the result of all.
 
     Raises:
-        ImageError: A picture cannot be decoded.
+        ImageError: A picture cannot be decoded, or none of them can.
         DataError: A picture has no number by which its ReaL labels could be found.
-        ValueError: There are no pictures.
     """
     device = next(model.parameters()).device
     counts = ClassCounts(
