@@ -19,8 +19,8 @@ from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.hashing.archive_names import flaw_of_class_tar, flaw_of_picture
 from vit21k.hashing.archive_runs import DigestedMembers, by_folder, disjoint
+from vit21k.hashing.entry_problems import printable, problem_from
 from vit21k.hashing.spool import Spool
-from vit21k.hashing.walk import printable, problem_from
 from vit21k.manifest.problems import Problem, ProblemKind
 
 _Digest = TypeVar("_Digest")

@@ -2,7 +2,7 @@
 
 from vit21k.archives.members import MAX_MEMBER_BYTES
 from vit21k.archives.names import archive_stem, is_gzip_name
-from vit21k.hashing.walk import IMAGE_SUFFIXES, printable
+from vit21k.hashing.entry_problems import IMAGE_SUFFIXES, printable
 from vit21k.manifest.problems import ProblemKind
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.hashing.digested import DigestedChunk
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.hashing.file_digest import FileDigest, Flaw
 from vit21k.hashing.file_rows import (
     HAS_DIGEST,
@@ -20,7 +21,7 @@ from vit21k.hashing.file_rows import (
     numbers,
 )
 from vit21k.hashing.records import NamedRows
-from vit21k.hashing.walk import Chunk, problem_from
+from vit21k.hashing.walk import Chunk
 from vit21k.manifest.problems import Problem
 
 TO_DO, DONE, FLAWED, UNKNOWN = range(4)

@@ -23,6 +23,7 @@ from vit21k.hashing.archive_runs import DigestedMembers
 from vit21k.hashing.chunk_files import ChunkFiles
 from vit21k.hashing.compiled_reader import compiled_reader_for
 from vit21k.hashing.digested import DigestedChunk, Memory
+from vit21k.hashing.entry_problems import printable, problem_from
 from vit21k.hashing.file_digest import (
     BUFFER_BYTES,
     WHOLE_BYTES,
@@ -32,7 +33,7 @@ from vit21k.hashing.file_digest import (
 )
 from vit21k.hashing.file_rows import FileRows, Rows, bytes_read
 from vit21k.hashing.picture_facts import NOT_IMAGES
-from vit21k.hashing.walk import Chunk, printable, problem_from
+from vit21k.hashing.walk import Chunk
 
 __all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 

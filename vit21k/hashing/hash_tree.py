@@ -21,13 +21,14 @@ from vit21k.hashing.archive_parts import with_parts
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
 from vit21k.hashing.digest_rows import RowWriter
 from vit21k.hashing.engine import Engine, digest_in_threads, suitable_workers
+from vit21k.hashing.entry_problems import printable
 from vit21k.hashing.memory import remembering
 from vit21k.hashing.mounts import is_remote
 from vit21k.hashing.places import image_root, refuse_inside
 from vit21k.hashing.quick import MODE, Candidates, QuickDigester
 from vit21k.hashing.shards import OPTION, Shard
 from vit21k.hashing.summary import HashSummary
-from vit21k.hashing.walk import Chunk, printable, walk
+from vit21k.hashing.walk import Chunk, walk
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.problems import ProblemKind

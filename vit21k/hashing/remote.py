@@ -14,12 +14,13 @@ from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.hashing.digest import DigestedChunk
 from vit21k.hashing.digest_rows import digest_rows, problem_rows
 from vit21k.hashing.engine import digest_in_threads
+from vit21k.hashing.entry_problems import printable, problem_from
 from vit21k.hashing.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
 from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import DEFAULT_ALGORITHM
 from vit21k.hashing.picture_facts import NOT_IMAGES, PictureFacts, picture_facts
 from vit21k.hashing.summary import HashSummary
-from vit21k.hashing.walk import Chunk, Level, Walker, printable, problem_from
+from vit21k.hashing.walk import Chunk, Level, Walker
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.problems import Problem, ProblemKind

@@ -232,7 +232,7 @@ def _sorted_problems(parts: Sequence[Manifest]) -> pa.Table:
 
 
 def _raw(path: str) -> bytes:
-    r"""Return the bytes that `walk.printable` made *path* of: they are what it is sorted by.
+    r"""Return the bytes that `printable` made *path* of: they are what it is sorted by.
 
     A name that really has ``\xe9`` in it, as four characters, is taken for one byte.
     """

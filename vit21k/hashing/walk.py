@@ -14,14 +14,8 @@ from typing import NamedTuple
 
 from vit21k.archives.names import archive_stem
 from vit21k.archives.part import ArchivePart
+from vit21k.hashing.entry_problems import are_usual, is_utf8, printable, problem_from, problem_of
 from vit21k.manifest.problems import Problem, ProblemKind
-
-IMAGE_SUFFIXES = frozenset(
-    {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
-)
-"""Compared in lower case: ImageNet's own files end in `.JPEG`."""
-
-_USUAL_ENDS = (b".JPEG\0", b".jpg\0", b".jpeg\0", b".JPG\0", b".png\0")
 
 CHUNK_FILES = 128
 """Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""
@@ -71,11 +65,6 @@ def walk(
     return walker.chunks()
 
 
-def printable(path: bytes) -> str:
-    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
-    return path.decode("utf-8", "backslashreplace")
-
-
 @dataclass
 class Level:
     """A folder on the way from the root to where the walk is."""
@@ -104,7 +93,7 @@ class Level:
             key = (archive_stem(name) or name) + b"/"
             if key in taken:
                 self.odd[name] = ProblemKind.ALREADY_UNPACKED, ""
-            elif not _is_utf8(self.path + name):
+            elif not is_utf8(self.path + name):
                 self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
             else:
                 path = self.path + name
@@ -147,9 +136,10 @@ class Walker:
         if level.has_files_only and not level.waiting:
             names = level.keys[level.num_taken : level.num_taken + CHUNK_FILES]
             level.num_taken += len(names)
-            is_fine = _are_usual(names)
+            is_fine = are_usual(names)
             level.waiting = [
-                (name, None if is_fine else _problem_of(level, name)) for name in names
+                (name, None if is_fine else problem_of(level.path, name, level.odd))
+                for name in names
             ]
             return None
         while not level.is_done and len(level.waiting) < CHUNK_FILES:
@@ -163,7 +153,7 @@ class Walker:
                     return found
                 level.waiting.append((key, found))
             else:
-                level.waiting.append((key, _problem_of(level, key)))
+                level.waiting.append((key, problem_of(level.path, key, level.odd)))
         return None
 
     def _go_into(self, path: bytes, key: bytes) -> Level | Problem:
@@ -189,7 +179,7 @@ class Walker:
 
     def _open(self, path: bytes) -> Level:
         level = Level(path, [], {})
-        is_usual = bool(path) and _is_utf8(path)
+        is_usual = bool(path) and is_utf8(path)
         if is_usual and (names := self.list_files(self._root + path)):
             return Level(path, sorted(names), {}, has_files_only=True)
         archives: list[bytes] = []
@@ -264,61 +254,3 @@ def _target(entry: os.DirEntry[bytes]) -> str:
         return f"-> {printable(os.readlink(entry.path))}"  # noqa: PTH115 (bytes)
     except OSError as error:  # it was removed meanwhile
         return error.strerror or ""
-
-
-def _are_usual(names: list[bytes]) -> bool:
-    """Return whether nothing can be wrong with the *names* of regular files; quickly."""
-    text = b"\0%b\0" % b"\0".join(names)
-    num_images = sum(text.count(end) for end in _USUAL_ENDS)
-    return num_images == len(names) and text.isascii() and b"\0." not in text
-
-
-def _problem_of(level: Level, name: bytes) -> Problem | None:
-    """Return what is wrong with a file before it is opened."""
-    detail = ""
-    if name.startswith(b"."):
-        kind = ProblemKind.HIDDEN
-    elif name in level.odd:
-        kind, detail = level.odd[name]
-    elif name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
-        kind = ProblemKind.OTHER_SUFFIX
-    elif not _is_utf8(level.path) or not _is_utf8(name):
-        kind = ProblemKind.NAME_NOT_UTF8
-    elif not level.path:
-        kind = ProblemKind.NOT_IN_CLASS_FOLDER
-    else:
-        return None
-    return Problem(printable(level.path + name), kind, detail)
-
-
-def _is_utf8(name: bytes) -> bool:
-    if name.isascii():
-        return True
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-_KIND_OF_ERRNO = {
-    errno.ENOENT: ProblemKind.VANISHED,
-    errno.ENOTDIR: ProblemKind.VANISHED,
-    errno.ESTALE: ProblemKind.VANISHED,
-    errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: a link has taken its place
-    errno.ENXIO: ProblemKind.NOT_A_REGULAR_FILE,  # a socket
-}
-_OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-
-def problem_from(path: bytes, error: OSError) -> Problem:
-    """Return the problem that *error* is, met at *path*.
-
-    Raises:
-        OSError: *error* itself, where it says nothing of the file: this process has run out of
-            file descriptors or memory.
-    """
-    if error.errno in _OUR_OWN_LIMITS:
-        raise error
-    kind = _KIND_OF_ERRNO.get(error.errno or 0, ProblemKind.UNREADABLE)
-    return Problem(printable(path), kind, error.strerror or str(error))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vit21k.errors import DataError
-from vit21k.hashing.walk import IMAGE_SUFFIXES
+from vit21k.hashing.entry_problems import IMAGE_SUFFIXES
 from vit21k.sources.cifar import NamedPicture
 
 _NUM_PARTS = 3  # split, class, file
