@@ -22,7 +22,7 @@ from vit21k.hashing.hash_tree import hash_tree
 from vit21k.hashing.memory import CACHE, JOURNAL, HashMemory
 from vit21k.hashing.mounts import file_system_of, is_remote
 from vit21k.hashing.picture_facts import PictureFacts
-from vit21k.hashing.records import NamedRows, decode, encode
+from vit21k.hashing.records import HEAD, NamedRows, decode, encode
 from vit21k.hashing.summary import HashSummary
 from vit21k.hashing.walk import CHUNK_FILES
 from vit21k.manifest.reader import read_manifest
@@ -280,10 +280,10 @@ def test_records_come_back_as_they_were() -> None:
         b"e": _digest(5, facts=PictureFacts(None, "gzip", 1 << 31, None, None, None)),
     }
     record = encode(b"folder/", _named(files))
-    body_bytes, label_bytes, checksum = memory.HEAD.unpack_from(record)
+    body_bytes, label_bytes, checksum = HEAD.unpack_from(record)
 
-    assert _unnamed(decode(record[memory.HEAD.size :], label_bytes, checksum)) == files
-    assert len(record) == memory.HEAD.size + body_bytes
+    assert _unnamed(decode(record[HEAD.size :], label_bytes, checksum)) == files
+    assert len(record) == HEAD.size + body_bytes
 
 
 def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:

@@ -13,24 +13,14 @@ import json
 import os
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from vit21k.hashing.digest import ChunkDigester
-from vit21k.hashing.records import (
-    HEAD,
-    NO_ROWS,
-    Label,
-    NamedRows,
-    decode,
-    decode_label,
-    encode,
-)
+from vit21k.hashing.journal import Record, Records, between, joined, records_of
+from vit21k.hashing.records import NO_ROWS, NamedRows, encode
 from vit21k.manifest.header import Header
 
 VERSION = 1
@@ -45,24 +35,12 @@ _RACY_NS = 50_000_000
 clock of the kernel ticks every 10 ms or faster."""
 
 
-class _Record(NamedTuple):
-    """Where a record is."""
-
-    label: Label
-    descriptor: int
-    offset: int
-
-
-_Records = dict[bytes, list[_Record]]
-"""The records of one run by folder; each folder's in the order of its names."""
-
-
 class _Recalled(NamedTuple):
     """What a thread has recalled last, from which record."""
 
     folder: bytes
     files: NamedRows
-    record: _Record
+    record: Record
 
 
 class HashMemory:
@@ -81,7 +59,7 @@ class HashMemory:
         self._lock = threading.Lock()
         self._recalled = threading.local()
         self._descriptors: list[int] = []
-        self._runs: list[_Records] = []
+        self._runs: list[Records] = []
         if is_fresh:
             self._remove(CACHE, JOURNAL, _NEXT_JOURNAL)
         self._keep_the_longer_journal()
@@ -93,14 +71,14 @@ class HashMemory:
     def recall(self, folder: bytes, first: bytes, last: bytes) -> NamedRows:
         """Return what is known of files of *folder* about the names from *first* to *last*."""
         records = [
-            record for run in self._runs for record in _between(run.get(folder, []), first, last)
+            record for run in self._runs for record in between(run.get(folder, []), first, last)
         ]
         self._recalled.last = None
         if not records:
             return NO_ROWS
         if len(records) > 1:
-            return _joined([_read(record) for record in records])
-        files = _read(records[0])
+            return joined([record.files() for record in records])
+        files = records[0].files()
         self._recalled.last = _Recalled(folder, files, records[0])
         return files
 
@@ -132,7 +110,7 @@ class HashMemory:
             return None
         if last.files.rows.tobytes() != files.rows.tobytes():
             return None
-        return _bytes_of(last.record)
+        return last.record.content()
 
     def turn_back(self) -> None:
         """Recall from now on what has been noted so far, too."""
@@ -170,25 +148,16 @@ class HashMemory:
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
 
-    def _index(self, path: Path) -> _Records:
+    def _index(self, path: Path) -> Records:
         """Return where the records of *path* are; remove it if it is of a run of another kind."""
-        records: _Records = {}
         if not path.exists():
-            return records
+            return {}
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._descriptors.append(descriptor)
         if os.pread(descriptor, len(self._head), 0) != self._head:
             path.unlink()
-            return records
-        offset = len(self._head)
-        size = os.fstat(descriptor).st_size
-        while (found := _label_at(descriptor, offset, size)) is not None:
-            label, num_bytes = found
-            records.setdefault(label.folder, []).append(_Record(label, descriptor, offset))
-            offset += num_bytes
-        for found_there in records.values():  # threads end their chunks in any order
-            found_there.sort()
-        return records
+            return {}
+        return records_of(descriptor, len(self._head))
 
 
 class _NoMemory:
@@ -221,47 +190,3 @@ def remembering(
         yield memory
     finally:
         memory.close()
-
-
-_LABEL_BYTES = 512  # read at a time; most labels are shorter
-
-
-def _label_at(descriptor: int, offset: int, size: int) -> tuple[Label, int] | None:
-    """Return the label of the record at *offset*, and its length; None if there is no whole one."""
-    start = os.pread(descriptor, HEAD.size + _LABEL_BYTES, offset)
-    if len(start) < HEAD.size:
-        return None
-    body_bytes, label_bytes, _ = HEAD.unpack_from(start)
-    if offset + HEAD.size + body_bytes > size or label_bytes > body_bytes:
-        return None
-    if label_bytes > _LABEL_BYTES:
-        start = os.pread(descriptor, HEAD.size + label_bytes, offset)
-    label = decode_label(start[HEAD.size : HEAD.size + label_bytes])
-    return (label, HEAD.size + body_bytes) if label else None
-
-
-def _between(records: list[_Record], first: bytes, last: bytes) -> Iterator[_Record]:
-    """Yield those of *records* that hold names from *first* to *last*."""
-    place = bisect_left(records, first, key=lambda record: record.label.last)
-    while place < len(records) and records[place].label.first <= last:
-        yield records[place]
-        place += 1
-
-
-def _bytes_of(record: _Record) -> bytes:
-    body_bytes, _, _ = HEAD.unpack(os.pread(record.descriptor, HEAD.size, record.offset))
-    return os.pread(record.descriptor, HEAD.size + body_bytes, record.offset)
-
-
-def _joined(parts: Sequence[NamedRows]) -> NamedRows:
-    """Return the files of all *parts*, each once, by name; what a later part says counts."""
-    names = [name for part in parts for name in part.names]
-    place_of = {name: place for place, name in enumerate(names)}
-    places = [place for _, place in sorted(place_of.items())]
-    return NamedRows(sorted(place_of), np.concatenate([part.rows for part in parts])[places])
-
-
-def _read(record: _Record) -> NamedRows:
-    whole = _bytes_of(record)
-    _, label_bytes, checksum = HEAD.unpack_from(whole)
-    return decode(whole[HEAD.size :], label_bytes, checksum)
