@@ -15,7 +15,6 @@ import pytest
 
 from vit21k.errors import UsageError
 from vit21k.hashing import hash_tree as hash_tree_module
-from vit21k.hashing import memory
 from vit21k.hashing.digest import DigestedChunk, FileDigest
 from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import hash_tree
