@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vit21k.errors import DataError
 from vit21k.hashing.hash_tree import hash_tree
-from vit21k.prep.diff import Difference, DiffSummary, diff_manifests, find_rows
+from vit21k.prep.diff import Difference, DiffSummary, diff_manifests
+from vit21k.prep.keys import find_rows
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 

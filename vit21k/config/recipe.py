@@ -1,17 +1,16 @@
 """Load a recipe, apply overrides, and say clearly everything that is wrong with it."""
 
 import difflib
-import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from vit21k.config.describe import field_names
 from vit21k.config.schema import Recipe
+from vit21k.config.yaml_text import dump_yaml, parse_yaml
 from vit21k.errors import RecipeError
 
 _SHIPPED = files("vit21k") / "recipes"
@@ -80,17 +79,7 @@ def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return *recipe* as YAML, every field spelled out, in declaration order."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_PlainDumper, sort_keys=False)
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """SafeDumper that writes a list of numbers on one line."""
-
-
-_PlainDumper.add_representer(
-    list,
-    lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
-)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def summary(name: str) -> str:
@@ -121,7 +110,7 @@ def _spelled_out(name_or_path: str) -> dict[str, Any]:
 
 
 def _fields_of(name_or_path: str) -> dict[str, Any]:
-    values = _parse(read_text(name_or_path), f"recipe `{name_or_path}`")
+    values = parse_yaml(read_text(name_or_path), f"recipe `{name_or_path}`")
     if not isinstance(values, dict):
         raise RecipeError(f"recipe `{name_or_path}` must be a mapping of fields to values")
     return values
@@ -158,38 +147,6 @@ def _read_file(path: Path) -> str:
         raise RecipeError(f"recipe `{path}` is not text: {error.reason}") from error
 
 
-def _parse(text: str, name: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name} is not YAML: {error}") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number and refuses a repeated key.
-
-    Plain YAML 1.1 reads `1e-3` as text, and keeps the last of two equal keys.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key}` is set twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-# The dumper has to know, too: it quotes a text that would be read as a number.
-for _reader_or_writer in (_StrictLoader, _PlainDumper):
-    _reader_or_writer.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+"),
-        list("-+.0123456789"),
-    )
-
-
 def _assign(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
@@ -203,7 +160,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise RecipeError(f"cannot read the override `{override}`: `{section}` has no fields")
-    values[field] = _parse(text, f"the value of `{override}`")
+    values[field] = parse_yaml(text, f"the value of `{override}`")
 
 
 def _explain(error: ValidationError) -> list[str]:

@@ -21,7 +21,7 @@ from vit21k.errors import DataError
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.prep.keys import as_numbers
+from vit21k.prep.keys import as_numbers, find_rows
 
 Change = Literal["added", "removed", "relabelled", "moved"]
 
@@ -180,33 +180,6 @@ class _Found:
                 yield Difference("moved", digest, path, *splits)
         for _, digest, path, labels in self.old.rows(np.flatnonzero(~self.is_kept_A)):
             yield Difference("removed", digest, path, labels, [])
-
-
-def find_rows(wanted_B2: NDArray[np.uint64], among_A2: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return for each of *wanted_B2* the row of *among_A2* that is equal to it; -1 for none.
-
-    Args:
-        wanted_B2: Digests, each as two numbers.
-        among_A2: Digests, each at most once.
-    """
-    wanted, among = _as_keys(wanted_B2), _as_keys(among_A2)
-    order = np.argsort(among)
-    place = np.searchsorted(among[order], wanted)
-    row = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros_like(place)
-    is_there = among[row] == wanted if len(order) else np.zeros(len(place), dtype=bool)
-    return np.where(is_there, row, -1)
-
-
-def _as_keys(digests_B2: NDArray[np.uint64]) -> NDArray[np.complex128]:
-    """Return digests as complex numbers of their halves: NumPy sorts those by both parts.
-
-    The halves are integers of 53 bits and less in a float; what that loses (11 bits of each) leaves
-    106 bits, which no two of the pictures share by chance.
-    """
-    keys = np.empty(len(digests_B2), dtype=np.complex128)
-    keys.real = digests_B2[:, 0] >> np.uint64(11)
-    keys.imag = digests_B2[:, 1] >> np.uint64(11)
-    return keys
 
 
 def _digests_of(manifest: Manifest) -> NDArray[np.uint64]:
