@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block.h"
 #include "colour.h"
 #include "header.h"
-#include "huffman.h"
 #include "inverse.h"
 #include "resample.h"
 
@@ -16,6 +16,8 @@ enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpola
 /* What a thread keeps from picture to picture: most share their Huffman tables. */
 struct Decoder {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
+    int16_t quant[NUM_SLOTS][BLOCK];
+    uint8_t places[NUM_PLACES]; /* of coefficients, in zigzag order */
     uint8_t *room;
     size_t capacity;
 };
@@ -51,6 +53,13 @@ static int make_region(Region *region, const int32_t *box) {
 }
 
 static int make_tables(Decoder *decoder, const Header *header) {
+    memset(decoder->places, BLOCK, sizeof decoder->places); /* behind the last one */
+    for (int k = 0; k < BLOCK; k++) {
+        int place = place_of(ZIGZAG[k] & 7, ZIGZAG[k] >> 3);
+        decoder->places[k] = (uint8_t)place;
+        for (int slot = 0; slot < NUM_SLOTS; slot++)
+            decoder->quant[slot][place] = (int16_t)header->quant[slot][k];
+    }
     for (int c = 0; c < header->num_components; c++) {
         int dc = header->components[c].dc, ac = NUM_SLOTS + header->components[c].ac;
         if (make_table(&decoder->tables[dc], header->huffman[dc], 1) ||
@@ -118,26 +127,27 @@ static int reserve(Region *region, size_t num_bytes, const int32_t *box, const R
 
 /* One MCU, to the planes if the region needs it.  block: zeros, before and after. */
 static int read_mcu(Reader *reader, Region *region, int x, int y, int *predictions,
-                    int32_t *block) {
+                    int16_t *block) {
     const Header *header = region->header;
+    Decoder *decoder = region->decoder;
     int is_needed = x >= region->first_x && x <= region->last_x && y >= region->first_y;
     for (int c = 0; c < header->num_components; c++) {
         const Component *component = &header->components[c];
-        const Huffman *dc = &region->decoder->tables[component->dc];
-        const Huffman *ac = &region->decoder->tables[NUM_SLOTS + component->ac];
+        const Huffman *dc = &decoder->tables[component->dc];
+        const Huffman *ac = &decoder->tables[NUM_SLOTS + component->ac];
+        const int16_t *quant = decoder->quant[component->quant];
         const Plane *plane = &region->planes[c];
         for (int v = 0; v < component->v; v++)
             for (int h = 0; h < component->h; h++) {
-                const uint16_t *quant = header->quant[component->quant];
                 int last = is_needed
-                    ? read_block(reader, dc, ac, predictions + c, quant, block)
-                    : read_block(reader, dc, ac, predictions + c, quant, NULL);
+                    ? read_block(reader, dc, ac, predictions + c, decoder->places, block)
+                    : read_block(reader, dc, ac, predictions + c, decoder->places, NULL);
                 if (last < 0) return DAMAGED;
                 if (!is_needed) continue;
                 uint8_t *out = plane->samples +
                     (size_t)((y - region->first_y) * component->v + v) * 8 * plane->stride +
                     ((x - region->first_x) * component->h + h) * 8;
-                to_samples(block, last, out, plane->stride, &region->too_large);
+                to_samples(block, quant, last > 0, out, plane->stride, &region->too_large);
             }
     }
     return DONE;
@@ -180,7 +190,7 @@ static int is_whole(const Reader *reader) {
 static int read_rows(Region *region, const uint8_t *start, const uint8_t *end) {
     Reader reader;
     int predictions[MAX_COMPONENTS] = {0};
-    int32_t block[BLOCK] __attribute__((aligned(32))) = {0};
+    int16_t block[BLOCK_ROOM] __attribute__((aligned(64))) = {0};
     const uint8_t *marker = unstuff(start, end, region->data, &reader);
     if (!marker || marker[1] != EOI) return DAMAGED;
     for (int y = 0; y <= region->last_y; y++)
@@ -193,7 +203,7 @@ static int read_rows(Region *region, const uint8_t *start, const uint8_t *end) {
 static int read_tiles(Region *region, const uint8_t *start, const uint8_t *end) {
     int interval = region->header->restart_interval, per_row = region->mcus_x / interval;
     int num_tiles = per_row * region->mcus_y;
-    int32_t block[BLOCK] __attribute__((aligned(32))) = {0};
+    int16_t block[BLOCK_ROOM] __attribute__((aligned(64))) = {0};
     for (int tile = 0; tile < num_tiles; tile++) {
         Reader reader;
         int predictions[MAX_COMPONENTS] = {0}, y = tile / per_row, x = tile % per_row * interval;
