@@ -41,6 +41,15 @@ def test_the_last_line_adds_up(world: Path) -> None:
     )
 
 
+def test_names_of_two_lines_are_on_sheets_and_in_lists(world: Path) -> None:
+    (world / "test" / "2.jpg").rename(world / "test" / "two\nlines.jpg")
+
+    result = run(app, leaks(world, "--sheets", str(world / "s")))
+
+    assert result.exit_code == 0, result.output
+    assert (world / "s" / "001.png").is_file()
+
+
 def test_json_sheets_and_the_cleaned_manifest_come_together(world: Path) -> None:
     options = [
         "--json",

@@ -60,6 +60,16 @@ def test_predict_prints_names_that_are_not_utf_8(vit21k, pictures, run_dir, tmp_
         assert "bad\\xe9.png" in result.stderr
 
 
+def test_predict_prints_a_name_of_two_lines_on_one(vit21k, pictures, run_dir, tmp_path):
+    (tmp_path / "two\nlines.png").write_bytes((tmp_path / "tree/ant/0.png").read_bytes())
+
+    result = vit21k("predict", run_dir, "two\nlines.png", "--top-k", "1")
+
+    assert result.code == 0
+    assert result.stdout.splitlines()[0] == "two\\nlines.png"
+    assert len(result.stdout.splitlines()) == 2
+
+
 def test_predict_writes_a_folder_to_parquet(vit21k, pictures, run_dir, tmp_path):
     (tmp_path / "tree" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     printed = json.loads(vit21k("predict", run_dir, "tree", "--top-k", 2, "--json").stdout)

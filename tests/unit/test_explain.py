@@ -111,6 +111,13 @@ def test_the_picture_shows_the_image_and_is_brightest_where_attention_is():
     assert np.corrcoef(rows, columns)[0, 1] == pytest.approx(0, abs=0.2)  # one spot in each tile
 
 
+@pytest.mark.parametrize("title", ["two\nlines", "übergroß 猫 \x1b[31m", "\r\n\x85\u2028"])
+def test_any_file_name_is_a_title(title):
+    image = np.zeros((3, 24, 24), dtype=np.uint8)
+
+    assert draw_explanation(image, np.ones((3, 3)), np.ones((9, 3, 3)), title)
+
+
 def test_even_attention_is_drawn():
     image = np.zeros((3, 24, 24), dtype=np.uint8)
 

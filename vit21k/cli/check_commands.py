@@ -13,13 +13,13 @@ from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.verify_pack import verify_pack_folder
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.prep.diff import Difference, DiffSummary
     from vit21k.prep.undecodable import DecodeSummary
     from vit21k.prep.verify import VerifySummary
 
-_LINE_BREAKS = str.maketrans({"\n": r"\n", "\r": r"\r"})
 _MARKS = {"added": "+", "removed": "-", "relabelled": "*", "moved": ">"}
 
 
@@ -128,7 +128,7 @@ def _combined_file(path: Path, manifests: Path) -> AbstractContextManager[IO[byt
 
 
 def _line(sign: str, path: str) -> str:
-    return f"{sign} {path.translate(_LINE_BREAKS)}"
+    return f"{sign} {one_line(path)}"
 
 
 def _decode(manifests: Path, root: Path | None) -> "DecodeSummary":

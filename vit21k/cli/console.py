@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vit21k.errors import Vit21kError
+from vit21k.one_line import one_line
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -70,7 +71,7 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     if not out.is_terminal:
         out.width = _ENDLESS
     out.print(table, soft_wrap=False)

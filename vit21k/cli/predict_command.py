@@ -21,6 +21,7 @@ from vit21k.cli.options import AsJson, ImageRoot
 from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
 from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.inference.predict import Prediction
@@ -139,7 +140,7 @@ def _show(predictions: "Iterable[Prediction]") -> None:
     for prediction in predictions:
         if prediction.problem:
             continue
-        console.print_lines(printable(prediction.path))
+        console.print_lines(one_line(printable(prediction.path)))
         for score in prediction.top:
             name = f"  {score.name}" if score.name else ""
             console.print_lines(

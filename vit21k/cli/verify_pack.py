@@ -10,11 +10,10 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.pack.verify import VerifyPackSummary
-
-_LINE_BREAKS = str.maketrans({"\n": r"\n", "\r": r"\r"})
 
 
 def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_json: bool) -> None:
@@ -50,7 +49,7 @@ def _compare(folder: Path, combined: Path | None, *, print_lines: bool) -> "Veri
         file = stack.enter_context(atomic_file(combined)) if combined else None
 
         def on_file(sign: str, name: str) -> None:
-            line = f"{sign} {name.translate(_LINE_BREAKS)}"
+            line = f"{sign} {one_line(name)}"
             if file is not None:
                 file.write(f"{line}\n".encode())
             elif print_lines and sign != "=":
@@ -69,7 +68,7 @@ def _decode(folder: Path, summary: "VerifyPackSummary", *, print_lines: bool) ->
 
     def on_bad(path: str, kind: str, detail: str) -> None:
         if print_lines:
-            console.print_lines(f"! {path.translate(_LINE_BREAKS)}\t{kind}\t{detail}")
+            console.print_lines(f"! {one_line(path)}\t{kind}\t{detail}")
 
     with console.progress("decode", unit="pictures") as progress:
         decode_pack(

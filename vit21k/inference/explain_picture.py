@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from vit21k.one_line import one_line
+
 Floats = NDArray[np.floating]
 Pixels = NDArray[np.uint8]
 
@@ -97,6 +99,7 @@ def _grid_of_maps(similarity: Floats) -> Image.Image:
 
 def _cut(draw: ImageDraw.ImageDraw, text: str) -> str:
     """Return *text*, shortened to the width of a panel."""
+    text = one_line(text)
     if draw.textlength(text) <= _PANEL:
         return text
     while text and draw.textlength(text + "...") > _PANEL:

@@ -11,6 +11,7 @@ from vit21k.atomic import atomic_file
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 from vit21k.near.pair_pictures import PairPictures
+from vit21k.one_line import one_line
 
 PAIRS_PER_SHEET = 24
 
@@ -100,6 +101,7 @@ def _draw(sheet: Image.Image, pair: SheetPair, corner: tuple[int, int]) -> None:
 
 def _fitting(line: str, draw: ImageDraw.ImageDraw, font: "Font") -> str:
     """Return the line, with its end cut off if it is too long for a cell."""
+    line = one_line(line)
     while draw.textlength(line, font=font) > _CELL[0] - _GAP:
         line = line[:-2] + "…"
     return line

@@ -23,6 +23,7 @@ from vit21k.data.sampler import StepRows
 from vit21k.data.transforms import EvalTransform
 from vit21k.errors import ImageError
 from vit21k.manifest.classes import ClassList
+from vit21k.one_line import one_line
 from vit21k.training.data_parts import device_transform_of, policy_of, train_transform_of
 
 _SIDE = 160  # pixels of a picture on the sheet
@@ -150,7 +151,7 @@ def _draw(sheet: Image.Image, cell: Cell, classes: ClassList, *, column: int) ->
     sheet.paste(image.resize((_SIDE, _SIDE)), (left, top))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_SIZE)
     for number, text in enumerate(_captions(cell.labels, classes)):
-        line = text
+        line = one_line(text)
         while draw.textlength(line, font=font) > _SIDE:
             line = line[:-2] + "…"
         place = (left, top + _SIDE + 2 + number * _LINE_HEIGHT)

@@ -1,0 +1,9 @@
+"""Names that are shown: those of files may hold line breaks, and codes that steer a terminal."""
+
+_CODES = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}
+
+
+def one_line(text: str) -> str:
+    r"""Return *text*, control characters and line breaks as ``\n``, ``\x1b``, ``\u2028``."""
+    return text.translate(_ESCAPES)
