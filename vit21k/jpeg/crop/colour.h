@@ -17,10 +17,23 @@ typedef struct {
 static int at_least(int value, int least) { return value < least ? least : value; }
 static int at_most(int value, int most) { return value > most ? most : value; }
 
+typedef uint16_t TwoBytes __attribute__((aligned(1), may_alias));
+
+/* Sums of samples -> twice as many, each nearer to one of two sums by 3 : 1. */
+static inline void interpolate(const uint16_t *restrict sums, size_t count, int bias, int next_bias,
+                               int shift, TwoBytes *restrict out) {
+    for (size_t i = 0; i < count; i++) {
+        uint16_t near = (uint16_t)(3 * sums[i + 1]);
+        uint16_t left = (uint16_t)((uint16_t)(near + sums[i] + bias) >> shift);
+        uint16_t right = (uint16_t)((uint16_t)(near + sums[i + 2] + next_bias) >> shift);
+        out[i] = (uint16_t)(left | right << 8);
+    }
+}
+
 /* One row of chroma from *left* on, at full width, to *out*, before which one byte may be written
  * and behind which two.  sums: room for width / 2 + 4. */
 static void upsample_row(const Plane *plane, const Component *luma, int y, int left, int width,
-                         int16_t *restrict sums, uint8_t *restrict out) {
+                         uint16_t *restrict sums, uint8_t *restrict out) {
     int near = luma->v == 2 ? y >> 1 : y, far = near;
     if (luma->v == 2) far = at_most(at_least(near + (y & 1 ? 1 : -1), 0), plane->height - 1);
     const uint8_t *row = plane->samples + (size_t)(near - plane->first_y) * plane->stride;
@@ -31,19 +44,19 @@ static void upsample_row(const Plane *plane, const Component *luma, int y, int l
     /* sums[i] is of sample first - 1 + i; beside the picture, the last one is repeated. */
     int first = left >> 1, count = ((left + width - 1) >> 1) - first + 3;
     int low = first == 0, high = first + count - 2 == plane->width;
-    int place = first - 1 - plane->first_x;
-    const uint8_t *beside = plane->samples + (size_t)(far - plane->first_y) * plane->stride;
-    int own = luma->v == 2 ? 3 : 1, other = luma->v == 2 ? 1 : 0;
-    for (int i = low; i < count - high; i++)
-        sums[i] = (int16_t)(own * row[place + i] + other * beside[place + i]);
+    size_t inner = (size_t)(count - high - low);
+    row += first - 1 - plane->first_x + low;
+    const uint8_t *beside = row + (ptrdiff_t)(far - near) * plane->stride;
+    uint16_t *restrict to = sums + low;
+    if (luma->v == 2)
+        for (size_t i = 0; i < inner; i++) to[i] = (uint16_t)(3 * row[i] + beside[i]);
+    else
+        for (size_t i = 0; i < inner; i++) to[i] = row[i];
     if (low) sums[0] = sums[1];
     if (high) sums[count - 1] = sums[count - 2];
-    int bias = luma->v == 2 ? 8 : 1, next_bias = luma->v == 2 ? 7 : 2, shift = luma->v == 2 ? 4 : 2;
-    uint8_t *restrict pairs = out - (left & 1);
-    for (int i = 0; i < count - 2; i++) {
-        pairs[2 * i] = (uint8_t)((3 * sums[i + 1] + sums[i] + bias) >> shift);
-        pairs[2 * i + 1] = (uint8_t)((3 * sums[i + 1] + sums[i + 2] + next_bias) >> shift);
-    }
+    TwoBytes *pairs = (TwoBytes *)(out - (left & 1));
+    if (luma->v == 2) interpolate(sums, (size_t)count - 2, 8, 7, 4, pairs);
+    else interpolate(sums, (size_t)count - 2, 1, 2, 2, pairs);
 }
 
 static inline int clamped(int value) {

@@ -57,12 +57,12 @@ static void add_code(Huffman *table, int code, int length, int value, int is_dc,
     }
 }
 
-/* Have a second coefficient in each step that holds one. */
-static void make_steps(Huffman *table, const Step *firsts, int is_dc) {
+/* What each view begins with -> steps, with a second coefficient where a view holds one. */
+static void make_steps(Huffman *table, const Step *firsts) {
     for (int view = 0; view < NUM_VIEWS; view++) {
         Step step = firsts[view], next = firsts[view << step.num_bits & (NUM_VIEWS - 1)];
         int is_whole = step.num_bits + next.num_bits <= VIEW_BITS;
-        if (!is_dc && step.to_first < END && next.to_first != SLOW && is_whole) {
+        if (step.to_first < END && next.to_first != SLOW && is_whole) {
             step.num_bits += next.num_bits;
             step.to_second = next.to_first, step.second = next.first;
         }
@@ -73,7 +73,7 @@ static void make_steps(Huffman *table, const Step *firsts, int is_dc) {
 /* counts_values: 16 counts and as many values as they say. */
 static int make_table(Huffman *table, const uint8_t *counts_values, int is_dc) {
     int total = 0, code = 0, index = 0;
-    Step firsts[NUM_VIEWS];
+    Step room[NUM_VIEWS], *firsts = is_dc ? table->steps : room;
     for (int length = 0; length < 16; length++) total += counts_values[length];
     if (table->is_made && !memcmp(table->counts + 1, counts_values, 16) &&
         !memcmp(table->values, counts_values + 16, total))
@@ -95,7 +95,7 @@ static int make_table(Huffman *table, const uint8_t *counts_values, int is_dc) {
         table->end_of[length] = code << (16 - length);
         code <<= 1;
     }
-    make_steps(table, firsts, is_dc);
+    if (!is_dc) make_steps(table, firsts);
     table->is_made = 1;
     return DONE;
 }

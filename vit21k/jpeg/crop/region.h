@@ -31,7 +31,7 @@ typedef struct {
     Plane planes[MAX_COMPONENTS];
     uint8_t *data;            /* entropy-coded, without stuffed bytes */
     uint8_t *chroma;          /* a row of each of two colours */
-    int16_t *sums;            /* while one is made */
+    uint16_t *sums;           /* while one is made */
     uint32_t *pixels;         /* ROWS_AT_ONCE rows of the region */
     size_t stride;            /* of those, in pixels */
     Resampler resampler;
