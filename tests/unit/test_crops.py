@@ -1,20 +1,17 @@
 """Oracle of the compiled crops: `open_picture` and torch's resampling, to the bit."""
 
-import io
 import random
 from itertools import product
 
 import numpy as np
 import pytest
+from jpeg_kinds import NOT_PLAIN, PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("simplejpeg")
 
-from PIL import Image  # noqa: E402 (after importorskip)
-
-from vit21k.compiled import NoCompilerError  # noqa: E402
-from vit21k.data import loader as loader_module  # noqa: E402
-from vit21k.data import random_crops  # noqa: E402
+from vit21k.data import loader as loader_module  # noqa: E402 (after importorskip)
+from vit21k.data import plain_jpegs  # noqa: E402
 from vit21k.data.augment import policy_named  # noqa: E402
 from vit21k.data.decode import is_readable_jpeg  # noqa: E402
 from vit21k.data.loader import TrainLoader  # noqa: E402
@@ -24,53 +21,14 @@ from vit21k.data.sampler import StepSampler  # noqa: E402
 from vit21k.data.transforms import TrainTransform  # noqa: E402
 from vit21k.errors import ImageError  # noqa: E402
 from vit21k.jpeg import crops as crops_module  # noqa: E402
-from vit21k.jpeg.crops import Crop, crop_decoder  # noqa: E402
+from vit21k.jpeg.crops import Crop  # noqa: E402
 
-SIZES = ((67, 53), (64, 48), (5, 9), (33, 17))
 MODES = ("bilinear", "bicubic")
-
-
-def compiled(*flags):
-    try:
-        return crop_decoder(*flags)
-    except NoCompilerError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
 def decoder():
     return compiled()
-
-
-def jpeg(size=SIZES[0], mode="RGB", **options):
-    """Colours that change from pixel to pixel, so that interpolated chroma shows."""
-    width, height = size
-    y, x = np.mgrid[0:height, 0:width]
-    waves = np.stack([np.sin(x / 3 + c) + np.cos(y / 2 - 2 * c) for c in range(3)], axis=2)
-    noise = np.random.default_rng(0).normal(0, 20, waves.shape)
-    image = Image.fromarray((128 + 50 * waves + noise).clip(0, 255).astype(np.uint8))
-    file = io.BytesIO()
-    image.convert(mode).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-PLAIN = {
-    "4:4:4": {"subsampling": 0},
-    "4:2:2": {"subsampling": 1},
-    "4:2:0": {"subsampling": 2},
-    "grey": {"mode": "L"},
-    "hardly compressed": {"quality": 100, "subsampling": 0},
-    "hardly anything left": {"quality": 1},
-    "tables of its own": {"optimize": True},
-    "tiles": {"restart_marker_blocks": 1},
-    "tiles of a row, 4:2:0": {"restart_marker_rows": 1, "subsampling": 2},
-    "a comment and a profile": {"comment": b"words", "icc_profile": b"profile" * 99},
-}
-NOT_PLAIN = {
-    "progressive": {"progressive": True},
-    "RGB kept": {"keep_rgb": True},
-    "CMYK": {"mode": "CMYK"},
-}
 
 
 def compiled_crop(decoder, content, crop, size, mode):
@@ -151,26 +109,6 @@ def test_crops_of_every_scale_are_those_of_torch_on_any_processor():
                 np.testing.assert_array_equal(found, expected)
 
 
-def mutated(draw, content):
-    content = bytearray(content)
-    for _ in range(draw.randint(1, 4)):
-        at, what = (
-            draw.randrange(min(len(content) - 10, draw.choice([30, 700, 9999]))),
-            draw.random(),
-        )
-        if what < 0.7:
-            content[at] = draw.randrange(256)
-        elif what < 0.8:
-            del content[at : at + draw.randint(1, 9)]
-        elif what < 0.95:
-            content[at:at] = bytes(
-                [255, draw.choice(b"\0\xff\xd9\xd0\xd3\xda\xc4\xdb\xfe\xe0\xed")]
-            )
-        else:
-            content = content[: at + 20]
-    return bytes(content)
-
-
 def test_no_damage_makes_another_picture_or_another_verdict(decoder):
     draw, num_cropped = random.Random(0), 0
     contents = [jpeg(draw.choice(SIZES), **options) for options in PLAIN.values()]
@@ -186,33 +124,6 @@ def test_no_damage_makes_another_picture_or_another_verdict(decoder):
             num_cropped += 1
             np.testing.assert_array_equal(found, ordinary_crop(content, crop, 16, "bilinear"))
     assert num_cropped > 500
-
-
-class Files:
-    """Pictures in memory."""
-
-    def __init__(self, contents):
-        self._contents = contents
-
-    def __len__(self):
-        return len(self._contents)
-
-    def path(self, row):
-        return f"{row}"
-
-    def read_bytes(self, row):
-        if self._contents[row] is None:
-            raise ImageError("the file is not there")
-        return self._contents[row]
-
-    def labels_of(self, rows_B):
-        return np.arange(len(rows_B)), rows_B
-
-
-def mixed_files():
-    contents = [jpeg(size, **options) for size, options in product(SIZES, PLAIN.values())]
-    contents += [jpeg(**options) for options in NOT_PLAIN.values()]
-    return Files([*contents, None, b"no picture", contents[0][:300]])
 
 
 def batches(files, on_bad_image, num_workers):
@@ -256,7 +167,7 @@ def test_a_bad_picture_is_named_as_ever(decoder):
 def test_without_a_compiler_there_is_another_way(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
-    monkeypatch.setattr(random_crops, "crop_decoder", crops_module.crop_decoder.__wrapped__)
-    assert random_crops.compiled_crops() is None
+    monkeypatch.setattr(plain_jpegs, "crop_decoder", crops_module.crop_decoder.__wrapped__)
+    assert plain_jpegs.compiled_crops() is None
     files = Files([jpeg()] * 40)
     assert len(batches(files, "fail", num_workers=0)[0]) == 3

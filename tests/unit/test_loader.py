@@ -178,7 +178,7 @@ def test_pictures_decoded_ahead_are_bounded(root, monkeypatch):
     monkeypatch.setattr(Pictures, "read_bytes", counting)
     with loader:
         next(loader.micro_batches(0))
-    assert 4 <= num_read <= 4 + 2 * 2 * 16 + 4
+    assert 4 <= num_read <= 4 + 2 * 2 * 32 + 4
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
 from vit21k.data.copy_ahead import copied_ahead
 from vit21k.data.draws import uniform_draws
 from vit21k.data.mix64 import derive_key
-from vit21k.data.random_crops import RandomCrops, compiled_crops
+from vit21k.data.plain_jpegs import compiled_crops
+from vit21k.data.random_crops import RandomCrops
+from vit21k.data.resized_pictures import ResizedPictures
 from vit21k.data.rows import PictureRows
 from vit21k.data.sampler import StepOrder
 from vit21k.data.transforms import EvalTransform, TrainTransform
@@ -202,7 +204,7 @@ class EvalLoader(_Loader):
         )
         first = len(pictures) * rank // world_size
         last = len(pictures) * (rank + 1) // world_size
-        self._transform = transform
+        self._resized = ResizedPictures(transform, compiled_crops())
         self._starts = range(first, last, device_batch_size)
         self._last = last
 
@@ -219,7 +221,5 @@ class EvalLoader(_Loader):
     def _jobs(self) -> Iterator[Job]:
         for start in self._starts:
             last = min(start + self._starts.step, self._last)
-            yield Job(
-                rows_B=np.arange(start, last, dtype=np.int64),
-                transform=lambda picture, _, out: self._transform(picture.image(), out),
-            )
+            rows_B = np.arange(start, last, dtype=np.int64)
+            yield Job(rows_B, self._resized, fill=self._resized.fill)

@@ -9,20 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.compiled import NoCompilerError
 from vit21k.data.augment import Policy, augment_in_place
-from vit21k.data.decode import MAX_PIXELS, is_readable_jpeg
 from vit21k.data.picture import Picture
+from vit21k.data.plain_jpegs import fill_plain
 from vit21k.data.transforms import TrainTransform
-from vit21k.jpeg.crops import CropDecoder, PlainJpeg, crop_decoder
-
-
-def compiled_crops() -> CropDecoder | None:
-    """Return what crops plain JPEGs many at a time; None where there is no compiler."""
-    try:
-        return crop_decoder()
-    except NoCompilerError:
-        return None
+from vit21k.jpeg.crops import Crop, CropDecoder
 
 
 @dataclass(frozen=True)
@@ -62,32 +53,16 @@ class RandomCrops:
         """
         if not self.decoder:
             return set()
-        measured = zip(contents, self.decoder.measure(list(contents.values())), strict=True)
-        sizes = {
-            place: (jpeg.width, jpeg.height)
-            for place, jpeg in measured
-            if jpeg and _is_allowed(jpeg, contents[place])
-        }
-        are_filled = self.decoder.crop(
-            [contents[place] for place in sizes],
-            [self.transform.crop(size, self.draws_BD[at].tolist()) for at, size in sizes.items()],
-            images_BCHW,
-            list(sizes),
-            self.transform.interpolation,
-        )
-        filled = {place for place, is_filled in zip(sizes, are_filled, strict=True) if is_filled}
+        mode = self.transform.interpolation
+        filled = fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
         for place in filled:
             self._finish(place, images_BCHW[place])
         return filled
+
+    def _crop(self, place: int, size: tuple[int, int]) -> Crop:
+        return self.transform.crop(size, self.draws_BD[place].tolist())
 
     def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
         if self.policy:
             draws = self.draws_BD[index, self.transform.num_draws :].tolist()
             augment_in_place(image_CHW, self.policy, draws)
-
-
-def _is_allowed(jpeg: PlainJpeg, content: bytes) -> bool:
-    """Return whether `open_picture` would take the file for a JPEG, too."""
-    if jpeg.width * jpeg.height > MAX_PIXELS:
-        return False
-    return not jpeg.has_odd_metadata or is_readable_jpeg(content)

@@ -83,10 +83,10 @@ class TrainTransform:
             ImageError: It was not decoded yet, and is damaged.
         """
         picture = DecodedPicture(picture) if isinstance(picture, Image.Image) else picture
-        box, is_flipped = self.crop(picture.size, draws.tolist())
+        crop = self.crop(picture.size, draws.tolist())
         size = (self.img_size, self.img_size)
-        image_CHW = resample(picture.region(box), size, self.interpolation)
-        if is_flipped:
+        image_CHW = resample(picture.region(crop.box), size, self.interpolation)
+        if crop.is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
         return _written(image_CHW.numpy(), out)
 
@@ -126,7 +126,7 @@ class EvalTransform:
         self.img_size = img_size
         self.resize = resize or img_size
         self.mode = mode
-        self._resampling = _RESAMPLING[interpolation]
+        self.interpolation = interpolation
 
     def __call__(
         self, image: Image.Image, out: NDArray[np.uint8] | None = None
@@ -136,17 +136,26 @@ class EvalTransform:
         Raises:
             ImageError: The picture is so long a strip that it would not fit into memory.
         """
-        if self.mode == "squash":
-            image = image.resize((self.img_size, self.img_size), self._resampling)
-        else:
-            image = image.resize(self._resized(image.size), self._resampling)
-            left = round((image.width - self.img_size) / 2)
-            top = round((image.height - self.img_size) / 2)
-            image = image.crop((left, top, left + self.img_size, top + self.img_size))
+        crop = self.crop(image.size)
+        left, top = crop.window
+        image = image.resize(crop.resized or image.size, _RESAMPLING[self.interpolation])
+        image = image.crop((left, top, left + self.img_size, top + self.img_size))
         return _written(np.asarray(image).transpose(2, 0, 1), out)
+
+    def crop(self, size: tuple[int, int]) -> Crop:
+        """Return what is made of a picture of (width, height).
+
+        Raises:
+            ImageError: It is so long a strip that it would not fit into memory.
+        """
+        width, height = self._resized(size)
+        left, top = round((width - self.img_size) / 2), round((height - self.img_size) / 2)
+        return Crop((0, 0, *size), resized=(width, height), window=(left, top))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (width, height) with the shorter side resized; the other is rounded down."""
+        if self.mode == "squash":
+            return self.img_size, self.img_size
         short, long = sorted(size)
         long = int(self.resize * long / short)
         if self.resize * long > MAX_PIXELS:

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,11 @@ from vit21k.compiled import compiled_library
 _FOLDER = Path(__file__).with_name("crop")
 _CPUINFO = Path("/proc/cpuinfo")
 _DONE = 0
-_FACTS, _NUMBERS = 3, 5  # int32 of a picture, of a crop
+_FACTS, _NUMBERS = 3, 9  # int32 of a picture, of a crop
+_PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
+
+Resampling = Literal["torch", "pillow"]
+"""Whose antialiased resampling of uint8 it is, to the bit."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom; right and bottom are outside."""
@@ -46,10 +50,19 @@ class PlainJpeg(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """What is wanted of a picture: a box of it, perhaps flipped from left to right."""
+    """What is wanted of a picture: a window of a box of it that is resized.
+
+    Attributes:
+        box: What is resized.
+        is_flipped: The result is, from left to right.
+        resized: Width and height of the box then; None: those of the result.
+        window: Left and top of the result in that.
+    """
 
     box: Box
-    is_flipped: bool
+    is_flipped: bool = False
+    resized: tuple[int, int] | None = None
+    window: tuple[int, int] = (0, 0)
 
 
 class CropDecoder:
@@ -64,7 +77,7 @@ class CropDecoder:
         self._free.restype, self._free.argtypes = None, [place]
         self._measure.restype = self._crop_all.restype = None
         self._measure.argtypes = [place, place, number, place]
-        self._crop_all.argtypes = [place] * 4 + [number] * 3 + [place] * 2
+        self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
 
     def measure(self, contents: Sequence[bytes]) -> list[PlainJpeg | None]:
         """Return what the headers of each file say; None for what cannot be decoded here."""
@@ -81,6 +94,7 @@ class CropDecoder:
         images_BCHW: NDArray[np.uint8],
         places: Sequence[int],
         mode: str,
+        resampling: Resampling = "torch",
     ) -> list[bool]:
         """Write each crop to its place; return for each whether that was done.
 
@@ -91,19 +105,20 @@ class CropDecoder:
             crops: Of each, within the picture.
             images_BCHW: Contiguous, as high as wide.
             places: Where in it each crop goes.
-            mode: "bilinear" or "bicubic"; antialiased, as torch does it.
+            mode: "bilinear" or "bicubic".
+            resampling: Whose; torch's only of whole boxes.
         """
         num = len(contents)
         if not num:
             return []
-        numbers = [number for crop in crops for number in (*crop.box, crop.is_flipped)]
+        size, is_bicubic = images_BCHW.shape[-1], mode == "bicubic"
+        numbers = [number for crop in crops for number in _numbers(crop, size)]
         first, step = images_BCHW.ctypes.data, images_BCHW.strides[0]
         outs = (ctypes.c_void_p * num)(*(first + step * place for place in places))
         statuses = (ctypes.c_int32 * num)()
         crops_C = (ctypes.c_int32 * (_NUMBERS * num))(*numbers)
-        size, is_bicubic = images_BCHW.shape[-1], mode == "bicubic"
-        files = _as_c(contents)
-        self._crop_all(self._decoder(), *files, crops_C, num, size, is_bicubic, outs, statuses)
+        how = (size, is_bicubic, _PRECISIONS[resampling])
+        self._crop_all(self._decoder(), *_as_c(contents), crops_C, num, *how, outs, statuses)
         return [status == _DONE for status in statuses]
 
     def _decoder(self) -> int:
@@ -122,6 +137,10 @@ class _Decoder:
             raise MemoryError
         self.address = address
         weakref.finalize(self, free, address).atexit = False
+
+
+def _numbers(crop: Crop, size: int) -> tuple[int, ...]:
+    return (*crop.box, *(crop.resized or (size, size)), *crop.window, crop.is_flipped)
 
 
 def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:

@@ -2,10 +2,10 @@
  *
  * Plain: Huffman-coded from top to bottom in one scan, 8 bits, grey or YCbCr at 4:4:4, 4:2:2 or
  * 4:2:0, and nothing odd about it.  Pixels are those of libjpeg-turbo (its accurate integer
- * transform, its triangle filter for chroma) and of torch's resampling, to the bit: the tests
- * compare them.  Whatever is not plain, is damaged, or might leave the 16 bits of libjpeg-turbo's
- * vector code is refused, and the caller takes libjpeg-turbo.  So a refusal costs time, and changes
- * no result.
+ * transform, its triangle filter for chroma) and of torch's resampling, or of Pillow's, to the bit:
+ * the tests compare them.  Whatever is not plain, is damaged, or might leave the 16 bits of
+ * libjpeg-turbo's vector code is refused, and the caller takes libjpeg-turbo.  So a refusal costs
+ * time, and changes no result.
  *
  * Only what a crop needs is done: rows below it are not read; blocks beside it are read, since only
  * reading tells where the next one begins, but not transformed; and where restart markers divide
@@ -21,9 +21,10 @@
 
 enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from picture to picture */
 
-/* What is asked for: left, top, right and bottom of a box, and whether it is flipped. */
+/* What is asked for: a box of the picture (left, top, right, bottom), its width and height when
+ * it is resized, left and top of the window of that, and whether the window is flipped. */
 typedef struct {
-    int32_t box[4], is_flipped;
+    int32_t box[4], resized[2], window[2], is_flipped;
 } Crop;
 
 /* One row of the region -> its pixels. */
@@ -55,23 +56,44 @@ static void resample_rows(Region *region, const int32_t *box, int first) {
     take_rows(&region->resampler, rows, first);
 }
 
+/* Return what is done to both sides; where nonsense is asked for, sides have no pixels. */
+static Resize resize_of(const Crop *crop, int size, int is_bicubic, int precision) {
+    Resize resize = {.is_bicubic = is_bicubic, .precision = precision};
+    Side *sides[] = {&resize.across, &resize.down};
+    resize.is_flipped = crop->is_flipped;
+    for (int i = 0; i < 2; i++) {
+        int from = crop->box[i + 2] - crop->box[i], to = crop->resized[i], first = crop->window[i];
+        if (size < 1 || first < 0 || first > to - size) from = 0;
+        *sides[i] = (Side){from, to, first, size};
+    }
+    return resize;
+}
+
+/* Write what of the box the window is made of. */
+static void find_needed(const Resize *resize, const int32_t *box, int32_t *needed) {
+    const Side *sides[] = {&resize->across, &resize->down};
+    for (int i = 0; i < 2; i++) {
+        double support = support_of(sides[i], resize->is_bicubic);
+        needed[i] = box[i] + start_of(sides[i], sides[i]->first, support);
+        needed[i + 2] = box[i] + end_of(sides[i], sides[i]->first + sides[i]->count - 1, support);
+    }
+}
+
 /* out: (3, size, size).  Return DONE, or why there is nothing in it. */
 static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, const Crop *crop,
-                    int size, int is_bicubic, uint8_t *out) {
+                    const Resize *resize, uint8_t *out) {
     Header header;
     Region region = {.header = &header, .decoder = decoder};
-    const int32_t *box = crop->box;
-    Resize resize = {{box[2] - box[0], size, 0, size},
-                     {box[3] - box[1], size, 0, size},
-                     is_bicubic,
-                     crop->is_flipped,
-                     0};
+    int32_t box[4], size = resize->across.count;
     int status = read_header(&header, content, num_bytes), num_taken = 0;
-    if (status || (status = make_region(&region, box))) return status;
+    if (status || (status = make_region(&region, crop->box))) return status;
+    if (resize->across.from < 1 || resize->down.from < 1) return NOT_PLAIN;
+    find_needed(resize, crop->box, box);
+    if ((status = make_region(&region, box))) return status;
     if ((status = make_tables(decoder, &header))) return status;
-    if (reserve(&region, num_bytes, box, &resize)) return NO_MEMORY;
+    if (reserve(&region, num_bytes, box, resize)) return NO_MEMORY;
     if ((status = read_region(&region, content, num_bytes))) return status;
-    start_resampler(&region.resampler, &resize, 0, 0);
+    start_resampler(&region.resampler, resize, box[0] - crop->box[0], box[1] - crop->box[1]);
     for (int y = 0; y < size; y++) {
         int needed = num_rows_for(&region.resampler, y);
         for (; num_taken < needed; num_taken += ROWS_AT_ONCE)
@@ -100,13 +122,16 @@ void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count
     }
 }
 
-/* Write (3, size, size) bytes to each of *outs*, and DONE or why not to each of *statuses*. */
+/* Write (3, size, size) bytes to each of *outs*, and DONE or why not to each of *statuses*.
+ * precision: of weights, in bits of their fraction; 0: as torch has it, for windows that are all.
+ */
 void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *num_bytes,
-              const Crop *crops, int count, int size, int is_bicubic, uint8_t *const *outs,
-              int32_t *statuses) {
+              const Crop *crops, int count, int size, int is_bicubic, int precision,
+              uint8_t *const *outs, int32_t *statuses) {
     for (int i = 0; i < count; i++) {
-        statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], size,
-                               is_bicubic, outs[i]);
+        Resize resize = resize_of(&crops[i], size, is_bicubic, precision);
+        statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], &resize,
+                               outs[i]);
         if (decoder->capacity > MAX_KEPT) drop_room(decoder);
     }
 }

@@ -1,0 +1,117 @@
+"""Oracle of what evaluation makes of plain JPEGs: Pillow's decoding and resizing, to the bit."""
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+from jpeg_kinds import PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("simplejpeg")
+
+from vit21k.data import loader as loader_module  # noqa: E402 (after importorskip)
+from vit21k.data.loader import EvalLoader  # noqa: E402
+from vit21k.data.picture_file import open_picture  # noqa: E402
+from vit21k.data.resized_pictures import ResizedPictures  # noqa: E402
+from vit21k.data.transforms import EvalTransform  # noqa: E402
+from vit21k.errors import ImageError  # noqa: E402
+
+TRANSFORMS = {
+    "as usual": EvalTransform(224, 256),
+    "all of the shorter side": EvalTransform(40, interpolation="bilinear"),
+    "large": EvalTransform(100, 120, interpolation="bilinear"),
+    "a pixel": EvalTransform(1),
+    "seven pixels": EvalTransform(7, 9, interpolation="bilinear"),
+    "squashed": EvalTransform(24, mode="squash"),
+    "squashed, larger": EvalTransform(90, mode="squash", interpolation="bilinear"),
+}
+MORE_SIZES = (*SIZES, (40, 40), (100, 75), (60, 95), (13, 9), (300, 9))
+TALL = (9, 300)
+
+
+def filled_and_expected(transform, contents, *flags):
+    """Return what the compiled code made, by place, and what the ordinary way makes of it."""
+    pictures = ResizedPictures(transform, compiled(*flags))
+    images_BCHW, expected_BCHW = np.zeros(
+        (2, len(contents), 3, transform.img_size, transform.img_size), dtype=np.uint8
+    )
+    places = pictures.fill(dict(enumerate(contents)), images_BCHW)
+    for place in places:
+        pictures(open_picture(contents[place]), place, expected_BCHW[place])
+    assert not np.delete(images_BCHW, list(places), axis=0).any()
+    return places, images_BCHW, expected_BCHW
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+@pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
+def test_every_plain_jpeg_is_resized_as_pillow_does(kind, flags):
+    contents = [jpeg(size, **how) for size, how in product(MORE_SIZES, PLAIN.values())]
+    places, found_BCHW, expected_BCHW = filled_and_expected(TRANSFORMS[kind], contents, *flags)
+    assert len(places) >= 0.7 * len(contents)
+    np.testing.assert_array_equal(found_BCHW[list(places)], expected_BCHW[list(places)])
+
+
+def test_a_photo_is_resized_as_pillow_does():
+    contents = [jpeg((500, 375)), jpeg((333, 500), subsampling=0), jpeg((640, 640), mode="L")]
+    for transform in (EvalTransform(224, 256), EvalTransform(384, interpolation="bilinear")):
+        places, found_BCHW, expected_BCHW = filled_and_expected(transform, contents)
+        assert places == {0, 1, 2}
+        np.testing.assert_array_equal(found_BCHW, expected_BCHW)
+
+
+def test_a_tall_picture_is_left_to_pillow_which_may_take_its_columns_first():
+    for transform in (EvalTransform(8), EvalTransform(8, mode="squash")):
+        assert filled_and_expected(transform, [jpeg(TALL), jpeg((300, 9))])[0] == {1}
+
+
+def test_without_the_compiled_code_nothing_is_filled():
+    images_BCHW = np.zeros((1, 3, 8, 8), dtype=np.uint8)
+    assert ResizedPictures(EvalTransform(8)).fill({0: jpeg()}, images_BCHW) == set()
+
+
+def test_no_damage_makes_another_picture_or_another_verdict():
+    draw, num_filled = random.Random(2), 0
+    kinds = [jpeg(draw.choice(MORE_SIZES), **options) for options in PLAIN.values()]
+    for _ in range(60):
+        contents = [mutated(draw, draw.choice(kinds)) for _ in range(40)]
+        contents = [
+            content
+            for content, facts in zip(contents, compiled().measure(contents), strict=True)
+            if facts and facts.width * facts.height < 100_000
+        ]
+        transform = draw.choice([EvalTransform(8, 12), EvalTransform(16, mode="squash")])
+        places, found_BCHW, expected_BCHW = filled_and_expected(transform, contents)
+        np.testing.assert_array_equal(found_BCHW[list(places)], expected_BCHW[list(places)])
+        num_filled += len(places)
+    assert num_filled > 300
+
+
+def batches(files, num_workers):
+    loader = EvalLoader(
+        files,
+        EvalTransform(20, 24),
+        device_batch_size=16,
+        num_workers=num_workers,
+        on_bad_image="skip",
+    )
+    with loader:
+        return [[part.tolist() for part in batch] for batch in loader], dict(loader.skipped)
+
+
+def test_evaluation_is_the_same_without_a_compiler(monkeypatch):
+    compiled()
+    files = mixed_files()
+    with_compiler = [batches(files, num_workers) for num_workers in (0, 2)]
+    monkeypatch.setattr(loader_module, "compiled_crops", lambda: None)
+    assert with_compiler == [batches(files, num_workers=0)] * 2
+    assert len(with_compiler[0][1]) == 3
+
+
+def test_a_strip_is_refused_as_ever():
+    files = Files([jpeg((1, 30_000))])
+    with (
+        EvalLoader(files, EvalTransform(224), device_batch_size=1, num_workers=0) as loader,
+        pytest.raises(ImageError, match="too long a strip"),
+    ):
+        list(loader)
