@@ -1,5 +1,20 @@
 """The seed of dropout and of stochastic depth: a function of where the run is."""
 
+import torch
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what a model on *device* draws from: as `torch.manual_seed`, to the bit.
+
+    That one takes 0.4 ms a step where there is no GPU, to note the seed for devices that may come.
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """Return a seed of its own for every step and process (splitmix64's mixer)."""

@@ -8,7 +8,7 @@ pictures, or left its batch early, sends what it has, zeros included.
 With FSDP (`training.sharding`) the shards' gradients are summed by torch, also in the last pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,15 +45,18 @@ class GradientSums:
         world: The processes.
 
     Attributes:
+        params: Those that are trained.  Listed once: a large model's modules take 0.8 ms to go
+            through, in which a GPU would wait.
         in_lockstep: Every process must make the same number of passes.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
+        self.params = [param for param in model.parameters() if param.requires_grad]
         self.in_lockstep = hasattr(model, "set_requires_gradient_sync")
         self._model = model
         self._world = world
         self._is_own = world.world_size > 1 and not self.in_lockstep
-        self._buckets = _buckets_of(model) if self._is_own else []
+        self._buckets = _buckets_of(self.params) if self._is_own else []
         self._num_sent = 0
         self._is_last = False
         for bucket in self._buckets:
@@ -103,12 +106,12 @@ class GradientSums:
         self._num_sent += 1
 
 
-def clip(model: nn.Module, max_norm: float | None) -> float:
+def clip(params: Sequence[nn.Parameter], max_norm: float | None) -> float:
     """Clip the gradient to *max_norm*, if there is one; return its norm before."""
-    gradients = [param.grad for param in model.parameters() if param.grad is not None]
+    gradients = [param.grad for param in params if param.grad is not None]
     norm = whole(nn.utils.get_total_norm(gradients))
     if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return float(norm)
 
 
@@ -125,11 +128,11 @@ def _receive(bucket: _Bucket) -> None:
     bucket.values = bucket.wait = None
 
 
-def _buckets_of(model: nn.Module) -> list[_Bucket]:
-    """Return the trained parameters of *model* in runs of one type, the last ones first."""
+def _buckets_of(params: Sequence[nn.Parameter]) -> list[_Bucket]:
+    """Return *params* in runs of one type, the last ones first."""
     buckets: list[_Bucket] = []
     num_values = 0
-    for param in reversed([param for param in model.parameters() if param.requires_grad]):
+    for param in reversed(params):
         is_full = num_values + param.numel() > _BUCKET_VALUES
         if not buckets or is_full or param.dtype != buckets[-1].params[0].dtype:
             buckets.append(_Bucket([]))

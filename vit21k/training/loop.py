@@ -24,7 +24,7 @@ from vit21k.errors import NonFiniteLossError
 from vit21k.optim.loss_scaler import LossScaler
 from vit21k.optim.optimizers import set_lr
 from vit21k.optim.schedule import is_due
-from vit21k.training.dropout_seed import dropout_seed
+from vit21k.training.dropout_seed import dropout_seed, seed_dropout
 from vit21k.training.gradients import GradientSums, clip
 
 
@@ -110,8 +110,9 @@ def train(
     """
     scaler = scaler or LossScaler()
     sums = GradientSums(model, world)
+    device = sums.params[0].device
     while progress.step < plan.total_steps:
-        torch.manual_seed(dropout_seed(plan.seed, progress.step, world.rank))
+        seed_dropout(dropout_seed(plan.seed, progress.step, world.rank), device)
         factor = plan.lr_factor(progress.step)
         set_lr(optimizers, factor)
 
@@ -120,7 +121,7 @@ def train(
             hooks.save(progress, ())
             return False
         _check(total.loss, progress.step + 1)
-        grad_norm = clip(model, plan.grad_clip_norm)
+        grad_norm = clip(sums.params, plan.grad_clip_norm)
         metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": grad_norm}
         metrics["loss_scale"] = scaler.scale
         is_update = scaler.accepts(grad_norm, step=progress.step + 1)
@@ -200,7 +201,7 @@ def _accumulate(
 
     # Fewer pictures than planned: the last batch of an epoch, or some that could not be decoded.
     scale = plan.global_batch_size / images_total if images_total else math.nan
-    for param in model.parameters() if scale != loss_scale else ():
+    for param in sums.params if scale != loss_scale else ():
         if param.grad is not None:
             param.grad.mul_(scale / loss_scale)
     return _Total(loss_total * scale, int(images_total), stop=False)
