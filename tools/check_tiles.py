@@ -7,51 +7,35 @@ of the whole picture's decoding, pixel by pixel.
     python tools/check_tiles.py FOLDER --crops 10000
 """
 
-import argparse
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
+from drawn_crops import drawn_crops, parser_of, report
 from PIL import Image
 
 from vit21k.data.decode import decode_rgb
-from vit21k.data.draws import uniform_draws
 from vit21k.data.picture import decode_jpeg
-from vit21k.data.transforms import TrainTransform, crop_box
-from vit21k.jpeg.headers import NotTileableError
+from vit21k.data.transforms import crop_box
 from vit21k.jpeg.recode import recoder, tile_jpeg
 from vit21k.jpeg.tiles import parse_tile_jpeg
 
 
 def main() -> int:
     """Check as many crops as were asked for; exit code 1 if one differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--crops", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    paths = sorted(path for path in args.folder.rglob("*.[jJ][pP]*[gG]"))
-    per_picture = -(-args.crops // max(len(paths), 1))
+    args = parser_of(__doc__).parse_args()
     recode, _ = recoder()
     counts = dict.fromkeys(("crops", "cut", "whole", "different", "not_tiled"), 0)
     sizes = {"before": 0, "tiled": 0, "with_metadata": 0}
-    for number, path in enumerate(paths):
-        content = path.read_bytes()
-        try:
-            tiled = tile_jpeg(content, recode)
-        except NotTileableError:
+    for content, tiled, draws_BD in drawn_crops(args.folder, args.crops, args.seed):
+        if tiled is None:
             counts["not_tiled"] += 1
             continue
         sizes["before"] += len(content)
         sizes["tiled"] += len(tiled)
         sizes["with_metadata"] += len(tile_jpeg(content, recode, keep_metadata=True))
-        positions = np.arange(per_picture, dtype=np.int64) + number * per_picture
-        draws = uniform_draws(args.seed, positions, TrainTransform.num_draws)
-        check(content, tiled, draws[: args.crops - counts["crops"]].tolist(), counts)
-    print(" | ".join(f"{name} {count:,}" for name, count in counts.items()))
+        check(content, tiled, draws_BD.tolist(), counts)
+    report(counts)
     share = {name: size / max(sizes["before"], 1) for name, size in sizes.items()}
     print(f"size x{share['tiled']:.4f}, with all metadata x{share['with_metadata']:.4f}")
     return 1 if counts["different"] or not counts["crops"] else 0
