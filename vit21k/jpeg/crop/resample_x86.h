@@ -113,11 +113,15 @@ ALWAYS_INLINE Sums weighted(const Pairs *pairs, const uint32_t *weights, int num
 
 /* Call with num_pairs and has_parts as constants, where they are the usual ones. */
 #define WITH_CONSTANTS(pairs, call)                            \
-    switch ((pairs)->has_parts * 8 + (pairs)->num_pairs) {     \
-    case 1: call(1, 0); break;                                 \
-    case 2: call(2, 0); break;                                 \
-    case 3: call(3, 0); break;                                 \
-    case 4: call(4, 0); break;                                 \
+    switch (2 * (pairs)->num_pairs + (pairs)->has_parts) {     \
+    case 2 * 1: call(1, 0); break;                             \
+    case 2 * 2: call(2, 0); break;                             \
+    case 2 * 3: call(3, 0); break;                             \
+    case 2 * 4: call(4, 0); break;                             \
+    case 2 * 2 + 1: call(2, 1); break;                         \
+    case 2 * 3 + 1: call(3, 1); break;                         \
+    case 2 * 4 + 1: call(4, 1); break;                         \
+    case 2 * 5 + 1: call(5, 1); break;                         \
     default: call((pairs)->num_pairs, (pairs)->has_parts);     \
     }
 
