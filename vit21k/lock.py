@@ -6,13 +6,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vit21k.errors import LockedError
 
 _NAME = ".lock"
 _SECOND_TRY_SECONDS = 0.05
+_TRIES = 100
 
 
 @contextmanager
@@ -20,28 +21,25 @@ def locked(folder: Path, *, command: str, wait: bool = False) -> Iterator[None]:
     """Hold *folder* for one process until the block ends or the process dies.
 
     Args:
-        folder: Created if need be.  The lock is the file ``.lock`` in it; the file stays, the
-            lock does not.
+        folder: Created if need be, and removed again if the block fails before it has put
+            anything there.  The lock is the file ``.lock`` in it; the file stays, the lock does
+            not.
         command: What the holder is doing, shown to whoever is turned away.
         wait: Wait for another holder to end, instead of turning away.
 
     Raises:
         LockedError: Another process holds it; the message names the process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    made = _make(folder)
+    descriptor = _open(folder, wait=wait)
     try:
-        try:
-            _take(descriptor, wait=wait)
-        except BlockingIOError:
-            raise LockedError(
-                f"`{folder}` is in use by {_holder(descriptor)}",
-                hint="wait for it to end, or work in another folder",
-            ) from None
         note = {"command": command, "pid": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
+    except BaseException:
+        _remove_if_empty(made)
+        raise
     finally:
         os.close(descriptor)
 
@@ -63,6 +61,52 @@ def is_locked(folder: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make *folder*; return it and those above it that were not there, the deepest first."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _remove_if_empty(made: list[Path]) -> None:
+    """Remove the folders *made* again, unless there is something in them but the lock."""
+    with suppress(OSError):
+        if made and [path.name for path in made[0].iterdir()] == [_NAME]:
+            (made[0] / _NAME).unlink()
+        for folder in made:
+            folder.rmdir()
+
+
+def _open(folder: Path, *, wait: bool) -> int:
+    """Return a descriptor of the lock, which is held."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if _is_held(descriptor, folder, wait=wait):
+                return descriptor
+            os.close(descriptor)
+        # Whoever had made the folder has just removed it.
+        folder.mkdir(parents=True, exist_ok=True)
+    raise LockedError(f"`{folder}` is made and removed again and again")
+
+
+def _is_held(descriptor: int, folder: Path, *, wait: bool) -> bool:
+    """Take the lock; return whether it is still there."""
+    try:
+        _take(descriptor, wait=wait)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        raise LockedError(
+            f"`{folder}` is in use by {holder}",
+            hint="wait for it to end, or work in another folder",
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def _take(descriptor: int, *, wait: bool) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeTree
@@ -286,6 +287,22 @@ def test_a_disk_that_is_full_gives_exit_code_74_and_one_message(
     assert "hint: free some space" in result.stderr
     assert "Traceback" not in result.stderr
     assert _manifests(tmp_path / "data_manifests") == before
+
+
+def test_a_wrong_place_is_told_as_what_it_is_and_nothing_is_left_there(
+    vit21k: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    in_the_way = vit21k("relabel", "--manifests", "file")
+    below = vit21k("relabel", "--manifests", "file/below")
+    gone = vit21k("relabel", "--manifests", "runs/gone")
+
+    assert (in_the_way.code, below.code, gone.code) == (2, 2, 3)
+    assert "error: `file` is not a folder" in in_the_way.stderr
+    assert "is not a folder" in below.stderr
+    assert "no digests manifest" in gone.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

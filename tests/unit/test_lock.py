@@ -3,7 +3,11 @@
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -78,3 +82,52 @@ def test_whether_a_folder_is_held_can_be_asked_without_holding_it(tmp_path: Path
     assert (before, while_held, is_locked(tmp_path)) == (False, True, False)
     with locked(tmp_path, command="hash"):
         assert is_locked(tmp_path)
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), locked(tmp_path / "a" / "b", command="hash"):
+        raise ValueError("no")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_or_has_something_in_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+
+    def begin(folder: Path) -> NoReturn:
+        with locked(folder, command="hash"):
+            (tmp_path / "new").mkdir(exist_ok=True)
+            (tmp_path / "new" / "part").touch()
+            raise ValueError("no")
+
+    for name in ("old", "new"):
+        with pytest.raises(ValueError, match="no"):
+            begin(tmp_path / name)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    assert (tmp_path / "new" / "part").is_file()
+
+
+def test_whoever_waits_for_a_folder_that_is_removed_makes_it_again(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    held = threading.Event()
+
+    def wait() -> None:
+        held.wait(10)
+        with locked(folder, command="second", wait=True):
+            (folder / "done").touch()
+
+    def begin() -> NoReturn:
+        with locked(folder, command="first"):
+            held.set()
+            time.sleep(0.1)
+            raise ValueError("no")
+
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(wait)
+        with pytest.raises(ValueError, match="no"):
+            begin()
+        second.result(10)
+
+    assert (folder / "done").is_file()
+    assert is_locked(folder) is False

@@ -191,7 +191,7 @@ def test_a_damaged_manifest_leaves_no_index(tmp_path):
     with pytest.raises(ManifestError, match="damaged"):
         Pictures.from_manifest(open_manifest(tmp_path, TRAIN), mapped=True)
 
-    assert [path.name for path in (tmp_path / ".rows").iterdir()] == [".lock"]
+    assert not (tmp_path / ".rows").exists()
 
 
 def test_those_that_want_an_index_at_once_make_one(tmp_path, monkeypatch):

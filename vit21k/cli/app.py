@@ -69,8 +69,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(errors.EXIT_FAILED)
     except OSError as error:
-        console.fail_with(*_storage_problem(error))
-        sys.exit(errors.EXIT_STORAGE)
+        message, hint, code = _storage_problem(error)
+        console.fail_with(message, hint)
+        sys.exit(code)
 
 
 class _StoppedError(BaseException):
@@ -88,7 +89,12 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     raise _StoppedError(signum)
 
 
-def _storage_problem(error: OSError) -> tuple[str, str | None]:
+def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
+    """Return what is wrong, what to do, and the exit code."""
+    in_the_way = (FileExistsError, NotADirectoryError, IsADirectoryError)
+    if error.filename and isinstance(error, in_the_way):
+        what = "is a folder" if isinstance(error, IsADirectoryError) else "is not a folder"
+        return f"`{error.filename}` {what}", "name another place", errors.EXIT_USAGE
     hints = {
         errno.ENOSPC: "free some space, then run the same command again",
         errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
@@ -97,7 +103,8 @@ def _storage_problem(error: OSError) -> tuple[str, str | None]:
         errno.EIO: "the disk or its cable is failing; check the system log",
     }
     where = f": `{error.filename}`" if error.filename else ""
-    return f"{error.strerror or error}{where}", hints.get(error.errno or 0)
+    message = f"{error.strerror or error}{where}"
+    return message, hints.get(error.errno or 0), errors.EXIT_STORAGE
 
 
 def _print_version(wanted: bool) -> None:

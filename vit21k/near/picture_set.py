@@ -123,7 +123,9 @@ def scan_folder(
         raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of pictures")
     paths, problems = _list_pictures(root)
     if not paths:
-        raise ImageTreeError(f"no images below `{root}`")
+        raise ImageTreeError(
+            f"no images below `{root}`", hint="give a folder with .JPEG, .jpg, .png ... files in it"
+        )
     scanned: list[Scanned] = []
     at_once = ALGORITHMS[algorithm].at_once
     for some in scan(

@@ -166,6 +166,7 @@ def choose(
         per_class: How many; all, of a class that has fewer.
     """
     start_K = np.searchsorted(label_R, np.arange(num_classes + 1, dtype=label_R.dtype))
+    per_class = min(per_class, len(label_R))
     size_K = np.minimum(np.diff(start_K), per_class)
     if score_R is None:
         first_place = np.repeat(start_K[:-1] - (np.cumsum(size_K) - size_K), size_K)
