@@ -9,8 +9,9 @@ from vit21k.jpeg.headers import NotTileableError
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
 
 _SOURCE = Path(__file__).with_name("recode.c")
+_INCLUDED = [_SOURCE.parent / "crop" / name for name in ("block.h", "huffman.h", "jpeg.h")]
 _MAX_BLOCKS = 10
-_NO_MEMORY, _NO_ROOM = -2, -3
+_NO_MEMORY, _NO_ROOM = -3, -4
 
 
 class _Layout(ctypes.Structure):
@@ -95,4 +96,4 @@ def compiled_recoder() -> CompiledRecoder:
     Raises:
         NoCompilerError: It cannot be.
     """
-    return CompiledRecoder(compiled_library(_SOURCE))
+    return CompiledRecoder(compiled_library(_SOURCE, *_INCLUDED))

@@ -11,8 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DAMAGED = -1, NO_MEMORY = -2, NO_ROOM = -3 };
-enum { LOOK_BITS = 9, MAX_DC_BITS = 11, MAX_AC_BITS = 10, NUM_SLOTS = 4, MAX_BLOCKS = 10 };
+#include "crop/block.h"
+
+enum { NO_ROOM = 4, MAX_DC_BITS = 11, MAX_AC_BITS = 10, MAX_BLOCKS = 10 };
 
 /* What the caller knows from the headers; `recode.py` has the same layout. */
 typedef struct {
@@ -30,18 +31,13 @@ typedef struct {
     uint8_t values[256];
 } Table;
 
-typedef struct {
-    uint16_t look[1 << LOOK_BITS]; /* length << 8 | value; 0: longer than LOOK_BITS */
-    int32_t max_code[18];          /* largest code of each length, -1: none */
-    int32_t value_offset[17];
-    const Table *table;
-} Decoder;
-
+/* A scan on its way: its data from restart to restart, without stuffed bytes. */
 typedef struct {
     const uint8_t *at, *end;
-    uint64_t bits; /* the lowest `count` are valid */
-    int count;
-} Reader;
+    uint8_t *room;
+    Reader reader;
+    const Huffman *tables; /* for DC, then for AC */
+} Scan;
 
 typedef struct {
     uint32_t *items; /* slot << 24 | value << 16 | extra bits */
@@ -50,78 +46,39 @@ typedef struct {
 
 typedef struct {
     uint8_t *at, *end;
-    uint64_t bits;
+    uint64_t bits; /* the lowest `count` are not written yet */
     int count, is_full;
 } Writer;
 
-static int prepare(Decoder *decoder, const Table *table) {
-    int code = 0, index = 0;
-    memset(decoder->look, 0, sizeof decoder->look);
-    decoder->table = table;
-    for (int length = 1; length <= 16; length++) {
-        int count = table->counts[length];
-        decoder->value_offset[length] = index - code;
-        if (index + count > 256 || code + count > 1 << length) return DAMAGED;
-        for (int i = 0; i < count; i++, code++, index++) {
-            if (length > LOOK_BITS) continue;
-            int spare = LOOK_BITS - length;
-            for (int j = 0; j < 1 << spare; j++)
-                decoder->look[(code << spare) | j] = (uint16_t)(length << 8 | table->values[index]);
-        }
-        decoder->max_code[length] = count ? code - 1 : -1;
-        code <<= 1;
-    }
-    return 0;
-}
-
-/* Takes bytes until 48 bits are there, or a marker or the end is reached. */
-static void fill(Reader *reader) {
-    while (reader->count <= 48 && reader->at < reader->end) {
-        uint8_t byte = reader->at[0];
-        if (byte == 0xFF) {
-            if (reader->at + 1 >= reader->end || reader->at[1] != 0) return;
-            reader->at++;
-        }
-        reader->at++;
-        reader->bits = reader->bits << 8 | byte;
-        reader->count += 8;
-    }
-}
-
-static int take(Reader *reader, int count) {
-    if (reader->count < count) {
-        fill(reader);
-        if (reader->count < count) return DAMAGED;
-    }
-    reader->count -= count;
-    return (int)(reader->bits >> reader->count & ((1u << count) - 1));
-}
-
-static int take_symbol(Reader *reader, const Decoder *decoder) {
-    if (reader->count < 16) fill(reader);
-    if (reader->count >= LOOK_BITS) {
-        uint64_t ahead = reader->bits >> (reader->count - LOOK_BITS);
-        uint16_t entry = decoder->look[ahead & ((1 << LOOK_BITS) - 1)];
-        if (entry) {
-            reader->count -= entry >> 8;
-            return entry & 0xFF;
-        }
-    }
-    int code = 0;
-    for (int length = 1; length <= 16; length++) {
-        int bit = take(reader, 1);
-        if (bit < 0) return DAMAGED;
-        code = code << 1 | bit;
-        if (code <= decoder->max_code[length])
-            return decoder->table->values[(code + decoder->value_offset[length]) & 0xFF];
+/* Have the reader at what lies before the next marker. */
+static int start_reading(Scan *scan) {
+    uint8_t *out = scan->room;
+    scan->reader = (Reader){.at = out};
+    while (scan->end - scan->at >= 2) {
+        const uint8_t *found = memchr(scan->at, 0xFF, (size_t)(scan->end - scan->at - 1));
+        if (!found) return DAMAGED;
+        size_t count = (size_t)(found - scan->at) + !found[1]; /* with the 0xFF of a stuffed byte */
+        memcpy(out, scan->at, count);
+        out += count;
+        scan->at = found + (found[1] ? 0 : 2);
+        if (!found[1]) continue;
+        memset(out, 0, PADDING);
+        scan->reader.end = out;
+        return DONE;
     }
     return DAMAGED;
 }
 
-/* Only the padding may be left before a marker. */
-static int at_marker(Reader *reader) {
-    fill(reader);
-    return reader->count < 8 && reader->at + 1 < reader->end && reader->at[0] == 0xFF;
+/* Only padding may be left before a marker. */
+static int stop_reading(const Scan *scan) {
+    int64_t left = (scan->reader.end - scan->reader.at) * 8 + scan->reader.count;
+    return left >= 0 && left < 8 ? DONE : DAMAGED;
+}
+
+static int pass_restart(Scan *scan, int64_t number) {
+    if (stop_reading(scan) || scan->at[1] != RST0 + (number & 7)) return DAMAGED;
+    scan->at += 2;
+    return start_reading(scan);
 }
 
 static int add(Symbols *symbols, int slot, int value, int extra) {
@@ -133,22 +90,25 @@ static int add(Symbols *symbols, int slot, int value, int extra) {
         symbols->capacity = capacity;
     }
     symbols->items[symbols->count++] = (uint32_t)slot << 24 | (uint32_t)value << 16 | (uint32_t)extra;
-    return 0;
+    return DONE;
 }
 
 static int magnitude_bits(int value) {
-    int count = 0;
-    for (unsigned rest = (unsigned)abs(value); rest; rest >>= 1) count++;
-    return count;
+    return value ? 32 - __builtin_clz((unsigned)abs(value)) : 0;
 }
 
-static int take_dc(Reader *reader, const Decoder *decoder, int *dc) {
-    int count = take_symbol(reader, decoder);
+static inline int take(Reader *reader, int count) {
+    int bits = count ? (int)peek(reader, count) : 0;
+    drop(reader, count);
+    return bits;
+}
+
+static int take_dc(Reader *reader, const Huffman *table, int *dc) {
+    refill(reader);
+    int count = read_code(reader, table);
     if (count < 0 || count > MAX_DC_BITS) return DAMAGED;
-    int extra = count ? take(reader, count) : 0;
-    if (extra < 0) return DAMAGED;
-    *dc += count && extra < 1 << (count - 1) ? extra - (1 << count) + 1 : extra;
-    return abs(*dc) < 1 << MAX_DC_BITS ? 0 : DAMAGED;
+    *dc += extended(take(reader, count), count);
+    return abs(*dc) < 1 << MAX_DC_BITS ? DONE : DAMAGED;
 }
 
 static int add_dc(Symbols *symbols, int slot, int difference) {
@@ -158,55 +118,43 @@ static int add_dc(Symbols *symbols, int slot, int difference) {
     return add(symbols, slot, count, extra);
 }
 
-static int copy_ac(Reader *reader, const Decoder *decoder, Symbols *symbols, int slot) {
-    for (int place = 1; place < 64; place++) {
-        int value = take_symbol(reader, decoder);
-        if (value < 0) return DAMAGED;
-        int run = value >> 4, count = value & 15, extra = 0;
-        if (count) {
-            place += run;
-            if (count > MAX_AC_BITS || place > 63) return DAMAGED;
-            if ((extra = take(reader, count)) < 0) return DAMAGED;
-        } else if (run == 15) {
-            place += 15;
-            if (place > 63) return DAMAGED;
-        } else if (run) {
-            return DAMAGED;
-        }
+static int copy_ac(Reader *outer, const Huffman *table, Symbols *symbols, int slot) {
+    Reader reader = *outer; /* in registers */
+    for (int place = 1; place <= LAST; place++) {
+        refill(&reader);
+        int value = read_code(&reader, table), run = value >> 4, count = value & 15;
+        if (value < 0 || count > MAX_AC_BITS || (!count && run && run != 15)) return DAMAGED;
+        int is_end = !value, extra = take(&reader, count);
+        place += run;
+        if (place > LAST) return DAMAGED;
         int status = add(symbols, slot, value, extra);
-        if (status < 0) return status;
-        if (!value) break;
+        if (status) return status;
+        if (is_end) break;
     }
-    return 0;
+    *outer = reader;
+    return reader.at > reader.end + 8 ? DAMAGED : DONE;
 }
 
-static int pass_restart(Reader *reader, int number) {
-    if (!at_marker(reader) || reader->at[1] != 0xD0 + (number & 7)) return DAMAGED;
-    reader->at += 2;
-    reader->bits = 0;
-    reader->count = 0;
-    return 0;
-}
-
-static int read_all(Reader *reader, const Layout *layout, Decoder *decoders, Symbols *symbols) {
-    int in[NUM_SLOTS] = {0}, out[NUM_SLOTS] = {0}, status;
+static int read_all(Scan *scan, const Layout *layout, Symbols *symbols) {
+    int in[NUM_SLOTS] = {0}, out[NUM_SLOTS] = {0};
     int64_t num_mcus = (int64_t)layout->mcus_x * layout->mcus_y;
-    for (int64_t mcu = 0; mcu < num_mcus; mcu++) {
+    int status = start_reading(scan);
+    for (int64_t mcu = 0; mcu < num_mcus && !status; mcu++) {
         if (mcu && layout->restart_in && mcu % layout->restart_in == 0) {
-            if ((status = pass_restart(reader, (int)(mcu / layout->restart_in - 1))) < 0) return status;
+            if ((status = pass_restart(scan, mcu / layout->restart_in - 1))) break;
             memset(in, 0, sizeof in);
         }
         if (mcu % layout->restart_out == 0) memset(out, 0, sizeof out);
-        for (int block = 0; block < layout->num_blocks; block++) {
+        for (int block = 0; block < layout->num_blocks && !status; block++) {
             int component = layout->component[block];
             int dc = layout->dc_slot[component], ac = layout->ac_slot[component] + NUM_SLOTS;
-            if ((status = take_dc(reader, &decoders[dc], &in[component])) < 0) return status;
-            if ((status = add_dc(symbols, dc, in[component] - out[component])) < 0) return status;
+            if ((status = take_dc(&scan->reader, &scan->tables[dc], &in[component]))) break;
+            if ((status = add_dc(symbols, dc, in[component] - out[component]))) break;
             out[component] = in[component];
-            if ((status = copy_ac(reader, &decoders[ac], symbols, ac)) < 0) return status;
+            status = copy_ac(&scan->reader, &scan->tables[ac], symbols, ac);
         }
     }
-    return at_marker(reader) ? 0 : DAMAGED;
+    return status ? status : stop_reading(scan);
 }
 
 /* Annex K.2; of equally frequent ones the larger value is joined first, as in libjpeg. */
@@ -250,27 +198,48 @@ static void best_table(int64_t *frequency, Table *table) {
             if (lengths[value] == length) table->values[index++] = (uint8_t)value;
 }
 
-static void put(Writer *writer, unsigned bits, int count) {
-    writer->bits = writer->bits << count | bits;
-    writer->count += count;
-    while (writer->count >= 8) {
-        uint8_t byte = (uint8_t)(writer->bits >> (writer->count -= 8));
-        if (writer->end - writer->at < 4) {
-            writer->is_full = 1;
-            return;
-        }
-        *writer->at++ = byte;
-        if (byte == 0xFF) *writer->at++ = 0;
+static void put_byte(Writer *writer, uint8_t byte) {
+    if (writer->end - writer->at < 2) {
+        writer->is_full = 1;
+        return;
     }
+    *writer->at++ = byte;
+    if (byte == 0xFF) *writer->at++ = 0;
 }
 
+/* Write whole bytes, four at a time where none has to be stuffed. */
+static void flush(Writer *writer) {
+    while (writer->count >= 32 && writer->end - writer->at >= 4) {
+        uint32_t four = (uint32_t)(writer->bits >> (writer->count - 32));
+        if ((~four - 0x01010101u) & four & 0x80808080u) break; /* one of them is 0xFF */
+        four = __builtin_bswap32(four);
+        memcpy(writer->at, &four, 4);
+        writer->at += 4, writer->count -= 32;
+    }
+    while (writer->count >= 8 && !writer->is_full)
+        put_byte(writer, (uint8_t)(writer->bits >> (writer->count -= 8)));
+}
+
+/* count: 32 or less. */
+static inline void put(Writer *writer, uint32_t bits, int count) {
+    if (writer->count > 32) flush(writer);
+    writer->bits = writer->bits << count | bits;
+    writer->count += count;
+}
+
+/* number: of the restart marker; -1: none, since the data end. */
 static void put_restart(Writer *writer, int64_t number) {
+    flush(writer);
     int padding = (8 - writer->count % 8) % 8;
     put(writer, (1u << padding) - 1, padding);
-    if (writer->is_full) return;
-    if (number < 0) return;
+    flush(writer);
+    if (number < 0 || writer->is_full) return;
+    if (writer->end - writer->at < 2) {
+        writer->is_full = 1;
+        return;
+    }
     *writer->at++ = 0xFF;
-    *writer->at++ = (uint8_t)(0xD0 + (number & 7));
+    *writer->at++ = (uint8_t)(RST0 + (number & 7));
 }
 
 static void code_of(const Table *table, uint32_t *codes) {
@@ -292,45 +261,57 @@ static void write_all(Writer *writer, const Layout *layout, const Symbols *symbo
             if (block && block % per_restart == 0) put_restart(writer, block / per_restart - 1);
             block++;
         }
-        put(writer, codes[slot][value] & 0xFFFF, (int)(codes[slot][value] >> 16));
-        int extra = slot < dc_slots ? value : value & 15;
-        if (extra) put(writer, item & 0xFFFF, extra);
+        int count = slot < dc_slots ? value : value & 15;
+        uint32_t code = codes[slot][value];
+        put(writer, (code & 0xFFFF) << count | (item & 0xFFFF), (int)(code >> 16) + count);
     }
     put_restart(writer, -1);
+}
+
+/* Tables that are best for the symbols. */
+static int best_tables(const Symbols *symbols, Table *tables) {
+    int64_t(*frequency)[257] = calloc(2 * NUM_SLOTS, sizeof *frequency);
+    if (!frequency) return NO_MEMORY;
+    for (size_t i = 0; i < symbols->count; i++)
+        frequency[symbols->items[i] >> 24][symbols->items[i] >> 16 & 0xFF]++;
+    for (int slot = 0; slot < 2 * NUM_SLOTS; slot++) {
+        int is_used = 0;
+        for (int value = 0; value < 256; value++) is_used |= frequency[slot][value] > 0;
+        memset(&tables[slot], 0, sizeof tables[slot]);
+        if (is_used) best_table(frequency[slot], &tables[slot]);
+    }
+    free(frequency);
+    return DONE;
+}
+
+static int make_tables(const Table *tables, Huffman *made) {
+    for (int slot = 0; slot < 2 * NUM_SLOTS; slot++) {
+        int total = 0;
+        for (int length = 1; length <= 16; length++) total += tables[slot].counts[length];
+        if (total > 256 || make_table(&made[slot], tables[slot].counts + 1, CODES)) return DAMAGED;
+    }
+    return DONE;
 }
 
 /* Recodes `num_bytes` of `data`, which end with the marker after the scan and what follows it.
  *
  * `tables`: 4 for DC, then 4 for AC; replaced by the new ones.  Returns the bytes written to `out`,
- * or DAMAGED, NO_MEMORY, NO_ROOM.
+ * or -DAMAGED, -NO_MEMORY, -NO_ROOM.
  */
 long recode(const uint8_t *data, size_t num_bytes, const Layout *layout, Table *tables, uint8_t *out, size_t capacity) {
-    Reader reader = {data, data + num_bytes, 0, 0};
     Writer writer = {out, out + capacity, 0, 0, 0};
-    Decoder *decoders = calloc(2 * NUM_SLOTS, sizeof *decoders);
+    Huffman *made = calloc(2 * NUM_SLOTS, sizeof *made);
+    uint8_t *room = malloc(num_bytes + PADDING);
     Symbols symbols = {malloc((num_bytes + 64) * sizeof(uint32_t)), 0, num_bytes + 64};
-    long status = decoders && symbols.items ? 0 : NO_MEMORY;
-    for (int slot = 0; slot < 2 * NUM_SLOTS && status == 0; slot++) status = prepare(&decoders[slot], &tables[slot]);
-    if (status == 0) status = read_all(&reader, layout, decoders, &symbols);
-    if (status == 0) {
-        static const Table none;
-        int64_t(*frequency)[257] = calloc(2 * NUM_SLOTS, sizeof *frequency);
-        if (frequency) {
-            for (size_t i = 0; i < symbols.count; i++) frequency[symbols.items[i] >> 24][symbols.items[i] >> 16 & 0xFF]++;
-            for (int slot = 0; slot < 2 * NUM_SLOTS; slot++) {
-                int is_used = 0;
-                for (int value = 0; value < 256; value++) is_used |= frequency[slot][value] > 0;
-                tables[slot] = none;
-                if (is_used) best_table(frequency[slot], &tables[slot]);
-            }
-            write_all(&writer, layout, &symbols, tables);
-            status = writer.is_full ? NO_ROOM : writer.at - out;
-        } else {
-            status = NO_MEMORY;
-        }
-        free(frequency);
-    }
+    Scan scan = {.at = data, .end = data + num_bytes, .room = room, .tables = made};
+    int status = made && room && symbols.items ? DONE : NO_MEMORY;
+    if (!status) status = make_tables(tables, made);
+    if (!status) status = read_all(&scan, layout, &symbols);
+    if (!status) status = best_tables(&symbols, tables);
+    if (!status) write_all(&writer, layout, &symbols, tables);
+    if (!status && writer.is_full) status = NO_ROOM;
     free(symbols.items);
-    free(decoders);
-    return status;
+    free(room);
+    free(made);
+    return status ? -status : writer.at - out;
 }

@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "header.h"
+#include "jpeg.h"
 
 enum { VIEW_BITS = 11, NUM_VIEWS = 1 << VIEW_BITS };
 
@@ -18,6 +18,9 @@ typedef struct {
     uint8_t to_first, to_second;   /* how far each is behind the one before; or END, or SLOW */
     int16_t first, second;         /* what they are; 0: there is none */
 } Step;
+
+/* What a table is of: codes of DC, of AC, or codes whose steps are not needed. */
+typedef enum { DC, AC, CODES } Kind;
 
 /* A Huffman table, and the bytes of DHT that it was made from. */
 typedef struct {
@@ -42,15 +45,15 @@ static inline int extended(int bits, int size) {
 }
 
 /* Views that begin with a code.  firsts: what each of them begins with. */
-static void add_code(Huffman *table, int code, int length, int value, int is_dc, Step *firsts) {
+static void add_code(Huffman *table, int code, int length, int value, Kind kind, Step *firsts) {
     int first = code << (VIEW_BITS - length), num_views = 1 << (VIEW_BITS - length);
-    int run = is_dc ? 0 : value >> 4, size = value & 15, num_bits = length + size;
+    int run = kind == DC ? 0 : value >> 4, size = value & 15, num_bits = length + size;
     for (int view = first; view < first + num_views; view++)
         table->look[view] = (uint16_t)(length << 8 | value);
-    if (num_bits > VIEW_BITS) return;
+    if (kind == CODES || num_bits > VIEW_BITS) return;
     /* libjpeg takes any other that has no bits for the end, too */
     Step step = {.num_bits = (uint8_t)num_bits, .first_bits = (uint8_t)num_bits};
-    step.to_first = (uint8_t)(!is_dc && !size && run != 15 ? END : run + 1);
+    step.to_first = (uint8_t)(kind == AC && !size && run != 15 ? END : run + 1);
     for (int bits = 0; bits < 1 << size; bits++) {
         step.first = (int16_t)extended(bits, size);
         for (int i = 0; i < 1 << (VIEW_BITS - num_bits); i++) firsts[first++] = step;
@@ -71,9 +74,9 @@ static void make_steps(Huffman *table, const Step *firsts) {
 }
 
 /* counts_values: 16 counts and as many values as they say. */
-static int make_table(Huffman *table, const uint8_t *counts_values, int is_dc) {
+static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind) {
     int total = 0, code = 0, index = 0;
-    Step room[NUM_VIEWS], *firsts = is_dc ? table->steps : room;
+    Step room[NUM_VIEWS], *firsts = kind == AC ? room : table->steps;
     for (int length = 0; length < 16; length++) total += counts_values[length];
     if (table->is_made && !memcmp(table->counts + 1, counts_values, 16) &&
         !memcmp(table->values, counts_values + 16, total))
@@ -83,19 +86,20 @@ static int make_table(Huffman *table, const uint8_t *counts_values, int is_dc) {
     memset(table->values, 0, sizeof table->values);
     memcpy(table->values, counts_values + 16, total);
     memset(table->look, 0, sizeof table->look);
-    for (int view = 0; view < NUM_VIEWS; view++) firsts[view] = (Step){.to_first = SLOW};
+    for (int view = 0; view < NUM_VIEWS && kind != CODES; view++)
+        firsts[view] = (Step){.to_first = SLOW};
     for (int length = 1; length <= 16; length++) {
         table->offset_of[length] = index - code;
         for (int n = 0; n < table->counts[length]; n++, code++, index++) {
-            if (code >= 1 << length || (is_dc && table->values[index] > 15)) return NOT_PLAIN;
+            if (code >= 1 << length || (kind == DC && table->values[index] > 15)) return NOT_PLAIN;
             if (length <= VIEW_BITS)
-                add_code(table, code, length, table->values[index], is_dc, firsts);
+                add_code(table, code, length, table->values[index], kind, firsts);
         }
         if (code > 1 << length) return NOT_PLAIN;
         table->end_of[length] = code << (16 - length);
         code <<= 1;
     }
-    if (!is_dc) make_steps(table, firsts);
+    if (kind == AC) make_steps(table, firsts);
     table->is_made = 1;
     return DONE;
 }

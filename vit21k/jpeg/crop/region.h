@@ -62,8 +62,8 @@ static int make_tables(Decoder *decoder, const Header *header) {
     }
     for (int c = 0; c < header->num_components; c++) {
         int dc = header->components[c].dc, ac = NUM_SLOTS + header->components[c].ac;
-        if (make_table(&decoder->tables[dc], header->huffman[dc], 1) ||
-            make_table(&decoder->tables[ac], header->huffman[ac], 0))
+        if (make_table(&decoder->tables[dc], header->huffman[dc], DC) ||
+            make_table(&decoder->tables[ac], header->huffman[ac], AC))
             return NOT_PLAIN;
     }
     return DONE;
