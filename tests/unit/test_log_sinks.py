@@ -206,6 +206,27 @@ def test_a_sink_that_hangs_is_not_waited_for():
     assert "slow did not answer within 0 s" in warnings[0]
 
 
+def test_a_sink_with_a_full_queue_is_closed_when_it_has_caught_up():
+    warnings, seen, may_write = [], [], threading.Event()
+
+    class Slow:
+        def write(self, step, values):
+            may_write.wait(30)
+            seen.append(step)
+
+        def close(self):
+            seen.append("closed")
+
+    sink = DetachedSink("slow", Slow, warnings.append, max_waiting=1, close_seconds=30)
+    while not sink._num_dropped:
+        sink.write(LINE)
+    threading.Timer(0.1, may_write.set).start()
+    close_sinks([sink])
+
+    assert seen[-1] == "closed"
+    assert warnings == ["slow was too slow: 1 lines are missing there"]
+
+
 def test_the_names_are_checked_before_the_run():
     assert parse_sinks("wandb, tensorboard,wandb") == ("wandb", "tensorboard")
     assert parse_sinks(None) == ()

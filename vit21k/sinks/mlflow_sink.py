@@ -10,7 +10,6 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError
 from vit21k.sinks.sink import LoggedRun, plain_name
 
@@ -19,17 +18,8 @@ _DEFAULT_EXPERIMENT = "vit21k"
 _MAX_LETTERS = 500  # of a parameter's value
 
 
-def open_sink(run: LoggedRun) -> "MlflowSink":
-    """Return a sink that goes on with the run's MLflow run, or begins one.
-
-    Raises:
-        MissingExtraError: MLflow is not installed.
-    """
-    return MlflowSink(run)
-
-
 class MlflowSink:
-    """Logs through MLflow's client, which keeps no state of its own in this process."""
+    """Goes on with the run's MLflow run, or begins one; its client keeps no state here."""
 
     def __init__(self, run: LoggedRun) -> None:
         try:
@@ -41,7 +31,7 @@ class MlflowSink:
             ) from error
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=_tracking_uri(run.run_dir))
-        self._run_id = _known_id(run) or self._new_run(run)
+        self._run_id = run.known_id(_ID_FILE) or self._new_run(run)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log all values in one request."""
@@ -60,8 +50,10 @@ class MlflowSink:
         run_id = str(self._client.create_run(experiment, run_name=run.run_dir.name).info.run_id)
         for key, value in _flat(run.recipe).items():
             self._client.log_param(run_id, key, str(value)[:_MAX_LETTERS])
-        write_atomic(run.run_dir / _ID_FILE, f"{run_id}\n".encode())
-        return run_id
+        return run.keep_id(_ID_FILE, run_id)
+
+
+open_sink = MlflowSink
 
 
 def _tracking_uri(run_dir: Path) -> str:
@@ -71,11 +63,6 @@ def _tracking_uri(run_dir: Path) -> str:
     # MLflow 3 wants a database or this; its small package, mlflow-skinny, has no database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return (run_dir.absolute().parent / "mlruns").as_uri()
-
-
-def _known_id(run: LoggedRun) -> str | None:
-    path = run.run_dir / _ID_FILE
-    return path.read_text().strip() if run.resumed_step and path.exists() else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

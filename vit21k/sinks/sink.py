@@ -6,6 +6,7 @@ whatever goes wrong there becomes one warning, after which the run goes on witho
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from vit21k.atomic import write_atomic
 from vit21k.errors import UsageError, Vit21kError
 
 SINKS = ("tensorboard", "wandb", "mlflow")
@@ -25,7 +27,10 @@ _NOT_VALUES = ("step",)
 
 
 class Sink(Protocol):
-    """What a module ``<name>_sink`` makes by ``open_sink(LoggedRun)``; used by one thread."""
+    """What a module ``<name>_sink`` makes by ``open_sink(LoggedRun)``; used by one thread.
+
+    It raises `MissingExtraError` where its library is not installed.
+    """
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take values by name, such as ``train/loss``."""
@@ -50,6 +55,16 @@ class LoggedRun:
     recipe: Mapping[str, Any]
     resumed_step: int
     warn: Callable[[str], None]
+
+    def known_id(self, file_name: str) -> str | None:
+        """Return what `keep_id` was told by the processes that this one goes on from."""
+        path = self.run_dir / file_name
+        return path.read_text().strip() if self.resumed_step and path.exists() else None
+
+    def keep_id(self, file_name: str, id_: str) -> str:
+        """Keep *id_*, which is what a sink calls this run, in a file of the run's; return it."""
+        write_atomic(self.run_dir / file_name, f"{id_}\n".encode())
+        return id_
 
 
 def parse_sinks(text: str | None) -> tuple[str, ...]:
@@ -111,6 +126,7 @@ class DetachedSink:
         self._close_seconds = close_seconds
         self._num_dropped = 0
         self._is_broken = False
+        self._is_ended = False
         self._lines: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(max_waiting)
         self._thread = threading.Thread(target=self._work, name=f"log-{name}", daemon=True)
         self._thread.start()
@@ -127,13 +143,13 @@ class DetachedSink:
 
     def end(self) -> None:
         """Say that nothing more comes; does not wait."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
+        self._end(0.0)
 
     def close(self) -> None:
         """Wait a while for what is on its way."""
-        self.end()
-        self._thread.join(self._close_seconds)
+        deadline = time.monotonic() + self._close_seconds
+        self._end(self._close_seconds)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(
                 f"{self._name} did not answer within {self._close_seconds:.0f} s; not all was "
@@ -141,6 +157,12 @@ class DetachedSink:
             )
         elif self._num_dropped:
             self._warn(f"{self._name} was too slow: {self._num_dropped:,} lines are missing there")
+
+    def _end(self, seconds: float) -> None:
+        if not self._is_ended and self._thread.is_alive():
+            with suppress(queue.Full):
+                self._lines.put(None, timeout=seconds)
+                self._is_ended = True
 
     def _work(self) -> None:
         sink: Sink | None = None

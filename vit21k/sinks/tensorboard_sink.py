@@ -8,15 +8,6 @@ from vit21k.sinks.sink import LoggedRun, plain_name
 FOLDER = "tensorboard"
 
 
-def open_sink(run: LoggedRun) -> "TensorBoardSink":
-    """Return a sink that writes below the run's folder.
-
-    Raises:
-        MissingExtraError: TensorBoard is not installed.
-    """
-    return TensorBoardSink(run)
-
-
 class TensorBoardSink:
     """Writes event files, a new one for every process of the run.
 
@@ -42,3 +33,6 @@ class TensorBoardSink:
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
+
+
+open_sink = TensorBoardSink

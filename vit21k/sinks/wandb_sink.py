@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, cast
 
-from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError
 from vit21k.sinks.sink import LoggedRun
 
@@ -18,17 +17,8 @@ _DEFAULT_PROJECT = "vit21k"
 _SECONDS = 15.0
 
 
-def open_sink(run: LoggedRun) -> "WandbSink":
-    """Return a sink that goes on with the run's W&B run, or begins one.
-
-    Raises:
-        MissingExtraError: wandb is not installed.
-    """
-    return WandbSink(run)
-
-
 class WandbSink:
-    """Logs through wandb's own process."""
+    """Goes on with the run's W&B run, or begins one; logs through wandb's own process."""
 
     def __init__(self, run: LoggedRun) -> None:
         try:
@@ -69,7 +59,7 @@ class WandbSink:
         return self._wandb.init(
             mode=cast("Any", mode),
             project=os.environ.get("WANDB_PROJECT", _DEFAULT_PROJECT),
-            id=_run_id(run),
+            id=run.known_id(_ID_FILE) or run.keep_id(_ID_FILE, secrets.token_hex(4)),
             resume="allow",
             name=run.run_dir.name,
             dir=run.run_dir,
@@ -78,10 +68,4 @@ class WandbSink:
         )
 
 
-def _run_id(run: LoggedRun) -> str:
-    path = run.run_dir / _ID_FILE
-    if run.resumed_step and path.exists():
-        return path.read_text().strip()
-    run_id = secrets.token_hex(4)
-    write_atomic(path, f"{run_id}\n".encode())
-    return run_id
+open_sink = WandbSink
