@@ -21,15 +21,18 @@ def compiled(*flags):
         pytest.skip(str(error))
 
 
-def jpeg(size=SIZES[0], mode="RGB", **options):
-    """Colours that change from pixel to pixel, so that interpolated chroma shows."""
+def picture(size):
+    """Return colours that change from pixel to pixel, so that interpolated chroma shows."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(x / 3 + c) + np.cos(y / 2 - 2 * c) for c in range(3)], axis=2)
     noise = np.random.default_rng(0).normal(0, 20, waves.shape)
-    image = Image.fromarray((128 + 50 * waves + noise).clip(0, 255).astype(np.uint8))
+    return (128 + 50 * waves + noise).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(size=SIZES[0], mode="RGB", **options):
     file = io.BytesIO()
-    image.convert(mode).save(file, "JPEG", **options)
+    Image.fromarray(picture(size)).convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
 
 

@@ -5,13 +5,23 @@ from itertools import product
 
 import numpy as np
 import pytest
-from jpeg_kinds import NOT_PLAIN, PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated
+from jpeg_kinds import (
+    NOT_PLAIN,
+    PLAIN,
+    SIZES,
+    Files,
+    compiled,
+    jpeg,
+    mixed_files,
+    mutated,
+    picture,
+)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("simplejpeg")
 
 from vit21k.data import loader as loader_module  # noqa: E402 (after importorskip)
-from vit21k.data import plain_jpegs  # noqa: E402
+from vit21k.data import plain_pictures  # noqa: E402
 from vit21k.data.augment import policy_named  # noqa: E402
 from vit21k.data.decode import is_readable_jpeg  # noqa: E402
 from vit21k.data.loader import TrainLoader  # noqa: E402
@@ -22,6 +32,7 @@ from vit21k.data.transforms import TrainTransform  # noqa: E402
 from vit21k.errors import ImageError  # noqa: E402
 from vit21k.jpeg import crops as crops_module  # noqa: E402
 from vit21k.jpeg.crops import Crop  # noqa: E402
+from vit21k.jpeg.ppm import parse_ppm, to_ppm  # noqa: E402
 
 MODES = ("bilinear", "bicubic")
 
@@ -69,6 +80,35 @@ def test_every_crop_of_a_plain_jpeg_is_that_of_libjpeg_turbo_and_torch(decoder, 
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_what_is_not_plain_is_refused(decoder, kind):
     assert decoder.measure([jpeg(**NOT_PLAIN[kind])]) == [None]
+
+
+@pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
+def test_crops_of_raw_pictures_are_those_of_torch(flags):
+    draw = random.Random(4)
+    for size, mode in product((*SIZES, (1, 1), (2, 90)), MODES):
+        content = to_ppm(picture(size))
+        for side in (1, 16, 40):
+            crop = random_crop(draw, size)
+            found = compiled_crop(compiled(*flags), content, crop, side, mode)
+            np.testing.assert_array_equal(found, ordinary_crop(content, crop, side, mode))
+
+
+def test_only_raw_pictures_of_ours_are_taken(decoder):
+    content = to_ppm(picture((7, 3)))
+    assert decoder.measure([content]) == [(7, 3, False)]
+    others = [
+        content[:-1],
+        content + b"\0",
+        content.replace(b"255", b"127"),
+        content.replace(b"P6\n", b"P6 "),
+        content.replace(b"7 3", b"0000007 3"),
+        content.replace(b"7 3", b"7 0"),
+        content.replace(b"7 3", b"70 30"),
+        b"P6\n65536 1\n255\n" + bytes(3 * 65536),
+        *(content[:length] for length in range(len(content))),
+    ]
+    assert decoder.measure(others) == [None] * len(others)
+    assert sum(parse_ppm(other) is not None for other in others) == 1  # the one of 65,536 pixels
 
 
 def test_what_is_no_jpeg_is_refused(decoder):
@@ -167,7 +207,7 @@ def test_a_bad_picture_is_named_as_ever(decoder):
 def test_without_a_compiler_there_is_another_way(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
-    monkeypatch.setattr(plain_jpegs, "crop_decoder", crops_module.crop_decoder.__wrapped__)
-    assert plain_jpegs.compiled_crops() is None
+    monkeypatch.setattr(plain_pictures, "crop_decoder", crops_module.crop_decoder.__wrapped__)
+    assert plain_pictures.compiled_crops() is None
     files = Files([jpeg()] * 40)
     assert len(batches(files, "fail", num_workers=0)[0]) == 3

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from jpeg_kinds import PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated
+from jpeg_kinds import PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated, picture
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("simplejpeg")
@@ -16,6 +16,7 @@ from vit21k.data.picture_file import open_picture  # noqa: E402
 from vit21k.data.resized_pictures import ResizedPictures  # noqa: E402
 from vit21k.data.transforms import EvalTransform  # noqa: E402
 from vit21k.errors import ImageError  # noqa: E402
+from vit21k.jpeg.ppm import to_ppm  # noqa: E402
 
 TRANSFORMS = {
     "as usual": EvalTransform(224, 256),
@@ -45,8 +46,9 @@ def filled_and_expected(transform, contents, *flags):
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
 @pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
-def test_every_plain_jpeg_is_resized_as_pillow_does(kind, flags):
+def test_every_plain_picture_is_resized_as_pillow_does(kind, flags):
     contents = [jpeg(size, **how) for size, how in product(MORE_SIZES, PLAIN.values())]
+    contents += [to_ppm(picture(size)) for size in MORE_SIZES]
     places, found_BCHW, expected_BCHW = filled_and_expected(TRANSFORMS[kind], contents, *flags)
     assert len(places) >= 0.7 * len(contents)
     np.testing.assert_array_equal(found_BCHW[list(places)], expected_BCHW[list(places)])

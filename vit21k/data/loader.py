@@ -18,7 +18,7 @@ from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
 from vit21k.data.copy_ahead import copied_ahead
 from vit21k.data.draws import uniform_draws
 from vit21k.data.mix64 import derive_key
-from vit21k.data.plain_jpegs import compiled_crops
+from vit21k.data.plain_pictures import compiled_crops
 from vit21k.data.random_crops import RandomCrops
 from vit21k.data.resized_pictures import ResizedPictures
 from vit21k.data.rows import PictureRows

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.data.picture import Picture
-from vit21k.data.plain_jpegs import fill_plain
+from vit21k.data.plain_pictures import fill_plain
 from vit21k.data.transforms import EvalTransform
 from vit21k.errors import ImageError
 from vit21k.jpeg.crops import Crop, CropDecoder
@@ -20,8 +20,8 @@ from vit21k.jpeg.crops import Crop, CropDecoder
 class ResizedPictures:
     """Pictures of a batch.  Two ways lead to the same pixels, to the bit.
 
-    `fill` takes many pictures with two calls of compiled code, and leaves out what is not a plain
-    JPEG or is damaged in any way; calling the instance takes one picture of any kind.
+    `fill` takes many pictures with two calls of compiled code, and leaves out what is neither a
+    plain JPEG nor raw, or damaged in any way; calling the instance takes one picture of any kind.
 
     Attributes:
         transform: What is done to each.
@@ -40,7 +40,7 @@ class ResizedPictures:
         self.transform(picture.image(), out)
 
     def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
-        """Write plain JPEGs to their places of the batch; return these places.
+        """Write plain pictures to their places of the batch; return these places.
 
         Args:
             contents: Files, by place in the batch.

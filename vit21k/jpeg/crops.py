@@ -1,4 +1,6 @@
-"""`crop/crop.c`, compiled when it is first needed, and called: plain JPEGs -> crops of one size.
+"""`crop/crop.c`, compiled when it is first needed, and called: pictures -> crops of one size.
+
+Pictures are plain JPEGs, tiled or not, and raw ones as `vit21k pack --raw` writes them.
 
 A call is for many pictures, and the interpreter's lock is not held meanwhile: what a picture costs
 in Python is a few microseconds.  Nothing needs this: what is refused here, or all where there is
@@ -35,8 +37,8 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom; right and bottom are outside."""
 
 
-class PlainJpeg(NamedTuple):
-    """A JPEG that can be decoded here, as far as its headers tell.
+class PlainPicture(NamedTuple):
+    """A picture that can be decoded here, as far as its headers tell.
 
     Attributes:
         width: Pixels.
@@ -79,13 +81,13 @@ class CropDecoder:
         self._measure.argtypes = [place, place, number, place]
         self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
 
-    def measure(self, contents: Sequence[bytes]) -> list[PlainJpeg | None]:
+    def measure(self, contents: Sequence[bytes]) -> list[PlainPicture | None]:
         """Return what the headers of each file say; None for what cannot be decoded here."""
         num = len(contents)
         facts = (ctypes.c_int32 * (_FACTS * num))()
         self._measure(*_as_c(contents), num, facts)
         rows = zip(*[iter(facts)] * _FACTS, strict=True)
-        return [PlainJpeg(w, h, bool(odd)) if w else None for w, h, odd in rows]
+        return [PlainPicture(w, h, bool(odd)) if w else None for w, h, odd in rows]
 
     def crop(
         self,

@@ -1,11 +1,11 @@
-/* Plain JPEGs -> crops of one size: decoded, resized, flipped; many with one call.
+/* Plain pictures -> crops of one size: decoded, resized, flipped; many with one call.
  *
- * Plain: Huffman-coded from top to bottom in one scan, 8 bits, grey or YCbCr at 4:4:4, 4:2:2 or
- * 4:2:0, and nothing odd about it.  Pixels are those of libjpeg-turbo (its accurate integer
- * transform, its triangle filter for chroma) and of torch's resampling, or of Pillow's, to the bit:
- * the tests compare them.  Whatever is not plain, is damaged, or might leave the 16 bits of
- * libjpeg-turbo's vector code is refused, and the caller takes libjpeg-turbo.  So a refusal costs
- * time, and changes no result.
+ * Plain is a JPEG that is Huffman-coded from top to bottom in one scan, with 8 bits, grey or YCbCr
+ * at 4:4:4, 4:2:2 or 4:2:0, and nothing odd about it; and a raw picture of ours.  Pixels are those
+ * of libjpeg-turbo (its accurate integer transform, its triangle filter for chroma) and of torch's
+ * resampling, or of Pillow's, to the bit: the tests compare them.  Whatever is not plain, is
+ * damaged, or might leave the 16 bits of libjpeg-turbo's vector code is refused, and the caller
+ * takes libjpeg-turbo.  So a refusal costs time, and changes no result.
  *
  * Only what a crop needs is done: rows below it are not read; blocks beside it are read, since only
  * reading tells where the next one begins, but not transformed; and where restart markers divide
@@ -13,6 +13,7 @@
  *
  * Nothing is trusted: every read and write is checked against the ends that the caller gave.
  */
+#include "raw.h"
 #include "region.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -30,6 +31,11 @@ typedef struct {
 /* One row of the region -> its pixels. */
 static void make_pixels(const Region *region, const int32_t *box, int y, uint32_t *pixels) {
     int left = box[0], width = box[2] - box[0];
+    if (region->raw) {
+        size_t place = (size_t)y * (size_t)region->header->width + (size_t)left;
+        raw_to_pixels(region->raw + 3 * place, width, pixels);
+        return;
+    }
     const Plane *planes = region->planes;
     const Component *luma = region->header->components;
     uint8_t *blue = region->chroma + 32, *red = blue + width + 64;
@@ -79,20 +85,30 @@ static void find_needed(const Resize *resize, const int32_t *box, int32_t *neede
     }
 }
 
+static int read_any_header(Header *header, const uint8_t *content, size_t num_bytes) {
+    if (is_raw(content, num_bytes)) return read_raw_header(header, content, num_bytes);
+    return read_header(header, content, num_bytes);
+}
+
 /* out: (3, size, size).  Return DONE, or why there is nothing in it. */
 static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, const Crop *crop,
                     const Resize *resize, uint8_t *out) {
     Header header;
     Region region = {.header = &header, .decoder = decoder};
     int32_t box[4], size = resize->across.count;
-    int status = read_header(&header, content, num_bytes), num_taken = 0;
+    int status = read_any_header(&header, content, num_bytes), num_taken = 0;
     if (status || (status = make_region(&region, crop->box))) return status;
     if (resize->across.from < 1 || resize->down.from < 1) return NOT_PLAIN;
     find_needed(resize, crop->box, box);
     if ((status = make_region(&region, box))) return status;
-    if ((status = make_tables(decoder, &header))) return status;
-    if (reserve(&region, num_bytes, box, resize)) return NO_MEMORY;
-    if ((status = read_region(&region, content, num_bytes))) return status;
+    if (header.num_components) {
+        if ((status = make_tables(decoder, &header))) return status;
+        if (reserve(&region, num_bytes, box, resize)) return NO_MEMORY;
+        if ((status = read_region(&region, content, num_bytes))) return status;
+    } else {
+        region.raw = content + header.scan_start;
+        if (reserve(&region, 0, box, resize)) return NO_MEMORY;
+    }
     start_resampler(&region.resampler, resize, box[0] - crop->box[0], box[1] - crop->box[1]);
     for (int y = 0; y < size; y++) {
         int needed = num_rows_for(&region.resampler, y);
@@ -116,7 +132,7 @@ void free_decoder(Decoder *decoder) {
 void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
     for (int i = 0; i < count; i++, facts += 3) {
         Header header;
-        int status = read_header(&header, contents[i], (size_t)num_bytes[i]);
+        int status = read_any_header(&header, contents[i], (size_t)num_bytes[i]);
         facts[0] = status ? 0 : header.width, facts[1] = header.height;
         facts[2] = header.has_odd_metadata;
     }

@@ -29,6 +29,7 @@ typedef struct {
     int32_t first_x, last_x, first_y, last_y; /* MCUs that the region needs */
     Lanes too_large;                          /* not zero anywhere: coefficients are */
     Plane planes[MAX_COMPONENTS];
+    const uint8_t *raw;       /* pixels of a picture that is not encoded, or NULL */
     uint8_t *data;            /* entropy-coded, without stuffed bytes */
     uint8_t *chroma;          /* a row of each of two colours */
     uint16_t *sums;           /* while one is made */

@@ -1,4 +1,4 @@
-"""Plain JPEGs of a batch, by compiled code: many files with two calls of it.
+"""Plain JPEGs and raw pictures of a batch, by compiled code: many files with two calls of it.
 
 What it leaves out is decoded in the ordinary way, to the same pixels; so nothing hangs on it.
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from vit21k.compiled import NoCompilerError
 from vit21k.data.decode import MAX_PIXELS, is_readable_jpeg
-from vit21k.jpeg.crops import Crop, CropDecoder, PlainJpeg, Resampling, crop_decoder
+from vit21k.jpeg.crops import Crop, CropDecoder, PlainPicture, Resampling, crop_decoder
 
 
 def compiled_crops() -> CropDecoder | None:
-    """Return what crops plain JPEGs many at a time; None where there is no compiler."""
+    """Return what crops many pictures at a time; None where there is no compiler."""
     try:
         return crop_decoder()
     except NoCompilerError:
@@ -32,7 +32,7 @@ def fill_plain(
     mode: Literal["bicubic", "bilinear"],
     resampling: Resampling,
 ) -> set[int]:
-    """Write crops of plain JPEGs to their places of the batch; return these places.
+    """Write crops of plain pictures to their places of the batch; return these places.
 
     Args:
         decoder: From `compiled_crops`.
@@ -43,9 +43,9 @@ def fill_plain(
         resampling: Whose way of that.
     """
     crops: dict[int, Crop] = {}
-    for place, jpeg in zip(contents, decoder.measure(list(contents.values())), strict=True):
-        if jpeg and _is_allowed(jpeg, contents[place]):
-            crop = crop_of(place, (jpeg.width, jpeg.height))
+    for place, picture in zip(contents, decoder.measure(list(contents.values())), strict=True):
+        if picture and _is_allowed(picture, contents[place]):
+            crop = crop_of(place, (picture.width, picture.height))
             if crop:
                 crops[place] = crop
     are_filled = decoder.crop(
@@ -59,8 +59,8 @@ def fill_plain(
     return {place for place, is_filled in zip(crops, are_filled, strict=True) if is_filled}
 
 
-def _is_allowed(jpeg: PlainJpeg, content: bytes) -> bool:
-    """Return whether `open_picture` would take the file for a JPEG, too."""
-    if jpeg.width * jpeg.height > MAX_PIXELS:
+def _is_allowed(picture: PlainPicture, content: bytes) -> bool:
+    """Return whether `open_picture` would take the file for the same, too."""
+    if picture.width * picture.height > MAX_PIXELS:
         return False
-    return not jpeg.has_odd_metadata or is_readable_jpeg(content)
+    return not picture.has_odd_metadata or is_readable_jpeg(content)
