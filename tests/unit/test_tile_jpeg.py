@@ -85,6 +85,16 @@ def test_a_crop_of_the_tiles_has_the_pixels_of_the_whole(name):
         assert np.array_equal(part, whole[top:bottom, left:right])
 
 
+@pytest.mark.parametrize("width", range(65, 71))
+def test_the_last_columns_have_the_pixels_of_the_whole_however_few_they_are(width):
+    content = encoded(photolike(6, (width, 40)), restart_marker_blocks=1, subsampling=2)
+
+    cut = parse_tile_jpeg(content).cut((width - 1, 1, width, 38))
+
+    part = pixels(cut.content)[1 - cut.top : 38 - cut.top, width - 1 - cut.left]
+    assert np.array_equal(part, pixels(content)[1:38, width - 1])
+
+
 def test_a_small_crop_needs_a_small_part_of_the_file():
     content = tiled(encoded(photolike(5, (640, 480)), quality=90))
 

@@ -28,6 +28,9 @@ APP14 = 0xEE
 CHROMA_MARGIN = 2
 """Pixels beside a crop that its own depend on: chroma is interpolated between two samples."""
 
+_LEAST_WIDTH = 5
+"""Pixels: of narrower pictures libjpeg does not interpolate chroma."""
+
 _RESTARTS = [bytes([0xFF, RST0 + index]) for index in range(8)]
 _END = bytes([0xFF, EOI])
 _DRI = bytes([0xFF, DRI, 0, 4])
@@ -83,6 +86,8 @@ class TileJpeg:
         left, top, right, bottom = box
         columns = _covering(left - margin, right + margin, self._tile_width, self._per_row)
         rows = _covering(top - margin, bottom + margin, self._tile_height, self._num_rows)
+        if columns and self.size[0] - columns.start * self._tile_width < _LEAST_WIDTH:
+            columns = range(max(columns.start - 1, 0), columns.stop)
         is_all = len(columns) == self._per_row and len(rows) == self._num_rows
         if is_all or not columns or not rows:
             return None
