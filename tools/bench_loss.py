@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vit21k.device import wait_for
 from vit21k.losses.sparse import multi_label_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -74,17 +75,11 @@ def make_batch(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
 def run_once(loss: Loss, batch: tuple[Tensor, Tensor, Tensor]) -> float:
     """Return the seconds of one forward and backward pass."""
     batch[0].grad = None
-    synchronise(batch[0].device)
+    wait_for(batch[0].device)
     start = time.perf_counter()
     loss(*batch).backward()  # type: ignore[no-untyped-call]
-    synchronise(batch[0].device)
+    wait_for(batch[0].device)
     return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure_seconds(args: argparse.Namespace) -> dict[str, float]:

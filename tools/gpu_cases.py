@@ -11,6 +11,7 @@ from peer_models import blocks_of
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
+from vit21k.device import wait_for
 from vit21k.inference.evaluate import normalise
 from vit21k.losses.sparse import LOSSES
 from vit21k.models.attention_backends import AttentionName, use_backend
@@ -140,12 +141,6 @@ def images_a_second(bench: Bench, work: Callable[[], object], num_images: int) -
         wait_for(bench.device)
         times.append(time.perf_counter() - started_at)
     return num_images / statistics.median(times)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def with_shares(

@@ -16,7 +16,6 @@ from gpu_cases import (
     sizes_of,
     synthetic_batch,
     trainer,
-    wait_for,
     with_shares,
 )
 from peer_models import make_models
@@ -27,6 +26,7 @@ from vit21k.bench.picture_rates import MadePictures
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import TrainTransform
+from vit21k.device import wait_for
 from vit21k.inference.evaluate import normalise
 from vit21k.models.attention_backends import AttentionShape, fastest, try_backends, use_backend
 from vit21k.models.precision import autocast

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vit21k.device import device_name, wait_for
 from vit21k.models.precision import Precision, autocast
 
 # A layer of a large ViT's MLP on a batch, per kind of device: enough to fill it.
@@ -37,17 +38,15 @@ def measure_device(
     share = seconds / (len(precisions) + 1)
     flops = {precision: matmul_flops(device, precision, seconds=share) for precision in precisions}
     return DeviceRates(
-        name=device_name(device),
+        name=_in_words(device),
         matmul_flops=flops,
         copied_bytes=copied_bytes_a_second(device, seconds=share),
     )
 
 
-def device_name(device: torch.device) -> str:
-    """Return what *device* is called."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+def _in_words(device: torch.device) -> str:
+    name = device_name(device)
+    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def matmul_flops(device: torch.device, precision: Precision, *, seconds: float) -> float:
@@ -86,9 +85,3 @@ def best_seconds(work: Callable[[], object], device: torch.device, *, seconds: f
         if time.perf_counter() > ends_at:
             break
     return best
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until *device* has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -20,6 +20,7 @@ from vit21k.models.cost import macs_per_image
 from vit21k.models.precision import Precision, autocast
 from vit21k.models.registry import build_model
 from vit21k.models.shapes import is_pit
+from vit21k.training.grey_batch import grey_batch
 
 _FLOPS_PER_MAC = 6
 _SHALLOW = (1, 3)
@@ -134,14 +135,3 @@ def loss_of(
         logits = model(images)
     rows, ids = batch.label_rows_L.to(device), batch.label_ids_L.to(device)
     return LOSSES[loss_kind](logits, rows, ids)
-
-
-def grey_batch(num_images: int, img_size: int) -> Batch:
-    """Return images of one colour, each of class 0."""
-    return Batch(
-        images_BCHW=torch.full((num_images, 3, img_size, img_size), 128, dtype=torch.uint8),
-        label_rows_L=torch.arange(num_images),
-        label_ids_L=torch.zeros(num_images, dtype=torch.int64),
-        rows_B=torch.arange(num_images),
-        positions_B=torch.arange(num_images),
-    )

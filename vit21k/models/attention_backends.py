@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vit21k.device import wait_for
 from vit21k.models.layers import Attention
 
 AttentionName = Literal["flash", "cudnn", "efficient", "math"]
@@ -144,13 +145,8 @@ def _outcome(name: AttentionName, qkv: list[Tensor], *, dropout: float) -> list[
 
 
 def _time(name: AttentionName, qkv: list[Tensor], dropout: float) -> float:
-    _wait_for(qkv[0].device)
+    wait_for(qkv[0].device)
     started_at = time.perf_counter()
     _outcome(name, qkv, dropout=dropout)
-    _wait_for(qkv[0].device)
+    wait_for(qkv[0].device)
     return time.perf_counter() - started_at
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,6 +7,7 @@ head, the patch projection and attention keep their precision.
 import torch
 from torch import nn
 
+from vit21k.device import device_name
 from vit21k.errors import MissingExtraError, UsageError
 
 _FIRST_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
@@ -55,8 +56,7 @@ def _is_in_mlp(module: nn.Module, name: str) -> bool:
 def _require_float8(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY:
         return
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"`{device.type}`"
     raise UsageError(
-        f"step.float8 is `mlp`, and {name} has no 8-bit matrix products",
+        f"step.float8 is `mlp`, and {device_name(device)} has no 8-bit matrix products",
         hint="NVIDIA GPUs have them since Ada and Hopper; `--set step.float8=none`",
     )

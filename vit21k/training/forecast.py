@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
+from vit21k.device import wait_for
 from vit21k.models.cost import macs_per_image, num_params
+from vit21k.training.grey_batch import grey_batch
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
 FLOPS_PER_MAC = 6
@@ -66,18 +68,14 @@ def measure_images_per_second(
         loss_of: Mean loss over a micro-batch.
         img_size: Side of the model's input, in pixels.
     """
-    batch = Batch(
-        images_BCHW=torch.full((_TRIAL_IMAGES, 3, img_size, img_size), 128, dtype=torch.uint8),
-        label_rows_L=torch.arange(_TRIAL_IMAGES),
-        label_ids_L=torch.zeros(_TRIAL_IMAGES, dtype=torch.int64),
-        rows_B=torch.zeros(_TRIAL_IMAGES, dtype=torch.int64),
-    )
+    batch = grey_batch(_TRIAL_IMAGES, img_size)
+    device = next(model.parameters()).device
     seconds = 0.0
     for _ in range(2):
         started_at = time.perf_counter()
         loss_of(model, batch).backward()
         model.zero_grad(set_to_none=True)
-        _wait_for_device()
+        wait_for(device)
         seconds = time.perf_counter() - started_at
     return _TRIAL_IMAGES / seconds
 
@@ -124,8 +122,3 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="ascii")
     except OSError:
         return ""
-
-
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vit21k.data.loader import Batch
+from vit21k.device import wait_for
 from vit21k.distributed import whole
 
 PEAK_SIDES = {"cpu": 512, "cuda": 8192}
@@ -92,7 +93,6 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(_TRIES):
         started_at = time.perf_counter()
         torch.mm(left, left)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - started_at)
     return _FLOPS_PER_MAC * side**3 / best

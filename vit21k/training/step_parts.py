@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
+from vit21k.device import wait_for
 from vit21k.distributed import World
 from vit21k.models.attention_backends import (
     AttentionShape,
@@ -28,6 +29,7 @@ from vit21k.models.attention_backends import (
 )
 from vit21k.models.layers import Attention, Block
 from vit21k.training.float8 import use_float8_mlps
+from vit21k.training.grey_batch import grey_batch
 from vit21k.training.trial_memory import TrialMemory
 
 TRIALS_FILE = "trials.json"
@@ -208,20 +210,13 @@ def step_seconds(
 
     The model is as before, afterwards.
     """
-    B, size = plan.device_batch_size, plan.img_size
-    batch = Batch(
-        images_BCHW=torch.full((B, 3, size, size), 128, dtype=torch.uint8),
-        label_rows_L=torch.arange(B),
-        label_ids_L=torch.zeros(B, dtype=torch.int64),
-        rows_B=torch.zeros(B, dtype=torch.int64),
-        positions_B=torch.arange(B),
-    )
+    batch = grey_batch(plan.device_batch_size, plan.img_size)
+    device = next(model.parameters()).device
     seconds = []
     for _ in range(num_rounds + 2):
         started_at = time.perf_counter()
         loss_of(model, batch).backward()
         model.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for(device)
         seconds.append(time.perf_counter() - started_at)
     return statistics.median(seconds[2:])

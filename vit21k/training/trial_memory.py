@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vit21k.atomic import write_atomic
+from vit21k.device import device_name
 
 
 class TrialMemory:
@@ -21,8 +22,7 @@ class TrialMemory:
             facts: Plain values that a choice depends on, beside device and torch.
             device: Where the trials run.
         """
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._key = {**facts, "device": name, "torch": torch.__version__}
+        self._key = {**facts, "device": device_name(device), "torch": torch.__version__}
         self._path = path
         self._found: dict[str, Any] = {}
         self._is_new = False

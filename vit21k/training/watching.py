@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
+from vit21k.device import device_name
 from vit21k.history.facts import write_facts
 from vit21k.models.cost import macs_per_image, num_params
 from vit21k.models.precision import DTYPES
@@ -51,7 +51,7 @@ def watching(setup: Setup, plan: Plan, progress: Progress, model: nn.Module) -> 
                 "num_params": num_params(setup.args),
                 "flops_per_image": flops_per_image,
                 "peak_flops": peak_flops,
-                "device": _name_of(setup.device),
+                "device": device_name(setup.device),
                 "world_size": setup.world.world_size,
             },
         )
@@ -101,7 +101,3 @@ def _peak_flops(setup: Setup) -> float:
         f"{side} matrices reaches here"
     )
     return peak
-
-
-def _name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
