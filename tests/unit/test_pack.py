@@ -20,6 +20,7 @@ from vit21k.jpeg.recode import recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
+from vit21k.pack import shard_builder
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
 from vit21k.pack.plan import Plan
@@ -198,9 +199,44 @@ def test_bad_pictures_are_left_out_listed_and_counted(tmp_path):
         "n00000002/08.JPEG": "vanished",
     }
     assert summary.num_left_out == 2
+    assert summary.left_out == {"truncated_image": 1, "vanished": 1}
     assert summary.num_pictures == sum(summary.forms.values()) + 2 == NUM_PICTURES + 1
     assert len(pictures_of(tmp_path / "p")) == NUM_PICTURES - 1
     assert verify_pack(tmp_path / "p").num_same == NUM_PICTURES - 1
+
+
+def test_a_tree_that_is_gone_is_no_pack_of_nothing(home, packs, tmp_path):
+    (tmp_path / "not mounted").mkdir()
+    options = PackOptions(per_shard=7)
+    with pytest.raises(ImageTreeError, match="23 pictures one after the other are not below"):
+        pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tmp_path / "not mounted")
+
+    pack(home / "m", tmp_path / "p", LOSSLESS, options, root=home / "tree")
+
+    assert files_of(tmp_path / "p") == files_of(packs["lossless"])
+
+
+def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_builder, "_MAX_GONE", 2)
+    tree = tmp_path / "tree"
+    shutil.copytree(home / "tree", tree)
+    options = PackOptions(per_shard=7, num_workers=1)
+    done = []
+
+    def unmount(_num_bytes, _is_left_out):
+        done.append(1)
+        if len(done) == 15:  # four more are under way
+            tree.rename(tmp_path / "away")
+            tree.mkdir()
+
+    with pytest.raises(ImageTreeError, match="2 pictures one after the other"):
+        pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tree, on_picture=unmount)
+    tree.rmdir()
+    (tmp_path / "away").rename(tree)
+    summary = pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tree)
+
+    assert (summary.num_shards_kept, summary.num_left_out) == (2, 0)
+    assert files_of(tmp_path / "p") == files_of(packs["lossless"])
 
 
 def test_a_finished_pack_is_left_as_it_is(home, packs):

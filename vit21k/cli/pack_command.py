@@ -152,8 +152,9 @@ def _report(summary: "PackSummary", out: Path) -> None:
     for note, count in summary.notes.items():
         console.note(f"{count:,} pictures stay as they are: {note}")
     if summary.num_left_out:
+        kinds = ", ".join(f"{count:,} x {kind}" for kind, count in summary.left_out.items())
         console.warn(
-            f"{summary.num_left_out:,} pictures cannot be decoded and are left out; listed in "
+            f"{summary.num_left_out:,} pictures are left out: {kinds}; listed in "
             f"`{out / 'left_out.parquet'}`"
         )
     if summary.num_shards_kept:

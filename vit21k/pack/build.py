@@ -37,7 +37,8 @@ class PackSummary:
         num_pictures: Pictures of the manifests: the sum of the forms and of `num_left_out`.
         num_shards: Tars.
         num_shards_kept: Those of them that were finished by an earlier run.
-        num_left_out: Pictures that cannot be decoded, listed in `left_out.parquet`.
+        num_left_out: Pictures that are not there or cannot be decoded, in `left_out.parquet`.
+        left_out: Of which kinds these are.
         forms: How many pictures became what: `tiles`, `as_is`, `resized`, `raw`.
         notes: Why pictures stayed as they are, and how many did.
         source_bytes: Size of the packed pictures' files.
@@ -50,6 +51,7 @@ class PackSummary:
     num_shards: int = 0
     num_shards_kept: int = 0
     num_left_out: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     source_bytes: int = 0
@@ -207,12 +209,16 @@ def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
     """Count what the finished pack in *out* holds; *num_kept* None: all of it was there."""
     index = open_manifest(out, PACKED)
     shards = index.header.options["shards"]
-    num_left_out = open_manifest(out, LEFT_OUT).num_rows
+    left_out = Counter[str]()
+    for rows in open_manifest(out, LEFT_OUT).batches(["kind"]):
+        left_out += _counted(rows["kind"])
+    num_left_out = left_out.total()
     summary = PackSummary(
         num_pictures=index.num_rows + num_left_out,
         num_shards=len(shards),
         num_shards_kept=len(shards) if num_kept is None else num_kept,
         num_left_out=num_left_out,
+        left_out=dict(left_out.most_common()),
         total_bytes=sum(facts["num_bytes"] for facts in shards),
         has_val=has_val(out),
     )

@@ -15,7 +15,7 @@ import xxhash
 
 from vit21k.atomic import atomic_file
 from vit21k.data.pictures import Pictures
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, ImageTreeError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.pack.levels import Level, Packed
 from vit21k.pack.parts import Part, Parts, ShardFacts, part_rows
@@ -24,6 +24,7 @@ from vit21k.pack.tar_writer import TarWriter, label_members, read_tar_digest, sa
 from vit21k.prep.decode_worker import verdict_on
 
 _AHEAD = 4  # pictures a thread
+_MAX_GONE = 100  # files in a row that are not there, before the tree is taken to be gone
 
 
 class _Outcome(NamedTuple):
@@ -71,6 +72,8 @@ class ShardBuilder:
         """Write *shards*, each with its part.
 
         Raises:
+            ImageTreeError: The pictures are not there: a disk that is not mounted, a tree that has
+                moved or was emptied.
             OSError: The disk is full or failing, or a picture cannot be read for now.
         """
         with (
@@ -80,7 +83,7 @@ class ShardBuilder:
             writing: _OpenShard | None = None
             finishing: Future[None] | None = None
             try:
-                for outcome in self._outcomes(shards, pool):
+                for outcome in self._refuse_gone(self._outcomes(shards, pool)):
                     if writing is None or writing.shard is not outcome.shard:
                         finishing = self._hand_over(writing, finishing, to_disk)
                         writing = _OpenShard(self._folder, outcome.shard)
@@ -115,6 +118,35 @@ class ShardBuilder:
                     yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    def _refuse_gone(self, outcomes: Iterable[_Outcome]) -> Iterator[_Outcome]:
+        """Yield *outcomes*, until as many files in a row are gone as no tree loses now and then.
+
+        None of these is yielded before: a shard that was finished would lack them for good.
+        """
+        gone: list[_Outcome] = []
+        is_any_there = False
+        for outcome in outcomes:
+            if outcome.problem and outcome.problem[0] is ProblemKind.VANISHED:
+                gone.append(outcome)
+                if len(gone) == _MAX_GONE:
+                    raise self._gone(gone)
+            else:
+                is_any_there = True
+                yield from gone
+                gone.clear()
+                yield outcome
+        if gone and not is_any_there:
+            raise self._gone(gone)
+        yield from gone
+
+    def _gone(self, gone: list[_Outcome]) -> ImageTreeError:
+        root = self._pictures[gone[0].shard.split].root
+        return ImageTreeError(
+            f"{len(gone):,} pictures one after the other are not below `{root}`",
+            hint="mount that disk, or say where the image tree is now with `--root`; if pictures "
+            "were removed, start again at `vit21k hash`",
+        )
 
     def _prepare(self, shard: Shard, row: int) -> _Outcome:
         content = b""
