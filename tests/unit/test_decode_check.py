@@ -1,5 +1,7 @@
 """`prep.decode_check`: every picture gets one verdict, whatever it does to its decoder."""
 
+import os
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +84,22 @@ def test_a_decoder_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
     verdicts = _check([encoded()] * 3)
 
     assert [verdict.kind for verdict in verdicts] == [None, ProblemKind.DECODER_DIED, None]
+
+
+def test_descriptors_above_1023_are_nothing_special() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < 2_000:
+        pytest.skip("no more than 2,000 descriptors are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2_000, before[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_024)]
+    try:
+        verdicts = list(check_pictures(lambda _row: encoded(), range(2), num_workers=1))
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    assert verdicts == [Verdict(0, None, ""), Verdict(1, None, "")]
 
 
 def test_a_picture_that_cannot_be_read_has_a_verdict() -> None:

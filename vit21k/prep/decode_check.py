@@ -117,6 +117,10 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
+        assert self._process.stdout is not None  # noqa: S101 (for the type checker)
+        self._answers = self._process.stdout
+        self._has_answered = select.poll()  # `select` takes no descriptor above 1,023
+        self._has_answered.register(self._answers, select.POLLIN)
         self.is_dead = False
         self._is_warm = False
 
@@ -171,9 +175,8 @@ class _Worker:
 
     def _get(self, seconds: float | None) -> bytes | None:
         """Return the answer; nothing if the process has died, None if the time is over."""
-        assert self._process.stdout is not None  # noqa: S101
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        return self._process.stdout.readline() if ready else None
+        ready = self._has_answered.poll(None if seconds is None else 1_000 * seconds)
+        return self._answers.readline() if ready else None
 
     def _died(self) -> tuple[ProblemKind, str]:
         self.end()
