@@ -27,7 +27,7 @@ from vit21k.compiled import compiled_library
 _FOLDER = Path(__file__).with_name("crop")
 _CPUINFO = Path("/proc/cpuinfo")
 _DONE = 0
-_FACTS, _NUMBERS = 3, 9  # int32 of a picture, of a crop
+_FACTS, _NUMBERS = 3, 10  # int32 of a picture, of a crop
 _PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
 
 Resampling = Literal["torch", "pillow"]
@@ -59,12 +59,14 @@ class Crop(NamedTuple):
         is_flipped: The result is, from left to right.
         resized: Width and height of the box then; None: those of the result.
         window: Left and top of the result in that.
+        takes_columns_first: They are resized before rows, and rounded to 8 bits in between.
     """
 
     box: Box
     is_flipped: bool = False
     resized: tuple[int, int] | None = None
     window: tuple[int, int] = (0, 0)
+    takes_columns_first: bool = False
 
 
 class CropDecoder:
@@ -142,7 +144,8 @@ class _Decoder:
 
 
 def _numbers(crop: Crop, size: int) -> tuple[int, ...]:
-    return (*crop.box, *(crop.resized or (size, size)), *crop.window, crop.is_flipped)
+    resized = crop.resized or (size, size)
+    return (*crop.box, *resized, *crop.window, crop.is_flipped, crop.takes_columns_first)
 
 
 def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:

@@ -82,10 +82,9 @@ typedef struct {
 } Walk;
 
 /* Return whether the block goes on behind it.  Takes VIEW_BITS or less. */
-static inline int take_step(Walk *walk, const Huffman *table, const uint8_t *restrict places,
+static inline int take_step(Walk *walk, const Step *steps, const uint8_t *restrict places,
                             int16_t *restrict block) {
-    Step step;
-    memcpy(&step, &table->steps[peek(&walk->reader, VIEW_BITS)], sizeof step);
+    Step step = steps[peek(&walk->reader, VIEW_BITS)];
     walk->bits_before = walk->reader.bits;
     walk->first_bits = step.first_bits, walk->num_bits = step.num_bits;
     drop(&walk->reader, step.num_bits);
@@ -104,12 +103,14 @@ static inline int read_block(Reader *reader, const Huffman *dc, const Huffman *a
                              const uint8_t *places, int16_t *block) {
     if (read_dc(reader, dc, prediction)) return -1;
     if (block) block[0] = (int16_t)*prediction;
-    Walk walk = {.reader = *reader}; /* in registers */
+    const Step *steps = ac->steps;
+    /* In registers; member by member, since GCC copies a whole one through memory. */
+    Walk walk = {.reader = {reader->at, reader->end, reader->bits, reader->count}};
     while (walk.place < LAST) {
         refill(&walk.reader); /* 5 x VIEW_BITS < 56 */
-        if (take_step(&walk, ac, places, block) && take_step(&walk, ac, places, block) &&
-            take_step(&walk, ac, places, block) && take_step(&walk, ac, places, block) &&
-            take_step(&walk, ac, places, block))
+        if (take_step(&walk, steps, places, block) && take_step(&walk, steps, places, block) &&
+            take_step(&walk, steps, places, block) && take_step(&walk, steps, places, block) &&
+            take_step(&walk, steps, places, block))
             continue;
         if (walk.first_place == LAST) { /* full: the second half, if any, is the next block's */
             walk.place = LAST;
@@ -122,7 +123,8 @@ static inline int read_block(Reader *reader, const Huffman *dc, const Huffman *a
             if (block) block[places[walk.place]] = (int16_t)value;
         }
     }
-    *reader = walk.reader;
+    reader->at = walk.reader.at, reader->bits = walk.reader.bits;
+    reader->count = walk.reader.count;
     int last = walk.place < END ? walk.place : walk.place - END;
     return last > LAST || reader->at > reader->end + 8 ? -1 : last;
 }

@@ -23,9 +23,10 @@
 enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from picture to picture */
 
 /* What is asked for: a box of the picture (left, top, right, bottom), its width and height when
- * it is resized, left and top of the window of that, and whether the window is flipped. */
+ * it is resized, left and top of the window of that, whether the window is flipped, and whether
+ * columns are resized before rows. */
 typedef struct {
-    int32_t box[4], resized[2], window[2], is_flipped;
+    int32_t box[4], resized[2], window[2], is_flipped, is_turned;
 } Crop;
 
 /* One row of the region -> its pixels. */
@@ -62,11 +63,40 @@ static void resample_rows(Region *region, const int32_t *box, int first) {
     take_rows(&region->resampler, rows, first);
 }
 
+/* The same with columns, which have been turned. */
+static void resample_columns(Region *region, const int32_t *box, int first) {
+    const uint32_t *columns[ROWS_AT_ONCE];
+    for (int i = 0; i < ROWS_AT_ONCE; i++) {
+        int x = at_most(first + i, box[2] - box[0] - 1);
+        columns[i] = region->turned.pixels + region->turned.stride * (size_t)x;
+    }
+    take_rows(&region->resampler, columns, first);
+}
+
+/* Write the result, row by row as soon as the rows are taken that it is made of. */
+static void resample(Region *region, const Resize *resize, const int32_t *box, uint8_t *out) {
+    int size = resize->across.count, num_taken = 0, is_turned = resize->is_turned;
+    uint8_t *planes = is_turned ? region->turned.planes : out;
+    for (int y = box[1]; is_turned && y < box[3]; y++) {
+        make_pixels(region, box, y, region->pixels);
+        turn_row(&region->turned, region->pixels, box[2] - box[0], y - box[1]);
+    }
+    for (int y = 0; y < size; y++) {
+        int needed = num_rows_for(&region->resampler, y);
+        for (; num_taken < needed; num_taken += ROWS_AT_ONCE)
+            (is_turned ? resample_columns : resample_rows)(region, box, num_taken);
+        write_planes(&region->resampler, y, (size_t)size * size, planes + (size_t)y * size);
+    }
+    if (is_turned) turn_back(&region->turned, size, resize->is_flipped, out);
+}
+
 /* Return what is done to both sides; where nonsense is asked for, sides have no pixels. */
 static Resize resize_of(const Crop *crop, int size, int is_bicubic, int precision) {
     Resize resize = {.is_bicubic = is_bicubic, .precision = precision};
-    Side *sides[] = {&resize.across, &resize.down};
-    resize.is_flipped = crop->is_flipped;
+    int is_turned = crop->is_turned;
+    Side *sides[] = {is_turned ? &resize.down : &resize.across,
+                     is_turned ? &resize.across : &resize.down};
+    resize.is_flipped = crop->is_flipped, resize.is_turned = is_turned;
     for (int i = 0; i < 2; i++) {
         int from = crop->box[i + 2] - crop->box[i], to = crop->resized[i], first = crop->window[i];
         if (size < 1 || first < 0 || first > to - size) from = 0;
@@ -77,7 +107,9 @@ static Resize resize_of(const Crop *crop, int size, int is_bicubic, int precisio
 
 /* Write what of the box the window is made of. */
 static void find_needed(const Resize *resize, const int32_t *box, int32_t *needed) {
-    const Side *sides[] = {&resize->across, &resize->down};
+    int is_turned = resize->is_turned;
+    const Side *sides[] = {is_turned ? &resize->down : &resize->across,
+                           is_turned ? &resize->across : &resize->down};
     for (int i = 0; i < 2; i++) {
         double support = support_of(sides[i], resize->is_bicubic);
         needed[i] = box[i] + start_of(sides[i], sides[i]->first, support);
@@ -95,8 +127,8 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
                     const Resize *resize, uint8_t *out) {
     Header header;
     Region region = {.header = &header, .decoder = decoder};
-    int32_t box[4], size = resize->across.count;
-    int status = read_any_header(&header, content, num_bytes), num_taken = 0;
+    int32_t box[4];
+    int status = read_any_header(&header, content, num_bytes);
     if (status || (status = make_region(&region, crop->box))) return status;
     if (resize->across.from < 1 || resize->down.from < 1) return NOT_PLAIN;
     find_needed(resize, crop->box, box);
@@ -109,13 +141,9 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
         region.raw = content + header.scan_start;
         if (reserve(&region, 0, box, resize)) return NO_MEMORY;
     }
-    start_resampler(&region.resampler, resize, box[0] - crop->box[0], box[1] - crop->box[1]);
-    for (int y = 0; y < size; y++) {
-        int needed = num_rows_for(&region.resampler, y);
-        for (; num_taken < needed; num_taken += ROWS_AT_ONCE)
-            resample_rows(&region, box, num_taken);
-        write_planes(&region.resampler, y, (size_t)size * size, out + (size_t)y * size);
-    }
+    int left = box[0] - crop->box[0], top = box[1] - crop->box[1], is_turned = resize->is_turned;
+    start_resampler(&region.resampler, resize, is_turned ? top : left, is_turned ? left : top);
+    resample(&region, resize, box, out);
     return DONE;
 }
 

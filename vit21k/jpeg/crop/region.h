@@ -10,6 +10,7 @@
 #include "header.h"
 #include "inverse.h"
 #include "resample.h"
+#include "turned.h"
 
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
@@ -36,6 +37,7 @@ typedef struct {
     uint32_t *pixels;         /* ROWS_AT_ONCE rows of the region */
     size_t stride;            /* of those, in pixels */
     Resampler resampler;
+    Turned turned;
 } Region;
 
 static int make_region(Region *region, const int32_t *box) {
@@ -97,13 +99,17 @@ static void lay_out_planes(Region *region, size_t *used) {
 static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
     Decoder *decoder = region->decoder;
     size_t used = 0, width = (size_t)(box[2] - box[0]);
+    int columns = box[2] - box[0], rows = box[3] - box[1], is_turned = resize->is_turned;
     lay_out_planes(region, &used);
     region->data = take(decoder, &used, num_bytes + PADDING);
     region->chroma = take(decoder, &used, 2 * width);
     region->sums = take(decoder, &used, 2 * width);
     region->stride = (width + 15) & ~(size_t)15;
     region->pixels = take(decoder, &used, 4 * ROWS_AT_ONCE * region->stride);
-    lay_out_resampler(&region->resampler, decoder, resize, (int)width, box[3] - box[1], &used);
+    lay_out_resampler(&region->resampler, decoder, resize, is_turned ? rows : columns,
+                      is_turned ? columns : rows, &used);
+    if (is_turned)
+        lay_out_turned(&region->turned, decoder, columns, rows, resize->across.count, &used);
     return used;
 }
 

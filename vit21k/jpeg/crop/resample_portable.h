@@ -33,7 +33,7 @@ static void start_resampler(Resampler *resampler, const Resize *resize, int left
               resampler->numbers);
     make_taps(&resampler->down, &resize->down, resize->is_bicubic, top, resize->precision,
               resampler->numbers);
-    resampler->is_flipped = resize->is_flipped;
+    resampler->is_flipped = resize->is_flipped && !resize->is_turned;
 }
 
 /* How many rows of pixels there have to be for row y of the result. */

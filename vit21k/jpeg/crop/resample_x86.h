@@ -61,7 +61,7 @@ static void start_resampler(Resampler *resampler, const Resize *resize, int left
     int is_bicubic = resize->is_bicubic, precision = resize->precision, size = resampler->size;
     make_taps(across, &resize->across, is_bicubic, left, precision, resampler->numbers);
     make_taps(down, &resize->down, is_bicubic, top, precision, resampler->numbers);
-    make_pairs(&resampler->across, across, size, resize->is_flipped);
+    make_pairs(&resampler->across, across, size, resize->is_flipped && !resize->is_turned);
     make_pairs(&resampler->down, down, size, 0);
 }
 

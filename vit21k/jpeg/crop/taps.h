@@ -17,10 +17,11 @@ typedef struct {
     int32_t from, to, first, count;
 } Side;
 
-/* What is done to a picture: both sides resized, then perhaps flipped from left to right. */
+/* What is done to a picture: both sides resized, then perhaps flipped from left to right.
+ * Turned: rows and columns are exchanged before, and back at the end; `across` is of its height. */
 typedef struct {
     Side across, down;
-    int32_t is_bicubic, is_flipped;
+    int32_t is_bicubic, is_flipped, is_turned;
     int32_t precision; /* bits of a weight's fraction; 0: as torch has them, see make_taps */
 } Resize;
 
