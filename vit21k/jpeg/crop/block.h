@@ -6,6 +6,10 @@
 
 #include "huffman.h"
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bytes are taken in the order of x86 and ARM"
+#endif
+
 /* Behind the last bit, so much may be read; a block takes less. */
 enum { PADDING = 512 };
 
