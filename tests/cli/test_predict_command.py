@@ -70,6 +70,13 @@ def test_predict_prints_a_name_of_two_lines_on_one(vit21k, pictures, run_dir, tm
     assert len(result.stdout.splitlines()) == 2
 
 
+def test_a_list_that_is_not_there_is_no_fault_of_the_disk(vit21k, run_dir):
+    result = vit21k("predict", run_dir, "--from-file", "gone.txt")
+
+    assert result.code == 2
+    assert "No such file or directory: `gone.txt`" in result.stderr
+
+
 def test_predict_writes_a_folder_to_parquet(vit21k, pictures, run_dir, tmp_path):
     (tmp_path / "tree" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     printed = json.loads(vit21k("predict", run_dir, "tree", "--top-k", 2, "--json").stdout)

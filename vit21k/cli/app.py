@@ -95,6 +95,8 @@ def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
     if error.filename and isinstance(error, in_the_way):
         what = "is a folder" if isinstance(error, IsADirectoryError) else "is not a folder"
         return f"`{error.filename}` {what}", "name another place", errors.EXIT_USAGE
+    if error.filename and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+        return f"{error.strerror}: `{error.filename}`", None, errors.EXIT_USAGE
     hints = {
         errno.ENOSPC: "free some space, then run the same command again",
         errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
