@@ -127,6 +127,6 @@ def test_an_image_root_that_is_not_there_is_bad(tmp_path: Path) -> None:
 def test_an_image_root_on_a_network_is_worth_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vit21k.cli.machine.file_system_of", lambda _path: "nfs4")
+    monkeypatch.setattr("vit21k.machine.file_system_of", lambda _path: "nfs4")
 
     assert root_fact(tmp_path).mark == "look"

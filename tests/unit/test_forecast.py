@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.models.registry import model_args  # noqa: E402
+from vit21k.training import forecast as forecast_module  # noqa: E402
 from vit21k.training.forecast import (  # noqa: E402
     fit_device_batch_size,
     forecast,
@@ -49,6 +50,14 @@ def test_what_does_not_fit_into_memory_is_made_smaller_on_a_cpu_only():
 
     assert on_cpu == 1
     assert on_gpu == 1024
+
+
+def test_half_of_the_memory_that_is_free_may_be_used(monkeypatch):
+    monkeypatch.setattr(forecast_module, "memory_bytes", lambda: (64 << 30, 20 << 30))
+    cpu = torch.device("cpu")
+
+    # 10 GiB, less 326 M parameters of 16 bytes, hold 5 images of a GiB.
+    assert fit_device_batch_size(LARGE, 1024, device=cpu, activation_bytes=1 << 30) == 5
 
 
 def test_a_small_model_takes_what_the_recipe_asks_for():

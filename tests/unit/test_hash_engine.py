@@ -53,7 +53,7 @@ def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_or
 def test_what_is_at_hand_is_digested_by_as_many_threads_as_there_are_processors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(engine.machine, "num_threads", lambda: 3)
     monkeypatch.setattr(engine, "_WAITS", 1e9)
     recorder = _Recorder(seconds=0.01, is_concurrent=True)
 

@@ -1,11 +1,11 @@
-"""`vit21k.cli.machine`: limits of control groups count, on made-up machines."""
+"""`vit21k.machine`: limits of control groups count, on made-up machines."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from vit21k.cli import machine
+from vit21k import machine
 
 GIB = 1 << 30
 
@@ -93,3 +93,12 @@ def test_gpus_are_what_nvidia_smi_prints(tmp_path: Path, monkeypatch: pytest.Mon
 
     program.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
     assert machine.nvidia_gpus() == []
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(0.5, 1), (2.0, 2), (3.7, 3)])
+def test_threads_are_whole_cores_and_at_least_one(
+    monkeypatch: pytest.MonkeyPatch, cores: float, threads: int
+) -> None:
+    monkeypatch.setattr(machine, "num_cores", lambda: cores)
+
+    assert machine.num_threads() == threads

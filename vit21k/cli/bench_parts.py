@@ -12,11 +12,11 @@ from vit21k.bench.device_rates import DeviceRates, measure_device
 from vit21k.bench.picture_rates import MadePictures, PictureRates, measure_pictures
 from vit21k.bench.plan import Cluster, Run
 from vit21k.bench.step_rate import StepRate, measure_step
-from vit21k.cli.machine import memory_bytes
 from vit21k.cli.options import DEFAULT_MANIFESTS
 from vit21k.config.schema import Recipe
 from vit21k.data.pictures import Pictures
 from vit21k.data.rows import PictureRows
+from vit21k.machine import memory_bytes
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.models.precision import Precision

@@ -1,6 +1,5 @@
 """`verify`, `diff`: is everything still as the manifests say?"""
 
-import os
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.verify_pack import verify_pack_folder
+from vit21k.machine import num_threads
 from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _decode(manifests: Path, root: Path | None) -> "DecodeSummary":
         return find_undecodable(
             manifests,
             root=root,
-            num_workers=os.cpu_count() or 1,
+            num_workers=num_threads(),
             on_verdict=lambda verdict: progress.advance(num_problems=verdict.kind is not None),
         )
 

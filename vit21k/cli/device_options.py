@@ -1,9 +1,10 @@
 """Options of the commands that compute: where, and with how many threads."""
 
-import os
 from typing import Annotated
 
 import typer
+
+from vit21k.machine import num_threads
 
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
@@ -38,4 +39,4 @@ def device_or_best(device: str | None) -> str:
 
 def workers_or_cores(num_workers: int | None) -> int:
     """Return *num_workers*; if it is None, the cores this process may use, at most 16."""
-    return num_workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return num_workers or min(_MOST_WORKERS, num_threads())

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from vit21k.cli import machine
+from vit21k import machine
 from vit21k.cli.requires import INSTALL_TRAIN
 
 Mark = Literal["ok", "look", "bad"]

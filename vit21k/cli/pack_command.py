@@ -1,6 +1,5 @@
 """`pack`: a thin shell around `vit21k.pack.build`."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from vit21k.cli import console
 from vit21k.cli.classes_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.errors import UsageError
+from vit21k.machine import num_threads
 
 if TYPE_CHECKING:
     from vit21k.pack.build import PackSummary
@@ -92,7 +92,7 @@ def pack_command(
         name=name,
         per_shard=per_shard,
         seed=None if keep_order else seed,
-        num_workers=num_workers or os.cpu_count() or 1,
+        num_workers=num_workers or num_threads(),
         fresh=fresh,
     )
     with console.progress("pack", unit="pictures") as progress:

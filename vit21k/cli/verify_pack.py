@@ -1,6 +1,5 @@
 """`verify` of a pack."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
+from vit21k.machine import num_threads
 from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _decode(folder: Path, summary: "VerifyPackSummary", *, print_lines: bool) ->
         decode_pack(
             folder,
             summary,
-            num_workers=os.cpu_count() or 1,
+            num_workers=num_threads(),
             on_bad=on_bad,
             on_verdict=lambda is_bad: progress.advance(num_problems=is_bad),
         )

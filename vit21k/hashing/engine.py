@@ -10,7 +10,6 @@ hand the interpreter's lock to and fro for every file, which doubles the CPU tim
 (20,000 files of 115 kB: 0.5 s, or 1.1 s with 16 threads).
 """
 
-import os
 import resource
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from vit21k import machine
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
 from vit21k.hashing.walk import Chunk
 
@@ -97,7 +97,7 @@ def digest_in_threads(
     """
     under_way: deque[Future[DigestedChunk]] = deque()
     pace = _Pace(num_workers, is_remote=digester.is_remote)
-    num_few = min(num_workers, os.cpu_count() or 1)
+    num_few = min(num_workers, machine.num_threads())
     with (  # a pool starts its threads when they are needed
         ThreadPoolExecutor(num_few, thread_name_prefix="hash") as few,
         ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as many,

@@ -12,7 +12,6 @@ the pairs found.
 Dimensions: A, B rows of the two sides, K keys, P pairs.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vit21k.machine import num_threads
 from vit21k.near.bits import NUM_BANDS, distance, keys
 
 TABLES = tuple(combinations(range(NUM_BANDS), 3))
@@ -90,7 +90,7 @@ class NearSearch:
     max_distance: int
     within: bool = False
     counts: SearchCounts = field(default_factory=SearchCounts)
-    num_threads: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+    num_threads: int = field(default_factory=lambda: min(4, num_threads()))
 
     def probe(self, other_B4: NDArray[np.uint64]) -> HashPairs:
         """Return the pairs of the first side and *other_B4*."""

@@ -1,7 +1,6 @@
 """The web application: ``POST /predict``, ``GET /health``, and a page to drop a picture on."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +16,7 @@ from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 from vit21k.inference.predict import ClassScore, Selection, eval_transform, select
+from vit21k.machine import num_threads
 from vit21k.serving.batcher import Batcher, Pixels
 from vit21k.serving.limits import Limits, RefusedError, read_body, read_number
 
@@ -60,7 +60,7 @@ class Service:
         self._batcher = batcher
         self._limits = limits
         self._transform = eval_transform(card.eval_settings)
-        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+        self._decoders = ThreadPoolExecutor(num_threads(), "decode")
         self._page = files("vit21k.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     def app(self) -> Starlette:

@@ -1,10 +1,8 @@
 """What a run would take on this machine: arithmetic, memory, time."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
 from vit21k.device import wait_for
+from vit21k.machine import memory_bytes
 from vit21k.models.cost import macs_per_image, num_params
 from vit21k.training.grey_batch import grey_batch
 
@@ -100,25 +99,6 @@ def fit_device_batch_size(
     """
     if device.type != "cpu":
         return wanted
-    free = _MEMORY_SHARE * _available_bytes() - _BYTES_PER_PARAM * num_params(args)
+    free = _MEMORY_SHARE * memory_bytes()[1] - _BYTES_PER_PARAM * num_params(args)
     fitting = int(free // activation_bytes)
     return max(1, min(wanted, fitting))
-
-
-def _available_bytes() -> int:
-    """Return the memory this process may still use: of the machine, or of its cgroup if less."""
-    machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            machine = int(line.split()[1]) * 1024
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.strip().isdigit() and used.strip().isdigit():
-        return min(machine, int(limit) - int(used))
-    return machine
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""

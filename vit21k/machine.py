@@ -24,6 +24,11 @@ def num_cores() -> float:
     return min(float(len(os.sched_getaffinity(0))), cpu_quota() or float("inf"))
 
 
+def num_threads() -> int:
+    """Return how many threads can compute at a time: whole cores, and at least one."""
+    return max(1, int(num_cores()))
+
+
 def cpu_quota(root: Path = _ROOT) -> float | None:
     """Return the tightest quota of the control groups, in cores; None if there is none."""
     quotas = []
@@ -32,8 +37,9 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
             *_words(folder / "cpu.cfs_quota_us"),
             *_words(folder / "cpu.cfs_period_us"),
         ]
-        if len(words) == 2 and all(word.isdigit() for word in words):  # not "max", not -1
-            quotas.append(int(words[0]) / int(words[1]))
+        match words:
+            case [quota, period] if quota.isdigit() and period.isdigit():  # not "max", not -1
+                quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
 
 
