@@ -49,6 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         resumed = bool(asked) and self.state.ranges and self.headers.get("If-Range") == tag
         start = int(asked[1]) if asked and resumed else 0
+        if start >= len(content) > 0:
+            self._head(416, {"Content-Length": "0"})
+            return
         part = content[start:]
         self._head(206 if resumed else 200, {"Content-Length": str(len(part)), "ETag": tag})
         if self.state.break_after:

@@ -79,6 +79,19 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(server, ranges)
     assert download(f"{server.url}/models/w.npz").read_bytes() == CONTENT[::-1]
 
 
+def test_a_download_that_was_killed_when_all_had_come_is_whole_in_the_end(server):
+    server.break_after = [1_000_000] + [0] * 10
+    with pytest.raises(OSError, match="broke off"):
+        download(f"{server.url}/models/w.npz")
+    server.break_after = []
+    (partial,) = cache_dir().glob("*/*.part")
+    partial.write_bytes(CONTENT)
+
+    path = download(f"{server.url}/models/w.npz")
+
+    assert path.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(
     "headers",
     [

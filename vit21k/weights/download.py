@@ -18,7 +18,7 @@ import xxhash
 from vit21k.atomic import write_atomic
 from vit21k.errors import CheckpointError
 from vit21k.lock import locked
-from vit21k.weights.web import announced_of, open_url, strong_tag
+from vit21k.weights.web import RangeRefusedError, announced_of, open_url, strong_tag
 
 _CHUNK_BYTES = 1 << 20
 _TRIES = 4
@@ -122,7 +122,12 @@ def _fetch_rest(url: str, partial: Path, tell: Tell) -> dict[str, Any]:
     if have:
         # If the file has changed since, the server sends the whole of the new one.
         headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text(encoding="utf-8")}
-    with open_url(url, headers) as response:
+    try:
+        response = open_url(url, headers)
+    except RangeRefusedError:
+        tag_file.unlink()  # it was whole already, or the file is another one now: from the start
+        raise
+    with response:
         resumed = response.status == _PARTIAL_CONTENT
         start = have if resumed else 0
         if tag := strong_tag(response):

@@ -21,11 +21,16 @@ class MissingFileError(CheckpointError):
     """The server has no such file."""
 
 
+class RangeRefusedError(ConnectionError):
+    """The file ends before the bytes that were asked for."""
+
+
 def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
     """Ask for *url*; redirects are followed, but never away from https.
 
     Raises:
         MissingFileError: The server has no such file.
+        RangeRefusedError: The server has no such part of it.
         ConnectionError: It broke off, or has a failure of its own: worth another try.
         OSError: It cannot be reached.
     """
@@ -40,7 +45,7 @@ def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
                 hint="check the spelling; files that need a login are not fetched",
             ) from None
         if error.code == _RANGE_ERROR:
-            raise CheckpointError(f"`{url}` has changed while it was fetched; try again") from None
+            raise RangeRefusedError(f"`{url}` has no more bytes than are here") from None
         if error.code >= 500:  # noqa: PLR2004 (the server's own fault)
             raise ConnectionError(f"the server says {error.code}") from None
         raise OSError(f"`{url}`: the server says {error.code} {error.reason}") from None
