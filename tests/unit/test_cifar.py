@@ -97,6 +97,15 @@ def test_what_is_not_whole_is_refused(tmp_path, change, message):
         list(read_cifar(write_archive(tmp_path / "c.tar.gz", files), "cifar10"))
 
 
+def test_a_label_without_a_class_is_refused(tmp_path):
+    files = cifar10_files()
+    files["batches.meta"] = pickle.dumps({"label_names": ["airplane"]}, protocol=2)
+    archive = write_archive(tmp_path / "x.tar.gz", files)
+
+    with pytest.raises(DataError, match="has no class 1"):
+        list(read_cifar(archive, "cifar10"))
+
+
 def test_an_archive_that_was_cut_off_is_refused(tmp_path):
     archive = write_archive(tmp_path / "c.tar.gz", cifar10_files())
     archive.write_bytes(archive.read_bytes()[:3000])

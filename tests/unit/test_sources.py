@@ -77,6 +77,17 @@ def test_a_tree_is_written_once_and_is_whole_or_not_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
+@pytest.mark.parametrize("name", ["../out.png", "train/../../out.png", "/out.png", "a//b", "a\0b"])
+def test_no_picture_is_written_outside_the_tree(tmp_path, name):
+    pictures = [NamedPicture("train/a/0.png", b"fine"), NamedPicture(name, b"evil")]
+
+    with pytest.raises(DataError, match="no path within a tree"):
+        write_tree(pictures, tmp_path / "set", {})
+
+    assert not (tmp_path / "set" / "images").exists()
+    assert [path.name for path in tmp_path.rglob("*.png") if path.read_bytes() == b"evil"] == []
+
+
 def test_a_tree_of_another_source_is_not_written_over(tmp_path):
     write_tree(PICTURES, tmp_path, {"md5": "a"})
 

@@ -78,8 +78,8 @@ def read_cifar(archive: Path, name: str) -> Iterator[NamedPicture]:
                 raise DataError(f"`{archive}` is damaged: {batch_name} has another shape")
             images = pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
             for image, label in zip(images, labels, strict=True):
-                path = f"{split}/{class_names[label]}/{number:05}.png"
-                yield NamedPicture(path, _as_png(image))
+                folder = _class_name(class_names, label, archive)
+                yield NamedPicture(f"{split}/{folder}/{number:05}.png", _as_png(image))
                 number += 1
 
 
@@ -117,6 +117,13 @@ def _field(values: Mapping[str, Any], key: str, archive: Path) -> Any:
     if key not in values:
         raise DataError(f"`{archive}` is not CIFAR's: `{key}` is missing")
     return values[key]
+
+
+def _class_name(names: Any, label: Any, archive: Path) -> str:
+    try:
+        return str(names[label])
+    except (LookupError, TypeError) as error:
+        raise DataError(f"`{archive}` is damaged: it has no class {label!r:.40}") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

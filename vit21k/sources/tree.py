@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit21k.atomic import write_atomic
-from vit21k.errors import UsageError
+from vit21k.errors import DataError, UsageError
 from vit21k.lock import locked
 from vit21k.sources.cifar import NamedPicture
 
@@ -40,6 +40,7 @@ def write_tree(
         How many pictures each split has: the first folder of their paths.
 
     Raises:
+        DataError: A picture's path leads out of the tree; nothing is kept.
         UsageError: There is a tree of another source.
         OSError: The disk is full or failing.
     """
@@ -56,7 +57,7 @@ def write_tree(
         shutil.rmtree(partial, ignore_errors=True)
         counts: Counter[str] = Counter()
         for path, content in pictures:
-            file = partial / path
+            file = _inside(partial, path)
             if counts.total() == 0 or not file.parent.is_dir():
                 file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
@@ -68,6 +69,14 @@ def write_tree(
         )
         partial.rename(out / IMAGES)
     return dict(counts)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Return the file *path* below *folder*; names of classes and splits come from strangers."""
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise DataError(f"a picture is called {path!r}, which is no path within a tree")
+    return folder.joinpath(*parts)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
