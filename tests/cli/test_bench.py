@@ -40,6 +40,9 @@ def test_it_measures_plans_and_says_what_holds_the_run_up(tmp_path, monkeypatch)
         assert words in result.stdout
     assert "made-up pictures" in result.stdout
     assert "assumed: pictures are decoded by the cores that train" in result.stderr
+    assert (
+        "assumed: 14,197,122 training pictures and 21,841 classes (ImageNet-21K's)" in result.stderr
+    )
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("bench: tiny would take")
     assert last.endswith("next: `vit21k train --recipe tiny`")
@@ -61,8 +64,26 @@ def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
         "loading pictures",
         "copying to devices",
     }
-    assert any("2 nodes of 8 devices" in words for words in found["plan"]["assumptions"])
+    for assumed in (
+        "2 nodes of 8 devices",
+        "12 cores for each GPU",
+        "storage gives each node",
+        "the optimizer's update takes no time",
+        "20 GB/s from a host to each of its devices",
+        "90% of a device's memory",
+    ):
+        assert any(assumed in words for words in found["plan"]["assumptions"]), assumed
     assert "(calculated)" in result.stderr
+
+
+def test_the_data_set_that_is_planned_for_is_said(manifests_of_pictures):
+    options = ["--manifests", str(manifests_of_pictures), "--set", "data.global_batch_size=2"]
+
+    result, told = bench(*options), bench(*options, "--num-images", "5000")
+
+    name = manifests_of_pictures / "train.parquet"
+    assert f"assumed: 6 training pictures and 2 classes ({name});" in result.stderr
+    assert "assumed: 5,000 training pictures, as given, and 2 classes" in told.stderr
 
 
 def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):

@@ -180,9 +180,14 @@ def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
         f"a device reaches {reached}, 6 operations for each multiplication of the forward pass",
         f"a node loads {cluster.loaded_images:,.0f} pictures a second",
         "evaluations, checkpoints and restarts take no time",
+        f"{_FREE_SHARE:.0%} of a device's memory holds weights, gradients, moments and activations",
     ]
+    if not cluster.update_seconds:
+        found.append("the optimizer's update takes no time")
     if cluster.loads_on_device:
         found.append("pictures are decoded by the cores that train: the times of both add up")
+    else:
+        found.append(f"{cluster.copied_bytes / 1e9:,.3g} GB/s from a host to each of its devices")
     if cluster.num_devices > 1:
         link = f"{_COMM_SHARE:.0%} of {cluster.link_bytes / 1e9:,.0f} GB/s"
         found.append(

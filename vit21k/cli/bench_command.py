@@ -1,6 +1,6 @@
 """`bench`: what this machine can do, and what a recipe would take."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -101,14 +101,15 @@ def bench_command(
         seconds=seconds,
     )
     run = bench_parts.run_of(plan_for, num_images or source.num_images, found.args)
+    assumed = [bench_parts.what_is_trained_on(source, num_images, found)]
     if gpu is None:
         cluster = bench_parts.this_cluster(found, gpus, gpus_per_node, network_gbit)
     else:
         rented = (gpu, gpus or 1, gpus_per_node, cores_per_gpu, network_gbit, peak_share)
         cluster = bench_parts.rented_cluster(found, *rented)
-        console.note(f"assumed: {cores_per_gpu} cores for each GPU load as those of here do")
-        console.note("assumed: a share of the peak that large models reach; small ones do not")
-    plan = plan_run(run, cluster)
+        assumed.append(f"{cores_per_gpu} cores for each GPU load as those of here do")
+        assumed.append("a share of the peak that large models reach; small ones do not")
+    plan = _with(assumed, plan_run(run, cluster), found)
     where = f"{cluster.num_devices} x {cluster.device}"
     if as_json:
         parts = {"run": asdict(run), "cluster": asdict(cluster), "plan": asdict(plan)}
@@ -117,6 +118,13 @@ def bench_command(
         _show(found, plan, where)
     is_here = gpu is None and cluster.num_devices <= found.num_devices
     _tell_last(recipe, plan, f"{where} ({'measured' if is_here else 'calculated'})")
+
+
+def _with(assumed: list[str], plan: "Plan", found: "Measured") -> "Plan":
+    """Return *plan* with what else it rests on."""
+    read = plan.node_read_images * found.pictures.mean_bytes
+    stored = f"storage gives each node {read / 1e6:,.3g} MB of pictures a second"
+    return replace(plan, assumptions=[*assumed, stored, *plan.assumptions])
 
 
 def _tell_last(recipe: str, plan: "Plan", where: str) -> None:
@@ -143,8 +151,8 @@ def _show(found: "Measured", plan: "Plan", where: str) -> None:
 
 def _plan_rows(plan: "Plan", mean_bytes: float) -> list[list[str]]:
     fits = {None: "", True: " (fits)", False: " (does not fit)"}[plan.fits]
-    megabytes = plan.node_read_images * mean_bytes / 1e6
-    to_load = f"{plan.node_read_images:,.0f} pictures a second, {megabytes:,.0f} MB"
+    megabytes = _rate(plan.node_read_images * mean_bytes / 1e6)
+    to_load = f"{_rate(plan.node_read_images)} pictures, {megabytes} MB a second"
     rows: list[tuple[str, Any]] = [
         ("time", console.duration(3600 * plan.hours)),
         ("images in all", f"{plan.num_images:,}"),

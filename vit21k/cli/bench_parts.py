@@ -124,6 +124,19 @@ def open_pictures(manifests: Path, root: Path | None) -> Source:
     return Source(pictures, f"pictures of {manifest.path}", len(pictures), num_classes)
 
 
+def what_is_trained_on(source: Source, num_images: int | None, found: Measured) -> str:
+    """Return what a plan takes for the data set, in words."""
+    num_classes = found.args["num_classes"]
+    if num_images is not None:
+        return f"{num_images:,} training pictures, as given, and {num_classes:,} classes"
+    which = "ImageNet-21K's" if source.num_classes is None else f"those of {source.name}"
+    which = which.removeprefix("those of pictures of ")
+    return (
+        f"{source.num_images:,} training pictures and {num_classes:,} classes ({which}); "
+        "`--num-images` plans for others"
+    )
+
+
 def measure(
     recipe: Recipe,
     source: Source,
