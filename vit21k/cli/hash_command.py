@@ -1,7 +1,6 @@
 """`hash`: the shell around `vit21k.hashing.hash_tree`."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
+from vit21k.cli.hash_lines import hash_result, report_hash
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from vit21k.hashing.engine import Engine
     from vit21k.hashing.shards import Shard
     from vit21k.hashing.summary import HashSummary
-
-_WNID = re.compile(r"n\d{8}")
 
 
 def register(app: typer.Typer) -> None:
@@ -133,16 +131,16 @@ def hash_command(
     }
     summary = _hash(root, manifests, anywhere, on_disk)
     if as_json:
-        console.print_json(_hash_result(summary))
+        console.print_json(hash_result(summary))
     _finish(summary, manifests, share)
 
 
 def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> None:
     """Report *summary*, and end with the exit code that it has."""
     if share:
-        _report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
+        report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
     else:
-        _report_hash(summary, manifests)
+        report_hash(summary, manifests)
     if summary.silently_changed:
         raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.num_bad:
@@ -189,84 +187,5 @@ def _engine(name: str, address: str | None) -> "Engine | None":
     return ray_engine(address)
 
 
-def _hash_result(summary: "HashSummary") -> dict[str, object]:
-    return {
-        "num_entries": summary.num_entries,
-        "num_files": summary.num_files,
-        "num_bytes": summary.num_bytes,
-        "num_bytes_read": summary.num_bytes_read,
-        "num_known": summary.num_known,
-        "num_without_digest": summary.num_without_digest,
-        "num_unknown": summary.num_unknown,
-        "silently_changed": summary.silently_changed,
-        "num_classes": len(summary.wnids),
-        "num_bad": summary.num_bad,
-        "num_left_out": summary.num_left_out,
-        "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
-    }
-
-
 def _after_shards(manifests: Path) -> str:
     return f"vit21k relabel {manifests / 'shards'}/*"
-
-
-def _report_hash(
-    summary: "HashSummary", manifests: Path, *, next_command: str = "vit21k relabel"
-) -> None:
-    for kind, count in sorted(summary.problems.items()):
-        say = console.note if kind.is_left_out else console.warn
-        say(f"{count:,} x {kind}: {kind.doc}")
-    _warn_of_odd_folders(summary.wnids)
-    _report_what_was_known(summary)
-    if summary.problems:
-        console.note(f"listed in `{manifests / 'problems.parquet'}`")
-    console.done(
-        f"hash: {summary.num_entries:,} entries: "
-        f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
-        f"({_size(summary.num_bytes)}), "
-        f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
-    )
-    console.note(f"next: `{next_command}`")
-
-
-def _report_what_was_known(summary: "HashSummary") -> None:
-    if summary.num_known:
-        console.note(
-            f"{summary.num_known:,} files are as an earlier run left them; "
-            f"{_size(summary.num_bytes_read)} read"
-        )
-    if summary.num_known and summary.is_remote:
-        console.warn(
-            "on a network file system, files are known by size and modification time alone; "
-            "`--recheck 0.01` reads some all the same, `--fresh` all"
-        )
-    if summary.num_unknown:
-        console.warn(
-            f"{summary.num_unknown:,} files begin like no image format that is known; `format` in "
-            "digests.parquet tells which, `vit21k verify --decode` whether they can be decoded"
-        )
-    if summary.num_without_digest:
-        console.note(
-            f"{summary.num_without_digest:,} files are unlike all others and have no digest; "
-            f"{_size(summary.num_bytes_read)} read"
-        )
-    if summary.silently_changed:
-        console.warn(
-            f"{len(summary.silently_changed):,} files have other content than before, though their "
-            f"size and times have not changed: {console.some(summary.silently_changed)}; "
-            "is the disk failing? read all with `--fresh`"
-        )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _warn_of_odd_folders(wnids: set[str]) -> None:
-    """Point at folders that are not named like the others: each would be a class of its own."""
-    odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
-    if odd and len(odd) * 10 <= len(wnids):
-        console.warn(
-            f"{console.some(odd)} will be classes, though not named like the other "
-            f"{len(wnids) - len(odd):,} (n01440764 ...)"
-        )
