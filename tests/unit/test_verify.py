@@ -10,8 +10,9 @@ from tar_files import tar_of, tar_of_tars
 
 from vit21k.errors import ImageTreeError
 from vit21k.hashing.hash_tree import hash_tree
+from vit21k.prep.file_comparison import VerifySummary
 from vit21k.prep.md5sum import import_md5sum
-from vit21k.prep.verify import VerifySummary, verify
+from vit21k.prep.verify import verify
 
 
 def _lines(manifests: Path, **options: object) -> tuple[list[str], VerifySummary]:

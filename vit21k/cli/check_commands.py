@@ -17,8 +17,8 @@ from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.prep.diff import Difference, DiffSummary
+    from vit21k.prep.file_comparison import VerifySummary
     from vit21k.prep.undecodable import DecodeSummary
-    from vit21k.prep.verify import VerifySummary
 
 _MARKS = {"added": "+", "removed": "-", "relabelled": "*", "moved": ">"}
 
