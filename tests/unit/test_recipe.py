@@ -94,6 +94,17 @@ def test_every_way_to_write_a_number_is_a_number(text):
     assert load_recipe("tiny", [f"optim.lr={text}"]).optim.lr == 1e-3
 
 
+def test_problems_between_sections_are_reported_at_once():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            "tiny",
+            ["epochs=1", "total_steps=9", "augment.mixup_alpha=1", "data.global_batch_size=7"],
+        )
+
+    assert "exactly one of epochs (1) and total_steps (9)" in caught.value.message
+    assert "data.global_batch_size (7) must be even" in caught.value.message
+
+
 def test_all_problems_are_reported_at_once():
     with pytest.raises(RecipeError) as caught:
         load_recipe(
@@ -242,11 +253,25 @@ def test_a_base_may_be_a_file_beside_the_recipe(tmp_path):
     assert load_recipe(based(tmp_path, "epochs: null\n", base="first.yaml")).seed == 5
 
 
-def test_a_base_of_a_base_is_refused(tmp_path):
-    (tmp_path / "first.yaml").write_text("base: tiny\n")
+def test_a_base_may_have_a_base(tmp_path):
+    (tmp_path / "first.yaml").write_text("base: tiny\nseed: 5\noptim:\n  lr: 1e-2\n")
+    path = based(tmp_path, "optim:\n  weight_decay: 0.5\n", base="first.yaml")
 
-    with pytest.raises(RecipeError, match="which has a base itself"):
-        load_recipe(based(tmp_path, "seed: 1\n", base="first.yaml"))
+    changes = ["seed=5", "optim.lr=1e-2", "optim.weight_decay=0.5"]
+    assert load_recipe(path) == load_recipe("tiny", changes)
+
+
+@pytest.mark.parametrize("base", ["mine.yaml", "first.yaml", "../{}/mine.yaml"])
+def test_a_recipe_that_is_based_on_itself_is_refused(tmp_path, base):
+    (tmp_path / "first.yaml").write_text("base: mine.yaml\n")
+
+    with pytest.raises(RecipeError, match="based on itself"):
+        load_recipe(based(tmp_path, "seed: 1\n", base=base.format(tmp_path.name)))
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_can_be_a_base(tmp_path, name):
+    assert load_recipe(based(tmp_path, "seed: 77\n", base=name)) == load_recipe(name, ["seed=77"])
 
 
 @pytest.mark.parametrize(
