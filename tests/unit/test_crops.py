@@ -211,3 +211,15 @@ def test_without_a_compiler_there_is_another_way(monkeypatch, tmp_path):
     assert plain_pictures.compiled_crops() is None
     files = Files([jpeg()] * 40)
     assert len(batches(files, "fail", num_workers=0)[0]) == 3
+
+
+def test_a_compiler_need_not_know_its_own_processor(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *native*) exit 1; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    content, crop = jpeg(), Crop((0, 0, *SIZES[0]))
+    expected = compiled_crop(compiled(), content, crop, 16, "bilinear")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(compiler))
+    decoder = crops_module.crop_decoder.__wrapped__()
+    np.testing.assert_array_equal(compiled_crop(decoder, content, crop, 16, "bilinear"), expected)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vit21k.compiled import NoCompilerError
 from vit21k.data.transforms import crop_box
-from vit21k.jpeg import compiled
-from vit21k.jpeg.compiled import compiled_recoder
+from vit21k.jpeg import compiled_recode
+from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.jpeg.headers import NotTileableError, jpeg_size, parse_jpeg
 from vit21k.jpeg.recode import recoder, tile_jpeg, tile_width
 from vit21k.jpeg.recode_python import recode as recode_in_python
@@ -196,7 +196,7 @@ def test_the_width_of_a_tile_divides_the_row(mcus, expected):
 def test_without_a_compiler_python_does_it_and_the_reason_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
-    monkeypatch.setattr(compiled, "compiled_recoder", compiled_recoder.__wrapped__)
+    monkeypatch.setattr(compiled_recode, "compiled_recoder", compiled_recoder.__wrapped__)
     monkeypatch.setattr("vit21k.jpeg.recode.compiled_recoder", compiled_recoder.__wrapped__)
 
     recode, why = recoder()

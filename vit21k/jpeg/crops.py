@@ -1,4 +1,4 @@
-"""`crop/crop.c`, compiled when it is first needed, and called: pictures -> crops of one size.
+"""`c/crop.c`, compiled when it is first needed, and called: pictures -> crops of one size.
 
 Pictures are plain JPEGs, tiled or not, and raw ones as `vit21k pack --raw` writes them.
 
@@ -22,9 +22,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.compiled import compiled_library
+from vit21k.compiled import NoCompilerError, compiled_library
 
-_FOLDER = Path(__file__).with_name("crop")
+_FOLDER = Path(__file__).with_name("c")
 _CPUINFO = Path("/proc/cpuinfo")
 _DONE = 0
 _FACTS, _NUMBERS = 3, 10  # int32 of a picture, of a crop
@@ -165,17 +165,13 @@ def crop_decoder(*more_flags: str) -> CropDecoder:
     """
     # Weights of a resampling must not hang on whether the processor can multiply and add at once;
     # and coefficients that are too large may overflow, since they are found out and nothing used.
-    flags = [
-        "-march=native",
-        "-ffp-contract=off",
-        "-fwrapv",
-        "-Wno-psabi",
-        f"-DPROCESSOR={_processor()}",
-        *more_flags,
-    ]
-    return CropDecoder(
-        compiled_library(_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h")), flags=flags)
-    )
+    flags = ["-ffp-contract=off", "-fwrapv", "-Wno-psabi", *more_flags]
+    flags.append(f"-DPROCESSOR={_processor()}")
+    files = [_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h"))]
+    try:
+        return CropDecoder(compiled_library(*files, flags=["-march=native", *flags]))
+    except NoCompilerError:  # which clang for ARM says of this flag alone, before version 16
+        return CropDecoder(compiled_library(*files, flags=flags))
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ stored: Huffman tables of their own, and a restart marker every few MCUs (see `t
 from collections.abc import Callable
 
 from vit21k.compiled import NoCompilerError
-from vit21k.jpeg.compiled import compiled_recoder
+from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.jpeg.headers import DHT, DRI, EOI, Jpeg, NotTileableError, parse_jpeg
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
 from vit21k.jpeg.recode_python import recode as recode_in_python

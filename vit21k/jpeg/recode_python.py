@@ -1,4 +1,4 @@
-"""What `recode.c` does, in Python: the same bytes, more than a hundred times slower.
+"""What `c/recode.c` does, in Python: the same bytes, more than a hundred times slower.
 
 See there for what each step is; names are the same.
 """

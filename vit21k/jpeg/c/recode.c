@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "crop/block.h"
+#include "block.h"
 
 enum { NO_ROOM = 4, MAX_DC_BITS = 11, MAX_AC_BITS = 10, MAX_BLOCKS = 10 };
 

@@ -1,4 +1,4 @@
-"""`recode.c`, compiled when it is first needed, and called."""
+"""`c/recode.c`, compiled when it is first needed, and called."""
 
 import ctypes
 from functools import cache
@@ -8,8 +8,8 @@ from vit21k.compiled import compiled_library
 from vit21k.jpeg.headers import NotTileableError
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
 
-_SOURCE = Path(__file__).with_name("recode.c")
-_INCLUDED = [_SOURCE.parent / "crop" / name for name in ("block.h", "huffman.h", "jpeg.h")]
+_FOLDER = Path(__file__).with_name("c")
+_INCLUDED = [_FOLDER / name for name in ("block.h", "huffman.h", "jpeg.h")]
 _MAX_BLOCKS = 10
 _NO_MEMORY, _NO_ROOM = -3, -4
 
@@ -96,4 +96,4 @@ def compiled_recoder() -> CompiledRecoder:
     Raises:
         NoCompilerError: It cannot be.
     """
-    return CompiledRecoder(compiled_library(_SOURCE, *_INCLUDED))
+    return CompiledRecoder(compiled_library(_FOLDER / "recode.c", *_INCLUDED))
