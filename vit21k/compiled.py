@@ -19,6 +19,7 @@ from pathlib import Path
 import xxhash
 
 from vit21k.errors import Vit21kError
+from vit21k.user_cache import user_cache
 
 _FLAGS = ["-O3", "-shared", "-fPIC"]
 _SECONDS = 120
@@ -55,12 +56,13 @@ def _key(flags: Sequence[str], *sources: Path) -> str:
 
 def _cache_folder() -> Path:
     """Return a folder that only this user can write to: what lies there is run."""
+    folder = user_cache()
+    if folder is None:
+        raise NoCompilerError("no cache folder: the user has no home")
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folder = base / "vit21k"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
-    except (OSError, RuntimeError) as error:  # or no home
+    except OSError as error:
         raise NoCompilerError(f"no cache folder: {error}") from error
     if state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise NoCompilerError(f"`{folder}` may be written to by others: what lies there is not run")

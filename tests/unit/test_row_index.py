@@ -63,6 +63,14 @@ def everything(pictures):
     )
 
 
+def test_a_user_without_a_home_has_the_index_beside_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_index, "user_cache", lambda: None)
+
+    pictures = Pictures.from_manifest(write(tmp_path, rows_of(NUM_ROWS)), mapped=True)
+
+    assert pictures.index.folder.parent == tmp_path / ".rows"
+
+
 @pytest.mark.parametrize("archives", [(), ("b.tar",), ("z/é.tar", "a.tar", "m.tar")])
 def test_mapped_rows_are_those_of_the_manifest(tmp_path, archives):
     manifest = write(tmp_path, rows_of(NUM_ROWS, archives=archives))

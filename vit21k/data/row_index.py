@@ -14,7 +14,6 @@ A manifest of few rows is read as it is.  Like everything that is mapped, an ind
 ends the process with a signal (SIGBUS) instead of an exception.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from vit21k.errors import ManifestError
 from vit21k.lock import locked
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import PICTURE_KINDS
+from vit21k.user_cache import user_cache
 
 FOLDER = ".rows"
 MIN_ROWS = 1 << 18
@@ -79,8 +79,8 @@ def open_index(manifest: Manifest, note: Callable[[str], None]) -> RowIndex | No
 
 def _places(manifest: Manifest) -> Iterator[Path]:
     yield manifest.path.absolute().parent / FOLDER / manifest.fingerprint
-    cache = os.environ.get("XDG_CACHE_HOME")
-    yield Path(cache or "~/.cache").expanduser() / "vit21k" / "rows" / manifest.fingerprint
+    if cache := user_cache():
+        yield cache / "rows" / manifest.fingerprint
 
 
 def _made(manifest: Manifest, folder: Path) -> RowIndex:

@@ -16,8 +16,9 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import xxhash
 
 from vit21k.atomic import write_atomic
-from vit21k.errors import CheckpointError
+from vit21k.errors import CheckpointError, UsageError
 from vit21k.lock import locked
+from vit21k.user_cache import user_cache
 from vit21k.weights.web import RangeRefusedError, announced_of, open_url, strong_tag
 
 _CHUNK_BYTES = 1 << 20
@@ -55,11 +56,20 @@ def download(url: str, *, folder: str | None = None, tell: Tell | None = None) -
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloaded weights: ``$VIT21K_CACHE`` or below ``~/.cache``."""
+    """Return the folder of downloaded weights: ``$VIT21K_CACHE`` or below ``~/.cache``.
+
+    Raises:
+        UsageError: Neither is there.
+    """
     if own := os.environ.get("VIT21K_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vit21k" / "weights"
+    cache = user_cache()
+    if cache is None:
+        raise UsageError(
+            "there is no place for downloaded weights: the user has no home",
+            hint="name one: `export VIT21K_CACHE=DIR`",
+        )
+    return cache / "weights"
 
 
 def _host(url: str) -> str:
