@@ -15,13 +15,13 @@ _Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field; may be repeated."),
 ]
-_Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A PNG to write.")]
+_Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A PNG to write.")]
 
 
 def sheet_command(
     recipe: _Recipe,
     manifests: Manifests = DEFAULT_MANIFESTS,
-    output: _Output = Path("augmentation.png"),
+    out: _Out = Path("augmentation.png"),
     root: ImageRoot = None,
     pictures: Annotated[int, typer.Option(min=1, max=64, help="Rows of the sheet.")] = 8,
     draws: Annotated[int, typer.Option(min=1, max=64, help="Columns of the sheet.")] = 6,
@@ -37,7 +37,7 @@ def sheet_command(
 
       vit21k recipes sheet pretrain_l16_in21k
 
-      vit21k recipes sheet mine.yaml --set augment.mixup_alpha=0.8 -o mixed.png
+      vit21k recipes sheet mine.yaml --set augment.mixup_alpha=0.8 --out mixed.png
     """
     from vit21k.atomic import atomic_file
     from vit21k.config.recipe import load_recipe
@@ -47,12 +47,12 @@ def sheet_command(
     loaded = load_recipe(recipe, overrides or [])
     data = open_split_data(manifests, root)
     sheet = contact_sheet(loaded, data.train, data.classes, num_pictures=pictures, num_draws=draws)
-    with atomic_file(output) as file:
+    with atomic_file(out) as file:
         sheet.save(file, "PNG")
     num_rows = min(pictures + pictures % 2, len(data.train))
     if as_json:
-        console.print_json({"file": str(output), "pictures": num_rows, "draws": draws})
+        console.print_json({"file": str(out), "pictures": num_rows, "draws": draws})
     console.done(
-        f"recipes sheet: {num_rows} pictures, {draws} draws of each -> `{output}`; "
+        f"recipes sheet: {num_rows} pictures, {draws} draws of each -> `{out}`; "
         f"next: `vit21k train --recipe {recipe}`"
     )

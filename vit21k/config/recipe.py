@@ -15,6 +15,7 @@ from vit21k.errors import RecipeError
 
 _SHIPPED = files("vit21k") / "recipes"
 _SUFFIXES = (".yaml", ".yml")
+_MAX_BASES = 8
 
 
 def shipped_recipes() -> list[str]:
@@ -88,21 +89,20 @@ def summary(name: str) -> str:
     return first.removeprefix("#").strip()
 
 
-def _spelled_out(name_or_path: str) -> dict[str, Any]:
-    """Return what a recipe sets, and what the recipe that it names as `base` sets.
+def _spelled_out(name_or_path: str, above: int = 0) -> dict[str, Any]:
+    """Return what a recipe sets, and what its base sets, and the base of that.
 
-    A field that both set is the recipe's own.  One level: a base has no base.
+    A field that several set is that of the recipe, or of the base nearest to it.
     """
     values, base = _fields_of(name_or_path), base_of(name_or_path)
     values.pop("base", None)
     if base is None:
         return values
-    merged = _fields_of(base)
-    if "base" in merged:
+    if above == _MAX_BASES:
         raise RecipeError(
-            f"recipe `{name_or_path}` is based on `{base}`, which has a base itself",
-            hint="`vit21k recipes show` spells a recipe out: base yours on a file of that",
+            f"recipe `{name_or_path}` is based on itself, or on more than {_MAX_BASES} others"
         )
+    merged = _spelled_out(base, above + 1)
     for name, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value

@@ -36,7 +36,7 @@ class Header(NamedTuple):
     notes: Mapping[str, str]
     """The named paragraphs, each in one line."""
     command: str
-    """How to run it; empty if the recipe does not say."""
+    """How to run it, a command a line; empty if the recipe does not say."""
 
 
 class Line(NamedTuple):
@@ -63,7 +63,7 @@ def header_of(name_or_path: str) -> Header:
         if match := _NAMED.fullmatch(line):
             current, notes[match[1]] = match[1], match[2]
         elif line.startswith("vit21k "):
-            command, current = line, ""
+            command, current = f"{command}\n{line}".strip(), ""
         elif line and current:
             notes[current] += f" {line}"
         elif not line:
