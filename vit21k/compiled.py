@@ -1,7 +1,7 @@
 """C files of this package, compiled by the system's compiler when they are first needed.
 
-The libraries are kept in the user's cache folder, under names that hang on the source and the
-machine.  So the package needs no compiler to install, and is the same file for every platform.
+The libraries are kept in the user's cache folder, under names that hang on the source and the kind
+of machine.  So the package needs no compiler to install, and is the same file for every platform.
 Nothing needs a compiler to run either: who calls this has another way.
 
 Performance: compiling takes 0.3 to 0.6 s, once for each version and user.
@@ -23,6 +23,9 @@ from vit21k.user_cache import user_cache
 
 _FLAGS = ["-O3", "-shared", "-fPIC"]
 _SECONDS = 120
+_CPUINFO = Path("/proc/cpuinfo")
+_CPUINFO_CHARACTERS = 1 << 14  # more than one processor has; a machine may have hundreds
+_OF_THE_KIND = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU ")
 
 
 class NoCompilerError(Vit21kError):
@@ -50,8 +53,23 @@ def compiled_library(source: Path, *included: Path, flags: Sequence[str] = ()) -
 
 
 def _key(flags: Sequence[str], *sources: Path) -> str:
-    what = f"{platform.machine()} {platform.libc_ver()} {_FLAGS} {list(flags)}".encode()
+    machine = f"{platform.machine()} {_processor()} {platform.libc_ver()}"
+    what = f"{machine} {_FLAGS} {list(flags)}".encode()
     return xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in sources) + what)
+
+
+def _processor() -> str:
+    """Return what the first processor is and can do, as far as Linux says it.
+
+    What is compiled for this one (`-march=native`) would end programs of another machine with an
+    illegal instruction, where the cache lies on a disk that both share.
+    """
+    try:
+        with _CPUINFO.open(encoding="utf-8") as file:
+            first = file.read(_CPUINFO_CHARACTERS).partition("\n\n")[0]
+    except OSError:
+        return ""
+    return " ".join(line for line in first.splitlines() if line.startswith(_OF_THE_KIND))
 
 
 def _cache_folder() -> Path:
