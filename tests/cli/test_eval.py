@@ -197,7 +197,7 @@ def test_eval_measures_on_real_labels_as_well(vit21k, pictures, tmp_path):
     [
         (["--per-class", "table.txt"], 2, "`table.txt` must end in .parquet or .csv"),
         (["--real", "tree/ant/0.png"], 3, "not a list of lists"),
-        (["--real", "none.json"], 74, "No such file"),
+        (["--real", "none.json"], 2, "No such file"),
         (["--threshold", "2"], 2, "--threshold"),
     ],
 )
