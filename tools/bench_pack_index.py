@@ -20,12 +20,13 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import bench_rows
 import numpy as np
 import pyarrow as pa
 
+from vit21k.errors import ImageTreeError
 from vit21k.manifest.header import Header
 from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import open_manifest
@@ -42,10 +43,6 @@ _VAL_EACH = 32
 _SAMPLE_BYTES = 112_128  # of a picture in its shard, with headers and labels
 _POLL_SECONDS = 0.02
 _MIB = 1 << 20
-
-
-class _StartedError(Exception):
-    """The first picture is asked for."""
 
 
 def make_manifests(folder: Path, num_rows: int) -> None:
@@ -127,18 +124,14 @@ def _made_part(shard: Shard, paths: pa.ChunkedArray) -> Part:
 
 
 def resume(folder: Path, out: Path) -> None:
-    """Run `pack` until it asks for its first picture."""
-
-    def stop(_num_bytes: int, _is_left_out: bool) -> NoReturn:
-        raise _StartedError
-
+    """Run `pack` until it has asked for its first pictures, which are made up."""
     parts = Parts(out)
     last = sorted(parts.folder.glob("*.parquet"))[-1]
     content = last.read_bytes()
     last.unlink()
     try:
-        with suppress(_StartedError):
-            pack(folder, out, LEVEL, PackOptions(), root=folder, on_picture=stop)
+        with suppress(ImageTreeError):
+            pack(folder, out, LEVEL, PackOptions(), root=folder)
     finally:
         last.write_bytes(content)
 
