@@ -116,15 +116,6 @@ def parse_jpeg(content: bytes) -> Jpeg:
     return Jpeg(frame, segments, restart_interval, segment.end)
 
 
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG that `parse_jpeg` takes; None for anything else."""
-    try:
-        frame = parse_jpeg(content).frame
-    except NotTileableError:
-        return None
-    return frame.width, frame.height
-
-
 def _segment(content: bytes, position: int) -> Segment:
     """Return the segment at *position*, where fill bytes may come first."""
     if content[position : position + 1] != b"\xff":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vit21k.atomic import atomic_folder
 from vit21k.checkpoint.foreign import OpenedWeights
@@ -21,8 +20,6 @@ from vit21k.model_export.transformers_folder import preprocessor, whole_config
 from vit21k.weights.google import to_google
 from vit21k.weights.torchvision_vit import to_torchvision
 from vit21k.weights.transformers_vit import to_transformers
-
-_Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
