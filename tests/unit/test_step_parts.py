@@ -112,6 +112,17 @@ def test_compiled_blocks_are_kept_if_they_are_faster(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "trials.json").read_text())["found"]["compile"]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"found": {}}', b"\xff"])
+def test_trials_that_cannot_be_read_are_made_again(tmp_path, content):
+    (tmp_path / "trials.json").write_bytes(content)
+
+    memory = step_parts.TrialMemory(tmp_path / "trials.json", {}, CPU)
+    memory.remember("compile", "none", {})
+    memory.save()
+
+    assert step_parts.TrialMemory(tmp_path / "trials.json", {}, CPU).recall("compile") == "none"
+
+
 def test_a_timed_step_leaves_the_model_as_it_was():
     model = small_model()
     before = [param.clone() for param in model.parameters()]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ class TrialMemory:
     """What was found out by trial in this run, on this device and for these shapes."""
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any], device: torch.device) -> None:
-        """Read what is known.
+        """Read what is known; of a file that is damaged, nothing: trials can be made again.
 
         Args:
             path: Where it is kept; None: nowhere.
@@ -27,9 +28,10 @@ class TrialMemory:
         self._found: dict[str, Any] = {}
         self._is_new = False
         if path is not None and path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved.get("key") == self._key:
-                self._found = saved["found"]
+            with suppress(ValueError, LookupError, TypeError):
+                saved = json.loads(path.read_bytes())
+                if saved["key"] == self._key:
+                    self._found = saved["found"]
 
     def recall(self, what: str) -> Any:
         """Return what was chosen before; None: nothing was."""
