@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -287,6 +288,24 @@ def test_a_disk_that_is_full_gives_exit_code_74_and_one_message(
     assert "hint: free some space" in result.stderr
     assert "Traceback" not in result.stderr
     assert _manifests(tmp_path / "data_manifests") == before
+
+
+def test_what_comes_next_names_the_manifests_that_were_named(
+    vit21k: Any, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*command: object) -> str:
+        (line,) = re.findall("next: `(.*)`", vit21k(*command).stderr)
+        return str(line)
+
+    there = ("--manifests", "my manifests")
+    assert told("hash", tiny_tree, *there) == "vit21k relabel --manifests 'my manifests'"
+    assert told("relabel", *there) == "vit21k make-val --manifests 'my manifests'"
+    assert told("make-val", *there).endswith("--stage pretrain --manifests 'my manifests'")
+    assert told("status", *there).endswith("--stage pretrain --manifests 'my manifests'")
+    shard = told("hash", tiny_tree, "--shard", "1/2", *there)
+    assert shard == "vit21k relabel 'my manifests/shards'/* --manifests 'my manifests'"
+    monkeypatch.setenv("VIT21K_MANIFESTS", "elsewhere")
+    assert told("hash", tiny_tree) == "vit21k relabel"
 
 
 def test_a_wrong_place_is_told_as_what_it_is_and_nothing_is_left_there(

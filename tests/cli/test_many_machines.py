@@ -34,7 +34,8 @@ def test_shards_are_hashed_and_put_together_as_the_commands_say(
     merged = _vit21k("relabel", *reversed(folders), "--manifests", manifests)
 
     assert [result.exit_code for result in hashed] == [0, 0]
-    assert f"next: `vit21k relabel {manifests}/shards/*`" in hashed[0].output.replace("\n", "")
+    told = f"next: `vit21k relabel {manifests}/shards/* --manifests {manifests}`"
+    assert told in hashed[0].output.replace("\n", "")
     assert [folder.name for folder in folders] == ["0001-of-0002", "0002-of-0002"]
     assert merged.exit_code == 0
     assert "2 shards hold 6 files: digests.parquet is whole" in merged.output

@@ -18,6 +18,7 @@ from vit21k.cli.options import (
     Manifests,
     OnAddress,
     OnEngine,
+    for_manifests,
     is_on_ray,
 )
 
@@ -124,7 +125,7 @@ def relabel_command(
         warn_of_part(open_manifest(manifests, IMAGES).classes())
     if as_json:
         console.print_json({**asdict(summary), "num_copies": summary.num_copies})
-    _report_relabel(summary, is_capped=max_labels is not None)
+    _report_relabel(summary, manifests, is_capped=max_labels is not None)
 
 
 def _copies_on(engine: str, address: str | None) -> "FindCopies | None":
@@ -135,7 +136,7 @@ def _copies_on(engine: str, address: str | None) -> "FindCopies | None":
     return copies_on_ray(address)
 
 
-def _report_relabel(summary: "RelabelSummary", *, is_capped: bool) -> None:
+def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bool) -> None:
     from vit21k.prep.relabel import CROWDED_LABELS
 
     if summary.num_classes_before is not None:
@@ -161,7 +162,7 @@ def _report_relabel(summary: "RelabelSummary", *, is_capped: bool) -> None:
         f"in {summary.num_classes:,} classes"
         + (f", {summary.num_crowded_files:,} left out" if is_capped else "")
     )
-    console.note("next: `vit21k make-val`")
+    console.note(f"next: `{for_manifests('vit21k make-val', manifests)}`")
 
 
 def _compare_bytes(manifests: Path, by: str) -> None:
@@ -212,10 +213,12 @@ def make_val_command(
     summary = make_val(manifests, per_class=per_class, holdout=holdout, seed=seed)
     if as_json:
         console.print_json(asdict(summary))
-    _report_split(summary, per_class=per_class, holdout=holdout)
+    _report_split(summary, manifests, per_class=per_class, holdout=holdout)
 
 
-def _report_split(summary: "SplitSummary", *, per_class: int, holdout: bool) -> None:
+def _report_split(
+    summary: "SplitSummary", manifests: Path, *, per_class: int, holdout: bool
+) -> None:
     if summary.short_classes:
         console.warn(
             f"{len(summary.short_classes):,} classes have fewer than {per_class} pictures with one "
@@ -231,4 +234,4 @@ def _report_split(summary: "SplitSummary", *, per_class: int, holdout: bool) -> 
         f"make-val: {summary.num_images:,} pictures: {summary.num_train:,} in train, "
         f"{summary.num_val:,} in val, {shared}"
     )
-    console.note("next: `vit21k train --stage pretrain`")
+    console.note(f"next: `{for_manifests('vit21k train --stage pretrain', manifests)}`")

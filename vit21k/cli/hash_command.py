@@ -1,6 +1,7 @@
 """`hash`: the shell around `vit21k.hashing.hash_tree`."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from vit21k.cli.options import (
     Manifests,
     OnAddress,
     OnEngine,
+    for_manifests,
     is_on_ray,
 )
 
@@ -188,4 +190,4 @@ def _engine(name: str, address: str | None) -> "Engine | None":
 
 
 def _after_shards(manifests: Path) -> str:
-    return f"vit21k relabel {manifests / 'shards'}/*"
+    return for_manifests(f"vit21k relabel {shlex.quote(str(manifests / 'shards'))}/*", manifests)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit21k.cli import console
+from vit21k.cli.options import for_manifests
 
 if TYPE_CHECKING:
     from vit21k.hashing.summary import HashSummary
@@ -31,7 +32,7 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
 
 
 def report_hash(
-    summary: "HashSummary", manifests: Path, *, next_command: str = "vit21k relabel"
+    summary: "HashSummary", manifests: Path, *, next_command: str | None = None
 ) -> None:
     """Say what was found, what is wrong, and what comes next (stderr)."""
     for kind, count in sorted(summary.problems.items()):
@@ -47,7 +48,7 @@ def report_hash(
         f"({_size(summary.num_bytes)}), "
         f"{summary.num_bad:,} bad, {summary.num_left_out:,} left out"
     )
-    console.note(f"next: `{next_command}`")
+    console.note(f"next: `{next_command or for_manifests('vit21k relabel', manifests)}`")
 
 
 def _report_what_was_known(summary: "HashSummary") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests, for_manifests
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +50,7 @@ def import_md5sum_command(
     if as_json:
         console.print_json(asdict(summary))
     console.done(f"import-md5sum: {summary.num_files:,} lines are {summary.num_files:,} files")
-    console.note("next: `vit21k relabel`")
+    console.note(f"next: `{for_manifests('vit21k relabel', manifests)}`")
 
 
 def export_lists_command(

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +19,14 @@ Manifests = Annotated[
     ),
 ]
 DEFAULT_MANIFESTS = Path("data_manifests")
+
+
+def for_manifests(command: str, manifests: Path) -> str:
+    """Return *command* as it is to be typed next, by whoever named *manifests* for this one."""
+    if str(manifests) == os.environ.get("VIT21K_MANIFESTS", str(DEFAULT_MANIFESTS)):
+        return command
+    return f"{command} --manifests {shlex.quote(str(manifests))}"
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
 

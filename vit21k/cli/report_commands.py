@@ -9,7 +9,7 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, for_manifests
 
 
 def register(app: typer.Typer) -> None:
@@ -52,4 +52,5 @@ def report_command(
     if not summary.do_counts_add_up:
         console.warn("the counts of the manifests do not add up; the page shows which")
         raise typer.Exit(errors.EXIT_BAD_DATA)
-    console.note("next: open it in a browser; `vit21k review` goes through the doubtful ones")
+    review = for_manifests("vit21k review", manifests)
+    console.note(f"next: open it in a browser; `{review}` goes through the doubtful ones")

@@ -12,7 +12,7 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, for_manifests
 
 if TYPE_CHECKING:
     from vit21k.review.server import ReviewServer
@@ -86,7 +86,7 @@ def review_command(
         f"review: {len(queue):,} items; {len(log.standing):,} decisions stand on "
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
-    console.note("next: `vit21k labels apply --out DIR`")
+    console.note(f"next: `{for_manifests('vit21k labels apply --out DIR', manifests)}`")
 
 
 def _serve_until_interrupted(server: "ReviewServer") -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import typer
 
 from vit21k.cli import console
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests, for_manifests
 
 
 def register(app: typer.Typer) -> None:
@@ -52,4 +52,4 @@ def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = F
             f"{states.count(state)} {state}" for state in ("fresh", "stale", "missing", "damaged")
         )
     )
-    console.note(f"next: `{status.next}`")
+    console.note(f"next: `{for_manifests(status.next, manifests)}`")

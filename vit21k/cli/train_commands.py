@@ -23,7 +23,7 @@ from vit21k.cli.dry_run import (
     reckon,
     report,
 )
-from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests, for_manifests
 from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
 from vit21k.cli.train_lines import listener
@@ -187,7 +187,8 @@ def train_command(
 
 def _tell_finished(place: "Place") -> None:
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        console.done(f"train: finished; next: `vit21k eval {place.run_dir}`")
+        command = for_manifests(f"vit21k eval {place.run_dir}", place.manifests)
+        console.done(f"train: finished; next: `{command}`")
 
 
 @contextmanager
