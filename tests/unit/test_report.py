@@ -17,6 +17,7 @@ from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.near.leaks import find_leaks, find_near_duplicates
+from vit21k.prep.folder_split import split_by_folders
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.report.galleries import first_bytes
@@ -97,6 +98,28 @@ def test_every_sum_adds_up(world: Path, written: tuple[str, ReportSummary]) -> N
     assert sums[1] == Sum(("files", 8), [("pictures", 6), ("copies merged away", 2)])
     assert written[1].do_counts_add_up
     assert written[0].count(">adds up<") == 4
+
+
+def test_what_was_left_out_of_pictures_or_of_the_split_is_counted(tmp_path: Path) -> None:
+    crowd = encoded(photolike(0), quality=90)
+    files = {
+        **{f"train/{wnid}/0.jpg": crowd for wnid in (BEAGLE, DOG, BANANA)},
+        f"train/{DOG}/1.jpg": encoded(photolike(1), quality=90),
+        f"val/{DOG}/2.jpg": encoded(photolike(2), quality=90),
+        f"test/{DOG}/3.jpg": encoded(photolike(3), quality=90),
+    }
+    for name, content in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(content)
+    hash_tree(tmp_path / "tree", tmp_path / "m")
+    relabel(tmp_path / "m", max_labels=2)
+    split_by_folders(tmp_path / "m", train="train", val="val", held_out=["test"])
+
+    sums = read_numbers(tmp_path / "m").sums()
+
+    assert all(one.adds_up for one in sums)
+    assert ("left out, under too many classes", 3) in sums[1].parts
+    assert sums[-1].parts == [("in train", 1), ("in val", 1), ("in neither", 1)]
 
 
 def test_a_sum_that_does_not_add_up_says_so() -> None:

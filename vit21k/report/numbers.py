@@ -19,6 +19,7 @@ from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
     COPIES,
+    CROWDED,
     DIGESTS,
     FINGERPRINTS,
     IMAGES,
@@ -29,7 +30,9 @@ from vit21k.manifest.schema import (
     VAL,
 )
 
-OPTIONAL_KINDS = (DIGESTS, PROBLEMS, COPIES, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES)
+OPTIONAL_KINDS = (
+    DIGESTS, PROBLEMS, COPIES, CROWDED, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES
+)  # fmt: skip
 
 
 class Sum(NamedTuple):
@@ -111,6 +114,8 @@ class Numbers:
                 sums.append(self._entries(num_files))
             num_copies = self.num_rows(COPIES) or 0
             parts = [("pictures", num_images), ("copies merged away", num_copies)]
+            if num_crowded := self.num_rows(CROWDED):
+                parts.append(("left out, under too many classes", num_crowded))
             sums.append(Sum(("files", num_files), parts))
         several = num_images - self.labels_per_picture.get(1, 0)
         parts = [("with one label", num_images - several), ("with several labels", several)]
@@ -128,8 +133,11 @@ class Numbers:
 
     def _split(self, num_images: int, num_val: int) -> Sum:
         num_train = self.num_rows(TRAIN) or 0
-        if self.manifests[VAL.name].header.options.get("split") == "holdout":
+        options = self.manifests[VAL.name].header.options
+        if options.get("split") == "holdout":
             parts = [("in train", num_train), ("in val", num_val)]
+            if "train_folder" in options:  # some may lie elsewhere, or have several labels
+                parts.append(("in neither", max(num_images - num_train - num_val, 0)))
         else:
             parts = [("in train alone", num_train - num_val), ("in both (a dummy split)", num_val)]
         return Sum(("pictures", num_images), parts)
