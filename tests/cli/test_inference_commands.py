@@ -33,6 +33,18 @@ def test_errors_are_one_message_and_an_exit_code(
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_that_has_saved_nothing_is_told_from_a_folder_without_a_model(
+    vit21k, pictures, tmp_path
+):
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    (tmp_path / "runs" / "new" / "run.json").write_text("{}")
+
+    result = vit21k("eval", "runs/new")
+
+    assert result.code == 3
+    assert "the run in `runs/new` has no checkpoint yet" in result.stderr
+
+
 def test_models_lists_parameters_and_macs(vit21k):
     rows = {row["name"]: row for row in json.loads(vit21k("models", "--json").stdout)}
 

@@ -90,6 +90,11 @@ def weights_in(folder: Path) -> Path:
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
+    if (folder / "run.json").is_file():
+        raise CheckpointError(
+            f"the run in `{folder}` has no checkpoint yet",
+            hint="the `vit21k train` command that began it goes on with it",
+        )
     raise CheckpointError(
         f"no model in `{folder}`: there is none of {', '.join(_IN_FOLDER)}",
         hint="give a run, a checkpoint, a model folder, or a file of weights",
