@@ -8,31 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vit21k.data.bad_pictures import BadPictures
 from vit21k.data.picture import Picture
 from vit21k.data.picture_file import open_picture
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
-
-OnBadImage = Literal["fail", "skip", "replace"]
 
 _CHUNK = 32
 """Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
 
 _NUM_SUBSTITUTES = 10
 """How many others are tried in place of a bad picture, before it is left out after all."""
-
-_LEAST_JUDGED = 1000
-"""Pictures before which no rate is a rate."""
-
-_NUM_NAMED = 10
-"""Bad pictures that an error names."""
 
 
 class _Chunk(NamedTuple):
@@ -99,15 +92,8 @@ class BatchDecoder:
         img_size: Height and width that the transforms return.
         batch_size: Usual size of a job; it decides how many are decoded ahead.
         num_workers: Threads; with 0 the caller's own thread decodes.
-        on_bad_image: "fail": raise at the first bad picture; "skip": leave it out and note it;
-            "replace": decode another one, and note it.
-        hint: What to do about a bad picture.
-        max_bad_rate: Raise when more of the pictures were bad, and more than that of 1,000.
+        bad_pictures: What notes those that are left out or replaced.
         pin_memory: Put the images where a GPU can copy them from by itself.
-
-    Attributes:
-        skipped: Why each bad picture was left out or replaced, by path.
-        num_skipped: How often one was.
     """
 
     def __init__(
@@ -117,20 +103,13 @@ class BatchDecoder:
         img_size: int,
         batch_size: int,
         num_workers: int,
-        on_bad_image: OnBadImage,
-        hint: str,
-        max_bad_rate: float = 1.0,
+        bad_pictures: BadPictures,
         pin_memory: bool = False,
     ) -> None:
-        self.skipped: dict[str, str] = {}
-        self.num_skipped = 0
-        self._num_done = 0
-        self._max_bad_rate = max_bad_rate
+        self._bad_pictures = bad_pictures
         self._pin_memory = pin_memory
         self._pictures = pictures
         self._img_size = img_size
-        self._on_bad_image = on_bad_image
-        self._hint = hint
         self._pool = ThreadPoolExecutor(num_workers, "decode") if num_workers else None
         # Enough that every thread has a task to do and one to take next: with large batches, two.
         self._num_ahead = max(2, -(-2 * _CHUNK * num_workers // batch_size)) if num_workers else 0
@@ -181,7 +160,8 @@ class BatchDecoder:
         finally:
             _cancel(pending)
         rows_B, positions_B = job.rows_B, job.positions_B
-        self._note(len(rows_B), [entry for chunk in done for entry in chunk.bad])
+        bad = [(self._pictures.path(row), why) for chunk in done for row, why in chunk.bad]
+        self._bad_pictures.note(len(rows_B), bad)
         if left_out := [index for chunk in done for index in chunk.left_out]:
             kept = np.delete(np.arange(len(rows_B)), left_out)
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
@@ -227,28 +207,8 @@ class BatchDecoder:
             content = self._pictures.read_bytes(row) if content is None else content
             job.transform(open_picture(content), index, images_BCHW[index])
         except ImageError as error:
-            if self._on_bad_image != "fail":
-                return error.message
-            raise ImageError(
-                f"`{self._pictures.path(row)}`: {error.message}", hint=error.hint or self._hint
-            ) from error
+            return self._bad_pictures.reason(self._pictures.path(row), error)
         return None
-
-    def _note(self, num_done: int, bad: list[tuple[int, str]]) -> None:
-        """Count what is bad among *num_done* more pictures; raise if it is too much."""
-        self._num_done += num_done
-        self.num_skipped += len(bad)
-        for row, why in bad:
-            self.skipped[self._pictures.path(row)] = why
-        if self.num_skipped > self._max_bad_rate * max(self._num_done, _LEAST_JUDGED):
-            named = [f"`{path}`: {why}" for path, why in list(self.skipped.items())[:_NUM_NAMED]]
-            more = len(self.skipped) - len(named)
-            raise ImageError(
-                f"{self.num_skipped:,} of {self._num_done:,} pictures could not be decoded, more "
-                f"than {self._max_bad_rate:.2%}:\n"
-                + "\n".join([*named, *([f"and {more:,} more"] if more else [])]),
-                hint="find all of them with `vit21k verify --decode`, or raise data.max_bad_rate",
-            )
 
 
 def _cancel(pending: _Pending) -> None:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from vit21k.data.augment import Policy
-from vit21k.data.batch_decoder import Batch, BatchDecoder, Job, OnBadImage
+from vit21k.data.bad_pictures import BadPictures, OnBadImage
+from vit21k.data.batch_decoder import Batch, BatchDecoder, Job
 from vit21k.data.copy_ahead import copied_ahead
 from vit21k.data.draws import uniform_draws
 from vit21k.data.mix64 import derive_key
@@ -37,20 +38,21 @@ _REPAIR_HINT = (
 
 
 class _Loader:
-    """What both loaders share: the decoder, what it skipped, and its end."""
+    """What both loaders share: the decoder, what was skipped, and its end."""
 
-    def __init__(self, decoder: BatchDecoder) -> None:
+    def __init__(self, decoder: BatchDecoder, bad_pictures: BadPictures) -> None:
         self._decoder = decoder
+        self._bad_pictures = bad_pictures
 
     @property
     def num_skipped(self) -> int:
         """How often a bad picture was left out so far."""
-        return self._decoder.num_skipped
+        return self._bad_pictures.num
 
     @property
     def skipped(self) -> dict[str, str]:
         """Why each picture was left out, by path."""
-        return self._decoder.skipped
+        return self._bad_pictures.reasons
 
     def close(self) -> None:
         """Join the threads; the loader cannot be used any more."""
@@ -101,18 +103,16 @@ class TrainLoader(_Loader):
         max_bad_rate: float = 1.0,
         device: torch.device = _CPU,
     ) -> None:
-        super().__init__(
-            BatchDecoder(
-                pictures,
-                img_size=transform.img_size,
-                batch_size=device_batch_size,
-                num_workers=num_workers,
-                on_bad_image=on_bad_image,
-                hint=_SKIP_HINT,
-                max_bad_rate=max_bad_rate,
-                pin_memory=device.type == "cuda",
-            )
+        bad_pictures = BadPictures(on_bad_image, hint=_SKIP_HINT, max_rate=max_bad_rate)
+        decoder = BatchDecoder(
+            pictures,
+            img_size=transform.img_size,
+            batch_size=device_batch_size,
+            num_workers=num_workers,
+            bad_pictures=bad_pictures,
+            pin_memory=device.type == "cuda",
         )
+        super().__init__(decoder, bad_pictures)
         self._crop_decoder = compiled_crops()
         self._sampler = sampler
         self._transform = transform
@@ -192,16 +192,15 @@ class EvalLoader(_Loader):
         world_size: int = 1,
         on_bad_image: OnBadImage = "fail",
     ) -> None:
-        super().__init__(
-            BatchDecoder(
-                pictures,
-                img_size=transform.img_size,
-                batch_size=device_batch_size,
-                num_workers=num_workers,
-                on_bad_image=on_bad_image,
-                hint=_REPAIR_HINT,
-            )
+        bad_pictures = BadPictures(on_bad_image, hint=_REPAIR_HINT)
+        decoder = BatchDecoder(
+            pictures,
+            img_size=transform.img_size,
+            batch_size=device_batch_size,
+            num_workers=num_workers,
+            bad_pictures=bad_pictures,
         )
+        super().__init__(decoder, bad_pictures)
         first = len(pictures) * rank // world_size
         last = len(pictures) * (rank + 1) // world_size
         self._resized = ResizedPictures(transform, compiled_crops())
