@@ -45,8 +45,12 @@ def test_the_trial_leaves_the_model_as_it_was():
 def test_what_does_not_fit_into_memory_is_made_smaller_on_a_cpu_only():
     much = 1 << 50
 
-    on_cpu = fit_device_batch_size(LARGE, 1024, device=torch.device("cpu"), activation_bytes=much)
-    on_gpu = fit_device_batch_size(LARGE, 1024, device=torch.device("cuda"), activation_bytes=much)
+    on_cpu = fit_device_batch_size(
+        LARGE, 1024, device=torch.device("cpu"), bytes_per_param=16, activation_bytes=much
+    )
+    on_gpu = fit_device_batch_size(
+        LARGE, 1024, device=torch.device("cuda"), bytes_per_param=16, activation_bytes=much
+    )
 
     assert on_cpu == 1
     assert on_gpu == 1024
@@ -57,10 +61,18 @@ def test_half_of_the_memory_that_is_free_may_be_used(monkeypatch):
     cpu = torch.device("cpu")
 
     # 10 GiB, less 326 M parameters of 16 bytes, hold 5 images of a GiB.
-    assert fit_device_batch_size(LARGE, 1024, device=cpu, activation_bytes=1 << 30) == 5
+    assert (
+        fit_device_batch_size(LARGE, 1024, device=cpu, bytes_per_param=16, activation_bytes=1 << 30)
+        == 5
+    )
 
 
 def test_a_small_model_takes_what_the_recipe_asks_for():
     tiny = model_args("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, num_heads=2)
 
-    assert fit_device_batch_size(tiny, 64, device=torch.device("cpu"), activation_bytes=4096) == 64
+    assert (
+        fit_device_batch_size(
+            tiny, 64, device=torch.device("cpu"), bytes_per_param=16, activation_bytes=4096
+        )
+        == 64
+    )

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 from vit21k.models.registry import get_model  # noqa: E402
 from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr  # noqa: E402
 from vit21k.optim.param_groups import GroupRules  # noqa: E402
+from vit21k.optim.state_bytes import state_bytes, state_bytes_of  # noqa: E402
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -86,3 +87,21 @@ def test_sgd_adds_the_decay_to_the_gradient_and_starts_its_momentum_with_it():
     first = 2 - 0.1 * (1 + 0.5 * 2)
     second = first - 0.1 * (0.9 * 2 + 1 + 0.5 * first)
     assert layer.weight.item() == pytest.approx(second)
+
+
+KEPT = [(kind, "fp32") for kind in ("adamw", "sgd", "lamb", "muon")]
+
+
+@pytest.mark.parametrize(("kind", "momentum_dtype"), [*KEPT, ("adamw", "bf16"), ("sgd", "bf16")])
+def test_an_optimizer_keeps_as_many_bytes_as_a_plan_counts(model, kind, momentum_dtype):
+    plan = OptimPlan(kind=kind, lr=0.1, muon_lr=0.1, momentum_dtype=momentum_dtype)
+    optimizers = build_optimizers(model, plan)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    for optimizer in optimizers:
+        optimizer.step()
+        for param, state in optimizer.state.items():
+            moments = [value for value in state.values() if value.shape == param.shape]
+            num_bytes = sum(moment.nbytes for moment in moments)
+            assert num_bytes == state_bytes(optimizer) * param.numel()
+    assert state_bytes(optimizers[0]) == state_bytes_of(kind, momentum_dtype)

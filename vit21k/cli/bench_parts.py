@@ -21,12 +21,10 @@ from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.models.precision import Precision
 from vit21k.training import parts
-from vit21k.training.memory_parts import activation_bytes_of
+from vit21k.training.memory_parts import activation_bytes_of, bytes_per_param_of
 
 _IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
 _NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
-# Weights, gradients, and what the optimizer keeps, in float32.
-_BYTES_PER_PARAM = {"adamw": 16, "lamb": 16, "sgd": 12, "muon": 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +184,13 @@ def measure(
 def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
     """Return what *recipe* trains, on *num_images* pictures."""
     size = recipe.data.global_batch_size
-    averages = 4 if recipe.ema.decay is not None else 0
     return Run(
         args=args,
         total_steps=parts.total_steps_of(recipe, max(1, num_images // size)),
         global_batch_size=size,
         device_batch_size=recipe.data.device_batch_size,
         activation_bytes=activation_bytes_of(recipe, args),
-        bytes_per_param=_BYTES_PER_PARAM[recipe.optim.kind] + averages,
+        bytes_per_param=bytes_per_param_of(recipe),
         shards_weights=recipe.parallel.kind == "fsdp",
     )
 

@@ -15,6 +15,7 @@ from vit21k.config.schema import Recipe
 from vit21k.distributed import World
 from vit21k.models.cost import macs_per_image, num_params
 from vit21k.optim.optimizers import build_optimizers
+from vit21k.optim.state_bytes import state_bytes
 from vit21k.training import loss_parts, parts
 from vit21k.training.data_parts import sampler_of
 from vit21k.training.forecast import (
@@ -30,15 +31,6 @@ from vit21k.training.split_data import SplitData, open_split_data
 
 _NUM_SAMPLES = 400
 _BYTES_PER_VALUE = 4
-# Bytes of state for each value of a parameter that the optimizer updates.
-_STATE_BYTES = {
-    "AdamW": 8,
-    "Lamb": 8,
-    "HalfMomentumAdamW": 6,
-    "SGD": 4,
-    "HalfMomentumSGD": 2,
-    "Muon": 4,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +182,7 @@ def _memory(
     )
     params = list(model.parameters())
     trained = [
-        (type(optimizer).__name__, param.numel())
+        (state_bytes(optimizer), param.numel())
         for optimizer in optimizers
         for group in optimizer.param_groups
         for param in group["params"]
@@ -198,7 +190,7 @@ def _memory(
     parts_of_it = {
         "weights": sum(param.numel() for param in params) * _BYTES_PER_VALUE,
         "gradients": sum(size for _, size in trained) * _BYTES_PER_VALUE,
-        "optimizer": sum(_STATE_BYTES[kind] * size for kind, size in trained),
+        "optimizer": sum(num_bytes * size for num_bytes, size in trained),
         "average": 0 if recipe.ema.decay is None else sum(p.numel() for p in params) * 4,
         "activations": activation_bytes_of(recipe, args) * device_batch_size,
     }

@@ -16,8 +16,6 @@ from vit21k.training.grey_batch import grey_batch
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
 FLOPS_PER_MAC = 6
-# Weights, gradients and two moments, in float32.
-_BYTES_PER_PARAM = 16
 _MEMORY_SHARE = 0.5
 # Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
 _TRIAL_IMAGES = 4
@@ -84,6 +82,7 @@ def fit_device_batch_size(
     wanted: int,
     *,
     device: torch.device,
+    bytes_per_param: int,
     activation_bytes: int,
 ) -> int:
     """Return how many pictures fit into one forward and backward pass: 1 to *wanted*.
@@ -95,10 +94,11 @@ def fit_device_batch_size(
         args: Of the model.
         wanted: By the recipe.
         device: Where.
+        bytes_per_param: Weights, gradients, and what is kept beside them.
         activation_bytes: What a training step keeps of one picture.
     """
     if device.type != "cpu":
         return wanted
-    free = _MEMORY_SHARE * memory_bytes()[1] - _BYTES_PER_PARAM * num_params(args)
+    free = _MEMORY_SHARE * memory_bytes()[1] - bytes_per_param * num_params(args)
     fitting = int(free // activation_bytes)
     return max(1, min(wanted, fitting))

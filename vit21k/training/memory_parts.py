@@ -7,7 +7,10 @@ import torch
 
 from vit21k.config.schema import Recipe
 from vit21k.models.cost import activation_bytes_per_image
+from vit21k.optim.state_bytes import state_bytes_of
 from vit21k.training.forecast import fit_device_batch_size
+
+_FLOAT_BYTES = 4
 
 
 def activation_bytes_of(recipe: Recipe, args: Mapping[str, Any]) -> int:
@@ -22,6 +25,13 @@ def activation_bytes_of(recipe: Recipe, args: Mapping[str, Any]) -> int:
         4 if recipe.precision == "fp32" else 2,
         recomputes=recipe.step.recompute == "cheap",
     )
+
+
+def bytes_per_param_of(recipe: Recipe) -> int:
+    """Return what training keeps of each weight: itself, gradient, moments, average; in bytes."""
+    state = state_bytes_of(recipe.optim.kind, recipe.optim.momentum_dtype)
+    averages = 0 if recipe.ema.decay is None else _FLOAT_BYTES
+    return 2 * _FLOAT_BYTES + state + averages
 
 
 def device_batch_size_of(
@@ -42,6 +52,7 @@ def device_batch_size_of(
             args,
             recipe.data.device_batch_size,
             device=device,
+            bytes_per_param=bytes_per_param_of(recipe),
             activation_bytes=activation_bytes_of(recipe, args),
         ),
     )
