@@ -4,7 +4,7 @@ The libraries are kept in the user's cache folder, under names that hang on the 
 of machine.  So the package needs no compiler to install, and is the same file for every platform.
 Nothing needs a compiler to run either: who calls this has another way.
 
-Performance: compiling takes 0.3 to 0.6 s, once for each version and user.
+Performance: compiling takes 0.2 to 1.4 s, once for each version and user.
 """
 
 import ctypes
