@@ -378,20 +378,38 @@ def test_another_plan_is_refused_and_fresh_removes_only_what_a_pack_wrote(home, 
     assert verify_pack(out).is_same
 
 
-def test_a_pack_that_was_damaged_or_half_removed_is_made_again_with_fresh(home, tmp_path):
+def test_shards_that_were_lost_are_made_again_and_no_others(tmp_path):
+    write_manifests(write_tree(tmp_path / "tree", bad=True), tmp_path / "m", holdout=True)
+    (tmp_path / "tree" / "n00000002" / "08.JPEG").unlink()
+    out, options = tmp_path / "p", PackOptions(per_shard=4)
+    pack(tmp_path / "m", out, LOSSLESS, options)
+    wanted = files_of(out)
+    shards = sorted(out.glob("*.tar"))
+    shards[2].unlink()
+    shards[-1].write_bytes(b"cut")
+    num_left = []
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path / "m", out, LOSSLESS, options, on_picture=_interrupt_after(2))
+    summary = pack(tmp_path / "m", out, LOSSLESS, options, on_start=num_left.append)
+
+    assert summary.num_shards_kept == len(shards) - 2
+    assert num_left == [4 + 2]
+    assert summary.num_left_out == 2
+    assert files_of(out) == wanted
+
+
+def test_an_index_that_is_damaged_is_made_again_with_fresh(home, tmp_path):
     out, options = tmp_path / "p", PackOptions(per_shard=7)
     pack(home / "m", out, Raw(8), options)
     wanted = files_of(out)
-    sorted(out.glob("*.tar"))[2].unlink()
+    (out / "packed.parquet").write_bytes(wanted["packed.parquet"][:-9])
 
-    with pytest.raises(UsageError, match="missing or cut short"):
+    with pytest.raises(ManifestError, match="damaged"):
         pack(home / "m", out, Raw(8), options)
     pack(home / "m", out, Raw(8), replace(options, fresh=True))
-    again = files_of(out)
-    (out / "packed.parquet").write_bytes(wanted["packed.parquet"][:-9])
-    pack(home / "m", out, Raw(8), replace(options, fresh=True))
 
-    assert again == files_of(out) == wanted
+    assert files_of(out) == wanted
 
 
 def test_a_folder_with_other_files_is_refused(home, tmp_path):

@@ -35,7 +35,10 @@ def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_
             f"{summary.problems.total():,} not"
         )
     if not summary.is_same:
-        console.note("next: copy the damaged shards again, or `vit21k pack --fresh`")
+        console.note(
+            "next: copy the damaged shards again; or remove them, and give the command that packed "
+            "them again: it makes what is missing"
+        )
         raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.problems:
         raise typer.Exit(errors.EXIT_BAD_DATA)

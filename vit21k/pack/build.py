@@ -19,6 +19,7 @@ from vit21k.pack.index import OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
 from vit21k.pack.parts import Parts, ShardFacts
 from vit21k.pack.plan import Plan, shard_pattern
+from vit21k.pack.restore import restore_parts
 from vit21k.pack.shard_builder import ShardBuilder
 from vit21k.pack.sources import Sources, open_pictures, open_sources
 
@@ -121,6 +122,8 @@ def pack(
             parts.remove()
             return _summary(out, num_kept=None)
         _refuse_other_plan(out, parts, plan)
+        if (out / PACKED.file_name).is_file():  # a finished pack that has lost shards
+            restore_parts(out, plan, parts, open_pictures(sources, root, note))
         missing = [shard for shard in plan.shards() if not parts.finished(shard.file_name)]
         if missing:
             pictures = open_pictures(sources, root, note)
@@ -172,11 +175,6 @@ def _refuse_other_plan(out: Path, parts: Parts, plan: Plan) -> None:
     before = parts.plan()
     if before is None and (out / PACKED.file_name).is_file():
         before = open_manifest(out, PACKED).header.options[OPTION]
-        if before == plan.as_json():
-            raise UsageError(
-                f"shards of the pack in `{out}` are missing or cut short",
-                hint="make it again with `--fresh`",
-            )
     if before is not None and before != plan.as_json():
         wanted = plan.as_json()
         names = ", ".join(sorted(name for name in wanted if wanted[name] != before.get(name)))
