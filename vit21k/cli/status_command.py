@@ -25,8 +25,9 @@ def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = F
     from vit21k.prep.status import status_of
 
     status = status_of(manifests)
+    next_command = for_manifests(status.next, manifests)
     if as_json:
-        console.print_json(asdict(status))
+        console.print_json({**asdict(status), "next": next_command})
     else:
         console.print_table(
             ["manifest", "state", "rows", "one row is a", "made by"],
@@ -52,4 +53,4 @@ def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = F
             f"{states.count(state)} {state}" for state in ("fresh", "stale", "missing", "damaged")
         )
     )
-    console.note(f"next: `{for_manifests(status.next, manifests)}`")
+    console.note(f"next: `{next_command}`")
