@@ -45,6 +45,19 @@ def manifest(tmp_path):
     return open_manifest(tmp_path, TRAIN)
 
 
+@pytest.mark.parametrize("num_bytes", [0, 1, (1 << 18) - 1, 1 << 18, 700_000])
+def test_a_file_of_any_size_is_read_whole(tmp_path, num_bytes):
+    content = np.random.default_rng(0).bytes(num_bytes)
+    (tmp_path / "picture").write_bytes(content)
+    assert pictures_of(tmp_path, ["picture"], [[0]]).read_bytes(0) == content
+
+
+def test_a_folder_in_a_picture_s_place_is_no_picture(tmp_path):
+    (tmp_path / "picture").mkdir()
+    with pytest.raises(ImageError, match="not there"):
+        pictures_of(tmp_path, ["picture"], [[0]]).read_bytes(0)
+
+
 def test_rows_of_a_manifest_are_found_by_number(manifest, tmp_path):
     (tmp_path / "root" / "cat").mkdir(parents=True)
     (tmp_path / "root" / PATHS[0]).write_bytes(b"abc")
