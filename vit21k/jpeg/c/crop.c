@@ -152,7 +152,7 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
 Decoder *new_decoder(void) { return calloc(1, sizeof(Decoder)); }
 
 void free_decoder(Decoder *decoder) {
-    if (decoder) drop_room(decoder);
+    if (decoder) drop_room(&decoder->room);
     free(decoder);
 }
 
@@ -176,6 +176,6 @@ void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *n
         Resize resize = resize_of(&crops[i], size, is_bicubic, precision);
         statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], &resize,
                                outs[i]);
-        if (decoder->capacity > MAX_KEPT) drop_room(decoder);
+        if (decoder->room.capacity > MAX_KEPT) drop_room(&decoder->room);
     }
 }

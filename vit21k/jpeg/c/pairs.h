@@ -20,11 +20,10 @@ typedef struct {
 
 static size_t in_steps(int count) { return (size_t)(count + STEP - 1) / STEP * STEP; }
 
-static void lay_out_pairs(Decoder *decoder, Pairs *pairs, const Taps *taps, int size,
-                          size_t *used) {
+static void lay_out_pairs(Room *room, Pairs *pairs, const Taps *taps, int size) {
     pairs->num_pairs = taps->num_taps / 2 + 1; /* at most */
-    pairs->starts = take(decoder, used, 4 * in_steps(size));
-    pairs->weights = take(decoder, used, 8 * in_steps(size) * (size_t)pairs->num_pairs);
+    pairs->starts = take(room, 4 * in_steps(size));
+    pairs->weights = take(room, 8 * in_steps(size) * (size_t)pairs->num_pairs);
 }
 
 static uint32_t in_pair(int32_t first, int32_t second) {

@@ -10,18 +10,18 @@
 #include "header.h"
 #include "inverse.h"
 #include "resample.h"
+#include "room.h"
 #include "turned.h"
 
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
 /* What a thread keeps from picture to picture: most share their Huffman tables. */
-struct Decoder {
+typedef struct {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
     int16_t quant[NUM_SLOTS][BLOCK];
     uint8_t places[NUM_PLACES]; /* of coefficients, in zigzag order */
-    uint8_t *room;
-    size_t capacity;
-};
+    Room room;
+} Decoder;
 
 typedef struct {
     const Header *header;
@@ -72,14 +72,7 @@ static int make_tables(Decoder *decoder, const Header *header) {
     return DONE;
 }
 
-/* The next *num_bytes* of the decoder's room, with some to spare behind them. */
-static void *take(Decoder *decoder, size_t *used, size_t num_bytes) {
-    size_t place = *used;
-    *used += (num_bytes + 256 + 63) & ~(size_t)63;
-    return *used <= decoder->capacity ? decoder->room + place : NULL;
-}
-
-static void lay_out_planes(Region *region, size_t *used) {
+static void lay_out_planes(Region *region) {
     const Component *luma = region->header->components;
     int columns = region->last_x - region->first_x + 1, rows = region->last_y - region->first_y + 1;
     for (int c = 0; c < region->header->num_components; c++) {
@@ -91,43 +84,32 @@ static void lay_out_planes(Region *region, size_t *used) {
         plane->width = (region->header->width * component->h + luma->h - 1) / luma->h;
         plane->height = (region->header->height * component->v + luma->v - 1) / luma->v;
         size_t num_bytes = (size_t)plane->stride * rows * component->v * 8;
-        plane->samples = take(region->decoder, used, num_bytes);
+        plane->samples = take(&region->decoder->room, num_bytes);
     }
 }
 
-/* Return how much room there has to be; where there is less, pointers are NULL. */
-static size_t lay_out(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
-    Decoder *decoder = region->decoder;
-    size_t used = 0, width = (size_t)(box[2] - box[0]);
+static void lay_out(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
+    Room *room = &region->decoder->room;
     int columns = box[2] - box[0], rows = box[3] - box[1], is_turned = resize->is_turned;
-    lay_out_planes(region, &used);
-    region->data = take(decoder, &used, num_bytes + PADDING);
-    region->chroma = take(decoder, &used, 2 * width);
-    region->sums = take(decoder, &used, 2 * width);
+    size_t width = (size_t)columns;
+    room->used = 0;
+    lay_out_planes(region);
+    region->data = take(room, num_bytes + PADDING);
+    region->chroma = take(room, 2 * width);
+    region->sums = take(room, 2 * width);
     region->stride = (width + 15) & ~(size_t)15;
-    region->pixels = take(decoder, &used, 4 * ROWS_AT_ONCE * region->stride);
-    lay_out_resampler(&region->resampler, decoder, resize, is_turned ? rows : columns,
-                      is_turned ? columns : rows, &used);
-    if (is_turned)
-        lay_out_turned(&region->turned, decoder, columns, rows, resize->across.count, &used);
-    return used;
+    region->pixels = take(room, 4 * ROWS_AT_ONCE * region->stride);
+    lay_out_resampler(&region->resampler, room, resize, is_turned ? rows : columns,
+                      is_turned ? columns : rows);
+    if (is_turned) lay_out_turned(&region->turned, room, columns, rows, resize->across.count);
 }
 
-static void drop_room(Decoder *decoder) {
-    free(decoder->room);
-    decoder->room = NULL;
-    decoder->capacity = 0;
-}
-
+/* Have room for a region whose file has *num_bytes*. */
 static int reserve(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
-    Decoder *decoder = region->decoder;
-    size_t needed = lay_out(region, num_bytes, box, resize);
-    if (needed <= decoder->capacity) return DONE;
-    drop_room(decoder);
-    void *room = NULL;
-    if (posix_memalign(&room, 64, needed + needed / 4)) return NO_MEMORY;
-    decoder->room = room;
-    decoder->capacity = needed + needed / 4;
+    Room *room = &region->decoder->room;
+    lay_out(region, num_bytes, box, resize);
+    if (room->used <= room->capacity) return DONE;
+    if (enlarge(room)) return NO_MEMORY;
     lay_out(region, num_bytes, box, resize);
     return DONE;
 }

@@ -14,24 +14,21 @@
  * A resampler is made room for, started, and given rows of pixels in order, ROWS_AT_ONCE with a
  * call; as soon as it has the rows that a row of the result is made of, it writes that.
  */
+#include "room.h"
 #include "taps.h"
 
-typedef struct Decoder Decoder;
-static void *take(Decoder *decoder, size_t *used, size_t num_bytes);
-
-static void lay_out_taps(Decoder *decoder, Taps *taps, const Side *side, int is_bicubic,
-                         size_t *used) {
+static void lay_out_taps(Room *room, Taps *taps, const Side *side, int is_bicubic) {
     taps->num_taps = num_taps_of(side, is_bicubic);
-    taps->starts = take(decoder, used, 4 * (size_t)side->count);
-    taps->weights = take(decoder, used, 4 * (size_t)side->count * (size_t)taps->num_taps);
+    taps->starts = take(room, 4 * (size_t)side->count);
+    taps->weights = take(room, 4 * (size_t)side->count * (size_t)taps->num_taps);
 }
 
 /* Room for what make_taps needs besides. */
-static double *lay_out_numbers(Decoder *decoder, const Taps *across, const Taps *down,
-                               const Resize *resize, size_t *used) {
+static double *lay_out_numbers(Room *room, const Taps *across, const Taps *down,
+                               const Resize *resize) {
     size_t first = (size_t)resize->across.count * (size_t)across->num_taps;
     size_t second = (size_t)resize->down.count * (size_t)down->num_taps;
-    return take(decoder, used, 8 * (first > second ? first : second));
+    return take(room, 8 * (first > second ? first : second));
 }
 
 #if defined(__AVX2__) && !defined(PORTABLE)

@@ -14,18 +14,18 @@ typedef struct {
 } Resampler;
 
 /* Make room to resize *width* x *height* pixels to *size* x *size*. */
-static void lay_out_resampler(Resampler *resampler, Decoder *decoder, const Resize *resize,
-                              int width, int height, size_t *used) {
+static void lay_out_resampler(Resampler *resampler, Room *room, const Resize *resize,
+                              int width, int height) {
     size_t size = (size_t)resize->across.count;
     *resampler = (Resampler){.width = width, .height = height, .size = (int)size};
-    lay_out_taps(decoder, &resampler->across, &resize->across, resize->is_bicubic, used);
-    lay_out_taps(decoder, &resampler->down, &resize->down, resize->is_bicubic, used);
+    lay_out_taps(room, &resampler->across, &resize->across, resize->is_bicubic);
+    lay_out_taps(room, &resampler->down, &resize->down, resize->is_bicubic);
     resampler->numbers =
-        lay_out_numbers(decoder, &resampler->across, &resampler->down, resize, used);
-    resampler->wide = take(decoder, used, 16 * (size_t)(width + resampler->across.num_taps));
-    resampler->wide_out = take(decoder, used, 16 * size);
-    resampler->rows = take(decoder, used, 4 * size * (size_t)(height + resampler->down.num_taps));
-    resampler->out = take(decoder, used, 4 * size);
+        lay_out_numbers(room, &resampler->across, &resampler->down, resize);
+    resampler->wide = take(room, 16 * (size_t)(width + resampler->across.num_taps));
+    resampler->wide_out = take(room, 16 * size);
+    resampler->rows = take(room, 4 * size * (size_t)(height + resampler->down.num_taps));
+    resampler->out = take(room, 4 * size);
 }
 
 static void start_resampler(Resampler *resampler, const Resize *resize, int left, int top) {

@@ -39,21 +39,21 @@ typedef struct {
 } Resampler;
 
 /* Make room to resize *width* x *height* pixels to *size* x *size*. */
-static void lay_out_resampler(Resampler *resampler, Decoder *decoder, const Resize *resize,
-                              int width, int height, size_t *used) {
+static void lay_out_resampler(Resampler *resampler, Room *room, const Resize *resize,
+                              int width, int height) {
     int size = resize->across.count;
     Taps *across = &resampler->taps_across, *down = &resampler->taps_down;
     *resampler = (Resampler){.width = width, .height = height, .size = size};
-    lay_out_taps(decoder, across, &resize->across, resize->is_bicubic, used);
-    lay_out_taps(decoder, down, &resize->down, resize->is_bicubic, used);
-    resampler->numbers = lay_out_numbers(decoder, across, down, resize, used);
-    lay_out_pairs(decoder, &resampler->across, across, size, used);
-    lay_out_pairs(decoder, &resampler->down, down, size, used);
+    lay_out_taps(room, across, &resize->across, resize->is_bicubic);
+    lay_out_taps(room, down, &resize->down, resize->is_bicubic);
+    resampler->numbers = lay_out_numbers(room, across, down, resize);
+    lay_out_pairs(room, &resampler->across, across, size);
+    lay_out_pairs(room, &resampler->down, down, size);
     size_t num_blocks = in_steps(width) / 2 + (size_t)resampler->across.num_pairs;
-    resampler->blocks = take(decoder, used, BLOCK_BYTES * num_blocks);
+    resampler->blocks = take(room, BLOCK_BYTES * num_blocks);
     resampler->num_slots = resampler->down.num_pairs + 1;
     resampler->stride = PAIR_BYTES * in_steps(size);
-    resampler->ring = take(decoder, used, resampler->stride * (size_t)resampler->num_slots);
+    resampler->ring = take(room, resampler->stride * (size_t)resampler->num_slots);
 }
 
 static void start_resampler(Resampler *resampler, const Resize *resize, int left, int top) {

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "resample.h"
+#include "room.h"
 
 enum { TURNED_AT_ONCE = 16 }; /* rows, whose next bytes share a line of the cache */
 
@@ -15,11 +15,10 @@ typedef struct {
     uint8_t *planes;  /* of the result */
 } Turned;
 
-static void lay_out_turned(Turned *turned, Decoder *decoder, int width, int height, int size,
-                           size_t *used) {
+static void lay_out_turned(Turned *turned, Room *room, int width, int height, int size) {
     turned->stride = ((size_t)height + 15) & ~(size_t)15;
-    turned->pixels = take(decoder, used, 4 * turned->stride * (size_t)width);
-    turned->planes = take(decoder, used, 3 * (size_t)size * (size_t)size);
+    turned->pixels = take(room, 4 * turned->stride * (size_t)width);
+    turned->planes = take(room, 3 * (size_t)size * (size_t)size);
 }
 
 /* Keep row y of a region. */

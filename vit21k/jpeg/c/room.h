@@ -1,0 +1,37 @@
+#ifndef ROOM_H
+#define ROOM_H
+/* Memory that a thread keeps from picture to picture, laid out anew for each. */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "jpeg.h"
+
+typedef struct {
+    uint8_t *bytes;
+    size_t capacity, used; /* used: laid out; more than there is: what was taken is NULL */
+} Room;
+
+/* The next *num_bytes*, with some to spare behind them. */
+static void *take(Room *room, size_t num_bytes) {
+    size_t place = room->used;
+    room->used += (num_bytes + 256 + 63) & ~(size_t)63;
+    return room->used <= room->capacity ? room->bytes + place : NULL;
+}
+
+static void drop_room(Room *room) {
+    free(room->bytes);
+    *room = (Room){.bytes = NULL};
+}
+
+/* Have as much as was laid out, which has to be laid out again. */
+static int enlarge(Room *room) {
+    size_t capacity = room->used + room->used / 4;
+    void *bytes = NULL;
+    drop_room(room);
+    if (posix_memalign(&bytes, 64, capacity)) return NO_MEMORY;
+    *room = (Room){.bytes = bytes, .capacity = capacity};
+    return DONE;
+}
+
+#endif
