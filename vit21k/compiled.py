@@ -25,7 +25,7 @@ _FLAGS = ["-O3", "-shared", "-fPIC"]
 _SECONDS = 120
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUINFO_CHARACTERS = 1 << 14  # more than one processor has; a machine may have hundreds
-_OF_THE_KIND = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU ")
+_OF_THE_KIND = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU ", "isa")
 
 
 class NoCompilerError(Vit21kError):

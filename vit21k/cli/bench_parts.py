@@ -101,11 +101,17 @@ class Source(NamedTuple):
     """The pictures that are read."""
 
     pictures: PictureRows
-    name: str
+    manifest: Path | None
+    """None: they are made up."""
     num_images: int
     """That a run would train on."""
     num_classes: int | None
     """None: not known."""
+
+    @property
+    def name(self) -> str:
+        """What they are, in words."""
+        return f"pictures of {self.manifest}" if self.manifest else "made-up pictures"
 
 
 def open_pictures(manifests: Path, root: Path | None) -> Source:
@@ -115,11 +121,11 @@ def open_pictures(manifests: Path, root: Path | None) -> Source:
         ManifestError: A folder was named, and holds no train.parquet.
     """
     if manifests == DEFAULT_MANIFESTS and not (manifests / "train.parquet").is_file():
-        return Source(MadePictures(), "made-up pictures", _IN21K_IMAGES, None)
+        return Source(MadePictures(), None, _IN21K_IMAGES, None)
     manifest = open_manifest(manifests, TRAIN)
     pictures = Pictures.from_manifest(manifest, root)
     num_classes = len(manifest.classes())
-    return Source(pictures, f"pictures of {manifest.path}", len(pictures), num_classes)
+    return Source(pictures, manifest.path, len(pictures), num_classes)
 
 
 def what_is_trained_on(source: Source, num_images: int | None, found: Measured) -> str:
@@ -127,10 +133,9 @@ def what_is_trained_on(source: Source, num_images: int | None, found: Measured) 
     num_classes = found.args["num_classes"]
     if num_images is not None:
         return f"{num_images:,} training pictures, as given, and {num_classes:,} classes"
-    which = "ImageNet-21K's" if source.num_classes is None else f"those of {source.name}"
-    which = which.removeprefix("those of pictures of ")
+    whose = source.manifest or "ImageNet-21K's"
     return (
-        f"{source.num_images:,} training pictures and {num_classes:,} classes ({which}); "
+        f"{source.num_images:,} training pictures and {num_classes:,} classes ({whose}); "
         "`--num-images` plans for others"
     )
 

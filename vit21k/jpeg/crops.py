@@ -10,8 +10,6 @@ Dimensions: B images of a batch, C colours, H W pixels.
 """
 
 import ctypes
-import hashlib
-import platform
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,7 +23,6 @@ from numpy.typing import NDArray
 from vit21k.compiled import NoCompilerError, compiled_library
 
 _FOLDER = Path(__file__).with_name("c")
-_CPUINFO = Path("/proc/cpuinfo")
 _DONE = 0
 _FACTS, _NUMBERS = 3, 10  # int32 of a picture, of a crop
 _PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
@@ -166,20 +163,8 @@ def crop_decoder(*more_flags: str) -> CropDecoder:
     # Weights of a resampling must not hang on whether the processor can multiply and add at once;
     # and coefficients that are too large may overflow, since they are found out and nothing used.
     flags = ["-ffp-contract=off", "-fwrapv", "-Wno-psabi", *more_flags]
-    flags.append(f"-DPROCESSOR={_processor()}")
     files = [_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h"))]
     try:
         return CropDecoder(compiled_library(*files, flags=["-march=native", *flags]))
     except NoCompilerError:  # which clang for ARM says of this flag alone, before version 16
         return CropDecoder(compiled_library(*files, flags=flags))
-
-
-def _processor() -> str:
-    """Return a number for what the processor can do: machines may share a cache folder."""
-    try:
-        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    told = sorted({line for line in lines if line.lower().startswith(("flags", "features", "isa"))})
-    what = "\n".join(told) or platform.processor()
-    return str(int.from_bytes(hashlib.blake2b(what.encode(), digest_size=4).digest()))
