@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ from loader_peers import BATCH_SIZE, NUM_WORKERS, PEERS, Data
 
 BASE = "ImageFolder"
 DALI = "DALI (CPU)"
+PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg")
+PACKAGES_OF = {
+    "timm create_loader": "timm",
+    "webdataset": "webdataset",
+    "Hugging Face datasets": "datasets",
+    DALI: "nvidia-dali-cuda120",
+}
+"""What a loader needs beside `PACKAGES`."""
 
 
 def serve(name: str, data: Data) -> None:
@@ -119,7 +127,7 @@ def medians(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 def table(result: dict[str, Any], data: Data, num_bytes: int) -> str:
     """Return the result as Markdown."""
     summary = medians(result)
-    packages = ("torch", "torchvision", "pillow", "simplejpeg", "timm", "webdataset", "datasets")
+    packages = [*PACKAGES, *(PACKAGES_OF[name] for name in PACKAGES_OF if name in summary)]
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     others = [other for other in (BASE, DALI) if other in summary]
     heads = [f"{kind} of {other}" for other in others for kind in ("wall", "cpu")]
@@ -127,8 +135,7 @@ def table(result: dict[str, Any], data: Data, num_bytes: int) -> str:
     about = (
         f"{data.num_images:,} pictures, {num_bytes / 1e6:,.0f} MB, crops of {data.img_size}, "
         f"batches of {BATCH_SIZE}, {NUM_WORKERS} workers or threads; {len(result['rounds'])} "
-        f"rounds, medians, ratios of the rounds' own; {versions}, "
-        f"DALI {version('nvidia-dali-cuda120')}."
+        f"rounds, medians, ratios of the rounds' own; {versions}."
     )
     columns = ["loader", "images/s", *shown, "images/CPU s", "mean (largest) off Pillow's, of 255"]
     lines = [about, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -140,6 +147,27 @@ def table(result: dict[str, Any], data: Data, num_bytes: int) -> str:
     return "\n".join(lines)
 
 
+def chosen(only: str | None) -> list[str]:
+    """Return the loaders to measure: those asked for, or all whose packages are installed."""
+    names = only.split(",") if only else [*PEERS, *OURS]
+    if unknown := sorted(set(names) - {*PEERS, *OURS}):
+        sys.exit(f"no loader is called {unknown}; there are {[*PEERS, *OURS]}")
+    missing = {name: PACKAGES_OF[name] for name in names if not is_installed(name)}
+    if missing and only:
+        sys.exit(f"not installed: {', '.join(missing.values())}")
+    for name, package in missing.items():
+        print(f"{name} is skipped: {package} is not installed", file=sys.stderr)
+    return [name for name in names if name not in missing]
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the package that a loader needs is there."""
+    try:
+        return name not in PACKAGES_OF or bool(version(PACKAGES_OF[name]))
+    except PackageNotFoundError:
+        return False
+
+
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,7 +175,7 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=6)
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--num-rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join([*PEERS, *OURS]))
+    parser.add_argument("--only", help="default: all loaders whose packages are installed")
     parser.add_argument("--work", type=Path, help="keep what is made here")
     parser.add_argument("--out", type=Path, help="page with the block")
     parser.add_argument("--block", default="bench_loader")
@@ -159,7 +187,7 @@ def main() -> int:
     if args.serve:
         serve(args.serve, Data(args.images, args.img_size, args.num_images))
         return 0
-    names = args.only.split(",")
+    names = chosen(args.only)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         num_bytes = prepare(
