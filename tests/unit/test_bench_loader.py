@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("simplejpeg")
 
-import bench_loader  # noqa: E402 (after importorskip)
+import bench_loader
 
 
 @pytest.fixture
