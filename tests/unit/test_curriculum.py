@@ -1,5 +1,6 @@
 """Less of each image first: which steps, which patches, and that a resumed run sees the same."""
 
+import io
 import shutil
 from dataclasses import replace
 
@@ -9,10 +10,14 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from vit21k.config.recipe import load_recipe  # noqa: E402
-from vit21k.data.loader import Batch  # noqa: E402
+from vit21k.data.loader import Batch, TrainLoader  # noqa: E402
+from vit21k.data.sampler import StepSampler  # noqa: E402
+from vit21k.data.transforms import TrainTransform  # noqa: E402
 from vit21k.errors import RecipeError, UsageError  # noqa: E402
 from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.models.pos_embed import resize_pos_embed  # noqa: E402
@@ -71,19 +76,85 @@ def test_kept_patches_hang_on_seed_and_position_alone():
     assert kept_patches(positions, **{**options, "drop_rate": 0.99}).shape == (40, 1)
 
 
-def batch(positions, size=32):
+def batch(positions, size=32, step=None):
     images = torch.zeros(len(positions), 3, size, size, dtype=torch.uint8)
     none = torch.empty(0, dtype=torch.int64)
-    return Batch(images, none, none, none, torch.tensor(positions))
+    return Batch(images, none, none, none, torch.tensor(positions), step)
 
 
-def test_a_dropper_knows_the_step_by_the_position_and_the_patches_by_the_size():
+def test_a_dropper_takes_the_step_of_the_batch_and_the_patches_by_the_size():
     curriculum = Curriculum(img_size=32, patch_drop_rate=0.5, full_tail=0.5, total_steps=4)
-    dropper = PatchDropper(curriculum, patch_size=8, global_batch_size=10, device=CPU)
+    dropper = PatchDropper(curriculum, patch_size=8, device=CPU)
 
-    assert dropper(batch([0, 1])).shape == (2, 8)
-    assert dropper(batch([18, 19], size=16)).shape == (2, 2)
-    assert dropper(batch([20, 21])) is None
+    assert dropper(batch([0, 1], step=0)).shape == (2, 8)
+    assert dropper(batch([18, 19], size=16, step=1)).shape == (2, 2)
+    assert dropper(batch([20, 21], step=2)) is None
+    with pytest.raises(ValueError, match="no step"):
+        dropper(batch([20, 21]))
+
+
+@settings(max_examples=12)
+@given(
+    num_images=st.integers(1, 40),
+    batch_size=st.integers(1, 45),
+    total_steps=st.integers(1, 60),
+    full_tail=st.floats(0, 0.9),
+    drop_last=st.booleans(),
+)
+def test_patches_are_left_out_in_just_the_steps_of_the_schedule(
+    num_images, batch_size, total_steps, full_tail, drop_last
+):
+    if drop_last:
+        batch_size = min(batch_size, num_images)
+    curriculum = Curriculum(
+        img_size=16, patch_drop_rate=0.5, full_tail=full_tail, total_steps=total_steps
+    )
+    dropper = PatchDropper(curriculum, patch_size=8, device=CPU)
+    sampler = StepSampler(num_images, global_batch_size=batch_size, seed=3, drop_last=drop_last)
+    loader = TrainLoader(
+        _Grey(num_images),
+        sampler,
+        TrainTransform(16),
+        device_batch_size=16,
+        num_workers=0,
+        seed=3,
+    )
+
+    dropping, num_seen = [], 0
+    for step in range(total_steps):
+        for batch in loader.micro_batches(step):
+            num_seen += len(batch.rows_B)
+            dropping.append((step, dropper(batch) is not None))
+
+    first_full = round((1 - full_tail) * total_steps)
+    assert {step for step, _ in dropping} == set(range(total_steps))
+    assert all(dropped == (step < first_full) for step, dropped in dropping)
+    assert num_seen == sampler.num_before(total_steps)
+
+
+class _Grey:
+    """Images of one colour."""
+
+    content = None
+
+    def __init__(self, num_images):
+        self.num_images = num_images
+        if _Grey.content is None:
+            out = io.BytesIO()
+            Image.new("RGB", (2, 2)).save(out, "png")
+            _Grey.content = out.getvalue()
+
+    def __len__(self):
+        return self.num_images
+
+    def path(self, row):
+        return str(row)
+
+    def read_bytes(self, _row):
+        return self.content
+
+    def labels_of(self, rows):
+        return np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
 
 
 def test_a_model_that_keeps_all_patches_computes_what_it_computes_without():

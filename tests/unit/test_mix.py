@@ -1,4 +1,6 @@
-"""Oracles: dense targets, timm's box, and a plain loop over pixels."""
+"""Oracles: dense targets, the paper's and timm's boxes, and a plain loop over pixels."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings  # noqa: E402 (after importorskip)
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from vit21k.data import erase, mix  # noqa: E402
 from vit21k.data.batch_decoder import Batch  # noqa: E402
 from vit21k.data.device_transforms import DeviceTransform, mix_images  # noqa: E402
 from vit21k.data.erase import Eraser  # noqa: E402
@@ -129,23 +132,55 @@ def test_mixed_pixels_are_those_of_a_plain_loop(mixing):
     )
 
 
-def test_boxes_are_timms(monkeypatch):
-    timm_mixup = pytest.importorskip("timm.data.mixup")
-    mixer = Mixer(seed=1, mixup_alpha=0.0, cutmix_alpha=1.0)
-    positions = np.arange(400)
-    plan = mixer.plan(positions, 224)
-    sizes = plan.boxes_B4[:, 1] - plan.boxes_B4[:, 0], plan.boxes_B4[:, 3] - plan.boxes_B4[:, 2]
+def papers_box(side, share, center_x, center_y):
+    """`rand_bbox` of clovaai/CutMix-PyTorch, for a square: top, bottom, left and right."""
+    cut = int(side * np.sqrt(1.0 - share))
+    edges = [
+        np.clip(center + sign * (cut // 2), 0, side)
+        for center in (center_y, center_x)
+        for sign in (-1, 1)
+    ]
+    return [int(edge) for edge in edges]
 
-    # The uncut box of a share, from timm; ours is that or, at a border, less.
-    for height, width, share in zip(*sizes, plan.shares_B, strict=True):
-        monkeypatch.setattr(np.random, "randint", lambda low, high, size=None: (low + high) // 2)
-        area = 1 - share
-        if 0 < height == width < 224:
-            (top, bottom, left, right), _ = timm_mixup.cutmix_bbox_and_lam((3, 224, 224), 1 - area)
-            assert abs((bottom - top) - height) <= 1
-            assert abs((right - left) - width) <= 1
-    assert plan.boxes_B4.min() >= 0
-    assert plan.boxes_B4.max() <= 224
+
+@pytest.mark.parametrize("side", [12, 15, 224])
+def test_pasted_boxes_are_those_of_the_paper_for_odd_sizes_too(side):
+    mixer = Mixer(seed=1, mixup_alpha=0.0, cutmix_alpha=1.0)
+    shares = np.random.default_rng(0).random(400)
+    y, x = np.random.default_rng(1).random((2, 400))
+
+    boxes = mix._boxes(shares, y, x, side)
+
+    assert ((side * np.sqrt(1 - shares)).astype(int) % 2 == 1).any()
+    for box, share, at_y, at_x in zip(boxes.tolist(), shares, y, x, strict=True):
+        assert box == papers_box(side, share, int(at_x * side), int(at_y * side))
+    plan = mixer.plan(np.arange(400), side)
+    height, width = np.diff(plan.boxes_B4.reshape(-1, 2, 2)).reshape(-1, 2).T
+    np.testing.assert_allclose(plan.shares_B, 1 - height * width / side**2)
+
+
+@pytest.mark.parametrize("side", [15, 32, 224])
+def test_erased_boxes_are_timms(monkeypatch, side):
+    random_erasing = pytest.importorskip("timm.data.random_erasing")
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        draws = rng.random(erase._FIRST_TRY + 2 * erase._NUM_TRIES).tolist()
+        shapes = iter(draws[erase._FIRST_TRY :])
+        places = iter(draws[erase._TOP : erase._FIRST_TRY])
+        fake = SimpleNamespace(
+            random=lambda: 0.0,
+            uniform=lambda low, high, shapes=shapes: low + next(shapes) * (high - low),
+            randint=lambda low, high, places=places: int(next(places) * (high - low + 1)) + low,
+        )
+        monkeypatch.setattr(random_erasing, "random", fake)
+        image = torch.ones(3, side, side)
+        random_erasing.RandomErasing(probability=1, mode="const", device="cpu")(image)
+
+        top, bottom, left, right = erase._box(draws, side)
+
+        expected = torch.ones(3, side, side)
+        expected[:, top:bottom, left:right] = 0
+        assert torch.equal(image, expected)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])

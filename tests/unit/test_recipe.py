@@ -1,10 +1,12 @@
 import pytest
+from pydantic import BaseModel
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vit21k.config.describe import describe_fields
 from vit21k.config.recipe import dump_recipe, load_recipe, recipe_from, shipped_recipes, summary
+from vit21k.config.schema import Recipe
 from vit21k.errors import RecipeError
 
 
@@ -285,3 +287,44 @@ def test_what_is_no_base_is_refused(tmp_path, base, message):
 def test_base_is_no_field_that_can_be_overridden():
     with pytest.raises(RecipeError, match="base: no such field"):
         load_recipe("tiny", ["base=cifar10_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.betas=[0.9]", r"optim\.betas: too few values, 1, got \[0\.9\]"),
+        ("optim.betas=[0.9, 0.99, 0.999]", r"optim\.betas: 2 values, got \[0\.9, 0\.99, 0\.999\]"),
+        ("optim.betas=0.9", r"optim\.betas: a list such as \[0\.1, 0\.2\], got 0\.9"),
+        ("optim.betas=[0.9, .nan]", r"optim\.betas\.1: a finite number, got nan"),
+        ("data.mean=[0, 0]", r"data\.mean: too few values, 2"),
+        ("optim.lr=nan", r"optim\.lr: a finite number, got nan"),
+        ("optim.lr=-Inf", r"optim\.lr: a finite number, got -Inf"),
+        ("optim.lr=1e400", r"optim\.lr: a finite number, got inf"),
+        ("epochs=nan", r"epochs: a finite number, got nan"),
+        ("model.img_size=nan", r"model\.img_size: a finite number, got nan"),
+        ("optim.lr_multipliers={head: .nan}", r"optim\.lr_multipliers\.head: a finite number"),
+        ("seed=99999999999999999999", r"seed: input should be less than 9223372036854775808"),
+    ],
+)
+def test_numbers_that_are_none_and_lists_of_another_length_are_explained(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", [override])
+
+
+def numeric_fields(section, prefix=""):
+    """Yield the dotted name of every field that takes a number, and that of every pair."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numeric_fields(field.annotation, f"{prefix}{name}.")
+        elif "float" in str(field.annotation) or "int" in str(field.annotation):
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "[.nan, .nan]", "{head: .inf}"])
+def test_no_field_of_a_recipe_takes_what_is_no_finite_number(value):
+    names = list(numeric_fields(Recipe))
+
+    assert len(names) > 40
+    for name in names:
+        with pytest.raises(RecipeError):
+            load_recipe("tiny", [f"{name}={value}"])

@@ -170,6 +170,17 @@ def _explain(error: ValidationError) -> list[str]:
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{dotted}: no such field{_did_you_mean(dotted)}")
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            field = ".".join(str(part) for part in problem["loc"][:-1])
+            given = problem["input"]
+            lines.append(f"{field}: too few values, {len(given)}, got {list(given)}")
+        elif problem["type"] == "too_long":
+            most = problem["ctx"]["max_length"]
+            lines.append(f"{dotted}: {most} values, got {problem['input']!r}")
+        elif problem["type"] == "tuple_type":
+            lines.append(f"{dotted}: a list such as [0.1, 0.2], got {problem['input']!r}")
+        elif problem["type"] == "finite_number" or _is_no_number(problem["input"]):
+            lines.append(f"{dotted}: a finite number, got {problem['input']}")
         elif problem["type"] == "missing":
             lines.append(f"{dotted}: required")
         elif problem["type"] == "model_type":
@@ -179,6 +190,11 @@ def _explain(error: ValidationError) -> list[str]:
         else:
             lines.append(f"{dotted}: {_lower_first(problem['msg'])}, got {problem['input']!r}")
     return lines
+
+
+def _is_no_number(value: Any) -> bool:
+    """Return whether *value* is how people write what YAML spells `.nan` and `.inf`."""
+    return isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 
 # What other trainers call the same thing: no spelling is close to it.

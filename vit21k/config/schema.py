@@ -5,9 +5,9 @@ here, derived values belong to what uses them.  The docstring under a field is i
 `vit21k recipes fields`.  A field without a default must be in every recipe.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from vit21k.config.augment_section import AugmentSection
 from vit21k.config.curriculum_section import CurriculumSection
@@ -33,7 +33,7 @@ class Recipe(Section):
     """Length of the run in passes over the training images; or give `total_steps`."""
     total_steps: PositiveInt | None = None
     """Length of the run in optimizer steps; or give `epochs`."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Field(lt=2**63)] = 0
     """Seeds the first weights, the order of the images, and augmentation."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """`bf16`: matrix products in bfloat16 (autocast), weights and optimizer stay float32; `fp16`:

@@ -45,6 +45,7 @@ class Batch(NamedTuple):
         rows_B: int64; row of each image in the manifest.
         positions_B: int64; how many images the run has seen before each: the key of everything
             that is drawn for it.  Empty where nothing is drawn, as in evaluation.
+        step: The 0-based step of the run that the images belong to; None in evaluation.
     """
 
     images_BCHW: Tensor
@@ -52,6 +53,7 @@ class Batch(NamedTuple):
     label_ids_L: Tensor
     rows_B: Tensor
     positions_B: Tensor = torch.empty(0, dtype=torch.int64)
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Job:
         substitute: (place in the batch, number of tries so far) -> another row.
         fill: (files by place in the batch, (B, 3, H, W) array) -> the places that it filled: the
             same as *transform*, for many pictures at a time; None: there is no such way.
+        step: Of the run; None in evaluation.
     """
 
     rows_B: NDArray[np.int64]
@@ -72,6 +75,7 @@ class Job:
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     substitute: Callable[[int, int], int] | None = None
     fill: Callable[[Mapping[int, bytes], NDArray[np.uint8]], set[int]] | None = None
+    step: int | None = None
 
 
 @dataclass
@@ -168,7 +172,7 @@ class BatchDecoder:
             positions_B = positions_B[kept] if len(positions_B) else positions_B
         label_rows_L, label_ids_L = self._pictures.labels_of(rows_B)
         parts = (label_rows_L, label_ids_L, rows_B, positions_B)
-        return Batch(images_BCHW, *(torch.from_numpy(part) for part in parts))
+        return Batch(images_BCHW, *(torch.from_numpy(part) for part in parts), job.step)
 
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
         """Decode a chunk into its place; return what of it is bad."""

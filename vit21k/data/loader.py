@@ -147,15 +147,15 @@ class TrainLoader(_Loader):
             rows, positions = self._sampler.batch(later)
             for start in range(0, len(rows), self._device_batch_size):
                 part = slice(start, start + self._device_batch_size)
-                yield self._job(rows[part], positions[part])
+                yield self._job(rows[part], positions[part], later)
 
-    def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Job:
+    def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64], step: int) -> Job:
         policy = self._policy
         num_columns = self._transform.num_draws + (policy.num_draws if policy else 0)
         draws_BD = uniform_draws(self._seed, positions_B, num_columns)
         crops = RandomCrops(self._transform, draws_BD, policy, self._crop_decoder)
         substitutes = self._substitutes(positions_B) if self._replaces else None
-        return Job(rows_B, crops, positions_B, substitutes, crops.fill)
+        return Job(rows_B, crops, positions_B, substitutes, crops.fill, step)
 
     def _substitutes(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
         """Return what gives another row for a place of a batch."""

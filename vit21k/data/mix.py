@@ -157,12 +157,17 @@ def _beta(alphas_P: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[
 def _boxes(
     shares_P: NDArray[np.float64], y_P: NDArray[np.float64], x_P: NDArray[np.float64], side: int
 ) -> NDArray[np.int64]:
-    """Return boxes of an area of 1 - share, cut off at the border, as timm's `rand_bbox`."""
+    """Return boxes of an area of 1 - share, cut off at the border.
+
+    Half of the side, rounded down, lies on either side of the center, so that an odd side loses a
+    pixel: `rand_bbox` of the paper's code (clovaai/CutMix-PyTorch), of MMPretrain, and of the timm
+    that the recipes were made with (1.0.31 keeps the odd pixel).
+    """
     cut_P = (side * np.sqrt(1 - shares_P)).astype(np.int64)
     edges = []
     for center_P in ((y_P * side).astype(np.int64), (x_P * side).astype(np.int64)):
         edges.append(np.clip(center_P - cut_P // 2, 0, side))
-        edges.append(np.clip(center_P + (cut_P + 1) // 2, 0, side))
+        edges.append(np.clip(center_P + cut_P // 2, 0, side))
     return np.stack(edges, axis=1)
 
 

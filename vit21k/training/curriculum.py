@@ -92,22 +92,20 @@ class PatchDropper:
     Attributes:
         curriculum: Of the run.
         patch_size: Side of a patch, in pixels.
-        global_batch_size: Images of a step.  (Where the last batch of an epoch is smaller, the step
-            that a position belongs to is known to one or two.)
         device: Where the model computes.
     """
 
     curriculum: Curriculum
     patch_size: int
-    global_batch_size: int
     device: torch.device
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """Return the kept patches, (B, M), on the device; None: all are."""
-        positions_B = batch.positions_B.cpu().numpy()
-        step = int(positions_B[0]) // self.global_batch_size
-        if not self.curriculum.drops_patches_at(step):
+        if batch.step is None:
+            raise ValueError("a batch of no step of a run")
+        if not self.curriculum.drops_patches_at(batch.step):
             return None
+        positions_B = batch.positions_B.cpu().numpy()
         kept_BM = kept_patches(
             positions_B,
             num_patches=(batch.images_BCHW.shape[-1] // self.patch_size) ** 2,

@@ -23,11 +23,11 @@ def in_lockstep(
         yield batch
         num_done += 1
     for _ in range(num_done, num_passes):
-        yield _batch_of_nothing(img_size)
+        yield _batch_of_nothing(img_size, step)
 
 
-def _batch_of_nothing(img_size: int) -> Batch:
+def _batch_of_nothing(img_size: int, step: int) -> Batch:
     """Return two grey images that are no pictures: their loss has the weight 0."""
     none = torch.empty(0, dtype=torch.int64)
     grey = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)
-    return Batch(grey, none, none, rows_B=none, positions_B=torch.arange(2))
+    return Batch(grey, none, none, rows_B=none, positions_B=torch.arange(2), step=step)

@@ -56,6 +56,5 @@ def patch_dropper_of(setup: Setup, sampler: StepSampler) -> PatchDropper | None:
     return PatchDropper(
         curriculum,
         patch_size=setup.args["patch_size"],
-        global_batch_size=sampler.global_batch_size,
         device=setup.device,
     )
