@@ -1,8 +1,8 @@
 import pytest
-from pydantic import BaseModel
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from vit21k.config.describe import describe_fields
 from vit21k.config.recipe import dump_recipe, load_recipe, recipe_from, shipped_recipes, summary

@@ -170,26 +170,34 @@ def _explain(error: ValidationError) -> list[str]:
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{dotted}: no such field{_did_you_mean(dotted)}")
-        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
-            field = ".".join(str(part) for part in problem["loc"][:-1])
-            given = problem["input"]
-            lines.append(f"{field}: too few values, {len(given)}, got {list(given)}")
-        elif problem["type"] == "too_long":
-            most = problem["ctx"]["max_length"]
-            lines.append(f"{dotted}: {most} values, got {problem['input']!r}")
-        elif problem["type"] == "tuple_type":
-            lines.append(f"{dotted}: a list such as [0.1, 0.2], got {problem['input']!r}")
-        elif problem["type"] == "finite_number" or _is_no_number(problem["input"]):
-            lines.append(f"{dotted}: a finite number, got {problem['input']}")
         elif problem["type"] == "missing":
-            lines.append(f"{dotted}: required")
+            lines.append(_missing(dotted, problem))
         elif problem["type"] == "model_type":
             lines.append(f"{dotted}: a section with fields, got {problem['input']!r}")
         elif problem["type"] == "value_error":
             lines += str(problem["ctx"]["error"]).splitlines()
         else:
-            lines.append(f"{dotted}: {_lower_first(problem['msg'])}, got {problem['input']!r}")
+            lines.append(_about_value(dotted, problem))
     return lines
+
+
+def _about_value(dotted: str, problem: Mapping[str, Any]) -> str:
+    """Return what a field takes, and what it got."""
+    given = problem["input"]
+    if problem["type"] == "too_long":
+        return f"{dotted}: {problem['ctx']['max_length']} values, got {given!r}"
+    if problem["type"] == "tuple_type":
+        return f"{dotted}: a list such as [0.1, 0.2], got {given!r}"
+    if problem["type"] == "finite_number" or _is_no_number(given):
+        return f"{dotted}: a finite number, got {given}"
+    return f"{dotted}: {_lower_first(problem['msg'])}, got {given!r}"
+
+
+def _missing(dotted: str, problem: Mapping[str, Any]) -> str:
+    if not isinstance(problem["loc"][-1], int):
+        return f"{dotted}: required"
+    given = list(problem["input"])
+    return f"{dotted.rpartition('.')[0]}: too few values, {len(given)}, got {given}"
 
 
 def _is_no_number(value: Any) -> bool:
