@@ -188,6 +188,7 @@ def _heat_scaler() -> None:
 
 def _note_batches(path: Path) -> None:
     """Let this process write down a digest of every batch that it trains on."""
+    import torch  # noqa: PLC0415
     import xxhash  # noqa: PLC0415
 
     from vit21k.data.loader import Batch, TrainLoader  # noqa: PLC0415
@@ -197,8 +198,9 @@ def _note_batches(path: Path) -> None:
     def noted(self: TrainLoader, step: int) -> Iterator[Batch]:
         for number, batch in enumerate(plain(self, step)):
             digest = xxhash.xxh3_64()
-            for tensor in batch:
-                digest.update(tensor.numpy().tobytes())
+            for part in batch:
+                if isinstance(part, torch.Tensor):
+                    digest.update(part.numpy().tobytes())
             pictures = list(zip(batch.positions_B.tolist(), batch.rows_B.tolist(), strict=True))
             line = json.dumps([step, rank, number, digest.hexdigest(), pictures])
             with path.open("a") as file:

@@ -171,8 +171,14 @@ class BatchDecoder:
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
             positions_B = positions_B[kept] if len(positions_B) else positions_B
         label_rows_L, label_ids_L = self._pictures.labels_of(rows_B)
-        parts = (label_rows_L, label_ids_L, rows_B, positions_B)
-        return Batch(images_BCHW, *(torch.from_numpy(part) for part in parts), job.step)
+        return Batch(
+            images_BCHW,
+            label_rows_L=torch.from_numpy(label_rows_L),
+            label_ids_L=torch.from_numpy(label_ids_L),
+            rows_B=torch.from_numpy(rows_B),
+            positions_B=torch.from_numpy(positions_B),
+            step=job.step,
+        )
 
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
         """Decode a chunk into its place; return what of it is bad."""
