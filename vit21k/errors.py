@@ -10,6 +10,7 @@ Vit21kError                   the command line prints it without a traceback   e
 │   └── CheckpointError       a checkpoint is missing, damaged or another model's
 ├── MissingExtraError         an optional dependency is not installed                 1
 ├── NonFiniteLossError        training diverged                                       1
+├── TemporaryFolderError      the temporary folder is full or failing                74
 ├── LockedError               another run works on the same folder                   75
 ├── TerminatedError           SIGTERM ended the run; its state is saved             143
 └── InterruptedRunError       Ctrl-C ended the run; its state is saved              130
@@ -91,6 +92,12 @@ class MissingExtraError(Vit21kError):
 
 class NonFiniteLossError(Vit21kError):
     """The loss stopped being a finite number."""
+
+
+class TemporaryFolderError(Vit21kError):
+    """The folder for temporary files is full or failing; no input is to blame."""
+
+    exit_code = EXIT_STORAGE
 
 
 class LockedError(Vit21kError):

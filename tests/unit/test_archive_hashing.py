@@ -1,8 +1,12 @@
 """`hash` on archives: the manifests are those of the tree that unpacking them would have made."""
 
+import errno
+import gzip
+import io
 import os
 import pickle
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,8 @@ from conftest import TINY_FILES, MakeTree
 from tar_files import END, header, padded, tar_of, tar_of_tars
 
 from vit21k.data.pictures import Pictures
-from vit21k.errors import ImageTreeError
-from vit21k.hashing import archive_digest
+from vit21k.errors import ImageTreeError, TemporaryFolderError
+from vit21k.hashing import archive_digest, spool
 from vit21k.hashing.digest import ChunkDigester
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.hashing.summary import HashSummary
@@ -201,6 +205,111 @@ def test_the_last_of_equally_named_class_tars_counts(tmp_path: Path) -> None:
 
     assert _paths(tmp_path / "m") == ["n1/b.jpg"]
     assert _problems(tmp_path / "m") == [("n1.tar", "duplicate_member")]
+
+
+HTML = b"<html>404 Not Found</html>"
+SUPERSEDED = {
+    "an empty file": (("a.jpg", b""), "empty"),
+    "a page of HTML": (("a.jpg", HTML), "not_an_image"),
+    "under another spelling": (("./a.jpg", b""), "empty"),
+}
+
+
+@pytest.mark.parametrize("run_members", [1, 8192])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("what", SUPERSEDED)
+def test_a_member_that_is_of_no_use_supersedes_an_earlier_one(
+    what: str,
+    compressed: bool,
+    run_members: int,
+    make_tree: MakeTree,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(archive_digest, "RUN_MEMBERS", run_members)
+    later, kind = SUPERSEDED[what]
+    members = [("a.jpg", b"old"), ("sub/b.jpg", b"b"), ("c.jpg", b""), later, ("c.jpg", b"good")]
+    name = "n1.tgz" if compressed else "n1.tar"
+    root = make_tree({name: tar_of(members, compressed=compressed), "n2/x.jpg": b"x"})
+
+    _hash(root, tmp_path / "m")
+
+    assert _paths(tmp_path / "m") == ["n1/c.jpg", "n1/sub/b.jpg", "n2/x.jpg"]
+    assert _problems(tmp_path / "m") == [
+        ("n1/a.jpg", "duplicate_member"),
+        ("n1/a.jpg", kind),
+        ("n1/c.jpg", "duplicate_member"),
+    ]
+
+
+def test_a_tar_that_gnu_tar_appended_to_is_its_unpacked_tree(tmp_path: Path) -> None:
+    tree, unpacked = tmp_path / "t", tmp_path / "u" / "n01440764"
+    tree.mkdir()
+    unpacked.mkdir(parents=True)
+    source = tmp_path / "s"
+    source.mkdir()
+    first = dict(zip(("a.JPEG", "b.JPEG", "d.JPEG"), TINY_FILES.values(), strict=False))
+    second = {"a.JPEG": b"", "b.JPEG": HTML, "c.JPEG": b"\xff\xd8\xff new"}
+    for flag, files in (("-cf", first), ("-rf", second)):
+        for name, content in files.items():
+            (source / name).write_bytes(content)
+        command = ["tar", "-C", source, flag, tree / "n01440764.tar"]
+        subprocess.run([*command, *(f"./{name}" for name in files)], check=True)
+    (source / "d.JPEG").unlink()
+    (source / "d.JPEG").symlink_to("c.JPEG")  # the last member of its name is a link
+    subprocess.run(["tar", "-C", source, "-rf", tree / "n01440764.tar", "d.JPEG"], check=True)
+    subprocess.run(["tar", "-C", unpacked, "-xf", tree / "n01440764.tar"], check=True)
+
+    _hash(tree, tmp_path / "packed")
+    _hash(unpacked.parent, tmp_path / "unpacked")
+
+    expected = read_manifest(tmp_path / "unpacked", DIGESTS, COLUMNS)
+    assert expected["path"].to_pylist() == ["n01440764/c.JPEG"]
+    assert read_manifest(tmp_path / "packed", DIGESTS, COLUMNS).equals(expected)
+    assert [kind for _, kind in _problems(tmp_path / "packed")] == [
+        *("duplicate_member", "empty"),
+        *("duplicate_member", "not_an_image"),
+        *("duplicate_member", "member_is_link"),
+    ]
+
+
+@pytest.mark.parametrize("last", ["a tar", "a link"])
+def test_the_last_class_tar_of_a_compressed_archive_counts(
+    last: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    tars = [tar_of({name: b"x"}) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    names = [b"n1.tar", b"n2.tar", b"n1.tar"]
+    parts = [header(n, len(t)) + padded(t) for n, t in zip(names, tars, strict=True)]
+    parts[2] = header(b"n1.tar", kind=b"2") if last == "a link" else parts[2]
+    make_tree({"whole.tar.gz": gzip.compress(b"".join(parts) + END)})
+
+    _hash(tmp_path / "tree" / "whole.tar.gz", tmp_path / "m")
+
+    expected = {"a tar": ["n1/c.jpg", "n2/b.jpg"], "a link": ["n2/b.jpg"]}
+    assert _paths(tmp_path / "m") == expected[last]
+    assert ("n1.tar", "duplicate_member") in _problems(tmp_path / "m")
+
+
+def test_a_full_temporary_folder_is_no_damage_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def __init__(self, max_size: int) -> None:
+            super().__init__()
+
+        def write(self, _content: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spool, "_HELD_ITEMS", 0)
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Full)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/small/tmp")
+
+    with pytest.raises(TemporaryFolderError, match="/small/tmp`: No space left") as raised:
+        _hash(_laid_out("a gzip'd tar of tars", tmp_path), tmp_path / "m")
+
+    assert raised.value.exit_code == 74
+    assert "TMPDIR=" in (raised.value.hint or "")
+    assert not (tmp_path / "m" / "digests.parquet").exists()
 
 
 def test_what_lies_at_the_top_of_the_archive_that_is_the_root_has_its_name_as_class(

@@ -1,7 +1,8 @@
 """A part of an archive -> digests of its members, from one pass over its bytes.
 
 A member is filed where unpacking would have put it: the archive stands for a folder of its name.
-Of members with the same name the last one counts, as when `tar` unpacks them over one another.
+Of members with the same name the last one counts, as when `tar` unpacks them over one another, and
+whatever it is: if it is empty, a link or no image, then unpacking would have left no image there.
 
 Memory: that of the rows of a class tar, at about 600 bytes a member; of a tar without class tars,
 that of some folders, as long as it goes from one to the next and does not come back.
@@ -17,8 +18,14 @@ from vit21k.archives.members import Member, read_members
 from vit21k.archives.names import archive_stem, is_gzip
 from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
-from vit21k.hashing.archive_names import flaw_of_class_tar, flaw_of_picture
-from vit21k.hashing.archive_runs import DigestedMembers, by_folder, disjoint
+from vit21k.hashing.archive_names import flaw_of_class_tar, flaw_of_name, flaw_of_size
+from vit21k.hashing.archive_runs import (
+    DigestedMembers,
+    Outcome,
+    UnusableError,
+    by_folder,
+    disjoint,
+)
 from vit21k.hashing.entry_problems import printable, problem_from
 from vit21k.hashing.spool import Spool
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -28,15 +35,6 @@ RUN_MEMBERS = 8192
 """Held at least, before what was met is put aside when a new folder begins."""
 
 _DAMAGE = (EOFError, zlib.error, BombError, OSError)
-
-
-class UnusableError(Exception):
-    """A member's content is not of any use."""
-
-    def __init__(self, kind: ProblemKind, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
 
 
 def digest_part(
@@ -71,22 +69,49 @@ class _PartDigester(Generic[_Digest]):
         self._digest = digest
         self._is_stopped = is_stopped
         self._problems: list[Problem] = []
-        self._taken_stems: set[bytes] = set()
+        self._class_tars: dict[bytes, int] = {}
         self._num_runs = 0
 
     def run(self) -> Iterator[DigestedMembers[_Digest]]:
         before = _version(self._descriptor)
         with Spool[DigestedMembers[_Digest]]() as spool:
-            try:
-                for members in self._read():
-                    spool.add(members.first_path.encode(), members)
-            except _DAMAGE as error:
-                self._problems.append(self._problem_from(error))
+            for members in self._read_to_the_damage():
+                spool.add(members.first_path.encode(), members)
             if _version(self._descriptor) == before:
-                yield from disjoint(spool.in_order(), self._say_twice)
+                runs = filter(self._is_of_last_class_tar, spool.in_order())
+                for members in disjoint(runs, self._say_twice):
+                    if (good := self._without_flaws(members)).names:
+                        yield good
             else:
                 self._say(self._part.name, ProblemKind.CHANGED_WHILE_READ)
         yield DigestedMembers("", problems=sorted(self._problems))
+
+    def _read_to_the_damage(self) -> Iterator[DigestedMembers[_Digest]]:
+        """Yield what can be read; note the damage of the archive, if any ends that.
+
+        What is done with each item lies outside of the `try`: that our own disk is full is no
+        damage of the archive.
+        """
+        try:
+            yield from self._read()
+        except _DAMAGE as error:
+            self._problems.append(self._problem_from(error))
+
+    def _is_of_last_class_tar(self, members: DigestedMembers[_Digest]) -> bool:
+        return self._class_tars.get(members.class_tar, -1) == members.class_tar_offset
+
+    def _without_flaws(self, members: DigestedMembers[_Digest]) -> DigestedMembers[_Digest]:
+        """Return *members* without those that are of no use, which are noted."""
+        if not any(isinstance(outcome, UnusableError) for outcome in members.outcomes):
+            return members
+        good: DigestedMembers[_Digest] = DigestedMembers(members.folder)
+        entries = zip(members.names, members.offsets, members.outcomes, strict=True)
+        for name, offset, outcome in entries:
+            if isinstance(outcome, UnusableError):
+                self._say((members.folder + name).encode(), outcome.kind, outcome.detail)
+            else:
+                good.add(name, offset, outcome)
+        return good
 
     def _read(self) -> Iterator[DigestedMembers[_Digest]]:
         if is_gzip(self._descriptor):
@@ -103,14 +128,14 @@ class _PartDigester(Generic[_Digest]):
         self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
     ) -> Iterator[DigestedMembers[_Digest]]:
         """Yield the class tars in the tar at *window* as they come, and its own members last."""
-        found: dict[bytes, tuple[int, _Digest]] = {}
+        found: dict[bytes, tuple[int, Outcome[_Digest]]] = {}
         last_path = b""
         try:
             for member in read_members(window, end):
                 if self._is_stopped():
                     return
                 stem = archive_stem(member.name)
-                if stem is not None and member.flaw is None and not is_inner:
+                if stem is not None and not is_inner:
                     yield from self._read_class_tar(window, folder, stem, member)
                     continue
                 path = self._path_of(member, folder)
@@ -127,39 +152,52 @@ class _PartDigester(Generic[_Digest]):
     def _read_class_tar(
         self, window: Window, folder: bytes, stem: bytes, member: Member
     ) -> Iterator[DigestedMembers[_Digest]]:
-        flaw = flaw_of_class_tar(member.name)
-        if stem in self._taken_stems:  # what has been yielded cannot be taken back
-            flaw = ProblemKind.DUPLICATE_MEMBER, "not read; the first one was"
-        if flaw is not None:
-            self._say(folder + member.name, *flaw)
+        path, by_name = folder + member.name, flaw_of_class_tar(member.name)
+        if by_name is not None:
+            self._say(path, *(member.flaw or by_name))
             return
-        self._taken_stems.add(stem)
+        if stem in self._class_tars:
+            self._say_twice(path, self._class_tars[stem])
+        self._class_tars[stem] = member.offset
+        if member.flaw is not None:
+            self._say(path, *member.flaw)
+            return
         end = member.offset + member.num_bytes
-        yield from self._read_tar(window, folder + stem + b"/", end, is_inner=True)
+        for members in self._read_tar(window, folder + stem + b"/", end, is_inner=True):
+            members.class_tar, members.class_tar_offset = stem, member.offset
+            yield members
 
     def _take(
         self,
         path: bytes,
         member: Member,
         window: Window,
-        found: dict[bytes, tuple[int, _Digest]],
+        found: dict[bytes, tuple[int, Outcome[_Digest]]],
     ) -> None:
-        """Digest *member* into *found*, or note what is wrong with it."""
-        flaw = member.flaw or flaw_of_picture(path, member.num_bytes)
-        if flaw is not None:
-            self._say(path, *flaw)
-            return
-        content = window.take(member.num_bytes)
-        if len(content) < member.num_bytes:
-            detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
-            self._say(path, ProblemKind.ARCHIVE_TRUNCATED, detail)
+        """Put into *found* what became of *member*; note it if it cannot be an image by its name.
+
+        A member that is of no use takes the place of an earlier one of its name, too.
+        """
+        by_name = flaw_of_name(path) if member.name else member.flaw
+        if by_name is not None:
+            self._say(path, *(member.flaw or by_name))
             return
         if path in found:
             self._say_twice(path, found[path][0])
         try:
-            found[path] = member.offset, self._digest(content)
+            found[path] = member.offset, self._digest(self._content_of(member, window))
         except UnusableError as error:
-            self._say(path, error.kind, error.detail)
+            found[path] = member.offset, error
+
+    def _content_of(self, member: Member, window: Window) -> memoryview:
+        flaw = member.flaw or flaw_of_size(member.num_bytes)
+        if flaw is not None:
+            raise UnusableError(*flaw)
+        content = window.take(member.num_bytes)
+        if len(content) < member.num_bytes:
+            detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
+            raise UnusableError(ProblemKind.ARCHIVE_TRUNCATED, detail)
+        return content
 
     def _path_of(self, member: Member, folder: bytes) -> bytes:
         if not member.name:
@@ -171,7 +209,7 @@ class _PartDigester(Generic[_Digest]):
         return (archive_stem(name) or name) + b"/" + member.name
 
     def _run_of(
-        self, found: dict[bytes, tuple[int, _Digest]]
+        self, found: dict[bytes, tuple[int, Outcome[_Digest]]]
     ) -> Iterator[DigestedMembers[_Digest]]:
         self._num_runs += 1
         return by_folder(found, self._num_runs)

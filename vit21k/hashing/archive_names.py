@@ -19,8 +19,8 @@ def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
     return None
 
 
-def flaw_of_picture(path: bytes, num_bytes: int) -> tuple[ProblemKind, str] | None:
-    """Return what is wrong with a regular file of an archive before it is read."""
+def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
+    """Return why a member of an archive cannot be an image of a class, by its path alone."""
     name = path.rpartition(b"/")[2]
     if archive_stem(name) is not None:
         return ProblemKind.ARCHIVE_TOO_DEEP, ""
@@ -34,10 +34,11 @@ def flaw_of_picture(path: bytes, num_bytes: int) -> tuple[ProblemKind, str] | No
         return ProblemKind.NAME_NOT_UTF8, ""
     if b"/" not in path:
         return ProblemKind.NOT_IN_CLASS_FOLDER, ""
-    return _flaw_of_size(num_bytes)
+    return None
 
 
-def _flaw_of_size(num_bytes: int) -> tuple[ProblemKind, str] | None:
+def flaw_of_size(num_bytes: int) -> tuple[ProblemKind, str] | None:
+    """Return what is wrong with a regular file of an archive, by its size."""
     if num_bytes > MAX_MEMBER_BYTES:
         return ProblemKind.MEMBER_TOO_LARGE, f"{num_bytes:,} bytes"
     return None if num_bytes else (ProblemKind.EMPTY, "")

@@ -89,7 +89,11 @@ def _class_tars(window: Window) -> list[Member] | None:
 
 def _parts_of(found: list[Member], whole: ArchivePart) -> list[ArchivePart | Problem]:
     parts: dict[bytes, list[ArchivePart | Problem]] = {}
-    last_of = {archive_stem(member.name): member for member in found}
+    last_of = {
+        archive_stem(member.name): member
+        for member in found
+        if flaw_of_class_tar(member.name) is None
+    }
     for member in found:
         name = whole.folder + member.name if member.name else whole.archive
         stem = archive_stem(member.name) or b""

@@ -9,9 +9,22 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from vit21k.manifest.problems import Problem
+from vit21k.manifest.problems import Problem, ProblemKind
 
 _Digest = TypeVar("_Digest")
+
+
+class UnusableError(Exception):
+    """A member's content is not of any use."""
+
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+
+Outcome = _Digest | UnusableError
+"""What became of a member: its digest, or why there is none."""
 
 
 @dataclass
@@ -22,15 +35,31 @@ class DigestedMembers(Generic[_Digest]):
         folder: Relative to the image root; ends in ``/``.
         names: In that folder.
         offsets: Where their data begin in the archive, or in what it unpacks to.
+        outcomes: What became of each.
         number: Counts what comes from one archive, in the archive's order.
+        class_tar: Name, without suffix, of the tar within the archive that they come from, if any.
+        class_tar_offset: Where that begins.
     """
 
     folder: str
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    digests: list[_Digest] = field(default_factory=list)
+    outcomes: list[Outcome[_Digest]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     number: int = 0
+    class_tar: bytes = b""
+    class_tar_offset: int = -1
+
+    def add(self, name: str, offset: int, outcome: Outcome[_Digest]) -> None:
+        """Add a member."""
+        self.names.append(name)
+        self.offsets.append(offset)
+        self.outcomes.append(outcome)
+
+    @property
+    def digests(self) -> list[_Digest]:
+        """Of those that have one."""
+        return [found for found in self.outcomes if not isinstance(found, UnusableError)]
 
     @property
     def first_path(self) -> str:
@@ -44,16 +73,13 @@ class DigestedMembers(Generic[_Digest]):
 
 
 def by_folder(
-    found: dict[bytes, tuple[int, _Digest]], number: int
+    found: dict[bytes, tuple[int, Outcome[_Digest]]], number: int
 ) -> Iterator[DigestedMembers[_Digest]]:
-    """Yield offsets and digests by path, folder by folder."""
+    """Yield offsets and outcomes by path, folder by folder."""
     for folder, paths in groupby(sorted(found), key=_folder_of):
         members: DigestedMembers[_Digest] = DigestedMembers(folder.decode(), number=number)
         for path in paths:
-            offset, digest = found[path]
-            members.names.append(path[len(folder) :].decode())
-            members.offsets.append(offset)
-            members.digests.append(digest)
+            members.add(path[len(folder) :].decode(), *found[path])
         yield members
 
 
@@ -83,13 +109,13 @@ def _merged(
     if len(runs) < 2:  # noqa: PLR2004
         yield from runs
         return
-    found: dict[bytes, tuple[int, _Digest]] = {}
+    found: dict[bytes, tuple[int, Outcome[_Digest]]] = {}
     for run in sorted(runs, key=lambda run: run.number):
-        for name, offset, digest in zip(run.names, run.offsets, run.digests, strict=True):
+        for name, offset, outcome in zip(run.names, run.offsets, run.outcomes, strict=True):
             path = (run.folder + name).encode()
             if path in found:
                 on_duplicate(path, found[path][0])
-            found[path] = offset, digest
+            found[path] = offset, outcome
     yield from by_folder(found, runs[0].number)
 
 

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from vit21k.archives.part import ArchivePart
-from vit21k.hashing.archive_digest import UnusableError, digest_part
+from vit21k.hashing.archive_digest import digest_part
 from vit21k.hashing.archive_memory import (
     Members,
     differing_members,
@@ -19,7 +19,7 @@ from vit21k.hashing.archive_memory import (
     note_part,
     recall_part,
 )
-from vit21k.hashing.archive_runs import DigestedMembers
+from vit21k.hashing.archive_runs import DigestedMembers, UnusableError
 from vit21k.hashing.chunk_files import ChunkFiles
 from vit21k.hashing.compiled_reader import compiled_reader_for
 from vit21k.hashing.digested import DigestedChunk, Memory

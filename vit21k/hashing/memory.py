@@ -96,9 +96,16 @@ class HashMemory:
                 files.rows["mtime_ns"][~is_settled] = -1
             record = encode(folder, files)
         with self._lock:
+            self._write(record)
+
+    def _write(self, record: bytes) -> None:
+        name = self._journal.name
+        try:
             num_written = self._journal.write(record)
+        except OSError as error:  # it does not say of which file
+            raise OSError(error.errno, error.strerror, name) from error
         if num_written != len(record):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._journal.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
     def _noted_before(self, folder: bytes, files: NamedRows) -> bytes | None:
         """Return the record that this thread has just recalled *files* from, if they are all of it.

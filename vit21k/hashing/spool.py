@@ -3,7 +3,10 @@
 import pickle
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Generic, Self, TypeVar
+
+from vit21k.errors import TemporaryFolderError
 
 _Item = TypeVar("_Item")
 
@@ -12,7 +15,11 @@ _IN_MEMORY_BYTES = 1 << 25
 
 
 class Spool(Generic[_Item]):
-    """Keeps items: the first as they are, the next 32 MiB packed, others in an unnamed file."""
+    """Keeps items: the first as they are, the next 32 MiB packed, others in an unnamed file.
+
+    Raises:
+        TemporaryFolderError: That file cannot be made, written or read.
+    """
 
     def __init__(self) -> None:
         self._held: list[_Item] = []
@@ -23,7 +30,8 @@ class Spool(Generic[_Item]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what it has not written yet no longer counts
+            self._file.close()
 
     def add(self, key: bytes, item: _Item) -> None:
         """Keep *item*."""
@@ -31,8 +39,10 @@ class Spool(Generic[_Item]):
             self._held.append(item)
             self._places.append((key, -len(self._held)))
         else:
-            self._places.append((key, self._file.tell()))
-            pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
+            packed = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+            with _in_temporary_folder():
+                self._places.append((key, self._file.tell()))
+                self._file.write(packed)
 
     def in_order(self) -> Iterator[_Item]:
         """Yield the items by their keys; nothing can be added after that."""
@@ -40,6 +50,19 @@ class Spool(Generic[_Item]):
             if place < 0:
                 yield self._held[-place - 1]
                 continue
-            self._file.seek(place)
-            item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
+            with _in_temporary_folder():
+                self._file.seek(place)
+                item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
             yield item
+
+
+@contextmanager
+def _in_temporary_folder() -> Iterator[None]:
+    """Say of an `OSError` whose fault it is: that of our own file, not of what is read."""
+    try:
+        yield
+    except OSError as error:
+        raise TemporaryFolderError(
+            f"the temporary folder `{tempfile.gettempdir()}`: {error.strerror or error}",
+            hint="free some space there, or name another folder: `TMPDIR=/big/disk vit21k ...`",
+        ) from error

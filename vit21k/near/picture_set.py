@@ -81,6 +81,10 @@ def _room_for(size: int, folder: Path) -> NDArray[np.uint8]:
     if size * THUMB_BYTES <= MAX_BYTES_IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
     with tempfile.TemporaryFile(dir=folder) as file:
+        try:  # or a disk that is full later would end the process, without a message
+            os.posix_fallocate(file.fileno(), 0, size * THUMB_BYTES)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
 
 

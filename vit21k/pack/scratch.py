@@ -24,7 +24,10 @@ def scratch_array(folder: Path, dtype: np.dtype[Any], length: int) -> NDArray[An
     if not length:
         return np.zeros((0, *dtype.shape), dtype.base)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, length * dtype.itemsize)
+        try:
+            os.posix_fallocate(file.fileno(), 0, length * dtype.itemsize)
+        except OSError as error:  # it does not say where
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         mapped = np.memmap(file, dtype.base, mode="r+", shape=(length, *dtype.shape))
     # A plain array: what a `memmap` adds to each access costs more than the access.
     return np.asarray(mapped)
