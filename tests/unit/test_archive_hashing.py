@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -177,13 +178,79 @@ def test_an_archive_beside_its_folder_is_left_out(make_tree: MakeTree, tmp_path:
     assert not summary.num_bad
 
 
-def test_of_two_archives_of_one_name_one_is_read(make_tree: MakeTree, tmp_path: Path) -> None:
-    files = {"n1.tar": tar_of({"x.jpg": b"x"}), "n1.tgz": tar_of({"y.jpg": b"y"}, compressed=True)}
+@pytest.mark.parametrize("unpacked", [{}, {"x.jpg": b"x"}, {"x.jpg": b"x", "y.jpg": b"other"}])
+def test_an_archive_beside_a_folder_that_lacks_some_of_it_is_a_problem(
+    unpacked: dict[str, bytes], make_tree: MakeTree, tmp_path: Path
+) -> None:
+    files = {"x.jpg": b"x", "y.jpg": b"y", "README": b"read me"}
+    tree = {f"n1/{name}": content for name, content in unpacked.items()}
+    root = make_tree({**tree, "n1.tar": tar_of(files), "n2/z.jpg": b"z"})
+    (root / "n1").mkdir(exist_ok=True)
 
-    _hash(make_tree(files), tmp_path / "m")
+    summary = _hash(root, tmp_path / "m")
+
+    [problem] = read_manifest(tmp_path / "m", PROBLEMS).to_pylist()
+    assert (problem["path"], problem["kind"]) == ("n1.tar", "archive_differs")
+    num_missing = 1 if "x.jpg" in unpacked else 2
+    assert f"{num_missing} of its 2 images are not in `n1/`" in problem["detail"]
+    assert "n1/y.jpg" in problem["detail"]
+    assert summary.num_bad == 1
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_tar_of_tars_beside_its_folder_is_compared_in_depth(
+    compressed: bool, tiny_tree: Path, tmp_path: Path
+) -> None:
+    unpacked = tmp_path / "d" / "whole"
+    shutil.copytree(tiny_tree, unpacked)
+    name = "whole.tgz" if compressed else "whole.tar"
+    (tmp_path / "d" / name).write_bytes(tar_of_tars(FOLDERS, compressed=compressed))
+    _hash(tmp_path / "d", tmp_path / "m")
+    assert _problems(tmp_path / "m") == [(name, "already_unpacked")]
+
+    next(unpacked.rglob("*.JPEG")).unlink()
+    _hash(tmp_path / "d", tmp_path / "m")
+
+    assert _problems(tmp_path / "m") == [(name, "archive_differs")]
+
+
+def test_an_archive_of_a_folder_is_compared_with_that_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "d" / "n1"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"a")
+    subprocess.run(
+        ["tar", "-C", tmp_path / "d", "-cf", tmp_path / "d" / "n1.tar", "n1"], check=True
+    )
+
+    _hash(tmp_path / "d", tmp_path / "m")
+
+    assert _problems(tmp_path / "m") == [("n1.tar", "already_unpacked")]
+
+
+def test_a_truncated_archive_beside_its_folder_is_a_problem(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    root = make_tree({"n1/a.jpg": b"a", "n1.tar": tar_of({"a.jpg": b"a"})[:1024]})
+
+    _hash(root, tmp_path / "m")
+
+    [problem] = read_manifest(tmp_path / "m", PROBLEMS).to_pylist()
+    assert (problem["kind"], "end mark" in problem["detail"]) == ("archive_differs", True)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_of_two_archives_of_one_name_one_is_read(
+    is_same: bool, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    files = {"x.jpg": b"x"} if is_same else {"y.jpg": b"y", "x.jpg": bytes(20_000)}
+    tars = {"n1.tar": tar_of({"x.jpg": b"x"}), "n1.tgz": tar_of(files, compressed=True)}
+
+    summary = _hash(make_tree(tars), tmp_path / "m")
 
     assert _paths(tmp_path / "m") == ["n1/x.jpg"]
-    assert _problems(tmp_path / "m") == [("n1.tgz", "already_unpacked")]
+    kind = "already_unpacked" if is_same else "archive_differs"
+    assert _problems(tmp_path / "m") == [("n1.tgz", kind)]
+    assert bool(summary.num_bad) is not is_same
 
 
 def test_the_last_of_equally_named_members_counts(make_tree: MakeTree, tmp_path: Path) -> None:

@@ -74,12 +74,12 @@ def test_what_comes_after_runs_on_them(upload: Upload, tmp_path: Path) -> None:
     assert open_manifest(tmp_path, IMAGES).num_rows == 4
 
 
-def test_archives_are_left_out_and_listed(upload: Upload, tmp_path: Path) -> None:
+def test_archives_behind_a_url_are_problems(upload: Upload, tmp_path: Path) -> None:
     hash_remote(upload({**TINY_FILES, "n2.tar": b"7"}), tmp_path)
 
     [problem] = read_manifest(tmp_path, PROBLEMS).to_pylist()
 
-    assert (problem["path"], problem["kind"]) == ("n2.tar", "other_suffix")
+    assert (problem["path"], problem["kind"]) == ("n2.tar", "archive_not_read")
 
 
 def test_a_large_object_is_read_in_pieces(

@@ -13,6 +13,8 @@ class ArchivePart(NamedTuple):
             the root itself.
         start: Where it begins in the archive.
         end: Where it ends; None for a whole archive.
+        beside: What is read instead of it, for it has its name: a folder, which ends in ``/``, or
+            another archive; empty if there is nothing of the kind.
     """
 
     archive: bytes
@@ -20,6 +22,7 @@ class ArchivePart(NamedTuple):
     folder: bytes
     start: int = 0
     end: int | None = None
+    beside: bytes = b""
 
     @property
     def is_whole(self) -> bool:

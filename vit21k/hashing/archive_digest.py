@@ -21,7 +21,6 @@ from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSour
 from vit21k.hashing.archive_names import flaw_of_class_tar, flaw_of_name, flaw_of_size
 from vit21k.hashing.archive_runs import (
     DigestedMembers,
-    Outcome,
     UnusableError,
     by_folder,
     disjoint,
@@ -128,7 +127,7 @@ class _PartDigester(Generic[_Digest]):
         self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
     ) -> Iterator[DigestedMembers[_Digest]]:
         """Yield the class tars in the tar at *window* as they come, and its own members last."""
-        found: dict[bytes, tuple[int, Outcome[_Digest]]] = {}
+        found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
         last_path = b""
         try:
             for member in read_members(window, end):
@@ -172,7 +171,7 @@ class _PartDigester(Generic[_Digest]):
         path: bytes,
         member: Member,
         window: Window,
-        found: dict[bytes, tuple[int, Outcome[_Digest]]],
+        found: dict[bytes, tuple[int, _Digest | UnusableError]],
     ) -> None:
         """Put into *found* what became of *member*; note it if it cannot be an image by its name.
 
@@ -209,7 +208,7 @@ class _PartDigester(Generic[_Digest]):
         return (archive_stem(name) or name) + b"/" + member.name
 
     def _run_of(
-        self, found: dict[bytes, tuple[int, Outcome[_Digest]]]
+        self, found: dict[bytes, tuple[int, _Digest | UnusableError]]
     ) -> Iterator[DigestedMembers[_Digest]]:
         self._num_runs += 1
         return by_folder(found, self._num_runs)

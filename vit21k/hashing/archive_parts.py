@@ -32,7 +32,7 @@ def with_parts(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[
     """
     fraction = 0.0
     for chunk in chunks:
-        if chunk.archive is None:
+        if chunk.archive is None or chunk.archive.beside:
             yield chunk
         else:
             for part in plan_archive(root, chunk.archive, flags=flags):

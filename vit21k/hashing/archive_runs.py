@@ -23,10 +23,6 @@ class UnusableError(Exception):
         self.detail = detail
 
 
-Outcome = _Digest | UnusableError
-"""What became of a member: its digest, or why there is none."""
-
-
 @dataclass
 class DigestedMembers(Generic[_Digest]):
     """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
@@ -35,7 +31,7 @@ class DigestedMembers(Generic[_Digest]):
         folder: Relative to the image root; ends in ``/``.
         names: In that folder.
         offsets: Where their data begin in the archive, or in what it unpacks to.
-        outcomes: What became of each.
+        outcomes: What became of each: its digest, or why there is none.
         number: Counts what comes from one archive, in the archive's order.
         class_tar: Name, without suffix, of the tar within the archive that they come from, if any.
         class_tar_offset: Where that begins.
@@ -44,13 +40,13 @@ class DigestedMembers(Generic[_Digest]):
     folder: str
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    outcomes: list[Outcome[_Digest]] = field(default_factory=list)
+    outcomes: list[_Digest | UnusableError] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     number: int = 0
     class_tar: bytes = b""
     class_tar_offset: int = -1
 
-    def add(self, name: str, offset: int, outcome: Outcome[_Digest]) -> None:
+    def add(self, name: str, offset: int, outcome: _Digest | UnusableError) -> None:
         """Add a member."""
         self.names.append(name)
         self.offsets.append(offset)
@@ -73,7 +69,7 @@ class DigestedMembers(Generic[_Digest]):
 
 
 def by_folder(
-    found: dict[bytes, tuple[int, Outcome[_Digest]]], number: int
+    found: dict[bytes, tuple[int, _Digest | UnusableError]], number: int
 ) -> Iterator[DigestedMembers[_Digest]]:
     """Yield offsets and outcomes by path, folder by folder."""
     for folder, paths in groupby(sorted(found), key=_folder_of):
@@ -109,7 +105,7 @@ def _merged(
     if len(runs) < 2:  # noqa: PLR2004
         yield from runs
         return
-    found: dict[bytes, tuple[int, Outcome[_Digest]]] = {}
+    found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
     for run in sorted(runs, key=lambda run: run.number):
         for name, offset, outcome in zip(run.names, run.offsets, run.outcomes, strict=True):
             path = (run.folder + name).encode()

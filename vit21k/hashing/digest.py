@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from vit21k.archives.part import ArchivePart
+from vit21k.hashing.archive_beside import problem_beside
 from vit21k.hashing.archive_digest import digest_part
 from vit21k.hashing.archive_memory import (
     Members,
@@ -97,6 +98,9 @@ class ChunkDigester:
         Raises:
             OSError: This process has run out of file descriptors or memory.
         """
+        if chunk.archive is not None and chunk.archive.beside:
+            beside = problem_beside(self.root, chunk.archive, flags=self.file_flags)
+            return DigestedChunk("", chunk.fraction, problems=[beside])
         if chunk.archive is not None:
             return self._digest_archive(chunk.archive, chunk.fraction)
         folder = printable(chunk.folder)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vit21k.archives.names import archive_stem
 from vit21k.errors import ImageTreeError, MissingExtraError
 from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.hashing.digest import DigestedChunk
@@ -180,6 +181,8 @@ class _RemoteWalker(Walker):
             name = info["name"].rstrip("/").rpartition("/")[2].encode()
             if info["name"].rstrip("/") != folder:  # an empty object stands for the folder itself
                 level.keys.append(name + b"/" if info["type"] == "directory" else name)
+            if archive_stem(name) is not None and info["type"] != "directory":
+                level.odd[name] = ProblemKind.ARCHIVE_NOT_READ, ""
         level.keys.sort()
         return level
 

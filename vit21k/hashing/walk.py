@@ -75,7 +75,7 @@ class Level:
     odd: dict[bytes, tuple[ProblemKind, str]]
     """What is wrong with those that are neither folders nor regular files."""
     archives: dict[bytes, ArchivePart] = field(default_factory=dict)
-    """By the names of the folders they stand for, which are their keys."""
+    """By their keys: the names of the folders they stand for, or their own, if these are taken."""
     has_files_only: bool = False
     """All names are those of regular files, as far as that is known."""
     num_taken: int = 0
@@ -88,18 +88,18 @@ class Level:
 
     def add_archives(self, names: list[bytes]) -> None:
         """Put archives where their folders would be, unless there are such folders."""
-        taken = set(self.keys)
+        taken = {key: self.path + key for key in self.keys}
         for name in sorted(names):
-            key = (archive_stem(name) or name) + b"/"
-            if key in taken:
-                self.odd[name] = ProblemKind.ALREADY_UNPACKED, ""
-            elif not is_utf8(self.path + name):
+            path, key = self.path + name, (archive_stem(name) or name) + b"/"
+            if not is_utf8(path):
                 self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
-            else:
-                path = self.path + name
-                self.archives[key] = ArchivePart(path, path, self.path + key)
-            self.keys.append(name if name in self.odd else key)
-            taken.add(key)
+                self.keys.append(name)
+                continue
+            beside = taken.get(key, b"")
+            at = name if beside else key
+            self.archives[at] = ArchivePart(path, path, self.path + key, beside=beside)
+            self.keys.append(at)
+            taken.setdefault(key, path)
 
 
 class Walker:

@@ -67,6 +67,11 @@ class ProblemKind(StrEnum):
     ARCHIVE_TRUNCATED = "archive_truncated", "An archive, or its last member, ends too early."
     ARCHIVE_TOO_DEEP = "archive_too_deep", "An archive inside an archive inside an archive."
     ARCHIVE_BOMB = "archive_bomb", "A compressed archive that unpacks to over 100 times its size."
+    ARCHIVE_DIFFERS = (
+        "archive_differs",
+        "The folder, or archive, of its name was read instead, and lacks images of this one.",
+    )
+    ARCHIVE_NOT_READ = "archive_not_read", "An archive behind a URL; they are read from disks only."
     NOT_AN_IMAGE = "not_an_image", "Its bytes are not of an image format that is read."
     TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."
     DAMAGED_IMAGE = "damaged_image", "An image whose data make no sense."
@@ -77,7 +82,7 @@ class ProblemKind(StrEnum):
     DECODER_DIED = "decoder_died", "Decoding it ended the process that did it."
     ALREADY_UNPACKED = (
         "already_unpacked",
-        "An archive beside a folder, or another archive, of its name, which was read instead.",
+        "The folder, or archive, of its name was read instead, and has all images of this one.",
         True,
     )
     OTHER_SUFFIX = "other_suffix", "Its name does not end like that of an image.", True
