@@ -136,7 +136,7 @@ def setup_of(options: argparse.Namespace, recipe: Recipe) -> Setup:
 
 def prec1_of(options: argparse.Namespace, setup: Setup, model: nn.Module) -> float:
     """Return prec@1 on the test pictures of a plain model with the weights, as `vit21k eval`."""
-    data, precision = setup.recipe.data, setup.recipe.precision
+    data, precision = setup.recipe.data, setup.recipe.products_in
     loader = EvalLoader(
         Pictures.from_manifest(open_manifest(options.test_manifests, IMAGES)),
         eval_transform_of(setup.recipe),

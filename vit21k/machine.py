@@ -10,12 +10,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 _ROOT = Path("/")
 _MEMORY_FILES = (  # of versions 2 and 1
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+_PRODUCTS = {  # x86, then ARM
+    "bf16": {"amx_bf16", "avx512_bf16", "bf16"},
+    "fp16": {"amx_fp16", "avx512_fp16", "asimdhp"},
+}
 _UNLIMITED_BYTES = 1 << 60  # what version 1 shows for no limit is just below 2**63
 
 
@@ -62,6 +67,20 @@ def _used_bytes(group: Path, used: str) -> int:
         r"(?m)^(?:total_)?inactive_file (\d+)", "\n".join(_lines(group / "memory.stat"))
     )
     return int(" ".join(_words(group / used)) or 0) - int(cached[1] if cached else 0)
+
+
+def cpu_features(root: Path = _ROOT) -> frozenset[str]:
+    """Return the instruction sets of the processor, as Linux names them."""
+    info = "\n".join(_lines(root / "proc/cpuinfo"))
+    return frozenset(" ".join(re.findall(r"(?m)^(?:flags|Features)\s*:(.*)", info)).split())
+
+
+def cpu_multiplies(precision: Literal["bf16", "fp16"], root: Path = _ROOT) -> bool:
+    """Return whether the processor has instructions for matrix products in 16 bits.
+
+    Without them each value is converted, and products are many times as slow as in float32.
+    """
+    return not _PRODUCTS[precision].isdisjoint(cpu_features(root))
 
 
 def file_system_of(path: Path, root: Path = _ROOT) -> str:

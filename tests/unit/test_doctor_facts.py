@@ -8,6 +8,7 @@ import pytest
 
 from vit21k.cli.doctor_facts import (
     Fact,
+    cpu_precision_fact,
     folder_facts,
     gpu_fact,
     installed,
@@ -130,3 +131,26 @@ def test_an_image_root_on_a_network_is_worth_a_look(
     monkeypatch.setattr("vit21k.machine.file_system_of", lambda _path: "nfs4")
 
     assert root_fact(tmp_path).mark == "look"
+
+
+def test_a_processor_without_bfloat16_is_worth_a_look_where_it_trains() -> None:
+    assert cpu_precision_fact(True, []).mark == "ok"
+    assert cpu_precision_fact(False, ["an H100"]).mark == "ok"
+
+    alone = cpu_precision_fact(False, [])
+
+    assert (alone.value, alone.mark) == ("emulated", "look")
+    assert "precision=fp32" in (alone.hint or "")
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_a_gpu_without_bfloat16_is_worth_a_look(torch_folder: Path, in_hardware: bool) -> None:
+    (torch_folder / "torch.py").write_text(
+        "class version:\n    cuda = '12'\n"
+        "class cuda:\n    device_count = staticmethod(lambda: 1)\n"
+        f"    is_bf16_supported = staticmethod(lambda including_emulation: {in_hardware})\n"
+    )
+
+    facts = _facts_of_torch(["Tesla V100"])
+
+    assert ("bfloat16 on the GPU" in facts) is not in_hardware

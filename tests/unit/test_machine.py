@@ -102,3 +102,27 @@ def test_threads_are_whole_cores_and_at_least_one(
     monkeypatch.setattr(machine, "num_cores", lambda: cores)
 
     assert machine.num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bf16", "fp16"),
+    [
+        ("flags\t\t: fpu avx2 fma\nbugs : x\n" * 2, False, False),
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True, False),
+        ("flags\t\t: avx512_fp16 amx_bf16 amx_tile\n", True, True),
+        ("processor\t: 0\nFeatures\t: fp asimd asimdhp svebf16\n", False, True),
+        ("Features\t: fp asimd asimdhp bf16\n", True, True),
+        ("cpu : POWER9\n", False, False),
+    ],
+)
+def test_16_bit_products_are_those_that_the_processor_has_instructions_for(
+    fake: Path, cpuinfo: str, bf16: bool, fp16: bool
+) -> None:
+    _write(fake, "proc/cpuinfo", cpuinfo)
+
+    assert machine.cpu_multiplies("bf16", fake) is bf16
+    assert machine.cpu_multiplies("fp16", fake) is fp16
+
+
+def test_a_processor_that_says_nothing_has_none(tmp_path: Path) -> None:
+    assert machine.cpu_features(tmp_path) == frozenset()

@@ -122,7 +122,7 @@ def test_all_problems_are_reported_at_once():
 
     assert caught.value.message.splitlines() == [
         "recipe `tiny` is not usable:",
-        "  precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",
+        "  precision: input should be 'auto', 'fp32', 'bf16' or 'fp16', got 'fp8'",
         "  model: a section with fields, got 7",
         "  data.drop_last: input should be a valid boolean, got 1",
         "  optim.lr: input should be greater than 0, got -1",

@@ -13,9 +13,11 @@ from vit21k.bench.picture_rates import MadePictures, PictureRates, measure_pictu
 from vit21k.bench.plan import Cluster, Run
 from vit21k.bench.step_rate import StepRate, measure_step
 from vit21k.cli.options import DEFAULT_MANIFESTS
+from vit21k.cli.train_lines import listener
 from vit21k.config.schema import Recipe
 from vit21k.data.pictures import Pictures
 from vit21k.data.rows import PictureRows
+from vit21k.distributed import World
 from vit21k.machine import memory_bytes
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
@@ -149,11 +151,12 @@ def measure(
     seconds: float,
 ) -> Measured:
     """Return the rates of this machine for *recipe*, in about *seconds*."""
+    recipe = parts.resolve_precision(recipe, device, World(), run_dir=None, listener=listener())
     num_classes = source.num_classes or _NUM_CLASSES[recipe.stage]
     args = parts.model_args_of(recipe, num_classes=num_classes)
     on = torch.device(device)
     rates = measure_device(
-        on, precisions=tuple({"fp32": 0, "bf16": 0, recipe.precision: 0}), seconds=seconds / 8
+        on, precisions=tuple({"fp32": 0, "bf16": 0, recipe.products_in: 0}), seconds=seconds / 8
     )
     picture_rates = measure_pictures(
         source.pictures,
@@ -166,9 +169,9 @@ def measure(
     step = measure_step(
         args,
         device=on,
-        precision=recipe.precision,
+        precision=recipe.products_in,
         loss_kind="sigmoid" if recipe.loss.kind == "sigmoid" else "softmax",
-        matmul_flops=rates.matmul_flops[recipe.precision],
+        matmul_flops=rates.matmul_flops[recipe.products_in],
         num_images=None if on.type == "cpu" else recipe.data.device_batch_size,
         seconds=seconds / 3,
     )
@@ -176,7 +179,7 @@ def measure(
     memory = torch.cuda.get_device_properties(on).total_memory if on_gpu else memory_bytes()[0]
     return Measured(
         args=args,
-        precision=recipe.precision,
+        precision=recipe.products_in,
         device=rates,
         pictures=picture_rates,
         step=step,

@@ -55,6 +55,8 @@ _REMOTE = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs
 _PROBE = """
 import json, torch
 found = {"cuda": torch.version.cuda, "gpus": torch.cuda.device_count(), "pair": None}
+if found["gpus"]:
+    found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
 try:
     import torchvision
 except Exception as error:
@@ -91,6 +93,7 @@ def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterat
         yield root_fact(root)
     gpus = machine.nvidia_gpus()
     yield gpu_fact(gpus)
+    yield cpu_precision_fact(machine.cpu_multiplies("bf16"), gpus)
     if with_torch and installed("torch"):
         yield from torch_facts(probe_torch(), gpus)
 
@@ -191,12 +194,27 @@ def gpu_fact(gpus: list[str]) -> Fact:
     return Fact("gpu", "; ".join(gpus))
 
 
+def cpu_precision_fact(has_bf16: bool, gpus: list[str]) -> Fact:
+    """Judge whether the processor computes bfloat16, which most recipes ask for."""
+    name = "bfloat16 on the CPU"
+    if has_bf16:
+        return Fact(name, "in hardware")
+    if gpus:
+        return Fact(name, "emulated")
+    hint = (
+        "recipes with `precision: bf16` or `fp16` are many times slower here than with "
+        "`train --set precision=fp32`; `precision: auto` chooses fp32"
+    )
+    return Fact(name, "emulated", "look", hint)
+
+
 def probe_torch() -> dict[str, Any]:
     """Import torch, then torchvision, in another process.
 
     Returns:
-        "cuda" (version torch was built for, or None), "gpus" (how many it sees) and "pair" (what
-        importing torchvision raised, or None); or "error" alone.
+        "cuda" (version torch was built for, or None), "gpus" (how many it sees), "bf16" (whether
+        they compute it in hardware) and "pair" (what importing torchvision raised, or None); or
+        "error" alone.
     """
     command = [sys.executable, "-c", _PROBE]
     try:
@@ -222,6 +240,9 @@ def torch_facts(found: dict[str, Any], gpus: list[str]) -> Iterator[Fact]:
     if gpus and not found["gpus"]:
         hint = "torch was built without CUDA, or for a newer driver than this machine's"
         yield Fact("torch and gpu", f"torch sees none of {len(gpus)}", "bad", hint)
+    if not found.get("bf16", True):
+        hint = "recipes with `precision: bf16` are slow here; give `train --set precision=fp16`"
+        yield Fact("bfloat16 on the GPU", "emulated", "look", hint)
 
 
 def pair_fact(error: str | None) -> Fact:

@@ -10,7 +10,7 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
 from vit21k.cli.eval_lines import show
-from vit21k.cli.model_options import PANEL, DeviceBatchSize, RunPath, load
+from vit21k.cli.model_options import PANEL, DeviceBatchSize, RunPath, load, precision_on
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.requires import require_torch
 from vit21k.errors import EXIT_BAD_DATA, CheckpointError, ManifestError
@@ -99,6 +99,8 @@ def eval_command(
     plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
     with closing(init_world(device_or_best(device))) as world:
         model, card = load(run, device)
+        if world.rank == 0:
+            precision_on(model, precision)  # warns
         _check_classes(card, source, plan)
         pictures = _pictures(source, root)
         loader = _loader(card, pictures, world, device_batch_size, num_workers, on_bad_image)

@@ -41,9 +41,11 @@ def load(run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
 
 def precision_on(model: "ImageClassifier", precision: str) -> 'Literal["fp32", "bf16"]':
     """Return what "auto" means where *model* is; "fp32" and "bf16" mean themselves."""
-    import torch
+    from vit21k.models.precision import best_precision, is_emulated
 
+    device = model.pos_embed.device
     if precision == "auto":
-        on_gpu = model.pos_embed.device.type == "cuda"
-        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        return best_precision(device) if device.type == "cuda" else "fp32"
+    if precision == "bf16" and is_emulated(device, "bf16"):
+        console.warn(f"--precision bf16 is emulated on this {device.type}; fp32 is faster")
     return "bf16" if precision == "bf16" else "fp32"

@@ -35,9 +35,10 @@ class Recipe(Section):
     """Length of the run in optimizer steps; or give `epochs`."""
     seed: Annotated[NonNegativeInt, Field(lt=2**63)] = 0
     """Seeds the first weights, the order of the images, and augmentation."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`bf16`: matrix products in bfloat16 (autocast), weights and optimizer stay float32; `fp16`:
-    in float16, with a scaled loss, for GPUs without bfloat16."""
+    in float16, with a scaled loss, for GPUs without bfloat16; `auto`: `bf16` if the device has
+    instructions for it, else `fp32`; a resumed run keeps what it began with."""
     model: ModelSection
     data: DataSection
     augment: AugmentSection = AugmentSection()
@@ -50,6 +51,13 @@ class Recipe(Section):
     parallel: ParallelSection = ParallelSection()
     step: StepSection = StepSection()
     run: RunSection = RunSection()
+
+    @property
+    def products_in(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The precision, once it is known what `auto` means on the device."""
+        if self.precision == "auto":
+            raise ValueError("precision: auto is not resolved")
+        return self.precision
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:

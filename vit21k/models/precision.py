@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from vit21k import machine
+
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -13,6 +15,21 @@ DTYPES: Mapping[Precision, torch.dtype] = {
     "fp16": torch.float16,
 }
 """What matrix products are computed in."""
+
+
+def is_emulated(device: str | torch.device, precision: Precision) -> bool:
+    """Return whether *device* lacks instructions for products in *precision*: they are slow."""
+    kind = torch.device(device).type
+    if precision == "fp32" or kind not in ("cpu", "cuda"):
+        return False
+    if kind == "cpu":
+        return not (torch.backends.mkldnn.is_available() and machine.cpu_multiplies(precision))
+    return precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def best_precision(device: str | torch.device) -> Literal["fp32", "bf16"]:
+    """Return "bf16" where it is computed in hardware, else "fp32"."""
+    return "fp32" if is_emulated(device, "bf16") else "bf16"
 
 
 def autocast(device: str | torch.device, precision: Precision) -> AbstractContextManager[object]:

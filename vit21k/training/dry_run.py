@@ -81,6 +81,9 @@ def dry_run(
         UsageError: Recipe, data and weights do not fit together.
         DataError: The manifests or the weights are missing or damaged.
     """
+    recipe = parts.resolve_precision(
+        recipe, place.device, World(), run_dir=place.run_dir, listener=listener
+    )
     data = open_split_data(place.manifests, place.root, listener.note)
     args = parts.model_args_of(recipe, num_classes=len(data.classes))
     device = torch.device(place.device)

@@ -165,7 +165,7 @@ def _evaluate_one(
             std=recipe.data.std,
             device=setup.device,
             world=setup.world,
-            precision=recipe.precision,
+            precision=recipe.products_in,
             measures=measures,
         )
     metrics.update((measure.name, measure.value()) for measure in measures)

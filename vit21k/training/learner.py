@@ -47,7 +47,7 @@ def learner_of(setup: Setup, model: nn.Module) -> Learner:
     if recipe.parallel.kind == "fsdp" and setup.world.world_size > 1:
         from vit21k.training.sharding import shard  # noqa: PLC0415 (takes a second to import)
 
-        shard(model, setup.world, device=setup.device, precision=recipe.precision)
+        shard(model, setup.world, device=setup.device, precision=recipe.products_in)
     ema = None
     if recipe.ema.decay is not None:
         ema = Ema(model, decay=recipe.ema.decay, warmup_steps=recipe.ema.warmup_steps)
@@ -55,5 +55,5 @@ def learner_of(setup: Setup, model: nn.Module) -> Learner:
         model=model,
         optimizers=build_optimizers(model, optim_plan_of(recipe)),
         ema=ema,
-        scaler=loss_scaler_of(recipe.precision),
+        scaler=loss_scaler_of(recipe.products_in),
     )

@@ -65,7 +65,7 @@ def _distillation_of(
         kind=fields.kind,
         alpha=fields.alpha,
         tau=fields.tau,
-        precision=recipe.precision,
+        precision=recipe.products_in,
     )
 
 
@@ -105,12 +105,12 @@ def loss_of(
         weights = None
     options = {"label_weights_L": weights, **loss_options_of(recipe)}
     if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
-        with autocast(device, recipe.precision):
+        with autocast(device, recipe.products_in):
             whole: Any = model  # has `features` and a linear `head`, or it would not want chunks
             return chunked_multi_label_loss(
                 whole.features(*inputs), whole.head, rows, ids, **options
             )
-    with autocast(device, recipe.precision):
+    with autocast(device, recipe.products_in):
         answer = model(*inputs)
     label_loss = label_loss_of(recipe, objective)
     if objective.distillation is None:

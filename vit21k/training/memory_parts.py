@@ -22,7 +22,7 @@ def activation_bytes_of(recipe: Recipe, args: Mapping[str, Any]) -> int:
     """
     return activation_bytes_per_image(
         args,
-        4 if recipe.precision == "fp32" else 2,
+        4 if recipe.products_in == "fp32" else 2,
         recomputes=recipe.step.recompute == "cheap",
     )
 

@@ -1,20 +1,25 @@
 """Recipe -> the parts of a run.  Each function reads the fields that one part needs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
+from vit21k.checkpoint.store import find_latest
 from vit21k.config.schema import Recipe
 from vit21k.data.transforms import EvalTransform
+from vit21k.distributed import World
 from vit21k.manifest.classes import ClassList
 from vit21k.models.base import ImageClassifier
 from vit21k.models.init_weights import init_vit
+from vit21k.models.precision import Precision, best_precision, is_emulated
 from vit21k.models.registry import get_model, model_args
 from vit21k.training.curriculum import Curriculum
 from vit21k.training.loop import Plan
 from vit21k.training.optim_parts import freeze, lr_schedule_of
+from vit21k.training.setup import Listener
 
 _MODEL_OVERRIDES = (
     "img_size",
@@ -82,6 +87,46 @@ def eval_transform_of(recipe: Recipe) -> EvalTransform:
         mode=recipe.data.eval_mode,
         interpolation=recipe.data.eval_interpolation,
     )
+
+
+def resolve_precision(
+    recipe: Recipe, device: str, world: World, *, run_dir: Path | None, listener: Listener
+) -> Recipe:
+    """Return *recipe* with the precision that `auto` means; say if its precision is emulated.
+
+    A run that is resumed keeps its precision.  Processes must agree: one without bfloat16 means
+    that all compute in float32.
+
+    Args:
+        recipe: What to train and how.
+        device: Where.
+        world: All processes call this.
+        run_dir: The run that is resumed if it has checkpoints; None: a new one.
+        listener: Hears which precision was chosen.
+    """
+    if recipe.precision == "auto":
+        recorded = _recorded_precision(run_dir)
+        wanted = recorded or best_precision(device)
+        votes = torch.tensor([float(wanted == "fp32")], device=device)
+        chosen = "fp32" if world.all_reduce_sum(votes).item() else wanted
+        recipe = recipe.model_copy(update={"precision": chosen})
+        why = "as the run began" if recorded else f"auto, on this {torch.device(device).type}"
+        listener.note(f"precision: {chosen} ({why})")
+    if is_emulated(device, recipe.products_in):
+        listener.warn(
+            f"precision {recipe.precision} is emulated on this {torch.device(device).type}, which "
+            "has no instructions for it: training is many times slower than with "
+            "`--set precision=fp32`, which is another run"
+        )
+    return recipe
+
+
+def _recorded_precision(run_dir: Path | None) -> Precision | None:
+    """Return the precision of the run's checkpoints; None if it has none."""
+    if run_dir is None or not run_dir.is_dir():
+        return None
+    checkpoint = find_latest(run_dir, only=()).checkpoint
+    return None if checkpoint is None else checkpoint.state["recipe"].get("precision")
 
 
 def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:

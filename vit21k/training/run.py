@@ -75,6 +75,13 @@ def train_run(
     try:
         with lock, StopSignal() as stop:
             hears = listener if world.rank == 0 else NOBODY
+            recipe = parts.resolve_precision(
+                recipe,
+                place.device,
+                world,
+                run_dir=None if fresh else place.run_dir,
+                listener=hears,
+            )
             data = open_split_data(place.manifests, place.root, hears.note)
             args = parts.model_args_of(recipe, num_classes=len(data.classes))
             setup = Setup(

@@ -31,7 +31,7 @@ def prepare_model(setup: Setup, model: nn.Module, *, device_batch_size: int) -> 
             **recipe.step.model_dump(),
             img_size=recipe.model.img_size,
             device_batch_size=device_batch_size,
-            dtype=DTYPES[recipe.precision],
+            dtype=DTYPES[recipe.products_in],
         ),
         loss_of=partial(loss_of, recipe=recipe, device=setup.device, objective=setup.objective),
         device=setup.device,

@@ -93,7 +93,7 @@ def _peak_flops(setup: Setup) -> float:
     """Return what MFU is a share of, for one device, and say where it is from."""
     if setup.place.peak_flops is not None:
         return setup.place.peak_flops
-    precision, device = setup.recipe.precision, setup.device
+    precision, device = setup.recipe.products_in, setup.device
     peak = measure_peak_flops(device, DTYPES[precision])
     side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
     setup.listener.note(
