@@ -64,6 +64,8 @@ def small(name, teacher):
         changes += ["model.num_heads=2", "model.mlp_ratio=2"]
         if recipe.model.representation_size:
             changes.append("model.representation_size=16")
+    if recipe.precision == "auto":
+        changes.append("precision=bf16")
     if recipe.data.eval_resize:
         changes.append(f"data.eval_resize={SIDE}")
     if recipe.distill.kind:
