@@ -96,3 +96,37 @@ def test_contact_sheets_are_never_written_into_an_image_tree(world: Path) -> Non
 
         assert "inside the image root" in str(result.exception)
         assert not (world / folder / "sheets").exists()
+
+
+def test_what_is_not_looked_at_is_counted_and_ends_with_3(world: Path) -> None:
+    (world / "test" / "more.tar").write_bytes(b"")
+
+    result = run(app, leaks(world))
+
+    assert result.exit_code == 3
+    assert "1 of its 1 pictures are in train; 1 entries not looked at" in result.stderr
+    assert "1 entry was not looked at: `more.tar` (an archive)" in result.stderr
+
+    (world / "test" / "more.tar").rename(world / "test" / "more.txt")
+    result = run(app, leaks(world))
+
+    assert result.exit_code == 0
+    assert "`more.txt` (another suffix)" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["leaks", "near-duplicates"])
+def test_what_could_not_be_read_is_listed_and_ends_with_3(world: Path, command: str) -> None:
+    path = world / "train" / "n00000000" / "0.jpg"
+    path.rename(world / "away.jpg")
+    options = ["--manifests", str(world / "m"), "--num-workers", "1"]
+    words = leaks(world) if command == "leaks" else ["labels", command, *options]
+
+    result = run(app, words)
+
+    assert result.exit_code == 3
+    assert "`n00000000/0.jpg` could not be read and was not compared: the file is not there" in (
+        result.stderr
+    )
+    assert "1 not read" in result.stderr
+    (world / "away.jpg").rename(path)
+    assert run(app, words).exit_code == 0

@@ -1,5 +1,6 @@
 """Decisions become new manifests; the old ones stay, and what no longer fits is named."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vit21k.manifest.schema import CHANGES, CLASSES, IMAGES
 from vit21k.prep.split import make_val
 from vit21k.review.apply import ApplySummary, apply_decisions
 from vit21k.review.decisions import Action, Decision, ItemKind
+from vit21k.review.edit import NO_SPLIT
 
 FAR, DOG_IS_BEAGLE = f"{BEAGLE}/1.jpg", f"{DOG}/0.jpg"
 NEAR, NEAR_OTHER = f"{DOG}/2_again.jpg", f"{BANANA}/2.jpg"
@@ -72,16 +74,31 @@ def test_the_new_manifest_is_in_order_and_counts_its_classes(
     assert classes["num_single_label"].to_pylist() == [2, 1, 1]
 
 
-def test_a_split_merge_is_a_picture_for_each_class(manifests: Path, tmp_path: Path) -> None:
-    split = merge(Action.SPLIT, FAR, digest=digest_of(manifests, FAR))
+def test_a_merge_is_never_split_as_a_row_is_one_digest(manifests: Path, tmp_path: Path) -> None:
+    line = {"kind": "merge", "action": "split", "path": FAR, "digest": digest_of(manifests, FAR)}
+    split = Decision.from_line(json.dumps(line).encode())
 
     summary, labels = applied(manifests, tmp_path / "out", split)
 
-    assert labels[FAR] == [BEAGLE]
-    assert labels[f"{BANANA}/1.jpg"] == [BANANA]
-    assert summary.num_images == 6
-    rows = {row["path"]: row for row in read_manifest(tmp_path / "out", IMAGES).to_pylist()}
-    assert (rows[FAR]["num_files"], rows[f"{BANANA}/1.jpg"]["num_files"]) == (1, 2)
+    assert summary.not_applied == [(FAR, NO_SPLIT)]
+    assert labels[FAR] == [BEAGLE, BANANA]
+    assert (summary.num_images, summary.num_changed) == (5, 0)
+
+
+def test_the_last_decision_on_an_item_counts(manifests: Path, tmp_path: Path) -> None:
+    leak = {"kind": ItemKind.LEAK, "path": LEAK, "other_path": "3.jpg"}
+    decisions = [
+        Decision(action=Action.ACCEPT, **leak),
+        Decision(action=Action.REJECT, **leak),
+        merge(Action.DROP, FAR, wnid=BEAGLE),
+        merge(Action.ACCEPT, FAR),
+    ]
+
+    summary, labels = applied(manifests, tmp_path / "out", *decisions)
+
+    assert labels[LEAK] == [DOG]
+    assert labels[FAR] == [BEAGLE, BANANA]
+    assert (summary.num_decisions, summary.num_confirmed, summary.num_applied) == (2, 2, 0)
 
 
 def test_a_near_duplicate_becomes_one_picture_with_the_labels_of_both(
@@ -122,8 +139,9 @@ def test_what_confirms_and_what_was_undone_changes_nothing(manifests: Path, tmp_
 def test_a_picture_without_labels_is_left_out(manifests: Path, tmp_path: Path) -> None:
     both = [merge(Action.DROP, FAR, wnid=wnid) for wnid in (BEAGLE, BANANA)]
 
-    _, labels = applied(manifests, tmp_path / "out", *both)
+    summary, labels = applied(manifests, tmp_path / "out", *both)
 
+    assert summary.unlabelled == [FAR]
     (change,) = read_manifest(tmp_path / "out", CHANGES).to_pylist()
     assert FAR not in labels
     assert (change["action"], change["before"], change["after"]) == ("remove", [1, 2], [])
@@ -135,13 +153,28 @@ def test_several_decisions_on_one_picture_work_together(manifests: Path, tmp_pat
         tmp_path / "out",
         Decision(action=Action.ACCEPT, kind=ItemKind.NEAR, path=NEAR, other_path=NEAR_OTHER),
         merge(Action.DROP, NEAR_OTHER, wnid=DOG),
-        merge(Action.SPLIT, FAR, digest=digest_of(manifests, FAR)),
         merge(Action.DROP, FAR, wnid=BANANA),
     )
 
     assert labels[NEAR] == [BANANA]  # what the other became a part of
     assert labels[FAR] == [BEAGLE]
-    assert f"{BANANA}/1.jpg" not in labels
+
+
+@pytest.mark.parametrize("is_drop_first", [True, False])
+def test_a_leak_is_removed_whatever_else_was_decided_on_it(
+    manifests: Path, tmp_path: Path, is_drop_first: bool
+) -> None:
+    decisions = [
+        merge(Action.DROP, LEAK, wnid=DOG),
+        Decision(action=Action.ACCEPT, kind=ItemKind.LEAK, path=LEAK, other_path="3.jpg"),
+    ]
+
+    summary, labels = applied(
+        manifests, tmp_path / "out", *(decisions if is_drop_first else decisions[::-1])
+    )
+
+    assert LEAK not in labels
+    assert (summary.num_applied, summary.not_applied, summary.unlabelled) == (2, [], [])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ from vit21k.review.decisions import (
 
 DROP = Decision(action=Action.DROP, kind=ItemKind.MERGE, path="a/1.jpg", wnid="n00000001")
 LEAK = Decision(action=Action.ACCEPT, kind=ItemKind.LEAK, path="b/2.jpg", other_path="x.jpg")
+OTHER_DROP = Decision(action=Action.DROP, kind=ItemKind.MERGE, path="a/1.jpg", wnid="n00000002")
+RIGHT = Decision(action=Action.ACCEPT, kind=ItemKind.MERGE, path="a/1.jpg")
+NO_LEAK = Decision(action=Action.REJECT, kind=ItemKind.LEAK, path="b/2.jpg", other_path="x.jpg")
 UNDO = Decision(action=Action.UNDO)
 
 WRITER = """
@@ -78,6 +81,51 @@ def test_what_is_no_decision_is_refused(line: bytes) -> None:
 def test_undo_takes_back_the_last_that_stands() -> None:
     assert standing([DROP, LEAK, UNDO]) == [DROP]
     assert standing([DROP, UNDO, UNDO, LEAK]) == [LEAK]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "counts"),
+    [
+        ([LEAK, NO_LEAK], [NO_LEAK]),
+        ([LEAK, NO_LEAK, LEAK], [LEAK]),
+        ([LEAK, NO_LEAK, UNDO], [LEAK]),
+        ([LEAK, LEAK], [LEAK]),
+        ([DROP, OTHER_DROP], [DROP, OTHER_DROP]),
+        ([DROP, OTHER_DROP, DROP], [OTHER_DROP, DROP]),
+        ([DROP, RIGHT], [RIGHT]),
+        ([DROP, RIGHT, OTHER_DROP], [OTHER_DROP]),
+        ([DROP, RIGHT, UNDO], [DROP]),
+        ([DROP, LEAK, RIGHT], [LEAK, RIGHT]),
+    ],
+)
+def test_the_last_decision_on_an_item_counts(
+    tmp_path: Path, decisions: list[Decision], counts: list[Decision]
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"".join(decision.to_line() for decision in decisions))
+    log = DecisionLog(path)
+
+    assert standing(decisions) == counts
+    assert log.standing == counts
+    log.close()
+
+
+def test_near_duplicates_are_one_item_whichever_comes_first() -> None:
+    same = Decision(action=Action.ACCEPT, kind=ItemKind.NEAR, path="a.jpg", other_path="b.jpg")
+    other = Decision(action=Action.REJECT, kind=ItemKind.NEAR, path="b.jpg", other_path="a.jpg")
+
+    assert standing([same, other]) == [other]
+
+
+def test_a_decision_that_counts_already_is_not_kept_again(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "d.jsonl")
+    for decision in (DROP, DROP, OTHER_DROP, DROP):
+        log.add(decision)
+
+    assert read_decisions(tmp_path / "d.jsonl") == [DROP, OTHER_DROP]
+    assert log.undo() == OTHER_DROP
+    assert log.standing == [DROP]
+    log.close()
 
 
 def test_what_was_decided_is_there_when_it_is_opened_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import MakeTree
 from malformed_images import encoded, mutated, named
 from tar_files import tar_of
 
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, ImageTreeError
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import read_manifest
@@ -140,6 +140,20 @@ def test_each_distinct_picture_is_decoded_once_and_the_bad_ones_are_listed(
         ("n2/c.jpg", "not_an_image"),
         ("n3/d.jpg", "truncated_image"),
     ]
+
+
+def test_a_tree_that_is_gone_is_no_list_of_undecodable_images(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    root = make_tree({"n1/a.jpg": encoded(), "n1/b.jpg": encoded("L")})
+    hash_tree(root, tmp_path / "m")
+    for path in (root / "n1").iterdir():
+        path.unlink()
+
+    with pytest.raises(ImageTreeError, match="2 images in a row could not be read below"):
+        find_undecodable(tmp_path / "m", num_workers=1)
+
+    assert not (tmp_path / "m" / UNDECODABLE.file_name).exists()
 
 
 def test_a_thousand_malformed_images_have_the_same_verdicts_from_one_process_and_from_two() -> None:

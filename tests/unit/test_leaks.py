@@ -1,14 +1,19 @@
 """Leaks and near-duplicates on real files: planted ones are found, and taken out."""
 
+import errno
 import io
+import os
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from photolike import encoded, photolike
 
+from vit21k.data import unread
+from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.manifest.reader import open_manifest, read_manifest
@@ -262,7 +267,10 @@ def test_links_in_the_evaluation_set_are_followed_and_broken_ones_named(
     summary = find_leaks(world / "manifests", tmp_path / "test", num_workers=1)
 
     assert (summary.num_others, summary.num_found["exact"]) == (1, 1)
-    assert list(summary.other_problems) == ["broken.png"]
+    assert [(one.path, one.why.partition(":")[0]) for one in summary.other_skipped] == [
+        ("broken.png", "broken symlink")
+    ]
+    assert not summary.is_complete
     find_leaks(world / "manifests", world / "test", num_workers=1)  # as it was
 
 
@@ -285,3 +293,154 @@ def test_nothing_is_written_below_the_image_roots(world: Path, leaks: PairSummar
         "0.png", "1.bmp", "2.jpg", "6.jpg", "bad.jpg",
     ]  # fmt: skip
     assert len([path for path in (world / "train").rglob("*") if path.is_file()]) == 8
+
+
+@contextmanager
+def away(*paths: Path) -> Iterator[None]:
+    """Move files or folders away for a while, as if their disk was not mounted."""
+    for path in paths:
+        path.rename(path.with_name(f"{path.name}.away"))
+    yield
+    for path in paths:
+        path.with_name(f"{path.name}.away").rename(path)
+
+
+def test_what_could_not_be_read_is_listed_and_read_again_by_the_next_run(
+    world: Path, tmp_path: Path
+) -> None:
+    ours = manifests_of(shutil.copytree(world / "train", tmp_path / "train"), tmp_path / "m")
+    gone = tmp_path / "train" / "n00000000"
+
+    with away(gone):
+        first = find_leaks(ours, world / "test", num_workers=1)
+        assert first.num_found == {"exact": 0, "pixel": 1, "near": 0}
+        again = find_near_duplicates(ours, num_workers=1)
+
+    assert first.unread == again.unread == {
+        f"n00000000/{name}": "the file is not there" for name in ("0.png", "2.png", "4.png")
+    }  # fmt: skip
+    assert not first.is_complete
+    assert first.num_problems == 1
+    summary = find_leaks(ours, world / "test", num_workers=1)
+    assert summary.num_found == {"exact": 1, "pixel": 1, "near": 1}
+    assert summary.unread == {}
+    straight = tmp_path / "straight"
+    manifests_of(tmp_path / "train", straight)
+    find_leaks(straight, world / "test", num_workers=1)
+    for kind in (FINGERPRINTS, LEAKS):
+        assert (ours / kind.file_name).read_bytes() == (straight / kind.file_name).read_bytes()
+
+
+def test_a_part_of_a_killed_run_is_completed_too(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = manifests_of(shutil.copytree(world / "train", tmp_path / "train"), tmp_path / "m")
+    monkeypatch.setattr(scan_module, "PART_ROWS", 3)
+
+    with away(tmp_path / "train" / "n00000001" / "1.png"), monkeypatch.context() as patch:
+        patch.setattr(scan_module.shutil, "rmtree", lambda *_args, **_options: None)
+        scan_images(ours, num_workers=1)
+    (ours / FINGERPRINTS.file_name).unlink()  # the parts are left
+
+    assert scan_images(ours, num_workers=1).unread == {}
+    assert read_manifest(ours, FINGERPRINTS)["digest"].null_count == 0
+
+
+def test_a_reading_error_is_not_believed_at_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = manifests_of(world / "train", tmp_path / "m")
+    failed: set[int] = set()
+    read = Pictures.read_bytes
+
+    def stale_at_first(pictures: Pictures, row: int) -> bytes:
+        if row not in failed:
+            failed.add(row)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(pictures, row)
+
+    monkeypatch.setattr(Pictures, "read_bytes", stale_at_first)
+
+    assert scan_images(ours, num_workers=1).unread == {}
+    assert len(failed) == 8
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_an_error_of_the_disk_is_no_verdict_on_an_image(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    ours = manifests_of(world / "train", tmp_path / "m")
+    read = Pictures.read_bytes
+
+    def failing(pictures: Pictures, row: int) -> bytes:
+        if pictures.path(row).endswith("/2.png"):
+            raise OSError(code, os.strerror(code))
+        return read(pictures, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "read_bytes", failing)
+        summary = scan_images(ours, num_workers=1)
+    assert summary.unread == {"n00000000/2.png": os.strerror(code)}
+    assert summary.num_problems == 1
+
+    assert scan_images(ours, num_workers=1).unread == {}
+
+
+def test_running_out_of_descriptors_is_not_the_images_fault(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = manifests_of(world / "train", tmp_path / "m")
+
+    def failing(_pictures: Pictures, _row: int) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Pictures, "read_bytes", failing)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        scan_images(ours, num_workers=1)
+
+
+def test_a_tree_that_is_gone_is_no_set_without_leaks(world: Path, tmp_path: Path) -> None:
+    ours = manifests_of(shutil.copytree(world / "train", tmp_path / "train"), tmp_path / "m")
+
+    with away(tmp_path / "train"):
+        (tmp_path / "train").mkdir()
+        with pytest.raises(ImageTreeError, match="8 images in a row could not be read below"):
+            find_leaks(ours, world / "test", num_workers=1)
+        (tmp_path / "train").rmdir()
+
+    assert not (ours / FINGERPRINTS.file_name).exists()
+
+
+def test_a_tree_that_goes_away_ends_the_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = manifests_of(shutil.copytree(world / "train", tmp_path / "train"), tmp_path / "m")
+    monkeypatch.setattr(unread, "MAX_UNREAD", 3)
+
+    with (
+        away(tmp_path / "train" / "n00000000"),
+        pytest.raises(ImageTreeError, match="3 images in a row could not be read below"),
+    ):
+        scan_images(ours, num_workers=1)
+
+
+def test_what_of_a_folder_is_not_looked_at_is_listed(world: Path, tmp_path: Path) -> None:
+    ours = manifests_of(world / "train", tmp_path / "m")
+    names = ["a.avif", "b.tar", "c.TGZ", "deep/d.zip", "notes.txt", "LICENSE", ".hidden/e.jpg"]
+    lay_out(tmp_path / "test", dict.fromkeys(names, b"x"))
+    shutil.copy(world / "test" / "6.jpg", tmp_path / "test" / "deep" / "6.jpg")
+
+    summary = find_leaks(ours, tmp_path / "test", num_workers=1)
+
+    assert summary.num_others == 1
+    assert {one.path: (one.why, one.may_hold_images) for one in summary.other_skipped} == {
+        "a.avif": ("another suffix", True),
+        "b.tar": ("an archive", True),
+        "c.TGZ": ("an archive", True),
+        "deep/d.zip": ("another suffix", True),
+        "notes.txt": ("another suffix", False),
+        "LICENSE": ("another suffix", False),
+        ".hidden/": ("hidden", False),
+    }
+    assert not summary.is_complete

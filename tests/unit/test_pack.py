@@ -13,6 +13,7 @@ import pytest
 from packable import BAD, KINDS, NUM_PLAIN, write_manifests, write_tree
 from PIL import Image
 
+from vit21k.data import unread
 from vit21k.data.decode import decode_rgb
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
@@ -20,7 +21,6 @@ from vit21k.jpeg.recode import recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
-from vit21k.pack import shard_builder
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
 from vit21k.pack.plan import Plan
@@ -208,7 +208,7 @@ def test_bad_pictures_are_left_out_listed_and_counted(tmp_path):
 def test_a_tree_that_is_gone_is_no_pack_of_nothing(home, packs, tmp_path):
     (tmp_path / "not mounted").mkdir()
     options = PackOptions(per_shard=7)
-    with pytest.raises(ImageTreeError, match="23 pictures one after the other are not below"):
+    with pytest.raises(ImageTreeError, match="23 images in a row could not be read below"):
         pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tmp_path / "not mounted")
 
     pack(home / "m", tmp_path / "p", LOSSLESS, options, root=home / "tree")
@@ -217,7 +217,7 @@ def test_a_tree_that_is_gone_is_no_pack_of_nothing(home, packs, tmp_path):
 
 
 def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_builder, "_MAX_GONE", 2)
+    monkeypatch.setattr(unread, "MAX_UNREAD", 2)
     tree = tmp_path / "tree"
     shutil.copytree(home / "tree", tree)
     options = PackOptions(per_shard=7, num_workers=1)
@@ -229,7 +229,7 @@ def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, mo
             tree.rename(tmp_path / "away")
             tree.mkdir()
 
-    with pytest.raises(ImageTreeError, match="2 pictures one after the other"):
+    with pytest.raises(ImageTreeError, match="2 images in a row could not be read"):
         pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tree, on_picture=unmount)
     tree.rmdir()
     (tmp_path / "away").rename(tree)

@@ -17,7 +17,7 @@ from PIL import Image
 from review_world import BANANA, BEAGLE, DOG, make_world
 
 from vit21k.errors import UsageError
-from vit21k.review.decisions import DecisionLog, read_decisions
+from vit21k.review.decisions import Action, Decision, DecisionLog, read_decisions
 from vit21k.review.queue import open_queue
 from vit21k.review.server import MAX_BODY_BYTES, PICTURE_SIDE, ReviewServer
 from vit21k.review.session import ReviewSession
@@ -114,6 +114,52 @@ def test_a_decision_is_on_disk_when_the_answer_comes(client: Client) -> None:
     assert answer["decided"] == {"merge": 1}
 
 
+def test_the_last_decision_on_an_item_counts(client: Client) -> None:
+    client.decide(index=0, action="accept")
+    _, answer = client.decide(index=0, action="reject")
+
+    assert answer["item"]["decisions"] == [{"action": "reject", "wnid": ""}]
+    assert client.items()[0]["decisions"] == [{"action": "reject", "wnid": ""}]
+    _, answer = client.decide(index=0, action="undo")
+    assert answer["item"]["decisions"] == [{"action": "accept", "wnid": ""}]
+
+
+def test_a_label_is_dropped_once_and_the_last_one_only_if_that_is_confirmed(
+    client: Client,
+) -> None:
+    first, last = ({"index": 2, "action": "drop", "wnid": wnid} for wnid in (BEAGLE, BANANA))
+    for _ in range(2):
+        _, answer = client.decide(**first)
+        assert answer["item"]["decisions"] == [{"action": "drop", "wnid": BEAGLE}]
+        assert not answer["must_confirm"]
+
+    _, refused = client.decide(**last)
+    assert refused["must_confirm"]
+    assert len(read_decisions(client.decisions)) == 1
+
+    _, answer = client.decide(**last, is_confirmed=True)
+    assert [one["wnid"] for one in answer["item"]["decisions"]] == [BEAGLE, BANANA]
+    _, answer = client.decide(index=2, action="accept")
+    assert answer["item"]["decisions"] == [{"action": "accept", "wnid": ""}]
+    assert not client.decide(**last)[1]["must_confirm"]
+
+
+def test_a_decision_on_other_bytes_of_that_name_is_not_shown(
+    manifests: Path, tmp_path: Path
+) -> None:
+    log = DecisionLog(tmp_path / "d.jsonl")
+    session = ReviewSession(open_queue(manifests), log)
+    item = session.queue.item(2)
+    of_old = Decision(
+        action=Action.DROP, kind=item.kind, path=item.path, digest="00" * 16, wnid=BEAGLE
+    )
+    log.add(of_old)
+
+    assert session.items(0)["items"][2]["decisions"] == []
+    assert not session.decide(2, "drop", BANANA)["must_confirm"]
+    log.close()
+
+
 def test_undo_says_which_item_it_was(client: Client) -> None:
     client.decide(index=0, action="accept")
     _, answer = client.decide(index=3, action="undo")
@@ -134,6 +180,7 @@ def test_undo_says_which_item_it_was(client: Client) -> None:
         {"action": "accept"},
         {"index": 0},
         {"index": 0, "action": "split"},
+        {"index": 2, "action": "split"},
         {"index": 0, "action": ["accept"]},
         {"index": 2, "action": "drop"},
         {"index": 2, "action": "drop", "wnid": DOG},
@@ -270,12 +317,19 @@ def test_a_port_that_is_taken_is_named(client: Client) -> None:
         ReviewServer(client.server.session, port=client.server.server_port)
 
 
-def test_a_picture_that_is_gone_is_not_found(client: Client, manifests: Path) -> None:
+def test_an_image_that_is_gone_is_told_from_one_that_is_damaged(
+    client: Client, manifests: Path
+) -> None:
     path = manifests.parent / "eval" / "3.jpg"
     content = path.read_bytes()
     path.unlink()
     try:
-        assert client.request("picture/0/1")[0] == 404
+        status, reason, _ = client.request("picture/0/1")
+        assert (status, reason) == (503, b"could not be read: the file is not there")
+        path.write_bytes(b"\xff\xd8 no JPEG")
+        status, reason, _ = client.request("picture/0/1")
+        assert status == 422
+        assert reason.startswith(b"cannot be decoded: ")
     finally:
         path.write_bytes(content)
 
@@ -291,19 +345,29 @@ def test_a_browser_goes_through_it_by_keyboard(client: Client, tmp_path: Path) -
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(client.server.address)
-        page.wait_for_selector("#pictures.two img:nth-child(2)")
-        page.keyboard.press("a")  # the leak is one
-        page.get_by_text("2 of 4", exact=True).wait_for()
-        page.keyboard.press("r")  # the near pair is none
-        page.get_by_text("3 of 4", exact=True).wait_for()
-        page.keyboard.press("1")  # the first label of the merge goes
-        page.wait_for_selector("#labels li.dropped")
-        page.keyboard.press("j")
-        page.get_by_text("4 of 4", exact=True).wait_for()
-        page.keyboard.press("s")
-        page.wait_for_selector("#state.split")
-        page.keyboard.press("u")
-        page.get_by_text("not decided", exact=True).wait_for()
+
+        def press(keys: str, *, then: str) -> None:
+            page.wait_for_selector("body.ready")
+            for key in keys:
+                page.keyboard.press(key)
+            page.get_by_text(then, exact=True).wait_for()
+
+        press("aa", then="2 of 4")  # the leak is one; a second press decides nothing
+        press("r", then="3 of 4")  # the near pair is none
+        press("11", then="1 of its labels dropped")  # the first label of the merge goes, once
+        answers = [lambda dialog: dialog.dismiss(), lambda dialog: dialog.accept()]
+        for answer in answers:  # the last label goes only if that is confirmed
+            page.wait_for_selector("body.ready")
+            page.get_by_text("1 of its labels dropped", exact=True).wait_for()
+            page.once("dialog", answer)
+            with page.expect_event("dialog"):
+                page.keyboard.press("2")
+        press("", then="all labels dropped: the image is removed")
+        press("j", then="4 of 4")
+        press("a", then="labels are right")
+        press("1", then="1 of its labels dropped")
+        press("u", then="labels are right")
+        press("u", then="not decided")
         page.wait_for_load_state("networkidle")
         loaded = page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         page.screenshot(path=str(tmp_path / "review.png"))
@@ -311,8 +375,8 @@ def test_a_browser_goes_through_it_by_keyboard(client: Client, tmp_path: Path) -
 
     actions = [(str(one.kind), str(one.action)) for one in read_decisions(client.decisions)]
     assert actions == [
-        ("leak", "accept"), ("near", "reject"), ("merge", "drop"), ("merge", "split"),
-        ("None", "undo"),
+        ("leak", "accept"), ("near", "reject"), ("merge", "drop"), ("merge", "drop"),
+        ("merge", "accept"), ("merge", "drop"), ("None", "undo"), ("None", "undo"),
     ]  # fmt: skip
     assert loaded
     assert not complaints

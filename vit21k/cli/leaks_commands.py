@@ -11,6 +11,7 @@ from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.errors import UsageError
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,7 @@ def leaks_command(
             on_view=views.advance,
         )
     result = asdict(summary)
+    result["other_skipped"] = [one._asdict() for one in summary.other_skipped]
     if remove and out:
         result["removed"] = _remove(manifests, remove, out)
     if sheets:
@@ -107,7 +109,7 @@ def leaks_command(
     if as_json:
         console.print_json(result)
     _report_leaks(summary, is_removed=remove is not None)
-    if summary.other_problems:
+    if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
@@ -121,11 +123,16 @@ def _check_remove(remove: str | None, out: Path | None) -> None:
 
 def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
     _warn(summary)
+    num_skipped = len(summary.other_skipped)
     found, others_found = sum(summary.num_found.values()), sum(summary.num_others_found.values())
     console.done(
         f"leaks: {summary.num_pictures:,} training pictures: {found:,} in the evaluation set "
-        f"({_levels(summary.num_found)}), {summary.num_pictures - found:,} not; "
+        f"({_levels(summary.num_found)}), "
+        f"{summary.num_pictures - found - len(summary.unread):,} not"
+        f"{_not_read(len(summary.unread))}; "
         f"{others_found:,} of its {summary.num_others:,} pictures are in train"
+        f"{_not_read(len(summary.other_unread))}"
+        + (f"; {num_skipped:,} entries not looked at" if num_skipped else "")
     )
     if not is_removed and found:
         console.note(
@@ -175,10 +182,13 @@ def near_duplicates_command(
     console.done(
         f"near-duplicates: {summary.num_pictures:,} pictures: {found:,} occur again "
         f"({_levels(summary.num_found)}) in {sum(summary.num_pairs.values()):,} pairs, "
-        f"{summary.num_pictures - found:,} do not"
+        f"{summary.num_pictures - found - len(summary.unread):,} do not"
+        f"{_not_read(len(summary.unread))}"
     )
     if found:
         console.note("next: look at them with `--sheets DIR` or `vit21k review`")
+    if not summary.is_complete:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
 def _counting(progress: console.Progress) -> "Callable[[int, int], None]":
@@ -199,15 +209,39 @@ def _warn(summary: "PairSummary") -> None:
             f"{summary.num_problems:,} pictures cannot be decoded and were compared by their bytes "
             "only; column `problem` of fingerprints.parquet says why"
         )
-    for path, problem in list(summary.other_problems.items())[:_NUM_NAMED]:
-        console.warn(f"`{path}` of the evaluation set was compared by its bytes only: {problem}")
-    if (more := len(summary.other_problems) - _NUM_NAMED) > 0:
-        console.warn(f"and {more:,} more; all are in `--json`")
+    _warn_of(summary.unread, "`{}` could not be read and was not compared: {}")
+    _warn_of(
+        summary.other_unread,
+        "`{}` of the evaluation set could not be read and was not compared: {}",
+    )
+    if summary.unread or summary.other_unread:
+        console.note("next: the same command reads them again")
+    _warn_of(
+        summary.other_problems, "`{}` of the evaluation set was compared by its bytes only: {}"
+    )
+    if summary.other_skipped:
+        from vit21k.hashing.folder import in_words
+
+        console.warn(f"of the evaluation set, {one_line(in_words(summary.other_skipped))}")
+        if any(one.why == "an archive" for one in summary.other_skipped):
+            console.note("next: unpack the archives, or hash the folder and give its manifests")
     if summary.num_crowded:
         console.warn(
             f"{summary.num_crowded:,} times too many pictures looked nearly the same to compare "
             "each with each; near pairs among them may be missing"
         )
+
+
+def _warn_of(reasons: dict[str, str], words: str) -> None:
+    """Warn of the first files in *reasons*, in *words* with room for path and reason."""
+    for path, reason in list(reasons.items())[:_NUM_NAMED]:
+        console.warn(words.format(one_line(path), one_line(reason)))
+    if (more := len(reasons) - _NUM_NAMED) > 0:
+        console.warn(f"and {more:,} more; all are in `--json`")
+
+
+def _not_read(num_unread: int) -> str:
+    return f", {num_unread:,} not read" if num_unread else ""
 
 
 def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:

@@ -13,6 +13,7 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, for_manifests
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.review.server import ReviewServer
@@ -108,8 +109,8 @@ def apply_command(
 ) -> None:
     """Make new manifests of what was decided: images, decisions.jsonl -> images, changes.parquet.
 
-    Dropped labels go, split merges become a picture for each class, near-duplicates become one
-    with the labels of both, and leaks are left out.
+    The last decision on each item counts. Dropped labels go, near-duplicates become one image
+    with the labels of both, and leaks and images without any label left are removed.
 
     [bold]Examples[/bold]
 
@@ -125,6 +126,12 @@ def apply_command(
         console.warn(f"not applied to `{path}`: {problem}")
     if (more := len(summary.not_applied) - _NUM_NAMED) > 0:
         console.warn(f"and {more:,} more; all are in `--json`")
+    if summary.unlabelled:
+        named = ", ".join(f"`{one_line(path)}`" for path in summary.unlabelled[:_NUM_NAMED])
+        console.warn(
+            f"{len(summary.unlabelled):,} images are removed, as all of their labels were dropped: "
+            f"{named}{' ...' if len(summary.unlabelled) > _NUM_NAMED else ''}"
+        )
     console.done(
         f"apply: {summary.num_decisions:,} decisions: {summary.num_applied:,} applied, "
         f"{summary.num_confirmed:,} confirm what is there, "

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Mapping
 
+from vit21k.data.unread import OUR_OWN_LIMITS
 from vit21k.manifest.problems import Problem, ProblemKind
 
 IMAGE_SUFFIXES = frozenset(
@@ -54,7 +55,6 @@ _KIND_OF_ERRNO = {
     errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: a link has taken its place
     errno.ENXIO: ProblemKind.NOT_A_REGULAR_FILE,  # a socket
 }
-_OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def problem_from(path: bytes, error: OSError) -> Problem:
@@ -64,7 +64,7 @@ def problem_from(path: bytes, error: OSError) -> Problem:
         OSError: *error* itself, where it says nothing of the file: this process has run out of
             file descriptors or memory.
     """
-    if error.errno in _OUR_OWN_LIMITS:
+    if error.errno in OUR_OWN_LIMITS:
         raise error
     kind = _KIND_OF_ERRNO.get(error.errno or 0, ProblemKind.UNREADABLE)
     return Problem(printable(path), kind, error.strerror or str(error))

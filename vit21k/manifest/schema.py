@@ -197,7 +197,7 @@ FINGERPRINTS = ManifestKind(
                 "digest",
                 pa.binary(DIGEST_BYTES),
                 "Digest of the file's bytes, by the algorithm named in the metadata; null if it "
-                "could not be read.",
+                "could not be read: the next run reads it again.",
             ),
             column(
                 "pixel_digest",
@@ -209,7 +209,11 @@ FINGERPRINTS = ManifestKind(
                 pa.binary(1024),
                 "32 x 32 luma values, row by row; null if it cannot be decoded.",
             ),
-            column("problem", pa.string(), "Why it cannot be decoded; null if it can."),
+            column(
+                "problem",
+                pa.string(),
+                "Why it cannot be decoded, or could not be read; null if it is decoded.",
+            ),
         ]
     ),
     row="picture",
@@ -256,11 +260,11 @@ CHANGES = ManifestKind(
             column(
                 "action",
                 pa.string(),
-                "`drop`: labels were dropped; `split`: it became a picture for each label; `join`: "
-                "another became a part of it; `remove`: it was left out.",
+                "`drop`: labels were dropped; `join`: another became a part of it, or the reverse; "
+                "`remove`: it was left out.",
             ),
             column("before", pa.list_(pa.int64()), "Its class indices, before."),
-            column("after", pa.list_(pa.int64()), "Its class indices, after; of all parts."),
+            column("after", pa.list_(pa.int64()), "Its class indices, after."),
             column("other_path", pa.string(), "What it was joined or removed for; or empty."),
         ]
     ),

@@ -3,6 +3,7 @@
 Dimensions: N pictures, M of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
+from vit21k.hashing.folder import Skipped
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES, PICTURE_KINDS, TRAIN
 from vit21k.near.picture_set import PictureSet, load_set, scan_folder
@@ -27,6 +29,8 @@ class EvaluationSet:
         paths: One for each picture.
         pictures: What they are compared by.
         problems: Why pictures could not be decoded, by path.
+        unread: Why pictures could not be read, by path.
+        skipped: What of the folder was not looked at.
         manifests: The folder of the manifests that it was taken from, if it was.
     """
 
@@ -34,6 +38,8 @@ class EvaluationSet:
     paths: pa.Array
     pictures: PictureSet
     problems: dict[str, str]
+    unread: dict[str, str]
+    skipped: Sequence[Skipped] = ()
     manifests: Path | None = None
 
 
@@ -67,7 +73,14 @@ def open_evaluation_set(
             on_pictures=on_pictures,
         )
         paths = pa.array(folder.paths, pa.string())
-        return EvaluationSet(against.resolve(), paths, folder.pictures, folder.problems)
+        return EvaluationSet(
+            against.resolve(),
+            paths,
+            folder.pictures,
+            folder.problems,
+            folder.unread,
+            folder.skipped,
+        )
     return _from_manifest(manifest, images, num_workers, on_pictures)
 
 
@@ -99,14 +112,19 @@ def _from_manifest(
     chosen = PictureSet(
         pictures.digest_N[row_M], pictures.pixel_digest_N[row_M], pictures.thumbs_NTT[row_M]
     )
-    problems = {} if not scanned.num_problems else _problems(folder, all_paths, row_M)
+    problems = {}
+    if scanned.num_problems:
+        rows = open_manifest(folder, FINGERPRINTS).read(["digest", "problem"]).take(pa.array(row_M))
+        is_bad = pc.and_(pc.is_valid(rows["digest"]), pc.is_valid(rows["problem"]))
+        bad = all_paths.take(pa.array(row_M)).filter(is_bad.combine_chunks())
+        problems = dict(
+            zip(bad.to_pylist(), rows["problem"].filter(is_bad).to_pylist(), strict=True)
+        )
+    paths = all_paths.take(pa.array(row_M))
+    of_set = set(paths.to_pylist()) if scanned.unread else set()
+    unread = {path: why for path, why in scanned.unread.items() if path in of_set}
     root = Path(manifest.header.root)
-    return EvaluationSet(root, all_paths.take(row_M), chosen, problems, folder.resolve())
-
-
-def _problems(folder: Path, paths: pa.Array, row_M: NDArray[np.int64]) -> dict[str, str]:
-    problems = open_manifest(folder, FINGERPRINTS).read(["problem"])["problem"].to_pylist()
-    return {paths[row].as_py(): problems[row] for row in row_M.tolist() if problems[row]}
+    return EvaluationSet(root, paths, chosen, problems, unread, manifests=folder.resolve())
 
 
 def rows_of(paths: pa.Array, manifest: Manifest) -> NDArray[np.int64]:

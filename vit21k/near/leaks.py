@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vit21k.hashing.folder import Skipped
 from vit21k.lock import locked
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
@@ -36,8 +37,11 @@ class PairSummary:
         num_pairs: Rows written, by level.
         num_found: Pictures in a pair of each level; one that is in several counts at the first.
         num_others_found: The same, of the evaluation set.
-        num_problems: Pictures of the image root that could not be decoded; compared by bytes only.
-        other_problems: Why pictures of the evaluation set could not be decoded, by path.
+        num_problems: Pictures of the image root that cannot be decoded; compared by bytes only.
+        unread: Why pictures could not be read, by path; they were not compared.
+        other_problems: Why pictures of the evaluation set cannot be decoded, by path.
+        other_unread: Why pictures of the evaluation set could not be read, by path.
+        other_skipped: What of the evaluation set's folder was not looked at.
         num_crowded: Keys that too many hashes share to be compared under.
     """
 
@@ -47,8 +51,17 @@ class PairSummary:
     num_found: dict[str, int]
     num_others_found: dict[str, int] = field(default_factory=dict)
     num_problems: int
+    unread: dict[str, str] = field(default_factory=dict)
     other_problems: dict[str, str] = field(default_factory=dict)
+    other_unread: dict[str, str] = field(default_factory=dict)
+    other_skipped: Sequence[Skipped] = ()
     num_crowded: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pictures were read, and all of the evaluation set decoded and looked at."""
+        missed = any(one.may_hold_images for one in self.other_skipped)
+        return not (self.unread or self.other_unread or self.other_problems or missed)
 
 
 def find_leaks(
@@ -84,6 +97,7 @@ def find_leaks(
     pictures = load_set(open_manifest(manifests, FINGERPRINTS))
     paths = images.read(["path"])["path"]
     is_train_N = _in_train(manifests, paths.combine_chunks())
+    of_train = set(paths.filter(pa.array(is_train_N)).to_pylist()) if scanned.unread else set()
     pairs, counts = find_pairs(pictures, other.pictures, on_view=on_view)
     pairs = pairs.where(is_train_N[pairs.one_P])
     options = {"against": str(other.root)}
@@ -99,7 +113,10 @@ def find_leaks(
         num_found=_by_level(pairs.level_P, pairs.one_P),
         num_others_found=_by_level(pairs.level_P, pairs.other_P),
         num_problems=scanned.num_problems,
+        unread={path: why for path, why in scanned.unread.items() if path in of_train},
         other_problems=other.problems,
+        other_unread=other.unread,
+        other_skipped=other.skipped,
         num_crowded=counts.num_crowded,
     )
 
@@ -130,6 +147,7 @@ def find_near_duplicates(
         num_pairs=_by_level(pairs.level_P, np.arange(len(pairs.level_P))),
         num_found=_by_level(np.tile(pairs.level_P, 2), both),
         num_problems=scanned.num_problems,
+        unread=scanned.unread,
         num_crowded=counts.num_crowded,
     )
 

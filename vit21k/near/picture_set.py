@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vit21k.data.unread import refuse_gone
 from vit21k.errors import ImageTreeError
 from vit21k.hashing.algorithms import ALGORITHMS
-from vit21k.hashing.walk import walk
-from vit21k.manifest.problems import ProblemKind
+from vit21k.hashing.folder import Skipped, in_words, list_folder
 from vit21k.manifest.reader import Manifest
 from vit21k.near.fingerprint import THUMB_BYTES, THUMB_SIDE
-from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan
+from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan, why_not_read
 
 MAX_BYTES_IN_MEMORY = 1 << 30
 """Thumbnails of more are kept in a file without a name, which the system pages in and out."""
@@ -96,13 +96,17 @@ class FolderSet:
         root: The folder.
         paths: Relative to it, in order; POSIX.
         pictures: Their fingerprints, in that order.
-        problems: Why a picture could not be decoded or read, by path.
+        problems: Why pictures cannot be decoded, by path.
+        unread: Why pictures could not be read, by path.
+        skipped: What was not looked at.
     """
 
     root: Path
     paths: Sequence[str]
     pictures: PictureSet
     problems: dict[str, str]
+    unread: dict[str, str]
+    skipped: Sequence[Skipped]
 
 
 def scan_folder(
@@ -125,40 +129,26 @@ def scan_folder(
     """
     if not root.is_dir():
         raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of pictures")
-    paths, problems = _list_pictures(root)
+    paths, skipped = list_folder(root)
     if not paths:
         raise ImageTreeError(
-            f"no images below `{root}`", hint="give a folder with .JPEG, .jpg, .png ... files in it"
+            f"no images below `{root}`" + (f", but {in_words(skipped)}" if skipped else ""),
+            hint="give a folder with .JPEG, .jpg, .png ... files in it",
         )
     scanned: list[Scanned] = []
-    at_once = ALGORITHMS[algorithm].at_once
-    for some in scan(
+    each = scan(
         lambda row: (root / paths[row]).read_bytes(),
         len(paths),
-        digest=at_once,
+        digest=ALGORITHMS[algorithm].at_once,
         num_workers=num_workers,
-    ):
-        scanned += some
-        on_pictures(len(some), len(paths))
-    problems.update(
-        (path, one.problem) for path, one in zip(paths, scanned, strict=True) if one.problem
     )
-    return FolderSet(root, paths, _as_set(scanned), problems)
-
-
-def _list_pictures(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the images below *root*, and what should be one but cannot be read.
-
-    Symbolic links are followed, and images right in *root* count, which have no class.
-    """
-    paths, problems = [], {}
-    for chunk in walk(os.fsencode(root), follow_symlinks=True):
-        for name, problem in chunk.entries:
-            if problem is None or problem.kind is ProblemKind.NOT_IN_CLASS_FOLDER:
-                paths.append((chunk.folder + name).decode())
-            elif not problem.kind.is_left_out:
-                problems[problem.path] = problem.kind.doc
-    return paths, problems
+    for one in refuse_gone(each, why_not_read, root):
+        scanned.append(one)
+        on_pictures(1, len(paths))
+    by_path = list(zip(paths, scanned, strict=True))
+    unread = {path: why for path, one in by_path if (why := why_not_read(one))}
+    problems = {path: one.problem for path, one in by_path if one.problem and path not in unread}
+    return FolderSet(root, paths, _as_set(scanned), problems, unread, skipped)
 
 
 def _as_set(scanned: list[Scanned]) -> PictureSet:

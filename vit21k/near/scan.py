@@ -1,7 +1,8 @@
 """Pictures -> fingerprints.parquet: every picture is decoded once, by threads, in order.
 
 A run that is killed goes on where it was.  A picture that cannot be decoded keeps its row, with the
-reason, and is compared by its bytes only.
+reason, and is compared by its bytes only.  One that could not be read has no digest: that is no
+verdict on it, and the next run reads it again.
 Memory: independent of the number of pictures.
 """
 
@@ -10,12 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vit21k.data.pictures import Pictures
+from vit21k.data.unread import read_again, refuse_gone, why_unread
 from vit21k.errors import ImageError, ManifestError
 from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.lock import locked
@@ -42,14 +48,19 @@ class Scanned(NamedTuple):
     """What became of one picture.
 
     Attributes:
-        content_digest: Of the file's bytes; empty if it cannot be read.
-        fingerprint: None if it cannot be decoded or read.
+        content_digest: Of the file's bytes; empty if it could not be read.
+        fingerprint: None if it cannot be decoded, or could not be read.
         problem: Why it cannot.
     """
 
     content_digest: bytes
     fingerprint: Fingerprint | None
     problem: str | None
+
+
+def why_not_read(one: Scanned) -> str | None:
+    """Return why a picture could not be read; None if it was."""
+    return None if one.content_digest else one.problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +70,12 @@ class ScanSummary:
     Attributes:
         num_pictures: Rows of `fingerprints.parquet`.
         num_problems: Of them, those that could not be decoded.
+        unread: Why pictures could not be read, by path.
     """
 
     num_pictures: int
     num_problems: int
+    unread: dict[str, str]
 
 
 def scan(
@@ -71,8 +84,8 @@ def scan(
     *,
     digest: Callable[[memoryview], bytes],
     num_workers: int = DEFAULT_NUM_WORKERS,
-) -> Iterator[list[Scanned]]:
-    """Yield what became of the pictures of all rows, in order, some at a time.
+) -> Iterator[Scanned]:
+    """Yield what became of the pictures of all rows, in order.
 
     Args:
         read: Gives the content of a row's file.
@@ -91,9 +104,9 @@ def scan(
             for start in range(0, num_rows, _CHUNK_ROWS):
                 under_way.append(pool.submit(chunk, start))
                 if len(under_way) >= num_workers * _CHUNKS_PER_WORKER:
-                    yield under_way.popleft().result()
+                    yield from under_way.popleft().result()
             while under_way:
-                yield under_way.popleft().result()
+                yield from under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -102,9 +115,9 @@ def _scan_one(
     read: Callable[[int], bytes], row: int, digest: Callable[[memoryview], bytes]
 ) -> Scanned:
     try:
-        content = read(row)
+        content = read_again(read, row)
     except (ImageError, OSError) as error:
-        return Scanned(b"", None, str(error))
+        return Scanned(b"", None, why_unread(error))
     try:
         return Scanned(digest(memoryview(content)), fingerprint(content), None)
     except ImageError as error:
@@ -132,75 +145,109 @@ def scan_images(
         LockedError: Another run works on *manifests*.
     """
     images = open_manifest(manifests, IMAGES)
-    if found := _fresh(manifests):
-        problems = found.read(["problem"])["problem"]
-        return ScanSummary(
-            num_pictures=found.num_rows, num_problems=found.num_rows - problems.null_count
-        )
+    found = _fresh(manifests)
+    if found and not found.read(["digest"])["digest"].null_count:
+        return _summary(found, images)
     pictures = Pictures.from_manifest(images, root)
     header = replace(images.header, classes=None, inputs={"images": images.fingerprint}, options={})
-    parts = _Parts(manifests / _PARTS, header, pictures, num_workers, on_pictures)
-    num_problems = 0
+    scanner = _Scanner(pictures, header, num_workers, on_pictures)
     with (
         locked(manifests, command="leaks"),
         manifest_writer(FINGERPRINTS, manifests, header) as writer,
     ):
-        for start in range(0, len(pictures), PART_ROWS):
-            rows = parts.rows(start)
+        for rows in scanner.completed(found) if found else scanner.parts(manifests / _PARTS):
             writer.write(rows)
-            num_problems += rows.num_rows - rows["problem"].null_count
     shutil.rmtree(manifests / _PARTS, ignore_errors=True)
-    return ScanSummary(num_pictures=len(pictures), num_problems=num_problems)
+    return _summary(open_manifest(manifests, FINGERPRINTS), images)
 
 
-class _Parts:
-    """Fingerprints of `PART_ROWS` pictures at a time, kept so that a run that was killed goes on.
-
-    A part is a manifest in a folder of its own; one of other pictures, or damaged, is made again.
-    """
+class _Scanner:
+    """Fingerprints of the pictures of a manifest, some at a time."""
 
     def __init__(
-        self,
-        folder: Path,
-        header: Header,
-        pictures: Pictures,
-        num_workers: int,
-        on_pictures: OnPictures,
+        self, pictures: Pictures, header: Header, num_workers: int, on_pictures: OnPictures
     ) -> None:
-        self._folder = folder
-        self._header = header
         self._pictures = pictures
+        self._header = header
         self._num_workers = num_workers
         self._on_pictures = on_pictures
 
-    def rows(self, start: int) -> pa.Table:
-        """Return the fingerprints of a part, and keep them if they were not kept already."""
-        folder = self._folder / f"{start:012d}"
+    def completed(self, found: Manifest) -> Iterator[pa.Table]:
+        """Yield the rows of *found*; pictures that could not be read are read again."""
+        start = 0
+        for rows in found.batches():
+            yield self._read_again(rows, start)
+            start += rows.num_rows
+
+    def parts(self, folder: Path) -> Iterator[pa.Table]:
+        """Yield the rows of `PART_ROWS` pictures at a time, and keep them in *folder*.
+
+        A part is a manifest in a folder of its own; one of other pictures, or damaged, is made
+        again.
+        """
+        for start in range(0, len(self._pictures), PART_ROWS):
+            part = folder / f"{start:012d}"
+            rows = self._kept(part)
+            if rows is None:
+                rows = self._make(start)
+                write_manifest(rows, FINGERPRINTS, part, self._header)
+            else:
+                rows = self._read_again(rows, start)
+            yield rows
+
+    def _kept(self, part: Path) -> pa.Table | None:
         try:
-            part = open_manifest(folder, FINGERPRINTS, allow_stale=True)
-            if part.header == self._header:
-                rows = part.read()
-                self._on_pictures(rows.num_rows, len(self._pictures))
-                return rows
+            manifest = open_manifest(part, FINGERPRINTS, allow_stale=True)
+            return manifest.read() if manifest.header == self._header else None
         except ManifestError:
-            pass
-        rows = self._make(start)
-        write_manifest(rows, FINGERPRINTS, folder, self._header)
-        return rows
+            return None
+
+    def _read_again(self, rows: pa.Table, start: int) -> pa.Table:
+        """Return *rows*, in which pictures that were not read are replaced by what they give now.
+
+        They need not be neighbours, so that many in a row do not mean that the tree is gone.
+        """
+        is_unread = pc.is_null(rows["digest"])
+        again = np.flatnonzero(is_unread.to_numpy())
+        self._on_pictures(rows.num_rows - len(again), len(self._pictures))
+        if not len(again):
+            return rows
+        tables = [rows.filter(pc.invert(is_unread)), *self._rows(start + again)]
+        order = np.argsort(np.concatenate([np.delete(np.arange(rows.num_rows), again), again]))
+        return pa.concat_tables(tables).take(pa.array(order))
 
     def _make(self, start: int) -> pa.Table:
-        num_rows = min(PART_ROWS, len(self._pictures) - start)
+        stop = min(start + PART_ROWS, len(self._pictures))
+        return pa.concat_tables(self._rows(np.arange(start, stop), refuse_if_gone=True))
+
+    def _rows(self, numbers: NDArray[np.int64], *, refuse_if_gone: bool = False) -> list[pa.Table]:
+        """Return the rows of the pictures of these *numbers*."""
         scanned = scan(
-            lambda row: self._pictures.read_bytes(start + row),
-            num_rows,
+            lambda row: self._pictures.read_bytes(int(numbers[row])),
+            len(numbers),
             digest=ALGORITHMS[self._header.algorithm].at_once,
             num_workers=self._num_workers,
         )
+        if refuse_if_gone:
+            is_all = len(numbers) == len(self._pictures)
+            scanned = refuse_gone(scanned, why_not_read, self._pictures.root, is_all=is_all)
         tables = []
-        for some in scanned:
+        while some := list(islice(scanned, _CHUNK_ROWS)):
             tables.append(fingerprint_rows(some))
             self._on_pictures(len(some), len(self._pictures))
-        return pa.concat_tables(tables)
+        return tables
+
+
+def _summary(found: Manifest, images: Manifest) -> ScanSummary:
+    rows = found.read(["digest", "problem"])
+    is_unread = pc.is_null(rows["digest"])
+    paths = images.read(["path"])["path"].filter(is_unread) if pc.any(is_unread).as_py() else []
+    reasons = rows["problem"].filter(is_unread)
+    return ScanSummary(
+        num_pictures=found.num_rows,
+        num_problems=found.num_rows - rows["problem"].null_count - len(reasons),
+        unread=dict(zip(map(str, paths), map(str, reasons), strict=True)),
+    )
 
 
 def _fresh(manifests: Path) -> Manifest | None:

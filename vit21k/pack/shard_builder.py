@@ -15,7 +15,8 @@ import xxhash
 
 from vit21k.atomic import atomic_file
 from vit21k.data.pictures import Pictures
-from vit21k.errors import ImageError, ImageTreeError
+from vit21k.data.unread import read_again, refuse_gone
+from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.pack.levels import Level, Packed
 from vit21k.pack.parts import Part, Parts, ShardFacts, part_rows
@@ -24,7 +25,6 @@ from vit21k.pack.tar_writer import TarWriter, label_members, read_tar_digest, sa
 from vit21k.prep.decode_worker import verdict_on
 
 _AHEAD = 4  # pictures a thread
-_MAX_GONE = 100  # files in a row that are not there, before the tree is taken to be gone
 
 
 class _Outcome(NamedTuple):
@@ -83,7 +83,7 @@ class ShardBuilder:
             writing: _OpenShard | None = None
             finishing: Future[None] | None = None
             try:
-                for outcome in self._refuse_gone(self._outcomes(shards, pool)):
+                for outcome in self._outcomes_of_tree(shards, pool):
                     if writing is None or writing.shard is not outcome.shard:
                         finishing = self._hand_over(writing, finishing, to_disk)
                         writing = _OpenShard(self._folder, outcome.shard)
@@ -119,39 +119,17 @@ class ShardBuilder:
         while waiting:
             yield waiting.popleft().result()
 
-    def _refuse_gone(self, outcomes: Iterable[_Outcome]) -> Iterator[_Outcome]:
-        """Yield *outcomes*, until as many files in a row are gone as no tree loses now and then.
-
-        None of these is yielded before: a shard that was finished would lack them for good.
-        """
-        gone: list[_Outcome] = []
-        is_any_there = False
-        for outcome in outcomes:
-            if outcome.problem and outcome.problem[0] is ProblemKind.VANISHED:
-                gone.append(outcome)
-                if len(gone) == _MAX_GONE:
-                    raise self._gone(gone)
-            else:
-                is_any_there = True
-                yield from gone
-                gone.clear()
-                yield outcome
-        if gone and not is_any_there:
-            raise self._gone(gone)
-        yield from gone
-
-    def _gone(self, gone: list[_Outcome]) -> ImageTreeError:
-        root = self._pictures[gone[0].shard.split].root
-        return ImageTreeError(
-            f"{len(gone):,} pictures one after the other are not below `{root}`",
-            hint="mount that disk, or say where the image tree is now with `--root`; if pictures "
-            "were removed, start again at `vit21k hash`",
-        )
+    def _outcomes_of_tree(
+        self, shards: Iterable[Shard], pool: ThreadPoolExecutor
+    ) -> Iterator[_Outcome]:
+        """Yield the outcomes, unless the tree is gone: a finished shard lacks images for good."""
+        root = next(iter(self._pictures.values())).root
+        return refuse_gone(self._outcomes(shards, pool), _why_unread, root)
 
     def _prepare(self, shard: Shard, row: int) -> _Outcome:
         content = b""
         try:
-            content = self._pictures[shard.split].read_bytes(row)
+            content = read_again(self._pictures[shard.split].read_bytes, row)
         except ImageError as error:
             problem = (ProblemKind.VANISHED, error.message)
             return _Outcome(shard, row, 0, None, problem)
@@ -165,6 +143,11 @@ class ShardBuilder:
         pictures = self._pictures[writing.shard.split]
         path = pictures.path(outcome.row)
         writing.add(path, pictures.label_ids(outcome.row), self._wnids, outcome)
+
+
+def _why_unread(outcome: _Outcome) -> str | None:
+    kind, detail = outcome.problem or (None, "")
+    return detail if kind is ProblemKind.VANISHED else None
 
 
 class _OpenShard:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vit21k.data.unread import read_again, why_unread
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.prep.decode_worker import SIZE_BYTES
@@ -39,6 +40,12 @@ class Verdict(NamedTuple):
     row: int
     kind: ProblemKind | None
     detail: str
+
+
+def why_not_read(verdict: Verdict) -> str | None:
+    """Return why a picture could not be read; None if it was, whatever became of it then."""
+    is_unread = verdict.kind in (ProblemKind.VANISHED, ProblemKind.UNREADABLE)
+    return verdict.detail if is_unread else None
 
 
 def check_pictures(
@@ -85,11 +92,11 @@ class _Workers:
     def check(self, row: int) -> Verdict:
         """Read and decode a picture."""
         try:
-            content = self._read(row)
+            content = read_again(self._read, row)
         except ImageError as error:
             return Verdict(row, ProblemKind.VANISHED, error.message)
         except OSError as error:
-            return Verdict(row, ProblemKind.UNREADABLE, error.strerror or str(error))
+            return Verdict(row, ProblemKind.UNREADABLE, why_unread(error))
         me = threading.get_ident()
         worker = self._of_thread.get(me)
         if worker is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vit21k.data.pictures import Pictures
 from vit21k.data.places import COLUMNS, PlaceColumns
+from vit21k.data.unread import refuse_gone
 from vit21k.hashing.digest_rows import problem_rows
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
@@ -23,7 +24,7 @@ from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, UNDECODABLE
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.copies import find_copies
-from vit21k.prep.decode_check import Verdict, check_pictures
+from vit21k.prep.decode_check import Verdict, check_pictures, why_not_read
 from vit21k.prep.keys import FileKeys
 from vit21k.prep.verify import tree_of
 
@@ -60,7 +61,7 @@ def find_undecodable(
 
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
-        ImageTreeError: The image tree is not there, or compressed.
+        ImageTreeError: The image tree is not there, or was gone during the run, or is compressed.
         UsageError: *manifests* lies inside it.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -77,7 +78,7 @@ def find_undecodable(
         )
         verdicts = check_pictures(pictures.read_bytes, rows.tolist(), num_workers=num_workers)
         with manifest_writer(UNDECODABLE, manifests, header) as writer:
-            for verdict in verdicts:
+            for verdict in refuse_gone(verdicts, why_not_read, pictures.root):
                 if verdict.kind is None:
                     summary.num_decoded += 1
                 else:

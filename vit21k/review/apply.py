@@ -18,7 +18,7 @@ from vit21k.labels.label_classes import read_label_classes
 from vit21k.labels.rewrite import check_out, relative, with_step
 from vit21k.lock import locked
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import CHANGES, CLASSES, COPIES, IMAGES
+from vit21k.manifest.schema import CHANGES, CLASSES, IMAGES
 from vit21k.manifest.writer import write_manifest
 from vit21k.review.decisions import Action, Decision, ItemKind, read_decisions, standing
 from vit21k.review.edit import Edit, Row
@@ -34,6 +34,7 @@ class ApplySummary:
         num_confirmed: Of these, those that leave everything as it is.
         num_applied: Those that changed something.
         not_applied: Those that no longer fit, with the reason, by path.
+        unlabelled: Paths of the pictures that go because all of their labels were dropped.
         num_changed: Rows of `changes.parquet`.
     """
 
@@ -43,6 +44,7 @@ class ApplySummary:
     num_confirmed: int = 0
     num_applied: int = 0
     not_applied: list[tuple[str, str]] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
     num_changed: int = 0
 
 
@@ -50,7 +52,7 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
     """Write the manifests that *decisions* make of those in *manifests* into *out*.
 
     Args:
-        manifests: The folder of `images` and `classes.parquet`; `copies.parquet` to split merges.
+        manifests: The folder of `images` and `classes.parquet`.
         decisions: What `vit21k review` wrote.
         out: The new folder; made if need be.
 
@@ -64,7 +66,7 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
     check_out(manifests, out, images.header.root)
     stand = standing(read_decisions(decisions))
     table = images.read()
-    edit = Edit(table, images.classes(), _copies(manifests, stand), _paths_of(stand))
+    edit = Edit(table, images.classes(), _paths_of(stand))
     summary = ApplySummary(num_before=images.num_rows, num_decisions=len(stand))
     for decision in stand:
         if decision.action is Action.REJECT or _is_confirmation(decision):
@@ -73,6 +75,7 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
             summary.not_applied.append((decision.path, problem))
         else:
             summary.num_applied += 1
+    summary.unlabelled = edit.unlabelled()
     rows, changes = edit.result()
     digest = hashlib.sha256(b"".join(one.to_line() for one in stand)).hexdigest()
     step = {"verb": "apply", "decisions": digest, "num_applied": summary.num_applied}
@@ -88,20 +91,6 @@ def _is_confirmation(decision: Decision) -> bool:
 
 def _paths_of(stand: list[Decision]) -> set[str]:
     return {path for one in stand for path in (one.path, one.other_path) if path}
-
-
-def _copies(manifests: Path, stand: list[Decision]) -> dict[bytes, list[Row]]:
-    """Return the files that were merged away, by digest, of the pictures to be split."""
-    paths = {one.digest for one in stand if one.action is Action.SPLIT}
-    if not paths:
-        return {}
-    copies = open_manifest(manifests, COPIES)
-    wanted = pa.array([bytes.fromhex(digest) for digest in sorted(paths)], pa.binary(16))
-    found: dict[bytes, list[Row]] = {}
-    for rows in copies.batches():
-        for row in rows.filter(pc.is_in(rows["digest"], wanted)).to_pylist():
-            found.setdefault(row["digest"], []).append(row)
-    return found
 
 
 def _write(

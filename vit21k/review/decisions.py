@@ -34,16 +34,28 @@ class Action(StrEnum):
     ACCEPT = "accept"
     REJECT = "reject"
     DROP = "drop"
-    SPLIT = "split"
+    SPLIT = "split"  # of earlier versions: read, never applied, as a row is one digest
     UNDO = "undo"
 
 
 ACTIONS = {
-    ItemKind.MERGE: (Action.ACCEPT, Action.DROP, Action.SPLIT),
+    ItemKind.MERGE: (Action.ACCEPT, Action.DROP),
     ItemKind.LEAK: (Action.ACCEPT, Action.REJECT),
     ItemKind.NEAR: (Action.ACCEPT, Action.REJECT),
 }
 """What can be decided on each kind of item, beside `Action.UNDO`."""
+
+_READABLE = {**ACTIONS, ItemKind.MERGE: (*ACTIONS[ItemKind.MERGE], Action.SPLIT)}
+
+Key = tuple[str, str, str]
+"""Names an item: its kind and its paths."""
+
+
+def item_key(kind: ItemKind | None, path: str, other_path: str) -> Key:
+    """Return what names an item; near-duplicates have no first and second."""
+    if kind is ItemKind.NEAR:
+        path, other_path = sorted((path, other_path))
+    return str(kind), path, other_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +79,9 @@ class Decision:
     wnid: str = ""
 
     @property
-    def item(self) -> tuple[str, str, str]:
+    def item(self) -> Key:
         """What it is about."""
-        return str(self.kind), self.path, self.other_path
+        return item_key(self.kind, self.path, self.other_path)
 
     def to_line(self) -> bytes:
         """Return it as a line."""
@@ -90,7 +102,7 @@ class Decision:
         action = Action(fields.pop("action", ""))
         if (action is Action.UNDO) != (kind is None):
             raise ValueError("an item is missing, or too many")
-        if kind and action not in ACTIONS[kind]:
+        if kind and action not in _READABLE[kind]:
             raise ValueError(f"a {kind} cannot be decided by {action}")
         try:
             return cls(action=action, kind=kind, **fields)
@@ -98,7 +110,7 @@ class Decision:
             raise ValueError(str(error)) from error
 
 
-def standing(decisions: Iterable[Decision]) -> list[Decision]:
+def not_undone(decisions: Iterable[Decision]) -> list[Decision]:
     """Return the decisions that were not undone, in order."""
     left: list[Decision] = []
     for decision in decisions:
@@ -107,6 +119,29 @@ def standing(decisions: Iterable[Decision]) -> list[Decision]:
         elif left:
             left.pop()
     return left
+
+
+def by_item(decisions: Iterable[Decision]) -> dict[Key, list[Decision]]:
+    """Return what counts for each item: its last decision that was not undone.
+
+    Labels are dropped one by one, so that the drops since the last other decision all count, each
+    label once.  Items are in the order of their last decisions.
+    """
+    found: dict[Key, list[Decision]] = {}
+    for decision in not_undone(decisions):
+        earlier = found.pop(decision.item, [])
+        if decision.action is Action.DROP:
+            kept = [one for one in earlier if one.action is Action.DROP]
+            earlier = [one for one in kept if one.wnid != decision.wnid]
+        else:
+            earlier = []
+        found[decision.item] = [*earlier, decision]
+    return found
+
+
+def standing(decisions: Iterable[Decision]) -> list[Decision]:
+    """Return all decisions that count, item by item."""
+    return [one for of_item in by_item(decisions).values() for one in of_item]
 
 
 def read_decisions(path: Path) -> list[Decision]:
@@ -137,7 +172,7 @@ class DecisionLog:
     """The file, open for one process; any thread may add to it.
 
     Attributes:
-        standing: The decisions that were not undone, in order.
+        by_item: The decisions that count, by item.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +187,7 @@ class DecisionLog:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._cut_half_line()
-            self.standing = standing(read_decisions(path))
+            self._take(read_decisions(path))
         except BlockingIOError:
             self._file.close()
             raise LockedError(
@@ -163,14 +198,20 @@ class DecisionLog:
             raise
         self._mutex = threading.Lock()
 
+    @property
+    def standing(self) -> list[Decision]:
+        """The decisions that count, item by item."""
+        return [one for of_item in self.by_item.values() for one in of_item]
+
     def add(self, decision: Decision) -> None:
-        """Append a decision; it is on disk when this returns.
+        """Append a decision, unless it counts already; it is on disk when this returns.
 
         Raises:
             OSError: The disk is full or failing; the decision does not count.
         """
         with self._mutex:
-            self._append(decision)
+            if decision not in self.by_item.get(decision.item, []):
+                self._append(decision)
 
     def undo(self) -> Decision | None:
         """Take the last decision back that still stands, and return it; None if none does.
@@ -179,22 +220,15 @@ class DecisionLog:
             OSError: The disk is full or failing; it still stands.
         """
         with self._mutex:
-            if not self.standing:
+            if not self._not_undone:
                 return None
-            last = self.standing[-1]
+            last = self._not_undone[-1]
             self._append(Decision(action=Action.UNDO))
             return last
 
-    def by_item(self) -> dict[tuple[str, str, str], list[Decision]]:
-        """Return what stands, by item."""
-        found: dict[tuple[str, str, str], list[Decision]] = {}
-        for decision in self.standing:
-            found.setdefault(decision.item, []).append(decision)
-        return found
-
     def counts(self) -> Counter[str]:
         """Return how many items of each kind are decided."""
-        return Counter(kind for kind, _, _ in self.by_item())
+        return Counter(kind for kind, _, _ in self.by_item)
 
     def _append(self, decision: Decision) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -203,7 +237,11 @@ class DecisionLog:
         except OSError:
             os.ftruncate(self._file.fileno(), size)
             raise
-        self.standing = standing([*self.standing, decision])
+        self._take([*self._not_undone, decision])
+
+    def _take(self, decisions: list[Decision]) -> None:
+        self._not_undone = not_undone(decisions)
+        self.by_item = by_item(self._not_undone)
 
     def close(self) -> None:
         """Let others open it."""

@@ -12,7 +12,7 @@ from vit21k.manifest.relations import Relation
 from vit21k.manifest.schema import CLASSES, IMAGES, LEAKS, NEAR_DUPLICATES
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.report.groups import MergedPictures
-from vit21k.review.decisions import ItemKind
+from vit21k.review.decisions import ItemKind, Key, item_key
 
 MAX_PAIRS = 20_000
 """Of leaks and of near-duplicates, those that are offered: the surest."""
@@ -45,9 +45,9 @@ class Item:
     num_pictures: int
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What decisions name it by."""
-        return str(self.kind), self.path, self.other_path
+        return item_key(self.kind, self.path, self.other_path)
 
 
 class _Part(Protocol):

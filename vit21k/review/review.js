@@ -1,16 +1,17 @@
-// One item at a time; every decision is on disk before the page goes on.
+// One item at a time; every decision is on disk before the next item is shown.
 "use strict";
 
 const PAGE = 200;
-const VERBS = { merge: ["accept", "split"], leak: ["accept", "reject"], near: ["accept", "reject"] };
+const PAUSE = 250; // ms after an item is shown, in which a second press of a key decides nothing
+const VERBS = { merge: ["accept"], leak: ["accept", "reject"], near: ["accept", "reject"] };
 const NAMES = {
-  merge: { accept: "labels are right", split: "split the merge" },
+  merge: { accept: "labels are right", split: "split: no longer applied, drop the wrong label" },
   leak: { accept: "is a leak", reject: "is another picture" },
   near: { accept: "is the same picture", reject: "is another picture" },
 };
-const KEYS = { a: "accept", s: "split", r: "reject" };
+const KEYS = { a: "accept", r: "reject" };
 const pages = new Map();
-let total = 0, kinds = {}, decided = {}, at = 0, busy = false;
+let total = 0, kinds = {}, decided = {}, at = 0, busy = false, ready = false, numShown = 0;
 
 const byId = (id) => document.getElementById(id);
 
@@ -52,7 +53,8 @@ function showState(item, problem) {
   state.className = problem ? "problem" : last ? last.action : "";
   const words = [];
   if (problem) words.push(problem);
-  if (dropped) words.push(`${dropped} of its labels dropped`);
+  if (dropped && dropped === item.wnids.length) words.push("all labels dropped: the image is removed");
+  else if (dropped) words.push(`${dropped} of its labels dropped`);
   if (last) words.push(NAMES[item.kind][last.action]);
   state.textContent = words.join("; ") || "not decided";
 }
@@ -74,11 +76,38 @@ function showPictures(item) {
     const image = element("img");
     image.alt = which ? item.other_path : item.path;
     image.src = `picture/${item.index}/${which}`;
+    image.addEventListener("error", () => showWhy(image));
     images.push(image);
   }
   const box = byId("pictures");
   box.className = images.length > 1 ? "two" : "";
   box.replaceChildren(...images);
+  waitUntilShown(images);
+}
+
+async function waitUntilShown(images) {
+  const mine = (numShown += 1);
+  setReady(false);
+  const pause = new Promise((resolve) => setTimeout(resolve, PAUSE));
+  await Promise.all([pause, ...images.map((image) => image.decode().catch(() => undefined))]);
+  if (mine === numShown) setReady(true);
+}
+
+function setReady(isReady) {
+  ready = isReady;
+  markReady();
+}
+
+function markReady() {
+  document.body.classList.toggle("ready", ready && !busy);
+}
+
+async function showWhy(image) {
+  let reason = "could not be loaded";
+  try {
+    reason = await (await fetch(image.src)).text();
+  } catch { /* the server has ended */ }
+  image.replaceWith(element("p", `${image.alt} ${reason}`, "problem"));
 }
 
 function show(item, { withPictures = true, problem = "" } = {}) {
@@ -104,8 +133,10 @@ function show(item, { withPictures = true, problem = "" } = {}) {
 
 async function go(index) {
   if (index < 0 || (total && index >= total)) return;
+  setReady(false);
   at = index;
-  show(await itemAt(index));
+  const item = await itemAt(index);
+  if (at === index) show(item);
 }
 
 async function send(fields) {
@@ -116,27 +147,37 @@ async function send(fields) {
   });
 }
 
+// One decision at a time, and none on an item that is not shown yet.
 async function once(act) {
-  if (busy) return;
+  if (busy || !ready) return;
   busy = true;
+  markReady();
   try {
     await act();
   } catch (error) {
     showState(await itemAt(at), `not saved: ${error.message}`);
   } finally {
     busy = false;
+    markReady();
   }
 }
 
 function decide(action, wnid) {
   return once(async () => {
-    const item = await itemAt(at);
+    const index = at;
+    const item = await itemAt(index);
     if (!item || (action !== "drop" && !VERBS[item.kind].includes(action))) return;
-    const answer = await send(wnid ? { index: at, action, wnid } : { index: at, action });
+    const fields = wnid ? { index, action, wnid } : { index, action };
+    let answer = await send(fields);
+    if (answer.must_confirm) {
+      if (!confirm("This is the last label of the image. Drop it, and remove the image?")) return;
+      answer = await send({ ...fields, is_confirmed: true });
+    }
     decided = answer.decided;
     Object.assign(item, answer.item);
-    if (action === "drop" || at + 1 >= total) show(item, { withPictures: false });
-    else await go(at + 1);
+    if (at !== index) showHeader(await itemAt(at));
+    else if (action === "drop" || index + 1 >= total) show(item, { withPictures: false });
+    else await go(index + 1);
   });
 }
 

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any, ClassVar
 
+from vit21k.data.unread import why_unread
 from vit21k.errors import ImageError, UsageError
 from vit21k.report.thumbs import small_jpeg
 from vit21k.review.decisions import Action
@@ -43,10 +44,10 @@ _HEADERS = {
 
 
 class _RefusedError(Exception):
-    """A request that is not answered."""
+    """A request that is not answered; *reason* says why."""
 
-    def __init__(self, status: HTTPStatus) -> None:
-        super().__init__(status.phrase)
+    def __init__(self, status: HTTPStatus, reason: str = "") -> None:
+        super().__init__(reason or status.phrase)
         self.status = status
 
 
@@ -109,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, content, content_type)
         except _RefusedError as error:
             self.close_connection = True  # what the body holds is not read
-            self._send(error.status, error.status.phrase.encode(), "text/plain; charset=utf-8")
+            self._send(error.status, str(error).encode(), "text/plain; charset=utf-8")
 
     def _path_below_token(self) -> str:
         """Return the path after the token.
@@ -138,9 +139,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _picture(self, index: int, which: int) -> bytes:
         try:
-            return small_jpeg(self.server.session.queue.read(index, which), PICTURE_SIDE)
-        except (IndexError, ImageError, OSError):
+            content = self.server.session.queue.read(index, which)
+        except IndexError:
             raise _RefusedError(HTTPStatus.NOT_FOUND) from None
+        except (ImageError, OSError) as error:
+            reason = f"could not be read: {why_unread(error)}"
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, reason) from None
+        try:
+            return small_jpeg(content, PICTURE_SIDE)
+        except ImageError as error:
+            reason = f"cannot be decoded: {error.message}"
+            raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, reason) from None
 
     def _post(self, path: str) -> tuple[bytes, str]:
         if path != "decide":
@@ -152,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fields.get("action") == Action.UNDO:
                 return _json(session.undo(index))
-            return _json(session.decide(index, fields.get("action"), fields.get("wnid", "")))
+            action, wnid = fields.get("action"), fields.get("wnid", "")
+            is_confirmed = fields.get("is_confirmed") is True
+            return _json(session.decide(index, action, wnid, is_confirmed=is_confirmed))
         except (IndexError, ValueError):
             raise _RefusedError(HTTPStatus.BAD_REQUEST) from None
         except OSError:
