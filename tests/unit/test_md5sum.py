@@ -17,6 +17,7 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep import md5sum_lines
 from vit21k.prep.md5sum import import_md5sum
 from vit21k.prep.md5sum_lines import read_md5sum
+from vit21k.prep.verify import verify
 
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
 GOOD_LINE = f"{MD5}  n1/x.jpg\n"
@@ -141,6 +142,10 @@ def test_a_prefix_is_taken_off_with_the_slash(prefix: str) -> None:
         (f"{MD5}  ./x.jpg", "a path without a folder"),
         (f"{MD5}  /n1/x.jpg", "an absolute path"),
         (f"{MD5}  n1//x.jpg", "a path with an empty part"),
+        (f"{MD5}  images//n1/x.jpg", "a path with an empty part"),
+        (f"{MD5}  n1/./x.jpg", "a path with a part `.`"),
+        (f"{MD5}  ./", "a path without a folder"),
+        (f"{MD5}  ./../n1/x.jpg", "a path that leads upwards"),
         (f"{MD5}  n1/", "a path with an empty part"),
         (f"{MD5}  ../n1/x.jpg", "a path that leads upwards"),
         (f"{MD5}  a/../n1/x.jpg", "a path that leads upwards"),
@@ -164,10 +169,64 @@ def test_line_numbers_go_on_from_block_to_block(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_dots_within_names_are_names() -> None:
-    paths = ["n1/..x.jpg", "n1../x.jpg", "a../..b/x.jpg", "...", "a/.../x.jpg", "./n1/x.jpg"]
-    paths.remove("...")
+    paths = ["n1/..x.jpg", "n1../x.jpg", "a../..b/x.jpg", "a/.../x.jpg", ".n1/x.jpg"]
 
     assert _paths("".join(f"{MD5}  {path}\n" for path in paths)) == paths
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    [
+        ("./n1/x.jpg", ""),
+        ("././n1/x.jpg", ""),
+        ("./images/n1/x.jpg", "images"),
+        ("./images/n1/x.jpg", "./images/"),
+        ("images/n1/x.jpg", "./images"),
+        ("./images/./n1/x.jpg", "images"),
+        ("./n1/x.jpg", "."),
+    ],
+)
+def test_a_dot_at_the_front_is_taken_off(path: str, prefix: str) -> None:
+    assert _paths(f"{MD5}  {path}\n", prefix) == ["n1/x.jpg"]
+
+
+def test_what_find_printed_is_found_again(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({"n1/x.jpg": b"x", "n2/y.jpg": b"y"})
+    command = ["find", ".", "-type", "f", "-exec", "md5sum", "{}", "+"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
+    (tmp_path / "all.txt").write_bytes(listed)
+
+    import_md5sum(tmp_path / "all.txt", tmp_path / "m", root=root)
+
+    assert b"  ./n1/x.jpg" in listed
+    assert verify(tmp_path / "m").num_same == 2
+
+
+OTHER_MD5 = MD5[::-1]
+REPEATED = {
+    "the same line": (f"{MD5}  n2/x.jpg", "the digest and path of line 2", "awk"),
+    "another digest": (f"{OTHER_MD5}  n2/x.jpg", "the path, with another digest, of", "changed"),
+    "a dot": (f"{MD5}  ./n2/x.jpg", "the digest and path of line 2", "awk"),
+}
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 22, 100])
+@pytest.mark.parametrize("what", REPEATED)
+def test_a_path_that_comes_twice_is_refused_by_both_numbers(
+    what: str, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(md5sum_lines, "_BLOCK_BYTES", block_bytes)
+    line, why, hint = REPEATED[what]
+    lines = [f"{MD5}  n{number}/x.jpg" for number in range(1, 6)]
+    (tmp_path / "all.txt").write_text("\n".join([*lines, line, lines[0], ""]))
+
+    with pytest.raises(DataError) as caught:
+        import_md5sum(tmp_path / "all.txt", tmp_path / "m")
+
+    assert f"line 6 has {why}" in caught.value.message
+    assert "'n2/x.jpg'; so have 1 more lines" in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert not list((tmp_path / "m").glob("*.parquet"))
 
 
 def test_a_name_that_is_not_utf8_is_refused_by_its_number() -> None:

@@ -1,16 +1,21 @@
 """A file that `md5sum` printed -> digests.parquet."""
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vit21k.errors import DataError
 from vit21k.hashing.places import image_root, refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.manifest.writer import manifest_writer, write_manifest
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
 from vit21k.prep.md5sum_lines import HINT, read_md5sum
 
@@ -42,8 +47,9 @@ def import_md5sum(
         root: The image root, for the commands that open images; the paths are relative to it.
 
     Raises:
-        DataError: No such file, or a line that is malformed or does not begin with
-            *strip_prefix*; the message has its number.  Nothing is written.
+        DataError: No such file, or a line that is malformed, does not begin with
+            *strip_prefix* or has the path of another line; the message has its number.  Nothing is
+            written.
         ImageTreeError: *root* is not a folder with class folders.
         UsageError: *manifests* lies inside *root*.
         LockedError: Another run works on *manifests*.
@@ -55,12 +61,80 @@ def import_md5sum(
         raise DataError(f"no such file: `{md5sum}`", hint=HINT)
     header = Header(algorithm="md5", root=root_text)
     num_empty = 0
-    with locked(manifests, command="import-md5sum"):
-        write_manifest(PROBLEMS.schema.empty_table(), PROBLEMS, manifests, header)
-        with md5sum.open("rb") as file, manifest_writer(DIGESTS, manifests, header) as digests:
-            for rows in ahead(read_md5sum(file, str(md5sum), strip_prefix=strip_prefix)):
-                digests.write(rows)
-                num_empty += pc.sum(pc.equal(rows["digest"], _MD5_OF_NOTHING)).as_py()
-            if not digests.num_rows:
-                raise DataError(f"`{md5sum}` is empty", hint=HINT)
+    paths = _PathHashes()
+    with (
+        locked(manifests, command="import-md5sum"),
+        md5sum.open("rb") as file,
+        manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
+        manifest_writer(PROBLEMS, manifests, header),
+    ):
+        for rows in ahead(read_md5sum(file, str(md5sum), strip_prefix=strip_prefix)):
+            digests.write(rows)
+            paths.add(rows)
+            num_empty += pc.sum(pc.equal(rows["digest"], _MD5_OF_NOTHING)).as_py()
+        if not digests.num_rows:
+            raise DataError(f"`{md5sum}` is empty", hint=HINT)
+        if (repeated := paths.repeated()).size:
+            _refuse_repeated(file, md5sum, strip_prefix, repeated)
     return ImportSummary(num_files=digests.num_rows, num_empty=num_empty)
+
+
+class _PathHashes:
+    """Hashes of all paths, 8 bytes each, which show whether one may have come twice."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+
+    def add(self, rows: pa.Table) -> None:
+        """Take the paths of *rows*."""
+        self._hashes.frombytes(_hashes_of(rows).tobytes())
+
+    def repeated(self) -> NDArray[np.int64]:
+        """Return those that came more than once."""
+        hashes = np.frombuffer(self._hashes, dtype=np.int64)
+        hashes.sort()
+        repeated: NDArray[np.int64] = hashes[1:][hashes[1:] == hashes[:-1]]
+        return repeated
+
+
+def _hashes_of(rows: pa.Table) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, rows["path"].to_pylist()), np.int64, rows.num_rows)
+
+
+def _refuse_repeated(
+    file: IO[bytes], md5sum: Path, strip_prefix: str, hashes: NDArray[np.int64]
+) -> None:
+    """Refuse the first path of two lines; go through *file* again for their numbers.
+
+    Args:
+        file: What md5sum printed.
+        md5sum: Its name.
+        strip_prefix: As above.
+        hashes: Of the paths that may be in two lines.
+    """
+    first_of: dict[str, tuple[int, bytes]] = {}
+    repeats: list[tuple[int, int, str, bool]] = []
+    num_before = 0
+    file.seek(0)
+    for rows in read_md5sum(file, str(md5sum), strip_prefix=strip_prefix):
+        places = np.flatnonzero(np.isin(_hashes_of(rows), hashes))
+        suspects = rows.take(pa.array(places))
+        columns = suspects["path"].to_pylist(), suspects["digest"].to_pylist()
+        for place, path, digest in zip(places.tolist(), *columns, strict=True):
+            number = num_before + place + 1
+            first, other = first_of.setdefault(path, (number, digest))
+            if first != number:
+                repeats.append((number, first, path, other == digest))
+        num_before += rows.num_rows
+    if not repeats:  # two paths that happen to have one hash
+        return
+    number, first, path, is_same = repeats[0]
+    what = "digest and path" if is_same else "path, with another digest,"
+    raise DataError(
+        f"`{md5sum}`, line {number:,} has the {what} of line {first:,}: {path!r}"
+        + (f"; so have {len(repeats) - 1:,} more lines" if len(repeats) > 1 else ""),
+        hint="each file belongs in it once; keep the first line of each path: "
+        f"`awk '!seen[$0]++' {md5sum.name}`"
+        if all(same for *_, same in repeats)
+        else "the files have changed between two runs of `md5sum`: run it once, on all of them",
+    )

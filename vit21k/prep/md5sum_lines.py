@@ -5,7 +5,8 @@ newline or a carriage return has those written as ``\\``, ``\n``, ``\r``, and it
 backslash.  With ``-z`` lines end in NUL and nothing is escaped.
 
 Any line that is not of this form is refused by its number: whoever loses a line trains on a data
-set that nobody described.
+set that nobody described.  `./` at the front of a path, as after `find . -type f`, is taken off:
+paths are those that a walk of the image root gives.
 
 Performance: a block of some 50,000 lines is taken apart with array operations, so that the time
 goes into writing the manifest.  Only blocks with escapes pass through Python line by line.
@@ -35,6 +36,7 @@ _SHOWN_BYTES = 120
 _ESCAPE = re.compile(rb"\\.?", re.DOTALL)
 _ESCAPES = {rb"\\": b"\\", rb"\n": b"\n", rb"\r": b"\r"}
 
+_NO_CLASS = "has a path without a folder, so without a class"
 _HEX_DIGITS = np.frombuffer(b"0123456789abcdefABCDEF", dtype=np.uint8)
 
 Places = NDArray[np.int64]
@@ -53,6 +55,8 @@ def read_md5sum(file: IO[bytes], name: str, *, strip_prefix: str = "") -> Iterat
             does not begin with *strip_prefix*.
     """
     prefix = strip_prefix.encode("utf-8", "surrogateescape").rstrip(b"/") + b"/"
+    while prefix.startswith(b"./"):
+        prefix = prefix[2:].lstrip(b"/")
     num_lines = 0
     for block, end_of_line in _blocks(file, name):
         parser = _Block(name, num_lines, block, end_of_line)
@@ -158,13 +162,15 @@ class _Block:
 
     def _paths(self, prefix: bytes) -> Places:
         """Return where the paths begin, without *prefix*."""
-        path_B = self._start_B + _PATH_AT
+        path_B = self._without_dots(self._start_B + _PATH_AT)
         text = prefix.decode("utf-8", "backslashreplace")
         why = f"does not begin with `{text}`"
+        self._refuse_where(path_B == self._stop_B, _NO_CLASS)
         self._refuse_where(self._stop_B - path_B <= len(prefix), why)
         for offset, byte in enumerate(prefix):
             self._refuse_where(self._bytes[path_B + offset] != byte, why)
-        path_B = path_B + len(prefix)
+        path_B = self._without_dots(path_B + len(prefix))
+        self._refuse_where(path_B == self._stop_B, _NO_CLASS)
         self._refuse_where(
             self._bytes[path_B] == ord("/"),
             "has an absolute path",
@@ -175,19 +181,38 @@ class _Block:
             self._refuse_where(is_cr, "ends in a carriage return", hint="run `dos2unix` on it")
         return path_B
 
+    def _without_dots(self, path_B: Places) -> Places:
+        """Return where the paths begin after each `./` at their front."""
+        last = len(self._bytes) - 1
+        while True:
+            following = np.minimum(path_B + 1, last)
+            is_dot = (self._bytes[path_B] == ord(".")) & (self._bytes[following] == ord("/"))
+            if not is_dot.any():
+                return path_B
+            path_B = path_B + 2 * is_dot
+
     def _class_folders(self, path_B: Places) -> tuple[Places, Places]:
         """Return where the names of the folders that the files lie in begin and end."""
         slashes = np.append([-1, -1], np.flatnonzero(self._bytes == ord("/")))
         last = np.searchsorted(slashes, self._stop_B) - 1
         slash_B = slashes[last]
-        self._refuse_where(slash_B < path_B, "has a path without a folder, so without a class")
+        self._refuse_where(slash_B < path_B, _NO_CLASS)
         folder_B = np.maximum(slashes[last - 1] + 1, path_B)
         is_empty = (folder_B == slash_B) | (slash_B + 1 == self._stop_B)
         self._refuse_where(is_empty, "has a path with an empty part")
-        is_dot = (folder_B + 1 == slash_B) & (self._bytes[folder_B] == ord("."))
-        self._refuse_where(is_dot, "has a path without a folder, so without a class")
         self._refuse_upwards(path_B)
+        self._refuse_inside(b"//", path_B, "has a path with an empty part")
+        self._refuse_inside(b"/./", path_B, "has a path with a part `.`")
         return folder_B, slash_B
+
+    def _refuse_inside(self, text: bytes, path_B: Places, why: str) -> None:
+        """Refuse the first path that holds *text*."""
+        place = self._block.find(text)
+        while place >= 0:
+            index = int(np.searchsorted(self._start_B, place, side="right")) - 1
+            if place >= path_B[index]:
+                self._refuse(index, why)
+            place = self._block.find(text, place + 1)
 
     def _refuse_upwards(self, path_B: Places) -> None:
         place = self._block.find(b"../")
