@@ -112,3 +112,64 @@ def test_without_safetensors_alone_that_is_named():
 @pytest.mark.parametrize("arguments", [["models"], ["recipes", "check", "pretrain_l16_in21k"]])
 def test_models_and_recipes_need_no_torch(arguments):
     assert without("torch,torchvision,safetensors", *arguments).returncode == 0
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A file of weights, in a place where nothing says how images are prepared for them."""
+    torch = pytest.importorskip("torch")
+    from vit21k.models.registry import get_model  # noqa: PLC0415
+
+    model = get_model("vit_tiny_patch16_224", num_classes=3, embed_dim=192, depth=1)
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "weights.pth", "tree/ant/0.png"),
+        ("features", "weights.pth", "tree/ant/0.png"),
+        ("explain", "weights.pth", "tree/ant/0.png"),
+        ("eval", "weights.pth"),
+        ("serve", "weights.pth", "--port", "0"),
+        ("export", "weights.pth", "--to", "safetensors"),
+    ],
+)
+def test_assumed_preprocessing_is_said_and_options_settle_it(
+    vit21k, pictures, foreign, monkeypatch, command
+):
+    if command[0] == "serve":
+        pytest.importorskip("uvicorn")
+        monkeypatch.setattr(
+            "vit21k.serving.server.serve", lambda _service, listening, **_: listening.close()
+        )
+    assumed = "assumed: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 0.9 --interpolation bicubic"
+    options = "--mean 0.4 0.5 0.6 --std 0.2 0.3 0.4 --crop-pct 0.875 --interpolation bilinear"
+
+    told = vit21k(*command).stderr
+    settled = vit21k(*command, "--out", "there", *options.split()) if command[0] in (
+        "export", "features") else vit21k(*command, *options.split())  # fmt: skip
+
+    assert sum(assumed in line for line in told.splitlines()) == 1
+    assert "assumed" not in settled.stderr
+    assert settled.code == (3 if command[0] == "eval" else 0)  # eval: of other classes
+
+
+def test_options_travel_with_an_export(vit21k, foreign):
+    options = "--mean 0.4 0.5 0.6 --std 0.2 0.3 0.4 --crop-pct 0.875 --interpolation bilinear"
+
+    vit21k("export", foreign, "--to", "safetensors", "--out", "folder", *options.split())
+
+    from vit21k.checkpoint.load import load_model  # noqa: PLC0415
+
+    settings = load_model("folder")[1].eval_settings
+    assert (settings.mean, settings.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    assert (settings.mode, settings.resize) == ("center_crop", 256)
+    assert (settings.interpolation, settings.margin) == ("bilinear", "round")
+
+
+@pytest.mark.parametrize("options", ["--std 0.5 0.5 0", "--mean nan 0 0", "--crop-pct 1.5"])
+def test_preprocessing_that_cannot_be_is_a_usage_error(vit21k, foreign, options):
+    assert vit21k("predict", foreign, "a.png", *options.split()).code == 2

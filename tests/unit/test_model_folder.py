@@ -208,7 +208,7 @@ def test_where_there_is_no_model_that_is_said(tmp_path):
         lambda config: config.pop("label_names"),
         lambda config: config["label_names"].reverse(),
         lambda config: config["label_names"].append("zebra"),
-        lambda config: config["vit21k"].update(version=2),
+        lambda config: config["vit21k"].update(version=3),
         lambda config: config["vit21k"].update(version="2"),
         lambda config: config["vit21k"]["args"].update(depth=3),
         lambda config: config["vit21k"]["args"].update(embed_dim=16),
@@ -216,6 +216,9 @@ def test_where_there_is_no_model_that_is_said(tmp_path):
         lambda config: config["vit21k"]["args"].update(wings=2),
         lambda config: config["vit21k"].update(args=[1]),
         lambda config: config["vit21k"]["eval"].pop("mean"),
+        lambda config: config["vit21k"]["eval"].update(mode="border"),
+        lambda config: config["vit21k"]["eval"].update(margin="up"),
+        lambda config: config["vit21k"]["eval"].update(std=[0.5, 0.5, 0]),
         lambda config: config.update(vit21k=None),
     ],
 )

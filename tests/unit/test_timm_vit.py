@@ -9,6 +9,7 @@ from timm.models import save_for_hf  # noqa: E402
 
 from vit21k.checkpoint.initialise import initialise_from  # noqa: E402
 from vit21k.checkpoint.load import load_model  # noqa: E402
+from vit21k.checkpoint.preprocessing import NOT_NEEDED  # noqa: E402
 from vit21k.errors import CheckpointError  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
@@ -70,7 +71,7 @@ def test_a_published_size_at_224_gives_timms_logits_and_needs_no_guess(tmp_path)
     theirs = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=21))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
 
-    model, card = load_model(tmp_path / "vit.pth")
+    model, card = load_model(tmp_path / "vit.pth", preprocessing=NOT_NEEDED)
 
     assert same(model, theirs, size=224)
     assert card.warnings == ()
@@ -164,7 +165,7 @@ def test_a_head_of_a_thousand_is_taken_for_imagenet_and_that_is_said(tmp_path):
     _, card = load_model(tmp_path / "vit.pth")
 
     assert card.classes.wnids[0] == "n01440764"
-    assert "`in1k`" in card.warnings[-1]
+    assert "`in1k`" in card.warnings[-2]
 
 
 def test_classes_that_are_not_as_many_as_outputs_are_refused(tmp_path):

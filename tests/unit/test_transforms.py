@@ -198,12 +198,19 @@ def test_squash_resizes_both_sides():
     assert np.array_equal(squashed, chw(image.resize((32, 32), Image.Resampling.BILINEAR)))
 
 
-@pytest.mark.parametrize(
-    "args", [{"resize": 16}, {"resize": 40, "mode": "squash"}], ids=["too small", "squash"]
-)
-def test_a_resize_that_cannot_be_is_refused(args):
+def test_squash_crops_the_middle_of_a_larger_square():
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 255, (50, 40, 3), np.uint8))
+
+    found = EvalTransform(32, 41, mode="squash", margin="floor")(image)
+
+    resized = image.resize((41, 41), Image.Resampling.BICUBIC)
+    assert np.array_equal(found, chw(resized.crop((4, 4, 36, 36))))
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "squash"])
+def test_a_resize_that_cannot_be_is_refused(mode):
     with pytest.raises(UsageError, match="resized to"):
-        EvalTransform(32, **args)
+        EvalTransform(32, 16, mode=mode)
 
 
 def test_a_strip_that_would_not_fit_into_memory_is_refused():

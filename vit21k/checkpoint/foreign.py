@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from vit21k.checkpoint.foreign_settings import classes_of, loss_kind_of, settings_of
+from vit21k.checkpoint.foreign_settings import classes_of, loss_kind_of
 from vit21k.checkpoint.model_folder import CONFIG, ModelCard, parse_card
+from vit21k.checkpoint.preprocessing import Preprocessing, find_preprocessing, override
 from vit21k.errors import CheckpointError
 from vit21k.weights.architecture import infer_architecture
 from vit21k.weights.arrays import Arrays, read_arrays
@@ -34,12 +35,13 @@ class OpenedWeights(NamedTuple):
     """Tensors that belong to no model of ours, by their own names."""
 
 
-def open_foreign(path: Path) -> OpenedWeights:
+def open_foreign(path: Path, preprocessing: Preprocessing) -> OpenedWeights:
     """Return the weights at *path*; format and architecture are found by looking.
 
     Args:
         path: A file of weights, or a folder of timm or transformers, or one that `vit21k export`
             wrote.  A ``config.json`` beside a file is read as well.
+        preprocessing: What the caller says of how images are prepared.
 
     Raises:
         CheckpointError: There is none, it is damaged, or no model of ours has such weights.
@@ -50,16 +52,17 @@ def open_foreign(path: Path) -> OpenedWeights:
     format_, converted = to_ours(arrays, config)
     own = _own_card(path, config)
     if own is not None:
+        own = override(own, preprocessing)
         return OpenedWeights(own, converted.tensors, format_, converted.dropped)
     name, args, guesses = infer_architecture(converted.tensors, converted.known)
     try:
         classes, guess = classes_of(config, args["num_classes"])
-        settings = settings_of(format_, args, config, file.parent)
+        settings, assumed = find_preprocessing(format_, args, config, file, preprocessing)
     except _MALFORMED as error:
         raise CheckpointError(
             f"a file beside `{file}` is damaged ({type(error).__name__}: {error})",
-            hint=f"`{CONFIG}` and `preprocessor_config.json` say what classes and pictures are; "
-            "without them the weights are read by custom",
+            hint=f"`{CONFIG}` and `preprocessor_config.json` say what the classes are and how "
+            "images are prepared",
         ) from error
     card = ModelCard(
         path=path,
@@ -68,7 +71,7 @@ def open_foreign(path: Path) -> OpenedWeights:
         classes=classes,
         eval_settings=settings,
         loss_kind=loss_kind_of(config, args["num_classes"]),
-        warnings=(*guesses, *filter(None, (guess, _zero_head(converted.tensors)))),
+        warnings=(*guesses, *filter(None, (guess, _zero_head(converted.tensors), assumed))),
     )
     return OpenedWeights(card, converted.tensors, format_, converted.dropped)
 

@@ -13,6 +13,7 @@ from vit21k.checkpoint.foreign import OpenedWeights
 from vit21k.checkpoint.head_map import MappedHead, map_head
 from vit21k.checkpoint.load import check_fit, open_weights
 from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.checkpoint.preprocessing import NOT_NEEDED
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.base import ImageClassifier
@@ -115,7 +116,7 @@ def initialise_from(
     """
     if not isinstance(source, InitSource):
         source = InitSource(path=source)
-    opened = open_weights(source.path)
+    opened = open_weights(source.path, NOT_NEEDED)
     _check_architecture(opened.card, args)
     target, found = model.state_dict(), opened.tensors
     left_out = _left_out(opened, target, source, classes)

@@ -18,6 +18,7 @@ from vit21k.checkpoint.model_folder import (
     read_model_card,
     read_tensors,
 )
+from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, override
 from vit21k.checkpoint.run_folder import POINTERS, follow
 from vit21k.checkpoint.state_file import STATE
 from vit21k.checkpoint.store import EMA, find_latest, load_checkpoint
@@ -41,7 +42,10 @@ class Located(NamedTuple):
 
 
 def load_model(
-    path: str | os.PathLike[str], *, device: str = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    preprocessing: Preprocessing = AS_FILES_SAY,
 ) -> tuple[ImageClassifier, ModelCard]:
     """Load a trained model, ready to be used.
 
@@ -51,6 +55,7 @@ def load_model(
             (``checkpoints/best``, ``checkpoints/best-ema``); or weights of another program, see
             `models.variants.FORMATS`; or an address, see `weights.addresses.fetch`.
         device: Where to put it, as torch names it.
+        preprocessing: How images are prepared for it, in place of what its files say.
 
     Returns:
         The model in eval mode, and what is known of it.
@@ -59,7 +64,7 @@ def load_model(
         CheckpointError: There is no model, it is damaged, or it is of no kind that vit21k has.
         OSError: The address cannot be read.
     """
-    opened = open_weights(path)
+    opened = open_weights(path, preprocessing)
     with torch.device("meta"):  # no time is lost on first weights
         model = build_model(opened.card.args)
     check_fit(opened.tensors, model.state_dict(), opened.card.path)
@@ -67,7 +72,9 @@ def load_model(
     return model.to(device).eval(), opened.card
 
 
-def open_weights(path: str | os.PathLike[str]) -> OpenedWeights:
+def open_weights(
+    path: str | os.PathLike[str], preprocessing: Preprocessing = AS_FILES_SAY
+) -> OpenedWeights:
     """Return weights and what is known of them; the arguments are those of `load_model`.
 
     Raises:
@@ -76,12 +83,12 @@ def open_weights(path: str | os.PathLike[str]) -> OpenedWeights:
     """
     path = fetch(os.fspath(path)) if is_address(os.fspath(path)) else Path(path)
     if not _is_ours(path):
-        opened = open_foreign(path)
+        opened = open_foreign(path, preprocessing)
         left_out = f"tensors that no model here has were left out: {', '.join(opened.dropped)}"
         warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
         return opened._replace(card=replace(opened.card, warnings=warnings))
     folder, warnings, weights = locate_model(path)
-    card = replace(read_model_card(folder), warnings=warnings)
+    card = override(replace(read_model_card(folder), warnings=warnings), preprocessing)
     tensors = read_tensors(folder / weights)
     if "pos_embed" not in tensors:  # what `vit21k export` wrote for another program
         format_, converted = to_ours(Arrays("safetensors", tensors), {})

@@ -5,6 +5,7 @@ transformers' wrapper around timm.  What timm has no word for is under the key `
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +24,12 @@ from vit21k.models.shapes import is_pit, pit_widths
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_VERSION = 1
+_VERSION = 2
+_ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "mode": ("center_crop", "squash"),
+    "interpolation": ("bicubic", "bilinear"),
+    "margin": ("round", "floor"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +39,12 @@ class EvalSettings:
     Attributes:
         img_size: Side of the model's input, in pixels.
         mode: Resize the short side and crop the middle, or resize to a square.
-        resize: The short side before the crop, in pixels; None: *img_size*.
+        resize: The short side before the crop (squash: both sides), in pixels; None: *img_size*.
         interpolation: Of the resizing.
         mean: Subtracted from red, green, blue in 0..1.
         std: Divided by afterwards.
+        margin: Where the crop begins if the margin is odd: half of it, rounded to the even number
+            (torchvision, timm), or down (transformers).
     """
 
     img_size: int
@@ -45,6 +53,32 @@ class EvalSettings:
     interpolation: Literal["bicubic", "bilinear"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    margin: Literal["round", "floor"] = "round"
+
+    def __post_init__(self) -> None:
+        """Check what a file may say.
+
+        Raises:
+            ValueError: It is none of what is allowed.
+        """
+        for name, allowed in _ALLOWED.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"eval.{name} is {value!r}, none of {', '.join(allowed)}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError("eval.mean and eval.std are no finite numbers, std over 0")
+
+    @property
+    def crop_pct(self) -> float:
+        """The fraction from which timm computes the size before the crop.
+
+        timm rounds ``img_size / crop_pct`` down.  Where the quotient of the two sizes gives one
+        pixel less by rounding, the next smaller number does not.
+        """
+        resize = self.resize or self.img_size
+        fraction = self.img_size / resize
+        while math.floor(self.img_size / fraction) < resize:
+            fraction = math.nextafter(fraction, 0)
+        return fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +238,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str, Any]:
-    resize = settings.resize or settings.img_size
-    squash = settings.mode == "squash"
     return {
         "tag": "vit21k",
         "input_size": [args["in_chans"], settings.img_size, settings.img_size],
         "fixed_input_size": True,
         "interpolation": settings.interpolation,
-        "crop_pct": 1.0 if squash else settings.img_size / resize,
-        "crop_mode": "squash" if squash else "center",
+        "crop_pct": settings.crop_pct,
+        "crop_mode": "squash" if settings.mode == "squash" else "center",
         "mean": list(settings.mean),
         "std": list(settings.std),
         "num_classes": args["num_classes"],

@@ -10,7 +10,19 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, device_or_best, workers_or_cores
 from vit21k.cli.eval_lines import show
-from vit21k.cli.model_options import PANEL, DeviceBatchSize, RunPath, load, precision_on
+from vit21k.cli.model_options import (
+    PANEL,
+    CropMode,
+    CropPct,
+    DeviceBatchSize,
+    Interpolation,
+    Mean,
+    RunPath,
+    Std,
+    load,
+    precision_on,
+    preprocessing,
+)
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.requires import require_torch
 from vit21k.errors import EXIT_BAD_DATA, CheckpointError, ManifestError
@@ -58,6 +70,11 @@ def eval_command(
         Path | None,
         typer.Option(metavar="FILE", help="real.json: ReaL labels of ImageNet-1k's val as well."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 64,
     num_workers: NumWorkers = None,
@@ -89,6 +106,7 @@ def eval_command(
       torchrun --standalone --nproc-per-node=8 -m vit21k eval runs/pretrain_l16_in21k
     """
     require_torch("eval")
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.distributed import init_world
     from vit21k.inference.class_table import check_table_path, write_class_table
     from vit21k.training.split_data import metric_prefix
@@ -98,7 +116,7 @@ def eval_command(
     source = _open_pictures(manifest, manifests, split)
     plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
     with closing(init_world(device_or_best(device))) as world:
-        model, card = load(run, device)
+        model, card = load(run, device, how)
         if world.rank == 0:
             precision_on(model, precision)  # warns
         _check_classes(card, source, plan)

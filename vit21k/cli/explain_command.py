@@ -7,7 +7,17 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.device_options import Device
-from vit21k.cli.model_options import PANEL, RunPath, load
+from vit21k.cli.model_options import (
+    PANEL,
+    CropMode,
+    CropPct,
+    Interpolation,
+    Mean,
+    RunPath,
+    Std,
+    load,
+    preprocessing,
+)
 from vit21k.cli.options import AsJson
 from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
@@ -29,6 +39,11 @@ def explain_command(
     out: Annotated[Path, typer.Option(metavar="FILE.png", help="The picture to write.")] = Path(
         "explain.png"
     ),
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,13 +58,14 @@ def explain_command(
       vit21k explain runs/finetune_l16_384_in1k cat.jpg --out cat_attention.png
     """
     require_torch("explain")
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.atomic import write_atomic
     from vit21k.inference.explain_picture import draw_explanation
     from vit21k.inference.files import printable
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"`{out}` must end in .png")
-    model, card = load(run, device)
+    model, card = load(run, device, how)
     seen, rollout, similarity, best = _explain(model, card, image)
     title = f"{printable(Path(image.name))}: {best.name or best.wnid} {best.probability:.2f}"
     write_atomic(out, draw_explanation(seen, rollout, similarity, title))

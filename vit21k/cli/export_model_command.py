@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 from vit21k.cli import console
-from vit21k.cli.model_options import PANEL
+from vit21k.cli.model_options import (
+    PANEL,
+    CropMode,
+    CropPct,
+    Interpolation,
+    Mean,
+    Std,
+    preprocessing,
+)
 from vit21k.cli.options import AsJson
 from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
@@ -34,6 +42,11 @@ def export_command(
         Path | None,
         typer.Option(metavar="DIR", help="A new folder; default: exports/<run>-<to>."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model for another library: weights, classes, preparation of pictures, README.
@@ -51,8 +64,9 @@ def export_command(
     require_torch("export")
     from vit21k.model_export.export import export_model
 
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     folder = out or Path("exports") / f"{Path(run.rstrip('/')).stem or 'model'}-{to}"
-    report = export_model(local_copy(run), folder, to=to)
+    report = export_model(local_copy(run), folder, to=to, preprocessing=how)
     for note in report.notes:
         console.warn(note)
     num_bytes = sum(report.files.values())

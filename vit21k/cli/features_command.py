@@ -11,11 +11,17 @@ from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, workers_or_cores
 from vit21k.cli.model_options import (
     PANEL,
+    CropMode,
+    CropPct,
     DeviceBatchSize,
+    Interpolation,
+    Mean,
     Precision,
     RunPath,
+    Std,
     load,
     precision_on,
+    preprocessing,
 )
 from vit21k.cli.options import AsJson, ImageRoot
 from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
@@ -56,6 +62,11 @@ def features_command(
         int | None,
         typer.Option(min=1, help="Pictures of a shard; default: 64 MB of them, at most 4,096."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
@@ -77,12 +88,13 @@ def features_command(
       vit21k features runs/tiny cat.jpg --kind tokens --out cat.parquet
     """
     require_torch("features")
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.inference.feature_shards import merge_shards
     from vit21k.inference.features import FeaturePlan
     from vit21k.lock import locked
 
     pictures = open_rows(paths, manifest, from_file, root)
-    model, card = load(run, device)
+    model, card = load(run, device, how)
     plan = FeaturePlan(
         kind=kind,
         dtype=dtype,

@@ -7,9 +7,11 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.device_options import device_or_best
 from vit21k.cli.remote_weights import local_copy
+from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.models.base import ImageClassifier
 
 PANEL = "Use a trained model"
@@ -26,14 +28,66 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Of the matrix products; auto: bf16 on a GPU that has it."),
 ]
+Mean = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        metavar="R G B",
+        help="Subtracted from the colours in 0..1; default: as the model's files say. A warning "
+        "names what is assumed if they say nothing.",
+    ),
+]
+Std = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(metavar="R G B", help="The colours are divided by it afterwards."),
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Side of the crop as a fraction of the resized short side, as in timm.",
+    ),
+]
+CropMode = Annotated[
+    Literal["center", "squash"] | None,
+    typer.Option(help="center: resize the short side, crop the middle; squash: resize both sides."),
+]
+Interpolation = Annotated[
+    Literal["bicubic", "bilinear"] | None, typer.Option(help="Of the resizing.")
+]
 DeviceBatchSize = Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")]
 
 
-def load(run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
-    """Load the model of *run*; warn of what is wrong with newer checkpoints."""
+def preprocessing(
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    crop_pct: float | None,
+    crop_mode: Literal["center", "squash"] | None,
+    interpolation: Literal["bicubic", "bilinear"] | None,
+) -> "Preprocessing":
+    """Return what the options say of how images are prepared.
+
+    Raises:
+        UsageError: A number is not finite, or a deviation is not positive.
+    """
+    import math
+
+    from vit21k.checkpoint.preprocessing import Preprocessing
+
+    if not all(map(math.isfinite, (*(mean or ()), *(std or ())))):
+        raise UsageError("--mean and --std are three finite numbers each")
+    if std is not None and min(std) <= 0:
+        raise UsageError(f"--std divides, and {min(std):g} is not positive")
+    return Preprocessing(
+        mean=mean, std=std, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation
+    )
+
+
+def load(run: str, device: str | None, how: "Preprocessing") -> "tuple[ImageClassifier, ModelCard]":
+    """Load the model of *run*; warn of what is wrong or assumed."""
     from vit21k.checkpoint.load import load_model
 
-    model, card = load_model(local_copy(run), device=device_or_best(device))
+    model, card = load_model(local_copy(run), device=device_or_best(device), preprocessing=how)
     for warning in card.warnings:
         console.warn(warning)
     return model, card

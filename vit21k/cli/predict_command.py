@@ -11,11 +11,17 @@ from vit21k.cli import console
 from vit21k.cli.device_options import Device, NumWorkers, workers_or_cores
 from vit21k.cli.model_options import (
     PANEL,
+    CropMode,
+    CropPct,
     DeviceBatchSize,
+    Interpolation,
+    Mean,
     Precision,
     RunPath,
+    Std,
     load,
     precision_on,
+    preprocessing,
 )
 from vit21k.cli.options import AsJson, ImageRoot
 from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
@@ -52,6 +58,11 @@ def predict_command(
         Path | None,
         typer.Option(metavar="FILE.parquet", help="Write a row for each picture, and print none."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
@@ -74,12 +85,13 @@ def predict_command(
       vit21k predict runs/tiny - < cat.jpg
     """
     require_torch("predict")
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.inference.predict import predict
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"`{out}` must end in .parquet")
     pictures = open_rows(paths, manifest, from_file, root)
-    model, card = load(run, device)
+    model, card = load(run, device, how)
     problems: list[Path] = []
     found = predict(
         model,

@@ -7,11 +7,24 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.device_options import Device
-from vit21k.cli.model_options import PANEL, Precision, RunPath, load, precision_on
+from vit21k.cli.model_options import (
+    PANEL,
+    CropMode,
+    CropPct,
+    Interpolation,
+    Mean,
+    Precision,
+    RunPath,
+    Std,
+    load,
+    precision_on,
+    preprocessing,
+)
 from vit21k.cli.requires import require_serving, require_torch
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.serving.batcher import Score
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -43,6 +56,11 @@ def serve_command(
     max_in_flight: Annotated[
         int, typer.Option(min=1, help="Requests at a time; more are told to come back.")
     ] = 128,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -66,11 +84,12 @@ def serve_command(
     from vit21k.serving.limits import Limits
     from vit21k.serving.server import bind, serve
 
+    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     limits = Limits(
         max_body_bytes=int(max_body_mb * 1e6), max_pixels=max_pixels, max_in_flight=max_in_flight
     )
     listening = bind(host, port)
-    score, card = _open(run, device, precision)
+    score, card = _open(run, device, precision, how)
     batcher = Batcher(
         score,
         max_batch_size=max_batch_size,
@@ -92,12 +111,14 @@ def serve_command(
     )
 
 
-def _open(run: str, device: str | None, precision: str) -> "tuple[Score, ModelCard]":
+def _open(
+    run: str, device: str | None, precision: str, how: "Preprocessing"
+) -> "tuple[Score, ModelCard]":
     """Return what computes, and the card: of a model, or of an ONNX export."""
     from vit21k.serving.graph import find_graph, open_graph
     from vit21k.serving.server import score_with
 
     if (graph := find_graph(Path(run))) is not None:
-        return open_graph(graph)
-    model, card = load(run, device)
+        return open_graph(graph, how)
+    model, card = load(run, device, how)
     return score_with(model, card, precision_on(model, precision)), card

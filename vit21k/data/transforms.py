@@ -97,18 +97,20 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """The whole picture or its middle, resized to one size by Pillow: torchvision's to the pixel.
+    """The whole image or its middle, resized to one size by Pillow: torchvision's to the pixel.
 
     Args:
         img_size: Height and width of the result.
-        resize: With "center_crop": resize the shorter side to this first; None: to *img_size*.
+        resize: Resize the shorter side (squash: both) to this first; None: to *img_size*.
         mode: "center_crop" is torchvision's `Resize(resize)` and `CenterCrop(img_size)`, to the
             pixel; "squash" resizes height and width to *img_size* each, as Google and PLSC do when
             they finetune.
         interpolation: How pixels are resampled.
+        margin: What becomes of half a pixel where the crop begins: "round" to the even number, as
+            torchvision and timm do, or "floor", as transformers does.
 
     Raises:
-        UsageError: *resize* is smaller than *img_size*, or given where nothing is cropped.
+        UsageError: *resize* is smaller than *img_size*.
     """
 
     def __init__(
@@ -117,16 +119,18 @@ class EvalTransform:
         resize: int | None = None,
         mode: Literal["center_crop", "squash"] = "center_crop",
         interpolation: Interpolation = "bicubic",
+        margin: Literal["round", "floor"] = "round",
     ) -> None:
-        if resize is not None and (mode == "squash" or resize < img_size):
+        if resize is not None and resize < img_size:
             raise UsageError(
-                f"pictures cannot be resized to {resize} pixels first",
-                hint=f"with `squash` leave it out; with `center_crop` take {img_size} or more",
+                f"images cannot be resized to {resize} pixels before a crop of {img_size}",
+                hint=f"take {img_size} or more",
             )
         self.img_size = img_size
         self.resize = resize or img_size
         self.mode = mode
         self.interpolation = interpolation
+        self._half = round if margin == "round" else math.floor
 
     def __call__(
         self, image: Image.Image, out: NDArray[np.uint8] | None = None
@@ -149,13 +153,13 @@ class EvalTransform:
             ImageError: It is so long a strip that it would not fit into memory.
         """
         width, height = self._resized(size)
-        left, top = round((width - self.img_size) / 2), round((height - self.img_size) / 2)
+        left, top = (self._half((side - self.img_size) / 2) for side in (width, height))
         return Crop((0, 0, *size), resized=(width, height), window=(left, top))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (width, height) with the shorter side resized; the other is rounded down."""
         if self.mode == "squash":
-            return self.img_size, self.img_size
+            return self.resize, self.resize
         short, long = sorted(size)
         long = int(self.resize * long / short)
         if self.resize * long > MAX_PIXELS:

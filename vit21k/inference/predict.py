@@ -114,6 +114,7 @@ def eval_transform(settings: EvalSettings) -> EvalTransform:
         settings.resize,
         mode=settings.mode,
         interpolation=settings.interpolation,
+        margin=settings.margin,
     )
 
 

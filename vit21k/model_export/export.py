@@ -12,9 +12,10 @@ from vit21k.atomic import atomic_folder
 from vit21k.checkpoint.foreign import OpenedWeights
 from vit21k.checkpoint.load import open_weights
 from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard, model_config, write_tensors
+from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing
 from vit21k.errors import UsageError
 from vit21k.model_export.graphs import write_onnx, write_torch_export
-from vit21k.model_export.limits import Target, check_limits
+from vit21k.model_export.limits import Target, check_limits, preprocessing_notes
 from vit21k.model_export.readme import readme
 from vit21k.model_export.transformers_folder import preprocessor, whole_config
 from vit21k.weights.google import to_google
@@ -39,7 +40,13 @@ class ExportReport:
     notes: tuple[str, ...]
 
 
-def export_model(source: str | Path, folder: Path, *, to: Target) -> ExportReport:
+def export_model(
+    source: str | Path,
+    folder: Path,
+    *,
+    to: Target,
+    preprocessing: Preprocessing = AS_FILES_SAY,
+) -> ExportReport:
     """Write the model at *source* as *to* into *folder*.
 
     Beside the weights lie ``config.json``, with classes and preparation of pictures in timm's words
@@ -50,6 +57,7 @@ def export_model(source: str | Path, folder: Path, *, to: Target) -> ExportRepor
         source: What `load_model` takes.
         folder: Made; it must not be there yet.
         to: The format.
+        preprocessing: How images are prepared, in place of what the files at *source* say.
 
     Raises:
         UsageError: *folder* is there, or the format cannot hold the model.
@@ -59,9 +67,10 @@ def export_model(source: str | Path, folder: Path, *, to: Target) -> ExportRepor
     """
     if folder.exists():
         raise UsageError(f"`{folder}` is already there", hint="name another with --out")
-    opened = open_weights(source)
+    opened = open_weights(source, preprocessing)
     card = opened.card
-    notes = (*card.warnings, *check_limits(to, card.name, card.args))
+    limits = check_limits(to, card.name, card.args)
+    notes = (*card.warnings, *limits, *preprocessing_notes(to, card.eval_settings))
     with atomic_folder(folder) as partial:
         _WRITERS[to](partial, opened)
         if not (partial / CONFIG).exists():

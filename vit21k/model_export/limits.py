@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from vit21k.checkpoint.model_folder import EvalSettings
 from vit21k.errors import UsageError
+from vit21k.model_export.transformers_folder import needs_timm
 from vit21k.models.shapes import is_pit
 from vit21k.models.variants import VARIANTS
 
@@ -37,6 +39,23 @@ def check_limits(to: Target, name: str, args: Mapping[str, Any]) -> tuple[str, .
             hint="`--to safetensors`, `--to torch-export` and `--to onnx` hold every model",
         )
     return _differences(to, args)
+
+
+def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
+    """Return what the library of *to* needs, or does otherwise, when it prepares an image."""
+    if to == "transformers" and needs_timm(settings):
+        note = (
+            "transformers prepares images through timm, which must be installed: its own image "
+            "processors round an odd margin of the crop down, and are one pixel off then"
+        )
+        return (note,)
+    if to in ("timm", "torchvision") and settings.margin == "floor":
+        note = (
+            f"{_LIBRARIES[to]} rounds half an odd margin of the crop to the even number, this "
+            "model's images are cropped with it rounded down: some crops are one pixel off"
+        )
+        return (note,)
+    return ()
 
 
 def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:

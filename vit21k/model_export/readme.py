@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
 from vit21k.model_export.limits import Target
 
 _LOAD: dict[Target, str] = {
-    "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',
+    "timm": """model = timm.create_model("local-dir:FOLDER", pretrained=True)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
     "safetensors": 'vit21k.load_model("FOLDER")',
-    "transformers": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER")',
+    "transformers": """transformers.AutoModelForImageClassification.from_pretrained("FOLDER")
+# backend="pil": without it the values of pixels differ in the last bits.
+transformers.AutoImageProcessor.from_pretrained("FOLDER", backend="pil")""",
     "torchvision": """model = torchvision.models.VisionTransformer(
     image_size={img_size}, patch_size={patch_size}, num_layers={depth}, num_heads={num_heads},
     hidden_dim={embed_dim}, mlp_dim={mlp_dim}, num_classes={num_classes},
@@ -33,21 +36,27 @@ _LICENCE = (
 )
 
 
+def _resizing(settings: EvalSettings) -> str:
+    size, resize = settings.img_size, settings.resize or settings.img_size
+    if settings.mode == "squash":
+        resized = f"resized to {resize} x {resize} pixels"
+        if resize == size:
+            return resized
+    else:
+        resized = f"the short side resized to {resize} pixels"
+    rounded = "rounded down" if settings.margin == "floor" else "rounded to the even number"
+    return f"{resized}, then the middle {size} x {size} (half of an odd margin is {rounded})"
+
+
 def readme(card: ModelCard, to: Target, notes: Sequence[str]) -> str:
     """Return the text for the export *to* of the model of *card*."""
     settings, args = card.eval_settings, card.args
-    resizing = (
-        f"resized to {settings.img_size} x {settings.img_size} pixels"
-        if settings.mode == "squash"
-        else f"the short side resized to {settings.resize or settings.img_size} pixels, then the "
-        f"middle {settings.img_size} x {settings.img_size}"
-    )
     words = {
         **args,
         "mlp_dim": int(args.get("embed_dim", 0) * args["mlp_ratio"]),
     }
     description = _INPUT.format(
-        resizing=resizing,
+        resizing=_resizing(settings),
         interpolation=settings.interpolation,
         mean=settings.mean,
         std=settings.std,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vit21k.checkpoint.model_folder import ModelCard, read_model_card
+from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, override
 from vit21k.errors import CheckpointError, MissingExtraError
 from vit21k.inference.evaluate import normalise
 from vit21k.inference.scores import probabilities
@@ -22,14 +23,14 @@ def find_graph(path: Path) -> Path | None:
     return file if file.suffix == Path(GRAPH).suffix and file.is_file() else None
 
 
-def open_graph(file: Path) -> tuple[Score, ModelCard]:
+def open_graph(file: Path, preprocessing: Preprocessing = AS_FILES_SAY) -> tuple[Score, ModelCard]:
     """Open what `vit21k export --to onnx` wrote; its ``config.json`` lies beside it.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         CheckpointError: The file is damaged, or is no model of images.
     """
-    card = read_model_card(file.parent)
+    card = override(read_model_card(file.parent), preprocessing)
     session = _session(file)
     (graph_input,) = session.get_inputs()
 

@@ -55,6 +55,8 @@ def _distillation_of(
             hint="name one with --teacher RUN, or do without: `--set distill.kind=null`",
         )
     teacher = open_teacher(fields.teacher, classes, device)
+    for warning in teacher.card.warnings:
+        warn(f"the teacher: {warning}; `vit21k export --to safetensors` keeps what is right")
     if teacher.card.classes.fingerprint != classes.fingerprint:
         warn(
             "the teacher's classes are called otherwise than the pictures'; they are taken to be "

@@ -21,7 +21,7 @@ _GOOGLE_NAME = re.compile(r"((?:R50\+)?ViT-[A-Za-z]+_\d+(?:-384|-224)?)(?:\.npz)
 _AUGREG_NAME = re.compile(r"((?:R\d*_)?(?:Ti|S|B|L)_\d+-i(?:21k|1k|21k_30)-[\w.-]+?)(?:\.npz)?")
 _BUCKET = "vit_models"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_BESIDE = ("config.json", "preprocessor_config.json")
+_BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -1,0 +1,506 @@
+"""How images are prepared for weights of other programs: as they say, as the caller says, assumed.
+
+Every field that changes a pixel is read, or refused by name.  Where nothing says it, the custom of
+the format's publishers is assumed, and the card carries a warning with the values.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
+from vit21k.errors import CheckpointError, UsageError
+
+Triple = tuple[float, float, float]
+CropMode = Literal["center", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+OPTIONS = "--mean, --std, --crop-pct or --crop-mode, and --interpolation"
+_HALVES: Triple = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+# Pillow's numbers, in which transformers writes them.
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the caller says of how images are prepared; None: as the files beside the weights say.
+
+    Attributes:
+        mean: Subtracted from red, green, blue in 0..1.
+        std: Divided by afterwards.
+        crop_pct: The side of the crop as a fraction of the resized short side.
+        crop_mode: "center": the short side is resized; "squash": both sides are.
+        interpolation: Of the resizing.
+    """
+
+    mean: Triple | None = None
+    std: Triple | None = None
+    crop_pct: float | None = None
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+
+    @property
+    def says_all(self) -> bool:
+        """Whether nothing is left for the files to say."""
+        how = self.crop_pct is not None or self.crop_mode == "squash"
+        return how and None not in (self.mean, self.std, self.interpolation)
+
+    def applied_to(self, settings: EvalSettings) -> EvalSettings:
+        """Return *settings* with what the caller says in place of what they say.
+
+        Raises:
+            UsageError: The middle is to be cropped, and nothing says of what.
+        """
+        if self.crop_mode == "center" and self.crop_pct is None and settings.mode == "squash":
+            raise UsageError(
+                "`--crop-mode center` needs to know how large the image is before the crop",
+                hint="add --crop-pct: the side of the crop as a fraction of the short side",
+            )
+        if self.crop_pct is not None or self.crop_mode == "squash":
+            settings = replace(
+                settings,
+                mode="squash" if self.crop_mode == "squash" else "center_crop",
+                resize=_resize(settings.img_size, self.crop_pct or 1.0),
+            )
+        return replace(
+            settings,
+            interpolation=self.interpolation or settings.interpolation,
+            mean=self.mean or settings.mean,
+            std=self.std or settings.std,
+        )
+
+
+AS_FILES_SAY = Preprocessing()
+"""The caller says nothing."""
+
+NOT_NEEDED = Preprocessing(mean=_HALVES, std=_HALVES, crop_mode="squash", interpolation="bicubic")
+"""For whoever reads weights and prepares images in a way of their own."""
+
+
+class Found(NamedTuple):
+    """How images are prepared, and a warning if that is assumed."""
+
+    settings: EvalSettings
+    warning: str | None = None
+
+
+def find_preprocessing(
+    format_: str,
+    args: Mapping[str, Any],
+    config: Mapping[str, Any],
+    file: Path,
+    said: Preprocessing,
+) -> Found:
+    """Return how images are prepared for the weights in *file*.
+
+    Args:
+        format_: A key of `models.variants.FORMATS`.
+        args: Every argument of the model.
+        config: Content of the ``config.json`` beside *file*; empty if there is none.
+        file: The weights.
+        said: What the caller says; it has the last word.
+
+    Raises:
+        CheckpointError: A file beside the weights asks for what is not implemented.
+        UsageError: See `Preprocessing.applied_to`.
+    """
+    size: int = args["img_size"]
+    stated = None if said.says_all else _stated(format_, size, config, file)
+    if stated is not None:
+        return Found(said.applied_to(stated))
+    assumed = _assumed(format_, args)
+    found = said.applied_to(assumed)
+    return Found(found, None if said.says_all else _warning(found, said))
+
+
+def override(card: ModelCard, said: Preprocessing) -> ModelCard:
+    """Return *card*, of a model that says how images are prepared, as the caller says it."""
+    return replace(card, eval_settings=said.applied_to(card.eval_settings))
+
+
+def _resize(size: int, fraction: float) -> int | None:
+    """Return the side before the crop, as timm computes it; None if nothing is cut off."""
+    resize = math.floor(size / fraction)
+    return None if resize == size else resize
+
+
+def _warning(settings: EvalSettings, said: Preprocessing) -> str:
+    """Return what was assumed, as the options that say it."""
+    words = []
+    if said.mean is None:
+        words.append(f"--mean {' '.join(map(str, settings.mean))}")
+    if said.std is None:
+        words.append(f"--std {' '.join(map(str, settings.std))}")
+    if said.crop_pct is None and said.crop_mode is None:
+        squash = settings.mode == "squash"
+        words.append("--crop-mode squash" if squash else f"--crop-pct {_short_crop_pct(settings)}")
+    if said.interpolation is None:
+        words.append(f"--interpolation {settings.interpolation}")
+    return (
+        "nothing says how images are prepared for these weights; assumed: "
+        f"{' '.join(words)} (give these options with the right values to settle it)"
+    )
+
+
+def _short_crop_pct(settings: EvalSettings) -> str:
+    """Return the shortest number that gives the size before the crop."""
+    for digits in range(1, 6):
+        text = f"{settings.crop_pct:.{digits}f}"
+        if math.floor(settings.img_size / float(text)) == (settings.resize or settings.img_size):
+            return text
+    return str(settings.crop_pct)
+
+
+# What nothing says -------------------------------------------------------------------------------
+
+
+class _Custom(NamedTuple):
+    """How the publishers of a format prepare images."""
+
+    resize: float | None
+    """Short side before the crop, in sides of the crop; None: squashed."""
+    interpolation: Interpolation
+    imagenet: bool = False
+    """Whether mean and deviation are ImageNet's, or 0.5."""
+
+
+_CUSTOMS = {
+    "google": _Custom(None, "bilinear"),
+    "timm": _Custom(1 / 0.9, "bicubic"),
+    "torchvision": _Custom(256 / 224, "bilinear", imagenet=True),
+    "plsc": _Custom(256 / 224, "bicubic"),
+    "paddlevit": _Custom(256 / 224, "bicubic"),
+    "pit": _Custom(1 / 0.9, "bicubic", imagenet=True),
+}
+_FINE_TUNED_FROM = 384  # pixels; PLSC and PaddleViT then squash, as Google
+
+
+def _assumed(format_: str, args: Mapping[str, Any]) -> EvalSettings:
+    custom, size = "pit" if "base_dims" in args else format_, args["img_size"]
+    if custom in ("plsc", "paddlevit") and size >= _FINE_TUNED_FROM:
+        custom = "google"
+    how = _CUSTOMS.get(custom, _CUSTOMS["google"])
+    return EvalSettings(
+        img_size=size,
+        mode="squash" if how.resize is None else "center_crop",
+        resize=None if how.resize is None else int(size * how.resize),
+        interpolation=how.interpolation,
+        mean=_IMAGENET_MEAN if how.imagenet else _HALVES,
+        std=_IMAGENET_STD if how.imagenet else _HALVES,
+    )
+
+
+# What files say ----------------------------------------------------------------------------------
+
+
+def _stated(format_: str, size: int, config: Mapping[str, Any], file: Path) -> EvalSettings | None:
+    """Return what the files say; None if they say nothing."""
+    timm = _timm_config(config)
+    if timm is not None:
+        return _timm(timm, size)
+    if (processor := _processor(file.parent)) is not None:
+        return _transformers(processor, config, size)
+    return _torchvision(file, size) if format_ == "torchvision" else None
+
+
+def _refused(where: str, field: str, value: object, because: str = "") -> CheckpointError:
+    shown = json.dumps(value, default=str)[:80]
+    return CheckpointError(
+        f"{where}: `{field}` is {shown}, {because or 'which is not implemented'}",
+        hint=f"say how images are prepared with {OPTIONS}; then the file is not read",
+    )
+
+
+# timm
+
+# Any of them at the top of config.json: timm 0.4 to 0.6 kept its configuration there.
+_TIMM_FIELDS = ("input_size", "crop_pct", "interpolation", "mean", "std")
+
+
+def _timm_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    inner: Mapping[str, Any] | None = config.get("pretrained_cfg")
+    if inner is not None:
+        if not isinstance(inner, Mapping):
+            raise _refused("config.json", "pretrained_cfg", inner, "and no object")
+        return inner
+    if "architecture" in config and any(key in config for key in _TIMM_FIELDS):
+        return config
+    return None
+
+
+def _timm(config: Mapping[str, Any], size: int) -> EvalSettings:
+    """Read what timm's `resolve_data_config` reads; what is missing has timm's own defaults."""
+    where = "config.json"
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise _refused(where, "crop_mode", mode)
+    field = "test_crop_pct" if _is_test_size(config, size) else "crop_pct"
+    fraction = config.get(field) or config.get("crop_pct") or 0.875
+    if not _is_number(fraction) or not 0 < fraction <= 1:
+        raise _refused(where, field, fraction)
+    return EvalSettings(
+        img_size=size,
+        mode="squash" if mode == "squash" else "center_crop",
+        resize=_resize(size, fraction),
+        interpolation=_interpolation(
+            where, "interpolation", config.get("interpolation") or "bicubic"
+        ),
+        mean=_triple(where, "mean", config.get("mean") or _IMAGENET_MEAN),
+        std=_triple(where, "std", config.get("std") or _IMAGENET_STD),
+    )
+
+
+def _is_test_size(config: Mapping[str, Any], size: int) -> bool:
+    """Return whether the model has the size that its configuration names for tests alone."""
+    train: list[int] = config.get("input_size") or []
+    test: list[int] = config.get("test_input_size") or []
+    for name, sizes in (("input_size", train), ("test_input_size", test)):
+        if sizes and (len(sizes) != 3 or sizes[1] != sizes[2]):  # noqa: PLR2004 (C, H, W)
+            raise _refused("config.json", name, sizes)
+    return bool(test) and test[-1] == size and (not train or train[-1] != size)
+
+
+# transformers
+
+
+class _Processor(NamedTuple):
+    """What an image processor of transformers does unless its file says otherwise."""
+
+    size: Mapping[str, int]
+    square: bool = False
+    """Whether a single number is both sides, or the short one."""
+    crops: bool = False
+    resample: int = 3
+    mean: Triple = _HALVES
+    std: Triple = _HALVES
+
+
+_SQUARE = {"height": 224, "width": 224}
+_SHORT = {"shortest_edge": 224}
+_PROCESSORS = {
+    "ViT": _Processor(_SQUARE, square=True, resample=2),
+    "DeiT": _Processor({"height": 256, "width": 256}, square=True, crops=True),
+    "Beit": _Processor(_SQUARE, square=True),
+    "Siglip": _Processor(_SQUARE),
+    "CLIP": _Processor(_SHORT, crops=True, mean=_CLIP_MEAN, std=_CLIP_STD),
+    "Bit": _Processor(_SHORT, crops=True, mean=_CLIP_MEAN, std=_CLIP_STD),
+    "ConvNext": _Processor({"shortest_edge": 384}),
+}
+_SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
+_PROCESSOR_OF = {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "dinov2": "Bit"}
+"""By `model_type`, for a file that does not name its class."""
+_READ = frozenset(
+    {"image_processor_type", "feature_extractor_type", "size", "default_to_square", "resample",
+     "do_resize", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+     "image_mean", "image_std", "crop_pct"}
+)  # fmt: skip
+_WITHOUT_EFFECT = frozenset(
+    {"do_convert_rgb", "processor_class", "data_format", "input_data_format", "return_tensors",
+     "device", "disable_grouping", "do_reduce_labels", "reduce_labels", "num_channels",
+     "image_seq_length", "do_pad", "pad_size", "segmentation_maps"}
+)  # fmt: skip
+_CONVNEXT_SQUASHES_FROM = 384  # pixels
+
+
+def _processor(folder: Path) -> Mapping[str, Any] | None:
+    """Return what describes the image processor in *folder*; None if nothing does."""
+    for name in (_PREPROCESSOR, _PROCESSOR):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"`{folder / name}` is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise _refused(name, "its content", content, "and no object")
+        found = content if name == _PREPROCESSOR else content.get("image_processor")
+        if found is not None and not isinstance(found, dict):
+            raise _refused(name, "image_processor", found, "and no object")
+        if found is not None:
+            return found
+    return None
+
+
+def _transformers(found: Mapping[str, Any], config: Mapping[str, Any], size: int) -> EvalSettings:
+    fields = {key: value for key, value in found.items() if value is not None}
+    kind, usual = _kind_of(fields, config)
+    for key, value in fields.items():
+        if key == "do_pad" and value:
+            raise _refused(_PREPROCESSOR, key, value)
+        if key not in _READ | _WITHOUT_EFFECT and not key.startswith("_") and value:
+            raise _refused(_PREPROCESSOR, key, value)
+    if not fields.get("do_resize", True):
+        raise _refused(_PREPROCESSOR, "do_resize", found["do_resize"])
+    shape = _convnext_shape if kind == "ConvNext" else _plain_shape
+    mode, resize, cropped = shape(fields, usual)
+    if cropped != size:
+        raise CheckpointError(
+            f"{_PREPROCESSOR} prepares images of {cropped} pixels, the model takes {size}",
+            hint=f"say how images are prepared with {OPTIONS}; then the file is not read",
+        )
+    resample = fields.get("resample", usual.resample)
+    mean, std = _normalisation(fields, usual)
+    return EvalSettings(
+        img_size=size,
+        mode=mode,
+        resize=None if resize == size else resize,
+        interpolation=_interpolation(_PREPROCESSOR, "resample", _RESAMPLE.get(resample, resample)),
+        mean=mean,
+        std=std,
+        margin="floor",
+    )
+
+
+def _kind_of(fields: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, _Processor]:
+    named = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+    kind = str(named) if named else _PROCESSOR_OF.get(str(config.get("model_type", "vit")), "")
+    for suffix in _SUFFIXES if named else ():
+        kind = kind.removesuffix(suffix)
+    if kind not in _PROCESSORS:
+        raise _refused(_PREPROCESSOR, "image_processor_type", named)
+    return kind, _PROCESSORS[kind]
+
+
+_Shape = tuple[Literal["center_crop", "squash"], int, int]
+"""Mode, the side before the crop, the side of the result."""
+
+
+def _plain_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
+    square = bool(fields.get("default_to_square", usual.square))
+    side, is_short = _side(fields.get("size", usual.size), "size", square=square)
+    if not fields.get("do_center_crop", usual.crops):
+        if is_short:
+            raise _refused(_PREPROCESSOR, "size", fields.get("size"), "and nothing is cropped")
+        return "squash", side, side
+    crop, is_short_crop = _side(fields.get("crop_size", _SQUARE), "crop_size", square=True)
+    if is_short_crop or crop > side:
+        raise _refused(_PREPROCESSOR, "crop_size", fields.get("crop_size"))
+    return ("center_crop" if is_short else "squash"), side, crop
+
+
+def _convnext_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
+    """Read ConvNeXT's own resizing, which crops as well if the image is small."""
+    side, is_short = _side(fields.get("size", usual.size), "size", square=False)
+    fraction = fields.get("crop_pct", 224 / 256)
+    if not is_short:
+        raise _refused(_PREPROCESSOR, "size", fields.get("size"))
+    if fields.get("do_center_crop"):
+        raise _refused(_PREPROCESSOR, "do_center_crop", fields["do_center_crop"])
+    if not _is_number(fraction) or not 0 < fraction <= 1:
+        raise _refused(_PREPROCESSOR, "crop_pct", fraction)
+    if side >= _CONVNEXT_SQUASHES_FROM:
+        return "squash", side, side
+    return "center_crop", int(side / fraction), side
+
+
+def _side(size: Any, name: str, *, square: bool) -> tuple[int, bool]:
+    """Return the side that *size*, in any of its forms, means, and whether it is the short one."""
+    if _is_number(size):
+        size = {"height": size, "width": size} if square else {"shortest_edge": size}
+    elif isinstance(size, list) and len(size) == 2:  # noqa: PLR2004 (height, width)
+        size = {"height": size[0], "width": size[1]}
+    if isinstance(size, Mapping):
+        sides = {key: value for key, value in size.items() if value is not None}
+        values = set(sides.values())
+        if sides.keys() in ({"shortest_edge"}, {"height", "width"}) and len(values) == 1:
+            (side,) = values
+            if isinstance(side, int) and side > 0:
+                return side, "shortest_edge" in sides
+    raise _refused(_PREPROCESSOR, name, size)
+
+
+def _normalisation(fields: Mapping[str, Any], usual: _Processor) -> tuple[Triple, Triple]:
+    """Return mean and deviation of values in 0..1, whatever the scale that the file is for."""
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    if fields.get("do_normalize", True):
+        mean = _triple(_PREPROCESSOR, "image_mean", fields.get("image_mean", usual.mean))
+        std = _triple(_PREPROCESSOR, "image_std", fields.get("image_std", usual.std))
+    factor = fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 1
+    if not _is_number(factor) or not factor > 0:
+        raise _refused(_PREPROCESSOR, "rescale_factor", factor)
+    scale = 255 * factor
+    if math.isclose(scale, 1, rel_tol=1e-6):
+        return mean, std
+    red, green, blue = (value / scale for value in mean)
+    return (red, green, blue), (std[0] / scale, std[1] / scale, std[2] / scale)
+
+
+# torchvision, whose files say nothing but have published names and checksums
+
+
+class _Published(NamedTuple):
+    checksum: str
+    """The first digits of the SHA-256 of the file, as in its name."""
+    resize: int
+    interpolation: Interpolation
+
+
+_TORCHVISION = {
+    "vit_b_16": _Published("c867db91", 256, "bilinear"),
+    "vit_b_16_swag": _Published("9ac1b537", 384, "bicubic"),
+    "vit_b_16_lc_swag": _Published("4e70ced5", 224, "bicubic"),
+    "vit_b_32": _Published("d86f8d99", 256, "bilinear"),
+    "vit_l_16": _Published("852ce7e3", 242, "bilinear"),
+    "vit_l_16_swag": _Published("4f3808c9", 512, "bicubic"),
+    "vit_l_16_lc_swag": _Published("4d563306", 224, "bicubic"),
+    "vit_l_32": _Published("c7638314", 256, "bilinear"),
+    "vit_h_14_swag": _Published("80465313", 518, "bicubic"),
+    "vit_h_14_lc_swag": _Published("c1eb923e", 224, "bicubic"),
+}
+"""torchvision's `ViT_*_Weights`: file name -> what their `transforms` do."""
+
+
+def _torchvision(file: Path, size: int) -> EvalSettings | None:
+    """Return what torchvision publishes for *file*, if it is the published one, to the byte."""
+    published = _TORCHVISION.get(file.stem.rpartition("-")[0])
+    if published is None or file.stem.rpartition("-")[2] != published.checksum:
+        return None
+    with file.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not checksum.startswith(published.checksum) or published.resize < size:
+        return None
+    return EvalSettings(
+        img_size=size,
+        mode="center_crop",
+        resize=published.resize,
+        interpolation=published.interpolation,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+    )
+
+
+# Values ------------------------------------------------------------------------------------------
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _interpolation(where: str, field: str, value: object) -> Interpolation:
+    if value == "bicubic":
+        return "bicubic"
+    if value == "bilinear":
+        return "bilinear"
+    raise _refused(where, field, value)
+
+
+def _triple(where: str, field: str, values: Any) -> Triple:
+    """Return three numbers; one number counts for every colour."""
+    if _is_number(values):
+        values = (values,) * 3
+    if not isinstance(values, list | tuple) or not all(map(_is_number, values)):
+        raise _refused(where, field, values)
+    if len(values) != 3 or (field.endswith("std") and min(values) <= 0):  # noqa: PLR2004
+        raise _refused(where, field, values)
+    red, green, blue = map(float, values)
+    return red, green, blue
