@@ -12,10 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import xxhash
+from tar_files import tar_of
 
 from vit21k.errors import UsageError
 from vit21k.hashing import hash_tree as hash_tree_module
+from vit21k.hashing import memory as memory_module
 from vit21k.hashing.digest import DigestedChunk, FileDigest
+from vit21k.hashing.file_digest import FileReader
 from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.hashing.memory import CACHE, JOURNAL, HashMemory
@@ -29,6 +33,8 @@ from vit21k.manifest.schema import DIGESTS
 
 NUM_KILLS = 20
 OPTIONS = {"algorithm": "xxh3_128", "root": "/r"}
+SECOND = 1_000_000_000
+NOW = 1_800_000_000 * SECOND
 
 
 def _digest(number: int = 1, **fields: object) -> FileDigest:
@@ -47,7 +53,7 @@ def _unnamed(files: NamedRows) -> dict[bytes, FileDigest]:
 def test_what_the_latest_run_noted_of_a_file_counts(tmp_path: Path) -> None:
     for number, names in enumerate(([b"a", b"b", b"c"], [b"b", b"d"])):
         memory = HashMemory(tmp_path, OPTIONS)
-        memory.note(b"f/", _named({name: _digest(number + 1) for name in names}))
+        memory.note(b"f/", _named({name: _digest(number + 1) for name in names}), NOW)
         memory.close() if number else memory.finish()
         memory.close()
 
@@ -175,6 +181,76 @@ def test_a_file_that_changed_just_before_it_was_read_is_read_again(
     assert hash_tree(tree, tmp_path / "m").num_known == 699
 
 
+@pytest.mark.parametrize(
+    ("changed_at", "age_s", "is_remote", "is_remembered"),
+    [
+        (NOW + 1, 0.04, False, False),  # within a tick of the kernel's clock
+        (NOW + 1, 0.06, False, True),
+        (NOW, 0.9, False, False),  # a time in whole seconds may stand for two of them
+        (NOW, 2.0, False, False),
+        (NOW, 2.06, False, True),
+        (NOW, -5.0, False, False),  # a clock that was put back
+        (NOW + 1, 59.0, True, False),  # the clock of a file server may be slow
+        (NOW, 62.0, True, False),
+        (NOW, 63.0, True, True),
+    ],
+)
+def test_a_file_is_remembered_if_its_times_are_older_than_their_granularity(
+    changed_at: int, age_s: float, is_remote: bool, is_remembered: bool, tmp_path: Path
+) -> None:
+    column = "mtime_ns" if is_remote else "ctime_ns"
+    old = NOW - 1000 * SECOND + 1
+    files = {"mtime_ns": old, "ctime_ns": old, column: changed_at}
+    memory = HashMemory(tmp_path, OPTIONS, is_remote=is_remote)
+
+    memory.note(b"f/", _named({b"a": _digest(**files)}), changed_at + int(age_s * SECOND))
+    memory.turn_back()
+
+    [file] = _unnamed(memory.recall(b"f/", b"a", b"a")).values()
+    assert (file.mtime_ns == files["mtime_ns"]) is is_remembered
+    memory.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar"])
+def test_a_change_within_a_second_of_the_file_system_is_seen(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system whose times are whole seconds: a change in place of equal size keeps them."""
+    path = tmp_path / "t" / (f"n1{suffix}" if suffix else "n1/a.jpg")
+    path.parent.mkdir(parents=True)
+    clock = iter([NOW + SECOND // 3, NOW + 100 * SECOND, NOW + 200 * SECOND])
+    monkeypatch.setattr(HashMemory, "now", lambda _self: now)
+    monkeypatch.setattr(hash_tree_module, "is_remote", lambda _root: True)
+    monkeypatch.setattr(memory_module, "_SKEW_NS", 0)
+    known = []
+    for content in (b"first", b"other", b"other"):
+        path.write_bytes(tar_of({"a.jpg": content}) if suffix else content)
+        os.utime(path, ns=(NOW, NOW))
+        now = next(clock)
+        known.append(hash_tree(tmp_path / "t", tmp_path / "m").num_known)
+        [digest] = read_manifest(tmp_path / "m", DIGESTS)["digest"].to_pylist()
+        assert digest == xxhash.xxh3_128_digest(content)
+
+    assert known == [0, 0, 1]
+
+
+def test_the_time_is_that_before_reading(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = max(path.stat().st_ctime_ns for path in pictures.rglob("*.JPEG"))
+    read = FileReader.digest
+    monkeypatch.setattr(HashMemory, "now", lambda _self: newest + 1)
+
+    def slowly(*args: object) -> object:
+        monkeypatch.setattr(HashMemory, "now", lambda _self: newest + SECOND)
+        return read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileReader, "digest", slowly)
+    hash_tree(pictures / "n00000000" / "..", tmp_path, algorithm="md5", num_workers=1)
+
+    assert hash_tree(pictures, tmp_path, algorithm="md5").num_known < 700
+
+
 def test_fresh_forgets(pictures: Path, tmp_path: Path) -> None:
     hash_tree(pictures, tmp_path)
 
@@ -198,6 +274,7 @@ def test_rechecking_finds_what_changed_without_a_sign(
     monkeypatch.setattr(
         hash_tree_module, "is_remote", lambda _folder: True
     )  # status-change times count not
+    monkeypatch.setattr(memory_module, "_SKEW_NS", 0)
     hash_tree(tree, tmp_path / "m")
     _swap_keeping_size_and_time(tree / "n00000001" / "0301.JPEG")
 
@@ -289,8 +366,8 @@ def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
     names = [b"%03d" % number for number in range(300)]
     memory = HashMemory(tmp_path, OPTIONS)
     for start in (200, 0, 100):  # threads end in any order
-        memory.note(b"f/", _named({name: _digest() for name in names[start : start + 100]}))
-    memory.note(b"g/", _named({b"050": _digest(9)}))
+        memory.note(b"f/", _named({name: _digest() for name in names[start : start + 100]}), NOW)
+    memory.note(b"g/", _named({b"050": _digest(9)}), NOW)
     memory.close()
 
     again = HashMemory(tmp_path, OPTIONS)
@@ -311,7 +388,7 @@ def test_a_full_disk_is_an_error_of_the_system(
     monkeypatch.setattr(memory, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
 
     with pytest.raises(OSError, match="No space left"):
-        memory.note(b"f/", _named({b"a": _digest()}))
+        memory.note(b"f/", _named({b"a": _digest()}), NOW)
     memory._journal.close()
 
 
@@ -336,6 +413,7 @@ def test_rechecking_finds_the_members_that_changed_without_a_sign(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hash_tree_module, "is_remote", lambda _folder: True)
+    monkeypatch.setattr(memory_module, "_SKEW_NS", 0)
     hash_tree(archives, tmp_path / "m")
     member = read_manifest(tmp_path / "m", DIGESTS).to_pylist()[300]
     archive = archives / member["archive"]

@@ -69,15 +69,16 @@ def note_part(
     chunks: Sequence[DigestedChunk],
     *,
     is_remote: bool,
+    read_at: int,
 ) -> None:
-    """Remember the members of *part*, all of which are in *chunks*."""
+    """Remember the members of *part*, all of them in *chunks*, which were read after *read_at*."""
     if any(chunk.problems for chunk in chunks):
         return
     paths = [path.encode() for chunk in chunks for path in chunk.paths]
     rows = np.concatenate([chunk.files.array for chunk in chunks])
     rows["ctime_ns"] = status.st_ctime_ns
     rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
-    memory.note(_label(part, status, is_remote=is_remote), NamedRows(paths, rows))
+    memory.note(_label(part, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
 
 
 def _label(part: ArchivePart, status: os.stat_result, *, is_remote: bool) -> bytes:

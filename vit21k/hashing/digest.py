@@ -125,12 +125,13 @@ class ChunkDigester:
             descriptor = os.open(self.root + part.archive, self.file_flags)
         except OSError as error:
             return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
+        read_at = self.memory.now() if self.memory else 0
         try:
             status = os.fstat(descriptor)
             known = self._recall_part(part, status)
             if known and random.random() >= self.recheck:  # noqa: S311
                 chunks = _known_chunks(part, fraction, known)
-                return _joined(iter(self._noted(part, status, chunks)))
+                return _joined(iter(self._noted(part, status, chunks, read_at)))
 
             def digest_member(content: memoryview) -> FileDigest:
                 digest, facts = self.reader.describe(content, content)
@@ -147,17 +148,21 @@ class ChunkDigester:
             os.close(descriptor)
         chunks = (_members_chunk(part, fraction, members) for members in chain((first,), found))
         if self.memory and not self.is_stopped and is_small(part, status):
-            held = self._noted(part, status, chunks)
+            held = self._noted(part, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
             chunks = iter(held)
         return _joined(chunks)
 
     def _noted(
-        self, part: ArchivePart, status: os.stat_result, chunks: Iterator[DigestedChunk]
+        self,
+        part: ArchivePart,
+        status: os.stat_result,
+        chunks: Iterator[DigestedChunk],
+        read_at: int,
     ) -> list[DigestedChunk]:
         held = list(chunks)
         if self.memory:
-            note_part(self.memory, part, status, held, is_remote=self.is_remote)
+            note_part(self.memory, part, status, held, is_remote=self.is_remote, read_at=read_at)
         return held
 
     def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
@@ -168,6 +173,7 @@ class ChunkDigester:
     def _digest_entries(self, chunk: Chunk, folder: int, done: DigestedChunk) -> None:
         names = [name for name, problem in chunk.entries if problem is None]
         files = ChunkFiles(folder, names)
+        read_at = self.memory.now() if self.memory else 0
         before = self._find_known(files, chunk.folder)
         self.ask_ahead(files, only_ends=self.only_ends)
         is_known = files.are_done
@@ -179,7 +185,7 @@ class ChunkDigester:
         self.read_more(files, done)
         noted = files.put_into(done, chunk)
         if self.memory and (self.notes_known or done.num_known < len(noted.names)):
-            self.memory.note(chunk.folder, noted)
+            self.memory.note(chunk.folder, noted, read_at)
 
     def _find_known(self, files: ChunkFiles, folder: bytes) -> Rows | None:
         """Make those of *files* done that are as an earlier run left them.

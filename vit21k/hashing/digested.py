@@ -15,8 +15,11 @@ class Memory(Protocol):
     def recall(self, folder: bytes, first: bytes, last: bytes, /) -> NamedRows:
         """Return what is known of files about the names from *first* to *last*."""
 
-    def note(self, folder: bytes, files: NamedRows, /) -> None:
-        """Remember *files*."""
+    def now(self) -> int:
+        """Return the time, in ns since 1970."""
+
+    def note(self, folder: bytes, files: NamedRows, read_at: int, /) -> None:
+        """Remember *files*, the first of which was read after *read_at*."""
 
     def turn_back(self) -> None:
         """Recall from now on what has been noted so far, too."""

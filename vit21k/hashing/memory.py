@@ -6,6 +6,9 @@ becomes the cache of the next one.  Neither is part of the manifests, and both m
 
 A file is taken to be as it was if its size, its modification and status-change times and its inode
 are.  On network file systems the last two are not to be relied on, and are not looked at.
+
+Times have a granularity: a file that changes again within it keeps them.  So a file is remembered
+only if its times were older than that when it was read.
 """
 
 import errno
@@ -17,6 +20,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vit21k.hashing.digest import ChunkDigester
 from vit21k.hashing.journal import Record, Records, between, joined, records_of
@@ -30,9 +36,15 @@ CACHE = ".hash-cache"
 JOURNAL = ".hash-journal"
 _NEXT_JOURNAL = ".hash-journal-2"
 
-_RACY_NS = 50_000_000
+_TICK_NS = 50_000_000
 """A file that changed so shortly before it was read may change again without its times moving: the
 clock of the kernel ticks every 10 ms or faster."""
+_SECOND_NS = 1_000_000_000
+_COARSE_NS = 2 * _SECOND_NS
+"""The same, of a time in whole seconds, for all times may be: HFS+, ext3 and ext4 with small inodes
+have seconds, FAT has two."""
+_SKEW_NS = 60 * _SECOND_NS
+"""How far the clock of a file server may be from ours."""
 
 
 class _Recalled(NamedTuple):
@@ -46,15 +58,24 @@ class _Recalled(NamedTuple):
 class HashMemory:
     """Remembers files; any number of threads may share it."""
 
-    def __init__(self, folder: Path, options: Mapping[str, Any], *, is_fresh: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        *,
+        is_fresh: bool = False,
+        is_remote: bool = False,
+    ) -> None:
         """Make an instance that knows what runs with the same *options* left in *folder*.
 
         Args:
             folder: Of the manifests; locked by the caller.
             options: All that changes what is remembered of a file.
             is_fresh: Forget everything.
+            is_remote: Whether the times of the files are those of another machine.
         """
         self._folder = folder
+        self._is_remote = is_remote
         self._head = json.dumps({"version": VERSION, **options}, sort_keys=True).encode() + b"\n"
         self._lock = threading.Lock()
         self._recalled = threading.local()
@@ -82,14 +103,23 @@ class HashMemory:
         self._recalled.last = _Recalled(folder, files, records[0])
         return files
 
-    def note(self, folder: bytes, files: NamedRows) -> None:
-        """Remember *files* of *folder*."""
+    def now(self) -> int:
+        """Return the time, in ns since 1970."""
+        return time.time_ns()
+
+    def note(self, folder: bytes, files: NamedRows, read_at: int) -> None:
+        """Remember *files* of *folder*.
+
+        Args:
+            folder: Where they lie.
+            files: What is known of them.
+            read_at: The time, by `now`, before the first of them was read.
+        """
         if not files.names:
             return
         record = self._noted_before(folder, files)
         if record is None:
-            newest = time.time_ns() - _RACY_NS
-            is_settled = files.rows["ctime_ns"] < newest
+            is_settled = self._are_settled(files, read_at)
             if not is_settled.all():
                 files = NamedRows(files.names, files.rows.copy())
                 files.rows["ctime_ns"][~is_settled] = 0
@@ -97,6 +127,14 @@ class HashMemory:
             record = encode(folder, files)
         with self._lock:
             self._write(record)
+
+    def _are_settled(self, files: NamedRows, read_at: int) -> NDArray[np.bool_]:
+        """Return which of *files* cannot have changed since *read_at* without it showing."""
+        times = files.rows["mtime_ns" if self._is_remote else "ctime_ns"]
+        granularity = np.where(times % _SECOND_NS == 0, _COARSE_NS + _TICK_NS, _TICK_NS)
+        skew = _SKEW_NS if self._is_remote else 0
+        settled: NDArray[np.bool_] = times + granularity + skew < read_at
+        return settled
 
     def _write(self, record: bytes) -> None:
         name = self._journal.name
@@ -191,7 +229,7 @@ def remembering(
         yield _NoMemory()
         return
     options = {"algorithm": header.algorithm, "root": header.root, **header.options}
-    memory = HashMemory(folder, options, is_fresh=is_fresh)
+    memory = HashMemory(folder, options, is_fresh=is_fresh, is_remote=digester.is_remote)
     digester.memory = memory
     try:
         yield memory
