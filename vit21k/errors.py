@@ -79,7 +79,13 @@ class ManifestError(DataError):
 
 
 class ImageError(DataError):
-    """One picture cannot be decoded."""
+    """One image cannot be decoded; *kind* is the value of its `ProblemKind`."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, kind: str = "damaged_image"
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
 
 
 class CheckpointError(DataError):

@@ -1,88 +1,192 @@
-"""The bytes of an image file -> an RGB picture, by one policy for training, eval and predict.
+"""Decode the bytes of an image file to RGB, by one policy for every command.
 
 | the file holds | what is done |
 |---|---|
 | grey, palette, CMYK | converted to RGB by Pillow, without colour profiles |
 | transparency | dropped: the colours below it are kept |
-| 16 bits a channel | the high 8 are kept |
-| several pictures | the first one |
-| an EXIF orientation | not applied, as in torchvision and timm: ImageNet's labels do not need it |
-| floating-point pixels | refused |
-| a gzip'd picture | the picture in it, as `vit21k hash` takes it (ImageNet-21K has 26 of those) |
+| 9 to 16 bits a channel | the high 8 are kept |
+| several images | the first one |
+| an EXIF or TIFF orientation | not applied, in any format, as in torchvision and timm for JPEG |
+| floating-point, signed or 32-bit pixels | refused: their range is not known |
+| a gzip'd image | decompressed first, as in `vit21k hash` (ImageNet-21K has 26 of those) |
 
-Formats are those that `vit21k hash` takes; the content counts, not the file's suffix.
+Formats are those that `vit21k hash` accepts; the content counts, not the file's suffix.
+
+`open_image` is the one place that decides, from the header alone, whether a file is decoded: its
+pixels, its sides, and an estimate of the time and memory that the decoder would take.  `verify`,
+the loader, `predict`, `near-duplicates` and `serve` all go through it, so their verdicts agree.
+The estimates are counted, not measured, so a verdict is the same on every machine.
 """
 
+import ctypes
 import io
-import struct
+import logging
 import zlib
+from collections import Counter
+from functools import cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from vit21k.errors import ImageError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is decoded; PPM is for packs of pixels.  Pillow knows more, some of which start programs."""
+from vit21k.manifest.problems import ProblemKind
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, 256 MB of RGBA: more is taken for a decompression bomb."""
+"""Pillow's own limit, 256 MB of RGBA: more is treated as a decompression bomb."""
+
+MAX_SIDE = 1 << 24
+"""Pixels along a side: Pillow's rows end at 2**31 bits."""
+
+MAX_JPEG_SIDE = 65_500
+"""libjpeg's limit; the format itself ends at 65,535."""
+
+MAX_SECONDS = 5.0
+"""Estimated time that decoding one file may take."""
+
+MAX_BYTES = 1 << 30
+"""Estimated memory that decoding one file may take, beside the file."""
 
 MAX_UNPACKED_BYTES = 64 << 20
-"""Of gzip'd pictures, as in `vit21k hash`: what unpacks to more is refused."""
+"""Of gzip'd images, as in `vit21k hash`: what decompresses to more is refused."""
 
-_JPEG_START = b"\xff\xd8\xff"
+MESSAGES: Counter[str] = Counter()
+"""What libtiff and Pillow's log reported since the process began: how often, by the message before
+its arguments are filled in.  By themselves, both print to the terminal."""
+
 _GZIP_START = b"\x1f\x8b"
+_JPEG_START = b"\xff\xd8\xff"
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_SIGNS_OF_TRUNCATION = ("truncated", "unexpected end", "not enough", "eof", "broken data stream")
+_WHITE_IS_ZERO, _BITS_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG = 0, 258, 262, 274
+_BAND_PIXELS = 1 << 20
+_GIF_HEADER_BYTES = 2 << 20
 
-# What Pillow's parsers raise on bytes that are not what they say.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+# Seconds a pixel, by Pillow's decoder: from images of 36 megapixels on one core of 2.5 GHz, doubled
+# at least.  The last five run in Python.
+_PIXEL_SECONDS = {
+    "jpeg": 15e-9,
+    "zip": 50e-9,
+    "gif": 25e-9,
+    "raw": 10e-9,
+    "webp": 50e-9,
+    "libtiff": 50e-9,
+    "bmp_rle": 250e-9,
+    "ppm_plain": 1e-6,
+    "ppm": 3.5e-6,
+}
+_BYTE_SECONDS = 25e-9
+_JPEG_BLOCK_SECONDS = 12e-9  # of each scan
+_JPEG_SCAN_SECONDS = 5e-6
+_ARITHMETIC_FACTOR = 10
+_READ_SECONDS = 3e-6  # a call of Pillow's parsers in Python, and what they do with its result
+
+# Bytes a pixel beside the image itself, by decoder.
+_PIXEL_BYTES = {"webp": 18, "bmp_rle": 3, "ppm_plain": 8, "ppm": 8, "libtiff": 4, "gif": 4}
+_WIDE_MODE_BYTES = 4
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+_COEFFICIENT_BLOCK_BYTES = 128
 
 
 def decode_rgb(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a file in full to an RGB picture.
+    """Decode a file in full to an RGB image.
 
     Args:
         content: The file.
-        max_pixels: A picture of more is refused before it is decoded.
+        max_pixels: An image of more is refused before it is decoded.
 
     Raises:
-        ImageError: Not an image, truncated, of floating-point pixels, or too large.
+        ImageError: Whatever is wrong: not an image, truncated, of pixels without a known range, or
+            beyond the budget of `open_image`.
     """
-    if not content:
-        raise ImageError("the file is empty")
+    image = open_image(content, max_pixels=max_pixels)
     try:
-        image = _open(_unpacked(content))
-        num_pixels = image.width * image.height
-        if num_pixels > max_pixels:
-            raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
         image.load()
         return _to_rgb(image)
-    except _DAMAGE as error:
-        raise ImageError(_reason(error)) from error
+    except Exception as error:
+        raise _image_error(error) from error
+
+
+def open_image(content: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
+    """Read the header of a file, and refuse what is too large, too slow or too hungry to decode.
+
+    Args:
+        content: The file.
+        max_pixels: An image of more is refused.
+
+    Returns:
+        Pillow's image, not decoded yet.
+
+    Raises:
+        ImageError: It is not an image, or beyond the budget; `kind` says which.
+    """
+    if not content:
+        raise ImageError("the file is empty", kind=ProblemKind.EMPTY)
+    try:
+        content = _unpacked(content)
+        image = _opened(content)
+        _check_cost(image, content, max_pixels)
+    except Exception as error:
+        raise _image_error(error) from error
+    return image
 
 
 def is_readable_jpeg(content: bytes) -> bool:
-    """Return whether Pillow can read the header of a JPEG file."""
+    """Return whether Pillow can read the header of a JPEG file, and it is within the budget."""
     try:
-        return isinstance(_open(content), _JpegImage)
-    except _DAMAGE:
+        return isinstance(open_image(content), _JpegImage)
+    except ImageError:
         return False
+
+
+class _MeteredFile(io.BytesIO):
+    """The bytes of a file, of which Pillow's parsers may read only so much.
+
+    They are loops in Python over what a file says of itself: chunks, tags that point to the same
+    data again and again, runs of pixels.  The number of calls bounds their time.
+
+    Attributes:
+        bytes_left: That may still be read.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._reads_left = int(MAX_SECONDS / _READ_SECONDS)
+        self.bytes_left = 4 * len(content) + (1 << 20)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read on.
+
+        Raises:
+            ImageError: The budget is used up.
+        """
+        part = super().read(size)
+        self._reads_left -= 1
+        self.bytes_left -= len(part)
+        if self._reads_left < 0 or self.bytes_left < 0:
+            raise ImageError(
+                "its header or its runs of pixels take too long to read",
+                kind=ProblemKind.TOO_SLOW_TO_DECODE,
+            )
+        return part
+
+
+class _CountingHandler(logging.Handler):
+    """Counts what Pillow logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a message."""
+        MESSAGES[str(record.msg)] += 1
+
+
+logging.getLogger("PIL").addHandler(_CountingHandler(logging.WARNING))
 
 
 class _JpegImage(JpegImageFile):
@@ -92,41 +196,197 @@ class _JpegImage(JpegImageFile):
         pass
 
 
+class _TiffImage(TiffImageFile):
+    """A TIFF file whose orientation is ignored, like that of the other formats."""
+
+    def _setup(self) -> None:
+        self.tag_v2.pop(_ORIENTATION_TAG, None)
+        super()._setup()  # type: ignore[no-untyped-call, unused-ignore]
+
+    def load_end(self) -> None:
+        """Leave the pixels as they are stored."""
+
+
+_KINDS: tuple[tuple[bytes | tuple[bytes, ...], type[ImageFile]], ...] = (
+    (_JPEG_START, _JpegImage),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"BM", BmpImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0"), _TiffImage),
+    (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f", b"0")), PpmImageFile),
+)
+"""What is decoded; PPM is for packs of pixels.  Pillow knows more, some of which start programs."""
+
+
 def _unpacked(content: bytes) -> bytes:
     """Return what is in gzip'd bytes, other bytes as they are."""
     if not content.startswith(_GZIP_START):
         return content
     unpacker = zlib.decompressobj(wbits=31)
-    unpacked = unpacker.decompress(content, MAX_UNPACKED_BYTES)
+    kind = ProblemKind.NOT_AN_IMAGE
+    try:
+        unpacked = unpacker.decompress(content, MAX_UNPACKED_BYTES)
+    except zlib.error as error:
+        raise ImageError(f"it cannot be decoded: {error}", kind=kind) from error
     if not unpacker.eof:
-        raise ImageError("it is gzip'd, and truncated or too large")
+        raise ImageError("it is gzip'd, and truncated or too large", kind=kind)
     return unpacked
 
 
-def _open(content: bytes) -> Image.Image:
-    """Read the header.  JPEG, nearly every file, skips Pillow's search for a format."""
-    file = io.BytesIO(content)
-    if not content.startswith(_JPEG_START):
-        return Image.open(file, formats=FORMATS)
-    image = _JpegImage(file)
-    image.decodermaxblock = len(content)  # one call of the decoder, without the GIL
+def _opened(content: bytes) -> ImageFile:
+    """Read the header, by the plugin of the format that the first bytes name."""
+    plugin = next((plugin for start, plugin in _KINDS if content.startswith(start)), None)
+    if plugin is None:
+        raise UnidentifiedImageError
+    if plugin is _TiffImage:
+        _count_libtiff_messages()
+    file = _MeteredFile(content)
+    bytes_left = file.bytes_left
+    if plugin is GifImageFile:  # Pillow up to 12 joins comments up in quadratic time
+        file.bytes_left = _GIF_HEADER_BYTES
+    image = plugin(file)
+    file.bytes_left = bytes_left
+    if plugin is _JpegImage:
+        image.decodermaxblock = len(content)  # one call of the decoder, without the GIL
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _check_cost(image: ImageFile, content: bytes, max_pixels: int) -> None:
+    """Refuse an image whose header says that it is beyond the budget.
+
+    Raises:
+        ImageError: It is.
+    """
+    size = f"{image.width} x {image.height} pixels"
+    num_pixels = image.width * image.height
+    if num_pixels > max_pixels:
+        raise ImageError(f"{size} are more than {max_pixels:,}", kind=ProblemKind.TOO_MANY_PIXELS)
+    max_side = MAX_JPEG_SIDE if isinstance(image, _JpegImage) else MAX_SIDE
+    if max(image.size) > max_side:
+        raise ImageError(
+            f"{size}: a side is longer than {max_side:,}", kind=ProblemKind.TOO_MANY_PIXELS
+        )
+    codec = (
+        "webp" if isinstance(image, WebPImageFile) else image.tile[0][0] if image.tile else "raw"
+    )
+    seconds = num_pixels * _PIXEL_SECONDS.get(codec, 50e-9) + len(content) * _BYTE_SECONDS
+    num_bytes = num_pixels * (_bytes_a_pixel(image) + _PIXEL_BYTES.get(codec, 0))
+    if isinstance(image, TiffImageFile) and codec == "libtiff":  # a strip may be all of it
+        num_bytes += num_pixels * sum(_bits_of(image)) // 8
+    if isinstance(image, _JpegImage):
+        more_seconds, more_bytes = _cost_of_scans(image, content)
+        seconds, num_bytes = seconds + more_seconds, num_bytes + more_bytes
+    if seconds > MAX_SECONDS:
+        raise ImageError(
+            f"decoding its {size} would take about {seconds:.0f} s, more than {MAX_SECONDS:g} s",
+            kind=ProblemKind.TOO_SLOW_TO_DECODE,
+        )
+    if num_bytes > MAX_BYTES:
+        raise ImageError(
+            f"decoding its {size} would take about {num_bytes / 1e6:,.0f} MB, more than "
+            f"{MAX_BYTES / 1e6:,.0f} MB",
+            kind=ProblemKind.TOO_MUCH_MEMORY,
+        )
+
+
+def _bytes_a_pixel(image: ImageFile) -> int:
+    """Return the bytes of a pixel as Pillow holds it, and of its copies on the way to RGB."""
+    if image.mode == "RGB":
+        return _WIDE_MODE_BYTES
+    copies = 2 if image.mode == "P" else 1
+    return _MODE_BYTES.get(image.mode, _WIDE_MODE_BYTES) + copies * _WIDE_MODE_BYTES
+
+
+def _cost_of_scans(image: JpegImageFile, content: bytes) -> tuple[float, int]:
+    """Return seconds and bytes that the scans of a JPEG add: each visits every block.
+
+    Their number is that of the markers that begin one, an upper bound: the thumbnail in the
+    metadata may have some.
+    """
+    num_scans = content.count(b"\xff\xda")
+    layers = [(h, v) for _id, h, v, _table in image.layer]
+    mcu_width, mcu_height = 8 * max(h for h, _ in layers), 8 * max(v for _, v in layers)
+    num_mcus = -(-image.width // mcu_width) * -(-image.height // mcu_height)
+    num_blocks = num_mcus * sum(h * v for h, v in layers)
+    seconds = num_scans * (num_blocks * _JPEG_BLOCK_SECONDS + _JPEG_SCAN_SECONDS)
+    if b"\xff\xc9" in content or b"\xff\xca" in content:
+        seconds = _ARITHMETIC_FACTOR * (seconds + len(content) * _BYTE_SECONDS)
+    return seconds, num_blocks * _COEFFICIENT_BLOCK_BYTES if num_scans > 1 else 0
+
+
+def _to_rgb(image: ImageFile) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "F":
-        raise ImageError("floating-point pixels have no known range")
+        raise _unknown_range("floating-point pixels")
     if image.mode in _SIXTEEN_BIT_MODES:
-        high_byte = np.asarray(image).clip(0, 0xFFFF) >> 8
-        image = Image.fromarray(high_byte.astype(np.uint8))
+        return _high_byte(image).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
+        return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _high_byte(image: ImageFile) -> Image.Image:
+    """Return the high 8 bits of grey pixels of 9 to 16 bits, a band of rows at a time."""
+    bits, is_negative = 16, False
+    if isinstance(image, TiffImageFile):
+        if image.mode == "I":
+            raise _unknown_range("signed or 32-bit pixels")
+        bits = max(_bits_of(image))
+        is_negative = image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    high = Image.new("L", image.size)
+    num_rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        box = (0, top, image.width, min(top + num_rows, image.height))
+        band = np.asarray(image.crop(box)).clip(0, (1 << bits) - 1) >> (bits - 8)
+        band = 255 - band if is_negative else band
+        high.paste(Image.fromarray(band.astype(np.uint8)), box)
+    return high
+
+
+def _bits_of(image: TiffImageFile) -> tuple[int, ...]:
+    bits = image.tag_v2.get(_BITS_TAG, (1,))
+    return tuple(bits) if isinstance(bits, tuple) else (bits,)
+
+
+def _unknown_range(pixels: str) -> ImageError:
+    return ImageError(f"{pixels} have no known range", kind=ProblemKind.UNSUPPORTED_PIXELS)
+
+
+def _image_error(error: Exception) -> ImageError:
+    """Return what any exception of a decoder means: parsers raise nearly all kinds there are."""
+    if isinstance(error, ImageError):
+        return error
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image of a known format"
-    return f"it cannot be decoded: {error or type(error).__name__}"
+        return ImageError("it is not an image of a known format", kind=ProblemKind.NOT_AN_IMAGE)
+    if isinstance(error, MemoryError):  # what it needs was checked before
+        return ImageError(
+            "this machine has too little memory left to decode it",
+            kind=ProblemKind.TOO_MUCH_MEMORY,
+        )
+    words = str(error).lower()
+    is_cut = isinstance(error, EOFError) or any(sign in words for sign in _SIGNS_OF_TRUNCATION)
+    kind = ProblemKind.TRUNCATED_IMAGE if is_cut else ProblemKind.DAMAGED_IMAGE
+    return ImageError(f"it cannot be decoded: {error or type(error).__name__}", kind=kind)
+
+
+@cache
+def _count_libtiff_messages() -> object:
+    """Let libtiff's messages be counted: by itself it prints them to the terminal.
+
+    Returns:
+        The function that libtiff calls, which must be kept; None where it cannot be set.
+    """
+
+    def count(_module: bytes | None, message: bytes | None, _values: int | None) -> None:
+        MESSAGES[(message or b"").decode("utf-8", "replace")] += 1
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)(count)
+    try:
+        libtiff = ctypes.CDLL(_imaging.__file__)  # Pillow's own: looked up in what it is linked to
+        libtiff.TIFFSetErrorHandler(handler)
+        libtiff.TIFFSetWarningHandler(handler)
+    except (AttributeError, OSError):
+        return None
+    return handler

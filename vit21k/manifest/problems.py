@@ -75,10 +75,22 @@ class ProblemKind(StrEnum):
     NOT_AN_IMAGE = "not_an_image", "Its bytes are not of an image format that is read."
     TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."
     DAMAGED_IMAGE = "damaged_image", "An image whose data make no sense."
-    TOO_MANY_PIXELS = "too_many_pixels", "More than 89,478,485 pixels: perhaps a bomb."
-    UNSUPPORTED_PIXELS = "unsupported_pixels", "Floating-point pixels, whose range is not known."
-    TOO_SLOW_TO_DECODE = "too_slow_to_decode", "Decoding it took longer than the time limit."
-    TOO_MUCH_MEMORY = "too_much_memory", "Decoding it took more memory than the limit."
+    TOO_MANY_PIXELS = (
+        "too_many_pixels",
+        "More than 89,478,485 pixels, or a side that no decoder takes: perhaps a bomb.",
+    )
+    UNSUPPORTED_PIXELS = (
+        "unsupported_pixels",
+        "Pixels of unknown range: floating-point, signed or 32-bit.",
+    )
+    TOO_SLOW_TO_DECODE = (
+        "too_slow_to_decode",
+        "Decoding it would take longer than the budget, or did.",
+    )
+    TOO_MUCH_MEMORY = (
+        "too_much_memory",
+        "Decoding it would take more memory than the budget, or did.",
+    )
     DECODER_DIED = "decoder_died", "Decoding it ended the process that did it."
     ALREADY_UNPACKED = (
         "already_unpacked",
