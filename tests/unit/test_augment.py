@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 pytest.importorskip("torch")
 
@@ -12,6 +12,7 @@ from vit21k.data import magnitudes
 from vit21k.data.augment import (
     IMAGENET_PAIRS,
     AutoAugment,
+    CutoutFirst,
     RandAugment,
     ThreeAugment,
     augment_in_place,
@@ -168,7 +169,17 @@ def test_auto_augments_levels_are_torchvisions(picture):
 
 
 @pytest.mark.parametrize(
-    "name", ["rand", "rand_increasing", "rand_big_vision", "auto", "three_augment"]
+    "name",
+    [
+        "rand",
+        "rand_increasing",
+        "rand_big_vision",
+        "rand_miil",
+        "auto",
+        "auto_mmpretrain",
+        "auto_paddle",
+        "three_augment",
+    ],
 )
 def test_a_policy_is_a_function_of_its_draws(picture, name):
     policy = policy_named(name, **options())
@@ -281,3 +292,86 @@ def test_auto_augment_takes_every_pair(picture, monkeypatch):
 
     expected = [op for pair in IMAGENET_PAIRS for op, rate, _ in pair if rate > 0]
     assert done == expected
+
+
+def first_pair(name, picture, monkeypatch, pair, draws):
+    monkeypatch.setattr("vit21k.data.augment.IMAGENET_PAIRS", (pair,))
+    return np.asarray(policy_named(name, **options())(picture, draws))
+
+
+@pytest.mark.parametrize("sign", [0.2, 0.8])
+def test_paddles_auto_augment_turns_one_way_with_grey_corners(picture, monkeypatch, sign):
+    # paddle_pit, augment.py: rotate() draws no sign and composites on grey, Pillow's default is
+    # the nearest pixel; shear_x has no `resample` either.
+    turned = picture.convert("RGBA").rotate(30.0)
+    grey = Image.new("RGBA", turned.size, (128,) * 4)
+    expected = Image.composite(turned, grey, turned).convert("RGB")
+    pair = (("rotate", 1.0, 9), ("equalize", 0.0, 0))
+
+    found = first_pair("auto_paddle", picture, monkeypatch, pair, [0, 0, sign, 0.5, 0.5])
+
+    assert np.array_equal(found, expected)
+
+    factor = (-1 if sign > 0.5 else 1) * np.linspace(0, 0.3, 10)[5]
+    expected = picture.transform(
+        picture.size, Image.Transform.AFFINE, (1, factor, 0, 0, 1, 0), fillcolor=(128, 128, 128)
+    )
+    pair = (("shear_x", 1.0, 5), ("equalize", 0.0, 0))
+
+    found = first_pair("auto_paddle", picture, monkeypatch, pair, [0, 0, sign, 0.5, 0.5])
+
+    assert np.array_equal(found, expected)
+
+
+def test_mmpretrains_auto_augment_has_grey_corners_and_turns_by_the_nearest_pixel(
+    picture, monkeypatch
+):
+    pair = (("rotate", 1.0, 9), ("equalize", 0.0, 0))
+
+    found = first_pair("auto_mmpretrain", picture, monkeypatch, pair, [0, 0, 0.8, 0.5, 0.5])
+
+    assert np.array_equal(found, picture.rotate(-30.0, fillcolor=(128, 128, 128)))
+
+
+def test_miils_levels_are_those_of_the_package_randaugment():
+    # randaugment 1.0.2, SubPolicy: ranges by np.linspace; cutout's size is halved on both sides.
+    ranges = {
+        "shear_x": np.linspace(0, 0.3, 10),
+        "shear_y": np.linspace(0, 0.3, 10),
+        "translate_x": np.linspace(0, 150 / 331, 10) * 224,
+        "translate_y": np.linspace(0, 150 / 331, 10) * 224,
+        "rotate": np.linspace(0, 30, 10),
+        "color": 1 + np.linspace(0, 0.9, 10),
+        "contrast": 1 + np.linspace(0, 0.9, 10),
+        "sharpness": 1 + np.linspace(0, 0.9, 10),
+        "brightness": 1 + np.linspace(0, 0.9, 10),
+        "posterize": np.round(np.linspace(8, 4, 10)),
+        "solarize": np.ceil(np.linspace(256, 0, 10)),
+        "cutout": np.round(np.linspace(0, 20, 10)) // 2,
+    }
+    found = {
+        name: [amount_of(level, 1, 224) for level in range(1, 10)]
+        for name, amount_of in magnitudes.RANDAUGMENT.items()
+    }
+
+    assert len(found) == 15
+    for name, amounts in ranges.items():
+        assert found[name] == pytest.approx(list(amounts[1:])), name
+    assert magnitudes.RANDAUGMENT["rotate"](9, -1, 224) == pytest.approx(30)  # no sign is drawn
+    assert magnitudes.RANDAUGMENT["shear_y"](9, -1, 224) == pytest.approx(-0.3)
+
+
+def test_miils_cutout_is_a_square_of_one_colour_as_pillow_draws_it(picture):
+    draws = [0.0, 0.9, 0.25, 0.5, 0.999]
+    expected = picture.copy()
+    x, y, half = 0, int(0.9 * SIDE), SIDE // 4
+    box = [max(0, x - half), y - half, x + half, min(SIDE, y + half)]
+    ImageDraw.Draw(expected).rectangle(box, fill=(64, 128, 255))
+
+    found = CutoutFirst(0.5, None)(picture, draws)
+
+    assert np.array_equal(found, expected)
+    before = CutoutFirst(0.5, AutoAugment(CANVAS))
+    assert before.num_draws == 5 + AutoAugment.num_draws
+    rest = [0.5, 0.0, 0.0, 0.0, 0.0]
+    assert np.array_equal(before(picture, draws + rest), AutoAugment(CANVAS)(expected, rest))

@@ -1,13 +1,15 @@
 import math
+from typing import get_args
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from vit21k.models.init_weights import init_vit  # noqa: E402 (after importorskip)
+from vit21k.models.init_weights import Scheme, init_vit  # noqa: E402 (after importorskip)
 from vit21k.models.registry import get_model  # noqa: E402
 
 WIDTH = 192
+SCHEMES = get_args(Scheme)
 
 
 def model_with(**args):
@@ -68,14 +70,14 @@ def test_timm_draws_small_normal_weights():
     assert is_normal(weights["cls_token"], 1e-6, rel=0.3)
 
 
-@pytest.mark.parametrize("scheme", ["plsc", "google", "timm"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_generator_alone_decides(scheme):
     first, second = model_with(scheme=scheme), model_with(scheme=scheme)
 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("scheme", ["plsc", "google", "timm"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_parameter_is_overwritten(scheme):
     model = get_model("vit_tiny_patch16_224", img_size=32, depth=2, representation_size=8)
     with torch.no_grad():

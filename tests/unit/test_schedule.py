@@ -54,6 +54,33 @@ def lrs_of(schedule, base, num_steps):
     return [base * schedule(step) for step in range(num_steps)]
 
 
+def test_set_after_each_epoch_as_in_deits_loop_the_first_two_epochs_share_a_value():
+    timm_scheduler = pytest.importorskip("timm.scheduler")
+    torch = pytest.importorskip("torch")
+    base, steps_per_epoch, epochs = 5e-4, 3, 30
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=base)
+    oracle = timm_scheduler.CosineLRScheduler(
+        sgd, t_initial=epochs, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6
+    )
+    expected = []
+    for epoch in range(epochs):
+        expected += [sgd.param_groups[0]["lr"]] * steps_per_epoch
+        oracle.step(epoch)
+
+    schedule = LrSchedule(
+        total_steps=epochs * steps_per_epoch,
+        warmup_steps=5 * steps_per_epoch,
+        start_factor=1e-6 / base,
+        end_factor=1e-5 / base,
+        from_start=True,
+        changes="every_epoch",
+        steps_per_epoch=steps_per_epoch,
+        first_epoch=-1,
+    )
+
+    assert lrs_of(schedule, base, len(expected)) == pytest.approx(expected, rel=1e-9)
+
+
 def test_set_once_an_epoch_it_is_timms_cosine():
     """DeiT: 5 epochs of warm-up from 1e-6, a cosine that is counted from epoch 0, to 1e-5."""
     timm_scheduler = pytest.importorskip("timm.scheduler")

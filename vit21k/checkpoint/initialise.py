@@ -23,7 +23,8 @@ from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
 # and the small numbers of norms matter in the last digits alone.
 _MAY_DIFFER = frozenset(
     {"img_size", "num_classes", "representation_size", "pos_drop_rate", "proj_drop_rate",
-     "attn_drop_rate", "drop_path_rate", "norm_eps", "stem_eps", "init_values"}
+     "attn_drop_rate", "drop_path_rate", "drop_path_shape", "head_drop_rate", "norm_eps",
+     "stem_eps", "init_values"}
 )  # fmt: skip
 _HEADS = ("head.", "head_dist.")
 # What weights without a head, MAE's for one, say nothing of: nothing was ever pooled.

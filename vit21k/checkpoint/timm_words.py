@@ -9,7 +9,8 @@ from vit21k.models.shapes import is_pit
 # Arguments of ours that timm's constructor does not have, or not as arguments.
 _NOT_TIMMS = frozenset(
     {"num_classes", "fc_norm", "representation_size", "norm_eps", "resnet_layers", "stem_eps",
-     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
+     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+     "drop_path_shape", "head_drop_rate"}
 )  # fmt: skip
 
 _UNKNOWN_TO_TIMM = (

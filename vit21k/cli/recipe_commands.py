@@ -17,7 +17,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field; may be repeated."),
 ]
 # Fields of the section `model` that are not the network's.
-_FIRST_WEIGHTS = ("init_scheme", "head_init", "head_bias_init")
+_FIRST_WEIGHTS = ("init_scheme", "head_init", "head_init_std", "head_bias_init")
 
 
 def register(app: typer.Typer) -> None:

@@ -20,16 +20,20 @@ _Alpha = Annotated[Number, Field(ge=0, le=1)]
 class AugmentSection(Section):
     """What is done to a training crop, and to pairs of them.  Without a word of it: nothing."""
 
-    policy: (
-        Literal["rand", "rand_increasing", "rand_big_vision", "auto", "three_augment"] | None
-    ) = None
+    policy: Literal[
+        "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
+        "auto_paddle", "three_augment", None,
+    ] = None  # fmt: skip
     """`rand`: timm's and MindCV's RandAugment; `rand_increasing`: the same with `inc1`, as DeiT;
-    `rand_big_vision`: AugReg's; `auto`: AutoAugment's 25 pairs for ImageNet; `three_augment`: DeiT
-    III."""
+    `rand_big_vision`: AugReg's; `rand_miil`: MIIL's; `auto`: AutoAugment's 25 pairs for ImageNet;
+    `auto_mmpretrain`, `auto_paddle`: the same as MMPretrain's and PaddleViT's code does it;
+    `three_augment`: DeiT III."""
+    cutout: Fraction = 0.0
+    """Before the policy: a square of this share of the side in one random colour, as in MIIL."""
     num_ops: PositiveInt = 2
-    """RandAugment: operations on a picture, one after the other."""
+    """RandAugment: operations on a picture, one after the other; `rand_miil` has 2."""
     magnitude: NonNegative = 9.0
-    """RandAugment: how strong; 10 is the end of timm's scale."""
+    """RandAugment: how strong; 10 is the end of timm's scale; `rand_miil` draws it."""
     magnitude_std: NonNegative = 0.0
     """`rand` and `rand_increasing`: standard deviation of the magnitude."""
     color_jitter: Fraction = 0.0

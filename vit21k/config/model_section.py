@@ -45,13 +45,25 @@ class ModelSection(Section):
     attn_drop_rate: DropRate = 0.0
     """Dropout on the attention weights."""
     drop_path_rate: DropRate = 0.0
-    """Stochastic depth of the last block; earlier blocks scale linearly."""
-    init_scheme: Literal["plsc", "google", "timm"] = "timm"
-    """Whose rules the first weights follow (all but the head)."""
-    head_init: Literal["zeros", "xavier"] = "zeros"
-    """First weights of the classifier."""
+    """Stochastic depth of the last block."""
+    drop_path_shape: Literal["linear", "linear_exclusive", "constant"] = "linear"
+    """Stochastic depth of block i of n: `linear`, from 0 to the rate, as timm; `linear_exclusive`,
+    the rate times i / n, as PiT's authors; `constant`, the rate, as DeiT III."""
+    head_drop_rate: DropRate = 0.0
+    """Dropout of what the head reads."""
+    init_scheme: Literal[
+        "plsc", "google", "big_vision", "timm", "deit", "mmpretrain", "mmpretrain_mae", "mindcv",
+        "mindcv_v02", "paddle",
+    ] = "timm"  # fmt: skip
+    """Whose rules the first weights follow (all but the head).  A PiT starts as its authors' or,
+    with `paddle`, from Paddle's defaults."""
+    head_init: Literal["zeros", "xavier", "normal", "torch"] = "zeros"
+    """First weights of the classifier; `torch`: torch's default, for its bias too."""
+    head_init_std: Positive = 0.02
+    """`normal`: standard deviation of the first weights of the classifier."""
     head_bias_init: Number = 0.0
-    """First bias of the classifier.  -10 keeps the first multi-label loss near 11."""
+    """First bias of the classifier; with `head_init: torch`, 0 leaves torch's.  -10 keeps the first
+    multi-label loss near 11."""
     freeze: Literal["backbone"] | None = None
     """`backbone`: train the head alone (a linear probe); null: train everything."""
     pos_embed_resize: Literal["bicubic", "bilinear_align_corners"] = "bicubic"

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from vit21k.config.fields import (
     Beta,
+    Integer,
     Multiplier,
     NonNegative,
     NonNegativeInt,
@@ -69,8 +70,9 @@ class OptimSection(Section):
     """AdamW and SGD: what the first moment is kept in; Google keeps it in bfloat16."""
     weight_decay: NonNegative = 0.0
     """AdamW, LAMB and Muon: decoupled, times the learning rate; SGD: added to the gradient."""
-    decay_params: Literal["all", "kernels", "none"] = "kernels"
-    """What decays: every parameter, matrices and convolutions only, or nothing."""
+    decay_params: Literal["all", "not_1d", "kernels", "none"] = "kernels"
+    """What decays: every parameter; all but those of one dimension (norms, biases), so position
+    embedding and class token do, as in MIIL and MindCV; matrices and convolutions only; nothing."""
     decay_multipliers: dict[str, Multiplier] = Field(default={})
     """Factors on the decay of parameters, by name or pattern: `{cls_token: 0, pos_embed: 0}`.
     The first that matches counts."""
@@ -133,8 +135,10 @@ class ScheduleSection(Section):
     lr_changes: Literal["every_step", "every_epoch", "every_epoch_after_warmup"] = "every_step"
     """When the learning rate changes: DeiT and timm set it once an epoch, some recipes of
     MMPretrain once an epoch after a warm-up by the step."""
-    first_epoch: NonNegativeInt = 0
-    """`every_epoch`: the number of the first epoch in the schedule; PaddleViT counts from 1."""
+    first_epoch: Annotated[Integer, Field(ge=-1)] = 0
+    """`every_epoch`: the number of the first epoch in the schedule; PaddleViT counts from 1, and
+    with -1 the first two epochs share the first value, as in DeiT's loop, which sets the learning
+    rate after each epoch."""
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:

@@ -94,7 +94,7 @@ def lines_of(name: str) -> Iterator[Line]:
     section = ""
     for text in read_text(name).splitlines():
         match = _FIELD.fullmatch(text)
-        if match is None or match["name"] in ("base", "source"):
+        if match is None or match["name"] in ("base", "source", "commit"):
             continue
         if not match["indent"] and not match["value"]:
             section = f"{match['name']}."

@@ -29,6 +29,8 @@ class Recipe(Section):
     """`pretrain`: weights from scratch; `finetune`: weights from another run, with a new head."""
     source: str = ""
     """Where the numbers come from."""
+    commit: str = ""
+    """Repositories and commits that the numbers were read at, or why there are none."""
     epochs: Positive | None = None
     """Length of the run in passes over the training images; or give `total_steps`."""
     total_steps: PositiveInt | None = None

@@ -19,7 +19,10 @@ from vit21k.data import magnitudes
 from vit21k.data.picture_ops import OPS, Canvas, paste_square
 from vit21k.data.transforms import Interpolation
 
-PolicyName = Literal["rand", "rand_increasing", "rand_big_vision", "auto", "three_augment"]
+PolicyName = Literal[
+    "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
+    "auto_paddle", "three_augment",
+]  # fmt: skip
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _GREY = (128, 128, 128)
@@ -114,22 +117,95 @@ class RandAugment:
 class AutoAugment:
     """One of the 25 pairs of operations that were found for ImageNet.
 
+    Args:
+        canvas: What to resample with, and the colour of empty corners.
+        rotation: The same for rotations; None: *canvas*.
+        scale: What a level is in each operation.
+
     Source: table 9 of arXiv:1805.09501, as in torchvision, MMPretrain and paddle_pit.
     """
 
     num_draws = 5  # which pair; whether and sign of both
 
-    def __init__(self, canvas: Canvas) -> None:
+    def __init__(
+        self,
+        canvas: Canvas,
+        *,
+        rotation: Canvas | None = None,
+        scale: magnitudes.Scale = magnitudes.AUTO,
+    ) -> None:
         self._canvas = canvas
+        self._rotation = rotation or canvas
+        self._scale = scale
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
         """Return the picture after one pair of operations."""
         pair = IMAGENET_PAIRS[int(draws[0] * len(IMAGENET_PAIRS))]
         for (name, rate, level), whether, sign in zip(pair, draws[1::2], draws[2::2], strict=True):
             if whether < rate:
-                amount = magnitudes.AUTO[name](level, _sign(sign), image.width)
-                image = OPS[name](image, amount, self._canvas)
+                amount = self._scale[name](level, _sign(sign), image.width)
+                canvas = self._rotation if name == "rotate" else self._canvas
+                image = OPS[name](image, amount, canvas)
         return image
+
+
+class MiilRandAugment:
+    """Two operations out of 15, each carried out half of the time at a level of 1 to 9.
+
+    Source: `RandAugment` and `SubPolicy` of the package randaugment 1.0.2, which MIIL's
+    data_loader.py imports.
+    """
+
+    num_draws = 12  # twice: which, whether, level, sign, place of a cutout (2)
+
+    _canvas = Canvas(Image.Resampling.NEAREST, _GREY)
+    _sheared = Canvas(Image.Resampling.BICUBIC, _GREY)
+    _cut_out = Canvas(Image.Resampling.NEAREST, (125, 122, 113))
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the picture after both operations."""
+        scale = list(magnitudes.RANDAUGMENT.items())
+        for which, whether, level, sign, x, y in (draws[:6], draws[6:]):
+            if whether >= _HALF:
+                continue
+            name, amount_of = scale[int(which * len(scale))]
+            amount = amount_of(1 + int(level * 9), _sign(sign), image.width)
+            if name == "cutout":
+                center = int(x * image.width), int(y * image.height)
+                image = paste_square(image, center, int(amount), self._cut_out)
+            else:
+                canvas = self._sheared if name.startswith("shear") else self._canvas
+                image = OPS[name](image, amount, canvas)
+        return image
+
+
+class CutoutFirst:
+    """A square of one random colour, cut off at the border, and then another policy.
+
+    Args:
+        share: Of the picture's side that the square has.
+        policy: What is done next; None: nothing.
+
+    Source: MIIL's `CutoutPIL` (Pillow draws the last row and column as well).
+    """
+
+    _own_draws = 5  # centre (2), colour (3)
+
+    def __init__(self, share: float, policy: Policy | None) -> None:
+        self._share = share
+        self._policy = policy
+        self.num_draws = self._own_draws + (policy.num_draws if policy else 0)
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+        """Return the picture with the square, and after the other policy."""
+        x, y, *color = draws[: self._own_draws]
+        half = int(self._share * image.width + _HALF) // 2
+        x, y = int(x * image.width), int(y * image.height)
+        image = image.copy()
+        red, green, blue = (int(value * (_LARGEST + 1)) for value in color)
+        box = (max(0, x - half), max(0, y - half), x + half + 1, y + half + 1)
+        image.paste((red, green, blue), box)
+        return self._policy(image, draws[self._own_draws :]) if self._policy else image
 
 
 class ThreeAugment:
@@ -181,13 +257,22 @@ def policy_named(
         color_jitter: Of 3-Augment.
         mean: Colour of empty corners, 0 to 1; big_vision's are grey.
         interpolation: What rotating and shearing resamples with; big_vision takes the nearest.
+
+    MMPretrain's AutoAugment is built before its `hparams` are merged: corners are grey, and only
+    shearing is bicubic.
     """
     red, green, blue = (min(_LARGEST, round(_LARGEST * value)) for value in mean)
     canvas = Canvas(_RESAMPLING[interpolation], (red, green, blue))
-    if name == "auto":
-        return AutoAugment(canvas)
-    if name == "three_augment":
-        return ThreeAugment(color_jitter)
+    nearest = Canvas(Image.Resampling.NEAREST, _GREY)
+    others: dict[str, Policy] = {
+        "auto": AutoAugment(canvas),
+        "auto_mmpretrain": AutoAugment(Canvas(Image.Resampling.BICUBIC, _GREY), rotation=nearest),
+        "auto_paddle": AutoAugment(nearest, scale=magnitudes.AUTO_ONE_WAY),
+        "rand_miil": MiilRandAugment(),
+        "three_augment": ThreeAugment(color_jitter),
+    }
+    if name in others:
+        return others[name]
     big_vision = name == "rand_big_vision"
     return RandAugment(
         _SCALES[name],
@@ -195,7 +280,7 @@ def policy_named(
         magnitude=magnitude,
         magnitude_std=0.0 if big_vision else magnitude_std,
         rate=1.0 if big_vision else _HALF,
-        canvas=Canvas(Image.Resampling.NEAREST, _GREY) if big_vision else canvas,
+        canvas=nearest if big_vision else canvas,
     )
 
 

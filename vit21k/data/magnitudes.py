@@ -108,3 +108,25 @@ AUTO: Scale = {
     "shear_x": lambda level, sign, _side: sign * level / _BINS * 0.3,
 }
 """AutoAugment's levels of 0 to 9, as in the paper, torchvision and MMPretrain."""
+
+AUTO_ONE_WAY: Scale = {**AUTO, "rotate": lambda level, _sign, _side: level / _BINS * 30.0}
+"""The same in PaddleViT and the package `randaugment`, whose rotations all go one way."""
+
+RANDAUGMENT: Scale = {
+    "invert": _none,
+    "cutout": lambda level, _sign, _side: round(level / _BINS * 20) // 2,
+    "sharpness": AUTO["sharpness"],
+    "auto_contrast": _none,
+    "posterize": AUTO["posterize"],
+    "shear_x": AUTO["shear_x"],
+    "translate_x": lambda level, sign, side: sign * level / _BINS * 150 / 331 * side,
+    "translate_y": lambda level, sign, side: sign * level / _BINS * 150 / 331 * side,
+    "shear_y": AUTO["shear_x"],
+    "rotate": AUTO_ONE_WAY["rotate"],
+    "equalize": _none,
+    "contrast": AUTO["contrast"],
+    "color": AUTO["color"],
+    "solarize": AUTO["solarize"],
+    "brightness": AUTO["color"],
+}
+"""The package `randaugment` 1.0.2, which MIIL uses, in its order: levels are 1 to 9."""

@@ -6,6 +6,7 @@ Q: the tokens whose output is asked for.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,25 @@ class DropPath(nn.Module):
         draws_B11 = torch.rand((len(x_BND), 1, 1), device=x_BND.device)
         kept_B11 = (draws_B11 < self._keep_rate) / self._keep_rate
         return x_BND * kept_B11.to(x_BND.dtype)
+
+
+DropPathShape = Literal["linear", "linear_exclusive", "constant"]
+
+
+def drop_path_rates(rate: float, shape: DropPathShape, num_blocks: int) -> list[float]:
+    """Return the stochastic depth of every block.
+
+    Args:
+        rate: The most, or nearly.
+        shape: "linear": from 0 to *rate* (timm); "linear_exclusive": *rate* times i / n for block
+            i of n, so that the last one stays under it (PiT's authors); "constant": *rate*
+            everywhere (DeiT III).
+        num_blocks: Of the model.
+    """
+    if shape == "constant":
+        return [rate] * num_blocks
+    steps = num_blocks if shape == "linear_exclusive" else max(num_blocks - 1, 1)
+    return [rate * index / steps for index in range(num_blocks)]
 
 
 class LayerScale(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.models.base import ImageClassifier
-from vit21k.models.layers import LAYER_NORM_EPS, Block
+from vit21k.models.layers import LAYER_NORM_EPS, Block, DropPathShape, drop_path_rates
 
 
 class PoolingTransformer(ImageClassifier):
@@ -39,7 +39,9 @@ class PoolingTransformer(ImageClassifier):
         pos_drop_rate: Dropout after the position embedding.
         proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
         attn_drop_rate: Dropout of attention weights.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        drop_path_rate: Stochastic depth of the last block.
+        drop_path_shape: How it rises from block to block; see `drop_path_rates`.
+        head_drop_rate: Dropout of what the heads read.
     """
 
     def __init__(  # noqa: PLR0913 (timm's arguments)
@@ -61,6 +63,8 @@ class PoolingTransformer(ImageClassifier):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_shape: DropPathShape = "linear",
+        head_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         widths = [base * num for base, num in zip(base_dims, heads, strict=True)]
@@ -78,7 +82,7 @@ class PoolingTransformer(ImageClassifier):
         self.pos_embed = nn.Parameter(_truncated(1, widths[0], side, side))
         self.cls_token = nn.Parameter(_truncated(1, self.num_prefix_tokens, widths[0]))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        rates = iter(_rising(drop_path_rate, sum(depth)))
+        rates = iter(drop_path_rates(drop_path_rate, drop_path_shape, sum(depth)))
         self.transformers = nn.Sequential()
         for stage, width in enumerate(widths):
             blocks = [
@@ -96,6 +100,7 @@ class PoolingTransformer(ImageClassifier):
             ]
             self.transformers.append(_Stage(widths[stage - 1] if stage else None, width, blocks))
         self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
+        self.head_drop = nn.Dropout(head_drop_rate)
         self.head = _head(self.embed_dim, num_classes)
         self.head_dist = _head(self.embed_dim, num_classes) if distilled else None
         self.answers_apart = False
@@ -125,6 +130,7 @@ class PoolingTransformer(ImageClassifier):
 
     def forward_head(self, tokens_BND: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits_BK of the class tokens, or what the head would read if *pre_logits*."""
+        tokens_BND = self.head_drop(tokens_BND)
         if pre_logits:
             return tokens_BND.mean(dim=1)
         logits_BK = self.head(tokens_BND[:, 0])
@@ -173,7 +179,3 @@ def _head(width: int, num_classes: int) -> nn.Module:
 
 def _truncated(*shape: int) -> Tensor:
     return nn.init.trunc_normal_(torch.empty(shape), std=0.02)
-
-
-def _rising(rate: float, num_blocks: int) -> list[float]:
-    return [rate * index / max(num_blocks - 1, 1) for index in range(num_blocks)]

@@ -19,6 +19,8 @@ _DROP_RATES = {
     "proj_drop_rate": 0.0,
     "attn_drop_rate": 0.0,
     "drop_path_rate": 0.0,
+    "drop_path_shape": "linear",
+    "head_drop_rate": 0.0,
 }
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -62,6 +64,7 @@ _PIT_DEFAULTS: Mapping[str, Any] = {
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "global_pool": ("token", "avg"),
     "act_layer": ("gelu", "gelu_tanh"),
+    "drop_path_shape": ("linear", "linear_exclusive", "constant"),
     "stem_eps": ("google", "timm"),
 }
 
@@ -152,8 +155,8 @@ def _check_pit(args: Mapping[str, Any]) -> None:
         raise UsageError(f"{', '.join(_STAGES)} must be lists of the same length, of 1 or more")
     if args["global_pool"] != "token":
         raise UsageError("a PiT pools the class token only", hint="set global_pool=token")
-    if args["act_layer"] not in _CHOICES["act_layer"]:
-        raise UsageError(f"`act_layer` is `{args['act_layer']}`; it must be gelu or gelu_tanh")
+    for argument in ("act_layer", "drop_path_shape"):
+        _check_choice(args, argument)
     if args["img_size"] < args["patch_size"]:
         raise UsageError(
             f"`img_size` {args['img_size']} is smaller than `patch_size` {args['patch_size']}"
@@ -173,11 +176,8 @@ def _check(args: Mapping[str, Any]) -> None:
         raise UsageError(
             f"`embed_dim` {args['embed_dim']} is not a multiple of `num_heads` {args['num_heads']}"
         )
-    for argument, choices in _CHOICES.items():
-        if args[argument] not in choices:
-            raise UsageError(
-                f"`{argument}` is `{args[argument]}`; it must be {' or '.join(choices)}"
-            )
+    for argument in _CHOICES:
+        _check_choice(args, argument)
     if args["global_pool"] == "token" and not args["class_token"]:
         raise UsageError("without a class token there is none to pool", hint="set global_pool=avg")
 
@@ -185,3 +185,9 @@ def _check(args: Mapping[str, Any]) -> None:
 def _did_you_mean(word: str, known: list[str]) -> str | None:
     close = get_close_matches(word, known, n=1)
     return f"did you mean `{close[0]}`?" if close else None
+
+
+def _check_choice(args: Mapping[str, Any], argument: str) -> None:
+    if args[argument] not in _CHOICES[argument]:
+        choices = " or ".join(_CHOICES[argument])
+        raise UsageError(f"`{argument}` is `{args[argument]}`; it must be {choices}")

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.models.base import ImageClassifier
-from vit21k.models.layers import LAYER_NORM_EPS, Block, HybridEmbed, PatchEmbed
+from vit21k.models.layers import (
+    LAYER_NORM_EPS,
+    Block,
+    DropPathShape,
+    HybridEmbed,
+    PatchEmbed,
+    drop_path_rates,
+)
 from vit21k.models.pos_embed import resize_pos_embed
 from vit21k.models.resnet_stem import StemEps
 from vit21k.models.shapes import resnet_sides
@@ -52,7 +59,9 @@ class VisionTransformer(ImageClassifier):
         pos_drop_rate: Dropout after the position embedding.
         proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
         attn_drop_rate: Dropout of attention weights.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        drop_path_rate: Stochastic depth of the last block.
+        drop_path_shape: How it rises from block to block; see `drop_path_rates`.
+        head_drop_rate: Dropout of what the head reads.
 
     Attributes:
         num_classes: Outputs of the head.
@@ -91,6 +100,8 @@ class VisionTransformer(ImageClassifier):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_shape: DropPathShape = "linear",
+        head_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -125,13 +136,14 @@ class VisionTransformer(ImageClassifier):
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
         )
-        rates = (drop_path_rate * index / max(depth - 1, 1) for index in range(depth))
+        rates = drop_path_rates(drop_path_rate, drop_path_shape, depth)
         self.blocks = nn.Sequential(*(block(drop_path_rate=rate) for rate in rates))
         norms_after_pool = global_pool == "avg" if fc_norm is None else fc_norm
         norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.norm = nn.Identity() if norms_after_pool else norm
         self.fc_norm = norm if norms_after_pool else nn.Identity()
         self.pre_logits = _representation_layer(embed_dim, representation_size)
+        self.head_drop = nn.Dropout(head_drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
@@ -169,7 +181,7 @@ class VisionTransformer(ImageClassifier):
             pooled_BD = tokens_BND[:, 0]
         else:
             pooled_BD = tokens_BND[:, self.num_prefix_tokens :].mean(dim=1)
-        features_BD = self.pre_logits(self.fc_norm(pooled_BD))
+        features_BD = self.head_drop(self.pre_logits(self.fc_norm(pooled_BD)))
         return features_BD if pre_logits else self.head(features_BD)
 
     def _embed(self, images_BCHW: Tensor, kept_BM: Tensor | None) -> Tensor:

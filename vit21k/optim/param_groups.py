@@ -14,7 +14,7 @@ from torch import nn
 
 from vit21k.errors import UsageError
 
-DecayParams = Literal["all", "kernels", "none"]
+DecayParams = Literal["all", "not_1d", "kernels", "none"]
 Named = Sequence[tuple[str, nn.Parameter]]
 
 # A transformer block of a ViT, or of a stage of a PiT; what leads from one stage to the next.
@@ -29,8 +29,10 @@ class GroupRules:
 
     Attributes:
         weight_decay: Of the parameters that *decay_params* names, before the multipliers.
-        decay_params: ``all``; ``kernels``: weights of linear and convolution layers only, which
-            for a ViT is what timm, DeiT, MindCV and big_vision decay; ``none``.
+        decay_params: ``all``; ``not_1d``: all of more than one dimension, position embedding and
+            class token included, which is what MIIL and MindCV decay; ``kernels``: weights of
+            linear and convolution layers only, which for a ViT is what timm, DeiT and big_vision
+            decay; ``none``.
         decay_multipliers: Name or shell pattern -> factor on the weight decay; the first counts.
         lr_multipliers: The same for the learning rate.
         layer_decay: Factor on the learning rate from one layer to the one below; see `layer_ids`.
@@ -120,8 +122,8 @@ def _place(match: re.Match[str]) -> tuple[int, int]:
 
 def _base_decay(name: str, param: nn.Parameter, rules: GroupRules) -> float:
     is_kernel = param.ndim > 1 and name.endswith(".weight")
-    decays = {"all": True, "kernels": is_kernel, "none": False}[rules.decay_params]
-    return rules.weight_decay if decays else 0.0
+    decays = {"all": True, "not_1d": param.ndim > 1, "kernels": is_kernel, "none": False}
+    return rules.weight_decay if decays[rules.decay_params] else 0.0
 
 
 def _multiplier(multipliers: Mapping[str, float], name: str) -> float:

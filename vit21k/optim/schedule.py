@@ -24,7 +24,7 @@ class LrSchedule:
     - cooldown: all of it times ``min(1, (total_steps - t) / cooldown_steps)``.
 
     Where the learning rate changes once an epoch, t is that of the epoch's first update, epochs
-    being counted from `first_epoch`.
+    being counted from `first_epoch`; an epoch before number 0 has the value of epoch 0.
 
     Sources: PLSC, plsc/scheduler/lr_scheduler.py, `ViTLRScheduler`, the same as
     google-research/vision_transformer, vit_jax/utils.py; big_vision/utils.py,
@@ -76,7 +76,7 @@ class LrSchedule:
     def _changed_at(self, step: int) -> int:
         epoch_began = step // self.steps_per_epoch * self.steps_per_epoch
         if self.changes == "every_epoch":
-            return epoch_began + self.first_epoch * self.steps_per_epoch
+            return max(0, epoch_began + self.first_epoch * self.steps_per_epoch)
         if self.changes == "every_epoch_after_warmup" and step >= self.warmup_steps:
             return max(epoch_began, self.warmup_steps)
         return step

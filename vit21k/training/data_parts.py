@@ -1,7 +1,7 @@
 """Recipe -> what pictures a run takes, and what is done to them."""
 
 from vit21k.config.schema import Recipe
-from vit21k.data.augment import Policy, policy_named
+from vit21k.data.augment import CutoutFirst, Policy, policy_named
 from vit21k.data.class_rows import ClassRows
 from vit21k.data.device_transforms import DeviceTransform
 from vit21k.data.erase import Eraser
@@ -27,8 +27,13 @@ def train_transform_of(recipe: Recipe, img_size: int | None = None) -> TrainTran
 def policy_of(recipe: Recipe) -> Policy | None:
     """Return what is done to a crop after that; None: nothing."""
     augment = recipe.augment
-    if augment.policy is None:
-        return None
+    policy = None if augment.policy is None else _policy_named(recipe)
+    return CutoutFirst(augment.cutout, policy) if augment.cutout else policy
+
+
+def _policy_named(recipe: Recipe) -> Policy:
+    augment = recipe.augment
+    assert augment.policy is not None  # noqa: S101 (the caller's condition)
     return policy_named(
         augment.policy,
         num_ops=augment.num_ops,

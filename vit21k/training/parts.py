@@ -40,11 +40,14 @@ _MODEL_OVERRIDES = (
     "proj_drop_rate",
     "attn_drop_rate",
     "drop_path_rate",
+    "drop_path_shape",
+    "head_drop_rate",
 )
 # What may differ between a run and its continuation: it changes no weight, but for rounding; and
 # what is done about bad pictures, so that a run that they stopped can go on.
 _NOT_IDENTITY: dict[str, Any] = {
     "source": True,
+    "commit": True,
     "run": True,
     "parallel": True,
     "step": {"compile", "attention", "recompute"},
@@ -72,6 +75,7 @@ def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
         model,
         scheme=recipe.model.init_scheme,
         head_init=recipe.model.head_init,
+        head_init_std=recipe.model.head_init_std,
         head_bias_init=recipe.model.head_bias_init,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
