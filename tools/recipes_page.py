@@ -74,6 +74,7 @@ def page(name: str) -> Iterator[str]:
     for title in ("Source", "Reached there", "Which value counts", "Verified here"):
         if title in header.notes:
             yield from (f"**{title}**: {linked(header.notes[title])}", "")
+    yield from (f"**Commit**: {load_recipe(name).commit}", "")
     yield from ("```sh", header.command, "```", "")
     if base is not None:
         yield from (f"Like [`{base}`](#{base}), but for:", "")
