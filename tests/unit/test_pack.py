@@ -6,10 +6,12 @@ import resource
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import xxhash
 from packable import BAD, KINDS, NUM_PLAIN, write_manifests, write_tree
 from PIL import Image
 
@@ -203,6 +205,39 @@ def test_bad_pictures_are_left_out_listed_and_counted(tmp_path):
     assert summary.num_pictures == sum(summary.forms.values()) + 2 == NUM_PICTURES + 1
     assert len(pictures_of(tmp_path / "p")) == NUM_PICTURES - 1
     assert verify_pack(tmp_path / "p").num_same == NUM_PICTURES - 1
+
+
+def test_an_image_too_long_for_a_jpeg_is_kept_as_it_is(tmp_path):
+    long = Path(__file__).parents[1] / "data" / "images" / "png_70000x4.png"
+    root = write_tree(tmp_path / "tree")
+    shutil.copy(long, root / "n00000001" / "long.png")
+    write_manifests(root, tmp_path / "m")
+
+    summary = pack(tmp_path / "m", tmp_path / "p", LEVELS["short side"], PackOptions(per_shard=99))
+
+    index = open_manifest(tmp_path / "p", PACKED).read().to_pylist()
+    (row,) = [row for row in index if row["path"] == "n00000001/long.png"]
+    assert (row["form"], row["width"], row["height"]) == ("as_is", 70_000, 4)
+    assert row["note"] == "a side of 70,000 pixels is too long for a JPEG"
+    assert row["packed_digest"] == xxhash.xxh3_128_digest(long.read_bytes())
+    assert summary.num_left_out == 0
+
+
+def test_an_error_while_an_image_is_encoded_is_that_images_problem(tmp_path):
+    """An encoder's OSError is not one of the disk, and must not end the run without a path."""
+    write_manifests(write_tree(tmp_path / "tree"), tmp_path / "m")
+
+    class Failing(Lossless):
+        def __call__(self, content):
+            if content == KINDS["n00000001/png.JPEG"]:
+                raise OSError("encoder error -2")
+            return super().__call__(content)
+
+    pack(tmp_path / "m", tmp_path / "p", Failing(LOSSLESS.recode), PackOptions(per_shard=99))
+
+    (row,) = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
+    assert (row["path"], row["kind"]) == ("n00000001/png.JPEG", "damaged_image")
+    assert row["detail"] == "it cannot be packed: encoder error -2"
 
 
 def test_a_tree_that_is_gone_is_no_pack_of_nothing(home, packs, tmp_path):

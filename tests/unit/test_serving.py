@@ -131,7 +131,7 @@ def test_a_threshold_is_kept(port):
         (picture(size=(101, 100)), 413, "too_large", "larger than 0.02 MB"),
         (picture(size=(1, 10_001), kind="GIF"), 422, "bad_image", "10001 x 1 pixels"),
         (bomb(8000, 8000), 422, "bad_image", "8000 x 8000 pixels are more than 10,000"),
-        (bomb(), 422, "bad_image", "decompression bomb"),
+        (bomb(), 422, "bad_image", "pixels are more than"),
     ],
 )
 def test_a_bad_picture_is_refused_with_its_reason(port, body, status, kind, message):

@@ -6,7 +6,7 @@ Legend: H W pixels, C colours.
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.data.decode import MAX_PIXELS, decode_rgb
+from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, decode_rgb
 from vit21k.data.picture import Box, DecodedPicture, Picture, decode_jpeg
 from vit21k.errors import ImageError
 from vit21k.jpeg.ppm import parse_ppm
@@ -59,11 +59,14 @@ class RawPicture(Picture):
 
 
 def open_packed(content: bytes) -> Picture | None:
-    """Return the picture in a member of a pack; None if it is neither tiled nor raw."""
+    """Return the image in a member of a pack; None if `decode_rgb` is to decide."""
     if (pixels_HWC := parse_ppm(content)) is not None:
-        return RawPicture(pixels_HWC)
+        height, width, _ = pixels_HWC.shape
+        is_allowed = width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE
+        return RawPicture(pixels_HWC) if is_allowed else None
     tiles = parse_tile_jpeg(content)
     if tiles is None or tiles.num_components not in (_GREY, _RGB):
         return None
     width, height = tiles.size
-    return TilePicture(content, tiles) if width * height <= MAX_PIXELS else None
+    is_allowed = width * height <= MAX_PIXELS and max(tiles.size) <= MAX_JPEG_SIDE
+    return TilePicture(content, tiles) if is_allowed else None

@@ -88,7 +88,7 @@ def decode_jpeg(
     pixels_HWC = np.empty((size[1], size[0], 3), dtype=np.uint8) if size else None
     try:
         decoded_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", buffer=pixels_HWC)
-    except ValueError as error:
+    except Exception as error:
         # What is said is the first warning, or a failure after it.  Pixels are complete then.
         if may_leave_over and pixels_HWC is not None and _LEFT_OVER in str(error):
             return pixels_HWC

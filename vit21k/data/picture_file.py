@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit21k.data.decode import MAX_PIXELS, decode_rgb, is_readable_jpeg
+from vit21k.data.decode import decode_rgb, is_readable_jpeg
 from vit21k.data.jpeg_frame import JpegFrame, cut_below, find_frame
 from vit21k.data.packed_picture import open_packed
 from vit21k.data.picture import Box, DecodedPicture, Picture, decode_jpeg
@@ -52,6 +52,6 @@ def open_picture(content: bytes) -> Picture:
     if packed := open_packed(content):
         return packed
     frame = find_frame(content)
-    if frame and frame.width * frame.height <= MAX_PIXELS and is_readable_jpeg(content):
+    if frame and is_readable_jpeg(content):
         return JpegPicture(content, frame)
     return DecodedPicture(decode_rgb(content))

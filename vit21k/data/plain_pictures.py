@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.compiled import NoCompilerError
-from vit21k.data.decode import MAX_PIXELS, is_readable_jpeg
+from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, is_readable_jpeg
 from vit21k.jpeg.crops import Crop, CropDecoder, PlainPicture, Resampling, crop_decoder
+
+_JPEG_START = b"\xff\xd8"
+_LONG_BYTES = 16 << 20
+"""A JPEG of fewer bytes that is decoded from top to bottom is within the budget of `open_image`."""
 
 
 def compiled_crops() -> CropDecoder | None:
@@ -60,7 +64,11 @@ def fill_plain(
 
 
 def _is_allowed(picture: PlainPicture, content: bytes) -> bool:
-    """Return whether `open_picture` would take the file for the same, too."""
+    """Return whether `open_picture` would accept the file, too."""
     if picture.width * picture.height > MAX_PIXELS:
         return False
-    return not picture.has_odd_metadata or is_readable_jpeg(content)
+    is_jpeg = content.startswith(_JPEG_START)
+    if max(picture.width, picture.height) > (MAX_JPEG_SIDE if is_jpeg else MAX_SIDE):
+        return False
+    may_be_refused = picture.has_odd_metadata or len(content) > _LONG_BYTES
+    return not (is_jpeg and may_be_refused) or is_readable_jpeg(content)

@@ -346,7 +346,7 @@ PACKED = ManifestKind(
                 "`tiles`: JPEG with restart markers, the same pixels; `as_is`: the same file; "
                 "`resized`: a smaller JPEG; `raw`: RGB pixels.",
             ),
-            column("note", pa.string(), "Why a JPEG with `as_is` was not tiled; else null."),
+            column("note", pa.string(), "Why an image with `as_is` is not otherwise; else null."),
             column("source_bytes", pa.int64(), "How many bytes the file had before."),
             column("width", pa.int32(), "Pixels, in the pack."),
             column("height", pa.int32(), "Pixels, in the pack."),

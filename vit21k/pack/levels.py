@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, features
 
-from vit21k.data.decode import decode_rgb
+from vit21k.data.decode import MAX_JPEG_SIDE, decode_rgb
 from vit21k.errors import ImageError
 from vit21k.jpeg.headers import NotTileableError
 from vit21k.jpeg.ppm import to_ppm
@@ -146,8 +146,12 @@ class Resized:
                     return Packed(tiled, "jpg", TILES, None, image.size)
             except NotTileableError:
                 pass  # a PNG, say: it is encoded as it is
-        image = _shrunk(image, self.short_side)
-        return Packed(self._encoded(image), "jpg", RESIZED, None, image.size)
+        small = _shrunk(image, self.short_side)
+        if max(small.size) > MAX_JPEG_SIDE:
+            note = f"a side of {max(small.size):,} pixels is too long for a JPEG"
+            content = _unpacked(content)
+            return Packed(content, _suffix(content), AS_IS, note, image.size)
+        return Packed(self._encoded(small), "jpg", RESIZED, None, small.size)
 
     def _encoded(self, image: Image.Image) -> bytes:
         file = io.BytesIO()

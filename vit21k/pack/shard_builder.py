@@ -135,8 +135,9 @@ class ShardBuilder:
             return _Outcome(shard, row, 0, None, problem)
         try:
             return _Outcome(shard, row, len(content), self._level(content), None)
-        except (ImageError, MemoryError) as error:
-            problem = verdict_on(content) or (ProblemKind.DAMAGED_IMAGE, str(error))
+        except Exception as error:  # nothing here reads or writes a file: it is the image
+            detail = f"it cannot be packed: {error or type(error).__name__}"
+            problem = verdict_on(content) or (ProblemKind.DAMAGED_IMAGE, detail)
             return _Outcome(shard, row, len(content), None, problem)
 
     def _add(self, writing: "_OpenShard", outcome: _Outcome) -> None:
