@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vit21k.config.recipe import load_recipe, shipped_recipes  # noqa: E402
-from vit21k.config.recipe_text import source_name  # noqa: E402
+from vit21k.config.recipe_text import header_of, source_name  # noqa: E402
 from vit21k.models.layers import DropPath  # noqa: E402
 from vit21k.models.registry import build_model  # noqa: E402
 from vit21k.optim.param_groups import GroupRules, param_groups  # noqa: E402
@@ -33,6 +33,28 @@ def test_every_recipe_names_the_commits_of_its_source_or_says_why_there_is_none(
         re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{7,40}|package \w+ [\d.]+", part) for part in first
     ), commit
     assert "@" in first[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("finetune_google_in1k", ("85.05", "dropout 0.1", "train[:99%]")),
+        ("finetune_google_cifar10", ("99.02", "without dropout", "train[:98%]")),
+        ("finetune_google_cifar100", ("92.06", "without dropout", "train[:98%]")),
+        ("finetune_google_folder_10k", ("92.06", "without dropout", "train[:98%]")),
+        ("pretrain_google_b16_in21k", ("84.53", "without dropout", "train[:99%]")),
+        ("pretrain_google_l16_in21k", ("85.05", "dropout 0.1", "train[:99%]")),
+        ("pretrain_augreg_b16_in21k", ("nothing published", "aug medium1", "full[51200:]")),
+        ("pretrain_augreg_l16_in21k", ("nothing published", "aug strong1")),
+        ("pretrain_augreg_s16_in21k", ("nothing published", "0.03 instead of 0.1")),
+        ("pretrain_pit_ti_in1k", ("73.0", "AdamP")),
+        ("pretrain_deit3_b16_in1k", ("82.87", "192 pixels", "finetune_deit3_b16_in1k")),
+    ],
+)
+def test_a_figure_stands_with_what_it_was_reached_with(name, words):
+    reached = header_of(name).notes["Reached there"]
+
+    assert [word for word in words if word not in reached] == []
 
 
 # What a source sets, beside what is tested below: batch, length, loss, optimizer, average, split of
