@@ -60,7 +60,7 @@ def test_a_repository_is_read_with_what_lies_beside_the_weights(server, revision
     base = f"/timm/vit_small/resolve/{revision}"
     server.files[f"{base}/config.json"] = (
         b'{"architecture": "vit_tiny_patch16_224", "label_names": ["n1", "n2"],'
-        b' "model_args": {"num_heads": 2}, "pretrained_cfg": {"crop_pct": 0.9}}'
+        b' "model_args": {"num_heads": 2, "embed_dim": 128}, "pretrained_cfg": {"crop_pct": 0.9}}'
     )
     server.files[f"{base}/model.safetensors"] = save(theirs.state_dict())
     suffix = "" if revision == "main" else f"@{revision}"

@@ -8,6 +8,8 @@ from vit21k.checkpoint.load import load_model  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 from vit21k.weights.torchvision_vit import from_torchvision, to_torchvision  # noqa: E402
 
+HEADS = {"num_heads": 2}
+
 
 def make(**overrides):
     torch.manual_seed(1)
@@ -32,7 +34,7 @@ def test_logits_are_torchvisions(tmp_path, overrides):
     size = overrides.get("image_size", 32)
     images = torch.randn(2, 3, size, size)
 
-    model, card = load_model(tmp_path / "vit_b_16-c867db91.pth")
+    model, card = load_model(tmp_path / "vit_b_16-c867db91.pth", model_args=HEADS)
 
     with torch.no_grad():
         assert torch.allclose(model(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -44,7 +46,7 @@ def test_logits_are_torchvisions(tmp_path, overrides):
 def test_another_size_gives_what_torchvision_gives(tmp_path):
     theirs = make()
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
-    _, card = load_model(tmp_path / "vit.pth")
+    _, card = load_model(tmp_path / "vit.pth", model_args=HEADS)
     args = {**card.args, "img_size": 48}
     larger = get_model(card.name, **args).eval()
 
@@ -74,7 +76,7 @@ def test_the_names_of_its_first_files_are_read(tmp_path):
     }
     torch.save(old, tmp_path / "vit.pth")
 
-    model, _ = load_model(tmp_path / "vit.pth")
+    model, _ = load_model(tmp_path / "vit.pth", model_args=HEADS)
 
     assert torch.equal(model.blocks[1].mlp.fc2.weight, theirs.encoder.layers[1].mlp[3].weight)
 
@@ -82,7 +84,7 @@ def test_the_names_of_its_first_files_are_read(tmp_path):
 def test_out_and_in_again_changes_nothing():
     state = make(representation_size=24).state_dict()
 
-    again = to_torchvision(from_torchvision(state).tensors)
+    again = to_torchvision(from_torchvision(state, {}).tensors)
 
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())

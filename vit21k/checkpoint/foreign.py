@@ -1,21 +1,24 @@
 """Weights of other programs -> model card and tensors: a file, or a folder as they write it."""
 
-import json
+import hashlib
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vit21k.checkpoint.foreign_settings import classes_of, loss_kind_of
-from vit21k.checkpoint.model_folder import CONFIG, ModelCard, parse_card
+from vit21k.checkpoint.model_folder import CONFIG, ModelCard, parse_card, read_json
 from vit21k.checkpoint.preprocessing import Preprocessing, find_preprocessing, override
-from vit21k.errors import CheckpointError
+from vit21k.errors import CheckpointError, UsageError
 from vit21k.weights.architecture import infer_architecture
-from vit21k.weights.arrays import Arrays, read_arrays
+from vit21k.weights.arrays import Arrays, Container, Which, read_arrays
 from vit21k.weights.formats import to_ours
 
 _INDEX = "model.safetensors.index.json"
+_PUBLISHED = re.compile(r"([\w.]+)-([0-9a-f]{8,64})\.(?:pth|pt)")
 # What a folder may hold, the best first.
 _IN_FOLDER = ("model.safetensors", _INDEX, "model.npz", "pytorch_model.bin", "model.pdparams")
 
@@ -35,29 +38,59 @@ class OpenedWeights(NamedTuple):
     """Tensors that belong to no model of ours, by their own names."""
 
 
-def open_foreign(path: Path, preprocessing: Preprocessing) -> OpenedWeights:
+@dataclass(frozen=True, kw_only=True)
+class WeightsChoice:
+    """What the user says of weights that do not say it themselves.
+
+    Attributes:
+        which: The raw weights or their average (EMA), where a file has both.
+        args: Arguments of the model that no tensor shows, such as the number of heads.
+        fallback: Arguments of the model that is to take the weights; they count where neither the
+            weights nor *args* say anything.
+    """
+
+    which: Which | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    fallback: Mapping[str, Any] = field(default_factory=dict)
+
+
+NO_CHOICE = WeightsChoice()
+
+
+def open_foreign(
+    path: Path, preprocessing: Preprocessing, choice: WeightsChoice = NO_CHOICE
+) -> OpenedWeights:
     """Return the weights at *path*; format and architecture are found by looking.
 
     Args:
         path: A file of weights, or a folder of timm or transformers, or one that `vit21k export`
             wrote.  A ``config.json`` beside a file is read as well.
         preprocessing: What the caller says of how images are prepared.
+        choice: What the weights do not say themselves.
 
     Raises:
         CheckpointError: There is none, it is damaged, or no model of ours has such weights.
+        UsageError: Something that decides the logits is said nowhere.
     """
     file = weights_in(path) if path.is_dir() else path
     config = _read_config(file.with_name(CONFIG))
-    arrays = _read_sharded(file) if file.name == _INDEX else read_arrays(file)
-    format_, converted = to_ours(arrays, config)
+    read = _read_sharded if file.name == _INDEX else read_arrays
+    arrays = read(file, choice.which)
+    told = {**_published(file), **arrays.settings, **config}
+    format_, converted = to_ours(arrays, told)
     own = _own_card(path, config)
     if own is not None:
-        own = override(own, preprocessing)
+        check_own(own, choice.args)
+        own = override(replace(own, warnings=arrays.notes), preprocessing)
         return OpenedWeights(own, converted.tensors, format_, converted.dropped)
-    name, args, guesses = infer_architecture(converted.tensors, converted.known)
+    try:
+        name, args, assumed = infer_architecture(converted, choice.args, choice.fallback)
+    except UsageError as error:
+        raise UsageError(f"`{file}`: {error.message}", hint=error.hint) from error
+    _check_colours(file, args)
     try:
         classes, guess = classes_of(config, args["num_classes"])
-        settings, assumed = find_preprocessing(format_, args, config, file, preprocessing)
+        settings, prepared = find_preprocessing(format_, args, config, file, preprocessing)
     except _MALFORMED as error:
         raise CheckpointError(
             f"a file beside `{file}` is damaged ({type(error).__name__}: {error})",
@@ -71,9 +104,45 @@ def open_foreign(path: Path, preprocessing: Preprocessing) -> OpenedWeights:
         classes=classes,
         eval_settings=settings,
         loss_kind=loss_kind_of(config, args["num_classes"]),
-        warnings=(*guesses, *filter(None, (guess, _zero_head(converted.tensors), assumed))),
+        warnings=(
+            *arrays.notes,
+            *assumed,
+            *filter(None, (guess, _zero_head(converted.tensors), prepared)),
+        ),
     )
     return OpenedWeights(card, converted.tensors, format_, converted.dropped)
+
+
+def _published(file: Path) -> dict[str, Any]:
+    """Return the architecture that the name of *file* says, if its own digest confirms the name.
+
+    Publishers for torch.hub call a file ``<architecture>-<beginning of its SHA-256>.pth``.
+    """
+    match = _PUBLISHED.fullmatch(file.name)
+    if match is None or not file.is_file():
+        return {}
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"architecture": match[1]} if digest.startswith(match[2]) else {}
+
+
+def check_own(card: ModelCard, args: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` if *args* contradict what our own ``config.json`` says."""
+    for key, value in args.items():
+        if card.args.get(key) != value:
+            raise UsageError(
+                f"`--set model.{key}={value!s:.40}` contradicts `{card.path}`, "
+                f"which says {card.args.get(key)!s:.40}",
+                hint="leave it out",
+            )
+
+
+def _check_colours(file: Path, args: Mapping[str, Any]) -> None:
+    if args["in_chans"] != 3:  # noqa: PLR2004 (red, green, blue)
+        raise CheckpointError(
+            f"`{file}` is a model of images of {args['in_chans']} channels; vit21k reads red, "
+            "green and blue"
+        )
 
 
 def _zero_head(tensors: Mapping[str, Tensor]) -> str | None:
@@ -106,28 +175,31 @@ def weights_in(folder: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` is damaged: {error}") from error
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        raise CheckpointError(f"`{path}` is damaged: it holds a {type(config).__name__}")
+    return config
 
 
-def _read_sharded(index: Path) -> Arrays:
+def _read_sharded(index: Path, which: Which | None) -> Arrays:
     """Return the tensors of several files, which *index* lists."""
-    try:
-        where: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(where.values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"`{index}` is damaged: {error}") from error
+    content = read_json(index)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(f"`{index}` is damaged: it has no `weight_map`")
+    if not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"`{index}` is damaged: its `weight_map` names no files")
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    container: Container = "safetensors"
+    for name in sorted(set(where.values())):
         if Path(name).name != name:
-            raise CheckpointError(f"`{index}` names a file outside its folder: `{name}`")
-        tensors |= read_arrays(index.with_name(name)).tensors
-    container: Literal["safetensors"] = "safetensors"
-    return Arrays(container, tensors)
+            raise CheckpointError(f"`{index}` names a file outside its folder: `{name:.80}`")
+        part = read_arrays(index.with_name(name), which)
+        tensors |= part.tensors
+        container = part.container
+    return Arrays(container=container, tensors=tensors)
 
 
 def _own_card(path: Path, config: Mapping[str, Any]) -> ModelCard | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vit21k.checkpoint.foreign import OpenedWeights
+from vit21k.checkpoint.foreign import OpenedWeights, WeightsChoice
 from vit21k.checkpoint.head_map import MappedHead, map_head
 from vit21k.checkpoint.load import check_fit, open_weights
 from vit21k.checkpoint.model_folder import ModelCard
@@ -18,6 +18,7 @@ from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.base import ImageClassifier
 from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
+from vit21k.weights.arrays import Which
 
 # Arguments that may differ: heads are treated apart, positions are resized, dropout has no weights,
 # and the small numbers of norms matter in the last digits alone.
@@ -40,11 +41,13 @@ class InitSource:
         head: "same-classes" takes the head if both are for the same class list, and leaves it
             fresh otherwise; "from-wnids" takes the rows of the classes that both have.
         classes: What the outputs of the weights mean; None: as their file says.
+        weights: The raw weights or their average, where a file has both.
     """
 
     path: str | Path
     head: Literal["same-classes", "from-wnids"] = "same-classes"
     classes: ClassList | None = None
+    weights: Which | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,9 @@ def initialise_from(
     """
     if not isinstance(source, InitSource):
         source = InitSource(path=source)
-    opened = open_weights(source.path, NOT_NEEDED)
+    # What the weights do not say of their model, the recipe says.
+    choice = WeightsChoice(which=source.weights, fallback=_spelled_out(args))
+    opened = open_weights(source.path, NOT_NEEDED, choice)
     _check_architecture(opened.card, args)
     target, found = model.state_dict(), opened.tensors
     left_out = _left_out(opened, target, source, classes)

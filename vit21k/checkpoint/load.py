@@ -1,20 +1,27 @@
 """Run, checkpoint, model folder, file or address -> model and card."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vit21k.checkpoint.foreign import OpenedWeights, open_foreign, weights_in
+from vit21k.checkpoint.foreign import (
+    NO_CHOICE,
+    OpenedWeights,
+    WeightsChoice,
+    check_own,
+    open_foreign,
+    weights_in,
+)
 from vit21k.checkpoint.model_folder import (
     CONFIG,
     WEIGHTS,
     ModelCard,
+    read_json,
     read_model_card,
     read_tensors,
 )
@@ -22,12 +29,14 @@ from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, overrid
 from vit21k.checkpoint.run_folder import POINTERS, follow
 from vit21k.checkpoint.state_file import STATE
 from vit21k.checkpoint.store import EMA, find_latest, load_checkpoint
-from vit21k.errors import CheckpointError
+from vit21k.errors import CheckpointError, UsageError
 from vit21k.models.base import ImageClassifier
 from vit21k.models.registry import build_model
 from vit21k.weights.addresses import fetch, is_address
-from vit21k.weights.arrays import Arrays
+from vit21k.weights.arrays import Arrays, Which
 from vit21k.weights.formats import to_ours
+
+_MOST_NAMES = 8
 
 
 class Located(NamedTuple):
@@ -46,6 +55,8 @@ def load_model(
     *,
     device: str = "cpu",
     preprocessing: Preprocessing = AS_FILES_SAY,
+    weights: Which | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> tuple[ImageClassifier, ModelCard]:
     """Load a trained model, ready to be used.
 
@@ -56,15 +67,18 @@ def load_model(
             `models.variants.FORMATS`; or an address, see `weights.addresses.fetch`.
         device: Where to put it, as torch names it.
         preprocessing: How images are prepared for it, in place of what its files say.
+        weights: "raw" or "ema": the weights of the last step, or their average, where both are.
+        model_args: What weights of another program do not say of their model: ``num_heads``, ....
 
     Returns:
         The model in eval mode, and what is known of it.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of no kind that vit21k has.
+        UsageError: Something that decides the logits is said nowhere.
         OSError: The address cannot be read.
     """
-    opened = open_weights(path, preprocessing)
+    opened = open_weights(path, preprocessing, WeightsChoice(which=weights, args=model_args or {}))
     with torch.device("meta"):  # no time is lost on first weights
         model = build_model(opened.card.args)
     check_fit(opened.tensors, model.state_dict(), opened.card.path)
@@ -73,27 +87,43 @@ def load_model(
 
 
 def open_weights(
-    path: str | os.PathLike[str], preprocessing: Preprocessing = AS_FILES_SAY
+    path: str | os.PathLike[str],
+    preprocessing: Preprocessing = AS_FILES_SAY,
+    choice: WeightsChoice = NO_CHOICE,
 ) -> OpenedWeights:
-    """Return weights and what is known of them; the arguments are those of `load_model`.
+    """Return weights and what is known of them.
+
+    Args:
+        path: What `load_model` takes.
+        preprocessing: How images are prepared, in place of what its files say.
+        choice: What weights may not say themselves.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of no kind that vit21k has.
+        UsageError: Something that decides the logits is said nowhere.
         OSError: The address cannot be read.
     """
     path = fetch(os.fspath(path)) if is_address(os.fspath(path)) else Path(path)
     if not _is_ours(path):
-        opened = open_foreign(path, preprocessing)
-        left_out = f"tensors that no model here has were left out: {', '.join(opened.dropped)}"
+        opened = open_foreign(path, preprocessing, choice)
+        left_out = f"tensors that no model here has were left out: {_listed(opened.dropped)}"
         warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
         return opened._replace(card=replace(opened.card, warnings=warnings))
-    folder, warnings, weights = locate_model(path)
+    folder, warnings, weights = locate_model(path, choice.which)
     card = override(replace(read_model_card(folder), warnings=warnings), preprocessing)
+    check_own(card, choice.args)
     tensors = read_tensors(folder / weights)
     if "pos_embed" not in tensors:  # what `vit21k export` wrote for another program
-        format_, converted = to_ours(Arrays("safetensors", tensors), {})
+        arrays = Arrays(container="safetensors", tensors=tensors)
+        format_, converted = to_ours(arrays, {})
         return OpenedWeights(card, converted.tensors, format_)
     return OpenedWeights(card, tensors, "vit21k")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    first = ", ".join(f"{name:.60}" for name in names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return first + (f" and {more:,} more" if more > 0 else "")
 
 
 def _is_ours(path: Path) -> bool:
@@ -116,18 +146,23 @@ def _is_ours(path: Path) -> bool:
     if (folder / "checkpoints").is_dir() or (folder / STATE).is_file():
         return True
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (FileNotFoundError, ValueError):
+        config = read_json(folder / CONFIG)
+    except (FileNotFoundError, CheckpointError):
         return False
     named_so = not path.is_dir() or weights_in(path).name == WEIGHTS
     return isinstance(config, dict) and "vit21k" in config and named_so
 
 
-def locate_model(path: Path) -> Located:
+def locate_model(path: Path, which: Which | None = None) -> Located:
     """Return the model folder that *path* means; if it is a checkpoint, its files are verified.
+
+    Args:
+        path: A run, a checkpoint, a model folder, or a file in one of them.
+        which: The raw weights or their average; None: the raw ones, unless *path* names the other.
 
     Raises:
         CheckpointError: There is none, or the checkpoint is damaged.
+        UsageError: There is no average, or *path* names the other weights.
     """
     if _is_pointer(path):
         named = follow(path)
@@ -137,11 +172,14 @@ def locate_model(path: Path) -> Located:
                 hint="give the folder of the run, or of a checkpoint",
             )
         path = named
-    weights = WEIGHTS
+    weights = EMA if which == "ema" else WEIGHTS
     if path.name in (WEIGHTS, EMA) and path.is_file():
+        if which is not None and path.name != weights:
+            raise UsageError(f"`{path}` holds the other weights than `--weights {which}`")
         path, weights = path.parent, path.name
     if (path / "checkpoints").is_dir():
-        return _newest(path)
+        return _newest(path, weights)
+    _check_average(path, weights)
     if (path / STATE).is_file():
         load_checkpoint(path, only=(CONFIG, weights))
     return Located(path, weights=weights)
@@ -172,11 +210,20 @@ def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: P
         raise CheckpointError(f"`{path}` does not fit the model: {'; '.join(problems)}")
 
 
-def _newest(run_dir: Path) -> Located:
+def _check_average(folder: Path, weights: str) -> None:
+    if weights == EMA and not (folder / EMA).is_file():
+        raise UsageError(f"`{folder}` has no averaged weights (EMA)", hint="use `--weights raw`")
+
+
+def _newest(run_dir: Path, weights: str) -> Located:
     found = find_latest(run_dir, only=(CONFIG, WEIGHTS))
     if found.checkpoint is None:
         raise CheckpointError(
             f"the run `{run_dir}` has no checkpoint yet",
             hint="the first one is written after run.save_every_steps of its recipe",
         )
-    return Located(found.checkpoint.path, tuple(found.warnings))
+    folder, warnings = found.checkpoint.path, tuple(found.warnings)
+    _check_average(folder, weights)
+    if weights == EMA:
+        load_checkpoint(folder, only=(CONFIG, EMA))
+    return Located(folder, warnings, weights)

@@ -30,6 +30,8 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
     "interpolation": ("bicubic", "bilinear"),
     "margin": ("round", "floor"),
 }
+# The config.json of 21,843 classes with their names has 2 MB.
+_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,16 @@ class ModelCard:
         return self.loss_kind
 
 
+def check_head(card: ModelCard) -> None:
+    """Raise a `UsageError` if the model of *card* has no head, and so names no classes."""
+    if not card.args["num_classes"]:
+        raise UsageError(
+            f"the weights in `{card.path}` have no head: they name no classes",
+            hint="`vit21k features` writes what they compute; "
+            "`vit21k train --stage finetune --init` trains a head on them",
+        )
+
+
 def model_config(
     name: str,
     args: Mapping[str, Any],
@@ -161,6 +173,23 @@ def write_model_folder(
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a small JSON file.
+
+    Raises:
+        CheckpointError: It is damaged, nested without end, or far too large to describe a model.
+        FileNotFoundError: There is none.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"`{path}` is damaged: it is {path.stat().st_size:,} bytes long")
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise CheckpointError(f"`{path}` is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` is damaged: {error!s:.120}") from error
+
+
 def read_model_card(folder: Path) -> ModelCard:
     """Return what ``config.json`` of *folder* says.
 
@@ -169,14 +198,12 @@ def read_model_card(folder: Path) -> ModelCard:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"no model in `{folder}`: there is no {CONFIG}",
             hint="give a run, a checkpoint, or a folder that vit21k wrote",
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` is damaged: {error}") from error
     return parse_card(folder, config)
 
 

@@ -17,9 +17,12 @@ from vit21k.cli.model_options import (
     DeviceBatchSize,
     Interpolation,
     Mean,
+    ModelSettings,
     RunPath,
     Std,
-    load,
+    WhichWeights,
+    choice_of,
+    load_classifier,
     precision_on,
     preprocessing,
 )
@@ -75,6 +78,8 @@ def eval_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 64,
     num_workers: NumWorkers = None,
@@ -116,7 +121,7 @@ def eval_command(
     source = _open_pictures(manifest, manifests, split)
     plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
     with closing(init_world(device_or_best(device))) as world:
-        model, card = load(run, device, how)
+        model, card = load_classifier(run, device, how, choice_of(settings, weights))
         if world.rank == 0:
             precision_on(model, precision)  # warns
         _check_classes(card, source, plan)

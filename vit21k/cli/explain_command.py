@@ -13,9 +13,12 @@ from vit21k.cli.model_options import (
     CropPct,
     Interpolation,
     Mean,
+    ModelSettings,
     RunPath,
     Std,
-    load,
+    WhichWeights,
+    choice_of,
+    load_classifier,
     preprocessing,
 )
 from vit21k.cli.options import AsJson
@@ -44,6 +47,8 @@ def explain_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +70,7 @@ def explain_command(
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"`{out}` must end in .png")
-    model, card = load(run, device, how)
+    model, card = load_classifier(run, device, how, choice_of(settings, weights))
     seen, rollout, similarity, best = _explain(model, card, image)
     title = f"{printable(Path(image.name))}: {best.name or best.wnid} {best.probability:.2f}"
     write_atomic(out, draw_explanation(seen, rollout, similarity, title))

@@ -12,7 +12,10 @@ from vit21k.cli.model_options import (
     CropPct,
     Interpolation,
     Mean,
+    ModelSettings,
     Std,
+    WhichWeights,
+    choice_of,
     preprocessing,
 )
 from vit21k.cli.options import AsJson
@@ -47,6 +50,8 @@ def export_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model for another library: weights, classes, preparation of pictures, README.
@@ -66,7 +71,8 @@ def export_command(
 
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     folder = out or Path("exports") / f"{Path(run.rstrip('/')).stem or 'model'}-{to}"
-    report = export_model(local_copy(run), folder, to=to, preprocessing=how)
+    choice = choice_of(settings, weights)
+    report = export_model(local_copy(run), folder, to=to, preprocessing=how, choice=choice)
     for note in report.notes:
         console.warn(note)
     num_bytes = sum(report.files.values())

@@ -16,9 +16,12 @@ from vit21k.cli.model_options import (
     DeviceBatchSize,
     Interpolation,
     Mean,
+    ModelSettings,
     Precision,
     RunPath,
     Std,
+    WhichWeights,
+    choice_of,
     load,
     precision_on,
     preprocessing,
@@ -67,6 +70,8 @@ def features_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
@@ -94,7 +99,7 @@ def features_command(
     from vit21k.lock import locked
 
     pictures = open_rows(paths, manifest, from_file, root)
-    model, card = load(run, device, how)
+    model, card = load(run, device, how, choice_of(settings, weights))
     plan = FeaturePlan(
         kind=kind,
         dtype=dtype,

@@ -1,6 +1,6 @@
 """What the commands that use a trained model share: which one, and how it is loaded."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from vit21k.cli.remote_weights import local_copy
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
+    from vit21k.checkpoint.foreign import WeightsChoice
     from vit21k.checkpoint.model_folder import ModelCard
     from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.models.base import ImageClassifier
@@ -56,6 +57,20 @@ Interpolation = Annotated[
     Literal["bicubic", "bilinear"] | None, typer.Option(help="Of the resizing.")
 ]
 DeviceBatchSize = Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")]
+ModelSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="model.FIELD=VALUE",
+        help="What the weights do not say of their model: model.num_heads=6; repeatable.",
+    ),
+]
+WhichWeights = Annotated[
+    Literal["raw", "ema"] | None,
+    typer.Option(
+        "--weights", help="The last step's weights or their moving average, where both are there."
+    ),
+]
 
 
 def preprocessing(
@@ -83,13 +98,57 @@ def preprocessing(
     )
 
 
-def load(run: str, device: str | None, how: "Preprocessing") -> "tuple[ImageClassifier, ModelCard]":
+def choice_of(settings: list[str] | None, weights: Literal["raw", "ema"] | None) -> "WeightsChoice":
+    """Return what the options say of weights that do not say it themselves.
+
+    Raises:
+        UsageError: A setting is not ``model.FIELD=VALUE``.
+    """
+    from vit21k.checkpoint.foreign import WeightsChoice
+    from vit21k.config.recipe import assign
+
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        assign(values, setting)
+    model = values.pop("model", {})
+    if values or not isinstance(model, dict):
+        raise UsageError(
+            "--set takes model.FIELD=VALUE here, what the weights do not say of their model",
+            hint="for example: --set model.num_heads=N",
+        )
+    return WeightsChoice(which=weights, args=model)
+
+
+def load(
+    run: str, device: str | None, how: "Preprocessing", choice: "WeightsChoice"
+) -> "tuple[ImageClassifier, ModelCard]":
     """Load the model of *run*; warn of what is wrong or assumed."""
     from vit21k.checkpoint.load import load_model
 
-    model, card = load_model(local_copy(run), device=device_or_best(device), preprocessing=how)
+    model, card = load_model(
+        local_copy(run),
+        device=device_or_best(device),
+        preprocessing=how,
+        weights=choice.which,
+        model_args=choice.args,
+    )
     for warning in card.warnings:
         console.warn(warning)
+    return model, card
+
+
+def load_classifier(
+    run: str, device: str | None, how: "Preprocessing", choice: "WeightsChoice"
+) -> "tuple[ImageClassifier, ModelCard]":
+    """Load the model of *run*, as `load`, if it has a head.
+
+    Raises:
+        UsageError: It has none.
+    """
+    from vit21k.checkpoint.model_folder import check_head
+
+    model, card = load(run, device, how, choice)
+    check_head(card)
     return model, card
 
 

@@ -16,10 +16,13 @@ from vit21k.cli.model_options import (
     DeviceBatchSize,
     Interpolation,
     Mean,
+    ModelSettings,
     Precision,
     RunPath,
     Std,
-    load,
+    WhichWeights,
+    choice_of,
+    load_classifier,
     precision_on,
     preprocessing,
 )
@@ -63,6 +66,8 @@ def predict_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
@@ -91,7 +96,7 @@ def predict_command(
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"`{out}` must end in .parquet")
     pictures = open_rows(paths, manifest, from_file, root)
-    model, card = load(run, device, how)
+    model, card = load_classifier(run, device, how, choice_of(settings, weights))
     problems: list[Path] = []
     found = predict(
         model,

@@ -13,16 +13,21 @@ from vit21k.cli.model_options import (
     CropPct,
     Interpolation,
     Mean,
+    ModelSettings,
     Precision,
     RunPath,
     Std,
-    load,
+    WhichWeights,
+    choice_of,
+    load_classifier,
     precision_on,
     preprocessing,
 )
 from vit21k.cli.requires import require_serving, require_torch
+from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
+    from vit21k.checkpoint.foreign import WeightsChoice
     from vit21k.checkpoint.model_folder import ModelCard
     from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.serving.batcher import Score
@@ -61,6 +66,8 @@ def serve_command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    settings: ModelSettings = None,
+    weights: WhichWeights = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -89,7 +96,7 @@ def serve_command(
         max_body_bytes=int(max_body_mb * 1e6), max_pixels=max_pixels, max_in_flight=max_in_flight
     )
     listening = bind(host, port)
-    score, card = _open(run, device, precision, how)
+    score, card = _open(run, device, precision, how, choice_of(settings, weights))
     batcher = Batcher(
         score,
         max_batch_size=max_batch_size,
@@ -112,13 +119,19 @@ def serve_command(
 
 
 def _open(
-    run: str, device: str | None, precision: str, how: "Preprocessing"
+    run: str,
+    device: str | None,
+    precision: str,
+    how: "Preprocessing",
+    choice: "WeightsChoice",
 ) -> "tuple[Score, ModelCard]":
     """Return what computes, and the card: of a model, or of an ONNX export."""
     from vit21k.serving.graph import find_graph, open_graph
     from vit21k.serving.server import score_with
 
     if (graph := find_graph(Path(run))) is not None:
+        if choice.which or choice.args:
+            raise UsageError("an ONNX file is computed as it is: leave out --set and --weights")
         return open_graph(graph, how)
-    model, card = load(run, device, how)
+    model, card = load_classifier(run, device, how, choice)
     return score_with(model, card, precision_on(model, precision)), card

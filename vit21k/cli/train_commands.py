@@ -23,6 +23,7 @@ from vit21k.cli.dry_run import (
     reckon,
     report,
 )
+from vit21k.cli.model_options import WhichWeights
 from vit21k.cli.options import DEFAULT_MANIFESTS, ImageRoot, Manifests, for_manifests
 from vit21k.cli.remote_weights import local_copy
 from vit21k.cli.requires import require_torch
@@ -84,6 +85,7 @@ def train_command(
             help="What the outputs of --init mean, if it does not say: google, in1k, or a file.",
         ),
     ] = None,
+    weights: WhichWeights = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -175,7 +177,7 @@ def train_command(
         log_to=parse_sinks(log_to),
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
-    source = _init_source(init, init_head, init_classes)
+    source = _init_source(init, init_head, init_classes, weights)
     with _place_with(data, place, is_dry) as place:
         if is_dry:
             found = reckon(plan, place, source, rate)
@@ -212,18 +214,21 @@ def _teacher(address: str | None) -> list[str]:
 
 
 def _init_source(
-    init: str | None, head: Literal["same-classes", "from-wnids"], classes: str | None
+    init: str | None,
+    head: Literal["same-classes", "from-wnids"],
+    classes: str | None,
+    weights: Literal["raw", "ema"] | None,
 ) -> "InitSource | None":
     """Return where first weights come from, as the options say."""
     from vit21k.checkpoint.initialise import InitSource
     from vit21k.manifest.class_lists import read_classes
 
     if init is None:
-        if head != "same-classes" or classes is not None:
-            raise UsageError("--head and --init-classes are for the weights of --init")
+        if head != "same-classes" or classes is not None or weights is not None:
+            raise UsageError("--head, --init-classes and --weights are for the weights of --init")
         return None
     known = None if classes is None else read_classes(classes)
-    return InitSource(path=local_copy(init), head=head, classes=known)
+    return InitSource(path=local_copy(init), head=head, classes=known, weights=weights)
 
 
 def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":

@@ -40,7 +40,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """
     values = _spelled_out(name_or_path)
     for override in overrides:
-        _assign(values, override)
+        assign(values, override)
     return recipe_from(values, name_or_path)
 
 
@@ -147,7 +147,12 @@ def _read_file(path: Path) -> str:
         raise RecipeError(f"recipe `{path}` is not text: {error.reason}") from error
 
 
-def _assign(values: dict[str, Any], override: str) -> None:
+def assign(values: dict[str, Any], override: str) -> None:
+    """Set a field of *values*, sections as nested tables, to what *override* says.
+
+    Raises:
+        RecipeError: It is not ``section.field=value``.
+    """
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.checkpoint.model_folder import ModelCard, check_head
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import UsageError
 from vit21k.inference.evaluate import normalise
@@ -42,8 +42,9 @@ def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanat
 
     Raises:
         ImageError: It cannot be decoded.
-        UsageError: The model is no plain Vision Transformer.
+        UsageError: The model is no plain Vision Transformer, or has no head.
     """
+    check_head(card)
     settings = card.eval_settings
     image_CHW = eval_transform(settings)(decode_rgb(content))
     images_BCHW = torch.from_numpy(image_CHW)[None]

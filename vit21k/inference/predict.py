@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
+from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, check_head
 from vit21k.data.loader import EvalLoader
 from vit21k.data.rows import PictureRows
 from vit21k.data.transforms import EvalTransform
@@ -77,6 +77,7 @@ def predict(
         num_workers: Threads that decode; None: one for each core.
         precision: Of the matrix products.
     """
+    check_head(card)
     pictures = rows_of(paths)
     next_row = 0
     with picture_loader(card, pictures, device_batch_size, num_workers) as loader:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit21k.atomic import atomic_folder
-from vit21k.checkpoint.foreign import OpenedWeights
+from vit21k.checkpoint.foreign import NO_CHOICE, OpenedWeights, WeightsChoice
 from vit21k.checkpoint.load import open_weights
 from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard, model_config, write_tensors
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing
@@ -46,6 +46,7 @@ def export_model(
     *,
     to: Target,
     preprocessing: Preprocessing = AS_FILES_SAY,
+    choice: WeightsChoice = NO_CHOICE,
 ) -> ExportReport:
     """Write the model at *source* as *to* into *folder*.
 
@@ -58,6 +59,7 @@ def export_model(
         folder: Made; it must not be there yet.
         to: The format.
         preprocessing: How images are prepared, in place of what the files at *source* say.
+        choice: What the weights at *source* may not say themselves.
 
     Raises:
         UsageError: *folder* is there, or the format cannot hold the model.
@@ -67,7 +69,7 @@ def export_model(
     """
     if folder.exists():
         raise UsageError(f"`{folder}` is already there", hint="name another with --out")
-    opened = open_weights(source, preprocessing)
+    opened = open_weights(source, preprocessing, choice)
     card = opened.card
     limits = check_limits(to, card.name, card.args)
     notes = (*card.warnings, *limits, *preprocessing_notes(to, card.eval_settings))

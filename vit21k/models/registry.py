@@ -71,6 +71,22 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _COUNTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
 _PIT_COUNTS = ("img_size", "patch_size", "stride", "in_chans")
 _STAGES = ("base_dims", "depth", "heads")
+# No model comes near, and a larger number would take memory or time before anything fails.
+_MOST: Mapping[str, int] = {
+    "img_size": 8192,
+    "patch_size": 1024,
+    "stride": 1024,
+    "in_chans": 1024,
+    "num_classes": 10_000_000,
+    "embed_dim": 32_768,
+    "depth": 256,
+    "num_heads": 1024,
+    "representation_size": 65_536,
+}
+_MOST_IN_STAGE, _MOST_STAGES, _MOST_RATE = 4096, 8, 10_000
+_MAY_BE_NONE = ("fc_norm", "representation_size", "init_values", "resnet_layers")
+_RATES = (*_DROP_RATES, "mlp_ratio", "norm_eps", "init_values")
+_FLAGS = ("class_token", "fc_norm", "qkv_bias", "distilled")
 
 
 def list_models() -> list[str]:
@@ -101,6 +117,7 @@ def model_args(name: str, **overrides: Any) -> dict[str, Any]:
                 hint=_did_you_mean(argument, list(defaults)) or f"arguments: {', '.join(defaults)}",
             )
     args = {**defaults, **VARIANTS[name], **overrides}
+    _check_kinds(args)
     _check_pit(args) if is_pit(args) else _check(args)
     return args
 
@@ -143,6 +160,34 @@ def build_model(args: Mapping[str, Any]) -> "ImageClassifier":
     from vit21k.models.vit import VisionTransformer  # noqa: PLC0415
 
     return PoolingTransformer(**args) if is_pit(args) else VisionTransformer(**args)
+
+
+def _check_kinds(args: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` if an argument is of another kind than the constructor's, or immense."""
+    for argument, value in args.items():
+        if value is None and argument in _MAY_BE_NONE:
+            continue
+        if argument in (*_STAGES, "resnet_layers") and (argument != "depth" or is_pit(args)):
+            good = _is_stages(value)
+            wanted = f"a list of up to {_MOST_STAGES} numbers from 1 to {_MOST_IN_STAGE:,}"
+        elif argument in _MOST:
+            good = type(value) is int and value <= _MOST[argument]
+            wanted = f"a whole number, {_MOST[argument]:,} at most"
+        elif argument in _RATES:
+            good = type(value) in (int, float) and 0 <= value <= _MOST_RATE
+            wanted = f"a number from 0 to {_MOST_RATE:,}"
+        else:
+            good, wanted = argument not in _FLAGS or isinstance(value, bool), "true or false"
+        if not good:
+            raise UsageError(f"`{argument}` is {value!r:.60}; it must be {wanted}")
+
+
+def _is_stages(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and 1 <= len(value) <= _MOST_STAGES
+        and all(type(number) is int and 1 <= number <= _MOST_IN_STAGE for number in value)
+    )
 
 
 def _check_pit(args: Mapping[str, Any]) -> None:

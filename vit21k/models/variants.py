@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_SIZES: Mapping[str, Mapping[str, float]] = {
+SIZES: Mapping[str, Mapping[str, float]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -93,13 +93,13 @@ def _variants() -> dict[str, dict[str, Any]]:
             "patch_size": patch_size,
             "img_size": img_size,
         }
-        for size, widths in _SIZES.items()
+        for size, widths in SIZES.items()
         for patch_size in _PATCH_SIZES[size]
         for img_size in _IMG_SIZES
     }
     hybrids = {
         f"vit_{name}_{img_size}": {
-            **_SIZES[size],
+            **SIZES[size],
             "patch_size": 1,
             "img_size": img_size,
             "resnet_layers": layers,

@@ -1,5 +1,6 @@
 """Tensors under our names -> the arguments of the model that they are the weights of."""
 
+import json
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -9,10 +10,26 @@ from torch import Tensor
 
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.models.registry import model_args, name_of
-from vit21k.models.variants import VARIANTS
+from vit21k.weights.layout import Converted
 
-# Width of a head where the arrays do not say, and no published model is as wide.
-_HEAD_WIDTH = 64
+# What no tensor shows -> what constructors take it to be, where they agree; None: they do not.
+_HIDDEN: Mapping[str, Any] = {
+    "num_heads": None,
+    "act_layer": "gelu",
+    "norm_eps": 1e-6,
+    "global_pool": "token",
+    "stem_eps": "timm",
+}
+_PIT_HIDDEN: Mapping[str, Any] = {"heads": None, "act_layer": "gelu"}
+# What has to be said of an architecture that is not ours before its tensors are read as ours.
+_DECIDING = ("num_heads", "act_layer", "norm_eps")
+_EXAMPLES = {
+    "num_heads": "N",
+    "heads": "[N,N,N]",
+    "act_layer": "gelu|gelu_tanh",
+    "norm_eps": "X",
+    "global_pool": "token|avg",
+}
 
 
 class Architecture(NamedTuple):
@@ -22,97 +39,235 @@ class Architecture(NamedTuple):
     """The model of this shape, or the nearest one; see `name_of`."""
     args: dict[str, Any]
     """Every argument of its constructor."""
-    guesses: tuple[str, ...]
-    """What nothing told, each in a sentence."""
+    assumed: tuple[str, ...]
+    """What nothing told, in a sentence."""
 
 
-def infer_architecture(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> Architecture:
-    """Return the model that *tensors* are the weights of.
+def infer_architecture(
+    converted: Converted,
+    given: Mapping[str, Any] | None = None,
+    fallback: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Return the model that these tensors are the weights of.
 
-    Width, depth, patches, image size, pooling, pre-logits and head are read from shapes; what no
-    shape shows is taken from *known*, or guessed from published models and said.
+    Width, depth, patches, image size, pre-logits and head are read from shapes.  What no shape
+    shows is what the format or a file beside the weights says, else what *given* says, else what
+    *fallback* says.  The number of heads is never guessed.
+
+    Args:
+        converted: Tensors under our names, and what is known of them.
+        given: Arguments that the user gave for these weights.
+        fallback: Arguments of the model that is to take them.
 
     Raises:
         CheckpointError: They are the weights of no model that vit21k has.
+        UsageError: Nothing says how many heads there are, or *given* contradicts what is known.
     """
-    guesses: list[str] = []
+    tensors = converted.tensors
+    pit = "transformers.0.blocks.0.norm1.weight" in tensors
     try:
-        is_pit = "transformers.0.blocks.0.norm1.weight" in tensors
-        found = (_pit if is_pit else _vit)(tensors, known, guesses)
-        name = name_of(found)
-        return Architecture(name, model_args(name, **found), tuple(guesses))
+        shown = (_pit if pit else _vit)(tensors, converted.known)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"the weights lack what every model has: {error}") from error
+    _check_given(shown, converted, given or {}, pit=pit)
+    said = {**(given or {}), **converted.known}
+    if converted.unknown is not None:
+        _check_unknown(converted.unknown, said)
+    hidden, assumed = _hidden(shown, said, fallback or {}, pit=pit)
+    try:
+        found = _completed(tensors, {**shown, **hidden}, said)
+        name = name_of(found)
+        return Architecture(name, model_args(name, **found), assumed)
     except UsageError as error:
         raise CheckpointError(f"no model has these weights: {error.message}") from error
 
 
-def _vit(
-    tensors: Mapping[str, Tensor], known: Mapping[str, Any], guesses: list[str]
-) -> dict[str, Any]:
+def _check_given(
+    shown: Mapping[str, Any], converted: Converted, given: Mapping[str, Any], *, pit: bool
+) -> None:
+    """Raise a `UsageError` if *given* has what tensors show, or contradicts what is known."""
+    hidden = _PIT_HIDDEN if pit else _HIDDEN
+    for key, value in given.items():
+        known = converted.known.get(key, shown.get(key) if key not in hidden else None)
+        if known is not None and known != value:
+            raise UsageError(
+                f"`--set model.{key}={_text(value)}` contradicts the weights, "
+                f"which say {_text(known)}",
+                hint="leave it out",
+            )
+        if known is None and key not in hidden:
+            raise UsageError(
+                f"`--set model.{key}=` says nothing of these weights",
+                hint=f"what can be said: {', '.join(f'model.{name}' for name in hidden)}",
+            )
+
+
+def _check_unknown(name: str, said: Mapping[str, Any]) -> None:
+    """Raise unless everything that could differ in an architecture that is not ours is said."""
+    missing = [key for key in _DECIDING if key not in said]
+    if missing:
+        raise UsageError(
+            f"the weights are named `{name:.80}`, an architecture that vit21k does not have",
+            hint="if its tensors are to be read as a Vision Transformer all the same, say what "
+            f"they do not show: {_options(missing)}",
+        )
+
+
+def _hidden(
+    shown: Mapping[str, Any], said: Mapping[str, Any], fallback: Mapping[str, Any], *, pit: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what no tensor shows, and a warning on what nothing said."""
+    hidden: dict[str, Any] = {}
+    assumed = []
+    for key, customary in (_PIT_HIDDEN if pit else _HIDDEN).items():
+        if key == "global_pool" and not shown["class_token"]:
+            hidden[key] = "avg"
+        elif key == "stem_eps" and shown.get("resnet_layers") is None:
+            continue
+        elif key in said or key in fallback:
+            hidden[key] = said[key] if key in said else fallback[key]
+        elif customary is None:
+            raise UsageError(
+                "nothing says how many attention heads these weights have: no tensor shows it",
+                hint=f"say it: {_options([key])}; `vit21k export` with it writes a folder that "
+                "says it for good",
+            )
+        else:
+            hidden[key] = shown.get(key, customary)
+            assumed.append(key)
+    if not assumed:
+        return hidden, ()
+    values = ", ".join(f"{key} {_text(hidden[key])}" for key in assumed)
+    return hidden, (f"nothing says these, so timm's defaults count: {values} (--set model...)",)
+
+
+def _options(keys: list[str]) -> str:
+    return " ".join(f"`--set model.{key}={_EXAMPLES.get(key, '')}`" for key in keys)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)[:60]
+
+
+def _vit(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the tensors of a Vision Transformer show."""
     patch = tensors["patch_embed.proj.weight"]
     width, side = int(patch.shape[0]), int(patch.shape[2])
-    layers = _resnet_layers(tensors)
     stem = tensors.get("patch_embed.backbone.stem.conv.weight", patch)
     hidden = int(tensors["blocks.0.mlp.fc1.weight"].shape[0])
+    _grid(tensors)
     head = tensors.get("head.weight")
     representation = tensors.get("pre_logits.fc.weight")
     pool_norm = "fc_norm.weight" in tensors
     class_token = "cls_token" in tensors
-    args = {
+    return {
         "patch_size": side,
         "in_chans": int(stem.shape[1]),
         "num_classes": 0 if head is None else int(head.shape[0]),
         "global_pool": "token" if class_token and not pool_norm else "avg",
         "class_token": class_token,
-        "fc_norm": None if class_token or pool_norm else False,
         "embed_dim": width,
         "depth": _count(tensors, r"blocks\.(\d+)\."),
         "mlp_ratio": _ratio(hidden, width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         # Its first value, which the trained factors do not show; DeiT III's.
-        "init_values": 1e-4 if "blocks.0.ls1.gamma" in tensors else None,
+        "init_values": known.get("init_values", 1e-4) if "blocks.0.ls1.gamma" in tensors else None,
         "representation_size": None if representation is None else int(representation.shape[0]),
-        "resnet_layers": layers,
-        **{key: value for key, value in known.items() if key not in ("img_size", "num_heads")},
+        "resnet_layers": _resnet_layers(tensors),
     }
-    num_patches = int(tensors["pos_embed"].shape[1]) - int(args["class_token"])
-    stride = side if layers is None else side * 2 ** (1 + len(layers))
-    args["img_size"] = _img_size(isqrt(num_patches), stride, known)
-    args["num_heads"] = known.get("num_heads") or _guess_heads(width, guesses)
-    return args
 
 
-def _pit(
-    tensors: Mapping[str, Tensor], known: Mapping[str, Any], guesses: list[str]
-) -> dict[str, Any]:
+def _pit(tensors: Mapping[str, Tensor], _known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the tensors of a PiT show."""
     patch, head = tensors["patch_embed.conv.weight"], tensors.get("head.weight")
     num_stages = _count(tensors, r"transformers\.(\d+)\.")
     stages = [f"transformers.{stage}.blocks" for stage in range(num_stages)]
-    widths = [int(tensors[f"{stage}.0.norm1.weight"].shape[0]) for stage in stages]
+    width = int(tensors[f"{stages[0]}.0.norm1.weight"].shape[0])
     hidden = int(tensors[f"{stages[0]}.0.mlp.fc1.weight"].shape[0])
-    heads = known.get("heads") or _guess_pit_heads(widths, guesses)
-    side, stride = int(patch.shape[2]), int(patch.shape[2]) // 2
-    grid = int(tensors["pos_embed"].shape[2])
     return {
-        "patch_size": side,
-        "stride": stride,
+        "patch_size": int(patch.shape[2]),
+        "stride": int(patch.shape[2]) // 2,
         "in_chans": int(patch.shape[1]),
         "num_classes": 0 if head is None else int(head.shape[0]),
-        "base_dims": [width // num for width, num in zip(widths, heads, strict=True)],
         "depth": [_count(tensors, re.escape(stage) + r"\.(\d+)\.") for stage in stages],
-        "heads": list(heads),
-        "mlp_ratio": _ratio(hidden, widths[0]),
+        "mlp_ratio": _ratio(hidden, width),
         "distilled": tensors["cls_token"].shape[1] > 1,
-        "img_size": known.get("img_size") or (grid - 1) * stride + side,
-        "act_layer": known.get("act_layer", "gelu"),
     }
 
 
+def _completed(
+    tensors: Mapping[str, Tensor], args: dict[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return *args* with what follows from them: the image size, and a PiT's widths."""
+    positions = tensors["pos_embed"]
+    if "heads" in args:
+        grid, stride = int(positions.shape[-1]), args["stride"]
+        least = (grid - 1) * stride + args["patch_size"]
+        size = said.get("img_size", least)
+        fits = isinstance(size, int) and (size - args["patch_size"]) // max(1, stride) + 1 == grid
+        return {**args, "img_size": size if fits else least, "base_dims": _base_dims(tensors, args)}
+    grid = _grid(tensors)
+    layers, side = args["resnet_layers"], args["patch_size"]
+    stride = side if layers is None else side * 2 ** (1 + len(layers))
+    after_pool = "fc_norm.weight" in tensors
+    customary = after_pool == (args["global_pool"] == "avg")
+    size = said.get("img_size")
+    fits = isinstance(size, int) and size > 0 and -(-size // stride) in (grid, grid + 1)
+    return {
+        **args,
+        "fc_norm": None if customary else after_pool,
+        "img_size": size if fits else grid * stride,
+    }
+
+
+def _grid(tensors: Mapping[str, Tensor]) -> int:
+    """Return the side of the grid of positions of a Vision Transformer.
+
+    Raises:
+        CheckpointError: They are not those of a square grid, after a class token if there is one.
+    """
+    shape, prefix = tuple(tensors["pos_embed"].shape), "cls_token" in tensors
+    num_patches = shape[1] - prefix if len(shape) == 3 else 0  # noqa: PLR2004 (1, N, D)
+    grid = isqrt(max(0, num_patches))
+    if grid * grid != num_patches or not grid:
+        raise CheckpointError(
+            f"`pos_embed` of shape {shape} is not that of a square grid"
+            + " and a class token" * prefix
+        )
+    return grid
+
+
+def _base_dims(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> list[int]:
+    """Return the width of a head in each stage of a PiT.
+
+    Raises:
+        CheckpointError: The heads are not those of a model of these widths.
+    """
+    heads = args["heads"]
+    widths = [
+        int(tensors[f"transformers.{stage}.blocks.0.norm1.weight"].shape[0])
+        for stage in range(len(args["depth"]))
+    ]
+    good = isinstance(heads, list | tuple) and len(heads) == len(widths)
+    if not good or any(
+        not isinstance(number, int) or number < 1 or width % number
+        for number, width in zip(heads, widths, strict=True)
+    ):
+        raise CheckpointError(f"{heads!s:.60} heads do not fit widths of {widths}")
+    return [width // number for width, number in zip(widths, heads, strict=True)]
+
+
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number that *pattern* finds in the names."""
-    numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return max(numbers) + 1 if numbers else 0
+    """Return how many numbers *pattern* finds in the names: 0 and those after it.
+
+    Raises:
+        CheckpointError: One is missing.
+    """
+    found = {match[1] for name in tensors if (match := re.match(pattern, name))}
+    if missing := [number for number in range(len(found)) if str(number) not in found]:
+        last = max(found, key=lambda number: (len(number), number))
+        raise CheckpointError(f"block {missing[0]} is missing, and there is a block {last:.20}")
+    return len(found)
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -123,35 +278,9 @@ def _ratio(hidden: int, width: int) -> float:
     raise CheckpointError(f"an MLP of {hidden} values for a width of {width}")
 
 
-def _img_size(grid: int, stride: int, known: Mapping[str, Any]) -> int:
-    """Return the told size if it gives this grid, else the least that does."""
-    told = known.get("img_size")
-    return int(told) if told and -(-int(told) // stride) in (grid, grid + 1) else grid * stride
-
-
 def _resnet_layers(tensors: Mapping[str, Tensor]) -> list[int] | None:
     prefix = r"patch_embed\.backbone\.stages\."
     num_stages = _count(tensors, prefix + r"(\d+)\.")
     if not num_stages:
         return None
     return [_count(tensors, rf"{prefix}{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)]
-
-
-def _guess_heads(width: int, guesses: list[str]) -> int:
-    for own in VARIANTS.values():
-        if own.get("embed_dim") == width:
-            return int(own["num_heads"])
-    heads = max(1, width // _HEAD_WIDTH)
-    guesses.append(
-        f"no array shows the number of attention heads: {heads} assumed, {width // heads} wide each"
-    )
-    return heads
-
-
-def _guess_pit_heads(widths: list[int], guesses: list[str]) -> list[int]:
-    for own in VARIANTS.values():
-        heads: list[int] = own.get("heads", [])
-        if heads and [b * h for b, h in zip(own["base_dims"], heads, strict=True)] == widths:
-            return heads
-    guesses.append("no array shows the number of attention heads: 32 values a head assumed")
-    return [max(1, width // 32) for width in widths]

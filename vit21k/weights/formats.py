@@ -11,8 +11,21 @@ from vit21k.weights import google, paddle_vit, timm_vit, torchvision_vit, transf
 from vit21k.weights.arrays import Arrays
 from vit21k.weights.layout import Converted
 
-# What a model does without once it is trained: a token for masked images, an optimizer's state.
-_DROPPABLE = re.compile(r".*mask_token|opt/.*|.*position_ids")
+# What a model does without once it is trained: a token for masked images, the decoder of MAE and
+# SimMIM, the projection of DINO, an optimizer's state, counters.
+_DROPPABLE = re.compile(
+    r"(.*[./])?mask_token|opt/(?!target/).*|.*position_ids|(.*\.)?decoder(_\w+)?(\..*)?|n_averaged|"
+    r"head\.(mlp|last_layer)\..*"
+)
+
+
+# The names of our own models' tensors.
+_OURS = re.compile(
+    r"cls_token|pos_embed|(norm|fc_norm|head|head_dist|pre_logits\.fc)\.(weight|bias)|"
+    r"patch_embed\.(proj|conv)\.(weight|bias)|patch_embed\.backbone\.(stem|stages)\..+|"
+    r"(transformers\.\d+\.)?blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|"
+    r"ls[12]\.gamma)|transformers\.\d+\.pool\..+"
+)
 
 
 class Ours(NamedTuple):
@@ -31,18 +44,31 @@ def to_ours(arrays: Arrays, config: Mapping[str, Any]) -> Ours:
         config: Content of the ``config.json`` beside it; empty if there is none.
 
     Raises:
-        CheckpointError: They are in no layout that vit21k knows.
+        CheckpointError: They are in no layout that vit21k knows, or are no floating numbers.
     """
-    tensors = arrays.tensors
+    spare = [name for name in arrays.tensors if _DROPPABLE.fullmatch(name)]
+    tensors = {name: value for name, value in arrays.tensors.items() if name not in set(spare)}
     if arrays.container == "paddle":
         tensors = paddle_vit.turned(tensors)
     name, converted = _convert(tensors, config, is_paddle=arrays.container == "paddle")
-    if unknown := [name for name in converted.dropped if not _DROPPABLE.fullmatch(name)]:
+    if unknown := [*converted.dropped, *filter(_is_unknown, converted.tensors)]:
         raise CheckpointError(
-            f"{len(unknown)} tensors are those of no model that vit21k has, `{unknown[0]}` first"
+            f"{len(unknown)} tensors are those of no model that vit21k has, "
+            f"`{unknown[0]:.80}` first"
         )
+    for key, tensor in converted.tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"`{key}` holds {kind}: quantised weights are not read",
+                hint="use the weights from before the quantisation",
+            )
     ours = {key: tensor.float().contiguous() for key, tensor in converted.tensors.items()}
-    return Ours(name, converted._replace(tensors=ours))
+    return Ours(name, converted._replace(tensors=ours, dropped=tuple(sorted(spare))))
+
+
+def _is_unknown(name: str) -> bool:
+    return not _OURS.fullmatch(name)
 
 
 _Converter = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Converted]
@@ -51,13 +77,13 @@ _UNMISTAKABLE: tuple[tuple[str, Callable[[Mapping[str, Tensor]], bool], _Convert
     (
         "torchvision",
         torchvision_vit.is_torchvision,
-        lambda tensors, _: torchvision_vit.from_torchvision(tensors),
+        torchvision_vit.from_torchvision,
     ),
     ("transformers", transformers_vit.is_transformers, transformers_vit.from_transformers),
     (
         "paddlevit",
         paddle_vit.is_paddlevit,
-        lambda tensors, _: paddle_vit.from_paddlevit(tensors),
+        paddle_vit.from_paddlevit,
     ),
 )
 
@@ -73,7 +99,7 @@ def _convert(
         return other, timm_vit.from_pit(tensors, config)
     if timm_vit.is_timm(tensors):
         if is_paddle:
-            return "plsc", paddle_vit.from_plsc(tensors)
+            return "plsc", paddle_vit.from_plsc(tensors, config)
         return "timm", timm_vit.from_timm(tensors, config)
     first = ", ".join(f"`{name}`" for name in sorted(tensors)[:3])
     raise CheckpointError(

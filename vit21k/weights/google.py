@@ -76,7 +76,12 @@ def from_google(arrays: Mapping[str, Tensor]) -> Converted:
             dropped.append(full_name)
         else:
             tensors[name] = _tensor_of(name, tensor)
-    known: dict[str, Any] = {"act_layer": "gelu_tanh", "num_heads": _num_heads(arrays)}
+    known: dict[str, Any] = {
+        "act_layer": "gelu_tanh",
+        "num_heads": _num_heads(arrays),
+        "norm_eps": 1e-6,
+        "global_pool": "token",
+    }
     if "cls_token" not in tensors:
         known |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
     if any(name.startswith(_STEM) for name in tensors):
@@ -158,6 +163,6 @@ def _array_of(theirs: str, name: str, tensor: Tensor, num_heads: int) -> Tensor:
 
 def _num_heads(arrays: Mapping[str, Tensor]) -> int:
     for name, array in arrays.items():
-        if name.endswith("/query/bias"):
+        if name.endswith("/query/bias") and array.ndim == _MATRIX:
             return int(array.shape[0])
     raise CheckpointError("these arrays have no attention in them")

@@ -15,3 +15,5 @@ class Converted(NamedTuple):
     """Arguments that the arrays do not show, but their layout or a file beside them does."""
     dropped: tuple[str, ...] = ()
     """Tensors that belong to no model of ours, by their own names."""
+    unknown: str | None = None
+    """The architecture that a file beside the weights names, if it is not one of ours."""

@@ -6,15 +6,19 @@ Source: plsc/models/vision_transformer.py; PaddleViT/image_classification/ViT/tr
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from vit21k.weights.layout import Converted
+from vit21k.weights.named import known_architecture
 from vit21k.weights.naming import Names
 
 _PADDLEVIT = Names(
     block="encoder.layers.{}.",
     outside={
+        "position_embedding": "pos_embed",
+        "cls_token": "cls_token",
         "patch_embedding.patch_embedding.": "patch_embed.proj.",
         "patch_embedding.position_embeddings": "pos_embed",
         "patch_embedding.cls_token": "cls_token",
@@ -34,6 +38,10 @@ _PADDLEVIT = Names(
 )
 
 
+# Their classes have one activation, one pooling and one epsilon.
+_OWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
+
+
 def is_paddlevit(names: Mapping[str, object]) -> bool:
     """Return whether *names* are PaddleViT's."""
     return "patch_embedding.patch_embedding.weight" in names
@@ -47,8 +55,8 @@ def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def from_paddlevit(tensors: Mapping[str, Tensor]) -> Converted:
-    """Return *tensors*, turned already, under our names."""
+def from_paddlevit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
+    """Return *tensors*, transposed already, under our names: those of either release of theirs."""
     converted: dict[str, Tensor] = {}
     dropped = []
     for name, tensor in tensors.items():
@@ -57,10 +65,11 @@ def from_paddlevit(tensors: Mapping[str, Tensor]) -> Converted:
             dropped.append(name)
         else:
             converted[ours] = tensor
-    return Converted(converted, {"act_layer": "gelu"}, tuple(dropped))
+    known = {**known_architecture(config, converted)[0], **_OWN}
+    return Converted(converted, known, tuple(dropped))
 
 
-def from_plsc(tensors: Mapping[str, Tensor]) -> Converted:
+def from_plsc(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
     """Return *tensors*, turned already, under our names: timm's, but for the tanh layer.
 
     PLSC's H/14 alone has no bias on queries, keys and values, and paddle's own layer norm.
@@ -70,4 +79,5 @@ def from_plsc(tensors: Mapping[str, Tensor]) -> Converted:
         for name, value in tensors.items()
     }
     is_h14 = "blocks.0.attn.qkv.bias" not in renamed
-    return Converted(renamed, {"act_layer": "gelu", "norm_eps": 1e-5 if is_h14 else 1e-6})
+    known = {**known_architecture(config, renamed)[0], **_OWN}
+    return Converted(renamed, {**known, "norm_eps": 1e-5 if is_h14 else 1e-6})

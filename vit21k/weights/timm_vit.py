@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from vit21k.errors import CheckpointError
-from vit21k.models.registry import model_args
-from vit21k.models.variants import VARIANTS
 from vit21k.weights.layout import Converted
+from vit21k.weights.named import known_architecture
 
 # Arguments of timm's constructor that are ours as well, and those that change no logits.
 _SHARED = frozenset(
@@ -50,10 +49,10 @@ def from_timm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conve
     Raises:
         CheckpointError: timm builds it with something that no model of ours has.
     """
-    known = _known(config)
+    known, unknown = _known(config, tensors)
     if any(name.startswith("patch_embed.backbone.") for name in tensors):
         known["stem_eps"] = "timm"
-    return Converted(dict(tensors), known)
+    return Converted(dict(tensors), known, unknown=unknown)
 
 
 def from_pit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
@@ -65,30 +64,33 @@ def from_pit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conver
     renamed = {_POOLS.sub(_into_next_stage, name): tensor for name, tensor in tensors.items()}
     if any(name.startswith("transformers.0.pool.") for name in renamed):
         renamed = {_STAGE_POOL.sub(_into_next_stage, name): t for name, t in renamed.items()}
-    return Converted(renamed, _known(config))
+    known, unknown = _known(config, renamed)
+    # Every implementation has the exact GELU only.
+    return Converted(renamed, {"act_layer": "gelu", **known}, unknown=unknown)
 
 
 def _into_next_stage(match: re.Match[str]) -> str:
     return f"transformers.{int(match[1]) + 1}.pool."
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that timm's *config* tells."""
-    known: dict[str, Any] = {}
-    name = str(config.get("architecture", ""))
-    if name in VARIANTS:
-        own = model_args(name)
-        known = {key: own[key] for key in ("num_heads", "heads") if key in own}
+def _known(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], str | None]:
+    """Return the arguments that timm's *config* tells, and an architecture that is not ours."""
+    known, unknown = known_architecture(config, tensors)
     args = config.get("model_args") or {}
+    if not isinstance(args, Mapping):
+        raise CheckpointError(f"`model_args` is a {type(args).__name__}, not a table")
     if config.get("global_pool"):
         args = {"global_pool": config["global_pool"], **args}
     for key, value in args.items():
-        if key == "img_size" and isinstance(value, list | tuple):
+        if key == "img_size" and isinstance(value, list | tuple) and value:
             known[key] = value[0]  # [height, width]; the grid is checked to be square
         elif key in _SHARED:
             known[key] = value
         elif key not in _HARMLESS and value not in (None, False, 0):
             raise CheckpointError(
-                f"timm builds this model with `{key}` {value!r}, which no model of ours has"
+                f"timm builds this model with `{key!s:.40}` {value!r:.60}, "
+                "which no model of ours has"
             )
-    return {key: value for key, value in known.items() if key not in _SHOWN}
+    return {key: value for key, value in known.items() if key not in _SHOWN}, unknown

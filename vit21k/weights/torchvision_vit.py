@@ -5,11 +5,13 @@ layers of the MLP `linear_1` and `linear_2`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from vit21k.errors import CheckpointError
 from vit21k.weights.layout import Converted
+from vit21k.weights.named import known_architecture
 from vit21k.weights.naming import Names
 
 _NAMES = Names(
@@ -31,6 +33,7 @@ _NAMES = Names(
         "mlp.3.": "mlp.fc2.",
     },
 )
+_OWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
 _OLD = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 
 
@@ -39,8 +42,12 @@ def is_torchvision(names: Mapping[str, object]) -> bool:
     return "conv_proj.weight" in names and "encoder.pos_embedding" in names
 
 
-def from_torchvision(tensors: Mapping[str, Tensor]) -> Converted:
-    """Return *tensors* under our names."""
+def from_torchvision(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
+    """Return *tensors* under our names.
+
+    Its class has one activation, one pooling and one epsilon; the heads are in the name of the
+    model, if *config* tells that.
+    """
     converted: dict[str, Tensor] = {}
     dropped = []
     for name, tensor in tensors.items():
@@ -52,7 +59,8 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> Converted:
             dropped.append(name)
         else:
             converted[ours] = tensor
-    return Converted(converted, {"act_layer": "gelu", "global_pool": "token"}, tuple(dropped))
+    known = {**known_architecture(config, converted)[0], **_OWN}
+    return Converted(converted, known, tuple(dropped))
 
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

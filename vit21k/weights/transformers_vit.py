@@ -120,18 +120,28 @@ def transformers_config(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    if not config:
+    if "model_type" not in config:
         return {}
-    if config.get("model_type") != "vit":
+    if config["model_type"] != "vit":
         raise CheckpointError(
-            f"the model is a `{config.get('model_type')}` of transformers; only `vit` is read"
+            f"the model is a `{config['model_type']!s:.40}` of transformers; only `vit` is read"
         )
-    activation = config.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS or config.get("pooler_act", "tanh") != "tanh":
-        raise CheckpointError(f"the model computes with `{activation}`, which is no GELU")
+    if config.get("quantization_config"):
+        raise CheckpointError("the model is quantised (`quantization_config`), which is not read")
+    activation, pooler = config.get("hidden_act", "gelu"), config.get("pooler_act", "tanh")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise CheckpointError(f"the model computes with `{activation!s:.40}`, which is no GELU")
+    if pooler != "tanh":
+        raise CheckpointError(f"the model's pooler computes with `{pooler!s:.40}`, not tanh")
     return {
         "num_heads": config.get("num_attention_heads", 12),
         "act_layer": _ACTIVATIONS[activation],
         "norm_eps": config.get("layer_norm_eps", 1e-12),
-        "img_size": config.get("image_size", 224),
+        "img_size": _side(config.get("image_size", 224)),
+        "global_pool": "token",
     }
+
+
+def _side(size: object) -> object:
+    """Return the side of a square size; the grid of positions is checked to be square."""
+    return size[0] if isinstance(size, list) and len(size) == 2 else size  # noqa: PLR2004
