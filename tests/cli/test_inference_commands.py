@@ -122,7 +122,7 @@ def foreign(tmp_path):
 
     model = get_model("vit_tiny_patch16_224", num_classes=3, embed_dim=192, depth=1)
     path = tmp_path / "weights.pth"
-    torch.save(model.state_dict(), path)
+    torch.save({"arch": "vit_tiny_patch16_224", "state_dict": model.state_dict()}, path)
     return path
 
 

@@ -124,6 +124,7 @@ def test_options_of_init_without_it_are_refused(manifests, tmp_path):
 
 def test_export_says_what_it_wrote(weights, tmp_path):
     arguments = ["export", str(weights), "--to", "timm", "--out", str(tmp_path / "out"), "--json"]
+    arguments += ["--set", "model.num_heads=2"]
 
     result = CliRunner().invoke(app, arguments)
 
@@ -140,6 +141,7 @@ def test_an_address_is_fetched_first(weights, tmp_path, monkeypatch):
         server.files["/w/weights.pth"] = weights.read_bytes()
         address = f"{server.url}/w/weights.pth"
         arguments = ["export", address, "--to", "safetensors", "--out", str(tmp_path / "out")]
+        arguments += ["--set", "model.num_heads=2"]
 
         result = CliRunner().invoke(app, arguments)
 
