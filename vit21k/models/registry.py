@@ -85,7 +85,12 @@ _MOST: Mapping[str, int] = {
 }
 _MOST_IN_STAGE, _MOST_STAGES, _MOST_RATE = 4096, 8, 10_000
 _MAY_BE_NONE = ("fc_norm", "representation_size", "init_values", "resnet_layers")
-_RATES = (*_DROP_RATES, "mlp_ratio", "norm_eps", "init_values")
+_RATES = (
+    *(name for name in _DROP_RATES if name.endswith("_rate")),
+    "mlp_ratio",
+    "norm_eps",
+    "init_values",
+)
 _FLAGS = ("class_token", "fc_norm", "qkv_bias", "distilled")
 
 
