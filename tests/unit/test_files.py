@@ -88,8 +88,121 @@ def test_a_member_that_is_cut_off_is_not_read(archive, is_known):
         files.read_bytes(0)
     path.write_bytes(whole[: whole.index(b"twotwo") + 9])
 
-    with pytest.raises(ImageError, match="ends before" if is_known else "is not a tar archive"):
+    with pytest.raises(ImageError, match="ends before" if is_known else "has 9 of 297 bytes"):
         files.read_bytes(0)
+
+
+def tar_of(path, members, mode="w", **options):
+    """Write a tar of (name, content, kind)."""
+    with tarfile.open(path, mode, **options) as tar:
+        for name, content, kind in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(content)
+            member.linkname = "elsewhere"
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def read(path):
+    """Return what the images of an archive hold, or why they are not read, by name."""
+    found = find_pictures([path])
+    files = Files(found)
+    outcomes = {}
+    for row, name in enumerate(found):
+        try:
+            outcomes[name.relative_to(path).as_posix()] = files.read_bytes(row)
+        except ImageError as error:
+            outcomes[name.relative_to(path).as_posix()] = error.message
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    "names", [("./a/1.jpg", "./2.jpg"), ("a//1.jpg", "2.jpg"), ("./a/./1.jpg", "./2.jpg")]
+)
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_spelling_of_a_relative_name_is_read(tmp_path, names, mode, layout):
+    members = [(name, name.encode(), tarfile.REGTYPE) for name in names]
+    path = tar_of(tmp_path / ("a.tar" if mode == "w" else "a.tar.gz"), members, mode, format=layout)
+
+    assert read(path) == {"a/1.jpg": names[0].encode(), "2.jpg": names[1].encode()}
+
+
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_read(tmp_path, layout):
+    name = "é" * 60 + "/" + "b" * 150 + ".jpg"
+
+    path = tar_of(tmp_path / "a.tar", [(name, b"one", tarfile.REGTYPE)], format=layout)
+
+    assert read(path) == {name: b"one"}
+
+
+def test_a_member_is_never_a_path_of_this_machine(tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"secret")
+    (tmp_path / "folder").mkdir()
+    names = (str(secret), "../secret.jpg", "a/../../secret.jpg")
+    members = [(name, b"member", tarfile.REGTYPE) for name in names]
+    path = tar_of(tmp_path / "folder" / "a.tar", members)
+
+    found = read(path)
+
+    assert set(found) == {str(secret)[1:], "../secret.jpg", "a/../../secret.jpg"}
+    assert all("whose name is absolute" in outcome for outcome in found.values())
+
+
+def test_links_and_sparse_members_are_named_with_the_reason(tmp_path):
+    members = [
+        ("soft.jpg", b"", tarfile.SYMTYPE),
+        ("hard.jpg", b"", tarfile.LNKTYPE),
+        ("good.jpg", b"good", tarfile.REGTYPE),
+        ("notes.txt", b"", tarfile.SYMTYPE),
+    ]
+    path = tar_of(tmp_path / "a.tar", members)
+    pax = tar_of(tmp_path / "b.tar", [], format=tarfile.PAX_FORMAT)
+    member = tarfile.TarInfo("sparse.jpg")
+    member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": "999"}
+    with tarfile.open(pax, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO())
+
+    assert read(path) == {
+        "soft.jpg": "a symbolic link",
+        "hard.jpg": "a hard link",
+        "good.jpg": b"good",
+    }
+    assert read(pax) == {"sparse.jpg": "a sparse file"}
+
+
+def test_the_last_member_of_a_name_counts(tmp_path):
+    members = [
+        ("a.jpg", b"old", tarfile.REGTYPE),
+        ("b.jpg", b"b", tarfile.REGTYPE),
+        ("./a.jpg", b"new", tarfile.REGTYPE),
+    ]
+
+    assert read(tar_of(tmp_path / "a.tar", members)) == {"b.jpg": b"b", "a.jpg": b"new"}
+
+
+def test_class_tars_within_an_archive_are_read(tmp_path):
+    inner = tar_of(tmp_path / "inner", [("1.jpg", b"one", tarfile.REGTYPE)]).read_bytes()
+    outer = tar_of(tmp_path / "a.tar", [("n01440764.tar", inner, tarfile.REGTYPE)])
+
+    assert read(outer) == {"n01440764.tar/1.jpg": b"one"}
+
+
+def test_damage_within_an_archive_is_named(tmp_path):
+    members = [(f"{n}.jpg", b"x" * 512, tarfile.REGTYPE) for n in range(3)]
+    path = tar_of(tmp_path / "a.tar", members)
+    content = bytearray(path.read_bytes())
+    content[1024:1536] = b"?" * 512  # the second header
+    path.write_bytes(content)
+
+    found = read(path)
+
+    assert found.pop("0.jpg") == found.pop("2.jpg") == b"x" * 512
+    ((name, reason),) = found.items()
+    assert name == "at offset 1,024"
+    assert "no header where one should be" in reason
 
 
 def test_given_bytes_are_not_looked_for_on_disk():

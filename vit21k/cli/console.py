@@ -23,19 +23,24 @@ _BAR_SECONDS = 0.1
 _ENDLESS = 1 << 20  # columns
 
 
+def _safe(message: str) -> str:
+    """Return *message* without what steers a terminal: it may hold names of files."""
+    return "\n".join(one_line(line) for line in message.split("\n"))
+
+
 def done(message: str) -> None:
     """Report a finished step (stderr)."""
-    err.print(message, markup=False)
+    err.print(_safe(message), markup=False)
 
 
 def note(message: str) -> None:
     """Say something worth knowing (stderr)."""
-    err.print(message, markup=False, style="dim")
+    err.print(_safe(message), markup=False, style="dim")
 
 
 def warn(message: str) -> None:
     """Say what the user should look at (stderr)."""
-    err.print(Text.assemble(("warning: ", "yellow"), message))
+    err.print(Text.assemble(("warning: ", "yellow"), _safe(message)))
 
 
 def fail(error: Vit21kError) -> None:
@@ -45,10 +50,10 @@ def fail(error: Vit21kError) -> None:
 
 def fail_with(message: str, hint: str | None = None) -> None:
     """Print an error and, after a blank line, a hint (stderr)."""
-    err.print(Text.assemble(("error: ", "red"), message))
+    err.print(Text.assemble(("error: ", "red"), _safe(message)))
     if hint:
         err.print()
-        err.print(Text.assemble(("hint: ", "cyan"), hint))
+        err.print(Text.assemble(("hint: ", "cyan"), _safe(hint)))
 
 
 def print_json(value: Any) -> None:

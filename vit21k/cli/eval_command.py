@@ -29,6 +29,7 @@ from vit21k.cli.model_options import (
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.cli.requires import require_torch
 from vit21k.errors import EXIT_BAD_DATA, CheckpointError, ManifestError
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
@@ -129,7 +130,7 @@ def eval_command(
         loader = _loader(card, pictures, world, device_batch_size, num_workers, on_bad_image)
         found = _study(model, card, pictures, loader, plan, world)
         for path, reason in loader.skipped.items():  # this process's own
-            console.warn(f"`{path}`: {reason}")
+            console.warn(f"`{one_line(path)}`: {one_line(reason)}")
         if world.rank:
             return
     if per_class is not None:

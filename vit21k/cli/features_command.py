@@ -29,6 +29,7 @@ from vit21k.cli.model_options import (
 from vit21k.cli.options import AsJson, ImageRoot
 from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
 from vit21k.cli.requires import require_torch
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
@@ -143,7 +144,7 @@ def _extract(
 
 def _tell(report: "FeatureReport", out: Path, *, as_json: bool) -> None:
     for path, reason in report.problems:
-        console.warn(f"`{path}`: {reason}")
+        console.warn(f"`{one_line(path)}`: {one_line(reason)}")
     num_bad = len(report.problems)
     counts = {
         "num_pictures": report.num_pictures,

@@ -143,7 +143,9 @@ def _watched(
 
     for prediction in predictions:
         if prediction.problem:
-            console.warn(f"`{printable(prediction.path)}`: {prediction.problem}")
+            console.warn(
+                f"`{one_line(printable(prediction.path))}`: {one_line(prediction.problem)}"
+            )
             problems.append(prediction.path)
         if progress:
             progress.advance(num_problems=int(prediction.problem is not None))

@@ -5,22 +5,24 @@ Dimensions: B images.
 
 import errno
 import os
-import tarfile
-from collections.abc import Iterable, Mapping
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vit21k.archives.members import MAX_MEMBER_BYTES, Member, read_members
+from vit21k.archives.names import archive_stem, is_gzip, is_gzip_name
+from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
+from vit21k.manifest.problems import ProblemKind
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """What counts as a picture in a folder or an archive, in lower case."""
-
-_ARCHIVE = ".tar"
 
 
 class Files:
@@ -99,7 +101,9 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
     """Return the picture files that *paths* mean: files as they are, folders and tars in depth.
 
     In folders and archives, files with a suffix of `IMAGE_SUFFIXES` count; in a folder they are
-    ordered by path, in an archive they stay as they lie.
+    ordered by path, in an archive they stay as they lie.  What is wrong with an archive, and
+    members that are not read (links, sparse files, absolute names), are among them: reading them
+    says why.
 
     Raises:
         ImageError: An archive cannot be read.
@@ -109,8 +113,9 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = (file for file in path.rglob("*") if _is_picture(file))
             found += sorted(file for file in inside if file.is_file())
-        elif path.suffix == _ARCHIVE and path.is_file():
-            found += [path / name for name in _members(path) if _is_picture(Path(name))]
+        elif _is_archive(path) and path.is_file():
+            members = _opened(path).members.items()
+            found += [path / name for name, member in members if _is_wanted(name, member)]
         else:
             found.append(path)
     return found
@@ -125,47 +130,113 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-class _Place(NamedTuple):
-    """Where the bytes of a member lie."""
+def _is_archive(path: Path) -> bool:
+    return archive_stem(os.fsencode(path.name)) is not None
 
-    offset: int
-    num_bytes: int
+
+def _is_wanted(name: str, member: Member) -> bool:
+    """Return whether a member is an image, or a flaw of the archive that is to be reported."""
+    is_stretch = member.flaw is not None and not member.name
+    is_archive = archive_stem(os.fsencode(name)) is not None
+    return is_stretch or is_archive or _is_picture(Path(name))
+
+
+class _Archive:
+    """A tar archive that is open, and its members by name.
+
+    Attributes:
+        members: What a path may name after that of the archive; of equal names the last one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if is_gzip(self._descriptor):
+            self._unpack()
+        size = os.fstat(self._descriptor).st_size
+        self.members = dict(self._read("", 0, size, is_inner=False))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def _unpack(self) -> None:
+        """Read on from an unnamed temporary file of what a gzip file unpacks to."""
+        window = Window(GzipSource(self._descriptor))
+        with tempfile.TemporaryFile() as file:
+            while len(part := window.take(WINDOW_BYTES)):
+                file.write(part)
+            file.flush()
+            os.dup2(file.fileno(), self._descriptor, inheritable=False)
+
+    def content(self, member: Member) -> bytes:
+        """Return the bytes of a member; from any thread.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if member.flaw:
+            kind, detail = member.flaw
+            raise ImageError(detail or kind.doc, kind=kind)
+        if member.num_bytes > MAX_MEMBER_BYTES:
+            raise ImageError(f"has {member.num_bytes:,} bytes", kind=ProblemKind.MEMBER_TOO_LARGE)
+        content = os.pread(self._descriptor, member.num_bytes, member.offset)
+        if len(content) < member.num_bytes:
+            raise ImageError("the archive ends before its member does")
+        return content
+
+    def _read(
+        self, folder: str, start: int, end: int, *, is_inner: bool
+    ) -> Iterator[tuple[str, Member]]:
+        """Yield the members between two offsets, and those of class tars among them."""
+        last: dict[str, Member] = {}
+        for member in read_members(Window(FileSource(self._descriptor, end), start), end):
+            name = os.fsdecode(member.name).lstrip("/") or f"at offset {member.offset:,}"
+            last.pop(name, None)
+            last[name] = member
+        for name, member in last.items():
+            if archive_stem(member.name) is None or is_inner or member.flaw:
+                yield folder + name, member
+            elif is_gzip_name(name):
+                flaw = ProblemKind.MEMBER_NOT_SUPPORTED, "a compressed archive within an archive"
+                yield folder + name, member._replace(flaw=flaw)
+            else:
+                stop = member.offset + member.num_bytes
+                yield from self._read(name + "/", member.offset, stop, is_inner=True)
 
 
 @lru_cache(maxsize=8)
-def _members(archive: Path) -> dict[str, _Place]:
-    """Return the files of an archive that is not compressed, in its order.
+def _opened(archive: Path) -> _Archive:
+    """Return an archive and its members, as `vit21k hash` reads them.
 
     Raises:
         ImageError: It cannot be read.
     """
     try:
-        with tarfile.open(archive, "r:") as tar:
-            return {
-                member.name: _Place(member.offset_data, member.size)
-                for member in tar
-                if member.isreg()
-            }
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise ImageError(f"`{archive}` is not a tar archive that can be read: {error}") from error
+        opened = _Archive(archive)
+    except (OSError, EOFError, zlib.error, BombError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the folder for temporary files
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"`{archive}` is not a tar archive that can be read: {reason}") from error
+    if opened.members and not any(member.name for member in opened.members.values()):
+        (_, detail) = next(iter(opened.members.values())).flaw or ("", "")
+        raise ImageError(f"`{archive}` is not a tar archive that can be read: {detail}")
+    return opened
 
 
 def _read_member(path: Path) -> bytes:
     """Return the bytes of `archive.tar/member`.
 
+    A member's name is only ever looked up among those of the archive: it is never a path.
+
     Raises:
         ImageError: There is no such archive or member.
     """
     archive = next((parent for parent in path.parents if parent.is_file()), None)
-    if archive is None or archive.suffix != _ARCHIVE:
+    if archive is None or not _is_archive(archive):
         raise ImageError(os.strerror(errno.ENOTDIR))
-    place = _members(archive).get(path.relative_to(archive).as_posix())
-    if place is None:
+    opened = _opened(archive)
+    member = opened.members.get(path.relative_to(archive).as_posix())
+    if member is None:
         raise ImageError(f"`{archive}` has no such member")
-    descriptor = os.open(archive, os.O_RDONLY)  # its own, so that threads do not share a position
-    try:
-        if place.offset + place.num_bytes > os.fstat(descriptor).st_size:
-            raise ImageError(f"`{archive}` ends before its member does")
-        return os.pread(descriptor, place.num_bytes, place.offset)
-    finally:
-        os.close(descriptor)
+    return opened.content(member)
