@@ -1,6 +1,7 @@
 """How images are prepared for foreign weights; the libraries that wrote them are the oracle."""
 
 import hashlib
+import importlib.util
 import json
 import math
 
@@ -132,12 +133,19 @@ def test_timm_computes_every_size_before_the_crop_again(size):
 
 # transformers
 
+# Its first versions 5 know `use_fast`, the later ones `backend`.
+NAMES_BACKENDS = (
+    importlib.util.find_spec("transformers") is not None
+    and importlib.util.find_spec("transformers.image_processing_backends") is not None
+)
+WITH_PILLOW = {"backend": "pil"} if NAMES_BACKENDS else {"use_fast": False}
+
 
 def of_transformers(folder, fields, model_type="vit"):
     transformers = pytest.importorskip("transformers")
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **WITH_PILLOW)
     return [processor(image, return_tensors="pt")["pixel_values"][0] for image in IMAGES]
 
 

@@ -49,6 +49,12 @@ def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
             "processors round an odd margin of the crop down, and are one pixel off then"
         )
         return (note,)
+    if to == "transformers":
+        note = (
+            'load the image processor with backend="pil" (use_fast=False before transformers '
+            "5.4): torch, its default, resizes to values that differ by up to 12 of 255"
+        )
+        return (note,)
     if to in ("timm", "torchvision") and settings.margin == "floor":
         note = (
             f"{_LIBRARIES[to]} rounds half an odd margin of the crop to the even number, this "

@@ -10,7 +10,6 @@ _LOAD: dict[Target, str] = {
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
     "safetensors": 'vit21k.load_model("FOLDER")',
     "transformers": """transformers.AutoModelForImageClassification.from_pretrained("FOLDER")
-# backend="pil": without it the values of pixels differ in the last bits.
 transformers.AutoImageProcessor.from_pretrained("FOLDER", backend="pil")""",
     "torchvision": """model = torchvision.models.VisionTransformer(
     image_size={img_size}, patch_size={patch_size}, num_layers={depth}, num_heads={num_heads},
