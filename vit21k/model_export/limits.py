@@ -51,8 +51,8 @@ def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
         return (note,)
     if to == "transformers":
         note = (
-            'load the image processor with backend="pil" (use_fast=False before transformers '
-            "5.4): torch, its default, resizes to values that differ by up to 12 of 255"
+            'load the image processor with backend="pil" (use_fast=False in the first versions '
+            "5): torch, its default, resizes to values that differ by up to 12 of 255"
         )
         return (note,)
     if to in ("timm", "torchvision") and settings.margin == "floor":
