@@ -19,7 +19,7 @@ from vit21k.manifest.integrity import SealingFile
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import open_manifest, read_manifest
-from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, PROBLEMS, TRAIN, VAL
+from vit21k.manifest.schema import DIGESTS, EXPANDED, IMAGES, KINDS, PACKED, PROBLEMS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
@@ -59,6 +59,30 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, kind: ManifestKind) -> 
     assert manifest.header == HEADER
     assert manifest.num_rows == 20
     assert manifest.path == tmp_path / kind.file_name
+
+
+@pytest.mark.parametrize("kind", [IMAGES, TRAIN, VAL, EXPANDED, PACKED], ids=lambda k: k.name)
+def test_a_row_is_one_digest(tmp_path: Path, kind: ManifestKind) -> None:
+    write_manifest(_rows(kind, 3), kind, tmp_path, HEADER, CLASSES)
+    before = (tmp_path / kind.file_name).read_bytes()
+
+    rows = _rows(kind)
+    again = rows["digest"][2].as_py().hex()
+    with pytest.raises(ManifestError, match=f"have the digest {again}: a row is one digest"):
+        write_manifest(pa.concat_tables([rows, rows.slice(2, 1)]), kind, tmp_path, HEADER, CLASSES)
+
+    assert (tmp_path / kind.file_name).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [kind.file_name]
+
+
+def test_digests_that_are_null_or_only_look_alike_are_not_the_same(tmp_path: Path) -> None:
+    halves = [(0, 0), (0x9E37_79B9_7F4A_7C15, 1)]  # the same number is made of both
+    digests = [low.to_bytes(8, "little") + high.to_bytes(8, "little") for low, high in halves]
+    rows = _rows(IMAGES, 4).set_column(0, "digest", pa.array([*digests, None, None], pa.binary(16)))
+
+    write_manifest(rows, IMAGES, tmp_path, HEADER, CLASSES)
+
+    assert read_manifest(tmp_path, IMAGES)["digest"].to_pylist() == [*digests, None, None]
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -25,7 +25,7 @@ def rows_of(num_rows, seed=0, archives=()):
     random = np.random.default_rng(seed)
     labels = [sorted(random.choice(6, random.integers(0, 4), False)) for _ in range(num_rows)]
     rows = {
-        "digest": pa.array([bytes([i % 251]) * 16 for i in range(num_rows)], pa.binary(16)),
+        "digest": pa.array([i.to_bytes(16, "big") for i in range(num_rows)], pa.binary(16)),
         "path": [f"n{i % 7}/é ü{i}.JPEG" for i in range(num_rows)],
         "label_ids": pa.array(labels, pa.list_(pa.int64())),
     }

@@ -17,7 +17,8 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.header import Header
 from vit21k.manifest.reader import open_manifest, read_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.manifest.writer import write_manifest
+from vit21k.manifest.writer import manifest_writer, write_manifest
+from vit21k.prep.diff import diff_manifests
 from vit21k.prep.split import SplitSummary, keyed_hash, make_val
 
 WNIDS = ("n00000001", "n00000002", "n00000003")
@@ -62,6 +63,23 @@ def _split(rows: Rows, **options: Any) -> tuple[Rows, Rows, SplitSummary]:
         summary = make_val(Path(name), **options)
         train, val = (read_manifest(Path(name), kind).to_pylist() for kind in (TRAIN, VAL))
         return train, val, summary
+
+
+@pytest.mark.parametrize("holdout", [False, True])
+def test_manifests_in_which_a_merge_was_split_are_refused(tmp_path: Path, holdout: bool) -> None:
+    rows = _images([[0], [1], [2]], numbers=[1, 2, 1])
+    classes = ClassList(WNIDS)
+    options = {"labels": [{"verb": "apply"}]}
+    header = Header(algorithm="md5", root="/nowhere", classes=classes.fingerprint, options=options)
+    table = pa.Table.from_pylist(rows, schema=IMAGES.schema)
+    with manifest_writer(IMAGES, tmp_path, header, classes, is_distinct=True) as writer:
+        writer.write(table)  # as an earlier version did
+
+    with pytest.raises(ManifestError, match=f"have the digest {_digest(1).hex()}: a row is one"):
+        make_val(tmp_path, per_class=1, holdout=holdout, seed=2)
+    with pytest.raises(ManifestError, match="a row is one digest"):
+        diff_manifests(tmp_path, tmp_path)
+    assert not (tmp_path / TRAIN.file_name).exists()
 
 
 def _without_counts(rows: Rows) -> Rows:

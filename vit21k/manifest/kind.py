@@ -19,6 +19,7 @@ class ManifestKind:
         order: The order of the rows, in words.
         made_by: The command that writes it.
         may_be_null: Columns that may hold nulls; all others never do.
+        is_by_digest: A row is one digest: no two rows have the same, and the writer sees to it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ManifestKind:
     order: str
     made_by: str
     may_be_null: frozenset[str] = frozenset()
+    is_by_digest: bool = False
 
     @property
     def file_name(self) -> str:

@@ -114,6 +114,7 @@ IMAGES = ManifestKind(
     order="by first label id; ties in digests order",
     made_by="vit21k relabel",
     may_be_null=MAY_BE_NULL_IN_PICTURES,
+    is_by_digest=True,
 )
 
 COPIES = ManifestKind(
@@ -177,6 +178,7 @@ TRAIN = ManifestKind(
     order="in images order",
     made_by="vit21k make-val",
     may_be_null=MAY_BE_NULL_IN_PICTURES,
+    is_by_digest=True,
 )
 VAL = ManifestKind(
     name="val",
@@ -186,6 +188,7 @@ VAL = ManifestKind(
     order="in images order",
     made_by="vit21k make-val",
     may_be_null=MAY_BE_NULL_IN_PICTURES,
+    is_by_digest=True,
 )
 
 FINGERPRINTS = ManifestKind(
@@ -290,6 +293,7 @@ EXPANDED = ManifestKind(
     order="in images order",
     made_by="vit21k labels expand",
     may_be_null=MAY_BE_NULL_IN_PICTURES,
+    is_by_digest=True,
 )
 
 CONFLICTS = ManifestKind(
@@ -356,6 +360,7 @@ PACKED = ManifestKind(
     order="as they lie in the shards",
     made_by="vit21k pack",
     may_be_null=frozenset({"digest", "note"}),
+    is_by_digest=True,
 )
 LEFT_OUT = ManifestKind(
     name="left_out",

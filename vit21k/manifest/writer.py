@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
+from vit21k.manifest.distinct import DistinctDigests, compare_suspects
 from vit21k.manifest.encoding import ROW_GROUP_ROWS, encoding
 from vit21k.manifest.header import Header, Metadata, to_metadata
 from vit21k.manifest.integrity import SealingFile
@@ -25,7 +26,8 @@ from vit21k.manifest.kind import ManifestKind
 class ManifestWriter:
     """Takes rows in order and writes them in row groups of one fixed size.
 
-    How the rows arrive (in how many pieces) does not change the file.
+    How the rows arrive (in how many pieces) does not change the file.  Where a row is one digest,
+    two rows with the same one are refused.
 
     Attributes:
         header: What the manifest says of itself; may be replaced until it is finished, for what is
@@ -42,8 +44,10 @@ class ManifestWriter:
         parquet: pq.ParquetWriter,
         thread: ThreadPoolExecutor,
         row_group_rows: int | None = None,
+        digests: DistinctDigests | None = None,
     ) -> None:
         self.header = header
+        self._digests = digests
         self._row_group_rows = row_group_rows or ROW_GROUP_ROWS
         self._kind = kind
         self._parquet = parquet
@@ -60,6 +64,8 @@ class ManifestWriter:
             ManifestError: A column is missing, has another type, or holds a null.
         """
         rows = _fit(rows, self._kind)
+        if self._digests:
+            self._digests.add(rows["digest"])
         self.num_rows += rows.num_rows
         self._waiting += rows.to_batches()
         self._num_waiting += rows.num_rows
@@ -96,6 +102,7 @@ def manifest_writer(
     classes: ClassList | None = None,
     *,
     row_group_rows: int | None = None,
+    is_distinct: bool = False,
 ) -> Iterator[ManifestWriter]:
     """Yield a writer; the manifest appears in *folder* when the block ends without an exception.
 
@@ -105,17 +112,22 @@ def manifest_writer(
         header: What it says of itself.
         classes: The list that its `label_ids` index; its wnids travel in the file.
         row_group_rows: What a reader holds at a time; default: `ROW_GROUP_ROWS`.
+        is_distinct: Where a row is one digest: the caller has compared all digests already, or
+            takes each row at most once from a manifest in which they were compared.
 
     Raises:
+        ManifestError: Two rows have the same digest, where a row is one; the old manifest is
+            unchanged.
         OSError: The disk is full or failing; the old manifest is unchanged.
     """
     schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
+    digests = DistinctDigests() if kind.is_by_digest and not is_distinct else None
     with atomic_file(folder / kind.file_name) as file:
         sealing = SealingFile(file)
         parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **encoding(kind))
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-                writer = ManifestWriter(kind, header, parquet, thread, row_group_rows)
+                writer = ManifestWriter(kind, header, parquet, thread, row_group_rows, digests)
                 yield writer
                 writer.finish()
             if writer.header != header:
@@ -124,6 +136,11 @@ def manifest_writer(
         except BaseException:
             sealing.abandon(parquet)
             raise
+        if digests and len(suspects := digests.suspects()):
+            file.flush()
+            written = pq.ParquetFile(file.name).iter_batches(columns=["digest"])
+            columns = (pa.chunked_array([rows["digest"]]) for rows in written)
+            compare_suspects(columns, suspects, f"`{folder / kind.file_name}`")
 
 
 def _replace_metadata(parquet: pq.ParquetWriter, schema: pa.Schema, metadata: Metadata) -> None:

@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
+from vit21k.manifest.distinct import refuse_repeated
 from vit21k.manifest.kind import ManifestKind
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
@@ -82,7 +83,7 @@ def diff_manifests(before: Path, after: Path) -> tuple[DiffSummary, Iterator[Dif
         second folder, then those that were removed, in the order of the first.
 
     Raises:
-        ManifestError: An `images.parquet` is missing, stale or damaged.
+        ManifestError: An `images.parquet` is missing, stale or damaged, or has a digest twice.
         DataError: The two use different digests, or lack some.
     """
     old, new = _Side(before), _Side(after)
@@ -127,6 +128,7 @@ class _Side:
 
     def __init__(self, folder: Path) -> None:
         self.images = open_manifest(folder, IMAGES)
+        refuse_repeated(self.images)
         self.wnids = self.images.classes().wnids
         self.digests_B2 = _digests_of(self.images)
         self.label_keys_B = _label_keys(self.images, self.wnids)

@@ -119,9 +119,12 @@ def relabel(
         pictures = merge_groups(groups, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
+        is_distinct = find_copies is None  # all digests were sorted: no two groups share theirs
         with ExitStack() as stack:
             writers = {
-                kind.name: stack.enter_context(manifest_writer(kind, manifests, header, classes))
+                kind.name: stack.enter_context(
+                    manifest_writer(kind, manifests, header, classes, is_distinct=is_distinct)
+                )
                 for kind in (IMAGES, COPIES, CROWDED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, pictures, names_of))

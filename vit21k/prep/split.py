@@ -22,6 +22,7 @@ from vit21k.data.mix64 import derive_key, mix64
 from vit21k.errors import UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
+from vit21k.manifest.distinct import refuse_repeated
 from vit21k.manifest.header import Header
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
@@ -229,10 +230,15 @@ def write_split(
         header: Of both; that of train names val among its inputs, too.
         in_val: Which pictures are in val.
         in_train: Which pictures are in train; default: all.
+
+    Raises:
+        ManifestError: Two pictures have the same digest, so that one could be in each.
     """
     classes = images.classes()
-    with manifest_writer(TRAIN, manifests, header, classes) as train:
-        with manifest_writer(VAL, manifests, header, classes) as val:
+    if "labels" in images.header.options:  # else by `relabel`, which has compared all digests
+        refuse_repeated(images)
+    with manifest_writer(TRAIN, manifests, header, classes, is_distinct=True) as train:
+        with manifest_writer(VAL, manifests, header, classes, is_distinct=True) as val:
             row = 0
             for rows in ahead(images.batches(TRAIN.schema.names)):
                 here = slice(row, row + rows.num_rows)
