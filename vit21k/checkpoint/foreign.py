@@ -18,6 +18,7 @@ from vit21k.weights.arrays import Arrays, Container, Which, read_arrays
 from vit21k.weights.formats import to_ours
 
 _INDEX = "model.safetensors.index.json"
+_MOST_CHARACTERS = 250  # of a file's name
 _PUBLISHED = re.compile(r"([\w.]+)-([0-9a-f]{8,64})\.(?:pth|pt)")
 # What a folder may hold, the best first.
 _IN_FOLDER = ("model.safetensors", _INDEX, "model.npz", "pytorch_model.bin", "model.pdparams")
@@ -93,7 +94,7 @@ def open_foreign(
         settings, prepared = find_preprocessing(format_, args, config, file, preprocessing)
     except _MALFORMED as error:
         raise CheckpointError(
-            f"a file beside `{file}` is damaged ({type(error).__name__}: {error})",
+            f"a file beside `{file}` is damaged ({type(error).__name__}: {error!s:.200})",
             hint=f"`{CONFIG}` and `preprocessor_config.json` say what the classes are and how "
             "images are prepared",
         ) from error
@@ -194,8 +195,10 @@ def _read_sharded(index: Path, which: Which | None) -> Arrays:
     tensors: dict[str, Tensor] = {}
     container: Container = "safetensors"
     for name in sorted(set(where.values())):
-        if Path(name).name != name:
-            raise CheckpointError(f"`{index}` names a file outside its folder: `{name:.80}`")
+        if not name or Path(name).name != name or len(name) > _MOST_CHARACTERS:
+            raise CheckpointError(f"`{index}` names a file outside its folder: `{name!r:.80}`")
+        if not name.isprintable():
+            raise CheckpointError(f"`{index}` names a file that is no name: {name!r:.80}")
         part = read_arrays(index.with_name(name), which)
         tensors |= part.tensors
         container = part.container

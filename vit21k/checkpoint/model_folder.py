@@ -32,6 +32,8 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
 }
 # The config.json of 21,843 classes with their names has 2 MB.
 _MAX_JSON_BYTES = 64 << 20
+# What an image is resized to takes memory; no model sees so little of it.
+_MOST_PIXELS, _MOST_TIMES = 8192, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,12 @@ class EvalSettings:
         """
         for name, allowed in _ALLOWED.items():
             if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"eval.{name} is {value!r}, none of {', '.join(allowed)}")
+                raise ValueError(f"eval.{name} is {value!r:.60}, none of {', '.join(allowed)}")
+        if type(self.img_size) is not int or not 1 <= self.img_size <= _MOST_PIXELS:
+            raise ValueError(f"eval.img_size is {self.img_size!r:.60}")
+        resize, most = self.resize, _MOST_TIMES * self.img_size
+        if resize is not None and (type(resize) is not int or not 1 <= resize <= most):
+            raise ValueError(f"eval.resize is {resize!r:.60}, not 1 to {most:,}")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError("eval.mean and eval.std are no finite numbers, std over 0")
 
@@ -225,7 +232,8 @@ def parse_card(folder: Path, config: Any) -> ModelCard:
         card = _parse(folder, config, own)
     except (ValueError, KeyError, TypeError, AttributeError, ManifestError, UsageError) as error:
         raise CheckpointError(
-            f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: {error})"
+            f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: "
+            f"{error!s:.200})"
         ) from error
     if card.classes.fingerprint != own["classes"]:
         raise CheckpointError(f"`{path}` is damaged: its class list is not the one it names")
@@ -282,6 +290,8 @@ def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str
 
 def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCard:
     wnids, names = config["label_names"], config["label_descriptions"]
+    if not all(isinstance(text, str) for text in (*wnids, *names.values())):
+        raise ValueError("a class that is no text")
     settings = {**own["eval"], "mean": tuple(own["eval"]["mean"]), "std": tuple(own["eval"]["std"])}
     return ModelCard(
         path=folder,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
+from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, read_json
 from vit21k.errors import CheckpointError, UsageError
+from vit21k.one_line import one_line
 
 Triple = tuple[float, float, float]
 CropMode = Literal["center", "squash"]
@@ -215,7 +216,7 @@ def _stated(format_: str, size: int, config: Mapping[str, Any], file: Path) -> E
 def _refused(where: str, field: str, value: object, because: str = "") -> CheckpointError:
     shown = json.dumps(value, default=str)[:80]
     return CheckpointError(
-        f"{where}: `{field}` is {shown}, {because or 'which is not implemented'}",
+        f"{where}: `{one_line(field):.60}` is {shown}, {because or 'which is not implemented'}",
         hint=f"say how images are prepared with {OPTIONS}; then the file is not read",
     )
 
@@ -315,11 +316,9 @@ def _processor(folder: Path) -> Mapping[str, Any] | None:
     """Return what describes the image processor in *folder*; None if nothing does."""
     for name in (_PREPROCESSOR, _PROCESSOR):
         try:
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
         except FileNotFoundError:
             continue
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"`{folder / name}` is damaged: {error}") from error
         if not isinstance(content, dict):
             raise _refused(name, "its content", content, "and no object")
         found = content if name == _PREPROCESSOR else content.get("image_processor")

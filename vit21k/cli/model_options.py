@@ -44,7 +44,7 @@ Std = Annotated[
 CropPct = Annotated[
     float | None,
     typer.Option(
-        min=0.01,
+        min=0.04,
         max=1,
         help="Side of the crop as a fraction of the resized short side, as in timm.",
     ),

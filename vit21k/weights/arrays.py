@@ -3,6 +3,7 @@
 What a file declares is compared with its size before anything is built from it.
 """
 
+import errno
 import mmap
 import re
 import struct
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vit21k.errors import CheckpointError, UsageError
+from vit21k.one_line import one_line
 from vit21k.weights.pickles import (
     Leaf,
     Opaque,
@@ -100,8 +102,14 @@ def read_arrays(path: Path, which: Which | None = None) -> Arrays:
         ) from error
     except UsageError as error:
         raise UsageError(f"`{path}` {error.message}", hint=error.hint) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CheckpointError(
+            f"`{path}` is damaged, or holds no weights: its parts lie outside it"
+        ) from error
     except _DAMAGE as error:
-        reason = str(error).partition("\n")[0]
+        reason = one_line(str(error).partition("\n")[0])
         raise CheckpointError(f"`{path}` is damaged, or holds no weights: {reason}") from error
 
 
