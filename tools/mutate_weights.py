@@ -72,13 +72,13 @@ def containers() -> dict[str, Callable[[Path], None]]:
     model = get_model("vit_tiny_patch16_224", num_classes=3, **SMALL)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    google = {name: tensor.numpy() for name, tensor in to_google(state, 2).items()}
+    google: dict[str, Any] = {name: tensor.numpy() for name, tensor in to_google(state, 2).items()}
     old = {"_use_new_zipfile_serialization": False}
     args = argparse.Namespace(model="vit_tiny_patch16_224", lr=0.1)
     return {
         "w.safetensors": lambda path: save_file(state, path),
-        "w.npz": lambda path: np.savez(path, **google)  # type: ignore[arg-type],
-        "z.npz": lambda path: np.savez_compressed(path, **google)  # type: ignore[arg-type],
+        "w.npz": lambda path: np.savez(path, **google),
+        "z.npz": lambda path: np.savez_compressed(path, **google),
         "w.pth": lambda path: torch.save({"state_dict": state, "args": args}, path),
         "old.pth": lambda path: torch.save(state, path, **old),
         "w.pdparams": lambda path: _pickle(path, arrays, 4),
