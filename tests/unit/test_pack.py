@@ -504,6 +504,55 @@ def test_verify_names_the_pictures_of_a_shard_that_is_gone(copy):
     assert {sign for sign, _ in lines} == {"-"}
 
 
+def test_verify_covers_the_manifests_of_the_pack(home, copy, packs):
+    def flip(name):
+        content = bytearray((copy / name).read_bytes())
+        content[60] ^= 4
+        (copy / name).write_bytes(content)
+
+    damages = {
+        "train.parquet": lambda: flip("train.parquet"),
+        "val.parquet": (copy / "val.parquet").unlink,
+        "classes.parquet": lambda: flip("classes.parquet"),
+        "left_out.parquet": lambda: shutil.copy(packs["raw"] / "left_out.parquet", copy),
+        "_info.json": lambda: (copy / "_info.json").write_text("{}"),
+    }
+    for name, damage in damages.items():
+        damage()
+        summary, lines = compared(copy)
+        assert (summary.num_same, summary.num_shards_same) == (NUM_PICTURES, summary.num_shards)
+        assert list(summary.manifest_problems) == [name]
+        assert lines == [("-" if name == "val.parquet" else "*", name)]
+        assert not summary.is_same
+        shutil.copy(packs["lossless"] / name, copy)
+    assert compared(copy)[0].is_same
+
+
+def test_verify_compares_the_pictures_of_a_manifest_with_the_index(copy):
+    train = open_manifest(copy, TRAIN)
+    rows = train.read()
+    order = [1, 0, *range(2, rows.num_rows)]
+    offsets = rows["offset"].take(order)
+    swapped = rows.set_column(rows.schema.get_field_index("offset"), "offset", offsets)
+    header = replace(train.header, root=".")
+
+    write_manifest(swapped, TRAIN, copy, header, train.classes())
+    assert compared(copy)[0].manifest_problems == {
+        "train.parquet": "2 pictures are not where the index says"
+    }
+    write_manifest(rows.slice(1), TRAIN, copy, header, train.classes())
+    assert "the index" in compared(copy)[0].manifest_problems["train.parquet"]
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "val.parquet", "left_out.parquet"])
+def test_a_manifest_that_is_gone_is_made_again(home, copy, packs, name):
+    (copy / name).unlink()
+
+    pack(home / "m", copy, LOSSLESS, PackOptions(per_shard=7))
+
+    assert files_of(copy) == files_of(packs["lossless"])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_picture_of_a_pack_can_be_decoded(packs, level):
     summary = verify_pack(packs[level])

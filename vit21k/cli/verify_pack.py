@@ -23,11 +23,18 @@ def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_
         _decode(folder, summary, print_lines=not as_json)
     if as_json:
         console.print_json(_result(summary))
+    for name, problem in summary.manifest_problems.items():
+        console.warn(f"`{folder / name}`: {problem}")
     console.done(
         f"verify: {summary.num_pictures:,} packed pictures: {summary.num_same:,} same, "
         f"{summary.num_different:,} different, {summary.num_missing:,} missing; "
         f"{summary.num_shards_same:,} of {summary.num_shards:,} shards are the same to the last "
-        "byte"
+        "byte; "
+        + (
+            f"{len(summary.manifest_problems):,} manifests differ"
+            if summary.manifest_problems
+            else "the manifests are intact"
+        )
     )
     if decode:
         console.done(
@@ -36,7 +43,7 @@ def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_
         )
     if not summary.is_same:
         console.note(
-            "next: copy the damaged shards again; or remove them, and give the command that packed "
+            "next: copy the damaged files again; or remove them, and give the command that packed "
             "them again: it makes what is missing"
         )
         raise typer.Exit(errors.EXIT_DIFFERENCES)

@@ -15,7 +15,7 @@ from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
-from vit21k.pack.index import OPTION, has_val, is_whole, write_index
+from vit21k.pack.index import INFO, OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
 from vit21k.pack.parts import Parts, ShardFacts
 from vit21k.pack.plan import Plan, shard_pattern
@@ -27,7 +27,6 @@ PER_SHARD = 5_000
 """550 MB of ImageNet's pictures."""
 
 _FILES = (TRAIN, VAL, IMAGES, CLASSES, LEFT_OUT)
-_INFO = "_info.json"
 
 
 @dataclass
@@ -194,7 +193,7 @@ def _remove_pack(out: Path, parts: Parts, plan: Plan) -> None:
         return
     for kind in _FILES:
         (out / kind.file_name).unlink(missing_ok=True)
-    (out / _INFO).unlink(missing_ok=True)
+    (out / INFO).unlink(missing_ok=True)
     pattern = shard_pattern(before["name"])
     for path in sorted(out.iterdir()):
         if pattern.fullmatch(path.name):

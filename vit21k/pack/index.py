@@ -25,7 +25,7 @@ from vit21k.errors import ManifestError
 from vit21k.manifest.header import Header
 from vit21k.manifest.kind import DIGEST_BYTES
 from vit21k.manifest.reader import BESIDE, Manifest, open_manifest
-from vit21k.manifest.schema import LEFT_OUT, PACKED, VAL
+from vit21k.manifest.schema import KINDS, LEFT_OUT, PACKED, VAL
 from vit21k.manifest.writer import manifest_writer
 from vit21k.pack.parts import Parts, ShardFacts
 from vit21k.pack.places import PlacesInShards
@@ -36,7 +36,7 @@ from vit21k.pack.sources import TRAIN_SPLIT, Sources
 OPTION = "pack"
 """Under which the plan stands in the headers of a pack's manifests."""
 
-_INFO = "_info.json"
+INFO = "_info.json"
 _SAME_NAMES = (
     "path", "offset", "num_bytes", "packed_digest", "key", "form", "note", "source_bytes", "width",
     "height",
@@ -63,7 +63,7 @@ def write_index(
         ManifestError: A part or a manifest is damaged.
         OSError: The disk is full or failing.
     """
-    write_atomic(folder / _INFO, _info(plan, shards).encode())
+    write_atomic(folder / INFO, _info(plan.name, shards).encode())
     if sources.classes_file:
         write_atomic(folder / sources.classes_file.name, sources.classes_file.read_bytes())
     inputs: dict[str, str] = {}
@@ -192,7 +192,7 @@ def _write_left_out(
             writer.write(rows.rename_columns(["path", "kind", "detail"]))
 
 
-def _info(plan: Plan, shards: Mapping[str, list[ShardFacts]]) -> str:
+def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
     """Return what timm's `wds/` reader wants to know."""
     splits = {
         split: {
@@ -203,12 +203,23 @@ def _info(plan: Plan, shards: Mapping[str, list[ShardFacts]]) -> str:
         }
         for split, of_split in shards.items()
     }
-    return json.dumps({"name": plan.name, "version": "1", "splits": splits}, indent=1) + "\n"
+    return json.dumps({"name": name, "version": "1", "splits": splits}, indent=1) + "\n"
+
+
+def is_info_of(folder: Path, index: Manifest) -> bool:
+    """Return whether `_info.json` lists the shards of *index*."""
+    plan = index.header.options[OPTION]
+    shards: dict[str, list[ShardFacts]] = {split: [] for split in plan["num_pictures"]}
+    for facts in index.header.options["shards"]:
+        shards[facts["split"]].append(ShardFacts(**facts))
+    path = folder / INFO
+    return path.is_file() and path.read_bytes() == _info(plan["name"], shards).encode()
 
 
 def is_whole(folder: Path, plan: Plan) -> bool:
-    """Return whether *folder* holds the finished pack of *plan*: its index, and all shards."""
-    if not (folder / PACKED.file_name).is_file():
+    """Return whether *folder* holds the finished pack of *plan*: its manifests, and all shards."""
+    names = {PACKED.name, LEFT_OUT.name, *plan.inputs}
+    if not all((folder / KINDS[name].file_name).is_file() for name in names):
         return False
     options = open_manifest(folder, PACKED).header.options
     return options[OPTION] == plan.as_json() and all(

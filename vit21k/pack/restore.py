@@ -29,7 +29,8 @@ def restore_parts(folder: Path, plan: Plan, parts: Parts, pictures: Mapping[str,
     """
     index = open_manifest(folder, PACKED)
     facts = [ShardFacts(**each) for each in index.header.options["shards"]]
-    left_out = open_manifest(folder, LEFT_OUT).read().to_pylist()
+    has_left_out = (folder / LEFT_OUT.file_name).is_file()
+    left_out = open_manifest(folder, LEFT_OUT).read().to_pylist() if has_left_out else []
     problems = {each["path"]: (each["kind"], each["detail"]) for each in left_out}
     rows_of_shards = _by_shard(index.batches(_FROM_INDEX), facts)
     for shard, (found, rows) in zip(plan.shards(), rows_of_shards, strict=True):

@@ -1,30 +1,40 @@
-"""A pack and its index -> where they differ: every byte of every shard is read again.
+"""A pack and its index -> where they differ: every byte of shards and manifests is read again.
 
-A shard whose digest is that of the index is right, with all its members.  Of any other one, the
-pictures are digested one by one, to say which of them are damaged.
+A manifest is right if it is intact, belongs to this pack, and has the pictures of the index, each
+in its place.  A shard whose digest is that of the index is right, with all its members.  Of any
+other one, the pictures are digested one by one, to say which of them are damaged.
 """
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
+from numpy.typing import NDArray
 
 from vit21k.archives.reader import ArchiveReader
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, ManifestError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import PACKED
+from vit21k.manifest.schema import KINDS, LEFT_OUT, PACKED, PICTURE_KINDS, VAL
+from vit21k.pack.index import INFO, OPTION, is_info_of
+from vit21k.pack.sources import TRAIN_SPLIT, VAL_SPLIT
 from vit21k.pack.tar_writer import read_tar_digest
 from vit21k.prep.decode_check import check_pictures
+from vit21k.prep.keys import as_numbers
 
 Sign = Literal["=", "*", "-", "+"]
 OnFile = Callable[[Sign, str], None]
 OnShard = Callable[[int, int], None]
+
+_PLACE = ["archive", "offset", "num_bytes", "digest"]
+_OFFSET_BITS = 40
 
 
 @dataclass
@@ -38,6 +48,7 @@ class VerifyPackSummary:
         num_missing: Those whose shard is not there, or ends before them.
         num_shards: Shards of the index.
         num_shards_same: Those of them that are as they were, to the last byte.
+        manifest_problems: What is wrong with the pack's own manifests, by file name.
         num_decoded: Pictures that were decoded in full, if that was asked for.
         problems: Pictures that could not be decoded, by kind.
     """
@@ -48,13 +59,15 @@ class VerifyPackSummary:
     num_missing: int = 0
     num_shards: int = 0
     num_shards_same: int = 0
+    manifest_problems: dict[str, str] = field(default_factory=dict)
     num_decoded: int = 0
     problems: Counter[ProblemKind] = field(default_factory=Counter)
 
     @property
     def is_same(self) -> bool:
         """Whether nothing differs."""
-        return self.num_shards_same == self.num_shards and self.num_same == self.num_pictures
+        is_same = self.num_shards_same == self.num_shards and self.num_same == self.num_pictures
+        return is_same and not self.manifest_problems
 
 
 def is_pack(folder: Path) -> bool:
@@ -72,8 +85,8 @@ def verify_pack(
 
     Args:
         folder: Of the pack.
-        on_file: Called with each picture, or with the name of a shard in which something other
-            than its pictures differs.
+        on_file: Called with each picture; with the name of a shard in which something other than
+            its pictures differs; and with the name of a manifest that is missing or differs.
         on_shard: Called with the numbers of pictures and of bytes of each shard that is done.
 
     Raises:
@@ -83,6 +96,9 @@ def verify_pack(
     index = open_manifest(folder, PACKED)
     shards = index.header.options["shards"]
     summary = VerifyPackSummary(num_pictures=index.num_rows, num_shards=len(shards))
+    summary.manifest_problems = manifest_problems(folder, index)
+    for name in summary.manifest_problems:
+        on_file("*" if (folder / name).is_file() else "-", name)
     reader = ArchiveReader(str(folder))
     for facts, rows in _by_shard(index, shards):
         if _is_same(folder / facts["file_name"], facts):
@@ -94,6 +110,89 @@ def verify_pack(
             on_file("*", facts["file_name"])
         on_shard(rows.num_rows, facts["num_bytes"])
     return summary
+
+
+def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
+    """Return what is wrong with the manifests of a pack beside its index, by file name.
+
+    Raises:
+        ManifestError: The index is damaged.
+    """
+    plan = index.header.options[OPTION]
+    places: _Places | None = None
+    problems = {}
+    for kind in (kind for kind in KINDS.values() if kind is not PACKED):
+        path = folder / kind.file_name
+        is_ours = kind.name in plan["inputs"] or kind is LEFT_OUT
+        if not path.is_file() and not is_ours:
+            continue
+        try:
+            manifest = open_manifest(path, kind)
+            problem = None
+            if is_ours and manifest.header.options.get(OPTION) != plan:
+                problem = "it belongs to another pack"
+            elif kind in PICTURE_KINDS and is_ours:
+                places = places or _Places(index)
+                problem = places.compared(manifest)
+            else:
+                deque(manifest.batches(), maxlen=0)  # to the end, where damage is an error
+        except ManifestError as error:
+            problem = error.message
+        if problem:
+            problems[kind.file_name] = problem
+    if not is_info_of(folder, index):
+        problems[INFO] = "it does not list the shards of the index"
+    return problems
+
+
+class _Places:
+    """Where the pictures of a pack lie, by its index: 24 bytes each."""
+
+    def __init__(self, index: Manifest) -> None:
+        shards = index.header.options["shards"]
+        self._archives = pa.array([facts["file_name"] for facts in shards], pa.string())
+        self._num_in: Counter[str] = Counter()
+        for facts in shards:
+            self._num_in[facts["split"]] += facts["num_pictures"]
+        parts = [self._numbers(rows) for rows in index.batches(_PLACE)]
+        numbers = np.concatenate([*parts, np.empty((0, 3), dtype=np.uint64)])
+        self._numbers_P3 = numbers[np.argsort(numbers[:, 0])]
+
+    def compared(self, manifest: Manifest) -> str | None:
+        """Return in what the pictures of a manifest differ from those of the index.
+
+        Raises:
+            ManifestError: It is damaged.
+        """
+        split = VAL_SPLIT if manifest.kind is VAL else TRAIN_SPLIT
+        wanted = self._num_in[split]  # none of a dummy val, which is a part of train
+        if wanted and manifest.num_rows != wanted:
+            return f"it has {manifest.num_rows:,} pictures, the index {wanted:,}"
+        num_elsewhere = sum(
+            self._num_elsewhere(self._numbers(rows), rows["digest"].is_valid().to_numpy())
+            for rows in manifest.batches(_PLACE)
+        )
+        return f"{num_elsewhere:,} pictures are not where the index says" if num_elsewhere else None
+
+    def _num_elsewhere(
+        self, numbers_R3: NDArray[np.uint64], has_digest_R: NDArray[np.bool_]
+    ) -> int:
+        if not len(self._numbers_P3):
+            return len(numbers_R3)
+        row_R = np.searchsorted(self._numbers_P3[:, 0], numbers_R3[:, 0])
+        found_R3 = self._numbers_P3[row_R.clip(max=len(self._numbers_P3) - 1)]
+        differs_R3 = found_R3 != numbers_R3
+        differs_R3[:, 2] &= has_digest_R
+        return int(differs_R3.any(axis=1).sum())
+
+    def _numbers(self, rows: pa.Table) -> NDArray[np.uint64]:
+        """Return place, size and half of the digest of each picture."""
+        shard_R = pc.fill_null(pc.index_in(rows["archive"], self._archives), -1).to_numpy()
+        offset_R = pc.fill_null(rows["offset"], 0).to_numpy()
+        size_R = pc.fill_null(rows["num_bytes"], 0).to_numpy()
+        half_R = as_numbers(rows["digest"].combine_chunks())[:, 0]
+        place_R = (shard_R.astype(np.int64) << _OFFSET_BITS) + offset_R
+        return np.stack([place_R.view(np.uint64), size_R.view(np.uint64), half_R], axis=1)
 
 
 def _by_shard(
