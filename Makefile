@@ -32,13 +32,15 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(MAKE) test
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist vit21k/_native/*.so demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find vit21k tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(TRAIN): pyproject.toml | $(BIN)/python
+NATIVE := $(wildcard vit21k/_native/*.[ch] vit21k/_native/jpeg/*.[ch])
+
+$(TRAIN): pyproject.toml $(NATIVE) | $(BIN)/python
 	@echo "installing vit21k with torch into $(VENV); this downloads a few gigabytes once"
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@

@@ -7,18 +7,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit21k.compiled import NoCompilerError
+from vit21k._native import NoExtensionError, variants
 from vit21k.errors import ImageError
 from vit21k.jpeg.crops import crop_decoder
 
 SIZES = ((67, 53), (64, 48), (5, 9), (33, 17))
 
 
-def compiled(*flags):
+def compiled(variant=None):
     try:
-        return crop_decoder(*flags)
-    except NoCompilerError as error:
+        return crop_decoder(variant)
+    except NoExtensionError as error:
         pytest.skip(str(error))
+
+
+def known_variants():
+    """Return those of this processor; one that skips where there is no extension."""
+    try:
+        return variants()
+    except NoExtensionError:
+        return [None]
 
 
 def picture(size):

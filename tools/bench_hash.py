@@ -276,7 +276,7 @@ def _compiled() -> str:
     from vit21k.hashing.compiled_reader import compiled_reader  # noqa: PLC0415 (see `_make_tree`)
 
     reader, why = compiled_reader()
-    return "its compiled part" if reader else f"no compiled part ({why})"
+    return "its compiled extension" if reader else f"no compiled extension ({why})"
 
 
 def _table(runs: dict[str, dict[str, list[Run]]]) -> list[str]:

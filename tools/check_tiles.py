@@ -17,14 +17,15 @@ from PIL import Image
 from vit21k.data.decode import decode_rgb
 from vit21k.data.picture import decode_jpeg
 from vit21k.data.transforms import crop_box
-from vit21k.jpeg.recode import recoder, tile_jpeg
+from vit21k.jpeg.compiled_recode import compiled_recoder
+from vit21k.jpeg.recode import tile_jpeg
 from vit21k.jpeg.tiles import parse_tile_jpeg
 
 
 def main() -> int:
     """Check as many crops as were asked for; exit code 1 if one differs."""
     args = parser_of(__doc__).parse_args()
-    recode, _ = recoder()
+    recode = compiled_recoder()
     counts = dict.fromkeys(("crops", "cut", "whole", "different", "not_tiled"), 0)
     sizes = {"before": 0, "tiled": 0, "with_metadata": 0}
     for content, tiled, draws_BD in drawn_crops(args.folder, args.crops, args.seed):

@@ -1,13 +1,17 @@
 """Build the wheel, install it without torch into an empty environment, and prepare data with it.
 
+Building it without a C compiler leaves the extension out.
+
 python tools/check_wheel.py    exit 1 if a command does not do what it should
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,29 +55,51 @@ COMMANDS: tuple[tuple[str, int], ...] = (
 
 def main() -> int:
     """Build, install, run; return the exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        python = install_wheel(Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if has_extension(build_wheel(folder / "without", compiler="false")):
+            print("a wheel that was built without a C compiler has an extension")
+            return 1
+        wheel = build_wheel(folder / "with", compiler=None)
+        python = install(wheel, folder)
         failures = [
-            *failed(python, folder, ["-c", CHECK_INSTALLED], 0),
-            *failed(python, folder, ["-c", MAKE_TREE], 0),
+            *failed(python, name, ["-c", CHECK_INSTALLED], 0),
+            *failed(python, name, ["-c", MAKE_TREE], 0),
         ]
         for command, exit_code in COMMANDS:
-            failures += failed(python, folder, ["-m", "vit21k", *command.split()], exit_code)
-        failures += failed(python, folder, ["-c", CHECK_NAMES], 0)
-    print("\n".join(failures) or "wheel: data preparation works without torch")
+            failures += failed(python, name, ["-m", "vit21k", *command.split()], exit_code)
+        failures += failed(python, name, ["-c", CHECK_NAMES], 0)
+        what = "with" if has_extension(wheel) else "without"
+    print("\n".join(failures) or f"wheel: data preparation works without torch, {what} extension")
     return int(bool(failures))
 
 
-def install_wheel(folder: Path) -> Path:
-    """Build the wheel and install it with the core dependencies; return the new interpreter."""
+def has_extension(wheel: Path) -> bool:
+    """Return whether the wheel holds the compiled extension."""
+    with zipfile.ZipFile(wheel) as archive:
+        return any(name.endswith(".so") for name in archive.namelist())
+
+
+def build_wheel(folder: Path, *, compiler: str | None) -> Path:
+    """Build the wheel in *folder*, from a copy without what earlier builds left in the checkout."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(CHECKOUT / "vit21k", folder / "source" / "vit21k", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, folder / "source")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, CHECKOUT],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "source"],
         check=True,
+        env=ENVIRONMENT | ({"CC": compiler} if compiler else {}),
     )
     (wheel,) = folder.glob("vit21k-*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Install *wheel* with the core dependencies; return the new interpreter."""
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True, env=ENVIRONMENT)
     return python
 
 

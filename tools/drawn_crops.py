@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from vit21k.data.draws import uniform_draws
 from vit21k.data.transforms import TrainTransform
+from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.jpeg.headers import NotTileableError
-from vit21k.jpeg.recode import recoder, tile_jpeg
+from vit21k.jpeg.recode import tile_jpeg
 
 
 class Drawn(NamedTuple):
@@ -36,7 +37,7 @@ def drawn_crops(folder: Path, num_crops: int, seed: int) -> Iterator[Drawn]:
     """Yield the JPEGs below *folder*, with about equally many crops of each, *num_crops* in all."""
     paths = sorted(path for path in folder.rglob("*.[jJ][pP]*[gG]"))
     per_picture = -(-num_crops // max(len(paths), 1))
-    recode, _ = recoder()
+    recode = compiled_recoder()
     for number, path in enumerate(paths):
         first = per_picture * number
         positions_B = np.arange(first, min(first + per_picture, num_crops), dtype=np.int64)

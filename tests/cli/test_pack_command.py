@@ -5,7 +5,8 @@ import json
 import pytest
 from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
-from vit21k.compiled import NoCompilerError
+from vit21k._native import NoExtensionError
+from vit21k.jpeg.compiled_recode import compiled_recoder
 
 NUM_PICTURES = NUM_PLAIN + len(KINDS)
 SMALL = [
@@ -94,19 +95,21 @@ def test_levels_that_contradict_each_other_are_refused(vit21k, manifests, option
     assert message in refused.stderr
 
 
-def test_without_a_compiler_it_says_what_that_costs(vit21k, manifests, monkeypatch, tmp_path):
+def test_without_the_extension_only_raw_packs_are_made(vit21k, manifests, monkeypatch):
     def refuse():
-        raise NoCompilerError("there is no C compiler")
+        raise NoExtensionError("it was not built", hint="install a C compiler")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("vit21k.jpeg.recode.compiled_recoder", refuse)
-        slow = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "slow")
-    fast = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "fast")
+    monkeypatch.setattr("vit21k.jpeg.compiled_recode.extension", refuse)
+    monkeypatch.setattr(
+        "vit21k.jpeg.compiled_recode.compiled_recoder", compiled_recoder.__wrapped__
+    )
+    refused = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "p")
+    raw = vit21k("pack", "--raw", "--short-side", 64, "--manifests", manifests, "--out", "raw")
 
-    assert slow.code == fast.code == 0
-    assert "there is no C compiler; restart markers are added in Python" in slow.stderr
-    shards = [tmp_path / name / "imagenet21k-train-00000.tar" for name in ("slow", "fast")]
-    assert shards[0].read_bytes() == shards[1].read_bytes()
+    assert refused.code == 1
+    assert "it was not built" in refused.stderr
+    assert "`--raw --short-side N`" in refused.stderr
+    assert raw.code == 0
 
 
 def test_training_from_a_lossless_pack_is_training_from_the_files(vit21k, manifests, tmp_path):

@@ -10,7 +10,6 @@ from packable import write_manifests, write_tree
 
 import vit21k.pack.build  # noqa: F401  (so that a fork has it)
 from vit21k.cli.app import main
-from vit21k.jpeg.recode import recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import KINDS
 
@@ -26,7 +25,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stage(home: Path) -> Stage:
-    recoder()  # compiled once
     manifests = write_manifests(write_tree(home / "tree"), home / "m")
     (home / "before").mkdir()
 

@@ -1,4 +1,4 @@
-"""`read_files.c` against Python: the same digests, facts and manifests, on anything it is given."""
+"""`scan.c` against Python: the same digests, facts and manifests, on anything it is given."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from vit21k.compiled import NoCompilerError, compiled_library
+from vit21k._native import NoExtensionError, extension
 from vit21k.hashing import compiled_reader as module
 from vit21k.hashing.chunk_files import DONE, ChunkFiles
 from vit21k.hashing.compiled_reader import CompiledReader, compiled_reader
@@ -30,8 +30,8 @@ FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     try:
-        return compiled_library(module._SOURCE, module._INCLUDED)
-    except NoCompilerError as error:
+        return extension()
+    except NoExtensionError as error:
         pytest.skip(error.message)
 
 
@@ -276,17 +276,15 @@ def test_manifests_are_the_same_with_and_without_the_compiled_part(
     assert found["compiled", "first"][0] > 100
 
 
-def test_without_a_compiler_python_does_it_and_the_reason_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_the_extension_python_does_it_and_the_reason_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    def missing() -> None:
+        raise NoExtensionError("was not built")
 
-    reader, why = compiled_reader.__wrapped__()
+    monkeypatch.setattr(module, "extension", missing)
 
-    assert reader is None
-    assert "no-such-compiler" in why
-    assert list((tmp_path / "vit21k").iterdir()) == []
+    assert compiled_reader.__wrapped__() == (None, "was not built")
 
 
 def test_other_algorithms_are_left_to_python(tmp_path: Path) -> None:

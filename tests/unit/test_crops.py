@@ -13,6 +13,7 @@ from jpeg_kinds import (
     Files,
     compiled,
     jpeg,
+    known_variants,
     mixed_files,
     mutated,
     picture,
@@ -21,7 +22,8 @@ from jpeg_kinds import (
 torch = pytest.importorskip("torch")
 pytest.importorskip("simplejpeg")
 
-from vit21k.data import loader as loader_module  # noqa: E402 (after importorskip)
+from vit21k._native import NoExtensionError  # noqa: E402 (after importorskip)
+from vit21k.data import loader as loader_module  # noqa: E402
 from vit21k.data import plain_pictures  # noqa: E402
 from vit21k.data.augment import policy_named  # noqa: E402
 from vit21k.data.decode import is_readable_jpeg  # noqa: E402
@@ -83,14 +85,14 @@ def test_what_is_not_plain_is_refused(decoder, kind):
     assert decoder.measure([jpeg(**NOT_PLAIN[kind])]) == [None]
 
 
-@pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
-def test_crops_of_raw_pictures_are_those_of_torch(flags):
+@pytest.mark.parametrize("variant", known_variants())
+def test_crops_of_raw_pictures_are_those_of_torch(variant):
     draw = random.Random(4)
     for size, mode in product((*SIZES, (1, 1), (2, 90)), MODES):
         content = to_ppm(picture(size))
         for side in (1, 16, 40):
             crop = random_crop(draw, size)
-            found = compiled_crop(compiled(*flags), content, crop, side, mode)
+            found = compiled_crop(compiled(variant), content, crop, side, mode)
             np.testing.assert_array_equal(found, ordinary_crop(content, crop, side, mode))
 
 
@@ -145,8 +147,8 @@ def test_crops_of_every_scale_are_those_of_torch_on_any_processor():
         facts = compiled().measure([content])[0]
         for crop in [random_crop(draw, (facts.width, facts.height)) for _ in range(4)]:
             expected = ordinary_crop(content, crop, side, mode)
-            for flags in ([], ["-DPORTABLE"]):
-                found = compiled_crop(compiled(*flags), content, crop, side, mode)
+            for variant in known_variants():
+                found = compiled_crop(compiled(variant), content, crop, side, mode)
                 np.testing.assert_array_equal(found, expected)
 
 
@@ -205,10 +207,11 @@ def test_a_bad_picture_is_named_as_ever(decoder):
         batches(Files([None] * 40), "fail", num_workers=0)
 
 
-def test_without_a_compiler_there_is_another_way(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", "false")
-    monkeypatch.setattr(plain_pictures, "crop_decoder", crops_module.crop_decoder.__wrapped__)
+def test_without_the_extension_there_is_another_way(monkeypatch):
+    def missing():
+        raise NoExtensionError("it was not built")
+
+    monkeypatch.setattr(plain_pictures, "crop_decoder", missing)
     assert plain_pictures.compiled_crops() is None
     files = Files([jpeg()] * 40)
     assert len(batches(files, "fail", num_workers=0)[0]) == 3

@@ -19,7 +19,7 @@ from vit21k.data import unread
 from vit21k.data.decode import decode_rgb
 from vit21k.data.pictures import Pictures
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
-from vit21k.jpeg.recode import recoder
+from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
@@ -30,7 +30,7 @@ from vit21k.pack.tar_writer import member_header, sample_key
 from vit21k.pack.verify import decode_pack, verify_pack
 
 NUM_PICTURES = NUM_PLAIN + len(KINDS)
-LOSSLESS = Lossless(recoder()[0])
+LOSSLESS = Lossless(compiled_recoder())
 LEVELS = {"lossless": LOSSLESS, "short side": Resized(LOSSLESS.recode, 64, 90), "raw": Raw(64)}
 
 

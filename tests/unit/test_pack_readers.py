@@ -9,7 +9,7 @@ from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
 from vit21k.data.decode import decode_rgb
 from vit21k.data.pictures import Pictures
-from vit21k.jpeg.recode import recoder
+from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.manifest.reader import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.pack.build import PackOptions, pack
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("readers")
     write_manifests(write_tree(home / "tree"), home / "m", holdout=True)
-    level = Lossless(recoder()[0])
+    level = Lossless(compiled_recoder())
     pack(home / "m", home / "p", level, PackOptions(per_shard=6, num_workers=2))
     pack(home / "m", home / "raw", Raw(32), PackOptions(per_shard=6))
     return home

@@ -5,7 +5,17 @@ from itertools import product
 
 import numpy as np
 import pytest
-from jpeg_kinds import PLAIN, SIZES, Files, compiled, jpeg, mixed_files, mutated, picture
+from jpeg_kinds import (
+    PLAIN,
+    SIZES,
+    Files,
+    compiled,
+    jpeg,
+    known_variants,
+    mixed_files,
+    mutated,
+    picture,
+)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("simplejpeg")
@@ -34,9 +44,9 @@ TRANSFORMS = {
 MORE_SIZES = (*SIZES, (40, 40), (100, 75), (60, 95), (13, 9), (300, 9), (9, 300), (40, 170))
 
 
-def filled_and_expected(transform, contents, *flags):
+def filled_and_expected(transform, contents, variant=None):
     """Return what the compiled code made, by place, and what the ordinary way makes of it."""
-    pictures = ResizedPictures(transform, compiled(*flags))
+    pictures = ResizedPictures(transform, compiled(variant))
     images_BCHW, expected_BCHW = np.zeros(
         (2, len(contents), 3, transform.img_size, transform.img_size), dtype=np.uint8
     )
@@ -48,11 +58,11 @@ def filled_and_expected(transform, contents, *flags):
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
-@pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
-def test_every_plain_picture_is_resized_as_pillow_does(kind, flags):
+@pytest.mark.parametrize("variant", known_variants())
+def test_every_plain_picture_is_resized_as_pillow_does(kind, variant):
     contents = [jpeg(size, **how) for size, how in product(MORE_SIZES, PLAIN.values())]
     contents += [to_ppm(picture(size)) for size in MORE_SIZES]
-    places, found_BCHW, expected_BCHW = filled_and_expected(TRANSFORMS[kind], contents, *flags)
+    places, found_BCHW, expected_BCHW = filled_and_expected(TRANSFORMS[kind], contents, variant)
     assert len(places) == len(contents)
     np.testing.assert_array_equal(found_BCHW[list(places)], expected_BCHW[list(places)])
 
@@ -75,12 +85,12 @@ def test_columns_go_first_where_pillow_takes_them_first(interpolation):
         np.testing.assert_array_equal(found_BCHW, expected_BCHW)
 
 
-@pytest.mark.parametrize("flags", [[], ["-DPORTABLE"]])
-def test_what_takes_columns_first_can_be_flipped(flags):
+@pytest.mark.parametrize("variant", known_variants())
+def test_what_takes_columns_first_can_be_flipped(variant):
     box, images_BCHW = (2, 1, 30, 87), np.zeros((2, 3, 13, 13), dtype=np.uint8)
     crops = [Crop(box, is_flipped, takes_columns_first=True) for is_flipped in (False, True)]
     files = [jpeg((31, 90))] * 2
-    assert compiled(*flags).crop(files, crops, images_BCHW, [0, 1], "bicubic", "pillow")
+    assert compiled(variant).crop(files, crops, images_BCHW, [0, 1], "bicubic", "pillow")
     assert images_BCHW[0].any()
     np.testing.assert_array_equal(images_BCHW[0], images_BCHW[1, :, :, ::-1])
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from vit21k.compiled import NoCompilerError, compiled_library
 from vit21k.errors import UsageError
 from vit21k.user_cache import user_cache
 from vit21k.weights.download import cache_dir
@@ -36,7 +35,5 @@ def test_the_cache_is_where_the_system_keeps_caches(
 @pytest.mark.usefixtures("homeless")
 def test_without_a_home_there_is_none_and_whoever_wants_one_says_so() -> None:
     assert user_cache() is None
-    with pytest.raises(NoCompilerError, match="no home"):
-        compiled_library(Path(__file__))
     with pytest.raises(UsageError, match="no home"):
         cache_dir()

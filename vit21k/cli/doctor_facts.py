@@ -99,14 +99,14 @@ def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterat
 
 
 def compiled_fact() -> Fact:
-    """Judge whether there is the part of `hash` that is compiled when it is first needed."""
+    """Judge whether the compiled extension was built with the package."""
     from vit21k.hashing.compiled_reader import compiled_reader
 
     reader, why = compiled_reader()
     if reader:
-        return Fact("compiled part", "works")
-    hint = "only slower without: install a C compiler (`apt install gcc`), or set CC"
-    return Fact("compiled part", (why or "").splitlines()[0], "look", hint)
+        return Fact("compiled extension", "works")
+    hint = "slower without: install a C compiler (`apt install gcc`), then install vit21k again"
+    return Fact("compiled extension", (why or "").splitlines()[0], "look", hint)
 
 
 def installed(package: str) -> str | None:

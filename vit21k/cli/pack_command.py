@@ -118,18 +118,13 @@ def pack_command(
 def _level(
     lossless: bool, short_side: int | None, quality: int | None, *, raw: bool, keep_metadata: bool
 ) -> "Level":
-    from vit21k.jpeg.recode import recoder
+    from vit21k.jpeg.compiled_recode import compiled_recoder
     from vit21k.pack.levels import Lossless, Raw, Resized
 
     _refuse_contradictions(lossless, short_side, quality, raw=raw, keep_metadata=keep_metadata)
     if raw and short_side is not None:
         return Raw(short_side)
-    recode, why_slow = recoder()
-    if why_slow:
-        console.warn(
-            f"{why_slow}; restart markers are added in Python, on one core, eighty times slower "
-            "(about 0.23 s a picture): install a C compiler (`apt install gcc`), or set CC"
-        )
+    recode = compiled_recoder()
     if short_side is not None:
         return Resized(recode, short_side, _QUALITY if quality is None else quality)
     return Lossless(recode, keep_metadata)

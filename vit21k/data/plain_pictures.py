@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.compiled import NoCompilerError
+from vit21k._native import NoExtensionError
 from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, is_readable_jpeg
 from vit21k.jpeg.crops import Crop, CropDecoder, PlainPicture, Resampling, crop_decoder
 
@@ -21,10 +21,10 @@ _LONG_BYTES = 16 << 20
 
 
 def compiled_crops() -> CropDecoder | None:
-    """Return what crops many pictures at a time; None where there is no compiler."""
+    """Return what crops many pictures at a time; None where the extension was not built."""
     try:
         return crop_decoder()
-    except NoCompilerError:
+    except NoExtensionError:
         return None
 
 

@@ -25,7 +25,7 @@ from vit21k.hashing.walk import Chunk
 from vit21k.manifest.problems import Problem
 
 TO_DO, DONE, FLAWED, UNKNOWN = range(4)
-"""States of a file.  `read_files.c` knows the first two, and leaves files in others alone."""
+"""States of a file.  `scan.c` knows the first two, and leaves files in others alone."""
 
 
 _VERSION = ("num_bytes", "mtime_ns", "ctime_ns", "inode")

@@ -1,4 +1,4 @@
-"""`read_files.c`, compiled when it is first needed, and called: a chunk of files at a time.
+"""Call scan.c of the compiled extension: a chunk of files at a time.
 
 The interpreter's lock is not held meanwhile, so threads really read side by side.
 """
@@ -6,26 +6,23 @@ The interpreter's lock is not held meanwhile, so threads really read side by sid
 import ctypes
 import threading
 from functools import cache
-from pathlib import Path
 
-from vit21k.compiled import NoCompilerError, compiled_library
+from vit21k._native import NoExtensionError, extension
 from vit21k.hashing.chunk_files import ChunkFiles
 from vit21k.hashing.file_digest import BUFFER_BYTES, thread_buffer
 from vit21k.hashing.file_rows import ROW
 
-_SOURCE = Path(__file__).with_name("read_files.c")
-_INCLUDED = Path(__file__).with_name("xxh3_128.h")
 _ALGORITHM = "xxh3_128"
 
 
 class CompiledReader:
-    """The functions of read_files.c; any number of threads may share them."""
+    """The functions of scan.c; any number of threads may share them."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Make an instance.
 
         Raises:
-            NoCompilerError: What was compiled is not what this module takes it for.
+            NoExtensionError: The extension was built from other sources than these.
         """
         self._buffers = threading.local()
         self._read = library.read_files
@@ -41,7 +38,7 @@ class CompiledReader:
         self._list.restype = ctypes.c_int64
         self._read.restype = self._check.restype = self._ask.restype = None
         if library.row_bytes() != ROW.itemsize:
-            raise NoCompilerError(f"`{_SOURCE.name}` was compiled to rows of another length")
+            raise NoExtensionError("the compiled extension is of another version of vit21k")
 
     def list_files(self, folder: bytes) -> list[bytes] | None:
         """Return the names in the folder of this path, in any order.
@@ -100,14 +97,10 @@ class CompiledReader:
 
 @cache
 def compiled_reader() -> tuple[CompiledReader | None, str | None]:
-    """Return the compiled way, which is compiled first if it has to be; or else why there is none.
-
-    Performance: the first time that a user needs it, a compiler takes 0.5 s; from then on, loading
-    it takes a millisecond.
-    """
+    """Return the compiled scanner; or None, and why there is none."""
     try:
-        return CompiledReader(compiled_library(_SOURCE, _INCLUDED)), None
-    except NoCompilerError as error:
+        return CompiledReader(extension()), None
+    except NoExtensionError as error:
         return None, error.message
 
 

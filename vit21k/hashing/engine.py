@@ -1,11 +1,11 @@
 """Where chunks are digested: by a pool of threads, or wherever another engine does.
 
-Performance: with the compiled part, threads work side by side.  What lies in the page cache keeps
-as many of them busy as there are processors; what lies on a disk is waited for by more, which ask
+Performance: with the compiled extension, threads work side by side.  What lies in the page cache
+keeps as many of them busy as there are processors; what lies on a disk is waited for by more, which ask
 for all files of a chunk before they read the first one.  Which of the two it is shows while it is
 done, and `_Pace` says so.
 
-Without the compiled part, a single thread digests what lies in the page cache: more of them would
+Without it, a single thread digests what lies in the page cache: more of them would
 hand the interpreter's lock to and fro for every file, which doubles the CPU time and the wall time
 (20,000 files of 115 kB: 0.5 s, or 1.1 s with 16 threads).
 """

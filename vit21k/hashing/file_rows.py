@@ -1,4 +1,4 @@
-"""What is known of many files: one row of numbers for each, as `read_files.c` fills them.
+"""What is known of many files: one row of numbers for each, as `scan.c` fills them.
 
 The same bytes are what the journal of `memory.py` holds.  A chunk's files stay in this form from
 the reading to the manifest: making Python objects of them would take as long as reading them.
@@ -31,7 +31,7 @@ ROW = np.dtype(
         ("flags", "u1"),
     ]
 )
-"""Without gaps: `Row` of read_files.c, and `_ROW`."""
+"""Without gaps: `Row` of scan.c, and `_ROW`."""
 
 FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip")
 """By their numbers in a row."""

@@ -1,15 +1,12 @@
-"""`c/recode.c`, compiled when it is first needed, and called."""
+"""Call recode.c of the compiled extension."""
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
-from vit21k.compiled import compiled_library
+from vit21k._native import NoExtensionError, extension
 from vit21k.jpeg.headers import NotTileableError
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
 
-_FOLDER = Path(__file__).with_name("c")
-_INCLUDED = [_FOLDER / name for name in ("block.h", "huffman.h", "jpeg.h")]
 _MAX_BLOCKS = 10
 _NO_MEMORY, _NO_ROOM = -3, -4
 
@@ -91,9 +88,13 @@ def _unpacked(packed: bytes) -> list[Table]:
 
 @cache
 def compiled_recoder() -> CompiledRecoder:
-    """Return the compiled way, which is compiled first if it has to be.
+    """Return the compiled recoder.
 
     Raises:
-        NoCompilerError: It cannot be.
+        NoExtensionError: There is no compiled extension.
     """
-    return CompiledRecoder(compiled_library(_FOLDER / "recode.c", *_INCLUDED))
+    try:
+        return CompiledRecoder(extension())
+    except NoExtensionError as error:
+        hint = f"{error.hint}; or make a pack with `--raw --short-side N`, which needs none of it"
+        raise NoExtensionError(error.message, hint=hint) from error

@@ -1,10 +1,10 @@
-"""`c/crop.c`, compiled when it is first needed, and called: pictures -> crops of one size.
+"""Call crop.c of the compiled extension: images -> crops of one size.
 
 Pictures are plain JPEGs, tiled or not, and raw ones as `vit21k pack --raw` writes them.
 
 A call is for many pictures, and the interpreter's lock is not held meanwhile: what a picture costs
-in Python is a few microseconds.  Nothing needs this: what is refused here, or all where there is
-no compiler, is decoded in the ordinary way, to the same pixels.
+in Python is a few microseconds.  Nothing needs this: what is refused here, or all where the
+extension was not built, is decoded in the ordinary way, to the same pixels.
 
 Dimensions: B images of a batch, C colours, H W pixels.
 """
@@ -14,15 +14,13 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.compiled import NoCompilerError, compiled_library
+from vit21k._native import Variant, extension, variants
 
-_FOLDER = Path(__file__).with_name("c")
 _DONE = 0
 _FACTS, _NUMBERS = 3, 10  # int32 of a picture, of a crop
 _PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
@@ -69,10 +67,12 @@ class Crop(NamedTuple):
 class CropDecoder:
     """The functions of crop.c; any number of threads may share them."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, variant: Variant) -> None:
+        names = ("new_decoder", "free_decoder", "measure", "crop_all")
         self._threads = threading.local()
-        self._new, self._free = library.new_decoder, library.free_decoder
-        self._measure, self._crop_all = library.measure, library.crop_all
+        self._new, self._free, self._measure, self._crop_all = (
+            getattr(library, f"{name}_{variant}") for name in names
+        )
         place, number = ctypes.c_void_p, ctypes.c_int
         self._new.restype, self._new.argtypes = place, []
         self._free.restype, self._free.argtypes = None, [place]
@@ -151,20 +151,13 @@ def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:
 
 
 @cache
-def crop_decoder(*more_flags: str) -> CropDecoder:
-    """Return the decoder, which is compiled first if it has to be.
+def crop_decoder(variant: Variant | None = None) -> CropDecoder:
+    """Return the compiled decoder.
 
     Args:
-        more_flags: For the compiler; `-DPORTABLE` leaves the processor's own instructions out.
+        variant: One of `variants()`; default: the fastest that this processor can run.
 
     Raises:
-        NoCompilerError: It cannot be.
+        NoExtensionError: There is no compiled extension.
     """
-    # Weights of a resampling must not hang on whether the processor can multiply and add at once;
-    # and coefficients that are too large may overflow, since they are found out and nothing used.
-    flags = ["-ffp-contract=off", "-fwrapv", "-Wno-psabi", *more_flags]
-    files = [_FOLDER / "crop.c", *sorted(_FOLDER.glob("*.h"))]
-    try:
-        return CropDecoder(compiled_library(*files, flags=["-march=native", *flags]))
-    except NoCompilerError:  # which clang for ARM says of this flag alone, before version 16
-        return CropDecoder(compiled_library(*files, flags=flags))
+    return CropDecoder(extension(), variant or variants()[0])

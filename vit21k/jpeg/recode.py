@@ -6,11 +6,8 @@ stored: Huffman tables of their own, and a restart marker every few MCUs (see `t
 
 from collections.abc import Callable
 
-from vit21k.compiled import NoCompilerError
-from vit21k.jpeg.compiled_recode import compiled_recoder
 from vit21k.jpeg.headers import DHT, DRI, EOI, Jpeg, NotTileableError, parse_jpeg
 from vit21k.jpeg.layout import NUM_SLOTS, Layout, Table
-from vit21k.jpeg.recode_python import recode as recode_in_python
 from vit21k.jpeg.tiles import decides_pixels
 
 Recode = Callable[[memoryview, Layout, list[Table]], tuple[bytes, list[Table]]]
@@ -22,20 +19,12 @@ _MIN_TILE, _MAX_TILE = 3, 16
 _NO_TABLE = Table(bytes(17), b"")
 
 
-def recoder() -> tuple[Recode, str | None]:
-    """Return the fastest way there is; and why it is the slow one, if it is."""
-    try:
-        return compiled_recoder(), None
-    except NoCompilerError as error:
-        return recode_in_python, error.message
-
-
 def tile_jpeg(content: bytes, recode: Recode, *, keep_metadata: bool = False) -> bytes:
     """Return *content* as a tile JPEG.
 
     Args:
         content: A JPEG file; what follows its end marker is left out.
-        recode: What `recoder` returned.
+        recode: What `compiled_recoder` returned.
         keep_metadata: Keep EXIF, colour profiles and comments, which decide no pixel.
 
     Raises:

@@ -1,7 +1,7 @@
 """The class lists that "ImageNet-21K" stands for, and class lists from files and folders.
 
 A list is told by its fingerprint, never by its length.  The lists are in
-`data_manifests/class_lists.parquet`, made by `tools/build_class_lists.py` from the files that come
+`data/class_lists.parquet`, made by `tools/build_class_lists.py` from the files that come
 with timm; it travels in the wheel.
 """
 
@@ -105,8 +105,7 @@ KNOWN_LISTS = {
 }
 """Every list by its name.  Source of the files: timm/data/_info, Apache-2.0."""
 
-_IN_WHEEL = Path(__file__).parent / "data" / "class_lists.parquet"
-_IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests" / "class_lists.parquet"
+_FILE = Path(__file__).parent / "data" / "class_lists.parquet"
 
 
 @cache
@@ -143,11 +142,10 @@ def wnids_of(name: str) -> tuple[str, ...]:
 
 @cache
 def _table() -> pa.Table:
-    path = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
-    if not path.is_file():
-        raise ManifestError(f"no table of class lists at `{path}`", hint="install vit21k again")
-    with damage_is_an_error(path):
-        return pq.read_table(path, page_checksum_verification=True)
+    if not _FILE.is_file():
+        raise ManifestError(f"no table of class lists at `{_FILE}`", hint="install vit21k again")
+    with damage_is_an_error(_FILE):
+        return pq.read_table(_FILE, page_checksum_verification=True)
 
 
 def shipped_lists() -> list[str]:

@@ -1,7 +1,7 @@
 """WordNet's nouns: what a wnid is called, what it means, and what it is a kind of.
 
 A class folder of ImageNet is named after a noun of WordNet 3.0: ``n`` and eight digits.  The table
-of all 82,115 is `data_manifests/synsets.parquet`, made by `tools/build_synsets.py`; it travels in
+of all 82,115 is `data/synsets.parquet`, made by `tools/build_synsets.py`; it travels in
 the wheel with WordNet's licence.
 """
 
@@ -32,8 +32,7 @@ SCHEMA = pa.schema(
     [("wnid", pa.string()), ("lemmas", _STRINGS), ("gloss", pa.string()), ("parents", _STRINGS)]
 )
 
-_IN_WHEEL = Path(__file__).parent / "data" / "synsets.parquet"
-_IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests" / "synsets.parquet"
+_FILE = Path(__file__).parent / "data" / "synsets.parquet"
 
 
 class Synsets:
@@ -160,8 +159,7 @@ def names_of(wnids: Iterable[str]) -> dict[str, str]:
 
 
 def _read(columns: list[str] | None) -> pa.Table:
-    path = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
-    if not path.is_file():
-        raise ManifestError(f"no table of synsets at `{path}`", hint="install vit21k again")
-    with damage_is_an_error(path):
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    if not _FILE.is_file():
+        raise ManifestError(f"no table of synsets at `{_FILE}`", hint="install vit21k again")
+    with damage_is_an_error(_FILE):
+        return pq.read_table(_FILE, columns=columns, page_checksum_verification=True)

@@ -77,7 +77,7 @@ class Lossless:
     """Every coefficient, with restart markers.
 
     Attributes:
-        recode: What `vit21k.jpeg.recode.recoder` returned.
+        recode: What `vit21k.jpeg.compiled_recode.compiled_recoder` returned.
         keep_metadata: Keep EXIF, colour profiles and comments.
     """
 
@@ -112,7 +112,7 @@ class Resized:
     """JPEG of a given short side, tiled; what is not larger than that is tiled as it is.
 
     Attributes:
-        recode: What `vit21k.jpeg.recode.recoder` returned.
+        recode: What `vit21k.jpeg.compiled_recode.compiled_recoder` returned.
         short_side: Pixels; the other side is rounded down, as torchvision's `Resize` does.
         quality: Of the JPEG, 1 to 100.
     """

@@ -13,6 +13,10 @@
  *
  * Nothing is trusted: every read and write is checked against the ends that the caller gave.
  */
+#ifndef VARIANT /* crop_avx2.c includes this file with another one */
+#define VARIANT(name) name##_portable
+#endif
+
 #include "raw.h"
 #include "region.h"
 
@@ -149,15 +153,15 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
 
 /* ---- what is called from outside ---- */
 
-Decoder *new_decoder(void) { return calloc(1, sizeof(Decoder)); }
+Decoder *VARIANT(new_decoder)(void) { return calloc(1, sizeof(Decoder)); }
 
-void free_decoder(Decoder *decoder) {
+void VARIANT(free_decoder)(Decoder *decoder) {
     if (decoder) drop_room(&decoder->room);
     free(decoder);
 }
 
 /* Write width, height and whether there is odd metadata to *facts*; width 0: not plain. */
-void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
+void VARIANT(measure)(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
     for (int i = 0; i < count; i++, facts += 3) {
         Header header;
         int status = read_any_header(&header, contents[i], (size_t)num_bytes[i]);
@@ -169,7 +173,7 @@ void measure(const uint8_t *const *contents, const int64_t *num_bytes, int count
 /* Write (3, size, size) bytes to each of *outs*, and DONE or why not to each of *statuses*.
  * precision: of weights, in bits of their fraction; 0: as torch has it, for windows that are all.
  */
-void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *num_bytes,
+void VARIANT(crop_all)(Decoder *decoder, const uint8_t *const *contents, const int64_t *num_bytes,
               const Crop *crops, int count, int size, int is_bicubic, int precision,
               uint8_t *const *outs, int32_t *statuses) {
     for (int i = 0; i < count; i++) {
@@ -179,3 +183,15 @@ void crop_all(Decoder *decoder, const uint8_t *const *contents, const int64_t *n
         if (decoder->room.capacity > MAX_KEPT) drop_room(&decoder->room);
     }
 }
+
+#ifndef USE_AVX2
+/* Whether crop_avx2.c may be called on this processor. */
+int has_avx2(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+#else
+    return 0;
+#endif
+}
+#endif

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "header.h"
-#if defined(__AVX2__) && !defined(PORTABLE)
+#if defined(USE_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -39,7 +39,7 @@ static int read_raw_header(Header *header, const uint8_t *content, size_t num_by
 /* *width* pixels of three bytes -> as many of four. */
 static void raw_to_pixels(const uint8_t *bytes, int width, uint32_t *restrict out) {
     int x = 0;
-#if defined(__AVX2__) && !defined(PORTABLE)
+#if defined(USE_AVX2)
     const __m256i order = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1,
                                            0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
     for (; x + 10 <= width; x += 8) { /* 28 bytes are read, for 24 */

@@ -18,7 +18,7 @@ static inline int place_of(int x, int y) {
     return (y & 3) * 16 + (x & 3) * 4 + (x >> 2) * 2 + (y >> 2);
 }
 
-#if defined(__AVX2__) && !defined(PORTABLE)
+#if defined(USE_AVX2)
 #include "inverse_x86.h"
 #else
 #include "inverse_portable.h"

@@ -31,7 +31,7 @@ static double *lay_out_numbers(Room *room, const Taps *across, const Taps *down,
     return take(room, 8 * (first > second ? first : second));
 }
 
-#if defined(__AVX2__) && !defined(PORTABLE)
+#if defined(USE_AVX2)
 #include "resample_x86.h"
 #else
 #include "resample_portable.h"
