@@ -1,4 +1,4 @@
-"""timm's class lists -> data_manifests/class_lists.parquet.
+"""timm's class lists -> vit21k/manifest/data/class_lists.parquet.
 
 python tools/build_class_lists.py            rewrite
 python tools/build_class_lists.py --check    exit 1 if the rows are not those of timm's files

@@ -1,4 +1,4 @@
-"""WordNet 3.0 -> data_manifests/synsets.parquet, WORDNET_LICENSE.
+"""WordNet 3.0 -> vit21k/manifest/data/synsets.parquet, WORDNET_LICENSE.
 
 python tools/build_synsets.py [FOLDER]            rewrite
 python tools/build_synsets.py [FOLDER] --check    exit 1 if the rows are not those of WordNet

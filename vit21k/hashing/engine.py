@@ -1,8 +1,8 @@
 """Where chunks are digested: by a pool of threads, or wherever another engine does.
 
 Performance: with the compiled extension, threads work side by side.  What lies in the page cache
-keeps as many of them busy as there are processors; what lies on a disk is waited for by more, which ask
-for all files of a chunk before they read the first one.  Which of the two it is shows while it is
+keeps as many of them busy as there are processors; what lies on a disk is waited for by more, which
+ask for all files of a chunk before they read the first one.  Which of the two it is shows while it is
 done, and `_Pace` says so.
 
 Without it, a single thread digests what lies in the page cache: more of them would
