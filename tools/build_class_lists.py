@@ -18,7 +18,7 @@ from vit21k.atomic import atomic_file
 from vit21k.manifest.class_lists import KNOWN_LISTS, table_of
 from vit21k.manifest.classes import ClassList
 
-PATH = Path(__file__).parent.parent / "data_manifests" / "class_lists.parquet"
+PATH = Path(__file__).parent.parent / "vit21k/manifest/data/class_lists.parquet"
 
 
 def timm_folder() -> Path | None:

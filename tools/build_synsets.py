@@ -19,7 +19,7 @@ from vit21k.atomic import atomic_file, write_atomic
 from vit21k.manifest.synsets import SCHEMA
 
 WORDNET = Path("/usr/share/wordnet")
-FOLDER = Path(__file__).parent.parent / "data_manifests"
+FOLDER = Path(__file__).parent.parent / "vit21k/manifest/data"
 HYPERNYMS = ("@", "@i")  # is a kind of; is an instance of
 
 

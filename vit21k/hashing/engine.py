@@ -2,8 +2,8 @@
 
 Performance: with the compiled extension, threads work side by side.  What lies in the page cache
 keeps as many of them busy as there are processors; what lies on a disk is waited for by more, which
-ask for all files of a chunk before they read the first one.  Which of the two it is shows while it is
-done, and `_Pace` says so.
+ask for all files of a chunk before they read the first one.  Which of the two it is shows while it
+is done, and `_Pace` says so.
 
 Without it, a single thread digests what lies in the page cache: more of them would
 hand the interpreter's lock to and fro for every file, which doubles the CPU time and the wall time
