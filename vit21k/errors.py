@@ -19,6 +19,8 @@ Anything else that escapes is a bug in vit21k and keeps its traceback, except `O
 (no space, no permission, a failing disk), which ends a command with exit code 74.
 """
 
+from vit21k.one_line import without_codes
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -49,9 +51,10 @@ class Vit21kError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = without_codes(message)  # names of files, and what files say, come in messages
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else without_codes(hint)
 
 
 class UsageError(Vit21kError):

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_one_file_of_a_repository_can_be_named(server):
     server.files["/owner/name/resolve/main/sub/w.npz"] = NPZ.read_bytes()
 
     assert fetch("hf://owner/name/sub/w.npz").read_bytes() == NPZ.read_bytes()
+
+
+@pytest.mark.parametrize("address", ["hf://owner/name/w.npz", "gs://bucket/w.npz"])
+def test_a_checksum_counts_for_every_kind_of_address(server, address):
+    server.files["/owner/name/resolve/main/w.npz"] = NPZ.read_bytes()
+    server.files["/bucket/w.npz"] = NPZ.read_bytes()
+    right = hashlib.sha256(NPZ.read_bytes()).hexdigest()
+
+    assert fetch(f"{address}#sha256={right}").read_bytes() == NPZ.read_bytes()
+    with pytest.raises(CheckpointError, match="its sha256 is"):
+        fetch(f"{address}#sha256={'0' * 64}")
+    with pytest.raises(UsageError, match="is a repository"):
+        fetch(f"hf://owner/name#sha256={right}")
 
 
 def test_a_path_that_lost_a_slash_is_still_an_address(server):

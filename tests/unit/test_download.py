@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from file_server import serving
 
-from vit21k.errors import CheckpointError
+from vit21k.errors import CheckpointError, UsageError
 from vit21k.weights.download import cache_dir, download
 from vit21k.weights.web import MissingFileError
 
@@ -123,6 +123,27 @@ def test_a_digest_in_the_address_is_compared(server):
     assert download(f"{url}#sha256={right}").read_bytes() == CONTENT
     with pytest.raises(CheckpointError, match="its sha256 is"):
         download(f"{url}#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize("spelling", ["sha-256=", "SHA256=", "sha256:", "sha256="])
+def test_every_spelling_of_a_sha256_is_compared(server, spelling):
+    url = f"{server.url}/models/w.npz"
+    right = hashlib.sha256(CONTENT).hexdigest()
+
+    assert download(f"{url}#{spelling}{right.upper()}").read_bytes() == CONTENT
+    with pytest.raises(CheckpointError, match="its sha256 is"):
+        download(f"{url}#{spelling}{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    "end", ["#", "#sha256=abc", "#md5=" + "0" * 32, "#sha512=00", "#sha256-AAAA", "#readme",
+            "#sha256=" + "0" * 64 + "&egg=x", "?sha256=" + "0" * 64, "?checksum=md5:0"]
+)  # fmt: skip
+def test_a_checksum_that_would_not_be_compared_is_refused(server, end):
+    url = f"{server.url}/models/w.npz"
+
+    with pytest.raises(UsageError, match=r"checksum|SHA-256"):
+        download(url + end)
 
 
 def test_a_copy_that_was_damaged_since_is_fetched_anew(server):

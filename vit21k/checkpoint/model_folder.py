@@ -235,7 +235,7 @@ def parse_card(folder: Path, config: Any) -> ModelCard:
             f"`{path}` is damaged or was not written by vit21k ({type(error).__name__}: "
             f"{error!s:.200})"
         ) from error
-    if card.classes.fingerprint != own["classes"]:
+    if card.classes.fingerprint != own.get("classes"):
         raise CheckpointError(f"`{path}` is damaged: its class list is not the one it names")
     return card
 

@@ -51,10 +51,11 @@ def fetch(address: str, *, tell: Tell | None = None) -> Path:
     """
     match = _ADDRESS.fullmatch(address)
     scheme, rest = match.groups() if match else ("google", address)
+    place, hash_sign, checksum = rest.partition("#")
     if scheme == "hf":
-        return _fetch_repository(rest, tell)
+        return _fetch_repository(place, hash_sign + checksum, tell)
     if scheme == "gs":
-        return download(_storage_url(rest), tell=tell)
+        return download(_storage_url(place) + hash_sign + checksum, tell=tell)
     if scheme == "google":
         return download(_storage_url(_object_of(rest)), tell=tell)
     url = f"{scheme}://{rest}"
@@ -65,7 +66,7 @@ def fetch(address: str, *, tell: Tell | None = None) -> Path:
     return download(url, tell=tell)
 
 
-def _fetch_repository(address: str, tell: Tell | None) -> Path:
+def _fetch_repository(address: str, checksum: str, tell: Tell | None) -> Path:
     """Return one file of a Hugging Face repository, or a folder with all that a model needs."""
     match = _HF_REPOSITORY.fullmatch(address.rstrip("/"))
     if match is None:
@@ -74,7 +75,12 @@ def _fetch_repository(address: str, tell: Tell | None) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     base = f"{endpoint}/{repository}/resolve/{quote(revision or 'main', safe='')}"
     if file:
-        return download(f"{base}/{quote(file)}", tell=tell)
+        return download(f"{base}/{quote(file)}{checksum}", tell=tell)
+    if checksum:
+        raise UsageError(
+            f"`{checksum}` is the checksum of a file, and `hf://{repository}` is a repository",
+            hint=f"name a file of it: hf://{repository}/FILE{checksum}",
+        )
     folder = f"{repository}@{revision or 'main'}"
     for name in _BESIDE:
         _download_if_there(f"{base}/{name}", folder, None)

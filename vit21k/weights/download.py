@@ -7,23 +7,27 @@ and what its digest is.  A copy that is still what was written is used without a
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import parse_qsl, unquote, urldefrag, urlsplit
 
 import xxhash
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.lock import locked
+from vit21k.one_line import one_line
 from vit21k.user_cache import user_cache
 from vit21k.weights.web import RangeRefusedError, announced_of, open_url, strong_tag
 
 _CHUNK_BYTES = 1 << 20
 _TRIES = 4
 _PARTIAL_CONTENT = 206
+_SHA256 = re.compile(r"sha-?256[=:]([0-9a-f]{64})", re.IGNORECASE)
+_CHECKSUMS = frozenset({"sha256", "sha-256", "sha512", "sha1", "checksum", "md5sum"})
 
 
 Tell = Callable[[int, int | None], None]
@@ -34,25 +38,48 @@ def download(url: str, *, folder: str | None = None, tell: Tell | None = None) -
     """Return a local copy of *url*.
 
     Args:
-        url: May end in ``#sha256=...``, the digest that the file must have.
+        url: May end in ``#sha256=...``, the digest that the file must have; nothing else may
+            follow a ``#``, as a checksum that is not compared would only seem to protect.
         folder: Files of one *folder* lie together, under their own names; None: a file by itself.
         tell: Hears how far it is.
 
     Raises:
+        UsageError: What follows the ``#`` is no SHA-256.
         MissingFileError: The server has no such file.
         CheckpointError: What came is not as long, or has not the digest, that was announced.
         OSError: The server cannot be reached, or the disk is full.
     """
-    url, fragment = urldefrag(url)
+    wanted = _checksum_of(url)
+    url = urldefrag(url).url
     name = Path(unquote(urlsplit(url).path)).name or "weights"
     key = hashlib.sha256((f"{_host(url)}/{folder}" if folder else url).encode()).hexdigest()[:24]
     path = cache_dir() / key / name
-    wanted = fragment.removeprefix("sha256=").lower() if fragment.startswith("sha256=") else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, command="download", wait=True):
         if not _is_whole(path, wanted):
             _download(url, path, wanted, tell or _tell_nobody)
     return path
+
+
+def _checksum_of(url: str) -> str | None:
+    """Return the SHA-256 that *url* ends in, in hex; None if it ends in none.
+
+    Raises:
+        UsageError: It has another checksum, or one that is misspelt.
+    """
+    hint = "write it as ...#sha256=<64 hexadecimal digits>"
+    asked = {key.lower() for key, _ in parse_qsl(urlsplit(url).query)}
+    if named := sorted(asked & _CHECKSUMS):
+        raise UsageError(f"the checksum `?{named[0]}=` of an address is not compared", hint=hint)
+    if "#" not in url:
+        return None
+    match = _SHA256.fullmatch(urldefrag(url).fragment)
+    if match is None:
+        raise UsageError(
+            f"`#{one_line(urldefrag(url).fragment):.80}` at the end of an address is no SHA-256",
+            hint=hint,
+        )
+    return match[1].lower()
 
 
 def cache_dir() -> Path:
