@@ -16,7 +16,7 @@ from small_run import save_run
 
 from vit21k.checkpoint.load import load_model
 from vit21k.data.decode import decode_rgb
-from vit21k.errors import UsageError
+from vit21k.errors import DataError, UsageError
 from vit21k.inference.evaluate import normalise
 from vit21k.inference.feature_shards import merge_shards, problems_in
 from vit21k.inference.features import FeaturePlan, extract_features
@@ -92,6 +92,32 @@ def test_missing_shards_are_made_again_to_the_same_bytes(tmp_path, loaded, paths
     assert report.num_resumed == 12
     assert sum(done) == NUM_PICTURES
     assert len(report.problems) == 1
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5, 0.99])
+def test_a_shard_that_is_cut_off_is_made_again_to_the_same_bytes(tmp_path, loaded, paths, keep):
+    extract_features(*loaded, Files(paths), tmp_path, PLAN)
+    before = digests(tmp_path)
+    shard = tmp_path / "features-00001.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+
+    report = extract_features(*loaded, Files(paths), tmp_path, PLAN)
+
+    assert digests(tmp_path) == before
+    assert report.num_resumed < NUM_PICTURES
+
+
+def test_a_shard_with_damaged_values_is_named_when_shards_are_merged(tmp_path, loaded, paths):
+    report = extract_features(*loaded, Files(paths), tmp_path, PLAN)
+    content = bytearray(report.shards[1].read_bytes())
+    content[len(content) // 3] ^= 255
+    report.shards[1].write_bytes(content)
+
+    with pytest.raises(DataError, match=r"features-00001\.parquet"):
+        merge_shards(report.shards, tmp_path / "all.parquet")
+
+    assert not (tmp_path / "all.parquet").exists()
 
 
 _KILLED = """

@@ -4,7 +4,8 @@ Dimensions: B images, L labels of them; `shape` is that of one picture's feature
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_file
+from vit21k.errors import DataError
 
 Problem = tuple[str, str]
 """Path of a picture that could not be read, and why."""
@@ -76,24 +78,56 @@ def write_shard(
 
 
 def problems_in(path: Path) -> list[Problem]:
-    """Return the pictures that a shard or a merged file has no rows for."""
-    problems = json.loads(pq.read_schema(path).metadata[_PROBLEMS])
+    """Return the pictures that a shard or a merged file has no rows for.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    with _reading(path):
+        problems = json.loads(pq.read_schema(path).metadata[_PROBLEMS])
     return [(name, reason) for name, reason in problems]
+
+
+def is_shard(path: Path, schema: pa.Schema, num_pictures: int) -> bool:
+    """Return whether *path* is a complete shard of *num_pictures*, by its footer."""
+    try:
+        found = pq.read_metadata(path)
+        num_problems = len(problems_in(path))
+    except (OSError, DataError, ValueError):
+        return False  # cut off, or something else: `pyarrow.ArrowInvalid` is a ValueError
+    same = found.schema.to_arrow_schema().remove_metadata().equals(schema.remove_metadata())
+    return same and found.num_rows + num_problems == num_pictures
 
 
 def merge_shards(shards: Sequence[Path], path: Path) -> None:
     """Write all *shards*, in order, to one file; a row group for each, one in memory at a time.
 
     Raises:
+        DataError: A shard is damaged; *path* is unchanged.
         OSError: The disk is full or failing; *path* is unchanged.
     """
     problems = [problem for shard in shards for problem in problems_in(shard)]
     schema = _with_problems(pq.read_schema(shards[0]), problems)
     with atomic_file(path) as file, _writer(file, schema) as parquet:
         for shard in shards:
-            rows = pq.read_table(shard).cast(schema)
+            with _reading(shard):
+                rows = pq.read_table(shard, page_checksum_verification=True).cast(schema)
             if len(rows):
                 parquet.write_table(rows, row_group_size=len(rows))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise a `DataError` where *path* turns out to be damaged."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(
+            f"`{path}` is damaged: {str(error).partition(chr(10))[0]:.200}",
+            hint="remove it and give the same command again: only its images are computed again",
+        ) from error
 
 
 def _with_problems(schema: pa.Schema, problems: Sequence[Problem]) -> pa.Schema:

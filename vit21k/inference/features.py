@@ -25,6 +25,7 @@ from vit21k.inference.evaluate import normalise
 from vit21k.inference.feature_shards import (
     Dtype,
     Problem,
+    is_shard,
     problems_in,
     rows_of,
     schema_of,
@@ -112,7 +113,7 @@ def extract_features(
     for start in range(0, len(pictures), shard_rows):
         rows = range(start, min(start + shard_rows, len(pictures)))
         path = folder / f"features-{start // shard_rows:05d}.parquet"
-        if path.is_file():
+        if is_shard(path, schema, len(rows)):
             report.num_resumed += len(rows)
             advance(len(rows))
         else:

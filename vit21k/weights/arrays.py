@@ -242,12 +242,17 @@ def _leaves_of(
             raise ValueError(f"it has weights under {keys}")
         inner, more = _leaves_of(content[nests[kind][0]], None, depth + 1)
         return inner, (*notes, *more)
-    # paddle keeps a parameter as a pair of its name and its array.
-    values = {
-        str(name): value[1] if isinstance(value, tuple) and len(value) == 2 else value  # noqa: PLR2004
-        for name, value in content.items()
-    }
-    return {name: value for name, value in values.items() if is_leaf(value)}, ()
+    leaves = {str(name): _leaf_of(value) for name, value in content.items()}
+    return {name: leaf for name, leaf in leaves.items() if leaf is not None}, ()
+
+
+def _leaf_of(value: object) -> Leaf | None:
+    """Return *value* if it is an array, or paddle's pair of a parameter's name and its array."""
+    if is_leaf(value):
+        return value
+    if isinstance(value, tuple) and len(value) == 2 and is_leaf(value[1]):  # noqa: PLR2004
+        return value[1]
+    return None
 
 
 def _choose(there: set[Which], which: Which | None) -> tuple[Which, tuple[str, ...]]:
