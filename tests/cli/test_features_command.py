@@ -22,6 +22,7 @@ def test_a_manifest_becomes_one_file_with_its_labels(vit21k, pictures, run_dir, 
         "num_written": 6,
         "num_problems": 0,
         "num_resumed": 0,
+        "skipped": [],
     }
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["f.parquet"]
 

@@ -47,6 +47,23 @@ def test_predict_names_bad_pictures_does_the_rest_and_ends_with_3(
     assert "tree/ant/3.png" in result.stdout
 
 
+@pytest.mark.parametrize("command", ["predict", "features"])
+@pytest.mark.usefixtures("pictures")
+def test_what_is_not_looked_at_is_counted_and_ends_with_3(vit21k, run_dir, tmp_path, command):
+    (tmp_path / "tree" / "readme.txt").touch()
+    assert vit21k(command, run_dir, "tree", "--out", "one.parquet").code == 0
+    (tmp_path / "tree" / "more.zip").touch()
+
+    result = vit21k(command, run_dir, "tree", "--out", "two.parquet", "--json")
+
+    assert result.code == 3
+    assert "2 entries were not looked at: `tree/more.zip` (another suffix)" in result.stderr
+    assert ", 2 entries not looked at; `two.parquet`" in result.stderr
+    assert [one["path"] for one in json.loads(result.stdout)["skipped"]] == [
+        "tree/more.zip", "tree/readme.txt",
+    ]  # fmt: skip
+
+
 def test_predict_prints_names_that_are_not_utf_8(vit21k, pictures, run_dir, tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / "tree" / pictures[0]["path"]).rename(tmp_path / name)

@@ -28,3 +28,11 @@ def test_it_writes_the_page_beside_the_manifests_and_counts_the_merges(tmp_path:
     assert answer["num_bytes"] == page.stat().st_size
     assert "report: 1 pictures, 1 under several classes (1 shown, 0 not)" in result.stderr
     assert "<title>Mine</title>" in page.read_text(encoding="utf-8")
+
+    (tmp_path / "tree" / "n02088364" / "0.jpg").unlink()  # the kept one
+    result = run(app, ["report", *manifests, "--json"])
+
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["num_unread"] == 1
+    assert "1 images could not be read and are not shown" in result.stderr
+    assert "could not be read</span>" in page.read_text(encoding="utf-8")

@@ -196,6 +196,21 @@ def test_a_damaged_job_file_is_named(tmp_path, loaded, paths):
         extract_features(*loaded, Files(paths), tmp_path, PLAN)
 
 
+def test_a_shard_with_pictures_that_could_not_be_read_is_made_again(tmp_path, loaded, paths):
+    extract_features(*loaded, Files(paths), tmp_path / "straight", PLAN)
+    paths[1].rename(tmp_path / "away")
+    try:
+        first = extract_features(*loaded, Files(paths), tmp_path / "out", PLAN)
+    finally:
+        (tmp_path / "away").rename(paths[1])
+    again = extract_features(*loaded, Files(paths), tmp_path / "out", PLAN)
+
+    assert [path for path, _ in first.problems] == [str(paths[1]), str(paths[7])]
+    assert [path for path, _ in again.problems] == [str(paths[7])]
+    assert again.num_resumed == NUM_PICTURES - 6  # the damaged one is no reason
+    assert digests(tmp_path / "out") == digests(tmp_path / "straight")
+
+
 def test_a_shard_without_a_good_picture_is_empty(tmp_path, loaded):
     report = extract_features(*loaded, Files(["gone.png"]), tmp_path, PLAN)
     merge_shards(report.shards, tmp_path / "all.parquet")

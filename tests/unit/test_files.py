@@ -30,6 +30,29 @@ def test_folders_are_searched_in_depth_and_in_order(tmp_path):
     assert (found[0], found[-1]) == (tmp_path / "notes.txt", Path("gone"))
 
 
+def test_what_of_a_folder_or_an_archive_is_not_looked_at_is_listed(tmp_path, archive):
+    path, _ = archive
+    for name in ("a.jpg", "b.AVIF", "notes.txt", ".hidden.jpg", "deep/c.tgz"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "broken.jpg").symlink_to("gone")
+    skipped = []
+
+    found = find_pictures([tmp_path / "in", path], skipped)
+
+    assert found[0] == tmp_path / "in" / "a.jpg"
+    assert len(found) == 3
+    whys = {one.path.removeprefix(f"{tmp_path}/"): one[1:] for one in skipped}
+    assert whys == {
+        "in/.hidden.jpg": ("hidden", False),
+        "in/b.AVIF": ("another suffix", True),
+        "in/broken.jpg": ("broken symlink: -> gone", True),
+        "in/deep/c.tgz": ("an archive", True),
+        "in/notes.txt": ("another suffix", False),
+        "photos.tar": ("1 members with other suffixes", False),
+    }
+
+
 @pytest.fixture
 def archive(tmp_path):
     """A tar of two pictures and a text, their contents by name."""

@@ -425,6 +425,29 @@ def test_a_tree_that_goes_away_ends_the_run(
         scan_images(ours, num_workers=1)
 
 
+def test_archives_in_the_evaluation_set_are_read(world: Path, tmp_path: Path) -> None:
+    ours = manifests_of(world / "train", tmp_path / "m")
+    content = (world / "test" / "0.png").read_bytes()
+    (tmp_path / "test").mkdir()
+    shutil.copy(world / "test" / "6.jpg", tmp_path / "test")
+    with tarfile.open(tmp_path / "test" / "shard-0000.tar", "w") as archive:
+        for name in ("0.png", "0.cls"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+    summary = find_leaks(ours, tmp_path / "test", num_workers=1)
+
+    assert (summary.num_others, summary.num_found["exact"]) == (2, 1)
+    assert [tuple(one) for one in summary.other_skipped] == [
+        ("shard-0000.tar", "1 members with other suffixes", False)
+    ]
+    assert summary.is_complete
+    pairs = PairPictures(open_manifest(ours, LEAKS), root=None, max_pairs=9)
+    assert pairs.rows[0]["other_path"] == "shard-0000.tar/0.png"
+    assert pairs.other(0) == content
+
+
 def test_what_of_a_folder_is_not_looked_at_is_listed(world: Path, tmp_path: Path) -> None:
     ours = manifests_of(world / "train", tmp_path / "m")
     names = ["a.avif", "b.tar", "c.TGZ", "deep/d.zip", "notes.txt", "LICENSE", ".hidden/e.jpg"]
@@ -436,8 +459,8 @@ def test_what_of_a_folder_is_not_looked_at_is_listed(world: Path, tmp_path: Path
     assert summary.num_others == 1
     assert {one.path: (one.why, one.may_hold_images) for one in summary.other_skipped} == {
         "a.avif": ("another suffix", True),
-        "b.tar": ("an archive", True),
-        "c.TGZ": ("an archive", True),
+        "b.tar": ("an archive that cannot be read", True),
+        "c.TGZ": ("an archive that cannot be read", True),
         "deep/d.zip": ("another suffix", True),
         "notes.txt": ("another suffix", False),
         "LICENSE": ("another suffix", False),

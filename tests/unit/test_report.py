@@ -1,5 +1,6 @@
 """The report: numbers that add up, pictures, escaping, size; and what a browser makes of it."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -235,8 +236,13 @@ def test_thumbnails_stop_when_their_bytes_are_spent() -> None:
 def test_a_picture_that_cannot_be_shown_costs_nothing() -> None:
     budget = ThumbBudget(100)
 
-    assert budget.thumb(lambda: b"no picture", 50) == ""
+    def unreadable() -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert budget.thumb(lambda: b"no picture", 50) == "cannot be decoded"
+    assert budget.thumb(unreadable, 50) == "could not be read"
     assert budget.num_bytes_left == 100
+    assert budget.unread == ["Input/output error"]
 
 
 def test_first_bytes_of_what_is_no_file_are_empty(tmp_path: Path) -> None:

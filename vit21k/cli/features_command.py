@@ -27,13 +27,20 @@ from vit21k.cli.model_options import (
     preprocessing,
 )
 from vit21k.cli.options import AsJson, ImageRoot
-from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
+from vit21k.cli.picture_options import (
+    PictureList,
+    PictureManifest,
+    PicturePaths,
+    open_rows,
+    warn_of_skipped,
+)
 from vit21k.cli.requires import require_torch
 from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
     from vit21k.data.rows import PictureRows
+    from vit21k.hashing.folder import Skipped
     from vit21k.inference.features import FeaturePlan, FeatureReport
     from vit21k.models.base import ImageClassifier
 
@@ -99,7 +106,8 @@ def features_command(
     from vit21k.inference.features import FeaturePlan
     from vit21k.lock import locked
 
-    pictures = open_rows(paths, manifest, from_file, root)
+    skipped: list[Skipped] = []
+    pictures = open_rows(paths, manifest, from_file, root, skipped)
     model, card = load(run, device, how, choice_of(settings, weights))
     plan = FeaturePlan(
         kind=kind,
@@ -116,7 +124,7 @@ def features_command(
             merge_shards(report.shards, out)
     if is_file:
         shutil.rmtree(folder)
-    _tell(report, out, as_json=as_json)
+    _tell(report, skipped, out, as_json=as_json)
 
 
 def _extract(
@@ -142,7 +150,7 @@ def _extract(
         )
 
 
-def _tell(report: "FeatureReport", out: Path, *, as_json: bool) -> None:
+def _tell(report: "FeatureReport", skipped: "list[Skipped]", out: Path, *, as_json: bool) -> None:
     for path, reason in report.problems:
         console.warn(f"`{one_line(path)}`: {one_line(reason)}")
     num_bad = len(report.problems)
@@ -153,11 +161,16 @@ def _tell(report: "FeatureReport", out: Path, *, as_json: bool) -> None:
         "num_resumed": report.num_resumed,
     }
     if as_json:
-        console.print_json({"out": str(out), **counts})
+        console.print_json(
+            {"out": str(out), **counts, "skipped": [one._asdict() for one in skipped]}
+        )
+    may_miss_images = warn_of_skipped(skipped)
     resumed = f" ({report.num_resumed:,} of them before)" if report.num_resumed else ""
     console.done(
         f"features: {report.num_pictures:,} pictures{resumed}: {counts['num_written']:,} written, "
-        f"{num_bad:,} could not be read; `{out}`"
+        f"{num_bad:,} could not be read"
+        + (f", {len(skipped):,} entries not looked at" if skipped else "")
+        + f"; `{out}`"
     )
-    if num_bad:
+    if num_bad or may_miss_images:
         raise typer.Exit(errors.EXIT_BAD_DATA)

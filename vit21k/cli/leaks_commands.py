@@ -223,8 +223,6 @@ def _warn(summary: "PairSummary") -> None:
         from vit21k.hashing.folder import in_words
 
         console.warn(f"of the evaluation set, {one_line(in_words(summary.other_skipped))}")
-        if any(one.why == "an archive" for one in summary.other_skipped):
-            console.note("next: unpack the archives, or hash the folder and give its manifests")
     if summary.num_crowded:
         console.warn(
             f"{summary.num_crowded:,} times too many pictures looked nearly the same to compare "
@@ -269,7 +267,10 @@ def _sheets(
     for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
         refuse_inside(folder, image_root, option="--sheets")
     pairs = PairPictures(manifest, root=root, max_pairs=max_pairs)
-    written = write_sheets(sheet_pairs(pairs), folder)
+    unread: list[str] = []
+    written = write_sheets(sheet_pairs(pairs), folder, on_unread=unread.append)
+    if unread:
+        console.warn(f"{len(unread):,} images on the sheets could not be read: {unread[0]}")
     console.note(
         f"{len(pairs):,} of {manifest.num_rows:,} pairs are on {len(written):,} contact sheets "
         f"in `{folder}`"

@@ -9,9 +9,11 @@ import typer
 
 from vit21k.cli import console
 from vit21k.errors import UsageError
+from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
     from vit21k.data.rows import PictureRows
+    from vit21k.hashing.folder import Skipped
 
 PicturePaths = Annotated[
     list[Path] | None,
@@ -35,9 +37,13 @@ _STDIN = Path("-")
 
 
 def open_rows(
-    paths: list[Path] | None, manifest: Path | None, from_file: Path | None, root: Path | None
+    paths: list[Path] | None,
+    manifest: Path | None,
+    from_file: Path | None,
+    root: Path | None,
+    skipped: "list[Skipped]",
 ) -> "PictureRows":
-    """Return the pictures that a user asks for.
+    """Return the pictures that a user asks for; *skipped* gets what is not looked at.
 
     Raises:
         UsageError: None of the three ways is taken, or several are, or there are no pictures.
@@ -48,11 +54,29 @@ def open_rows(
         raise UsageError(
             "which pictures?", hint="give IMAGE..., or --manifest FILE, or --from-file LIST"
         )
-    rows = _of_manifest(manifest, root) if manifest else _of_paths(paths or _listed(from_file))
+    if manifest:
+        rows = _of_manifest(manifest, root)
+    else:
+        rows = _of_paths(paths or _listed(from_file), skipped)
     if not len(rows):
         where = manifest or from_file or ", ".join(f"`{path}`" for path in paths or [])
-        raise UsageError(f"no pictures in {where}")
+        raise UsageError(f"no pictures in {where}" + (f"; {_words_of(skipped)}" if skipped else ""))
     return rows
+
+
+def warn_of_skipped(skipped: "list[Skipped]") -> bool:
+    """Warn of what is not looked at; return whether images may be missed for it."""
+    if skipped:
+        console.warn(_words_of(skipped))
+        if any(one.why == "an archive" for one in skipped):
+            console.note("next: archives in a folder are read if they are named: `DIR DIR/*.tar`")
+    return any(one.may_hold_images for one in skipped)
+
+
+def _words_of(skipped: "list[Skipped]") -> str:
+    from vit21k.hashing.folder import in_words
+
+    return one_line(in_words(skipped))
 
 
 def _of_manifest(manifest: Path, root: Path | None) -> "PictureRows":
@@ -64,14 +88,14 @@ def _of_manifest(manifest: Path, root: Path | None) -> "PictureRows":
     return Pictures.from_manifest(source, root, mapped=True, note=console.note)
 
 
-def _of_paths(paths: list[Path]) -> "PictureRows":
+def _of_paths(paths: list[Path], skipped: "list[Skipped]") -> "PictureRows":
     from vit21k.inference.files import Files, find_pictures
 
     if _STDIN in paths:
         if len(paths) > 1:
             raise UsageError("- reads one picture from stdin, and takes no others beside it")
         return Files(paths, {0: sys.stdin.buffer.read()})
-    return Files(find_pictures(paths))
+    return Files(find_pictures(paths, skipped))
 
 
 def _listed(from_file: Path | None) -> list[Path]:

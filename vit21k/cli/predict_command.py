@@ -27,12 +27,19 @@ from vit21k.cli.model_options import (
     preprocessing,
 )
 from vit21k.cli.options import AsJson, ImageRoot
-from vit21k.cli.picture_options import PictureList, PictureManifest, PicturePaths, open_rows
+from vit21k.cli.picture_options import (
+    PictureList,
+    PictureManifest,
+    PicturePaths,
+    open_rows,
+    warn_of_skipped,
+)
 from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
 from vit21k.one_line import one_line
 
 if TYPE_CHECKING:
+    from vit21k.hashing.folder import Skipped
     from vit21k.inference.predict import Prediction
 
 _TOP = 5
@@ -95,7 +102,8 @@ def predict_command(
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"`{out}` must end in .parquet")
-    pictures = open_rows(paths, manifest, from_file, root)
+    skipped: list[Skipped] = []
+    pictures = open_rows(paths, manifest, from_file, root, skipped)
     model, card = load_classifier(run, device, how, choice_of(settings, weights))
     problems: list[Path] = []
     found = predict(
@@ -114,12 +122,17 @@ def predict_command(
         _give(predictions, out, as_json=as_json)
     if out is not None and as_json:
         counts = {"num_pictures": len(pictures), "num_problems": len(problems)}
-        console.print_json({"out": str(out), **counts})
+        console.print_json(
+            {"out": str(out), **counts, "skipped": [one._asdict() for one in skipped]}
+        )
+    may_miss_images = warn_of_skipped(skipped)
     console.done(
         f"predict: {len(pictures):,} pictures: {len(pictures) - len(problems):,} predicted, "
-        f"{len(problems):,} could not be read" + (f"; `{out}`" if out else "")
+        f"{len(problems):,} could not be read"
+        + (f", {len(skipped):,} entries not looked at" if skipped else "")
+        + (f"; `{out}`" if out else "")
     )
-    if problems:
+    if problems or may_miss_images:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 

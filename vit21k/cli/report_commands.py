@@ -51,6 +51,12 @@ def report_command(
     )
     if not summary.do_counts_add_up:
         console.warn("the counts of the manifests do not add up; the page shows which")
+    if summary.num_unread:
+        console.warn(
+            f"{summary.num_unread:,} images could not be read and are not shown: mount their disk, "
+            "or say where the image tree is now with `--root`"
+        )
+    if summary.num_unread or not summary.do_counts_add_up:
         raise typer.Exit(errors.EXIT_BAD_DATA)
     review = for_manifests("vit21k review", manifests)
     console.note(f"next: open it in a browser; `{review}` goes through the doubtful ones")

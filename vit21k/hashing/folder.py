@@ -11,10 +11,13 @@ from vit21k.hashing.walk import walk
 from vit21k.manifest.problems import ProblemKind
 
 _NO_IMAGES = (
-    "", ".cfg", ".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".m", ".mat", ".md",
-    ".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
+    "", ".cfg", ".cls", ".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".m", ".mat",
+    ".md", ".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
 )  # fmt: skip
 """Suffixes of files that nobody expects images in."""
+
+ARCHIVE = "an archive"
+"""Why an archive is skipped: it is a matter of whoever lists the folder to look into it."""
 
 _READ = (None, ProblemKind.NOT_IN_CLASS_FOLDER)
 _NO_LOSS = (ProblemKind.HIDDEN, ProblemKind.FOLDER_SEEN_BEFORE)
@@ -49,7 +52,7 @@ def list_folder(root: Path, *, any_name: bool = False) -> tuple[list[str], list[
     paths, skipped = [], []
     for chunk in walk(os.fsencode(root), follow_symlinks=True):
         if chunk.archive:
-            skipped.append(Skipped(printable(chunk.archive.archive), "an archive", True))
+            skipped.append(Skipped(printable(chunk.archive.archive), ARCHIVE, True))
         for name, problem in chunk.entries:
             path = chunk.folder + name
             if (problem and problem.kind) in read:
@@ -61,12 +64,16 @@ def list_folder(root: Path, *, any_name: bool = False) -> tuple[list[str], list[
 
 def _skipped(path: bytes, kind: ProblemKind, detail: str) -> Skipped:
     if archive_stem(path) is not None:
-        return Skipped(printable(path), "an archive", True)
+        return Skipped(printable(path), ARCHIVE, True)
     if kind is ProblemKind.OTHER_SUFFIX:
-        suffix = Path(os.fsdecode(path)).suffix.lower()
-        return Skipped(printable(path), "another suffix", suffix not in _NO_IMAGES)
+        return Skipped(printable(path), "another suffix", may_be_image(os.fsdecode(path)))
     words = str(kind).replace("_", " ") + (f": {detail}" if detail else "")
     return Skipped(printable(path), words, kind not in _NO_LOSS)
+
+
+def may_be_image(name: str) -> bool:
+    """Return whether a file with a suffix that is not read may be an image, or hold some."""
+    return Path(name).suffix.lower() not in _NO_IMAGES
 
 
 def in_words(skipped: Sequence[Skipped]) -> str:

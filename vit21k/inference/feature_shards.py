@@ -23,6 +23,7 @@ Problem = tuple[str, str]
 Dtype = Literal["float32", "float16"]
 
 _PROBLEMS = b"vit21k.problems"
+_UNREAD = b"vit21k.unread"
 _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
@@ -64,14 +65,28 @@ def rows_of(
 
 
 def write_shard(
-    path: Path, batches: Sequence[pa.Table], problems: Sequence[Problem], schema: pa.Schema
+    path: Path,
+    batches: Sequence[pa.Table],
+    problems: Sequence[Problem],
+    schema: pa.Schema,
+    *,
+    num_unread: int = 0,
 ) -> None:
     """Write *batches* as one row group, in one step; *problems* travel in the schema's metadata.
+
+    Args:
+        path: The shard.
+        batches: Its rows.
+        problems: Of pictures without a row.
+        schema: From `schema_of`.
+        num_unread: How many of these could not be read, which is no verdict on them.
 
     Raises:
         OSError: The disk is full or failing; *path* is not there.
     """
     schema = _with_problems(schema, problems)
+    if num_unread:
+        schema = schema.with_metadata({**schema.metadata, _UNREAD: str(num_unread).encode()})
     rows = pa.concat_tables([schema.empty_table(), *batches]).cast(schema)
     with atomic_file(path) as file, _writer(file, schema) as parquet:
         parquet.write_table(rows, row_group_size=max(1, len(rows)))
@@ -89,14 +104,15 @@ def problems_in(path: Path) -> list[Problem]:
 
 
 def is_shard(path: Path, schema: pa.Schema, num_pictures: int) -> bool:
-    """Return whether *path* is a complete shard of *num_pictures*, by its footer."""
+    """Return whether *path* is a complete shard of *num_pictures*, all read, by its footer."""
     try:
         found = pq.read_metadata(path)
         num_problems = len(problems_in(path))
     except (OSError, DataError, ValueError):
         return False  # cut off, or something else: `pyarrow.ArrowInvalid` is a ValueError
     same = found.schema.to_arrow_schema().remove_metadata().equals(schema.remove_metadata())
-    return same and found.num_rows + num_problems == num_pictures
+    is_read = _UNREAD not in pq.read_schema(path).metadata
+    return same and is_read and found.num_rows + num_problems == num_pictures
 
 
 def merge_shards(shards: Sequence[Path], path: Path) -> None:

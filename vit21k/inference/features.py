@@ -1,6 +1,7 @@
 """Model and pictures -> features in Parquet, shard by shard: a run goes on where it was killed.
 
-A shard is there when it is whole.  Batches never cross shards, so that the same pictures meet in
+A shard is there when it is whole; one with pictures that could not be read is made again by the
+next run.  Batches never cross shards, so that the same pictures meet in
 the same forward pass however often a run was killed, and the bytes come out the same.
 
 Dimensions: B images, N tokens, D features.
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from vit21k.atomic import write_atomic
 from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.data.picture_file import open_picture
 from vit21k.data.rows import PictureRows
-from vit21k.errors import UsageError
+from vit21k.errors import ImageError, UsageError
 from vit21k.inference.evaluate import normalise
 from vit21k.inference.feature_shards import (
     Dtype,
@@ -117,10 +119,11 @@ def extract_features(
             report.num_resumed += len(rows)
             advance(len(rows))
         else:
-            batches, problems = _compute_part(
-                model, card, RowRange(pictures, rows), plan, schema, num_workers, advance
+            part = RowRange(pictures, rows)
+            batches, problems, num_unread = _compute_part(
+                model, card, part, plan, schema, num_workers, advance
             )
-            write_shard(path, batches, problems, schema)
+            write_shard(path, batches, problems, schema, num_unread=num_unread)
         report.shards.append(path)
         report.problems += problems_in(path)
     return report
@@ -145,8 +148,10 @@ def _compute_part(
     schema: pa.Schema,
     num_workers: int | None,
     advance: Callable[[int], object],
-) -> tuple[list[pa.Table], list[Problem]]:
+) -> tuple[list[pa.Table], list[Problem], int]:
+    """Return the rows of a part, what is wrong with the others, and how many were not read."""
     tables = []
+    left = set(range(len(part)))
     with picture_loader(card, part, plan.device_batch_size, num_workers) as loader:
         for batch in loader:
             values = compute_features(model, card, batch.images_BCHW, plan)
@@ -159,10 +164,25 @@ def _compute_part(
                     schema,
                 )
             )
+            left -= set(batch.rows_B.tolist())
             advance(len(batch.rows_B))
         advance(loader.num_skipped)
         skipped = sorted(loader.skipped.items())
-    return tables, [(printable(Path(path)), reason) for path, reason in skipped]
+    problems = [(printable(Path(path)), reason) for path, reason in skipped]
+    return tables, problems, sum(not _is_damaged(part, row) for row in left)
+
+
+def _is_damaged(pictures: PictureRows, row: int) -> bool:
+    """Return whether a picture can be read, and not be decoded."""
+    try:
+        content = pictures.read_bytes(row)
+    except (ImageError, OSError):
+        return False
+    try:
+        open_picture(content).image()
+    except ImageError:
+        return True
+    return False
 
 
 def _shape(model: ImageClassifier, plan: FeaturePlan) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from vit21k.archives.names import archive_stem, is_gzip, is_gzip_name
 from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
+from vit21k.hashing.folder import Skipped, list_folder, may_be_image
 from vit21k.manifest.problems import ProblemKind
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -97,7 +98,7 @@ class RowRange:
         return self._pictures.labels_of(rows_B + self._rows.start)
 
 
-def find_pictures(paths: Iterable[Path]) -> list[Path]:
+def find_pictures(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> list[Path]:
     """Return the picture files that *paths* mean: files as they are, folders and tars in depth.
 
     In folders and archives, files with a suffix of `IMAGE_SUFFIXES` count; in a folder they are
@@ -105,20 +106,42 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
     members that are not read (links, sparse files, absolute names), are among them: reading them
     says why.
 
+    Args:
+        paths: What the user gives.
+        skipped: Gets what of folders and archives is not looked at.
+
     Raises:
         ImageError: An archive cannot be read.
     """
     found: list[Path] = []
+    others: list[Skipped] = [] if skipped is None else skipped
     for path in paths:
         if path.is_dir():
-            inside = (file for file in path.rglob("*") if _is_picture(file))
-            found += sorted(file for file in inside if file.is_file())
+            inside, left = list_folder(path, any_name=True)
+            found += sorted(path / name for name in inside)
+            others += [one._replace(path=f"{printable(path)}/{one.path}") for one in left]
         elif _is_archive(path) and path.is_file():
-            members = _opened(path).members.items()
-            found += [path / name for name, member in members if _is_wanted(name, member)]
+            members, left = list_archive(path)
+            found += [path / name for name in members]
+            others += [one._replace(path=printable(path)) for one in left]
         else:
             found.append(path)
     return found
+
+
+def list_archive(path: Path) -> tuple[list[str], list[Skipped]]:
+    """Return the images of an archive, as they lie, and what of it is not looked at.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    members = _opened(path).members
+    found = [name for name, member in members.items() if _is_wanted(name, member)]
+    others = [name for name, member in members.items() if not _is_wanted(name, member)]
+    if not others:
+        return found, []
+    words = f"{len(others):,} members with other suffixes"
+    return found, [Skipped("", words, any(map(may_be_image, others)))]
 
 
 def printable(path: Path) -> str:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vit21k.data.pictures import Pictures
-from vit21k.errors import ImageError
+from vit21k.inference.files import Files
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES
 
@@ -65,11 +65,7 @@ class PairPictures:
             return self._others.read_bytes(self._other[index])
         if self._other_root is None:
             raise AssertionError("pairs are within a set, or with another one")
-        try:
-            content: bytes = (self._other_root / self.rows[index]["other_path"]).read_bytes()
-        except FileNotFoundError:
-            raise ImageError("the file is not there") from None
-        return content
+        return Files([self._other_root / self.rows[index]["other_path"]]).read_bytes(0)
 
 
 def _is_there(manifests: str) -> bool:

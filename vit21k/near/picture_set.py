@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.data.unread import refuse_gone
-from vit21k.errors import ImageTreeError
+from vit21k.errors import ImageError, ImageTreeError
 from vit21k.hashing.algorithms import ALGORITHMS
-from vit21k.hashing.folder import Skipped, in_words, list_folder
+from vit21k.hashing.folder import ARCHIVE, Skipped, in_words, list_folder
+from vit21k.inference.files import Files, list_archive
 from vit21k.manifest.reader import Manifest
 from vit21k.near.fingerprint import THUMB_BYTES, THUMB_SIDE
 from vit21k.near.scan import DEFAULT_NUM_WORKERS, OnPictures, Scanned, scan, why_not_read
@@ -119,7 +120,7 @@ def scan_folder(
     """Take the fingerprints of every picture below *root*, in memory (1.1 kB each).
 
     Args:
-        root: A folder of pictures at any depth, or right in it.
+        root: A folder of pictures at any depth, or right in it; also in archives.
         algorithm: Of the digests to compare with.
         num_workers: Threads that read and decode.
         on_pictures: Called with how many pictures were done just now, and how many there are.
@@ -129,7 +130,7 @@ def scan_folder(
     """
     if not root.is_dir():
         raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of pictures")
-    paths, skipped = list_folder(root)
+    paths, skipped = _list_with_archives(root)
     if not paths:
         raise ImageTreeError(
             f"no images below `{root}`" + (f", but {in_words(skipped)}" if skipped else ""),
@@ -137,7 +138,7 @@ def scan_folder(
         )
     scanned: list[Scanned] = []
     each = scan(
-        lambda row: (root / paths[row]).read_bytes(),
+        lambda row: _read(root / paths[row]),
         len(paths),
         digest=ALGORITHMS[algorithm].at_once,
         num_workers=num_workers,
@@ -149,6 +150,31 @@ def scan_folder(
     unread = {path: why for path, one in by_path if (why := why_not_read(one))}
     problems = {path: one.problem for path, one in by_path if one.problem and path not in unread}
     return FolderSet(root, paths, _as_set(scanned), problems, unread, skipped)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except NotADirectoryError:  # a member of an archive
+        return Files([path]).read_bytes(0)
+
+
+def _list_with_archives(root: Path) -> tuple[list[str], list[Skipped]]:
+    """Return the images below *root*, also those in archives, and what is not looked at."""
+    paths, skipped = list_folder(root)
+    left: list[Skipped] = []
+    for one in skipped:
+        if one.why != ARCHIVE:
+            left.append(one)
+            continue
+        try:
+            members, others = list_archive(root / one.path)
+        except ImageError:
+            left.append(one._replace(why="an archive that cannot be read"))
+        else:
+            paths += [f"{one.path}/{name}" for name in members]
+            left += [other._replace(path=one.path) for other in others]
+    return paths, left
 
 
 def _as_set(scanned: list[Scanned]) -> PictureSet:

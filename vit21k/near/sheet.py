@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vit21k.atomic import atomic_file
 from vit21k.data.decode import decode_rgb
+from vit21k.data.unread import why_unread
 from vit21k.errors import ImageError
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.one_line import one_line
@@ -57,16 +58,18 @@ def write_sheets(
     folder: Path,
     *,
     on_sheet: Callable[[], None] = lambda: None,
+    on_unread: Callable[[str], None] = lambda _why: None,
 ) -> list[Path]:
     """Write `001.png`, `002.png` ... into *folder*, with `PAIRS_PER_SHEET` pairs each.
 
-    A picture that cannot be decoded is shown as a grey square.
+    A picture that cannot be decoded is shown as a grey square; so is one that could not be read,
+    and *on_unread* is called with the reason.
     """
     sheets = []
     for number, some in enumerate(_batched(pairs), start=1):
         path = folder / f"{number:03d}.png"
         with atomic_file(path) as file:
-            _sheet(some).save(file, "PNG")
+            _sheet(some, on_unread).save(file, "PNG")
         sheets.append(path)
         on_sheet()
     return sheets
@@ -77,20 +80,25 @@ def _batched(pairs: Sequence[SheetPair]) -> Iterator[Sequence[SheetPair]]:
         yield pairs[start : start + PAIRS_PER_SHEET]
 
 
-def _sheet(pairs: Sequence[SheetPair]) -> Image.Image:
+def _sheet(pairs: Sequence[SheetPair], on_unread: Callable[[str], None]) -> Image.Image:
     num_rows = -(-len(pairs) // _COLUMNS)
     width, height = _CELL
     sheet = Image.new("RGB", (width * min(_COLUMNS, len(pairs)), height * num_rows), "white")
     for index, pair in enumerate(pairs):
         row, column = divmod(index, _COLUMNS)
-        _draw(sheet, pair, (column * width, row * height))
+        _draw(sheet, pair, (column * width, row * height), on_unread)
     return sheet
 
 
-def _draw(sheet: Image.Image, pair: SheetPair, corner: tuple[int, int]) -> None:
+def _draw(
+    sheet: Image.Image,
+    pair: SheetPair,
+    corner: tuple[int, int],
+    on_unread: Callable[[str], None],
+) -> None:
     left, top = corner[0] + _GAP, corner[1] + _GAP
     for read in (pair.one, pair.other):
-        sheet.paste(_small(read), (left, top))
+        sheet.paste(_small(read, on_unread), (left, top))
         left += _SIDE + _GAP
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TEXT_SIZE)
@@ -107,13 +115,19 @@ def _fitting(line: str, draw: ImageDraw.ImageDraw, font: "Font") -> str:
     return line
 
 
-def _small(read: Callable[[], bytes]) -> Image.Image:
+def _small(read: Callable[[], bytes], on_unread: Callable[[str], None]) -> Image.Image:
     """Return the picture, whole, in the middle of a square."""
     square = Image.new("RGB", (_SIDE, _SIDE), "white")
+    blank = Image.new("RGB", (_SIDE, _SIDE), _BLANK)
     try:
-        image = decode_rgb(read())
-    except (ImageError, OSError):
-        return Image.new("RGB", (_SIDE, _SIDE), _BLANK)
+        content = read()
+    except (ImageError, OSError) as error:
+        on_unread(why_unread(error))
+        return blank
+    try:
+        image = decode_rgb(content)
+    except ImageError:
+        return blank
     scale = _SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     square.paste(image.resize(size), ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))

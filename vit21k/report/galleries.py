@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from vit21k.data.pictures import Pictures
 from vit21k.manifest.reader import Manifest
-from vit21k.manifest.schema import FINGERPRINTS, IMAGES, PROBLEMS, VAL
+from vit21k.manifest.schema import IMAGES, PROBLEMS, VAL
 from vit21k.near.pair_pictures import PairPictures
 from vit21k.report.groups import MergedPictures
 from vit21k.report.numbers import Numbers
@@ -168,18 +167,13 @@ def show_problems(numbers: Numbers, root: Path | None) -> list[Problem]:
 
 def show_undecoded(numbers: Numbers, root: Path | None) -> list[Problem]:
     """Return the first of the files that were hashed, but cannot be decoded."""
-    manifest = numbers.manifests.get(FINGERPRINTS.name)
-    if manifest is None or not numbers.num_undecoded:
-        return []
-    problems = manifest.read(["problem"])["problem"]
-    rows = np.flatnonzero(problems.is_valid().to_numpy())[:MAX_PROBLEMS]
-    paths = numbers.manifests[IMAGES.name].read(["path"])["path"].take(pa.array(rows))
-    folder = root or Path(manifest.header.root)
+    undecoded = numbers.undecoded().slice(0, MAX_PROBLEMS)
+    images = numbers.manifests[IMAGES.name]
+    paths = images.read(["path"])["path"].take(undecoded["row"]).to_pylist()
+    folder = root or Path(images.header.root)
     return [
         Problem(path, "not decoded", problem, first_bytes(folder / path))
-        for path, problem in zip(
-            paths.to_pylist(), problems.take(pa.array(rows)).to_pylist(), strict=True
-        )
+        for path, problem in zip(paths, undecoded["problem"].to_pylist(), strict=True)
     ]
 
 

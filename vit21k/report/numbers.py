@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -97,13 +98,23 @@ class Numbers:
         manifest = self.manifests.get(kind.name)
         return None if manifest is None else manifest.num_rows
 
+    def undecoded(self) -> pa.Table:
+        """Return row and problem of the pictures that were read, and cannot be decoded."""
+        rows = self._problems()
+        return rows.filter(pc.is_valid(rows["digest"])).select(["row", "problem"])
+
     @property
-    def num_undecoded(self) -> int:
-        """How many pictures were found not to be decodable."""
+    def num_unread(self) -> int:
+        """How many pictures could not be read when they were compared."""
+        return int(self._problems()["digest"].null_count)
+
+    def _problems(self) -> pa.Table:
         manifest = self.manifests.get(FINGERPRINTS.name)
         if manifest is None:
-            return 0
-        return int(manifest.num_rows - manifest.read(["problem"])["problem"].null_count)
+            return FINGERPRINTS.schema.empty_table().append_column("row", pa.array([], pa.int64()))
+        rows = manifest.read(["digest", "problem"])
+        rows = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
+        return rows.filter(pc.is_valid(rows["problem"]))
 
     def sums(self) -> list[Sum]:
         """Return the counts that must add up."""

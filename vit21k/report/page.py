@@ -59,6 +59,7 @@ class ReportSummary:
         num_bytes: Its size.
         num_pictures: Rows of `images.parquet`.
         num_groups, num_groups_shown: Pictures with several labels, and how many are in the page.
+        num_unread: Pictures that should be shown and could not be read.
         do_counts_add_up: Whether every sum does.
     """
 
@@ -67,6 +68,7 @@ class ReportSummary:
     num_pictures: int
     num_groups: int
     num_groups_shown: int
+    num_unread: int
     do_counts_add_up: bool
 
 
@@ -114,6 +116,7 @@ def write_report(
         num_pictures=numbers.num_rows(IMAGES) or 0,
         num_groups=len(merged),
         num_groups_shown=len(groups),
+        num_unread=sum(len(budget.unread) for budget in budgets.values()),
         do_counts_add_up=all(one.adds_up for one in numbers.sums()),
     )
 
@@ -135,7 +138,8 @@ def _pictures(
         "val_options": _val_options(numbers),
         "near": near,
         "undecoded": galleries.show_undecoded(numbers, root),
-        "num_undecoded": numbers.num_undecoded,
+        "num_undecoded": numbers.undecoded().num_rows,
+        "num_unread": numbers.num_unread,
         "problems": galleries.show_problems(numbers, root),
         "num_problems": numbers.num_rows(PROBLEMS) or 0,
         "problem_kinds": sorted(numbers.problems.items()),

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from PIL import Image
 
 from vit21k.data.decode import decode_rgb
+from vit21k.data.unread import why_unread
 from vit21k.errors import ImageError
 
 _QUALITY = 70
+
+UNREAD, UNDECODED = "could not be read", "cannot be decoded"
+"""What stands in place of the address of a picture that cannot be shown."""
 
 
 class ThumbBudget:
@@ -17,10 +21,12 @@ class ThumbBudget:
 
     Attributes:
         num_bytes_left: What may still be spent, in bytes of the page.
+        unread: Why pictures could not be read.
     """
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes_left = num_bytes
+        self.unread: list[str] = []
 
     def thumb(self, read: Callable[[], bytes], side: int) -> str | None:
         """Return the address of a picture of at most *side* pixels.
@@ -30,16 +36,20 @@ class ThumbBudget:
             side: Of the longer side.
 
         Returns:
-            None if the budget is spent; an empty string if the picture cannot be shown.
+            None if the budget is spent; `UNREAD` or `UNDECODED` if the picture cannot be shown.
         """
         if self.num_bytes_left <= 0:
             return None
         try:
-            address = (
-                f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(read(), side)).decode()}"
-            )
-        except (ImageError, OSError):
-            return ""
+            content = read()
+        except (ImageError, OSError) as error:
+            self.unread.append(why_unread(error))
+            return UNREAD
+        try:
+            jpeg = base64.b64encode(small_jpeg(content, side)).decode()
+        except ImageError:
+            return UNDECODED
+        address = f"data:image/jpeg;base64,{jpeg}"
         self.num_bytes_left -= len(address)
         return address
 
