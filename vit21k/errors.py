@@ -7,6 +7,7 @@ Vit21kError                   the command line prints it without a traceback   e
 │   ├── ImageTreeError        the image root is not <root>/**/<class>/<file>
 │   ├── ManifestError         a manifest is missing, stale, damaged or another one
 │   ├── ImageError            one picture cannot be decoded
+│   │   └── UnreadableImageError   its file cannot be opened or read
 │   └── CheckpointError       a checkpoint is missing, damaged or another model's
 ├── MissingExtraError         an optional dependency is not installed                 1
 ├── NonFiniteLossError        training diverged                                       1
@@ -37,7 +38,7 @@ EXIT_CODES = {
     EXIT_USAGE: "wrong usage or recipe",
     EXIT_BAD_DATA: "some inputs were bad (they are listed), or data are not what was said",
     EXIT_DIFFERENCES: "a check found differences",
-    EXIT_STORAGE: "the disk is full or failing",
+    EXIT_STORAGE: "a file could not be written or read (disk full, no permission, I/O error)",
     EXIT_LOCKED: "another run works on the same folder",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "terminated; the state is saved",
@@ -89,6 +90,10 @@ class ImageError(DataError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.kind = kind
+
+
+class UnreadableImageError(ImageError):
+    """The file of one image cannot be opened or read."""
 
 
 class CheckpointError(DataError):

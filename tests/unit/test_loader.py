@@ -1,3 +1,5 @@
+import errno
+import os
 import threading
 
 import numpy as np
@@ -17,7 +19,7 @@ from vit21k.data.loader import EvalLoader, TrainLoader  # noqa: E402
 from vit21k.data.pictures import Pictures  # noqa: E402
 from vit21k.data.sampler import StepSampler  # noqa: E402
 from vit21k.data.transforms import EvalTransform, TrainTransform  # noqa: E402
-from vit21k.errors import ImageError  # noqa: E402
+from vit21k.errors import ImageError, ImageTreeError  # noqa: E402
 
 NUM_IMAGES = 45
 SEED = 3
@@ -257,6 +259,91 @@ def test_a_bad_picture_is_replaced_by_the_same_one_every_time(root, damaged_root
             assert (row == intact_row and image == intact_image) or intact_row in {7, 11}
     assert loader.num_skipped >= 2
     assert set(loader.skipped) == {"7.jpeg", "11.jpeg"}
+
+
+@pytest.mark.parametrize("number", [errno.ELOOP, errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("on_bad_image", ["skip", "replace"])
+def test_a_file_that_cannot_be_opened_is_a_bad_image(root, monkeypatch, number, on_bad_image):
+    plain = Pictures.read_bytes
+
+    def read_bytes(self, row):
+        if row == 7:
+            raise OSError(number, os.strerror(number))
+        return plain(self, row)
+
+    monkeypatch.setattr(Pictures, "read_bytes", read_bytes)
+    loader = train_loader(root, on_bad_image=on_bad_image, global_batch_size=45)
+
+    (batches,) = steps_of(loader, [0])
+
+    rows = [row for batch in batches for row in batch[3]]
+    assert 7 not in rows
+    assert len(rows) == (44 if on_bad_image == "skip" else 45)
+    assert loader.skipped == {"7.jpeg": f"it cannot be read: {os.strerror(number)}"}
+
+
+def test_a_link_to_itself_is_named_where_bad_images_are_not_tolerated(root, tmp_path):
+    for index in range(NUM_IMAGES):
+        (tmp_path / f"{index}.jpeg").symlink_to(root / f"{index}.jpeg" if index != 7 else "7.jpeg")
+
+    with (
+        train_loader(tmp_path, global_batch_size=45) as loader,
+        pytest.raises(ImageError, match=r"`7\.jpeg`: it cannot be read: Too many levels"),
+    ):
+        list(loader.micro_batches(0))
+
+
+def test_too_many_open_files_are_not_the_fault_of_an_image(root, monkeypatch):
+    def read_bytes(_self, _row):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Pictures, "read_bytes", read_bytes)
+
+    with (
+        train_loader(root, on_bad_image="skip") as loader,
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        list(loader.micro_batches(0))
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "replace"])
+@pytest.mark.parametrize(("max_bad_rate", "least"), [(1.0, 100), (0.01, 10)])
+def test_an_image_tree_that_is_gone_ends_the_run(
+    root, monkeypatch, on_bad_image, max_bad_rate, least
+):
+    plain, gone = Pictures.read_bytes, []
+
+    def read_bytes(self, row):
+        if gone:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return plain(self, row)
+
+    monkeypatch.setattr(Pictures, "read_bytes", read_bytes)
+    loader = train_loader(
+        root, on_bad_image=on_bad_image, max_bad_rate=max_bad_rate, num_workers=0
+    )
+
+    with loader:
+        assert list(loader.micro_batches(0))
+        gone.append(True)
+        with pytest.raises(ImageTreeError, match=r"images in a row could not be read") as caught:
+            for step in range(1, 60):
+                list(loader.micro_batches(step))
+
+    assert int(caught.value.message.split()[0]) >= least
+    assert os.strerror(errno.ESTALE) in caught.value.message
+    assert "mounted" in caught.value.hint
+
+
+def test_some_files_that_are_gone_do_not_make_a_tree_that_is(root, tmp_path):
+    for index in range(NUM_IMAGES):
+        if index % 2:
+            (tmp_path / f"{index}.jpeg").symlink_to(root / f"{index}.jpeg")
+    loader = train_loader(tmp_path, on_bad_image="skip", global_batch_size=45)
+
+    batches = steps_of(loader, range(12))
+
+    assert {row for step in batches for batch in step for row in batch[3]} == set(range(1, 45, 2))
 
 
 def test_where_no_substitute_is_good_either_a_picture_is_left_out(tmp_path):

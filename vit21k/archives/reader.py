@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 
 from vit21k.archives.names import is_gzip
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, UnreadableImageError
 
 MAX_OPEN = 256
 """Archives kept open: a quarter of what Linux lets a process have."""
@@ -40,7 +40,8 @@ class ArchiveReader:
         """Return *num_bytes* of *archive*, a path relative to the root, from *offset*.
 
         Raises:
-            ImageError: The archive is not there, compressed, or shorter than that.
+            UnreadableImageError: The archive is not there.
+            ImageError: It is compressed, or shorter than that.
             OSError: It cannot be read.
         """
         file = self._file(archive)  # held: whoever closes it must wait
@@ -69,7 +70,7 @@ class ArchiveReader:
         try:
             file = _OpenFile(f"{self._root}/{archive}")
         except (FileNotFoundError, NotADirectoryError):
-            raise ImageError(
+            raise UnreadableImageError(
                 f"the archive `{archive}` is not there",
                 hint="if the image tree has moved, say where it is now with `--root`",
             ) from None

@@ -1,9 +1,9 @@
 """What becomes of pictures that cannot be decoded: an error, or counted and named."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, ImageTreeError
 
 OnBadImage = Literal["fail", "skip", "replace"]
 
@@ -12,6 +12,29 @@ _LEAST_JUDGED = 1000
 
 _NUM_NAMED = 10
 """Bad pictures that an error names."""
+
+_MAX_UNREADABLE = 100
+"""Files in a row that cannot be read, before the image tree is taken to be gone."""
+
+_FEW_UNREADABLE = 10
+"""The same, where the bad images are too many anyway: what to say of them."""
+
+_LOST_HINT = (
+    "check that the disk of the image tree is mounted and may be read, or say where the tree is "
+    "now with `--root`"
+)
+
+
+class Reads(NamedTuple):
+    """What came of reading some files, one after the other.
+
+    Attributes:
+        num_unreadable: Files that could not be opened or read.
+        is_any_read: Whether one of them could.
+    """
+
+    num_unreadable: int
+    is_any_read: bool
 
 
 class BadPictures:
@@ -31,6 +54,7 @@ class BadPictures:
         self.reasons: dict[str, str] = {}
         self.num = 0
         self._num_done = 0
+        self._num_unreadable_in_a_row = 0
         self._on_bad_image = on_bad_image
         self._hint = hint
         self._max_rate = max_rate
@@ -45,16 +69,35 @@ class BadPictures:
             return error.message
         raise ImageError(f"`{path}`: {error.message}", hint=error.hint or self._hint) from error
 
-    def note(self, num_done: int, bad: Sequence[tuple[str, str]]) -> None:
+    def note(
+        self, num_done: int, bad: Sequence[tuple[str, str]], reads: Sequence[Reads] = ()
+    ) -> None:
         """Count *num_done* more pictures, and (path, reason) of those that are bad.
 
+        Args:
+            num_done: Bad ones included.
+            bad: A picture that was tried several times comes as often.
+            reads: Of their files, in order.
+
         Raises:
-            ImageError: Too many are.
+            ImageTreeError: The last files could not be read, so many that the tree must be gone.
+            ImageError: Too many are bad.
         """
         self._num_done += num_done
         self.num += len(bad)
         self.reasons.update(bad)
-        if self.num > self._max_rate * max(self._num_done, _LEAST_JUDGED):
+        for num_unreadable, is_any_read in reads:
+            before = 0 if is_any_read else self._num_unreadable_in_a_row
+            self._num_unreadable_in_a_row = before + (0 if is_any_read else num_unreadable)
+        in_a_row = self._num_unreadable_in_a_row
+        too_many = self.num > self._max_rate * max(self._num_done, _LEAST_JUDGED)
+        if in_a_row >= (_FEW_UNREADABLE if too_many else _MAX_UNREADABLE):
+            path, why = list(self.reasons.items())[-1]
+            raise ImageTreeError(
+                f"{in_a_row:,} images in a row could not be read, the last one `{path}`: {why}",
+                hint=_LOST_HINT,
+            )
+        if too_many:
             self._raise_too_many()
 
     def _raise_too_many(self) -> None:

@@ -3,6 +3,7 @@
 Dimensions: B images, C colours, H W pixels, L labels.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,24 +16,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit21k.data.bad_pictures import BadPictures
+from vit21k.data.bad_pictures import BadPictures, Reads
 from vit21k.data.picture import Picture
 from vit21k.data.picture_file import open_picture
 from vit21k.data.rows import PictureRows
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, UnreadableImageError
 
 _CHUNK = 32
 """Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
+
+_NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _NUM_SUBSTITUTES = 10
 """How many others are tried in place of a bad picture, before it is left out after all."""
 
 
-class _Chunk(NamedTuple):
-    """What became of a chunk: places that are to be left out, and rows that are bad, with why."""
+@dataclass
+class _Chunk:
+    """What became of a chunk.
 
-    left_out: list[int]
-    bad: list[tuple[int, str]]
+    Attributes:
+        left_out: Places that are to be left out.
+        bad: Rows that are bad, with why.
+        num_unreadable: How often a file could not be opened or read.
+        is_any_read: Whether one could.
+    """
+
+    left_out: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    num_unreadable: int = 0
+    is_any_read: bool = False
 
 
 class Batch(NamedTuple):
@@ -123,7 +136,8 @@ class BatchDecoder:
 
         Raises:
             ImageError: A picture is bad, and bad pictures are not skipped; or too many are.
-            OSError: A file cannot be read.
+            ImageTreeError: So many files in a row cannot be read that the tree must be gone.
+            OSError: There are too many open files, or no memory.
         """
         waiting: deque[_Pending] = deque()
         try:
@@ -165,7 +179,8 @@ class BatchDecoder:
             _cancel(pending)
         rows_B, positions_B = job.rows_B, job.positions_B
         bad = [(self._pictures.path(row), why) for chunk in done for row, why in chunk.bad]
-        self._bad_pictures.note(len(rows_B), bad)
+        reads = [Reads(chunk.num_unreadable, chunk.is_any_read) for chunk in done]
+        self._bad_pictures.note(len(rows_B), bad, reads)
         if left_out := [index for chunk in done for index in chunk.left_out]:
             kept = np.delete(np.arange(len(rows_B)), left_out)
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
@@ -182,15 +197,16 @@ class BatchDecoder:
 
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
         """Decode a chunk into its place; return what of it is bad."""
-        done = _Chunk([], [])
+        done = _Chunk()
         contents = self._read(job, chunk) if job.fill else {}
+        done.is_any_read = bool(contents)
         filled = job.fill(contents, images_BCHW) if job.fill else set()
         for index in chunk:
             if index in filled:
                 continue
             num_tries = 0
             while (
-                why := self._try(job, images_BCHW, index, contents.pop(index, None))
+                why := self._try(job, images_BCHW, index, contents.pop(index, None), done)
             ) is not None:
                 done.bad.append((int(job.rows_B[index]), why))
                 if job.substitute is None or num_tries == _NUM_SUBSTITUTES:
@@ -209,15 +225,30 @@ class BatchDecoder:
         return contents
 
     def _try(
-        self, job: Job, images_BCHW: NDArray[np.uint8], index: int, content: bytes | None
+        self,
+        job: Job,
+        images_BCHW: NDArray[np.uint8],
+        index: int,
+        content: bytes | None,
+        done: _Chunk,
     ) -> str | None:
         """Decode one picture into its place; return what is wrong with it, if that is tolerated."""
         row = int(job.rows_B[index])
         try:
             content = self._pictures.read_bytes(row) if content is None else content
+            done.is_any_read = True
             job.transform(open_picture(content), index, images_BCHW[index])
+        except UnreadableImageError as error:
+            done.num_unreadable += 1
+            return self._bad_pictures.reason(self._pictures.path(row), error)
         except ImageError as error:
             return self._bad_pictures.reason(self._pictures.path(row), error)
+        except OSError as error:
+            if error.errno in _NOT_THE_FILES_FAULT:
+                raise
+            done.num_unreadable += 1
+            unreadable = UnreadableImageError(f"it cannot be read: {error.strerror or error}")
+            return self._bad_pictures.reason(self._pictures.path(row), unreadable)
         return None
 
 

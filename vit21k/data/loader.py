@@ -130,7 +130,8 @@ class TrainLoader(_Loader):
 
         Raises:
             ImageError: A picture is bad, and bad pictures are not skipped; or too many are.
-            OSError: A file cannot be read.
+            ImageTreeError: So many files in a row cannot be read that the tree must be gone.
+            OSError: There are too many open files, or no memory.
         """
         if self._next_step != step:
             self._batches = copied_ahead(self._decoder.batches(self._jobs_from(step)), self._device)

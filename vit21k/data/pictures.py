@@ -16,7 +16,7 @@ from vit21k.data import flat_rows
 from vit21k.data.flat_rows import FlatRows
 from vit21k.data.places import PlaceColumns, Places
 from vit21k.data.row_index import RowIndex, open_index
-from vit21k.errors import ImageError, ImageTreeError
+from vit21k.errors import ImageTreeError, UnreadableImageError
 from vit21k.manifest.reader import Manifest
 
 _READ_BYTES = 1 << 18  # of a file at once: more than most pictures have
@@ -135,7 +135,8 @@ class Pictures:
         """Return the content of a picture's file, or member of an archive; from any thread.
 
         Raises:
-            ImageError: The file is not there, or an archive is shorter than it was.
+            UnreadableImageError: The file is not there.
+            ImageError: An archive is shorter than it was.
             OSError: It cannot be read.
         """
         if self._in_archives and (content := self._in_archives.read(row)) is not None:
@@ -143,7 +144,7 @@ class Pictures:
         try:
             return _content(f"{self.root}/{self.path(row)}")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise ImageError("the file is not there", hint=_WHERE_NOW) from None
+            raise UnreadableImageError("the file is not there", hint=_WHERE_NOW) from None
 
 
 def _content(path: str) -> bytes:
