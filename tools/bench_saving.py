@@ -65,6 +65,7 @@ def measure(learner: Learner, folder: Path, step: int) -> str:
             learner=learner,
             identity={},
             model_config={},
+            total_steps=0,
             keep_last=1,
             world=World(),
             writer=writer,

@@ -5,8 +5,10 @@ Processes are started by torchrun, never by us::
     torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from vit21k.errors import UsageError
+from vit21k.errors import EXIT_STORAGE, LostPeerError, UsageError, Vit21kError
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,47 @@ class World:
         """
         work = dist.all_reduce(tensor, async_op=True)
         return work.wait if work is not None else _nothing
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Replace *tensor*, on the CPU, by that of the first process; all must call it."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's *value*, a JSON value, by rank; all must call it."""
+        if self.world_size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64)
+        sizes[self.rank] = len(text)
+        sizes = self.all_reduce_sum(sizes)
+        texts = torch.zeros(self.world_size, int(sizes.max()), dtype=torch.uint8)
+        texts[self.rank, : len(text)] = text
+        rows = zip(self.all_reduce_sum(texts), sizes.tolist(), strict=True)
+        return [json.loads(bytes(row[:size].tolist())) for row, size in rows]
+
+    def is_any(self, flag: bool) -> bool:
+        """Return whether any process says so; all must call it."""
+        return bool(self.all_reduce_sum(torch.tensor([float(flag)])).item())
+
+    @contextmanager
+    def in_agreement(self) -> Iterator[None]:
+        """Let every process leave the block well, or every one with an error.
+
+        In the block no process waits for another.  One that failed raises its own error, the
+        others raise that of the first one that did, with its exit code.
+        """
+        error: Vit21kError | OSError | None = None
+        try:
+            yield
+        except (Vit21kError, OSError) as caught:
+            error = caught
+        reports = self.gather(None if error is None else _report(error))
+        if error is not None:
+            raise error
+        for rank, report in enumerate(reports):
+            if report is not None:
+                raise _error_of(rank, report)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -81,8 +124,54 @@ def init_world(device: str) -> World:
                 hint="start the processes with torchrun",
             )
         on_gpu = torch.device(device).type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        except (RuntimeError, ValueError) as error:
+            at = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+            why = str(error).partition("\n")[0]
+            raise LostPeerError(
+                f"the {world.world_size} processes could not meet at {at}: {why}",
+                hint="another process may have ended (its message says why), or the port is taken",
+            ) from error
     return world
+
+
+@contextmanager
+def explaining_lost_peers(world: World) -> Iterator[None]:
+    """Raise `LostPeerError` where the block fails because another process has ended.
+
+    Raises:
+        LostPeerError: Instead of what the library for sending messages raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.world_size == 1 or not _is_lost_peer(error):
+            raise
+        raise LostPeerError(
+            "another process of this run has ended, and this one cannot continue without it",
+            hint="its own message says why; rerun the same command to resume from the last "
+            "checkpoint",
+        ) from error
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo/" in text or "nccl" in text
+
+
+def _report(error: Vit21kError | OSError) -> dict[str, Any]:
+    if isinstance(error, Vit21kError):
+        return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    where = f": `{error.filename}`" if error.filename else ""
+    message = f"{error.strerror or error}{where}"
+    return {"message": message, "hint": None, "exit_code": EXIT_STORAGE}
+
+
+def _error_of(rank: int, report: Mapping[str, Any]) -> Vit21kError:
+    error = Vit21kError(f"process {rank}: {report['message']}", hint=report["hint"])
+    error.exit_code = report["exit_code"]
+    return error
 
 
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -12,6 +12,7 @@ Vit21kError                   the command line prints it without a traceback   e
 ├── MissingExtraError         an optional dependency is not installed                 1
 ├── NonFiniteLossError        training diverged                                       1
 ├── TemporaryFolderError      the temporary folder is full or failing                74
+├── LostPeerError             another process of the same run has ended                1
 ├── LockedError               another run works on the same folder                   75
 ├── TerminatedError           SIGTERM ended the run; its state is saved             143
 └── InterruptedRunError       Ctrl-C ended the run; its state is saved              130
@@ -112,6 +113,10 @@ class TemporaryFolderError(Vit21kError):
     """The folder for temporary files is full or failing; no input is to blame."""
 
     exit_code = EXIT_STORAGE
+
+
+class LostPeerError(Vit21kError):
+    """Another process of the same run has ended, so that this one cannot continue."""
 
 
 class LockedError(Vit21kError):

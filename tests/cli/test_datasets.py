@@ -128,7 +128,7 @@ def test_any_folder_of_class_folders_is_trained_on_by_naming_it(vit21k, photos, 
     assert sorted(photos.rglob("*")) == before
     assert "val/prec@1" in (tmp_path / "run/metrics.jsonl").read_text()
     assert again.code == 0, again.stderr
-    assert "going on from step 2" in again.stderr
+    assert "resuming from step 2" in again.stderr
 
 
 def test_a_dry_run_on_a_folder_leaves_nothing_behind(vit21k, photos, tmp_path):

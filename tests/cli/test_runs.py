@@ -18,6 +18,8 @@ def two_runs(tmp_path):
             {"step": 1, "loss": lr, "lr": lr, "seconds": 65.0},
             {"step": 1, "val/prec@1": 0.5 + lr, "seconds": 66.0},
         ]
+        (path / "checkpoints" / "step-00000001").mkdir(parents=True)
+        (path / "checkpoints" / "latest").write_text("step-00000001\n")
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -127,7 +127,7 @@ def test_killed_runs_end_with_the_same_weights_to_the_bit(manifests, uninterrupt
     code, _, err = finish(manifests, run_dir)
 
     assert code == 0, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     for name in ("model.safetensors", "optimizer.safetensors", "config.json"):
         ours, theirs = last_checkpoint(run_dir) / name, last_checkpoint(uninterrupted) / name
         assert ours.read_bytes() == theirs.read_bytes(), name

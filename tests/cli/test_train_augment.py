@@ -107,7 +107,7 @@ def test_a_run_that_a_bad_picture_stopped_goes_on_without_it(vit21k, pictures, t
     assert pictures[5]["path"] in stopped.stderr
     assert "--set data.on_bad_image=skip" in stopped.stderr
     assert gone_on.code == 0, gone_on.stderr
-    assert "going on from step" in gone_on.stderr
+    assert "resuming from step" in gone_on.stderr
     assert "pictures could not be decoded and were left out" in gone_on.stderr
     folder = tmp_path / "runs" / "tiny" / "checkpoints"
     assert (folder / "latest").read_text().strip() == "step-00000006"

@@ -1,6 +1,7 @@
 """`vit21k train --dry-run` says what would be done, and does none of it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -96,11 +97,26 @@ def test_the_schedule_is_drawn_where_it_is_asked_for(vit21k, pictures, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_it_says_where_a_run_that_is_there_would_be_gone_on_with(vit21k, pictures, run_dir):
-    found = json.loads(vit21k(*SMALL, "--rate", "1", "--run-dir", run_dir, "--json").stdout)
+def test_it_says_where_a_run_that_is_there_would_be_resumed_or_refused(vit21k, pictures, tmp_path):
+    command = [*SMALL[:-1], "--set=total_steps=4", "--set=run.save_every_steps=3"]
+    assert vit21k(*command).code == 0
+    shutil.rmtree(tmp_path / "runs/tiny/checkpoints/step-00000004")
+    dry = [*command, "--dry-run", "--rate", "1", "--json"]
 
-    assert found["steps"]["resumes_at"] == 5
-    assert found["time"]["seconds"] == 35 * 4
+    found = json.loads(vit21k(*dry).stdout)
+    fresh = json.loads(vit21k(*dry, "--fresh").stdout)
+    other = vit21k(*dry, "--set=optim.lr=0.5")
+    fork = vit21k(
+        *dry, "--set=total_steps=9", "--resume-from", "runs/tiny:3", "--run-dir", "runs/b"
+    )
+
+    assert found["steps"]["resumes_at"] == 3
+    assert found["time"]["seconds"] == 1 * 4
+    assert fresh["steps"]["resumes_at"] == 0
+    assert other.code == 3
+    assert "optim.lr is 0.002, not 0.5" in other.stderr
+    assert json.loads(fork.stdout)["steps"]["resumes_at"] == 3
+    assert not (tmp_path / "runs/b").exists()
 
 
 @pytest.mark.parametrize("option", ["--rate=3", "--json", "--plot-schedule=a.html"])

@@ -12,11 +12,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import rank_scenarios  # noqa: E402
 import train_layouts  # noqa: E402
+from run_processes import free_port, start_processes  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from training_children import losses, order_of  # noqa: E402
+from training_children import _make_pictures, losses, order_of  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from vit21k.checkpoint.store import find_latest  # noqa: E402
+from vit21k.cli.app import app  # noqa: E402
+from vit21k.lock import locked  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -130,3 +135,79 @@ def test_torchrun_passes_a_signal_on_and_the_same_command_goes_on(tmp_path):
     checkpoint, warnings = find_latest(tmp_path / "run")
     assert 4 <= checkpoint.step < 400
     assert warnings == []
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory):
+    """What two processes say in each of `rank_scenarios`: by name, (exit code, stderr) of each."""
+    home = tmp_path_factory.mktemp("ranks")
+    _make_pictures(home, num_classes=3, per_class=7)
+    begun = [f"--run-dir={home / 'runs/begun'}", f"--manifests={home / 'manifests'}"]
+    assert CliRunner().invoke(app, [*rank_scenarios.SMALL, *begun]).exit_code == 0
+    ports = [str(free_port()) for _ in rank_scenarios.NAMES]
+    with locked(home / "runs/locked", command="train"):
+        processes = start_processes([rank_scenarios.__file__, str(home), *ports], 2)
+        outputs = [process.communicate(timeout=200) for process in processes]
+    said = {name: [None, None] for name in rank_scenarios.NAMES}
+    for rank, (stdout, stderr) in enumerate(outputs):
+        assert "Traceback" not in stderr, stderr
+        for line in stdout.splitlines():
+            name, code, text = json.loads(line)
+            said[name][rank] = (code, text)
+    return home, said
+
+
+def test_processes_with_run_folders_of_their_own_are_refused_with_both_steps(scenarios):
+    home, said = scenarios
+
+    for code, text in said["local_folders"]:
+        assert code == 2
+        assert "process 0 (step 6, " in text
+        assert f"run folder `{home}/runs/begun`" in text
+        assert "process 1 (step 0, " in text
+        assert f"run folder `{home}/runs/not_begun`" in text
+        assert "share" in text
+
+
+def test_processes_with_recipes_of_their_own_are_refused(scenarios):
+    for code, text in scenarios[1]["other_recipe"]:
+        assert code == 2
+        assert "do not begin with the same state: process 0 (recipe " in text
+
+
+def test_a_locked_folder_ends_every_process_with_its_exit_code(scenarios):
+    for rank, (code, text) in enumerate(scenarios[1]["locked"]):
+        assert code == 75
+        assert f"process {os.getpid()}" in text
+        assert ("error: process 0: " in text) == (rank == 1)
+
+
+def test_what_one_process_lacks_ends_all_with_one_message(scenarios):
+    (code, text), (other_code, other_text) = scenarios[1]["no_manifests"]
+
+    assert code == other_code == 3
+    assert "error: process 1: " in text
+    assert other_text.replace("error: ", "error: process 1: ") in text
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_after_a_save(scenarios):
+    home, said = scenarios
+    (code, text), (other_code, other_text) = said["bad_image"]
+
+    assert (code, other_code) == (1, 3)
+    assert "stopped because of process 1: " in text
+    assert "Input/output error" in text
+    assert "Input/output error" in other_text
+    assert "the state of the run is saved" in other_text
+    checkpoint, warnings = find_latest(home / "runs/bad_image")
+    assert warnings == []
+    assert checkpoint.step == 4  # two images of each step, and the ninth is the bad one
+
+
+def test_a_process_whose_peer_has_ended_says_so_in_one_message(scenarios):
+    (code, text), other = scenarios[1]["killed"]
+
+    assert other is None
+    assert code == 1
+    assert "another process of this run has ended" in text
+    assert "Traceback" not in text

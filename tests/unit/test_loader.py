@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from collections import deque
 
 import numpy as np
 import pyarrow as pa
@@ -319,16 +320,13 @@ def test_an_image_tree_that_is_gone_ends_the_run(
         return plain(self, row)
 
     monkeypatch.setattr(Pictures, "read_bytes", read_bytes)
-    loader = train_loader(
-        root, on_bad_image=on_bad_image, max_bad_rate=max_bad_rate, num_workers=0
-    )
+    loader = train_loader(root, on_bad_image=on_bad_image, max_bad_rate=max_bad_rate, num_workers=0)
 
     with loader:
         assert list(loader.micro_batches(0))
         gone.append(True)
         with pytest.raises(ImageTreeError, match=r"images in a row could not be read") as caught:
-            for step in range(1, 60):
-                list(loader.micro_batches(step))
+            deque(batch for step in range(1, 60) for batch in loader.micro_batches(step))
 
     assert int(caught.value.message.split()[0]) >= least
     assert os.strerror(errno.ESTALE) in caught.value.message

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vit21k.checkpoint.foreign import OpenedWeights, WeightsChoice
 from vit21k.checkpoint.head_map import MappedHead, map_head
 from vit21k.checkpoint.load import check_fit, open_weights
-from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
 from vit21k.checkpoint.preprocessing import NOT_NEEDED
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
@@ -64,6 +64,7 @@ class InitReport:
         initialised: In the model only: they keep their first values.
         num_rows: Rows of the head that were taken, of how many; None: it was not mapped.
         warnings: What was wrong with newer checkpoints of the source, or had to be guessed.
+        origin: What `origin_of` returns.
     """
 
     source: Path
@@ -75,6 +76,7 @@ class InitReport:
     initialised: tuple[str, ...]
     num_rows: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def in_words(self) -> str:
         """Return the report in one line."""
@@ -120,9 +122,7 @@ def initialise_from(
     """
     if not isinstance(source, InitSource):
         source = InitSource(path=source)
-    # What the weights do not say of their model, the recipe says.
-    choice = WeightsChoice(which=source.weights, fallback=_spelled_out(args))
-    opened = open_weights(source.path, NOT_NEEDED, choice)
+    opened = _opened(source, args)
     _check_architecture(opened.card, args)
     target, found = model.state_dict(), opened.tensors
     left_out = _left_out(opened, target, source, classes)
@@ -146,7 +146,44 @@ def initialise_from(
         initialised=tuple(sorted(target.keys() - copied)),
         num_rows=num_rows,
         warnings=(*opened.card.warnings, *_small_differences(opened.card, args)),
+        origin=_origin(source, opened),
     )
+
+
+def origin_of(source: str | Path | InitSource, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies first weights, whatever they are called, as JSON values.
+
+    Args:
+        source: As `initialise_from` takes it.
+        args: Of the model that begins with them.
+
+    Returns:
+        ``source`` and ``format``, for people; ``weights``, a digest of the tensors, ``head`` and
+        ``classes``, a fingerprint of what the outputs mean, which decide what a run begins with.
+
+    Raises:
+        CheckpointError: There is no model, or it is damaged.
+        OSError: An address cannot be read.
+    """
+    source = source if isinstance(source, InitSource) else InitSource(path=source)
+    return _origin(source, _opened(source, args))
+
+
+def _opened(source: InitSource, args: Mapping[str, Any]) -> OpenedWeights:
+    # What the weights do not say of their model, the recipe says.
+    choice = WeightsChoice(which=source.weights, fallback=_spelled_out(args))
+    return open_weights(source.path, NOT_NEEDED, choice)
+
+
+def _origin(source: InitSource, opened: OpenedWeights) -> dict[str, Any]:
+    return {
+        "kind": "init",
+        "source": str(opened.card.path),
+        "format": opened.format,
+        "weights": digest_of_tensors(opened.tensors),
+        "head": source.head,
+        "classes": (source.classes or opened.card.classes).fingerprint,
+    }
 
 
 def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:

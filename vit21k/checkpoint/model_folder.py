@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -270,6 +272,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"`{path}` is damaged: {error}") from error
     return tensors
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the xxh3_128 of the names, shapes and values of *tensors*, in hex."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str, Any]:

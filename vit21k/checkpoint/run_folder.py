@@ -12,10 +12,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from vit21k.atomic import write_atomic
+
 LATEST = "latest"
 BEST = "best"
 BEST_EMA = "best-ema"
 POINTERS = (LATEST, BEST, BEST_EMA)
+_RECORDS = ("metrics.jsonl", "run.json", "recipe.yaml")
 _NAME = re.compile(r"step-(\d{8,})(\.\d+)?")
 
 
@@ -55,6 +58,53 @@ def candidates(folder: Path) -> Iterator[Path]:
     yield latest
     yield from (path for path in paths if path != latest and step_of(path) <= step_of(latest))
     yield from (path for path in paths if step_of(path) > step_of(latest))
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the checkpoint to resume from, unless it turns out to be damaged."""
+    return next(candidates(folder), None)
+
+
+def take_back(folder: Path, step: int) -> None:
+    """Take back the checkpoints of *step*: what they hold turned out to be useless.
+
+    `latest` names the one before them again; they are kept as ``diverged-<step>``, unless they are
+    among the best.
+    """
+    bad = [path for path in in_order(folder) if step_of(path) == step]
+    earlier = [path for path in in_order(folder) if step_of(path) < step]
+    if earlier:
+        write_atomic(folder / LATEST, f"{earlier[0].name}\n".encode())
+    named = {_folder_named_by(folder / name) for name in (BEST, BEST_EMA)} if earlier else set()
+    for path in bad:
+        if path in named:
+            continue
+        aside = folder / path.name.replace("step-", "diverged-")
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+    if not earlier:
+        (folder / LATEST).unlink(missing_ok=True)
+
+
+def set_run_aside(run_dir: Path) -> Path | None:
+    """Move the checkpoints of *run_dir*, with its log and recipe, to a folder inside; return it.
+
+    None if there are no checkpoints.  A kill leaves the run as it was, or moved with its log: what
+    is beside the checkpoints is copied first, and their folder is renamed last.
+    """
+    folder = run_dir / "checkpoints"
+    if not in_order(folder):
+        return None
+    number = 1
+    while (aside := run_dir / f"previous-{number}").joinpath(folder.name).exists():
+        number += 1
+    aside.mkdir(exist_ok=True)
+    for name in _RECORDS:
+        if (run_dir / name).is_file():
+            write_atomic(aside / name, (run_dir / name).read_bytes())
+    folder.rename(aside / folder.name)
+    return aside
 
 
 def free_path(folder: Path, step: int) -> Path:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitSource
     from vit21k.config.schema import Recipe
     from vit21k.training.dry_run import DryRun
-    from vit21k.training.setup import Place
+    from vit21k.training.setup import Fork, Place
 
 DryRunFlag = Annotated[
     bool,
@@ -53,12 +53,20 @@ def check_options(
 
 
 def reckon(
-    recipe: "Recipe", place: "Place", init: "InitSource | None", rate: float | None
+    recipe: "Recipe",
+    place: "Place",
+    init: "InitSource | None",
+    rate: float | None,
+    *,
+    fork: "Fork | None" = None,
+    fresh: bool = False,
 ) -> "DryRun":
     """Find out what the run would be; the terminal hears of what is found on the way."""
     from vit21k.training.dry_run import dry_run
 
-    return dry_run(recipe, place, listener(), init=init, images_per_second=rate)
+    return dry_run(
+        recipe, place, listener(), init=init, fork=fork, fresh=fresh, images_per_second=rate
+    )
 
 
 def report(

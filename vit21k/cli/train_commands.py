@@ -33,7 +33,7 @@ from vit21k.errors import UsageError
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitSource
     from vit21k.config.schema import Recipe
-    from vit21k.training.setup import Place
+    from vit21k.training.setup import Fork, Place
 
 _PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
@@ -107,8 +107,19 @@ def train_command(
         Path | None,
         typer.Option(metavar="DIR", help="What the run writes; default: runs/<recipe>."),
     ] = None,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP|RUN[:STEP]",
+            help="Begin a new run (--run-dir) with a checkpoint of another: weights, optimizer and "
+            "step, with other settings or another length. STEP alone: of runs/<recipe>.",
+        ),
+    ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over instead of going on from a checkpoint.")
+        bool,
+        typer.Option(
+            "--fresh", help="Start over; the run that is there is kept in RUN_DIR/previous-1."
+        ),
     ] = False,
     device: Device = None,
     device_batch_size: Annotated[
@@ -137,7 +148,7 @@ def train_command(
 ) -> None:
     """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
 
-    A run that was stopped or killed goes on from its newest checkpoint when the same command is
+    A run that was stopped or killed resumes from its newest checkpoint when the same command is
     given again, and ends with the same weights as if it had not been stopped.
 
     [bold]Examples[/bold]
@@ -152,6 +163,8 @@ def train_command(
 
         vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
 
+        vit21k train --recipe tiny --set optim.lr=1e-4 --resume-from runs/tiny:200 --run-dir runs/b
+
         vit21k train --recipe tiny --log tensorboard,wandb
 
         vit21k train --recipe tiny --dry-run --plot-schedule schedule.png
@@ -165,7 +178,9 @@ def train_command(
 
     check_options(is_dry, plot_schedule, rate, as_json)
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
-    run_dir = run_dir or Path("runs") / _run_name(plan.stage, recipe)
+    default_dir = Path("runs") / _run_name(plan.stage, recipe)
+    run_dir = run_dir or default_dir
+    fork = None if resume_from is None else _fork(resume_from, default_dir)
     place = Place(
         manifests=manifests,
         root=root,
@@ -180,10 +195,10 @@ def train_command(
     source = _init_source(init, init_head, init_classes, weights)
     with _place_with(data, place, is_dry) as place:
         if is_dry:
-            found = reckon(plan, place, source, rate)
+            found = reckon(plan, place, source, rate, fork=fork, fresh=fresh)
             report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
             return
-        train_run(plan, place, listener(), init=source, fresh=fresh)
+        train_run(plan, place, listener(), init=source, fork=fork, fresh=fresh)
     _tell_finished(place)
 
 
@@ -206,6 +221,22 @@ def _place_with(data: Path | None, place: "Place", is_dry: bool) -> Iterator["Pl
         return
     with TemporaryDirectory() as folder:
         yield replace(place, manifests=prepare_data(data, Path(folder)))
+
+
+def _fork(text: str, default_dir: Path) -> "Fork":
+    """Return the checkpoint that --resume-from names."""
+    from vit21k.checkpoint.run_folder import step_of
+    from vit21k.training.setup import Fork
+
+    run, _, step = text.rpartition(":")
+    if text.isdigit():
+        return Fork(run_dir=default_dir, step=int(text))
+    if run and step.isdigit():
+        return Fork(run_dir=Path(run), step=int(step))
+    path = Path(text)
+    if step_of(path) >= 0:  # RUN/checkpoints/step-00000100
+        return Fork(run_dir=path.parent.parent, step=step_of(path))
+    return Fork(run_dir=path)
 
 
 def _teacher(address: str | None) -> list[str]:

@@ -14,7 +14,8 @@ def write_facts(run_dir: Path, facts: Mapping[str, Any]) -> None:
     """Write ``run.json``; *facts* are JSON values.
 
     ``recipe``: its name; ``total_steps``; ``global_batch_size``; ``num_params``;
-    ``flops_per_image``; ``peak_flops``; ``device``; ``world_size``; ``num_train_images``.
+    ``flops_per_image``; ``peak_flops``; ``device``; ``world_size``; ``num_train_images``;
+    ``origin``: the first weights, if not from scratch; ``vit21k`` and ``torch``: versions.
     """
     write_atomic(run_dir / FILE_NAME, json.dumps(facts, indent=2).encode() + b"\n")
 

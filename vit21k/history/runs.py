@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from vit21k.lock import is_locked
 
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
+LATEST = "checkpoints/latest"
+_CHECKPOINT = re.compile(r"step-(\d{8,})(\.\d+)?")
 
 State = Literal["running", "finished", "stopped"]
 _LOWER_IS_BETTER = ("loss",)
@@ -68,7 +71,8 @@ class Run:
         """Whether it runs, came to its end, or did not."""
         if self.is_running:
             return "running"
-        return "finished" if self.step and self.step == self.total_steps else "stopped"
+        saved = _last_saved_step(self.path)
+        return "finished" if saved and saved == self.total_steps else "stopped"
 
     @property
     def seconds(self) -> float | None:
@@ -153,6 +157,17 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             yield {name: value for name, value in line.items() if value is not None}
+
+
+def _last_saved_step(path: Path) -> int:
+    """Return the step of the checkpoint that is the latest; 0 if there is none."""
+    try:
+        name = (path / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    step = _CHECKPOINT.fullmatch(name)
+    is_there = step is not None and (path / LATEST).with_name(name).is_dir()
+    return int(step[1]) if step and is_there else 0
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

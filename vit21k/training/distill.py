@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit21k.checkpoint.load import load_model
-from vit21k.checkpoint.model_folder import ModelCard
+from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
 from vit21k.errors import UsageError
 from vit21k.inference.evaluate import normalise
 from vit21k.manifest.classes import ClassList
@@ -110,17 +109,8 @@ def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher
             f"{len(classes):,}",
             hint="fine-tune the teacher on the same class list first",
         )
-    fingerprint = fingerprint_of(model)
+    fingerprint = digest_of_tensors(model.state_dict())
     return Teacher(model=model.requires_grad_(False), card=card, fingerprint=fingerprint)
-
-
-def fingerprint_of(model: nn.Module) -> str:
-    """Return the xxh3_128 of the names, shapes and values of the weights of *model*, in hex."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def distillation_loss(

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.checkpoint.initialise import InitSource, initialise_from
-from vit21k.checkpoint.store import find_latest
+from vit21k.checkpoint.initialise import InitSource, initialise_from, origin_of
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
 from vit21k.models.cost import macs_per_image, num_params
@@ -26,7 +25,9 @@ from vit21k.training.loop import Plan
 from vit21k.training.memory_parts import activation_bytes_of, device_batch_size_of
 from vit21k.training.objective import Objective
 from vit21k.training.optim_parts import optim_plan_of
-from vit21k.training.setup import Listener, Place
+from vit21k.training.resume import Begin, find_begin
+from vit21k.training.run import identity_of
+from vit21k.training.setup import Fork, Listener, Place
 from vit21k.training.split_data import SplitData, open_split_data
 
 _NUM_SAMPLES = 400
@@ -65,6 +66,8 @@ def dry_run(
     listener: Listener,
     *,
     init: InitSource | None,
+    fork: Fork | None = None,
+    fresh: bool = False,
     images_per_second: float | None = None,
 ) -> DryRun:
     """Find out what `train_run` with the same arguments would do; write nothing.
@@ -74,15 +77,18 @@ def dry_run(
         place: Where; the run's folder is neither made nor locked.
         listener: Hears what is found out on the way.
         init: Weights to start from; they are loaded, to see whether they fit.
+        fork: A checkpoint of another run to start from.
+        fresh: Start over although there are checkpoints.
         images_per_second: Rate to reckon with; None: four images are trained on, to measure it,
             without compiling anything.
 
     Raises:
         UsageError: Recipe, data and weights do not fit together.
-        DataError: The manifests or the weights are missing or damaged.
+        DataError: The manifests or the weights are missing or damaged, or the run that is there is
+            another one.
     """
     recipe = parts.resolve_precision(
-        recipe, place.device, World(), run_dir=place.run_dir, listener=listener
+        recipe, place.device, World(), run_dir=None if fresh else place.run_dir, listener=listener
     )
     data = open_split_data(place.manifests, place.root, listener.note)
     args = parts.model_args_of(recipe, num_classes=len(data.classes))
@@ -90,10 +96,19 @@ def dry_run(
     sampler = sampler_of(recipe, data.train, World())
     plan = parts.plan_of(recipe, sampler.steps_per_epoch)
     objective = loss_parts.objective_of(recipe, data.classes, device, warn=listener.warn)
-    model = _model(recipe, data, args, objective, init, listener)
+    begin = find_begin(
+        place.run_dir,
+        identity=identity_of(recipe, data, objective),
+        total_steps=plan.total_steps,
+        init_origin=None if init is None else partial(origin_of, init, args),
+        fork=fork,
+        fresh=fresh,
+        warn=listener.warn,
+    )
+    model = _model(recipe, data, args, objective, init, listener, begin)
     optimizers = build_optimizers(model, optim_plan_of(recipe))
     rate = images_per_second or _measured_rate(recipe, model, objective, device)
-    steps = _steps(plan, sampler.steps_per_epoch, place)
+    steps = _steps(plan, sampler.steps_per_epoch, begin)
     num_images = (plan.total_steps - steps["resumes_at"]) * plan.global_batch_size
     return DryRun(
         data=_data(data),
@@ -118,11 +133,14 @@ def _model(
     objective: Objective,
     init: InitSource | None,
     listener: Listener,
+    begin: Begin,
 ) -> nn.Module:
-    """Return the model with its first weights."""
+    """Return the model with the weights that it begins with."""
     model = parts.new_model(recipe, num_classes=len(data.classes))
     objective.prepare(model)
-    if init is not None:
+    if begin.checkpoint is not None:
+        model.load_state_dict(begin.checkpoint.model_tensors())
+    elif init is not None:
         resize = recipe.model.pos_embed_resize
         listener.initialised(
             initialise_from(model, init, args=args, classes=data.classes, pos_embed_mode=resize)
@@ -204,8 +222,8 @@ def _memory(
     }
 
 
-def _steps(plan: Plan, steps_per_epoch: int, place: Place) -> dict[str, Any]:
-    found = find_latest(place.run_dir).checkpoint if place.run_dir.is_dir() else None
+def _steps(plan: Plan, steps_per_epoch: int, begin: Begin) -> dict[str, Any]:
+    found = begin.checkpoint
     return {
         "total_steps": plan.total_steps,
         "steps_per_epoch": steps_per_epoch,

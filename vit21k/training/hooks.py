@@ -1,15 +1,15 @@
 """What the loop calls: the next pictures, the loss, the log, the evaluation, the checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
-from vit21k.atomic import write_atomic
 from vit21k.checkpoint.background import BackgroundWriter
-from vit21k.config.recipe import dump_recipe
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
 from vit21k.data.sampler import StepSampler
+from vit21k.errors import ImageError
 from vit21k.inference.evaluate import evaluate
 from vit21k.inference.semantic_accuracy import SemanticAccuracy
 from vit21k.training import parts
@@ -38,10 +38,10 @@ def hooks_of(
     watching: Watching,
     device_batch_size: int,
     stop: StopSignal,
-    writer: BackgroundWriter,
+    saver: Saver,
 ) -> Hooks:
     """Return what the loop calls for the run of *setup*."""
-    micro_batches = partial(_micro_batches, loader, sampler, setup.listener, watching)
+    micro_batches = partial(_micro_batches, loader, sampler, setup.listener, watching, stop)
     if learner.is_sharded:
         micro_batches = partial(
             in_lockstep,
@@ -62,12 +62,12 @@ def hooks_of(
             )
         ),
         after_update=partial(_after_update, learner),
-        log_step=partial(_log_step, watching.log, sampler, writer),
-        evaluate=partial(_evaluate, setup, learner, device_batch_size),
+        log_step=partial(_log_step, watching.log, sampler, saver.writer),
+        evaluate=partial(_evaluate, setup, learner, device_batch_size, stop),
         log_evaluation=watching.log.log_evaluation,
         note_best=lambda progress, metrics: watch.note(progress.best, metrics),
-        save=partial(_save, setup, _saver(setup, learner, writer)),
-        should_stop=lambda: stop.received is not None,
+        save=saver.save,
+        should_stop=lambda: stop.is_asked,
     )
 
 
@@ -96,12 +96,17 @@ def _loader_of(
 
 
 def _micro_batches(
-    loader: StagedLoader, sampler: StepSampler, listener: Listener, watching: Watching, step: int
+    loader: StagedLoader,
+    sampler: StepSampler,
+    listener: Listener,
+    watching: Watching,
+    stop: StopSignal,
+    step: int,
 ) -> Iterator[Batch]:
-    """Yield the micro-batches of a step, and tell of each one: a step can take hours on a CPU."""
+    """Yield the micro-batches of a step, and report each one: a step can take hours on a CPU."""
     watching.losses.start_step(step)
     num_done, num_images = 0, sampler.num_rows(step)
-    for batch in watching.meters.waiting(loader.micro_batches(step)):
+    for batch in watching.meters.waiting(stop.guarded(loader.micro_batches(step))):
         yield batch
         num_done += len(batch.rows_B)
         listener.micro_step(step, num_done, num_images)
@@ -126,24 +131,24 @@ def _log_step(
 
 
 def _evaluate(
-    setup: Setup, learner: Learner, device_batch_size: int, model: nn.Module
-) -> dict[str, float]:
-    """Return the metrics of the weights, and of their average."""
-    metrics = {}
+    setup: Setup, learner: Learner, device_batch_size: int, stop: StopSignal, model: nn.Module
+) -> dict[str, float] | None:
+    """Return the metrics of the weights, and of their average; None: an error ended it."""
     if learner.is_sharded:
         # A whole copy: in eval the processes have different numbers of batches.
         model = plain_copy(setup.args, model.state_dict(), setup.device)
-    metrics.update(_evaluate_one(setup, device_batch_size, model, setup.data.val_name))
-    if learner.ema is not None:
+    metrics = _evaluate_one(setup, device_batch_size, stop, model, setup.data.val_name)
+    if metrics is not None and learner.ema is not None:
         averaged = plain_copy(setup.args, learner.ema.tensors(), setup.device)
         name = f"{setup.data.val_name}_ema"
-        metrics.update(_evaluate_one(setup, device_batch_size, averaged, name))
+        of_average = _evaluate_one(setup, device_batch_size, stop, averaged, name)
+        metrics = None if of_average is None else {**metrics, **of_average}
     return metrics
 
 
 def _evaluate_one(
-    setup: Setup, device_batch_size: int, model: nn.Module, split: str
-) -> dict[str, float]:
+    setup: Setup, device_batch_size: int, stop: StopSignal, model: nn.Module, split: str
+) -> dict[str, float] | None:
     recipe = setup.recipe
     loader = EvalLoader(
         setup.data.val,
@@ -156,10 +161,11 @@ def _evaluate_one(
     )
     levels = setup.objective.levels
     measures = [] if levels is None else [SemanticAccuracy(levels)]
-    with loader:
+    metrics: dict[str, float] = {}
+    try:
         metrics = evaluate(
             model,
-            loader,
+            stop.guarded(loader),
             loss_function=label_loss_of(recipe, setup.objective),
             mean=recipe.data.mean,
             std=recipe.data.std,
@@ -168,27 +174,32 @@ def _evaluate_one(
             precision=recipe.products_in,
             measures=measures,
         )
+    except ImageError as error:  # in every process: not one image could be decoded
+        stop.error = stop.error or error
+    finally:
+        loader.close()
+    if setup.world.is_any(stop.error is not None):
+        return None
     metrics.update((measure.name, measure.value()) for measure in measures)
     return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
-def _saver(setup: Setup, learner: Learner, writer: BackgroundWriter) -> Saver:
+def saver_of(
+    setup: Setup,
+    learner: Learner,
+    writer: BackgroundWriter,
+    *,
+    identity: Mapping[str, Any],
+    total_steps: int,
+) -> Saver:
+    """Return what saves the checkpoints of the run; *identity* goes into each ``state.json``."""
     return Saver(
         run_dir=setup.place.run_dir,
         learner=learner,
-        identity={
-            "recipe": parts.identity_of(setup.recipe),
-            "train_manifest": setup.data.fingerprint,
-            "objective": dict(setup.objective.fingerprints),
-        },
+        identity=identity,
         model_config=parts.model_config_of(setup.recipe, setup.args, setup.data.classes),
         keep_last=setup.recipe.run.keep_last,
+        total_steps=total_steps,
         world=setup.world,
         writer=writer,
     )
-
-
-def _save(setup: Setup, saver: Saver, progress: Progress, best: Sequence[str]) -> None:
-    if setup.world.rank == 0:
-        write_atomic(setup.place.run_dir / "recipe.yaml", dump_recipe(setup.recipe).encode())
-    saver.save(progress, best)

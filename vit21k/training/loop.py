@@ -27,6 +27,8 @@ from vit21k.optim.schedule import is_due
 from vit21k.training.dropout_seed import dropout_seed, seed_dropout
 from vit21k.training.gradients import GradientSums, clip
 
+DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the gradient"
+
 
 @dataclass
 class Progress:
@@ -40,6 +42,23 @@ class Progress:
     """Updates that the loss scaler left out, because float16 had overflowed."""
     best: dict[str, float] = field(default_factory=dict)
     """The best value so far of the metric that is watched, by the name of the checkpoint."""
+    empty_updates: int = 0
+    """Of the skipped updates those without a single good image."""
+    loss_sum: float = 0.0
+    """Sum of the losses since the last line of the log."""
+    num_losses: int = 0
+    """How many these are."""
+    owes_evaluation: bool = False
+    """Whether an error ended the evaluation that was due at this step."""
+    weight_norm: float | None = None
+    """L2 norm of the weights at the last checkpoint."""
+
+    def advance(self, num_images: int, *, is_update: bool) -> None:
+        """Count a step of *num_images*, whether or not the weights were updated."""
+        self.step += 1
+        self.images_seen += num_images
+        self.skipped_updates += not is_update
+        self.empty_updates += not num_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +88,16 @@ class Hooks:
     """Receives ``loss``, ``lr_factor``, ``grad_norm`` and ``loss_scale`` of every step."""
     after_update: Callable[[int], None]
     """Takes the new weights in (EMA), after so many updates."""
-    evaluate: Callable[[nn.Module], dict[str, float]]
-    """Returns metrics by name; leaves the model in train mode."""
+    evaluate: Callable[[nn.Module], dict[str, float] | None]
+    """Returns metrics by name, or None if an error of the data ended it, in every process; leaves
+    the model in train mode."""
     log_evaluation: Callable[[Progress, dict[str, float]], None]
     note_best: Callable[[Progress, dict[str, float]], Sequence[str]]
     """Notes in *progress* what is better than ever; returns the names of those checkpoints."""
     save: Callable[[Progress, Sequence[str]], None]
     """Writes a checkpoint; it is also the best of the names given."""
     should_stop: Callable[[], bool]
-    """Whether a signal asked this process to stop."""
+    """Whether a signal or an error of the data asked this process to stop."""
 
 
 def train(
@@ -102,7 +122,8 @@ def train(
         scaler: Of the loss, for float16; advanced in place.
 
     Returns:
-        Whether the run is finished; False if `hooks.should_stop` ended it, after a save.
+        Whether the run is finished; False if `hooks.should_stop` or an evaluation ended it, after
+        a save.
 
     Raises:
         NonFiniteLossError: The loss or its gradient is infinite or not a number; the weights are
@@ -111,6 +132,8 @@ def train(
     scaler = scaler or LossScaler()
     sums = GradientSums(model, world)
     device = sums.params[0].device
+    if progress.owes_evaluation and not _evaluate(progress, model, hooks):
+        return False
     while progress.step < plan.total_steps:
         seed_dropout(dropout_seed(plan.seed, progress.step, world.rank), device)
         factor = plan.lr_factor(progress.step)
@@ -120,54 +143,76 @@ def train(
         if total.stop:
             hooks.save(progress, ())
             return False
-        _check(total.loss, progress.step + 1)
-        grad_norm = clip(sums.params, plan.grad_clip_norm)
-        metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": grad_norm}
+        metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": 0.0}
         metrics["loss_scale"] = scaler.scale
-        is_update = scaler.accepts(grad_norm, step=progress.step + 1)
-        for optimizer in optimizers:
-            if is_update:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        progress.step += 1
-        progress.images_seen += total.num_images
-        progress.skipped_updates += not is_update
+        is_update = False
+        if total.num_images:  # else every image was bad: the step counts, the weights stay
+            _check(total.loss, progress.step + 1)
+            metrics["grad_norm"] = clip(sums.params, plan.grad_clip_norm)
+            is_update = scaler.accepts(metrics["grad_norm"], step=progress.step + 1)
+        _update(optimizers, is_update=is_update)
+        progress.advance(total.num_images, is_update=is_update)
         if is_update:
             hooks.after_update(progress.step - progress.skipped_updates)
-        _do_what_is_due(plan, progress, model, hooks, metrics)
+        if not _do_what_is_due(plan, progress, model, hooks, metrics):
+            return False
     return True
+
+
+def _update(optimizers: Sequence[Optimizer], *, is_update: bool) -> None:
+    for optimizer in optimizers:
+        if is_update:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _check(loss: float, step: int) -> None:
     """Raise if the loss of an update is no number."""
     if not math.isfinite(loss):
         raise NonFiniteLossError(
-            f"the loss is {loss} at step {step}; the last good state is the checkpoint before it",
-            hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
+            f"the loss is {loss} at step {step}",
+            hint=DIVERGED_HINT,
         )
 
 
 def _do_what_is_due(
     plan: Plan, progress: Progress, model: nn.Module, hooks: Hooks, metrics: dict[str, float]
-) -> None:
-    """Log, evaluate and save, each in its period."""
+) -> bool:
+    """Log, evaluate and save, each in its period; return whether the run may continue."""
     step, total_steps = progress.step, plan.total_steps
     hooks.log_step(progress, metrics)
-    best: Sequence[str] = ()
+    is_save_due = is_due(step, every_steps=plan.save_every_steps, total_steps=total_steps)
     if is_due(step, every_steps=plan.eval_every_steps, total_steps=total_steps):
-        evaluated = hooks.evaluate(model)
-        hooks.log_evaluation(progress, evaluated)
-        best = hooks.note_best(progress, evaluated)
-    if best or is_due(step, every_steps=plan.save_every_steps, total_steps=total_steps):
+        return _evaluate(progress, model, hooks, is_save_due=is_save_due)
+    if is_save_due:
+        hooks.save(progress, ())
+    return True
+
+
+def _evaluate(
+    progress: Progress, model: nn.Module, hooks: Hooks, *, is_save_due: bool = True
+) -> bool:
+    """Evaluate, and save if that is due or there is a best; return whether the run may continue.
+
+    An evaluation that an error ended is owed: the state is saved, and a resumed run begins with it.
+    """
+    evaluated = hooks.evaluate(model)
+    progress.owes_evaluation = evaluated is None
+    if evaluated is None:
+        hooks.save(progress, ())
+        return False
+    hooks.log_evaluation(progress, evaluated)
+    best = hooks.note_best(progress, evaluated)
+    if best or is_save_due:
         hooks.save(progress, best)
+    return True
 
 
 class _Total(NamedTuple):
     """What came of a global batch, over all processes."""
 
     loss: float
-    """Mean over the pictures."""
+    """Mean over the pictures; not a number if there are none."""
     num_images: int
     stop: bool
     """Whether any process was asked to stop; then there is no gradient."""

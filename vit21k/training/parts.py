@@ -56,6 +56,9 @@ _NOT_IDENTITY: dict[str, Any] = {
     "distill": {"teacher"},
 }
 
+NAMED_BY_CONTENT: dict[str, Any] = {"source": True, "loss": {"tree"}, "distill": {"teacher"}}
+"""Fields that may differ between the processes of a run: a file may have other names elsewhere."""
+
 
 def overrides_of(recipe: Recipe) -> dict[str, Any]:
     """Return the model's arguments that the recipe sets beside its name."""

@@ -64,7 +64,7 @@ class RunLog:
         self._seconds_before = 0.0
         self._started_step = progress.step
         self._started_at = time.monotonic()
-        self._losses: list[float] = []
+        self._loss_sum, self._num_losses = progress.loss_sum, progress.num_losses
         self._window_at = self._started_at
         self._window_images = progress.images_seen
         self._file: IO[str] | None = None
@@ -74,10 +74,20 @@ class RunLog:
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take ``loss``, ``lr_factor``, ``grad_norm`` and ``num_skipped`` of one update."""
+        """Take ``loss``, ``lr_factor``, ``grad_norm`` and ``num_skipped`` of one update.
+
+        What the next line needs of it is noted in *progress*: a resumed run has the same mean.
+        """
         step, images_seen = progress.step, progress.images_seen
-        self._losses.append(metrics["loss"])
-        if not is_due(step, every_steps=self._every_steps, total_steps=self._total_steps):
+        is_line = is_due(step, every_steps=self._every_steps, total_steps=self._total_steps)
+        if math.isfinite(metrics["loss"]):  # an update without any image has none
+            self._loss_sum += metrics["loss"]
+            self._num_losses += 1
+        mean_loss = self._loss_sum / self._num_losses if self._num_losses else math.nan
+        if is_line:
+            self._loss_sum, self._num_losses = 0.0, 0
+        progress.loss_sum, progress.num_losses = self._loss_sum, self._num_losses
+        if not is_line:
             return
         now = time.monotonic()
         seconds = max(now - self._window_at, 1e-9)
@@ -85,14 +95,14 @@ class RunLog:
         line = {
             "step": step,
             "images_seen": images_seen,
-            "loss": sum(self._losses) / len(self._losses),
+            "loss": mean_loss,
             "lr": self._peak_lr * metrics["lr_factor"],
             "grad_norm": metrics["grad_norm"],
             "images_per_second": round(num_images / seconds, 2),
             **(self._meters.read(num_images=num_images, seconds=seconds) if self._meters else {}),
             "num_skipped": metrics["num_skipped"],
         }
-        self._losses, self._window_at, self._window_images = [], now, images_seen
+        self._window_at, self._window_images = now, images_seen
         self._write(line, self._seconds_left(step, now))
 
     def log_evaluation(self, progress: Progress, metrics: Mapping[str, float]) -> None:

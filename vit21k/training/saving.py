@@ -10,20 +10,28 @@ torch.distributed.checkpoint would let each process write its shards, but its in
 which runs code when it is read; nothing that vit21k reads does.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.checkpoint.optimizer_state import optimizers_to_tensors
 from vit21k.checkpoint.store import save_checkpoint
 from vit21k.distributed import World, whole
+from vit21k.errors import NonFiniteLossError
 from vit21k.training.learner import Learner
-from vit21k.training.loop import Progress
+from vit21k.training.loop import DIVERGED_HINT, Progress
+from vit21k.training.meters import norm_of
+
+_MOST_GROWTH = 100.0
+"""Of the norm of all weights from one checkpoint to the next.  Weights that are trained move by
+about the learning rate at an update; a norm a hundred times as large is no training any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,9 @@ class Saver:
         learner: What is saved.
         identity: What else ``state.json`` keeps: which run this is.
         model_config: From `model_config`.
-        keep_last: How many checkpoints stay.
+        keep_last: How many checkpoints stay; at least two before the last step, because the
+            newest is not known to be good before the loss of the next step.
+        total_steps: Of the run.
         world: The processes.
         writer: Where writing happens; waited for at the end of the run.
     """
@@ -45,6 +55,7 @@ class Saver:
     identity: Mapping[str, Any]
     model_config: Mapping[str, Any]
     keep_last: int
+    total_steps: int
     world: World
     writer: BackgroundWriter
 
@@ -52,9 +63,13 @@ class Saver:
         """Copy the state of the run, and have it written.
 
         Raises:
+            NonFiniteLossError: The weights or the optimizer's state are not finite, or have
+                exploded; nothing is written.
             OSError: The checkpoint before this one could not be written.
         """
         self.writer.wait()
+        self._check(progress)
+        is_last = progress.step == self.total_steps
         model, optimizers, ema = self.learner.model, self.learner.optimizers, self.learner.ema
         model_state = self._copies(model.state_dict())
         ema_state = None if ema is None else self._copies(ema.tensors())
@@ -74,11 +89,30 @@ class Saver:
                     "progress": asdict(progress),
                     "scaler": self.learner.scaler.state(),
                 },
-                keep_last=self.keep_last,
+                keep_last=self.keep_last if is_last else max(2, self.keep_last),
                 ema_state=ema_state,
                 best=tuple(best),
             )
         )
+
+    def _check(self, progress: Progress) -> None:
+        """Raise if the state is of no use; note its norm, for the next time."""
+        model, before = self.learner.model, progress.weight_norm
+        norm = norm_of(model)
+        largest = _largest(optimizers_to_tensors(model, self.learner.optimizers).values())
+        problem = None
+        if not math.isfinite(norm):
+            problem = f"the norm of the weights is {norm}"
+        elif before is not None and norm > _MOST_GROWTH * before:
+            problem = (
+                f"the norm of the weights is {norm:.3g}, it was {before:.3g} at the checkpoint "
+                "before"
+            )
+        elif not math.isfinite(largest):
+            problem = f"a value of the optimizer's state is {largest}"
+        if problem:
+            raise NonFiniteLossError(f"{problem}, at step {progress.step}", hint=DIVERGED_HINT)
+        progress.weight_norm = norm
 
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies in the memory of the host on the first process, nothing on the others."""
@@ -88,3 +122,18 @@ class Saver:
             if self.world.rank == 0:
                 copies[name] = full.to("cpu", copy=True)
         return copies
+
+
+def _largest(tensors: Iterable[Tensor]) -> float:
+    """Return the largest absolute value in *tensors*, of all parts of them; nan if one is nan."""
+    groups: dict[tuple[type, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            groups.setdefault((type(tensor), tensor.dtype), []).append(tensor.detach())
+    largest = 0.0
+    for group in groups.values():
+        norm = float(whole(nn.utils.get_total_norm(group, norm_type=math.inf)))
+        largest = norm if math.isnan(norm) else max(largest, norm)
+        if math.isnan(largest):
+            break
+    return largest

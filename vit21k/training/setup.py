@@ -43,6 +43,19 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fork:
+    """A checkpoint of another run, which a new run begins with: weights, optimizer and step.
+
+    Attributes:
+        run_dir: The other run.
+        step: Of the checkpoint; None: the newest.
+    """
+
+    run_dir: Path
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Listener:
     """Who hears what the run has to say; called on the first process only."""
 

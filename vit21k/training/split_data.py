@@ -21,6 +21,7 @@ class SplitData:
         val_name: Prefix of the metrics on *val*: `dummy_val` if its pictures are also in train.
         classes: The class list both are labelled by.
         fingerprint: Identifies the train manifest.
+        val_fingerprint: Identifies the val manifest.
     """
 
     train: Pictures
@@ -28,6 +29,7 @@ class SplitData:
     val_name: str
     classes: ClassList
     fingerprint: str
+    val_fingerprint: str
 
 
 def open_split_data(
@@ -57,6 +59,7 @@ def open_split_data(
         val_name=metric_prefix(val),
         classes=_with_names(train.classes(), manifests),
         fingerprint=train.fingerprint,
+        val_fingerprint=val.fingerprint,
     )
 
 

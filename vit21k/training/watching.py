@@ -1,11 +1,14 @@
 """What watches a run: its log with all that is measured for it, and the losses of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
+from vit21k import __version__
 from vit21k.device import device_name
 from vit21k.history.facts import write_facts
 from vit21k.models.cost import macs_per_image, num_params
@@ -35,7 +38,13 @@ class Watching:
 
 
 @contextmanager
-def watching(setup: Setup, plan: Plan, progress: Progress, model: nn.Module) -> Iterator[Watching]:
+def watching(
+    setup: Setup,
+    plan: Plan,
+    progress: Progress,
+    model: nn.Module,
+    origin: Mapping[str, Any] | None,
+) -> Iterator[Watching]:
     """Watch a run while the block lasts: write ``run.json``, open the log, explain bad losses."""
     is_first = setup.world.rank == 0
     flops_per_image = float(FLOPS_PER_MAC * macs_per_image(setup.args))
@@ -53,6 +62,9 @@ def watching(setup: Setup, plan: Plan, progress: Progress, model: nn.Module) -> 
                 "peak_flops": peak_flops,
                 "device": device_name(setup.device),
                 "world_size": setup.world.world_size,
+                "origin": origin,
+                "vit21k": __version__,
+                "torch": torch.__version__,
             },
         )
     meters = Meters(
