@@ -95,4 +95,5 @@ if __name__ == "__main__":
     _, home, *ports = sys.argv
     for name, port in zip(NAMES, ports, strict=True):
         code, said = play(name, Path(home), port)
-        print(json.dumps([name, code, said]), flush=True)
+        sys.stdout.write(json.dumps([name, code, said]) + "\n")
+        sys.stdout.flush()

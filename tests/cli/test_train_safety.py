@@ -1,4 +1,4 @@
-"""`vit21k train` never goes wrong silently: what a run began with, forks, divergence, lost images."""
+"""`vit21k train` is never silently wrong: first weights, forks, divergence, lost images."""
 
 import json
 import math
