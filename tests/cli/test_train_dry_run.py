@@ -98,7 +98,8 @@ def test_the_schedule_is_drawn_where_it_is_asked_for(vit21k, pictures, tmp_path)
 
 
 def test_it_says_where_a_run_that_is_there_would_be_resumed_or_refused(vit21k, pictures, tmp_path):
-    command = [*SMALL[:-1], "--set=total_steps=4", "--set=run.save_every_steps=3"]
+    settings = ["total_steps=4", "schedule.warmup_steps=0", "run.save_every_steps=3"]
+    command = [*SMALL[:-1], *(f"--set={field}" for field in settings)]
     assert vit21k(*command).code == 0
     shutil.rmtree(tmp_path / "runs/tiny/checkpoints/step-00000004")
     dry = [*command, "--dry-run", "--rate", "1", "--json"]

@@ -276,9 +276,7 @@ def _check_origin(
         return
     its = checkpoint.state["origin"]
     try:
-        asked: Mapping[str, Any] = (
-            init_origin() if init_origin else fork_origin(fork, _checkpoint_of(fork))
-        )
+        asked = init_origin() if init_origin else _fork_origin(fork)
     except (CheckpointError, OSError) as error:
         warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
         return
@@ -288,6 +286,10 @@ def _check_origin(
             f"not with {_origin_in_words(asked)}",
             hint=f"name a new run with --run-dir; or leave {option} out to resume this one",
         )
+
+
+def _fork_origin(fork: Fork | None) -> Mapping[str, Any]:
+    return {} if fork is None else fork_origin(fork, _checkpoint_of(fork))
 
 
 def _origin_in_words(origin: Mapping[str, Any] | None) -> str:
