@@ -173,3 +173,22 @@ def test_options_travel_with_an_export(vit21k, foreign):
 @pytest.mark.parametrize("options", ["--std 0.5 0.5 0", "--mean nan 0 0", "--crop-pct 1.5"])
 def test_preprocessing_that_cannot_be_is_a_usage_error(vit21k, foreign, options):
     assert vit21k("predict", foreign, "a.png", *options.split()).code == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("tcp://10.0.0.1:80", 8000), ("udp://10.0.0.1:80", 8000), ("9123", 9123)]
+)
+def test_the_port_that_kubernetes_sets_for_a_service_is_no_option(
+    vit21k, run_dir, monkeypatch, value, wanted
+):
+    pytest.importorskip("uvicorn")
+    asked = []
+    monkeypatch.setenv("VIT21K_SERVE_PORT", value)
+    monkeypatch.setattr("vit21k.serving.server.bind", lambda host, port: asked.append((host, port)))
+    monkeypatch.setattr("vit21k.serving.server.serve", lambda *_, **__: None)
+    monkeypatch.setattr("vit21k.serving.server.address_of", lambda _: "http://x")
+
+    result = vit21k("serve", run_dir)
+
+    assert result.code == 0, result.stderr
+    assert asked == [("127.0.0.1", wanted)]

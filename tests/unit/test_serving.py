@@ -1,8 +1,10 @@
 """A real server on loopback and real clients; the model is small."""
 
+import asyncio
 import http.client
 import io
 import json
+import resource
 import socket
 import struct
 import threading
@@ -26,8 +28,14 @@ from vit21k.inference.predict import predict  # noqa: E402
 from vit21k.serving.app import Service  # noqa: E402
 from vit21k.serving.batcher import Batcher  # noqa: E402
 from vit21k.serving.graph import find_graph, open_graph  # noqa: E402
-from vit21k.serving.limits import Limits  # noqa: E402
-from vit21k.serving.server import bind, score_with, web_server  # noqa: E402
+from vit21k.serving.limits import Arrivals, Limits, connections_that_fit  # noqa: E402
+from vit21k.serving.server import (  # noqa: E402
+    address_of,
+    bind,
+    is_loopback,
+    score_with,
+    web_server,
+)
 
 LIMITS = Limits(max_body_bytes=20_000, max_pixels=10_000, max_in_flight=4, body_seconds=0.5)
 
@@ -38,10 +46,10 @@ def loaded(tmp_path_factory):
 
 
 @contextmanager
-def running(card, score, limits=LIMITS):
+def running(card, score, limits=LIMITS, host="127.0.0.1"):
     batcher = Batcher(score, max_batch_size=8, max_wait_seconds=0.005)
     service = Service(card, batcher, limits)
-    listening = bind("127.0.0.1", 0)
+    listening = bind(host, 0)
     server = web_server(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -84,8 +92,8 @@ def bomb(width=50_000, height=50_000):
     )
 
 
-def request(port, method="POST", path="/predict", body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def request(port, method="POST", path="/predict", body=None, headers=None, host="127.0.0.1"):
+    connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -248,6 +256,272 @@ def test_a_model_that_fails_is_an_internal_error(loaded, caplog):
 
     assert (status, answer["error"]["kind"], alive) == (500, "internal", 200)
     assert "memory" not in answer["error"]["message"]
+
+
+# Strangers
+
+
+def connected(port, sent=b""):
+    client = socket.create_connection(("127.0.0.1", port), timeout=10)
+    client.sendall(sent)
+    return client
+
+
+def is_closed(client):
+    """Whether the server closes the connection, within the time-out of the socket."""
+    try:
+        while client.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+HALF_A_BODY = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow"
+FEW = Limits(max_body_bytes=20_000, max_in_flight=2, max_connections=6, body_seconds=60)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", HALF_A_BODY, b"\0\xff"])
+def test_connections_that_keep_the_server_waiting_keep_nobody_out(loaded, sent):
+    with running(loaded[1], score_with(*loaded, "fp32"), FEW) as (_, port):
+        clients = [connected(port, sent) for _ in range(20)]
+        try:
+            assert request(port, body=picture())[0] == 200
+            assert all(map(is_closed, clients[:10]))
+        finally:
+            for client in clients:
+                client.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT"])
+def test_the_head_of_a_request_has_a_time_limit(loaded, sent):
+    limits = Limits(header_seconds=0.05)
+    with (
+        running(loaded[1], score_with(*loaded, "fp32"), limits) as (_, port),
+        connected(port, sent) as client,
+    ):
+        assert is_closed(client)
+        assert request(port, body=picture())[0] == 200
+
+
+def test_connections_that_are_all_at_work_are_kept_and_a_new_one_is_told_to_come_back(loaded):
+    model_may_go = threading.Event()
+    plain = score_with(*loaded, "fp32")
+
+    def slow(images):
+        assert model_may_go.wait(10)
+        return plain(images)
+
+    limits = Limits(max_connections=2, max_in_flight=2)
+    with running(loaded[1], slow, limits) as (service, port):
+        answers = []
+        clients = [
+            threading.Thread(target=lambda: answers.append(request(port, body=picture())))
+            for _ in range(2)
+        ]
+        for client in clients:
+            client.start()
+        while service.counts.num_in_flight < 2:
+            threading.Event().wait(0.005)
+        status, _, headers = request(port, "GET", "/health")
+        model_may_go.set()
+        for client in clients:
+            client.join(10)
+
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert [status for status, _, _ in answers] == [200, 200]
+
+
+def test_bodies_on_their_way_share_a_budget_and_the_oldest_gives_way():
+    async def main():
+        arrivals, ended = Arrivals(100), []
+
+        async def body(name, num_bytes):
+            try:
+                async with asyncio.timeout(60) as timeout:
+                    with arrivals.arriving(timeout):
+                        arrivals.add(timeout, num_bytes)
+                        await asyncio.Event().wait()
+            except TimeoutError:
+                ended.append(name)
+
+        bodies = []
+        for name, num_bytes in (("first", 50), ("second", 40), ("third", 30)):
+            bodies.append(asyncio.create_task(body(name, num_bytes)))
+            await asyncio.sleep(0)
+        await bodies[0]
+        for task in bodies:
+            task.cancel()
+        return ended
+
+    assert asyncio.run(main()) == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [(10, 4), (4, 4), (100_000, 4096), (resource.RLIM_INFINITY, 4096)],
+)
+def test_connections_leave_files_for_the_rest(monkeypatch, limit, wanted):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+
+    assert connections_that_fit() == wanted
+
+
+def test_a_limit_of_256_files_leaves_more_than_half_of_them_to_connections(monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as held:
+        num_open = held.fileno() + 1
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (num_open + 248, before[1]))
+
+        assert 200 <= connections_that_fit() + 48 <= num_open + 248
+
+
+def many_scans(num_scans):
+    """A progressive JPEG of Pillow's whose last scan comes again and again."""
+    content = io.BytesIO()
+    Image.new("RGB", (90, 90), "red").save(content, "JPEG", progressive=True)
+    start = content.getvalue().rindex(b"\xff\xda")
+    scan = content.getvalue()[start:-2]
+    return content.getvalue()[:-2] + scan * num_scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(loaded):
+    limits = Limits(max_decode_seconds=0.005)
+    with running(loaded[1], score_with(*loaded, "fp32"), limits) as (_, port):
+        few = request(port, body=many_scans(3))[0]
+        status, answer = told(request(port, body=many_scans(2_000)))
+
+    assert few == 200
+    assert (status, answer["error"]["kind"]) == (422, "bad_image")
+    assert "would take about" in answer["error"]["message"]
+
+
+def test_what_a_client_that_hung_up_had_asked_for_is_dropped(loaded, monkeypatch):
+    monkeypatch.setattr("vit21k.serving.app.num_threads", lambda: 1)
+    may_go, decoded = threading.Event(), []
+    with running(loaded[1], score_with(*loaded, "fp32")) as (service, port):
+        decode = service._decode
+
+        def slow(content):
+            decoded.append(content)
+            assert may_go.wait(10)
+            return decode(content)
+
+        service._decode = slow
+        kept = threading.Thread(target=lambda: request(port, body=picture(0)))
+        kept.start()
+        while not decoded:
+            threading.Event().wait(0.005)
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        gone = picture(1)
+        client = connected(port, head % len(gone) + gone)
+        while service.counts.num_in_flight < 2:
+            threading.Event().wait(0.005)
+        client.close()
+        while service.counts.num_in_flight > 1:
+            threading.Event().wait(0.005)
+        may_go.set()
+        kept.join(10)
+        assert request(port, body=picture(2))[0] == 200
+
+    assert decoded == [picture(0), picture(2)]
+
+
+# The loop that computes
+
+
+def test_images_that_cannot_be_stacked_end_nothing():
+    def score(images):
+        return torch.zeros(len(images), 2)
+
+    async def main():
+        batcher = Batcher(score, max_batch_size=2, max_wait_seconds=10)
+        running = asyncio.create_task(batcher.run())
+        sizes = [(3, 4, 4), (3, 5, 5)]
+        odd = await asyncio.gather(
+            *(batcher.score(np.zeros(size, np.uint8)) for size in sizes), return_exceptions=True
+        )
+        plain = await asyncio.gather(
+            *(batcher.score(np.zeros((3, 4, 4), np.uint8)) for _ in range(2))
+        )
+        alive = not running.done()
+        running.cancel()
+        return odd, plain, alive
+
+    odd, plain, alive = asyncio.run(main())
+
+    assert [type(error) for error in odd] == [ValueError, ValueError]
+    assert [len(row) for row in plain] == [2, 2]
+    assert alive
+
+
+def test_health_is_bad_when_the_loop_has_ended(loaded):
+    class EndedError(BaseException):
+        pass
+
+    def ends(_images):
+        raise EndedError
+
+    with running(loaded[1], ends) as (_, port):
+        before = request(port, "GET", "/health")[0]
+        first, answer = told(request(port, body=picture()))
+        second = request(port, body=picture())[0]
+        status, health = told(request(port, "GET", "/health"))
+
+    assert (before, first, second, status) == (200, 503, 503, 503)
+    assert (answer["error"]["kind"], health["status"]) == ("stopped", "stopped")
+
+
+def test_health_is_bad_while_every_batch_fails(loaded):
+    plain, broken = score_with(*loaded, "fp32"), threading.Event()
+
+    def score(images):
+        if broken.is_set():
+            raise RuntimeError("the device is gone")
+        return plain(images)
+
+    with running(loaded[1], score) as (_, port):
+        broken.set()
+        answers = [request(port, body=picture())[0] for _ in range(3)]
+        failing = told(request(port, "GET", "/health"))
+        broken.clear()
+        answers.append(request(port, body=picture())[0])
+        again = request(port, "GET", "/health")[0]
+
+    assert answers == [500, 500, 500, 200]
+    assert (failing[0], failing[1]["status"], again) == (503, "failing", 200)
+
+
+# Addresses
+
+
+def test_loopback_of_ipv6_is_served_and_its_address_has_brackets(loaded):
+    try:
+        bind("::1", 0).close()
+    except UsageError:
+        pytest.skip("no IPv6 here")
+    with running(loaded[1], score_with(*loaded, "fp32"), host="::1") as (_, port):
+        assert request(port, body=picture(), host="::1")[0] == 200
+    with bind("[::1]", 0) as listening:
+        assert address_of(listening) == f"http://[::1]:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("[::1]", True),
+     ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)],
+)  # fmt: skip
+def test_only_loopback_is_private(host, wanted):
+    assert is_loopback(host) is wanted
+
+
+def test_a_host_of_elsewhere_is_named():
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1") as caught:
+        bind("192.0.2.1", 0)
+
+    assert "--host" in caught.value.hint
 
 
 def test_a_port_that_is_taken_is_named():

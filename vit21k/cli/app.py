@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -57,6 +58,7 @@ def main() -> None:
     """Run the command line; entry point of `vit21k`."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    _forget_service_links()
     try:
         app()
     except Vit21kError as error:
@@ -72,6 +74,18 @@ def main() -> None:
         message, hint, code = _storage_problem(error)
         console.fail_with(message, hint)
         sys.exit(code)
+
+
+def _forget_service_links() -> None:
+    """Remove the variables that Kubernetes and Docker set for a Service of our name.
+
+    For one called `vit21k-serve`, ``VIT21K_SERVE_PORT`` is ``tcp://10.0.0.1:80`` in every pod: not
+    the option `--port` of `vit21k serve`, for which the variable is otherwise read.
+    """
+    link = re.compile("(tcp|udp|sctp)://")
+    for name, value in list(os.environ.items()):
+        if name.startswith("VIT21K_") and link.match(value):
+            del os.environ[name]
 
 
 class _StoppedError(BaseException):

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.serving.batcher import Score
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to *app*."""
@@ -59,7 +57,7 @@ def serve_command(
         int, typer.Option(min=1, help="The most pixels of a picture.")
     ] = 25_000_000,
     max_in_flight: Annotated[
-        int, typer.Option(min=1, help="Requests at a time; more are told to come back.")
+        int, typer.Option(min=1, help="Images worked on at a time; more are told to come back.")
     ] = 128,
     mean: Mean = None,
     std: Std = None,
@@ -88,24 +86,27 @@ def serve_command(
     require_serving("serve")
     from vit21k.serving.app import Service
     from vit21k.serving.batcher import Batcher
-    from vit21k.serving.limits import Limits
-    from vit21k.serving.server import bind, serve
+    from vit21k.serving.limits import Limits, connections_that_fit
+    from vit21k.serving.server import address_of, bind, is_loopback, serve
 
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
-    limits = Limits(
-        max_body_bytes=int(max_body_mb * 1e6), max_pixels=max_pixels, max_in_flight=max_in_flight
-    )
     listening = bind(host, port)
     score, card = _open(run, device, precision, how, choice_of(settings, weights))
+    limits = Limits(
+        max_body_bytes=int(max_body_mb * 1e6),
+        max_pixels=max_pixels,
+        max_in_flight=max_in_flight,
+        max_connections=connections_that_fit(),
+    )
     batcher = Batcher(
         score,
         max_batch_size=max_batch_size,
         max_wait_seconds=max_wait_ms / 1000,
     )
     service = Service(card, batcher, limits)
-    if host not in _LOOPBACK:
+    if not is_loopback(host):
         console.warn(f"anyone who can reach {host} can use this server")
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    address = address_of(listening)
     serve(
         service,
         listening,

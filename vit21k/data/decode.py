@@ -95,18 +95,21 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N
 _COEFFICIENT_BLOCK_BYTES = 128
 
 
-def decode_rgb(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_rgb(
+    content: bytes, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS
+) -> Image.Image:
     """Decode a file in full to an RGB image.
 
     Args:
         content: The file.
         max_pixels: An image of more is refused before it is decoded.
+        max_seconds: So is one whose decoding would take longer, as estimated.
 
     Raises:
         ImageError: Whatever is wrong: not an image, truncated, of pixels without a known range, or
             beyond the budget of `open_image`.
     """
-    image = open_image(content, max_pixels=max_pixels)
+    image = open_image(content, max_pixels=max_pixels, max_seconds=max_seconds)
     try:
         image.load()
         return _to_rgb(image)
@@ -114,12 +117,15 @@ def decode_rgb(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _image_error(error) from error
 
 
-def open_image(content: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
+def open_image(
+    content: bytes, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS
+) -> ImageFile:
     """Read the header of a file, and refuse what is too large, too slow or too hungry to decode.
 
     Args:
         content: The file.
         max_pixels: An image of more is refused.
+        max_seconds: So is one whose decoding would take longer, as estimated.
 
     Returns:
         Pillow's image, not decoded yet.
@@ -132,7 +138,7 @@ def open_image(content: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     try:
         content = _unpacked(content)
         image = _opened(content)
-        _check_cost(image, content, max_pixels)
+        _check_cost(image, content, max_pixels, max_seconds)
     except Exception as error:
         raise _image_error(error) from error
     return image
@@ -252,7 +258,7 @@ def _opened(content: bytes) -> ImageFile:
     return image
 
 
-def _check_cost(image: ImageFile, content: bytes, max_pixels: int) -> None:
+def _check_cost(image: ImageFile, content: bytes, max_pixels: int, max_seconds: float) -> None:
     """Refuse an image whose header says that it is beyond the budget.
 
     Raises:
@@ -277,9 +283,9 @@ def _check_cost(image: ImageFile, content: bytes, max_pixels: int) -> None:
     if isinstance(image, _JpegImage):
         more_seconds, more_bytes = _cost_of_scans(image, content)
         seconds, num_bytes = seconds + more_seconds, num_bytes + more_bytes
-    if seconds > MAX_SECONDS:
+    if seconds > max_seconds:
         raise ImageError(
-            f"decoding its {size} would take about {seconds:.0f} s, more than {MAX_SECONDS:g} s",
+            f"decoding its {size} would take about {seconds:.0f} s, more than {max_seconds:g} s",
             kind=ProblemKind.TOO_SLOW_TO_DECODE,
         )
     if num_bytes > MAX_BYTES:

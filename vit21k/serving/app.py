@@ -1,7 +1,8 @@
 """The web application: ``POST /predict``, ``GET /health``, and a page to drop a picture on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -11,17 +12,27 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 from vit21k.inference.predict import ClassScore, Selection, eval_transform, select
 from vit21k.machine import num_threads
-from vit21k.serving.batcher import Batcher, Pixels
-from vit21k.serving.limits import Limits, RefusedError, read_body, read_number
+from vit21k.serving.batcher import Batcher, BatcherStoppedError, Pixels
+from vit21k.serving.limits import (
+    Arrivals,
+    Limits,
+    RefusedError,
+    gone_away,
+    read_body,
+    read_number,
+)
 
 _TOP_K = 5
 _BUSY = 503
+_BODY_NOT_READ = (408, 413, 415)
+_FAILURES_THAT_LAST = 3  # batches in a row
 _PATHS = ("/", "/health", "/predict")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src blob:; style-src 'unsafe-inline'; "
@@ -37,7 +48,7 @@ class Counts:
     Attributes:
         num_predicted: Requests that were answered with a prediction.
         num_refused: Those that were refused, for whatever reason.
-        num_in_flight: Those that are being worked on.
+        num_in_flight: Those whose file has arrived and is decoded or computed.
     """
 
     num_predicted: int = 0
@@ -58,7 +69,8 @@ class Service:
         self.counts = Counts()
         self._card = card
         self._batcher = batcher
-        self._limits = limits
+        self.limits = limits
+        self._arrivals = Arrivals(limits.max_in_flight * limits.max_body_bytes)
         self._transform = eval_transform(card.eval_settings)
         self._decoders = ThreadPoolExecutor(num_threads(), "decode")
         self._page = files("vit21k.serving").joinpath("page.html").read_text(encoding="utf-8")
@@ -80,10 +92,15 @@ class Service:
         return HTMLResponse(self._page, headers=_HEADERS)
 
     async def health(self, _request: Request) -> Response:
-        """Answer with what is served, and how it goes."""
+        """Answer with what is served, and how it goes; 503 if no prediction can be expected."""
+        status = "ok"
+        if self._batcher.has_stopped:
+            status = "stopped"
+        elif self._batcher.num_failures_in_a_row >= _FAILURES_THAT_LAST:
+            status = "failing"
         return JSONResponse(
             {
-                "status": "ok",
+                "status": status,
                 "model": self._card.name,
                 "num_classes": len(self._card.classes),
                 "img_size": self._card.eval_settings.img_size,
@@ -91,16 +108,21 @@ class Service:
                 "num_refused": self.counts.num_refused,
                 "num_in_flight": self.counts.num_in_flight,
                 "num_batches": self._batcher.num_batches,
-            }
+            },
+            200 if status == "ok" else 503,
         )
 
     async def predict(self, request: Request) -> Response:
         """Answer with the top classes of the picture in the body."""
         try:
-            with self._counted():
-                top = await self._top(request)
+            top = await self._top(request)
         except RefusedError as refusal:
+            self.counts.num_refused += 1
             return _error(refusal.status, refusal.kind, refusal.message)
+        except BaseException:
+            self.counts.num_refused += 1
+            raise
+        self.counts.num_predicted += 1
         return JSONResponse({"top": [score._asdict() for score in top]})
 
     async def _top(self, request: Request) -> tuple[ClassScore, ...]:
@@ -108,38 +130,50 @@ class Service:
         most = len(self._card.classes)
         top_k = read_number(asked, "top_k", default=min(_TOP_K, most), low=1, high=most)
         threshold = read_number(asked, "threshold", default=0, low=0, high=1)
-        content = await read_body(request, self._limits)
-        loop = asyncio.get_running_loop()
-        image_CHW = await loop.run_in_executor(self._decoders, self._decode, content)
-        scores_K = await self._batcher.score(image_CHW)
+        self._check_room()
+        content = await read_body(request, self.limits, self._arrivals)
+        with self._in_flight():
+            scores_K = await _unless_gone(request, self._scores(content))
         (top,) = select(scores_K[None], self._card, Selection(int(top_k), threshold))
         return top
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        counts = self.counts
-        if counts.num_in_flight >= self._limits.max_in_flight:
-            counts.num_refused += 1
+    async def _scores(self, content: bytes) -> Tensor:
+        loop = asyncio.get_running_loop()
+        image_CHW = await loop.run_in_executor(self._decoders, self._decode, content)
+        try:
+            return await self._batcher.score(image_CHW)
+        except BatcherStoppedError:
+            raise RefusedError(_BUSY, "stopped", "the server computes no more") from None
+
+    def _check_room(self) -> None:
+        """Raise if as many images are worked on as may be."""
+        if self.counts.num_in_flight >= self.limits.max_in_flight:
             raise RefusedError(_BUSY, "busy", "too many requests at a time; try again in a second")
-        counts.num_in_flight += 1
+
+    @contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        """Count a request whose file has arrived: one that is slow to arrive keeps nobody out."""
+        self._check_room()
+        self.counts.num_in_flight += 1
         try:
             yield
-            counts.num_predicted += 1
-        except BaseException:
-            counts.num_refused += 1
-            raise
         finally:
-            counts.num_in_flight -= 1
+            self.counts.num_in_flight -= 1
 
     def _decode(self, content: bytes) -> Pixels:
+        limits = self.limits
         try:
-            return self._transform(decode_rgb(content, max_pixels=self._limits.max_pixels))
+            image = decode_rgb(
+                content, max_pixels=limits.max_pixels, max_seconds=limits.max_decode_seconds
+            )
+            return self._transform(image)
         except ImageError as error:
             raise RefusedError(422, "bad_image", error.message) from error
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         task = asyncio.create_task(self._batcher.run())
+        task.add_done_callback(_log_end)
         try:
             yield
         finally:
@@ -147,8 +181,42 @@ class Service:
             self._decoders.shutdown(wait=False, cancel_futures=True)
 
 
+async def _unless_gone(request: Request, work: Awaitable[Tensor]) -> Tensor:
+    """Return the result of *work*, which is dropped when the client hangs up.
+
+    What is in a queue is taken out of it; what is being decoded or computed comes to its end.
+
+    Raises:
+        RefusedError: The client has hung up.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise gone_away()
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client of *request*, whose body is read, hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _log_end(task: "asyncio.Task[None]") -> None:
+    """Log why the loop that computes has ended, unless it was ended."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logging.getLogger("uvicorn.error").error("the batching loop ended", exc_info=error)
+
+
 def _error(status: int, kind: str, message: str) -> Response:
     headers = {"Retry-After": "1"} if status == _BUSY else {}
+    if status in _BODY_NOT_READ:
+        headers["Connection"] = "close"
     return JSONResponse({"error": {"kind": kind, "message": message}}, status, headers)
 
 

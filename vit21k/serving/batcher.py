@@ -1,4 +1,4 @@
-"""Single pictures -> batches: those that come while the model computes go together."""
+"""Single images -> batches: those that come while the model computes go together."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,47 +15,70 @@ Score = Callable[[Pixels], Tensor]
 _Waiting = tuple[Pixels, "asyncio.Future[Tensor]"]
 
 
+class BatcherStoppedError(RuntimeError):
+    """The loop that computes batches has ended; no image is answered any more."""
+
+
 class Batcher:
-    """Collects pictures until there are *max_batch_size*, or the first has waited long enough.
+    """Collects images until there are *max_batch_size*, or the first has waited long enough.
 
     One thread computes; while it does, the next batch collects.
 
     Args:
         score: What computes.
-        max_batch_size: The most pictures in one call.
-        max_wait_seconds: How long a picture waits for others.
+        max_batch_size: The most images in one call.
+        max_wait_seconds: How long an image waits for others.
 
     Attributes:
         num_batches: Calls of *score* so far.
-        num_images: Pictures in them.
+        num_images: Images in them.
+        num_failures_in_a_row: Calls that failed since the last one that did not.
     """
 
     def __init__(self, score: Score, *, max_batch_size: int, max_wait_seconds: float) -> None:
         self.num_batches = 0
         self.num_images = 0
+        self.num_failures_in_a_row = 0
         self._score = score
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "model")
+        self._has_stopped = False
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether `run` has ended."""
+        return self._has_stopped
 
     async def score(self, image_CHW: Pixels) -> Tensor:
-        """Return the probabilities (K,) of a picture; needs `run` to be running.
+        """Return the probabilities (K,) of an image; needs `run` to be running.
 
         Raises:
+            BatcherStoppedError: `run` has ended.
             Exception: What computing its batch raised.
         """
+        if self._has_stopped:
+            raise BatcherStoppedError
         answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((image_CHW, answer))
         return await answer
 
     async def run(self) -> None:
-        """Answer pictures, batch after batch, until this is cancelled."""
+        """Answer images, batch after batch, until this is cancelled."""
+        batch: list[_Waiting] = []
         try:
             while True:
-                await self._answer(await self._collect())
+                batch = await self._collect()
+                await self._answer(batch)
         finally:
+            self._has_stopped = True
             self._thread.shutdown(wait=False, cancel_futures=True)
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(BatcherStoppedError())
 
     async def _collect(self) -> list[_Waiting]:
         batch = [await self._queue.get()]
@@ -72,16 +95,18 @@ class Batcher:
     async def _answer(self, batch: list[_Waiting]) -> None:
         if not batch:
             return
-        images_BCHW = np.stack([image_CHW for image_CHW, _ in batch])
-        loop = asyncio.get_running_loop()
-        try:
-            rows = await loop.run_in_executor(self._thread, self._score, images_BCHW)
-        except Exception as error:  # whoever asked is told; the next batch may be well
-            results: list[Tensor | Exception] = [error] * len(batch)
-        else:
-            results = list(rows)
         self.num_batches += 1
         self.num_images += len(batch)
+        images = [image_CHW for image_CHW, _ in batch]
+        loop = asyncio.get_running_loop()
+        try:
+            rows = await loop.run_in_executor(self._thread, self._scores, images)
+        except Exception as error:  # whoever asked is told; the next batch may be well
+            self.num_failures_in_a_row += 1
+            results: list[Tensor | Exception] = [error] * len(batch)
+        else:
+            self.num_failures_in_a_row = 0
+            results = list(rows)
         for (_, answer), result in zip(batch, results, strict=True):
             if answer.done():  # gone in the meantime
                 continue
@@ -89,3 +114,10 @@ class Batcher:
                 answer.set_exception(result)
             else:
                 answer.set_result(result)
+
+    def _scores(self, images: list[Pixels]) -> list[Tensor]:
+        """Return a row for each of *images*; in the thread, where any failure is the batch's."""
+        rows = list(self._score(np.stack(images)))
+        if len(rows) != len(images):
+            raise ValueError(f"{len(rows)} rows for {len(images)} images")
+        return rows

@@ -1,10 +1,17 @@
 """What a server takes from strangers, and how it says no."""
 
 import asyncio
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
+
+_SPARE_FILES = 48  # connections accepted before any is counted, and files that libraries open
+_FEWEST_CONNECTIONS = 4
+_MOST_CONNECTIONS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,15 +20,34 @@ class Limits:
 
     Attributes:
         max_body_bytes: Of a file.
-        max_pixels: Of a picture, before it is decoded.
-        max_in_flight: Requests at a time; more are turned away.
+        max_pixels: Of an image, before it is decoded.
+        max_decode_seconds: Of an image, as estimated before it is decoded.
+        max_in_flight: Images that are decoded or computed at a time; more are turned away.
+        max_connections: Open at a time; a new one takes the place of the one that has kept the
+            server waiting longest.
+        header_seconds: How long a connection may take to send the head of a request.
         body_seconds: How long a client may take to send a file.
     """
 
     max_body_bytes: int = 10_000_000
     max_pixels: int = 25_000_000
+    max_decode_seconds: float = 2.0
     max_in_flight: int = 128
+    max_connections: int = 512
+    header_seconds: float = 10.0
     body_seconds: float = 20.0
+
+
+def connections_that_fit() -> int:
+    """Return how many connections this process may open beside the files it has open now."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    try:
+        num_open = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:  # no such file system here
+        num_open = _SPARE_FILES
+    return min(max(soft - num_open - _SPARE_FILES, _FEWEST_CONNECTIONS), _MOST_CONNECTIONS)
 
 
 class RefusedError(Exception):
@@ -34,8 +60,40 @@ class RefusedError(Exception):
         self.message = message
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Return the body of *request*, a picture's file.
+class Arrivals:
+    """Bodies that are on their way: together no more bytes than *max_bytes*.
+
+    Where there is no room for another part, the body that has been on its way longest gives way,
+    so that slow clients do not keep others out.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes: dict[asyncio.Timeout, int] = {}  # the longest on its way first
+
+    @contextmanager
+    def arriving(self, timeout: asyncio.Timeout) -> Iterator[None]:
+        """Count a body until it has arrived; *timeout* is what ends it."""
+        self._num_bytes[timeout] = 0
+        try:
+            yield
+        finally:
+            del self._num_bytes[timeout]
+
+    def add(self, timeout: asyncio.Timeout, num_bytes: int) -> None:
+        """Count another part of the body that *timeout* ends."""
+        self._num_bytes[timeout] += num_bytes
+        over = sum(self._num_bytes.values()) - self._max_bytes
+        for other, others_bytes in self._num_bytes.items():
+            if over <= 0:
+                break
+            if not other.expired():
+                other.reschedule(0)
+            over -= others_bytes
+
+
+async def read_body(request: Request, limits: Limits, arrivals: Arrivals) -> bytes:
+    """Return the body of *request*, an image file.
 
     Raises:
         RefusedError: It is a form, or empty, or too large, or does not arrive.
@@ -49,20 +107,27 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise _too_large(limits)
     content = bytearray()
     try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                content += part
-                if len(content) > limits.max_body_bytes:
-                    raise _too_large(limits)
+        async with asyncio.timeout(limits.body_seconds) as timeout:
+            with arrivals.arriving(timeout):
+                async for part in request.stream():
+                    content += part
+                    if len(content) > limits.max_body_bytes:
+                        raise _too_large(limits)
+                    arrivals.add(timeout, len(part))
     except TimeoutError:
         raise RefusedError(
             408, "too_slow", f"the file did not arrive within {limits.body_seconds:g} seconds"
         ) from None
     except ClientDisconnect:
-        raise RefusedError(400, "disconnected", "the client went away") from None
+        raise gone_away() from None
     if not content:
-        raise RefusedError(400, "empty", "the body is empty; it must be a picture's file")
+        raise RefusedError(400, "empty", "the body is empty; it must be an image file")
     return bytes(content)
+
+
+def gone_away() -> RefusedError:
+    """Return the refusal of a client that has hung up; nobody reads it."""
+    return RefusedError(400, "disconnected", "the client went away")
 
 
 def read_number(

@@ -1,11 +1,16 @@
 """A model -> a running web server."""
 
+import asyncio
+import errno
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.errors import UsageError
@@ -14,8 +19,15 @@ from vit21k.models.base import ImageClassifier
 from vit21k.models.precision import Precision
 from vit21k.serving.app import Service
 from vit21k.serving.batcher import Pixels, Score
+from vit21k.serving.limits import Limits
 
 _SHUTDOWN_SECONDS = 10
+_BACKLOG = 1024  # connections that the system keeps until they are accepted
+_ACCEPTED_AT_ONCE = 8  # before any of them is counted: files are limited
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
 
 
 def score_with(model: ImageClassifier, card: ModelCard, precision: Precision) -> Score:
@@ -33,13 +45,37 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: It is in use, or is not this machine's.
     """
+    host = host.removeprefix("[").removesuffix("]")
+    is_ipv6 = ":" in host
     try:
-        return socket.create_server((host, port), backlog=1024)
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=_BACKLOG,
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
     except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            hint = "choose another with --port; 0 takes one that is free"
+        else:
+            hint = "--host is an address of this machine: 127.0.0.1, ::1, or 0.0.0.0 for all"
         raise UsageError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}",
-            hint="choose another with --port; 0 takes one that is free",
+            f"cannot listen on {host} port {port}: {error.strerror or error}", hint=hint
         ) from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """Return the address to open in a browser."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach *host*."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def serve(
@@ -65,14 +101,109 @@ def serve(
 
 def web_server(service: Service) -> uvicorn.Server:
     """Return the server that answers for *service*."""
+
+    class Connection(_Connection):
+        """One of this server's."""
+
+        limits = service.limits
+        idle: ClassVar[dict[_Connection, None]] = {}
+        sending: ClassVar[dict[_Connection, None]] = {}
+
     config = uvicorn.Config(
         service.app(),
-        log_level="warning",
+        http=Connection,
+        log_level="error",  # of what strangers send, nothing is logged
         access_log=False,
         ws="none",
+        backlog=_ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """A server whose sockets keep a long queue, of which it accepts few connections at once."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(_BACKLOG)
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if it keeps the server waiting for the head of a request.
+
+    There are at most `Limits.max_connections`: to a new one gives way the one that has been idle
+    longest, or else the one whose request has been arriving longest.  uvicorn's own
+    `limit_concurrency` answers 503 to whoever comes later, and does not limit idle connections.
+
+    Attributes:
+        limits: Of the server.
+        idle: The server's connections that have sent no head of a request, longest first.
+        sending: Those that have sent no end of it.
+    """
+
+    limits: ClassVar[Limits]
+    idle: ClassVar["dict[_Connection, None]"]
+    sending: ClassVar["dict[_Connection, None]"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, in the place of another connection if there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            oldest = next(iter((*self.idle, *self.sending)), None)
+            if oldest is None:
+                transport.write(_FULL)
+                transport.close()
+                return
+            oldest.give_up()
+        self._note()
+
+    def data_received(self, data: bytes) -> None:
+        """Take another part of a request."""
+        super().data_received(data)
+        self._note()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request of the connection."""
+        super().on_response_complete()
+        self._note()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def give_up(self) -> None:
+        """Close the connection at once."""
+        self._forget()
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _note(self) -> None:
+        """Note what the server waits for, and for how long it does."""
+        if self.cycle is None or self.cycle.response_complete:
+            if self not in self.idle and not self.transport.is_closing():
+                self._forget()
+                self.idle[self] = None
+                self._deadline = self.loop.call_later(self.limits.header_seconds, self.give_up)
+        elif not self.cycle.more_body:
+            self._forget()
+        elif self not in self.sending:
+            self._forget()
+            self.sending[self] = None
+
+    def _forget(self) -> None:
+        self.idle.pop(self, None)
+        self.sending.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 def _ignore(_signum: int, _frame: object) -> None:
