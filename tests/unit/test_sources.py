@@ -206,6 +206,30 @@ def test_parquet_files_of_the_hub_name_their_splits_and_may_hold_many_labels(tmp
     ]
 
 
+def test_a_file_of_no_known_split_beside_others_is_refused(tmp_path):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {"image": pa.array([{"bytes": picture(1), "path": "x.png"}], struct), "label": ["cat"]}
+    )
+    for name in ("train-0.parquet", "holdout-0.parquet"):
+        pq.write_table(table, tmp_path / name)
+
+    with pytest.raises(DataError, match=r"holdout-0\.parquet` is of no split that is known"):
+        HuggingFaceImages(tmp_path)
+    (tmp_path / "default").mkdir()
+    (tmp_path / "holdout-0.parquet").rename(tmp_path / "default" / "0.parquet")
+    assert HuggingFaceImages(tmp_path).skipped == [tmp_path / "default" / "0.parquet"]
+
+
+def test_an_image_file_that_is_not_there_is_no_empty_image(tmp_path):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": "x.png"}], struct)
+    pq.write_table(pa.table({"image": images, "label": ["cat"]}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match=r"x\.png`, which the dataset names, is not there"):
+        list(HuggingFaceImages(tmp_path).pictures())
+
+
 def test_a_dataset_without_pictures_or_labels_is_refused(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "a.parquet")
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

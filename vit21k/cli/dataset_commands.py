@@ -80,9 +80,10 @@ def get_dataset_command(
 def in_words(prepared: "Prepared") -> str:
     """Return what became of the files, in counts that add up."""
     problems = f", {prepared.num_problems:,} of no use" if prepared.num_problems else ""
+    unused = f", {prepared.num_unused:,} for neither" if prepared.num_unused else ""
     return (
         f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} pictures to train "
-        f"on, {prepared.num_val:,} to validate on ({prepared.split}), "
+        f"on, {prepared.num_val:,} to validate on ({prepared.split}){unused}, "
         f"{prepared.num_classes:,} classes"
     )
 
@@ -116,6 +117,11 @@ def prepare_data(path: Path, run_dir: Path) -> Path:
             counts: dict[str, Any] = write_tree(dataset.pictures(), folder / "tree", dataset.source)
             root, names = folder / "tree" / IMAGES, dataset.names
             console.note(f"`{path}`: {sum(counts.values()):,} pictures as files in `{root}`")
+            if dataset.skipped:
+                console.warn(
+                    f"{len(dataset.skipped):,} files of rows below `{path}` were not looked at, "
+                    f"such as `{dataset.skipped[0]}`"
+                )
             if dataset.num_unlabelled:
                 console.warn(f"{dataset.num_unlabelled:,} pictures have no label; left out")
         prepared = prepare(root, folder / MANIFESTS, names=names)

@@ -24,6 +24,7 @@ from vit21k.atomic import write_atomic
 from vit21k.errors import ManifestError
 from vit21k.manifest.header import Header
 from vit21k.manifest.kind import DIGEST_BYTES
+from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import BESIDE, Manifest, open_manifest
 from vit21k.manifest.schema import KINDS, LEFT_OUT, PACKED, VAL
 from vit21k.manifest.writer import manifest_writer
@@ -217,9 +218,15 @@ def is_info_of(folder: Path, index: Manifest) -> bool:
 
 
 def is_whole(folder: Path, plan: Plan) -> bool:
-    """Return whether *folder* holds the finished pack of *plan*: its manifests, and all shards."""
+    """Return whether *folder* holds the finished pack of *plan*: its manifests, and all shards.
+
+    One that lacks pictures which could not be read is not finished: they may be there now.
+    """
     names = {PACKED.name, LEFT_OUT.name, *plan.inputs}
     if not all((folder / KINDS[name].file_name).is_file() for name in names):
+        return False
+    kinds = open_manifest(folder, LEFT_OUT).read(["kind"])["kind"]
+    if str(ProblemKind.VANISHED) in kinds.unique().to_pylist():
         return False
     options = open_manifest(folder, PACKED).header.options
     return options[OPTION] == plan.as_json() and all(

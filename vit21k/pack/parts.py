@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file, write_atomic
 from vit21k.errors import ManifestError
+from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.reader import damage_is_an_error
 
 _FOLDER = ".parts"
@@ -96,11 +97,13 @@ class Parts:
     def finished(self, file_name: str) -> ShardFacts | None:
         """Return what is known of a shard; None if it has to be made.
 
-        All of its part is read, so that damage is not found when all else is done.
+        All of its part is read, so that damage is not found when all else is done.  A shard that
+        lacks a picture which could not be read is made again: it may be there now.
         """
         try:
-            self.rows(file_name)
-            return self.facts(file_name)
+            problems = self.rows(file_name)["problem"]
+            is_final = str(ProblemKind.VANISHED) not in problems.unique().to_pylist()
+            return self.facts(file_name) if is_final else None
         except ManifestError:
             return None
 

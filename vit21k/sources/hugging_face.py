@@ -45,6 +45,7 @@ class HuggingFaceImages:
         path: The folder or file it was opened from.
         names: Class names by the folder their pictures go to.
         num_unlabelled: Pictures without a label that were met, which are left out.
+        skipped: Files of rows below *path* that are not looked at.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,6 +59,9 @@ class HuggingFaceImages:
         self._files = list(_files_of(path))
         if not self._files:
             raise DataError(f"`{path}` holds no dataset")
+        read = {file for _, file in self._files}
+        below = sorted(path.rglob("*")) if path.is_dir() else []
+        self.skipped = [f for f in below if f.suffix in (".parquet", ".arrow") and f not in read]
         schema = _schema_of(self._files[0][1])
         features = _features_of(schema)
         self._image = _image_column(schema, features, path)
@@ -106,11 +110,19 @@ def _files_of(path: Path) -> Iterator[tuple[str | None, Path]]:
         for file in _arrow_files(path):
             yield None, file
     else:
-        files = _parquet_files(path)
-        splits = [file.stem.partition("-")[0] for file in files]
-        known = [split if split in _SPLITS else None for split in splits]
-        for split, file in zip(known, files, strict=True):
-            yield (split or TRAIN_FOLDER) if any(known) else None, file
+        yield from _split_files(path)
+
+
+def _split_files(path: Path) -> Iterator[tuple[str | None, Path]]:
+    files = _parquet_files(path)
+    splits = [file.stem.partition("-")[0] for file in files]
+    known = [split if split in _SPLITS else None for split in splits]
+    if any(known) and not all(known):
+        raise DataError(
+            f"`{files[known.index(None)]}` is of no split that is known, and others are",
+            hint=f"call it `train-...` or `validation-...`, or take it out of `{path}`",
+        )
+    yield from zip(known, files, strict=True)
 
 
 def _arrow_files(folder: Path) -> Iterator[Path]:
@@ -200,13 +212,25 @@ def _folders(names: list[str]) -> list[str]:
 
 
 def _content_of(image: Any, folder: Path) -> bytes:
-    """Return the bytes of a picture, which may lie beside the dataset; none if there are none."""
+    """Return the bytes of a picture, which may lie beside the dataset; none if it has none.
+
+    Raises:
+        DataError: They are in a file that is not there.
+        OSError: It cannot be read.
+    """
     if not isinstance(image, dict):
         return b""
     if image.get("bytes") is not None:
         return bytes(image["bytes"])
-    file = folder / image["path"] if image.get("path") else None
-    return file.read_bytes() if file and file.is_file() else b""
+    if not image.get("path"):
+        return b""
+    file: Path = folder / image["path"]
+    if not file.is_file():
+        raise DataError(
+            f"`{file}`, which the dataset names, is not there",
+            hint="mount its disk, or save the dataset with the bytes of its images",
+        )
+    return file.read_bytes()
 
 
 def _suffix_of(content: bytes) -> str:

@@ -29,6 +29,7 @@ class Prepared:
         num_problems: Files that could not be used; `problems.parquet` lists them.
         num_train: Pictures to train on.
         num_val: Pictures to validate on.
+        num_unused: Pictures that are for neither: in other folders, or with several labels in val.
         num_classes: Length of the class list.
         split: Where val is from, in words.
     """
@@ -37,6 +38,7 @@ class Prepared:
     num_problems: int
     num_train: int
     num_val: int
+    num_unused: int
     num_classes: int
     split: str
 
@@ -81,6 +83,7 @@ def prepare(
         num_problems=sum(summary.problems.values()),
         num_train=num_train,
         num_val=num_val,
+        num_unused=relabelled.num_images - num_train - num_val,
         num_classes=relabelled.num_classes,
         split=split,
     )
