@@ -28,7 +28,8 @@ enum { PROBE_BYTES = 4096, ASKED_BYTES = 1 << 20 };
 enum { TO_DO = 0, DONE = 1 };
 enum { HAS_DIGEST = 1, HAS_CONTENT = 2, HAS_PROBE = 4, HAS_FACTS = 8, SAW_END = 16, LOOKED_FOR_END = 32 };
 enum { NO_FORMAT = 0, JPEG = 1 };
-enum { PLAIN, METADATA, FRAME, SCAN, PROFILE, ADOBE, NO_LENGTH, FILL };
+enum { PLAIN, METADATA, FRAME, SCAN, PROFILE, NO_LENGTH, FILL };
+enum { JFIF_BYTES = 18, GREY = 1, COLOUR = 3 };
 
 /* What is known of a file; `file_rows.py` has the same layout. */
 typedef struct __attribute__((packed)) {
@@ -51,10 +52,9 @@ typedef struct {
 /* What to do with a segment, by the second byte of its marker (ITU-T T.81, table B.1). */
 static int kind_of(uint8_t marker) {
     if (marker == 0xE2) return PROFILE;
-    if (marker == 0xEE) return ADOBE;
     if ((marker & 0xF0) == 0xE0 || marker == 0xFE) return METADATA;
     if (marker == 0xDA) return SCAN;
-    if (marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD9)) return NO_LENGTH;
+    if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD9)) return NO_LENGTH;
     if (marker == 0xFF) return FILL;
     const int is_table = marker == 0xC4 || marker == 0xC8 || marker == 0xCC;
     return (marker & 0xF0) == 0xC0 && !is_table ? FRAME : PLAIN;
@@ -66,7 +66,6 @@ static int begins_with(const uint8_t *data, int64_t place, int64_t size, const c
 
 static int is_dropped(int kind, const uint8_t *data, int64_t place, int64_t size) {
     if (kind == PROFILE) return !begins_with(data, place + 4, size, "ICC_PROFILE", 12); /* with its 0 */
-    if (kind == ADOBE) return !begins_with(data, place + 4, size, "Adobe", 5);
     return kind == METADATA || kind == FILL;
 }
 
@@ -78,16 +77,29 @@ static void note_frame(Row *row, const uint8_t *data, int64_t place, int64_t siz
     row->components = data[place + 9];
 }
 
+/* Whether the first end marker after *place* is at the very end. */
+static int ends_once(const uint8_t *data, int64_t place, int64_t size) {
+    const uint8_t *at = data + place, *last = data + size - 2;
+    while ((at = memchr(at, 0xFF, (size_t)(last - at + 1))) < last)
+        if (*++at == 0xD9) return 0;
+    return 1;
+}
+
 /* Notes the facts of a JPEG of *size* bytes.  What is kept of its header is moved up against the
  * rest, so that its content digest is one call; *data* is spoilt by that.  Returns 0 where it is
- * no JPEG, has no scan, or does not end in its end marker. */
+ * no JPEG, has no scan, has junk between segments, does not end in its only end marker, or where
+ * its colours may be stored in another way than JFIF's. */
 static int note_picture(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[2] != 0xFF) return 0;
     if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return 0;
     int64_t place = 2, start = 2, kept = 2; /* kept: end of what is kept of what lies before start */
+    int is_jfif = 0;
     while (place + 4 <= size && data[place] == 0xFF) {
         const int kind = kind_of(data[place + 1]);
+        if (data[place + 1] == 0) return 0;
         if (kind == SCAN) {
+            if (row->components != GREY && !(row->components == COLOUR && is_jfif)) return 0;
+            if (!ends_once(data, place, size)) return 0;
             const int64_t first = start - (kept - 2);
             memmove(data + first, data + 2, (size_t)(kept - 2));
             xxh3_128(data + first, (size_t)(size - first), take_in, row->content_digest);
@@ -98,6 +110,9 @@ static int note_picture(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) 
         int64_t after = place + 2;
         if (kind == FILL) after = place + 1;
         else if (kind != NO_LENGTH) after += (int64_t)data[place + 2] << 8 | data[place + 3];
+        if (kind != FILL && kind != NO_LENGTH && after < place + 4) return 0;
+        if (data[place + 1] == 0xE0 && after - place >= JFIF_BYTES)
+            is_jfif |= begins_with(data, place + 4, size, "JFIF", 5);
         if (kind == FRAME) note_frame(row, data, place, size);
         if (is_dropped(kind, data, place, size)) {
             memmove(data + kept, data + start, (size_t)(place - start));

@@ -16,7 +16,7 @@ import xxhash
 
 from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.hashing.large_buffers import large_buffer
-from vit21k.hashing.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts
+from vit21k.hashing.picture_facts import NOT_IMAGES, Buffer, PictureFacts, picture_facts, tiff_facts
 from vit21k.manifest.problems import ProblemKind
 
 BUFFER_BYTES = 1 << 20
@@ -163,6 +163,8 @@ class FileReader:
                 return _Content(num_bytes, *self.describe(buffer, view[:num_bytes]))
         limit = size + BUFFER_BYTES if size else _NO_LIMIT
         facts = picture_facts(buffer, view)._replace(content_digest=None, has_end=None)
+        if facts.format == "tiff":  # its directory may be anywhere
+            facts = tiff_facts(lambda place, num: os.pread(descriptor, num, place))
         return _Content(*self._digest_rest(descriptor, view, limit), facts)
 
     def _probe_content(self, descriptor: int, size: int) -> _Content:

@@ -33,7 +33,7 @@ ROW = np.dtype(
 )
 """Without gaps: `Row` of scan.c, and `_ROW`."""
 
-FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip")
+FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip", "ppm")
 """By their numbers in a row."""
 
 HAS_DIGEST, HAS_CONTENT, HAS_PROBE, HAS_FACTS, SAW_END, LOOKED_FOR_END = (

@@ -29,7 +29,7 @@ from vit21k.hashing.journal import Record, Records, between, joined, records_of
 from vit21k.hashing.records import NO_ROWS, NamedRows, encode
 from vit21k.manifest.header import Header
 
-VERSION = 1
+VERSION = 2
 """Raised when a file that has not changed would be described in other words."""
 
 CACHE = ".hash-cache"

@@ -23,7 +23,7 @@ from vit21k.manifest.kind import (
 
 DIGESTS = ManifestKind(
     name="digests",
-    version=2,
+    version=3,
     schema=pa.schema(
         [
             PATH,
@@ -34,8 +34,9 @@ DIGESTS = ManifestKind(
             column(
                 "content_digest",
                 pa.binary(DIGEST_BYTES),
-                "xxh3_128 of a JPEG without its metadata (comments, EXIF) and what follows it; "
-                "null for what is no JPEG, or was not read to its end.",
+                "xxh3_128 of a JPEG without its metadata (comments, EXIF) and what follows it, but "
+                "with how its colours are stored; null for what is no JPEG, or was not read to "
+                "its end.",
             ),
             column(
                 "probe",
