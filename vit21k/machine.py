@@ -6,6 +6,7 @@ groups (cgroups, versions 1 and 2) count as well.
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _PRODUCTS = {  # x86, then ARM
     "fp16": {"amx_fp16", "avx512_fp16", "asimdhp"},
 }
 _UNLIMITED_BYTES = 1 << 60  # what version 1 shows for no limit is just below 2**63
+_OTHER_OPEN_FILES = 64
 
 
 def num_cores() -> float:
@@ -137,3 +139,12 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:
         return []
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the limit of this process for open files, if *count* more are to be open at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_OPEN_FILES
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

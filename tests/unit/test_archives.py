@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import resource
 import subprocess
 import tarfile
 import threading
@@ -331,6 +332,40 @@ def test_members_are_read_from_many_archives_by_many_threads(tmp_path: Path) -> 
 
     assert not wrong
     assert _num_open() - before <= 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(100, 25), (1024, 256), (1 << 20, 256), (resource.RLIM_INFINITY, 256), (3, 1)],
+)
+def test_archives_kept_open_stay_within_what_a_process_may_open(
+    limit: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, limit))
+    for number in range(2 * expected):
+        (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": b"a"}))
+    reader, before = ArchiveReader(str(tmp_path)), _num_open()
+
+    for number in range(2 * expected):
+        reader.read(f"{number}.tar", 512, 1)
+
+    assert _num_open() - before == expected
+
+
+def test_archives_are_closed_where_others_have_opened_too_many_files(tmp_path: Path) -> None:
+    """120 class tars, and a limit that leaves room for ten more descriptors."""
+    for number in range(120):
+        (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": b"%03d" % number}))
+    reader = ArchiveReader(str(tmp_path), max_open=256)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
+    try:
+        found = [reader.read(f"{number}.tar", 512, 3) for number in (*range(120), *range(120))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert found == [b"%03d" % number for number in range(120)] * 2
 
 
 def _num_open() -> int:

@@ -1,6 +1,8 @@
 """Archive, offset and size -> the bytes of a member; for any number of threads."""
 
+import errno
 import os
+import resource
 import threading
 from collections import OrderedDict
 
@@ -8,7 +10,9 @@ from vit21k.archives.names import is_gzip
 from vit21k.errors import ImageError, UnreadableImageError
 
 MAX_OPEN = 256
-"""Archives kept open: a quarter of what Linux lets a process have."""
+"""Archives kept open at most: a quarter of what Linux lets a process have."""
+
+_TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
 
 GZIP_HINT = (
     "a member of a compressed archive cannot be read without all that come before it; unpack the "
@@ -30,9 +34,9 @@ class _OpenFile:
 class ArchiveReader:
     """Reads members of the archives below *root*, a limited number of which it keeps open."""
 
-    def __init__(self, root: str, *, max_open: int = MAX_OPEN) -> None:
+    def __init__(self, root: str, *, max_open: int | None = None) -> None:
         self._root = root
-        self._max_open = max_open
+        self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
 
@@ -68,7 +72,7 @@ class ArchiveReader:
 
     def _opened(self, archive: str) -> _OpenFile:
         try:
-            file = _OpenFile(f"{self._root}/{archive}")
+            file = self._open_file(f"{self._root}/{archive}")
         except (FileNotFoundError, NotADirectoryError):
             raise UnreadableImageError(
                 f"the archive `{archive}` is not there",
@@ -77,3 +81,20 @@ class ArchiveReader:
         if is_gzip(file.descriptor):
             raise ImageError(f"`{archive}` is compressed", hint=GZIP_HINT)
         return file
+
+    def _open_file(self, path: str) -> _OpenFile:
+        """Open a file; where the process may open no more, close those kept open first."""
+        try:
+            return _OpenFile(path)
+        except OSError as error:
+            if error.errno not in _TOO_MANY or not self._open:
+                raise
+        self._max_open = max(len(self._open) // 2, 1)
+        self._open.clear()
+        return _OpenFile(path)
+
+
+def _suitable_max() -> int:
+    """Return how many archives to keep open: a quarter of what this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN if limit == resource.RLIM_INFINITY else max(min(MAX_OPEN, limit // 4), 1)

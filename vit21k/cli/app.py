@@ -116,6 +116,7 @@ def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
         errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
         errno.EACCES: "check who may write there",
         errno.EROFS: "the file system is mounted read-only; give another folder",
+        errno.EMFILE: "this process may not open so many files; raise the limit: `ulimit -n 4096`",
         errno.EIO: "the disk or its cable is failing; check the system log",
     }
     where = f": `{error.filename}`" if error.filename else ""
