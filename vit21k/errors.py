@@ -5,6 +5,7 @@ Vit21kError                   the command line prints it without a traceback   e
 │   └── RecipeError           a recipe, or an override of it, is wrong                2
 ├── DataError                 the files on disk are not what they were said to be     3
 │   ├── ImageTreeError        the image root is not <root>/**/<class>/<file>
+│   │   └── LayoutError       the names of its folders cannot be classes                  2
 │   ├── ManifestError         a manifest is missing, stale, damaged or another one
 │   ├── ImageError            one picture cannot be decoded
 │   │   └── UnreadableImageError   its file cannot be opened or read
@@ -77,6 +78,12 @@ class DataError(Vit21kError):
 
 class ImageTreeError(DataError):
     """The image root does not hold ``<class>/<file>`` at any depth."""
+
+
+class LayoutError(ImageTreeError):
+    """The folders of the image root cannot be classes: splits, shards, or folders in classes."""
+
+    exit_code = EXIT_USAGE
 
 
 class ManifestError(DataError):

@@ -121,6 +121,18 @@ def test_relabel_warns_when_the_folders_are_a_part_of_a_list(
     assert "this is `fall11`" in _vit21k("classes", "identify", tmp_path / "m").stderr
 
 
+def test_folders_called_by_numbers_are_warned_about(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree({f"{number}/x.jpg": b"%d" % number for number in range(11)})
+    _vit21k("hash", root, "--manifests", tmp_path / "m")
+
+    result = _vit21k("relabel", "--manifests", tmp_path / "m")
+    (tmp_path / "order.txt").write_text("".join(f"{number}\n" for number in range(11)))
+    ordered = _vit21k("relabel", "--manifests", tmp_path / "m", "--classes", tmp_path / "order.txt")
+
+    assert "class 2 is `10`" in result.stderr
+    assert "by numbers" not in ordered.stderr
+
+
 def test_relabel_is_silent_about_folders_of_another_data_set(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:

@@ -299,7 +299,7 @@ def test_a_member_that_is_of_no_use_supersedes_an_earlier_one(
     name = "n1.tgz" if compressed else "n1.tar"
     root = make_tree({name: tar_of(members, compressed=compressed), "n2/x.jpg": b"x"})
 
-    _hash(root, tmp_path / "m")
+    _hash(root, tmp_path / "m", label_from="folder")
 
     assert _paths(tmp_path / "m") == ["n1/c.jpg", "n1/sub/b.jpg", "n2/x.jpg"]
     assert _problems(tmp_path / "m") == [
@@ -525,7 +525,7 @@ def test_a_long_tar_that_comes_back_to_its_folders_is_put_in_order(
         files.sort(key=lambda file: file[0])
     expected = dict(files)
 
-    _hash(make_tree({"t.tar": tar_of(files)}), tmp_path / "m")
+    _hash(make_tree({"t.tar": tar_of(files)}), tmp_path / "m", label_from="folder")
 
     rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
     assert [row["path"] for row in rows] == sorted(f"t/{name}" for name in expected)

@@ -27,7 +27,7 @@ FILES = {
 
 @pytest.fixture
 def manifests(make_tree, tmp_path):
-    hash_tree(make_tree(FILES), tmp_path / "manifests")
+    hash_tree(make_tree(FILES), tmp_path / "manifests", label_from="folder")
     relabel(tmp_path / "manifests")
     return tmp_path / "manifests"
 

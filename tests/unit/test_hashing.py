@@ -60,10 +60,13 @@ def test_a_class_is_the_name_of_the_folder_at_any_depth(
 ) -> None:
     root = make_tree({"images/n1/x.jpg": b"1", "n2/x.jpg": b"2", "a/b/c/airplane/x.jpg": b"3"})
 
-    summary = hash_tree(root, tmp_path / "m")
+    summary = hash_tree(root, tmp_path / "m", label_from="folder")
+    top = hash_tree(root, tmp_path / "top", label_from="top")
 
     assert read_manifest(tmp_path / "m", DIGESTS)["wnid"].to_pylist() == ["airplane", "n1", "n2"]
     assert summary.wnids == {"airplane", "n1", "n2"}
+    assert read_manifest(tmp_path / "top", DIGESTS)["wnid"].to_pylist() == ["a", "images", "n2"]
+    assert top.wnids == {"a", "images", "n2"}
 
 
 @pytest.mark.parametrize("num_workers", [2, 8])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from conftest import TINY_FILES, MakeTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit21k.errors import DataError, LockedError, UsageError
+from vit21k.errors import DataError, LayoutError, LockedError, UsageError
 from vit21k.hashing.hash_tree import hash_tree
 from vit21k.hashing.shards import FOLDER, Shard, merge_shards
 from vit21k.lock import locked
@@ -45,8 +46,8 @@ def test_shards_merged_in_any_order_are_the_bytes_of_one_run(
     root = make_tree({**_many_files(15, 20), "stray.jpg": b"1", "images/n3/empty.jpg": b""})
     (root / os.fsdecode(b"images/n2/\xe9.jpg")).touch()  # sorts after all names in ASCII
     (root / "images" / "n2" / "zero.txt").touch()
-    hash_tree(root, tmp_path / "whole")
-    folders = _hash_shards(root, tmp_path / "m", count)
+    hash_tree(root, tmp_path / "whole", label_from="folder")
+    folders = _hash_shards(root, tmp_path / "m", count, label_from="folder")
     random.Random(count).shuffle(folders)
 
     num_files = merge_shards(folders, tmp_path / "m")
@@ -56,14 +57,44 @@ def test_shards_merged_in_any_order_are_the_bytes_of_one_run(
     assert _bytes_of(tmp_path / "m") == _bytes_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "files", [["dog/2021/1.jpg", "cat/2021/1.jpg"], ["val_a/1.jpg", "val_b/1.jpg"]]
+)
+def test_folders_that_cannot_be_classes_are_refused_when_shards_are_merged(
+    files: list[str], make_tree: MakeTree, tmp_path: Path
+) -> None:
+    root = make_tree({**dict.fromkeys(files, b"x"), "empty/README": b"x"})
+    shards = [Shard(number, 9) for number in range(1, 10)]
+    assert len({s.number for s in shards for f in files if s.has(f[:-5].encode())}) == 2
+    folders = _hash_shards(root, tmp_path / "m", 9)
+
+    with pytest.raises(LayoutError):
+        merge_shards(folders, tmp_path / "m")
+
+    assert not (tmp_path / "m" / "digests.parquet").exists()
+
+
+def test_more_shards_than_files_may_be_open_are_merged(tiny_tree: Path, tmp_path: Path) -> None:
+    folders = _hash_shards(tiny_tree, tmp_path / "m", 40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, hard))
+    try:
+        num_files = merge_shards(folders, tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert num_files == len(TINY_FILES)
+
+
 def test_row_groups_do_not_matter(
     make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_tree(_many_files(9, 30))
-    hash_tree(root, tmp_path / "whole")
+    hash_tree(root, tmp_path / "whole", label_from="folder")
     monkeypatch.setattr("vit21k.hashing.shards._LEAST_ROW_GROUP_ROWS", 3)
     monkeypatch.setattr("vit21k.hashing.shards.ROW_GROUP_ROWS", 12)
-    folders = _hash_shards(root, tmp_path / "m", 4)
+    folders = _hash_shards(root, tmp_path / "m", 4, label_from="folder")
 
     merge_shards(folders, tmp_path / "m")
 

@@ -105,13 +105,15 @@ def make_tree(root, layout):
 def test_class_folders_are_held_out_of_by_a_share_of_the_smallest(tmp_path):
     make_tree(tmp_path / "photos", {"red fox": 10, "café": 25})
 
-    prepared = prepare(tmp_path / "photos", tmp_path / "m", names={"red fox": "a red fox"})
+    labels = {"red fox": "a red fox", "café": "café"}
+
+    prepared = prepare(tmp_path / "photos", tmp_path / "m", labels=labels)
 
     assert (prepared.num_train, prepared.num_val, prepared.num_classes) == (31, 4, 2)
     assert prepared.split == "2 of each class, held out"
     assert read_manifest(tmp_path / "m", CLASSES, ["name"])["name"].to_pylist() == [
-        "café",
         "a red fox",
+        "café",
     ]
 
 

@@ -193,3 +193,15 @@ def warn_of_part(classes: "ClassList") -> None:
             "indices are ranks among the folders found and shift when one is added; "
             "`--classes LIST` takes them from a list"
         )
+
+
+def warn_of_numbers(classes: "ClassList") -> None:
+    """Warn if folders are called by numbers, and their class indices are others."""
+    if not all(wnid.isdecimal() for wnid in classes.wnids):
+        return
+    other = next((pair for pair in enumerate(classes.wnids) if pair[0] != int(pair[1])), None)
+    if other is not None:
+        console.warn(
+            f"the class folders are called by numbers, but class indices are ranks of the names as "
+            f"text: class {other[0]} is `{other[1]}`; `relabel --classes FILE` takes another order"
+        )

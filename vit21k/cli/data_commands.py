@@ -11,7 +11,7 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
-from vit21k.cli.classes_commands import warn_of_part
+from vit21k.cli.classes_commands import warn_of_numbers, warn_of_part
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
@@ -122,7 +122,9 @@ def relabel_command(
         names_of=names_of,
     )
     if asked is None:
-        warn_of_part(open_manifest(manifests, IMAGES).classes())
+        found = open_manifest(manifests, IMAGES).classes()
+        warn_of_part(found)
+        warn_of_numbers(found)
     if as_json:
         console.print_json({**asdict(summary), "num_copies": summary.num_copies})
     _report_relabel(summary, manifests, is_capped=max_labels is not None)

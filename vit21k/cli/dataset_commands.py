@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.classes_commands import warn_of_numbers
 from vit21k.cli.options import AsJson
 from vit21k.errors import UsageError
 
@@ -103,19 +104,21 @@ def prepare_data(path: Path, run_dir: Path) -> Path:
         DataError: It holds no pictures with labels.
     """
     from vit21k.lock import locked
+    from vit21k.manifest.reader import open_manifest
+    from vit21k.manifest.schema import IMAGES as IMAGES_KIND
     from vit21k.sources.hugging_face import HuggingFaceImages, is_hugging_face
     from vit21k.sources.manifests import prepare
     from vit21k.sources.tree import IMAGES, MANIFESTS, write_tree
 
     if not path.exists():
         raise UsageError(f"there is nothing at `{path}`")
-    folder, names = run_dir / "data", None
+    folder, labels = run_dir / "data", None
     with locked(folder, command="train --data", wait=True):
         root = path
         if is_hugging_face(path):
             dataset = HuggingFaceImages(path)
             counts: dict[str, Any] = write_tree(dataset.pictures(), folder / "tree", dataset.source)
-            root, names = folder / "tree" / IMAGES, dataset.names
+            root, labels = folder / "tree" / IMAGES, dataset.names
             console.note(f"`{path}`: {sum(counts.values()):,} pictures as files in `{root}`")
             if dataset.skipped:
                 console.warn(
@@ -124,7 +127,8 @@ def prepare_data(path: Path, run_dir: Path) -> Path:
                 )
             if dataset.num_unlabelled:
                 console.warn(f"{dataset.num_unlabelled:,} pictures have no label; left out")
-        prepared = prepare(root, folder / MANIFESTS, names=names)
+        prepared = prepare(root, folder / MANIFESTS, labels=labels)
+    warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
     console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
     return folder / MANIFESTS
 

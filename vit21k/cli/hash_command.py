@@ -14,6 +14,7 @@ from vit21k.cli.hash_lines import hash_result, report_hash
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
+    LabelSource,
     Manifests,
     OnAddress,
     OnEngine,
@@ -74,6 +75,7 @@ def hash_command(
             min=0, max=1, metavar="P", help="Share of the unchanged files to read all the same."
         ),
     ] = 0.0,
+    label_from: LabelSource = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +89,8 @@ def hash_command(
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
 
-    The class of an image is the name of the folder it lies in, at any depth.
+    The class of an image is the name of the folder it lies in, at any depth.  Where that cannot be
+    right (train/ and val/, shards, dog/2021), the tree is refused; `--label-from` settles it.
 
     Tar archives (.tar, .tar.gz, .tgz) are read where they lie, class tars in a tar as well, as if
     each had been unpacked to a folder of its name.
@@ -122,7 +125,7 @@ def hash_command(
     from vit21k.hashing.shards import Shard
 
     share = Shard.parse(shard) if shard else None
-    anywhere = {"algorithm": algorithm, "num_workers": num_workers}
+    anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
     on_disk = {
         "follow_symlinks": follow_symlinks,
         "mode": mode,
@@ -176,7 +179,8 @@ def _hash(
         if any(value and value != "full" for value in on_disk.values()):
             raise errors.UsageError(
                 "of a URL everything is read, by this machine, each time",
-                hint="of the options only `--algorithm` and `--num-workers` go with a URL",
+                hint="of the options only `--algorithm`, `--num-workers` and `--label-from` go "
+                "with a URL",
             )
         return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 

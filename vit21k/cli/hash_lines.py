@@ -86,6 +86,10 @@ def _size(num_bytes: int) -> str:
 
 def _warn_of_odd_folders(wnids: set[str]) -> None:
     """Point at folders that are not named like the others: each would be a class of its own."""
+    if len(wnids) == 1 and not any(map(_WNID.fullmatch, wnids)):
+        console.warn(
+            f"all images are of one class, `{next(iter(wnids))}`: is there a folder for each class?"
+        )
     odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
     if odd and len(odd) * 10 <= len(wnids):
         console.warn(

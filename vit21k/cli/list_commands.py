@@ -8,7 +8,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests, for_manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, LabelSource, Manifests, for_manifests
 
 
 def register(app: typer.Typer) -> None:
@@ -27,11 +27,13 @@ def import_md5sum_command(
         Path | None,
         typer.Option(metavar="DIR", envvar="VIT21K_ROOT", help="Where the images are."),
     ] = None,
+    label_from: LabelSource = None,
     as_json: AsJson = False,
 ) -> None:
     """Take over digests that md5sum has made: FILE -> digests.parquet.
 
-    The order of its lines is kept. Sizes and times are not in FILE and stay empty.
+    The order of its lines is kept. Sizes and times are not in FILE and stay empty. `./` at the
+    front of a path is taken off; a path that comes twice is refused.
 
     [bold]Examples[/bold]
 
@@ -39,7 +41,9 @@ def import_md5sum_command(
     """
     from vit21k.prep.md5sum import import_md5sum
 
-    summary = import_md5sum(md5sum, manifests, strip_prefix=strip_prefix, root=root)
+    summary = import_md5sum(
+        md5sum, manifests, strip_prefix=strip_prefix, root=root, label_from=label_from
+    )
     if summary.num_empty:
         console.warn(
             f"{summary.num_empty:,} lines have the MD5 of an empty file; they are kept, and count "

@@ -30,6 +30,15 @@ def for_manifests(command: str, manifests: Path) -> str:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
 
+LabelSource = Annotated[
+    Literal["folder", "top"] | None,
+    typer.Option(
+        "--label-from",
+        help="The class of an image: the folder (or tar) it lies in, or the first one below ROOT.",
+        show_default="folder, if the names can be those of classes",
+    ),
+]
+
 ImageRoot = Annotated[
     Path | None,
     typer.Option(

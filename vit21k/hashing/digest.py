@@ -35,6 +35,7 @@ from vit21k.hashing.file_digest import (
 from vit21k.hashing.file_rows import FileRows, Rows, bytes_read
 from vit21k.hashing.picture_facts import NOT_IMAGES
 from vit21k.hashing.walk import Chunk
+from vit21k.manifest.layout import LabelFrom, class_of
 
 __all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 
@@ -56,6 +57,7 @@ class ChunkDigester:
         recheck: Share of the files known that are read all the same, 0 to 1.
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
+        label_from: Which folder of an image is its class.
         asks_ahead: Set it to have the system fetch all files of a chunk at once, before the first
             of them is read; for files that have to be waited for.
     """
@@ -74,6 +76,7 @@ class ChunkDigester:
         self.recheck = 0.0
         self.is_remote = False
         self.memory: Memory | None = None
+        self.label_from: LabelFrom | None = None
         self.file_flags = _FILE_FLAGS | no_follow
         self.reader = FileReader(algorithm, self.file_flags)
         self.algorithm = algorithm
@@ -104,7 +107,7 @@ class ChunkDigester:
         if chunk.archive is not None:
             return self._digest_archive(chunk.archive, chunk.fraction)
         folder = printable(chunk.folder)
-        done = DigestedChunk(folder[:-1].rpartition("/")[2], chunk.fraction)
+        done = DigestedChunk(class_of(folder, self.label_from), chunk.fraction)
         if all(problem for _, problem in chunk.entries):
             done.problems += [problem for _, problem in chunk.entries if problem]
             return done
@@ -130,7 +133,7 @@ class ChunkDigester:
             status = os.fstat(descriptor)
             known = self._recall_part(part, status)
             if known and random.random() >= self.recheck:  # noqa: S311
-                chunks = _known_chunks(part, fraction, known)
+                chunks = self._known_chunks(part, fraction, known)
                 return _joined(iter(self._noted(part, status, chunks, read_at)))
 
             def digest_member(content: memoryview) -> FileDigest:
@@ -146,7 +149,8 @@ class ChunkDigester:
             first = next(found)  # by then all is read
         finally:
             os.close(descriptor)
-        chunks = (_members_chunk(part, fraction, members) for members in chain((first,), found))
+        parts = chain((first,), found)
+        chunks = (self._members_chunk(part, fraction, members) for members in parts)
         if self.memory and not self.is_stopped and is_small(part, status):
             held = self._noted(part, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
@@ -164,6 +168,34 @@ class ChunkDigester:
         if self.memory:
             note_part(self.memory, part, status, held, is_remote=self.is_remote, read_at=read_at)
         return held
+
+    def _known_chunks(
+        self, part: ArchivePart, fraction: float, known: Members
+    ) -> Iterator[DigestedChunk]:
+        for folder, paths, files in known:
+            yield DigestedChunk(
+                class_of(folder, self.label_from),
+                fraction,
+                paths=paths,
+                files=files,
+                num_known=len(files),
+                archive=part.archive.decode(),
+                offsets=files.array["inode"].tolist(),
+            )
+
+    def _members_chunk(
+        self, part: ArchivePart, fraction: float, members: DigestedMembers[FileDigest]
+    ) -> DigestedChunk:
+        return DigestedChunk(
+            class_of(members.folder, self.label_from),
+            fraction,
+            paths=[members.folder + name for name in members.names],
+            files=FileRows.of(members.digests),
+            num_bytes_read=sum(file.num_bytes for file in members.digests),
+            problems=members.problems,
+            archive=part.archive.decode(),
+            offsets=members.offsets,
+        )
 
     def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
         if self.memory is None:
@@ -237,31 +269,3 @@ def _joined(chunks: Iterator[DigestedChunk]) -> DigestedChunk:
     done = next(chunks)
     done.more = chunks
     return done
-
-
-def _known_chunks(part: ArchivePart, fraction: float, known: Members) -> Iterator[DigestedChunk]:
-    for folder, paths, files in known:
-        yield DigestedChunk(
-            folder[:-1].rpartition("/")[2],
-            fraction,
-            paths=paths,
-            files=files,
-            num_known=len(files),
-            archive=part.archive.decode(),
-            offsets=files.array["inode"].tolist(),
-        )
-
-
-def _members_chunk(
-    part: ArchivePart, fraction: float, members: DigestedMembers[FileDigest]
-) -> DigestedChunk:
-    return DigestedChunk(
-        members.folder[:-1].rpartition("/")[2],
-        fraction,
-        paths=[members.folder + name for name in members.names],
-        files=FileRows.of(members.digests),
-        num_bytes_read=sum(file.num_bytes for file in members.digests),
-        problems=members.problems,
-        archive=part.archive.decode(),
-        offsets=members.offsets,
-    )

@@ -75,6 +75,11 @@ def printable(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
+def is_image_name(name: bytes) -> bool:
+    """Return whether a file of that name may be an image."""
+    return name[name.rfind(b".") :].lower() in IMAGE_SUFFIXES
+
+
 def is_utf8(name: bytes) -> bool:
     """Return whether *name* is UTF-8."""
     if name.isascii():

@@ -10,7 +10,7 @@ Memory: independent of the number of files.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,15 @@ from vit21k.hashing.engine import Engine, digest_in_threads, suitable_workers
 from vit21k.hashing.entry_problems import printable
 from vit21k.hashing.memory import remembering
 from vit21k.hashing.mounts import is_remote
-from vit21k.hashing.places import image_root, refuse_inside
+from vit21k.hashing.places import image_root, look_at, refuse_inside, refuse_parquet
 from vit21k.hashing.quick import MODE, Candidates, QuickDigester
 from vit21k.hashing.shards import OPTION, Shard
 from vit21k.hashing.summary import HashSummary
 from vit21k.hashing.walk import Chunk, walk
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
@@ -55,6 +57,8 @@ def hash_tree(  # noqa: PLR0913
     recheck: float = 0.0,
     shard: Shard | None = None,
     engine: Engine | None = None,
+    label_from: LabelFrom | None = None,
+    splits: Collection[str] = (),
     on_look: OnChunk = lambda _chunk: None,
     on_chunk: OnChunk = lambda _chunk: None,
 ) -> HashSummary:
@@ -72,11 +76,15 @@ def hash_tree(  # noqa: PLR0913
         shard: Read only its share of the folders, and write to its own folder below *manifests*.
         engine: Where the chunks are digested; default: in threads of this process.  Nothing is
             remembered of a run on another one.
+        label_from: Which folder of an image is its class; None: the one it lies in, if that can be
+            a class.
+        splits: Folders of the root that the caller keeps apart, as train and val.
         on_look: Called with each chunk of the first of the two walks of a quick run.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
         ImageTreeError: No such folder, or no images in it; what was in *manifests* is unchanged.
+        LayoutError: Its folders cannot be classes; likewise.
         UsageError: *manifests* lies inside *root*; or a quick run on another engine was asked for.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
@@ -85,16 +93,23 @@ def hash_tree(  # noqa: PLR0913
     refuse_inside(manifests, str(root))
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+    layout = Layout(str(root / (archive or "")), label_from=label_from, splits=splits)
+    if archive is None:
+        look_at(root, layout)
     options = {"follow_symlinks": follow_symlinks, **_rare_options(mode, shard, archive)}
+    if label_from:
+        options[LABEL_OPTION] = label_from
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
     digester = (QuickDigester if mode == MODE else ChunkDigester)(
         os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
     )
     digester.recheck, digester.is_remote = recheck, is_remote(root)
+    digester.label_from = label_from
     out = shard.folder(manifests) if shard else manifests
     if num_workers is None:
         num_workers = suitable_workers(digester)
     run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
+    run.summary.layout = layout
     with (
         locked(out, command="hash"),
         remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
@@ -151,6 +166,7 @@ class _Run:
             rows.flush()
             if not self._shard:
                 _refuse_nothing(self.summary, self._digester.root)
+            self.summary.layout.refuse(is_complete=not self._shard)
 
     def _walk(self) -> Iterator[DigestedChunk]:
         """Yield what became of everything, in path order, the members of archives one by one."""
@@ -199,6 +215,8 @@ def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[C
 
 
 def _refuse_nothing(summary: HashSummary, root: bytes) -> None:
+    if not summary.num_files and summary.other_suffixes["parquet"]:
+        refuse_parquet(printable(root[:-1]))
     if not summary.num_files and not summary.num_bad:
         raise ImageTreeError(
             f"no images below `{printable(root[:-1])}`",

@@ -28,6 +28,7 @@ from vit21k.hashing.digest import ChunkDigester
 from vit21k.hashing.journal import Record, Records, between, joined, records_of
 from vit21k.hashing.records import NO_ROWS, NamedRows, encode
 from vit21k.manifest.header import Header
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
 
 VERSION = 2
 """Raised when a file that has not changed would be described in other words."""
@@ -229,6 +230,7 @@ def remembering(
         yield _NoMemory()
         return
     options = {"algorithm": header.algorithm, "root": header.root, **header.options}
+    options.pop(LABEL_OPTION, None)  # it changes nothing that is remembered
     memory = HashMemory(folder, options, is_fresh=is_fresh, is_remote=digester.is_remote)
     digester.memory = memory
     try:

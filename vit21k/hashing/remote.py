@@ -24,6 +24,7 @@ from vit21k.hashing.summary import HashSummary
 from vit21k.hashing.walk import Chunk, Level, Walker
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
+from vit21k.manifest.layout import OPTION, LabelFrom, Layout, class_of
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
@@ -47,6 +48,7 @@ def hash_remote(
     *,
     algorithm: str = DEFAULT_ALGORITHM,
     num_workers: int | None = None,
+    label_from: LabelFrom | None = None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *url*; otherwise as `hashing.hash_tree`.
@@ -56,17 +58,20 @@ def hash_remote(
         manifests: Folder of this machine to write to.
         algorithm: A key of `algorithms.ALGORITHMS`.
         num_workers: Objects read at a time; None: 32.
+        label_from: As for a tree on a disk.
         on_chunk: Called, in path order, with each chunk that is done.
 
     Raises:
         MissingExtraError: What fsspec needs for this kind of URL is not installed.
-        ImageTreeError: There is nothing there, or no images.
+        ImageTreeError: There is nothing there, or no images, or the folders cannot be classes.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
-    digester = RemoteDigester(url, algorithm)
-    header = Header(algorithm=algorithm, root=url.rstrip("/"), options={"follow_symlinks": False})
-    summary = HashSummary(is_remote=True)
+    digester = RemoteDigester(url, algorithm, label_from)
+    options = {"follow_symlinks": False} | ({OPTION: label_from} if label_from else {})
+    header = Header(algorithm=algorithm, root=url.rstrip("/"), options=options)
+    layout = Layout(url.rstrip("/"), label_from=label_from)
+    summary = HashSummary(is_remote=True, layout=layout)
     with (
         locked(manifests, command="hash"),
         manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
@@ -84,6 +89,7 @@ def hash_remote(
                 f"no images below `{url}`",
                 hint="expected keys such as `n01440764/n01440764_10026.JPEG` below it",
             )
+        layout.refuse()
     return summary
 
 
@@ -94,7 +100,8 @@ class RemoteDigester:
         is_stopped: Set it to have the chunks under way end at their next object, unfinished.
     """
 
-    def __init__(self, url: str, algorithm: str) -> None:
+    def __init__(self, url: str, algorithm: str, label_from: LabelFrom | None = None) -> None:
+        self._label_from = label_from
         self.is_stopped = False
         self.asks_ahead = False  # it is for files
         self.is_remote = True
@@ -114,7 +121,7 @@ class RemoteDigester:
     def __call__(self, chunk: Chunk) -> DigestedChunk:
         """Return what became of each entry of *chunk*."""
         folder = printable(chunk.folder)
-        done = DigestedChunk(folder[:-1].rpartition("/")[2], chunk.fraction)
+        done = DigestedChunk(class_of(folder, self._label_from), chunk.fraction)
         files: list[FileDigest] = []
         for name, problem in chunk.entries:
             if self.is_stopped:

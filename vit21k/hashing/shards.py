@@ -23,8 +23,11 @@ import xxhash
 from vit21k.errors import DataError, UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
+from vit21k.machine import allow_open_files
 from vit21k.manifest.encoding import ROW_GROUP_ROWS
 from vit21k.manifest.header import Header
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.layout import Layout
 from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
@@ -93,10 +96,12 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     Raises:
         ManifestError: One is missing, damaged, or a manifest of something else.
         DataError: They are not all the shards of one tree, each once, or no files are in them.
+        LayoutError: The folders of the tree cannot be classes.
         UsageError: *manifests* lies inside the image root.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
+    allow_open_files(2 * len(folders))
     digests = [open_manifest(folder, DIGESTS) for folder in folders]
     problems = [open_manifest(folder, PROBLEMS) for folder in folders]
     header = _common_header(digests)
@@ -110,8 +115,11 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
         manifest_writer(PROBLEMS, manifests, header) as listed,
     ):
         listed.write(_sorted_problems(problems))
+        layout = Layout(header.root, label_from=header.options.get(LABEL_OPTION))
         for rows in merged([part.batches() for part in digests]):
+            layout.add_rows(rows)
             out.write(rows)
+        layout.refuse()
     return out.num_rows
 
 

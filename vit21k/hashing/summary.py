@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from vit21k.hashing.digest import DigestedChunk
 from vit21k.hashing.file_rows import FORMATS, HAS_DIGEST, HAS_FACTS
 from vit21k.hashing.picture_facts import UNKNOWN
+from vit21k.manifest.layout import Layout, stem_of
 from vit21k.manifest.problems import ProblemKind
 
 
@@ -25,6 +26,8 @@ class HashSummary:
         is_remote: Whether files were taken for what they were by size and time alone.
         wnids: Names of the class folders.
         problems: Rows of `problems.parquet`, by kind.
+        layout: What the folders say of the classes.
+        other_suffixes: Of the files that are no images by their names.
     """
 
     num_entries: int = 0
@@ -38,6 +41,8 @@ class HashSummary:
     is_remote: bool = False
     wnids: set[str] = field(default_factory=set)
     problems: Counter[ProblemKind] = field(default_factory=Counter)
+    layout: Layout = field(default_factory=lambda: Layout(""))
+    other_suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_bad(self) -> int:
@@ -62,5 +67,10 @@ class HashSummary:
         self.num_unknown += int(is_unknown.sum())
         self.silently_changed += chunk.silently_changed
         self.problems.update(problem.kind for problem in chunk.problems)
+        others = [p.path for p in chunk.problems if p.kind is ProblemKind.OTHER_SUFFIX]
+        self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)
+        stem = stem_of(chunk.archive) if chunk.archive else None
         if chunk.files:
             self.wnids.add(chunk.wnid)
+            self.layout.add(chunk.paths[0].rpartition("/")[0], stem)
+        self.layout.add_files(chunk.paths, others, stem)

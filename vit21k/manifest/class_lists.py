@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
+from vit21k.manifest.layout import SPLITS, Layout
 from vit21k.manifest.reader import damage_is_an_error
 from vit21k.manifest.synsets import names_of
 
@@ -181,9 +182,11 @@ def class_folders(root: Path) -> list[str]:
 
     Raises:
         UsageError: There are none.
+        LayoutError: The folders that hold files cannot be classes.
     """
     found: set[str] = set()
     with_files: set[str] = set()
+    layout = Layout(str(root), splits=SPLITS)
     for folder, folders, files in os.walk(root):
         classes = [name for name in folders if _is_wnid(name)]
         found.update(classes)
@@ -191,10 +194,13 @@ def class_folders(root: Path) -> list[str]:
         folders[:] = [name for name in folders if not _is_wnid(name) and not name.startswith(".")]
         if Path(folder) != root and any(not name.startswith(".") for name in files):
             with_files.add(Path(folder).name)
+            layout.add(str(Path(folder).relative_to(root)))
     if not (found or with_files):
         raise UsageError(
             f"`{root}` holds no class folders", hint="expected `n01440764/` and others"
         )
+    if not found:
+        layout.refuse()
     return sorted(found or with_files)
 
 

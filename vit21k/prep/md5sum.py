@@ -1,9 +1,10 @@
 """A file that `md5sum` printed -> digests.parquet."""
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from vit21k.errors import DataError
 from vit21k.hashing.places import image_root, refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.header import Header
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.ahead import ahead
@@ -36,7 +39,12 @@ class ImportSummary:
 
 
 def import_md5sum(
-    md5sum: Path, manifests: Path, *, strip_prefix: str = "", root: Path | None = None
+    md5sum: Path,
+    manifests: Path,
+    *,
+    strip_prefix: str = "",
+    root: Path | None = None,
+    label_from: LabelFrom | None = None,
 ) -> ImportSummary:
     """Write `digests.parquet` from what `md5sum` printed, in the order of its lines.
 
@@ -45,12 +53,15 @@ def import_md5sum(
         manifests: Folder to write to.
         strip_prefix: The folder that every path begins with, to be taken off.
         root: The image root, for the commands that open images; the paths are relative to it.
+        label_from: Which folder of an image is its class; None: the one it lies in, if that can be
+            a class.
 
     Raises:
         DataError: No such file, or a line that is malformed, does not begin with
             *strip_prefix* or has the path of another line; the message has its number.  Nothing is
             written.
         ImageTreeError: *root* is not a folder with class folders.
+        LayoutError: The folders of the paths cannot be classes.
         UsageError: *manifests* lies inside *root*.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -59,7 +70,12 @@ def import_md5sum(
     refuse_inside(manifests, root_text)
     if not md5sum.is_file():
         raise DataError(f"no such file: `{md5sum}`", hint=HINT)
-    header = Header(algorithm="md5", root=root_text)
+    options = {LABEL_OPTION: label_from} if label_from else {}
+    header = Header(algorithm="md5", root=root_text, options=options)
+    layout = Layout(root_text or str(md5sum), label_from=label_from)
+    read = partial(
+        read_md5sum, name=str(md5sum), strip_prefix=strip_prefix, is_top=label_from == "top"
+    )
     num_empty = 0
     paths = _PathHashes()
     with (
@@ -68,14 +84,16 @@ def import_md5sum(
         manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header),
     ):
-        for rows in ahead(read_md5sum(file, str(md5sum), strip_prefix=strip_prefix)):
+        for rows in ahead(read(file)):
             digests.write(rows)
             paths.add(rows)
+            layout.add_rows(rows)
             num_empty += pc.sum(pc.equal(rows["digest"], _MD5_OF_NOTHING)).as_py()
         if not digests.num_rows:
             raise DataError(f"`{md5sum}` is empty", hint=HINT)
         if (repeated := paths.repeated()).size:
-            _refuse_repeated(file, md5sum, strip_prefix, repeated)
+            _refuse_repeated(read(file), md5sum, repeated)
+        layout.refuse()
     return ImportSummary(num_files=digests.num_rows, num_empty=num_empty)
 
 
@@ -101,22 +119,18 @@ def _hashes_of(rows: pa.Table) -> NDArray[np.int64]:
     return np.fromiter(map(hash, rows["path"].to_pylist()), np.int64, rows.num_rows)
 
 
-def _refuse_repeated(
-    file: IO[bytes], md5sum: Path, strip_prefix: str, hashes: NDArray[np.int64]
-) -> None:
-    """Refuse the first path of two lines; go through *file* again for their numbers.
+def _refuse_repeated(tables: Iterator[pa.Table], md5sum: Path, hashes: NDArray[np.int64]) -> None:
+    """Refuse the first path of two lines; go through all lines again for their numbers.
 
     Args:
-        file: What md5sum printed.
-        md5sum: Its name.
-        strip_prefix: As above.
+        tables: The rows of all lines.
+        md5sum: The file.
         hashes: Of the paths that may be in two lines.
     """
     first_of: dict[str, tuple[int, bytes]] = {}
     repeats: list[tuple[int, int, str, bool]] = []
     num_before = 0
-    file.seek(0)
-    for rows in read_md5sum(file, str(md5sum), strip_prefix=strip_prefix):
+    for rows in tables:
         places = np.flatnonzero(np.isin(_hashes_of(rows), hashes))
         suspects = rows.take(pa.array(places))
         columns = suspects["path"].to_pylist(), suspects["digest"].to_pylist()

@@ -42,13 +42,16 @@ _HEX_DIGITS = np.frombuffer(b"0123456789abcdefABCDEF", dtype=np.uint8)
 Places = NDArray[np.int64]
 
 
-def read_md5sum(file: IO[bytes], name: str, *, strip_prefix: str = "") -> Iterator[pa.Table]:
+def read_md5sum(
+    file: IO[bytes], name: str, *, strip_prefix: str = "", is_top: bool = False
+) -> Iterator[pa.Table]:
     """Yield rows of `digests`, in the order of the lines; sizes and times are null.
 
     Args:
         file: What md5sum printed.
         name: What to call it in an error.
         strip_prefix: A folder, taken off the paths; every path must lie in it.
+        is_top: The class of a file is the first folder of its path, not the last.
 
     Raises:
         DataError: A line is malformed, its path is absolute, has no folder or leads upwards, or
@@ -60,7 +63,7 @@ def read_md5sum(file: IO[bytes], name: str, *, strip_prefix: str = "") -> Iterat
     num_lines = 0
     for block, end_of_line in _blocks(file, name):
         parser = _Block(name, num_lines, block, end_of_line)
-        rows = parser.rows(prefix if strip_prefix else b"")
+        rows = parser.rows(prefix if strip_prefix else b"", is_top=is_top)
         num_lines += rows.num_rows
         yield rows
 
@@ -115,11 +118,14 @@ class _Block:
         self._start_B = np.append(0, self._stop_B[:-1] + 1)
         self._is_text = end_of_line == b"\n"
 
-    def rows(self, prefix: bytes) -> pa.Table:
+    def rows(self, prefix: bytes, *, is_top: bool) -> pa.Table:
         """Return the rows; *prefix* is taken off the paths."""
         digests = self._digests()
         path_B = self._paths(prefix)
         folder_B, slash_B = self._class_folders(path_B)
+        if is_top:
+            slashes = np.flatnonzero(self._bytes == ord("/"))
+            folder_B, slash_B = path_B, slashes[np.searchsorted(slashes, path_B)]
         return pa.table(
             {
                 "path": self._texts(path_B, self._stop_B),

@@ -1,10 +1,13 @@
 """An image tree -> manifests to train on, by the ordinary steps: hash, relabel, make-val."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit21k.errors import LayoutError
 from vit21k.hashing.hash_tree import hash_tree
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.layout import LabelFrom
 from vit21k.manifest.reader import read_manifest
 from vit21k.manifest.schema import CLASSES
 from vit21k.prep.folder_split import split_by_folders
@@ -47,7 +50,7 @@ def prepare(
     root: Path,
     manifests: Path,
     *,
-    names: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Hash *root*, merge equal files, and split train from val.
 
@@ -57,17 +60,27 @@ def prepare(
     Args:
         root: The image tree; opened read-only.
         manifests: Where the manifests go; not below *root*.
-        names: What the classes are called in words, by the name of their folder.
+        labels: Where a dataset says itself what its labels are: the classes in words by the name
+            of their folder, in the order of the labels, which is kept; empty if it does not name
+            them.  None: the folders are the classes, by name.
 
     Raises:
         DataError: There are no images.
+        LayoutError: Its folders cannot be classes, or there is only one.
         UsageError: *manifests* lies inside *root*.
         OSError: The disk is full or failing.
     """
-    summary = hash_tree(root, manifests)
-    known = names or {}
-    relabelled = relabel(manifests, names_of=lambda wnids: {w: known.get(w, w) for w in wnids})
     val = val_folder_of(root)
+    splits = (TRAIN_FOLDER, *VAL_FOLDERS) if val is not None else ()
+    label_from: LabelFrom | None = "folder" if labels is not None else None
+    summary = hash_tree(root, manifests, label_from=label_from, splits=splits)
+    classes = _classes_of(labels, summary.wnids) if labels is not None else None
+    relabelled = relabel(manifests, classes=classes, names_of=lambda wnids: {w: w for w in wnids})
+    if relabelled.num_classes == 1:
+        raise LayoutError(
+            f"all images of `{root}` are of one class, `{next(iter(summary.wnids))}`",
+            hint="put the images into one folder for each class",
+        )
     if val is not None:
         others = [name for name in VAL_FOLDERS if name != val]
         by_folder = split_by_folders(manifests, train=TRAIN_FOLDER, val=val, held_out=others)
@@ -87,6 +100,14 @@ def prepare(
         num_classes=relabelled.num_classes,
         split=split,
     )
+
+
+def _classes_of(labels: Mapping[str, str], folders: Collection[str]) -> ClassList:
+    """Return the classes of a dataset in the order of its labels, which may be mere numbers."""
+    if labels:
+        return ClassList(tuple(labels), tuple(labels.values()))
+    are_numbers = all(folder.isdecimal() for folder in folders)
+    return ClassList(tuple(sorted(folders, key=int if are_numbers else None)))
 
 
 def val_folder_of(root: Path) -> str | None:

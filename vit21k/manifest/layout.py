@@ -1,0 +1,250 @@
+"""The folders that images lie in -> whether their names can be classes.
+
+The class of an image is the name of its folder.  Where that would make a class of a split (`val`),
+of a shard of a WebDataset (`train-0001.tar`) or of what lies below the class folders (`dog/2021`),
+the tree is refused: labels that are silently wrong cost a training run.
+
+Input: folders as they are met, in any order.  Memory: a few names for each class.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from vit21k.errors import LayoutError
+
+LabelFrom = Literal["folder", "top"]
+"""Which folder of an image is its class: the one it lies in, or the first below the root."""
+
+OPTION = "label_from"
+"""Option of a manifest's header, where the user has said which."""
+
+_TRAIN = frozenset({"train", "training"})
+_HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "dev", "eval"})
+SPLITS = _TRAIN | _HELD_OUT
+"""What folders of splits are called, in lower case."""
+
+_OF_SPLIT = re.compile(
+    r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])", re.IGNORECASE
+)
+_NO_CLASSES = re.compile(
+    r"images?|imgs?|pictures|photos|data|dataset|jpegs?|jpegimages|all", re.IGNORECASE
+)
+_SHARD = re.compile(r"(.*[-_.])?((shard|part)[-_.]?)?\d{3,}([-_.]of[-_.]\d+)?", re.IGNORECASE)
+_WNID = re.compile(r"n\d{8}")
+_LABELS_BESIDE = frozenset({"cls", "json", "txt"})
+_MAX_KEYS = 4096
+_KEYS_OF_FOLDER = 8
+
+_BY_FOLDER = "`--label-from folder` takes the name of an image's folder, or tar, for its class"
+_CLASS_FOLDERS = "put the images into one folder for each class"
+
+
+def class_of(folder: str, label_from: LabelFrom | None) -> str:
+    """Return the class of the images in *folder*, which ends in ``/``, relative to the root."""
+    return folder.partition("/")[0] if label_from == "top" else folder[:-1].rpartition("/")[2]
+
+
+class Layout:
+    """What the folders of a tree say of its labels.
+
+    Args:
+        root: The image root, for messages.
+        label_from: What the user has said; nothing is refused then.
+        splits: Folders of the root that whoever asks keeps apart, as train and val.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        label_from: LabelFrom | None = None,
+        splits: Collection[str] = (),
+    ) -> None:
+        self._root = root
+        self._label_from = label_from
+        self._splits = frozenset(splits)
+        self._first: tuple[str, str] | None = None
+        self._folders: set[str] = set()
+        self._classes: set[str] = set()
+        self._shards: set[str] = set()
+        self._split_of: dict[str, set[str]] = {}
+        self._nested: tuple[str, str] | None = None
+        self._keys: set[str] = set()
+        self._label_beside: tuple[str, str] | None = None
+
+    def like(self) -> "Layout":
+        """Return another one, of nothing yet."""
+        return Layout(self._root, label_from=self._label_from, splits=self._splits)
+
+    def add(self, folder: str, stem: str | None = None) -> None:
+        """Note a folder that images lie in.
+
+        Args:
+            folder: Relative to the root, without a slash at its end.
+            stem: Name, without suffix, of the archive that they lie in, if they do.
+        """
+        if folder in self._folders or self._label_from:
+            return
+        above, _, name = folder.rpartition("/")
+        self._classes.add(name)
+        if _WNID.fullmatch(name):
+            self.add_split(above)
+            return
+        self._folders.add(folder)
+        if name == stem:
+            self._shards.add(name)
+        self.add_split(folder)
+        self._find_nested(folder, above)
+
+    def add_rows(self, rows: pa.Table) -> None:
+        """Note the folders of rows of `digests`: those of the first and last of each run."""
+        if not rows.num_rows or self._label_from:
+            return
+        codes = rows["wnid"].combine_chunks().dictionary_encode()
+        codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+        changes = np.flatnonzero(np.diff(codes.indices.to_numpy())) + 1
+        ends = np.unique(np.concatenate([[0], changes, changes - 1, [rows.num_rows - 1]]))
+        rows = rows.take(pa.array(ends))
+        archives = rows["archive"].to_pylist() if "archive" in rows.column_names else ()
+        for path, archive in zip_longest(rows["path"].to_pylist(), archives):
+            self.add(path.rpartition("/")[0], stem_of(archive) if archive else None)
+
+    def add_split(self, folder: str) -> None:
+        """Note a folder that lies above others, and may be a split."""
+        above = ""
+        for part in folder.split("/"):
+            is_kept_apart = not above and part in self._splits
+            if part.lower() in SPLITS and not is_kept_apart:
+                self._split_of.setdefault(above, set()).add(part)
+            above += f"{part}/"
+
+    def add_files(self, images: Sequence[str], others: Iterable[str], stem: str | None) -> None:
+        """Note some of the images of a folder, and the other files beside them.
+
+        Args:
+            images: Paths of images of one folder.
+            others: Paths of files that are no images.
+            stem: As of `add`.
+        """
+        if self._label_from or self._label_beside:
+            return
+        is_wnid = images and _WNID.fullmatch(_folder_name(images[0]))
+        if not is_wnid and len(self._keys) < _MAX_KEYS:
+            self._keys.update(map(_key, images[:_KEYS_OF_FOLDER]))
+        for path in others:
+            suffix = path.rpartition(".")[2].lower()
+            is_label = suffix == "cls" or (suffix in _LABELS_BESIDE and _folder_name(path) == stem)
+            if is_label and _key(path) in self._keys:
+                self._label_beside = _key(path), suffix
+                return
+
+    def refuse(self, *, is_complete: bool = True) -> None:
+        """Refuse the tree if its folders cannot be classes.
+
+        Args:
+            is_complete: Whether all folders have been noted, not only some.
+
+        Raises:
+            LayoutError: They cannot; the message says why, and the hint what settles it.
+        """
+        if self._label_from:
+            return
+        self._refuse_splits()
+        self._refuse_labels_beside()
+        if is_complete and self._classes:
+            self._refuse_shards()
+            self._refuse_flat()
+        if self._nested:
+            one, other = self._nested
+            raise LayoutError(
+                f"the classes of `{self._root}` are not clear: images lie in `{one}/` and in "
+                f"`{other}/`",
+                hint="`vit21k hash --label-from top` takes the first folder below the root for the "
+                f"class of an image (`{other.partition('/')[0]}`), `--label-from folder` the one "
+                f"it lies in (`{other.rpartition('/')[2]}`)",
+            )
+
+    def _find_nested(self, folder: str, above: str) -> None:
+        """Note it if classes lie below different folders, or below a wnid."""
+        if folder in self._splits or self._nested is not None:
+            return
+        if above.rpartition("/")[2] == folder.rpartition("/")[2]:  # a folder in a tar of its name
+            above = above.rpartition("/")[0]
+        split, _, rest = above.partition("/")
+        above = rest if split in self._splits else above
+        wnid = next((part for part in above.split("/") if _WNID.fullmatch(part)), None)
+        self._first = self._first or (above, folder)
+        if wnid is not None:
+            self._nested = f"{folder.partition(wnid)[0]}{wnid}", folder
+        elif self._first[0] != above:
+            self._nested = self._first[1], folder
+
+    def _refuse_splits(self) -> None:
+        for above, names in sorted(self._split_of.items()):
+            if len({_role(name) for name in names}) > 1:
+                a, b = sorted(names, key=lambda name: (name.lower() not in _TRAIN, name))[:2]
+                place = f"{self._root}/{above}"
+                raise LayoutError(
+                    f"`{place}` holds splits, not classes: `{a}/` and `{b}/`; hashed as one tree, "
+                    f"the images of `{b}` would be trained on",
+                    hint=f"hash each by itself: `vit21k hash {place}{a}`, `vit21k hash {place}{b}`,"
+                    " with `--manifests` of its own; `vit21k train --data` takes `train/` and "
+                    f"`val/` as they are; or, if these are classes: {_BY_FOLDER}",
+                )
+
+    def _refuse_labels_beside(self) -> None:
+        if self._label_beside is not None:
+            key, suffix = self._label_beside
+            raise LayoutError(
+                f"`{self._root}` is a WebDataset: the label of an image is in a file beside it "
+                f"(`{key}.{suffix}`), not in the name of its tar or folder",
+                hint=f"vit21k reads no labels from such files: {_CLASS_FOLDERS}; or, if the labels "
+                f"are not wanted: {_BY_FOLDER}",
+            )
+
+    def _refuse_shards(self) -> None:
+        if self._shards and all(_SHARD.fullmatch(name) for name in self._shards):
+            raise LayoutError(
+                f"`{_some(self._shards)}` in `{self._root}` are shards by their names, not classes",
+                hint=f"{_CLASS_FOLDERS}, or one tar for each class; or, if these are classes: "
+                f"{_BY_FOLDER}",
+            )
+
+    def _refuse_flat(self) -> None:
+        is_flat = len(self._classes) == 1 and _NO_CLASSES.fullmatch(next(iter(self._classes)))
+        if is_flat or all(_OF_SPLIT.search(name) for name in self._classes):
+            raise LayoutError(
+                f"`{self._root}` has no class folders: its images lie in `{_some(self._classes)}`, "
+                "which is no class",
+                hint=f"{_CLASS_FOLDERS} (lists of labels, such as the ground truth of ILSVRC, are "
+                f"not read); or, if these are classes: {_BY_FOLDER}",
+            )
+
+
+def stem_of(archive: str) -> str:
+    """Return the name of an archive without its suffix: what it would be unpacked to."""
+    return re.sub(r"\.(tar|tar\.gz|tgz)$", "", archive.rpartition("/")[2], flags=re.IGNORECASE)
+
+
+def _role(name: str) -> str:
+    return "train" if name.lower() in _TRAIN else name.lower()
+
+
+def _some(names: Collection[str]) -> str:
+    shown = sorted(names)[:2]
+    return "`, `".join(shown) + ("`, ... `" + max(names) if len(names) > len(shown) else "")
+
+
+def _key(path: str) -> str:
+    """Return what a file of a WebDataset shares with those of its sample."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _folder_name(path: str) -> str:
+    return path.rpartition("/")[0].rpartition("/")[2]
