@@ -48,6 +48,19 @@ def test_verify_prints_differences_and_exits_with_4(manifests: Path, tiny_tree: 
     assert "5 same, 1 different, 0 missing, 0 unreadable; 1 not listed" in result.stderr
 
 
+def test_verify_finds_damage_in_the_other_manifests(manifests: Path) -> None:
+    path = manifests / "images.parquet"
+    content = bytearray(path.read_bytes())
+    content[60] ^= 4
+    path.write_bytes(content)
+
+    result = _run("verify", "--manifests", manifests)
+
+    assert result.exit_code == 4
+    assert "`images.parquet`: " in result.stderr
+    assert "6 same" in result.stderr
+
+
 def test_verify_combined_has_a_line_for_every_file(manifests: Path, tmp_path: Path) -> None:
     result = _run("verify", "--manifests", manifests, "--combined", tmp_path / "c.txt")
 

@@ -55,7 +55,10 @@ def verify_command(
     `+ path` is new, `- path` is missing, `! path` cannot be read. Without --combined, those that
     differ go to stdout. The exit code is 4 if there are any, 3 if a picture cannot be decoded.
 
-    Where --manifests is a pack, its shards are read again, and compared with packed.parquet.
+    The other manifests of the folder are read to their ends, so that damage is found.
+
+    Where --manifests is a pack, its shards and manifests are read again, and compared with
+    packed.parquet.
 
     [bold]Examples[/bold]
 
@@ -155,6 +158,8 @@ def _verify_result(summary: "VerifySummary", decoded: "DecodeSummary | None") ->
 
 
 def _report_verify(summary: "VerifySummary") -> None:
+    for name, problem in summary.manifest_problems.items():
+        console.warn(f"`{name}`: {problem}")
     if summary.num_by_size:
         console.warn(
             f"{summary.num_by_size:,} files have no digest (`hash --mode quick`); only their sizes "

@@ -146,6 +146,21 @@ def read_manifest(path: Path, kind: ManifestKind, columns: list[str] | None = No
     return open_manifest(path, kind).read(columns)
 
 
+def damaged_manifests(folder: Path) -> dict[str, str]:
+    """Return what is wrong with the manifests in *folder*, each read to its end, by file name."""
+    problems = {}
+    for kind in KINDS.values():
+        path = folder / kind.file_name
+        if not path.is_file():
+            continue
+        try:
+            for _ in open_manifest(path, kind, allow_stale=True).batches():
+                pass
+        except ManifestError as error:
+            problems[path.name] = error.message
+    return problems
+
+
 def stale_input(manifest: Manifest) -> Path | None:
     """Return the file of an input that has changed since *manifest* was made, if there is one.
 

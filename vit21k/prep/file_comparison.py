@@ -4,7 +4,7 @@ Dimensions: N rows, K of them by key, B files of a chunk.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ class VerifySummary:
         num_new: Files, and new problems, that the manifests do not list.
         num_by_size: Of those that are the same, how many only by their size, because a quick run
             took no digest of them.
+        manifest_problems: What is wrong with other manifests of the folder, by file name.
     """
 
     num_files: int = 0
@@ -45,11 +46,13 @@ class VerifySummary:
     num_unreadable: int = 0
     num_new: int = 0
     num_by_size: int = 0
+    manifest_problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_same(self) -> bool:
         """Whether nothing differs."""
-        return self.num_same == self.num_files and not self.num_new
+        is_same = self.num_same == self.num_files and not self.num_new
+        return is_same and not self.manifest_problems
 
 
 class FileComparison:

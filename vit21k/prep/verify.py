@@ -24,7 +24,7 @@ from vit21k.hashing.engine import digest_in_threads, suitable_workers
 from vit21k.hashing.hash_tree import ARCHIVE_OPTION, chunks_of
 from vit21k.hashing.shards import OPTION, Shard
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.reader import Manifest, open_manifest
+from vit21k.manifest.reader import Manifest, damaged_manifests, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.prep.file_comparison import FileComparison, OnFile, VerifySummary
 
@@ -37,7 +37,7 @@ def verify(
     on_file: OnFile = lambda _sign, _path: None,
     on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
 ) -> VerifySummary:
-    """Digest the tree again, and compare it with `digests.parquet`.
+    """Digest the tree again, and compare it with `digests.parquet`; read the other manifests.
 
     Args:
         manifests: The folder that holds `digests.parquet`, and `problems.parquet`.
@@ -56,6 +56,7 @@ def verify(
         comparison.take(chunk)
         on_chunk(chunk)
     comparison.finish()
+    comparison.summary.manifest_problems = damaged_manifests(manifests)
     return comparison.summary
 
 
