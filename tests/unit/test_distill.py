@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: E402 (after importorskip)
 
 from vit21k.checkpoint.load import load_model  # noqa: E402
 from vit21k.checkpoint.model_folder import digest_of_tensors  # noqa: E402
+from vit21k.config.recipe import load_recipe  # noqa: E402
 from vit21k.errors import CheckpointError, UsageError  # noqa: E402
 from vit21k.inference.evaluate import normalise  # noqa: E402
 from vit21k.manifest.classes import ClassList  # noqa: E402
@@ -18,6 +19,7 @@ from vit21k.training.distill import (  # noqa: E402
     distillation_loss,
     open_teacher,
 )
+from vit21k.training.loss_parts import objective_of  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL_PIT = {"img_size": 32, "base_dims": [8, 8], "depth": [1, 1], "heads": [1, 2]}
@@ -128,3 +130,18 @@ def test_soft_distillation_of_equal_models_is_nothing():
     logits = torch.randn(4, 7)
 
     assert float(distillation_loss(logits, logits, kind="soft", tau=3.0)) == 0
+
+
+def test_what_is_assumed_of_a_teacher_is_warned_of(tmp_path):
+    model = get_model("vit_tiny_patch16_224", num_classes=3, embed_dim=192, depth=1)
+    torch.save(model.state_dict(), tmp_path / "teacher.pth")
+    fields = [
+        "loss.kind=softmax",
+        "distill.kind=hard",
+        f"distill.teacher={tmp_path / 'teacher.pth'}",
+    ]
+    warnings = []
+
+    objective_of(load_recipe("tiny", fields), CLASSES, CPU, warn=warnings.append)
+
+    assert any("the teacher: nothing says how images are prepared" in text for text in warnings)

@@ -38,7 +38,10 @@ TRANSFORMS = {
     "large": EvalTransform(100, 120, interpolation="bilinear"),
     "a pixel": EvalTransform(1),
     "seven pixels": EvalTransform(7, 9, interpolation="bilinear"),
+    "odd margins": EvalTransform(32, 37),
+    "odd margins, rounded down": EvalTransform(32, 37, margin="floor"),
     "squashed": EvalTransform(24, mode="squash"),
+    "squashed, then the middle": EvalTransform(24, 29, mode="squash", margin="floor"),
     "squashed, larger": EvalTransform(90, mode="squash", interpolation="bilinear"),
 }
 MORE_SIZES = (*SIZES, (40, 40), (100, 75), (60, 95), (13, 9), (300, 9), (9, 300), (40, 170))
