@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.installed-train
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo test fuzz check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ demo: $(TRAIN) ## See the whole path on generated pictures, in a few minutes
 
 test: $(DEV) ## Run all tests; FAST=1 leaves the slow ones out
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu$(if $(FAST), and not slow)"
+
+fuzz: ## Fuzz the compiled code for two minutes; needs only Python and a C compiler
+	$(PYTHON) tools/fuzz_native.py --seconds 120
 
 check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, tests
 	$(BIN)/ruff format --check .

@@ -92,7 +92,7 @@ static void lay_out(Region *region, size_t num_bytes, const int32_t *box, const 
     Room *room = &region->decoder->room;
     int columns = box[2] - box[0], rows = box[3] - box[1], is_turned = resize->is_turned;
     size_t width = (size_t)columns;
-    room->used = 0;
+    empty(room);
     lay_out_planes(region);
     region->data = take(room, num_bytes + PADDING);
     region->chroma = take(room, 2 * width);

@@ -12,14 +12,34 @@ typedef struct {
     size_t capacity, used; /* used: laid out; more than there is: what was taken is NULL */
 } Room;
 
+#ifdef CHECK_ROOM /* for fuzzing: the address sanitizer reports accesses beyond the spare bytes */
+#include <sanitizer/asan_interface.h>
+enum { FORBIDDEN = 64 };
+#define FORBID(bytes) __asan_poison_memory_region(bytes, FORBIDDEN)
+#define PERMIT(bytes, size) __asan_unpoison_memory_region(bytes, size)
+#else
+enum { FORBIDDEN = 0 };
+#define FORBID(bytes) (void)(bytes)
+#define PERMIT(bytes, size) (void)(bytes)
+#endif
+
+/* Begin to lay out anew. */
+static void empty(Room *room) {
+    PERMIT(room->bytes, room->capacity);
+    room->used = 0;
+}
+
 /* The next *num_bytes*, with some to spare behind them. */
 static void *take(Room *room, size_t num_bytes) {
     size_t place = room->used;
-    room->used += (num_bytes + 256 + 63) & ~(size_t)63;
-    return room->used <= room->capacity ? room->bytes + place : NULL;
+    room->used += ((num_bytes + 256 + 63) & ~(size_t)63) + FORBIDDEN;
+    if (room->used > room->capacity) return NULL;
+    FORBID(room->bytes + room->used - FORBIDDEN);
+    return room->bytes + place;
 }
 
 static void drop_room(Room *room) {
+    empty(room);
     free(room->bytes);
     *room = (Room){.bytes = NULL};
 }
