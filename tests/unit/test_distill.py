@@ -1,5 +1,7 @@
 """Oracle: DeiT's `DistillationLoss`, written out in plain torch."""
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -134,12 +136,10 @@ def test_soft_distillation_of_equal_models_is_nothing():
 
 def test_what_is_assumed_of_a_teacher_is_warned_of(tmp_path):
     model = get_model("vit_tiny_patch16_224", num_classes=3, embed_dim=192, depth=1)
-    torch.save(model.state_dict(), tmp_path / "teacher.pth")
-    fields = [
-        "loss.kind=softmax",
-        "distill.kind=hard",
-        f"distill.teacher={tmp_path / 'teacher.pth'}",
-    ]
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"num_heads": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fields = ["loss.kind=softmax", "distill.kind=hard", f"distill.teacher={tmp_path}"]
     warnings = []
 
     objective_of(load_recipe("tiny", fields), CLASSES, CPU, warn=warnings.append)
