@@ -135,12 +135,14 @@ def test_a_timed_step_leaves_the_model_as_it_was():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of inductor
 @pytest.mark.parametrize(
-    ("backend", "recompute"), [("inductor", "none"), ("aot_eager", "cheap")], ids=str
+    ("backend", "recompute", "depth"),
+    [("inductor", "none", 1), ("aot_eager", "none", 10), ("aot_eager", "cheap", 10)],
+    ids=str,
 )
-def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, recompute):
+def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, recompute, depth):
     reset()
     counters.clear()
-    model = small_model(depth=10, drop_path_rate=0.0)
+    model = small_model(depth=depth, drop_path_rate=0.0)  # a graph of inductor takes a minute
     names = list(model.state_dict())
     loss, gradients = loss_and_gradients(model)
 
@@ -150,7 +152,7 @@ def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, rec
 
     torch.testing.assert_close(compiled_loss, loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(compiled_gradients, gradients, atol=1e-4, rtol=1e-3)
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == min(depth, 2)
     assert list(model.state_dict()) == names
 
 
