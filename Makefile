@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 TRAIN := $(VENV)/.installed-train
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help install demo test fuzz check clean
+.PHONY: help install demo test test-lowest test-newest test-extras fuzz check clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(DEV) ## Set up the virtual environment for development
 	@echo "next: . $(BIN)/activate"
@@ -21,6 +21,15 @@ test: $(DEV) ## Run all tests; FAST=1 leaves the slow ones out
 
 fuzz: ## Fuzz the compiled code for two minutes; needs only Python and a C compiler
 	$(PYTHON) tools/fuzz_native.py --seconds 120
+
+test-lowest: $(DEV) ## Run the fast tests with the lowest versions that pyproject.toml allows
+	$(BIN)/python tools/check_versions.py lowest --python $(PYTHON)
+
+test-newest: $(DEV) ## Run all tests with the newest versions; PYTHON=python3.13 for another Python
+	$(BIN)/python tools/check_versions.py newest --python $(PYTHON)
+
+test-extras: $(DEV) ## Run the tests of optional features (ray, s3fs, wandb, a browser ...): before a release
+	$(BIN)/python tools/check_versions.py extras --python $(PYTHON)
 
 check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, tests
 	$(BIN)/ruff format --check .
@@ -35,7 +44,7 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(MAKE) test
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist vit21k/_native/*.so demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venvs build dist vit21k/_native/*.so demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find vit21k tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -4,9 +4,12 @@
 in one folder, and classes of different size.
 """
 
+import importlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +20,28 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+WITH_EXTRAS = os.environ.get("TEST_EXTRAS") == "1"
+"""Whether `make test-extras` runs: what a test needs must be there then."""
+
+
+def needs_extra(module: str) -> Any:
+    """Return a module that the extra `test-extras` brings; skip where it is not installed."""
+    if WITH_EXTRAS:
+        return importlib.import_module(module)
+    reason = f"{module} is not installed; `make test-extras` runs this"
+    return pytest.importorskip(module, reason=reason)
+
+
+def needs_chromium() -> str:
+    """Return the browser's program; skip where it is not installed."""
+    found = [path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))]
+    if WITH_EXTRAS and not found:
+        pytest.fail("chromium is not installed: `apt-get install chromium`")
+    if not found:
+        pytest.skip("chromium is not installed; `make test-extras` runs this")
+    return found[0]
+
 
 TINY_FILES = {
     "n01440764/n01440764_1.JPEG": b"tench",

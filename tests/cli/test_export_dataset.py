@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import needs_extra
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -118,7 +119,7 @@ def test_datasets_opens_pictures_through_the_link_with_their_labels(
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlcroissant_finds_no_error_and_reads_the_records(manifests: Path, tmp_path: Path) -> None:
-    mlcroissant = pytest.importorskip("mlcroissant")
+    mlcroissant = needs_extra("mlcroissant")
     _vit21k(
         *("export-dataset", "--to", "croissant", "--manifests", manifests),
         *("--out", tmp_path / "x"),
@@ -137,7 +138,7 @@ def test_mlcroissant_finds_no_error_and_reads_the_records(manifests: Path, tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 def test_cleanlab_takes_the_labels_and_finds_the_wrong_one(manifests: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cleanlab")
+    needs_extra("cleanlab")
     from cleanlab.multilabel_classification.filter import find_label_issues  # noqa: PLC0415
 
     _vit21k(

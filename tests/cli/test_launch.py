@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import yaml
+from conftest import needs_extra
 
 SLURM = ("launch", "slurm", "--name", "l16", "--nodes", "2", "--gpus-per-node", "4")
 K8S = ("launch", "k8s", "--name", "l16", "--nodes", "2", "--image", "registry/vit21k:1")
@@ -104,7 +105,7 @@ def test_a_job_that_fails_in_time_is_not_queued_again(vit21k, tmp_path, cluster)
 
 
 def test_the_manifest_is_valid_kubernetes(vit21k):
-    validate = pytest.importorskip("kubernetes_validate")
+    validate = needs_extra("kubernetes_validate")
     result = vit21k(*K8S, "--volume", "imagenet:/data", "--dry-run", *TRAIN)
 
     for part in yaml.safe_load_all(result.stdout):

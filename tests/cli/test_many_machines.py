@@ -1,10 +1,10 @@
 """`hash --shard`, `relabel SHARD...`, `--engine ray`: what the commands say."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import needs_extra
 from typer.testing import CliRunner, Result
 
 from vit21k.cli.app import app
@@ -82,8 +82,8 @@ def test_without_ray_its_extra_is_named(
     assert error.hint == "`pip install 'vit21k[ray]'`"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_content_is_not_merged_on_ray(tiny_tree: Path, tmp_path: Path) -> None:
+    needs_extra("ray")
     _vit21k("hash", tiny_tree, "--manifests", tmp_path)
 
     error = _error("relabel", "--manifests", tmp_path, "--engine", "ray", "--by", "content")

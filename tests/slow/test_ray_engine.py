@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeTree, needs_extra
 
-ray = pytest.importorskip("ray")
-
-from conftest import MakeTree  # noqa: E402
+ray = needs_extra("ray")
 
 from vit21k.errors import Vit21kError  # noqa: E402
 from vit21k.hashing import ray_engine as ray_engine_module  # noqa: E402

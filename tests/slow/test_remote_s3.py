@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeTree, needs_extra
 
-pytest.importorskip("s3fs")
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
+needs_extra("s3fs")
+boto3 = needs_extra("boto3")
+moto_server = needs_extra("moto.server")
 
-from conftest import MakeTree  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from vit21k.cli.app import app  # noqa: E402

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import needs_chromium, needs_extra
 from PIL import Image
 
 pytest.importorskip("torch")
@@ -132,10 +132,8 @@ def test_1000_requests_of_which_100_are_hostile(run):
 
 
 def test_pictures_are_chosen_and_dropped_in_a_browser(run, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no chromium")
+    sync_api = needs_extra("playwright.sync_api")
+    program = needs_chromium()
     (tmp_path / "good.jpg").write_bytes(picture(1))
     problems = []
 

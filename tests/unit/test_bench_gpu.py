@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from conftest import needs_extra
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
-pytest.importorskip("torchao")
+needs_extra("torchao")
 
 import bench_gpu  # noqa: E402 (after importorskip)
 import gpu_parts  # noqa: E402

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import needs_extra
 from PIL import Image
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torchao")
+needs_extra("torchao")
 
 import float8_effect  # noqa: E402 (after importorskip)
 from emulated_float8 import PRECISION, mlp_calls, mlp_errors  # noqa: E402

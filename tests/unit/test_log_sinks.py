@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from conftest import needs_extra
 
 pytest.importorskip("torch")
 
@@ -87,7 +88,7 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint_of_a_resume(run):
 
 @pytest.mark.filterwarnings("default")
 def test_mlflow_itself_reads_its_files_and_a_resumed_run_goes_on_in_them(run, monkeypatch):
-    pytest.importorskip("mlflow")
+    needs_extra("mlflow")
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -110,7 +111,7 @@ def test_mlflow_itself_reads_its_files_and_a_resumed_run_goes_on_in_them(run, mo
 
 @pytest.mark.filterwarnings("default")
 def test_wandb_writes_its_offline_files(run, monkeypatch):
-    pytest.importorskip("wandb")
+    needs_extra("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     log(run[0], "wandb")
@@ -122,7 +123,7 @@ def test_wandb_writes_its_offline_files(run, monkeypatch):
 
 @pytest.mark.filterwarnings("default")
 def test_wandb_logs_to_files_where_nobody_is_logged_in(run, monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
+    needs_extra("wandb")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -136,7 +137,7 @@ def test_wandb_logs_to_files_where_nobody_is_logged_in(run, monkeypatch, tmp_pat
 
 @pytest.mark.filterwarnings("default")
 def test_an_mlflow_server_that_is_not_there_is_a_warning(run, monkeypatch):
-    pytest.importorskip("mlflow")
+    needs_extra("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 

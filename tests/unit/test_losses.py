@@ -165,13 +165,13 @@ def test_the_first_loss_of_a_pretraining_is_the_known_one(num_classes, smoothing
 
     loss = multi_label_loss(logits, torch.arange(4), torch.arange(4), smoothing=smoothing)
 
-    assert loss.item() == pytest.approx(expected, abs=5e-5)
+    assert loss.item() == pytest.approx(expected, abs=1e-4)  # 4 decimals, and float32
 
 
 def test_logits_of_zero_cost_the_logarithm_of_two_for_each_class():
     loss = multi_label_loss(torch.zeros(3, 21_841), torch.arange(3), torch.arange(3))
 
-    assert loss.item() == pytest.approx(21_841 * math.log(2), rel=1e-7)
+    assert loss.item() == pytest.approx(21_841 * math.log(2), rel=1e-6)
 
 
 def test_smoothing_has_the_known_floor():

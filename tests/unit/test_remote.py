@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_FILES
+from conftest import TINY_FILES, needs_extra
 
-fsspec = pytest.importorskip("fsspec")
+fsspec = needs_extra("fsspec")
 
 from vit21k.errors import ImageTreeError, MissingExtraError  # noqa: E402
 from vit21k.hashing import remote  # noqa: E402

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import needs_chromium
 from photolike import encoded, photolike
 from PIL import Image
 
@@ -27,7 +27,6 @@ from vit21k.report.numbers import Sum, read_numbers
 from vit21k.report.page import MAX_BYTES, ReportSummary, write_report
 from vit21k.report.thumbs import ThumbBudget
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BEAGLE, DOG, BANANA = "n02088364", "n02084071", "n07753592"
 EVIL = "<script>alert(1)</script>"
 
@@ -254,7 +253,6 @@ def test_first_bytes_of_what_is_no_file_are_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_draws_it_in_light_and_dark(
     world: Path, written: tuple[str, ReportSummary], tmp_path: Path
 ) -> None:
@@ -263,7 +261,8 @@ def test_a_browser_draws_it_in_light_and_dark(
     for scheme, number in (("light", 1), ("dark", 0)):  # of blink's preferredColorScheme
         shot = tmp_path / f"{scheme}.png"
         command = [
-            str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            needs_chromium(), "--headless=new", "--no-sandbox", "--disable-gpu",
+            "--hide-scrollbars",
             f"--blink-settings=preferredColorScheme={number}", "--window-size=1000,1200",
             f"--user-data-dir={tmp_path / scheme}", f"--screenshot={shot}",
             f"{(world / 'report.html').as_uri()}",

@@ -3,7 +3,6 @@
 import http.client
 import io
 import json
-import shutil
 import socket
 import threading
 import urllib.error
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import needs_chromium, needs_extra
 from PIL import Image
 from review_world import BANANA, BEAGLE, DOG, make_world
 
@@ -21,8 +21,6 @@ from vit21k.review.decisions import Action, Decision, DecisionLog, read_decision
 from vit21k.review.queue import open_queue
 from vit21k.review.server import MAX_BODY_BYTES, PICTURE_SIDE, ReviewServer
 from vit21k.review.session import ReviewSession
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +333,11 @@ def test_an_image_that_is_gone_is_told_from_one_that_is_damaged(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_goes_through_it_by_keyboard(client: Client, tmp_path: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    complaints: list[str] = []
+    api = needs_extra("playwright.sync_api")
+    program, complaints = needs_chromium(), list[str]()
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

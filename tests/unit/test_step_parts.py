@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import needs_extra
 
 torch = pytest.importorskip("torch")
 
@@ -175,7 +176,7 @@ def test_float8_is_refused_where_the_device_has_none():
 
 @pytest.mark.filterwarnings("ignore")  # of torchao
 def test_float8_takes_the_mlps_only_and_keeps_names_and_weights():
-    pytest.importorskip("torchao")
+    needs_extra("torchao")
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loss, gradients = loss_and_gradients(model)
