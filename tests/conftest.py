@@ -6,7 +6,9 @@ in one folder, and classes of different size.
 
 import importlib
 import os
+import random
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,15 @@ LONG_BYTES = 16
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Call long bytes by their number: the processes of a test run must agree on all names."""
     return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > LONG_BYTES else None
+
+
+@pytest.fixture(autouse=True)
+def _same_random_values() -> None:
+    """Seed what a test draws without a generator: it must not depend on the tests before it."""
+    random.seed(0)
+    for name in ("numpy", "torch"):
+        if module := sys.modules.get(name):
+            (module.random.seed if name == "numpy" else module.manual_seed)(0)
 
 
 MakeTree = Callable[[Mapping[str, bytes]], Path]

@@ -18,11 +18,11 @@ SCHEDULE = [0.0, 0.5, *(1 - step / 20 for step in range(18))]
 
 def gradients():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(5, 6, generator=generator) for _ in SCHEDULE]
+    return [torch.randn(5, 6, dtype=torch.float64, generator=generator) for _ in SCHEDULE]
 
 
 def first_weights():
-    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    return torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def big_vision():
@@ -42,7 +42,7 @@ def ours(*changes):
     """Return the weight after the same updates by the recipe's optimizer."""
     # Its first moment in bfloat16 is another matter: tests/unit/test_optim.py.
     recipe = load_recipe("pretrain_augreg_b16_in21k", ["optim.momentum_dtype=fp32", *changes])
-    model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False))
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False, dtype=torch.float64))
     model[0].weight.data = first_weights()
     optimizers = build_optimizers(model, optim_plan_of(recipe))
     for gradient, factor in zip(gradients(), SCHEDULE, strict=True):
@@ -54,7 +54,7 @@ def ours(*changes):
 
 
 def test_the_recipes_weight_decay_gives_big_visions_updates():
-    torch.testing.assert_close(ours(), big_vision(), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(ours(), big_vision(), rtol=1e-9, atol=1e-9)
 
 
 def test_big_visions_number_as_it_stands_would_not():

@@ -303,7 +303,7 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(make, tmp_path, name, o
         (found,) = session.run(None, {"pixel_values": IMAGES[:size].numpy()})
         with torch.no_grad():
             wanted = model(IMAGES[:size])
-        assert torch.allclose(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

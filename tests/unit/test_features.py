@@ -71,7 +71,7 @@ def test_features_are_the_models_in_the_order_of_the_pictures(tmp_path, loaded, 
     found = np.array(table["features"].to_pylist(), dtype=dtype)
     assert table["path"].to_pylist() == [str(path) for path in good]
     assert found.shape == wanted.shape == ((22, 8) if kind == "pooled" else (22, 5, 16))
-    assert np.allclose(found, wanted, atol=1e-5 if dtype == "float32" else 4e-3)
+    assert np.allclose(found, wanted, atol=1e-4 if dtype == "float32" else 4e-3)
     assert str(table.schema.field("features").type).startswith("fixed_size_list")
     assert len(report.shards) == 4
     assert [path for path, _ in problems_in(tmp_path / "all.parquet")] == [str(paths[7])]

@@ -121,7 +121,7 @@ def test_pre_logits_and_their_tanh_are_read(tmp_path):
     with torch.no_grad():
         before = theirs("features").double()
         wanted = torch.tanh(before @ torch.from_numpy(kernel).double() + torch.from_numpy(bias))
-        assert torch.allclose(model.features(images()).double(), wanted, atol=1e-4)
+        assert torch.allclose(model.double().features(images().double()), wanted, atol=1e-4)
     assert card.args["representation_size"] == 48
 
 

@@ -1,4 +1,7 @@
-"""A first moment in bfloat16: what optax computes, and that a checkpoint keeps it as it is."""
+"""A first moment in bfloat16: what optax computes, and that a checkpoint keeps it as it is.
+
+Weights are in float64 here: no processor's rounding decides what bfloat16 the moment becomes.
+"""
 
 import copy
 from pathlib import Path
@@ -28,7 +31,7 @@ PLANS = {
 class Numbers(torch.nn.Module):
     def __init__(self, values):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.from_numpy(values.copy()))
+        self.weight = torch.nn.Parameter(torch.from_numpy(values).double())
 
 
 def optimizer_of(model, kind):
@@ -39,7 +42,7 @@ def optimizer_of(model, kind):
 
 def update(model, optimizer, gradients):
     for gradient in gradients:
-        model.weight.grad = torch.from_numpy(gradient)
+        model.weight.grad = torch.from_numpy(gradient).double()
         optimizer.step()
         yield model.weight.detach().clone()
 
@@ -48,7 +51,7 @@ def update(model, optimizer, gradients):
 def test_every_update_is_optaxs(kind):
     with np.load(GOLDEN) as golden:
         model = Numbers(golden["start"])
-        gradients, expected = golden["gradients"], torch.from_numpy(golden[kind])
+        gradients, expected = golden["gradients"], torch.from_numpy(golden[kind]).double()
 
     values = torch.stack(list(update(model, optimizer_of(model, kind), gradients)))
 
