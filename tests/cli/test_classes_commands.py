@@ -66,14 +66,29 @@ def test_a_part_is_identified_as_a_part(tmp_path: Path) -> None:
 
 def test_other_classes_are_named(tmp_path: Path) -> None:
     (tmp_path / "odd.txt").write_text("\n".join([*known_list("in1k").wnids, "crane"]))
-    (tmp_path / "none.txt").write_text("crane\n")
+    (tmp_path / "tree" / "crane").mkdir(parents=True)
+    (tmp_path / "tree" / "crane" / "1.jpg").touch()
 
     odd = _vit21k("classes", "identify", tmp_path / "odd.txt").stderr
-    none = _vit21k("classes", "identify", tmp_path / "none.txt").stderr
+    none = _vit21k("classes", "identify", tmp_path / "tree").stderr
 
     assert "no known list; nearest is `in1k`, 0 of whose classes are missing, with 1" in odd
     assert "does not have: crane" in odd
     assert "1 classes: none of them in any list of ImageNet" in none
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"crane\n", b"# A page\n\nof text\n", b'{"a": {}}', b"\xff\xd8", b"n1/a.jpg 0\n"],
+)
+def test_what_is_no_list_is_not_identified(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+
+    with pytest.raises(UsageError) as raised:
+        _vit21k("classes", "identify", tmp_path / "file")
+
+    assert raised.value.exit_code == 2
+    assert raised.value.hint
 
 
 def test_the_same_classes_in_another_order_are_not_the_list(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`manifest.classes`: an ordered list of class folders, known by its fingerprint."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,33 @@ def test_a_text_file_has_a_class_in_each_line(tmp_path: Path) -> None:
     assert classes.names == (None, "tench, Tinca tinca", "an aeroplane", None)
 
 
+FOUR = ("n01440764", "n01443537", "n01484850", "n01491361")
+NAMES = ("tench", "goldfish", "great white shark", "tiger shark")
+PAIRS = [list(pair) for pair in zip(FOUR, NAMES, strict=True)]
+OTHERS_FORMS = {
+    "a byte order mark": "\ufeff" + "\n".join(FOUR),
+    "line ends of DOS": "\r\n".join(FOUR) + "\r\n",
+    "both": "\ufeff" + "".join(f"{wnid}\t{name}\r\n" for wnid, name in PAIRS),
+    "imagenet_class_index.json": json.dumps({str(k): pair for k, pair in enumerate(PAIRS)}),
+    "the same in another order": json.dumps({str(k): PAIRS[k] for k in (2, 0, 3, 1)}),
+    "class_to_idx": json.dumps({FOUR[k]: k for k in (3, 1, 2, 0)}),
+    "id2label": json.dumps({str(k): wnid for k, wnid in enumerate(FOUR)}),
+    "an array": "\ufeff" + json.dumps(FOUR, indent=1),
+    "an array of pairs": json.dumps(PAIRS),
+}
+
+
+@pytest.mark.parametrize("form", OTHERS_FORMS)
+def test_lists_as_others_write_them_are_read(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes"
+    path.write_bytes(OTHERS_FORMS[form].encode())
+
+    classes = ClassList.read_text(path)
+
+    assert classes.wnids == FOUR
+    assert classes.names in (NAMES, (None,) * 4)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -57,6 +85,18 @@ def test_a_text_file_has_a_class_in_each_line(tmp_path: Path) -> None:
         (b"\n\n", "is empty"),
         (b"n1\nn2\nn1\n", "`n1` occurs twice"),
         (b"\xff\xfe", "is not a text file"),
+        (b"n1\nn2/x.jpg 0\n", "'n2/x.jpg 0' is not the name of a folder"),
+        (b"n01440764/n01440764_0.JPEG\t0\n", "is no class list"),
+        (b"n1\n\x00\n", "is no class list"),
+        (b"{}", "is empty"),
+        (b'{"0": ["n1", "x"], "2": ["n2", "y"]}', "JSON of another form"),
+        (b'{"n1": 0, "n2": 0}', "JSON of another form"),
+        (b'{"n1": 1, "n2": 2}', "JSON of another form"),
+        (b'{"architectures": ["ViT"], "id2label": {"0": "n1"}}', "JSON of another form"),
+        (b"[1, 2]", "JSON of another form"),
+        (b'["n1", ["n2"]]', "JSON of another form"),
+        (b"[" * 100_000, "JSON of another form"),
+        (b'["n1", "n1"]', "`n1` occurs twice"),
     ],
 )
 def test_a_file_that_is_no_class_list_is_refused(

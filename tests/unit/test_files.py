@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from vit21k.cli.picture_options import open_rows
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
 from vit21k.inference.files import Files, RowRange, find_pictures, printable
@@ -247,3 +248,11 @@ def test_a_range_of_rows_counts_from_0():
 
 def test_names_that_are_not_utf_8_can_be_printed():
     assert printable(Path("caf\udce9")) == "caf\\xe9"
+
+
+def test_a_list_of_paths_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
+
+    rows = open_rows(None, None, tmp_path / "list.txt", None, [])
+
+    assert [rows.path(row) for row in range(len(rows))] == ["a.jpg", "b.jpg"]

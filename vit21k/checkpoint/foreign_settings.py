@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from vit21k.errors import CheckpointError
-from vit21k.manifest.class_lists import known_list
+from vit21k.manifest.class_lists import KNOWN_LISTS, known_list
 from vit21k.manifest.classes import ClassList
 
-# What publishers of Vision Transformers mean by a head of this size.
-_CUSTOMARY = {1_000: "in1k", 21_841: "fall11", 21_843: "google"}
+# What publishers of models mean by a head of this size: no two lists have the same.
+_CUSTOMARY = {known.num_classes: known for known in KNOWN_LISTS.values()}
 # The lists called "ImageNet-21K"; Google, PLSC and timm train them with sigmoids.
 _SIZES_OF_21K = (21_841, 21_842, 21_843)
 
@@ -50,20 +50,24 @@ def classes_of(config: Mapping[str, Any], num_classes: int) -> FoundClasses:
 
 
 def _customary(num_classes: int) -> FoundClasses:
-    name = _CUSTOMARY.get(num_classes)
-    if name is None:
+    known = _CUSTOMARY.get(num_classes)
+    if known is None:
         return FoundClasses(ClassList(_indices(num_classes)))
-    return FoundClasses(
-        known_list(name),
-        f"nothing says what the {num_classes:,} outputs mean; taken for the list `{name}`",
-    )
+    unknown = f"nothing says what the {num_classes:,} outputs mean"
+    if known.file is None:
+        return FoundClasses(
+            ClassList(_indices(num_classes)),
+            f"{unknown}; perhaps the list `{known.name}`, which does not come with vit21k: classes "
+            "are called by their index",
+        )
+    return FoundClasses(known_list(known.name), f"{unknown}; taken for the list `{known.name}`")
 
 
 def _wnids_named(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return the wnids of a known list whose classes have these names, else indices."""
-    name = _CUSTOMARY.get(len(texts))
-    if name is not None:
-        known = known_list(name)
+    customary = _CUSTOMARY.get(len(texts))
+    if customary is not None and customary.file is not None:
+        known = known_list(customary.name)
         pairs = zip(texts, known.names, strict=True)
         if sum(_lemma(text) == _lemma(other or "") for text, other in pairs) > len(texts) // 2:
             return known.wnids

@@ -7,6 +7,7 @@ import typer
 
 from vit21k.cli import class_lookup_commands, console
 from vit21k.cli.options import AsJson
+from vit21k.errors import ManifestError, UsageError
 
 if TYPE_CHECKING:
     from vit21k.manifest.classes import ClassList
@@ -74,6 +75,12 @@ def identify_command(
 
     classes = _classes_of(target)
     matches = [match for match in identify(classes) if match.num_common]
+    if target.is_file() and target.suffix != ".parquet" and not matches:
+        raise UsageError(
+            f"`{target}` is no list of ImageNet classes: none of its {len(classes):,} lines, such "
+            f"as {classes.wnids[0][:80]!r}, is a class of a known list",
+            hint="give a file with one class folder (n01440764) per line",
+        )
     if write:
         _write_list(classes, write)
     if as_json:
@@ -94,7 +101,10 @@ def _classes_of(target: Path) -> "ClassList":
     for path in paths:
         if path.suffix == ".parquet" and path.is_file():
             return open_manifest(path, *PICTURE_KINDS, allow_stale=True).classes()
-    return read_classes(str(target))
+    try:
+        return read_classes(str(target))
+    except ManifestError as error:  # what was named is no list
+        raise UsageError(error.message, hint=error.hint) from error
 
 
 def _write_list(classes: "ClassList", path: Path) -> None:

@@ -1,5 +1,6 @@
 """Options of the commands that take pictures from anywhere: paths, a list of them, a manifest."""
 
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -103,4 +104,5 @@ def _listed(from_file: Path | None) -> list[Path]:
         content = sys.stdin.buffer.read()
     else:
         content = from_file.read_bytes() if from_file else b""
+    content = content.removeprefix(codecs.BOM_UTF8)
     return [Path(os.fsdecode(line)) for line in content.splitlines() if line.strip()]

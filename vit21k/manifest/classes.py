@@ -1,6 +1,7 @@
 """The class list: which wnid is class 0, 1, 2, ..."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,24 +44,34 @@ class ClassList:
 
     @classmethod
     def read_text(cls, path: Path) -> Self:
-        """Read one class per line: ``folder``, ``folder<TAB>name`` or ``n01440764 name``.
+        """Read one class per line: ``folder``, ``folder<TAB>name`` or ``n01440764 name``; or JSON.
 
-        Blank lines are skipped.  The order of the lines is the order of the class indices.
+        Blank lines are skipped.  The order of the lines is the order of the class indices.  In JSON
+        they are said: ``{"0": ["n01440764", "tench"]}``, ``{"n01440764": 0}``; or they are places
+        in an array.
 
         Raises:
-            ManifestError: No such file, not text, empty, or a folder named twice.
+            ManifestError: No such file, not text, empty, a folder named twice, or no list.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise ManifestError(f"no class list at `{path}`") from None
         except (UnicodeDecodeError, IsADirectoryError):
             raise ManifestError(
                 f"`{path}` is not a text file", hint="write one class folder per line"
             ) from None
-        entries = [_parse_line(line) for line in lines if line.strip()]
+        if text.lstrip()[:1] in ("{", "["):
+            entries = _parse_json(text, path)
+        else:
+            entries = [_parse_line(line) for line in text.split("\n") if line.strip()]
         if not entries:
             raise ManifestError(f"the class list `{path}` is empty")
+        if (wrong := next((name for name, _ in entries if not _is_folder(name)), None)) is not None:
+            raise ManifestError(
+                f"`{path}` is no class list: {wrong[:80]!r} is not the name of a folder",
+                hint="write one class folder per line, in the order of the class indices",
+            )
         return cls(tuple(wnid for wnid, _ in entries), tuple(name for _, name in entries))
 
     def __len__(self) -> int:
@@ -79,6 +90,42 @@ def _parse_line(line: str) -> tuple[str, str | None]:
     if match := _WNID_THEN_NAME.fullmatch(line.strip()):
         return match[1], match[2].strip()
     return line.strip(), None
+
+
+def _is_folder(name: str) -> bool:
+    return name not in ("", ".", "..") and not any(char < " " or char == "/" for char in name)
+
+
+def _parse_json(text: str, path: Path) -> list[tuple[str, str | None]]:
+    """Return folder and name of each class, by class index."""
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and all(type(index) is int for index in found.values()):
+            found = {str(index): name for name, index in _without_repeats(found).items()}
+        if isinstance(found, dict):
+            found = [found.pop(str(index)) for index in range(len(found))]
+        entries = [_json_entry(entry) for entry in found]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ManifestError(
+            f"`{path}` is no class list: JSON of another form",
+            hint='write `{"0": ["n01440764", "tench"], "1": ...}`, `{"n01440764": 0, ...}` or an '
+            "array of class folders",
+        ) from None
+    return entries
+
+
+def _without_repeats(index_of: dict[str, int]) -> dict[str, int]:
+    if len(set(index_of.values())) < len(index_of):
+        raise ValueError("a class index comes twice")
+    return index_of
+
+
+def _json_entry(entry: object) -> tuple[str, str | None]:
+    if isinstance(entry, str):
+        return entry.strip(), None
+    if isinstance(entry, list) and list(map(type, entry)) == [str, str]:
+        return entry[0].strip(), entry[1].strip() or None
+    raise TypeError
 
 
 def _first_repeat(wnids: Iterable[str]) -> str | None:
