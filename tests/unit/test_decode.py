@@ -1,14 +1,18 @@
 import gzip
 import io
+import re
 import struct
 import tracemalloc
+import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vit21k.cli import console
 from vit21k.data import decode
 from vit21k.data.decode import decode_rgb, open_image
 from vit21k.errors import ImageError
@@ -438,3 +442,43 @@ def test_an_interrupt_is_no_property_of_an_image(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         decode_rgb(encoded(picture()))
+
+
+def broken_tiff():
+    """Return a compressed TIFF whose data libtiff complains of."""
+    content = encoded(picture(), "TIFF", compression="tiff_adobe_deflate")
+    (start,), (num_bytes,) = (Image.open(io.BytesIO(content)).tag_v2[tag] for tag in (273, 279))
+    return content[:start] + bytes(num_bytes) + content[start + num_bytes :]
+
+
+def test_what_libtiff_says_is_counted_and_not_printed(capfd):
+    decode.MESSAGES.clear()
+
+    with suppress(ImageError):
+        decode_rgb(broken_tiff())
+
+    assert capfd.readouterr().err == ""
+    assert decode.MESSAGES.total() > 0
+
+
+def test_what_pillow_says_is_counted_and_reported_once(capfd):
+    decode.MESSAGES.clear()
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), *((700 + n, 1, 9_999, 0) for n in range(3))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+
+    with console.decoder_messages_counted():
+        for _ in range(4):
+            with suppress(ImageError):
+                decode_rgb(content)
+        assert capfd.readouterr().err == ""
+
+    said = r"image decoder: (\d+) messages on unusual files: \1 x `Tag data .* tag N`\n"
+    assert re.fullmatch(said, capfd.readouterr().err)
+
+
+def test_other_warnings_are_shown_while_those_of_the_decoder_are_counted(recwarn):
+    with console.decoder_messages_counted():
+        warnings.warn("of something else", stacklevel=1)
+
+    assert [str(one.message) for one in recwarn] == ["of something else"]

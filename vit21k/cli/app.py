@@ -60,7 +60,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     _forget_service_links()
     try:
-        app()
+        with console.decoder_messages_counted():
+            app()
     except Vit21kError as error:
         console.fail(error)
         sys.exit(error.exit_code)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +21,7 @@ from vit21k.one_line import one_line
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_NUMBER = re.compile(r"%[-.0-9]*l*[duxi]|\d+")  # or what stands for one in a message of C
 _PLAIN_LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 _ENDLESS = 1 << 20  # columns
@@ -26,6 +30,49 @@ _ENDLESS = 1 << 20  # columns
 def _safe(message: str) -> str:
     """Return *message* without what steers a terminal: it may hold names of files."""
     return "\n".join(one_line(line) for line in message.split("\n"))
+
+
+@contextmanager
+def decoder_messages_counted() -> Iterator[None]:
+    """Count what Pillow and libtiff say meanwhile, instead of printing it; report it at the end.
+
+    It would appear in the middle of a progress line, once for each file.
+    """
+    counts: Counter[str] = Counter()
+    shown = warnings.showwarning
+
+    def count(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if f"{os.sep}PIL{os.sep}" in filename:
+            counts[str(message)] += 1
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", module=r"PIL\.")
+            warnings.showwarning = count
+            yield
+    finally:
+        if decode := sys.modules.get("vit21k.data.decode"):
+            counts.update(decode.MESSAGES)
+        _report_decoder_messages(counts)
+
+
+def _report_decoder_messages(counts: Counter[str]) -> None:
+    kinds: Counter[str] = Counter()
+    for message, count in counts.items():
+        kinds[_NUMBER.sub("N", message.strip())] += count
+    if kinds:
+        often = "; ".join(f"{count:,} x `{one_line(kind)}`" for kind, count in kinds.most_common(3))
+        more = f"; and {len(kinds) - 3} more kinds" if len(kinds) > 3 else ""
+        note(f"image decoder: {kinds.total():,} messages on unusual files: {often}{more}")
 
 
 def done(message: str) -> None:

@@ -1,9 +1,9 @@
 """RGB pixels -> the same picture in another size, antialiased, by threads without the GIL.
 
 Torch's resampling of uint8 is Pillow's algorithm in the processor's wide registers, and far faster.
-Bilinear, it differs from Pillow's by 0.03/255 on average over photographs, and by 2/255 at most;
-bicubic, by as little on average, and by more only where a sharp edge overshoots: Pillow may take
-columns before rows, and what is clipped between the two then differs.
+It differs from Pillow's by 0.03/255 on average over real images.  Bilinear, the largest difference
+is 2.  Bicubic, 1 value in 15,000 differs by more than that, up to 30, where a sharp edge
+overshoots: Pillow may take columns before rows, and what is clipped between the two then differs.
 """
 
 import numpy as np

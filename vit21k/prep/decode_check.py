@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vit21k.data.decode import MESSAGES
 from vit21k.data.unread import read_again, why_unread
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
@@ -146,7 +147,8 @@ class _Worker:
             return ProblemKind.TOO_SLOW_TO_DECODE, f"more than {seconds:g} s"
         if not answer:
             return self._died()
-        verdict = json.loads(answer)
+        verdict, messages = json.loads(answer)
+        MESSAGES.update(messages)
         return (_KINDS[verdict[0]], verdict[1]) if verdict else (None, "")
 
     def _put(self, content: bytes) -> bool:

@@ -7,10 +7,11 @@ or crash: whatever happens here is one picture's verdict.
 import json
 import resource
 import sys
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from vit21k.data.decode import decode_rgb
+from vit21k.data.decode import MESSAGES, decode_rgb
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
 
@@ -27,12 +28,16 @@ def verdict_on(content: bytes) -> tuple[ProblemKind, str] | None:
 
 
 def serve(pictures: BinaryIO, verdicts: BinaryIO) -> None:
-    """Answer each picture of *pictures* with a line of JSON, until there are no more."""
+    """Answer each image of *pictures* with a line of JSON, until there are no more.
+
+    A line holds the verdict, and how often the decoder said what.
+    """
     while len(size := pictures.read(SIZE_BYTES)) == SIZE_BYTES:
         content = pictures.read(int.from_bytes(size, "little"))
         verdict = verdict_on(content)
-        verdicts.write(json.dumps(verdict).encode() + b"\n")
+        verdicts.write(json.dumps([verdict, MESSAGES]).encode() + b"\n")
         verdicts.flush()
+        MESSAGES.clear()
 
 
 def _limit_memory(num_bytes: int) -> None:
@@ -43,6 +48,12 @@ def _limit_memory(num_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _count(message: str) -> None:
+    MESSAGES[message] += 1
+
+
 if __name__ == "__main__":
+    warnings.simplefilter("always")
+    warnings.showwarning = lambda *args, **_more: _count(str(args[0]))
     _limit_memory(int(sys.argv[1]))
     serve(sys.stdin.buffer, sys.stdout.buffer)
