@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,30 @@ def test_any_folder_of_class_folders_is_trained_on_by_naming_it(vit21k, photos, 
     assert "val/prec@1" in (tmp_path / "run/metrics.jsonl").read_text()
     assert again.code == 0, again.stderr
     assert "resuming from step 2" in again.stderr
+
+
+def test_images_that_a_run_did_not_begin_with_are_refused_and_its_manifests_stay(
+    vit21k, photos, tmp_path
+):
+    command = finetune(vit21k, tmp_path, photos)
+    assert vit21k(*command).code == 0
+    manifests = tmp_path / "run/data/manifests"
+    before = {path.name: path.read_bytes() for path in manifests.iterdir()}
+    shutil.copytree(photos, tmp_path / "others")
+    (tmp_path / "others/owl/1.png").write_bytes(photo(99))
+
+    other = vit21k(*[f"--data={tmp_path / 'others'}" if "--data" in word else word
+                     for word in command])  # fmt: skip
+    same = vit21k(*command)
+    (photos / "owl" / "new.png").write_bytes(photo(98))
+    more = vit21k(*command)
+
+    assert (other.code, same.code, more.code) == (3, 0, 3), (other, same, more)
+    for result in (other, more):
+        assert "`run` began with other images than those that are now in" in result.stderr
+        assert "--manifests run/data/manifests" in result.stderr
+    assert {path.name: path.read_bytes() for path in manifests.iterdir()} == before
+    assert sorted(path.name for path in (tmp_path / "run/data").iterdir()) == [".lock", "manifests"]
 
 
 def test_a_dry_run_on_a_folder_leaves_nothing_behind(vit21k, photos, tmp_path):

@@ -449,3 +449,28 @@ def test_an_evaluation_that_an_error_ended_is_made_up_for(run, tmp_path, monkeyp
     name = "dummy_val/loss"
     assert log(tmp_path / "runs/tiny", name) == log(tmp_path / "runs/whole", name)
     assert "dummy_val/loss" in whole.stderr
+
+
+def test_a_bad_image_is_replaced_by_default_and_counted_over_a_resume(run, pictures, tmp_path):
+    (tmp_path / "tree" / pictures[5]["path"]).write_bytes(b"no image")
+    settings = ["--set=total_steps=8", "--set=run.keep_last=9"]
+
+    result = run(*settings)
+    counts = log(tmp_path / "runs/tiny", "num_replaced")
+    rewind(tmp_path / "runs/tiny", 4)
+    run(*settings)
+
+    assert counts[8] > 0
+    assert list(counts.values()) == sorted(counts.values())
+    assert log(tmp_path / "runs/tiny", "num_replaced") == counts
+    assert set(log(tmp_path / "runs/tiny", "num_skipped").values()) == {0}
+    assert state(tmp_path / "runs/tiny", 8)["progress"]["images_seen"] == 32
+    assert f"{counts[8]} images could not be decoded and were replaced" in result.stderr
+    assert f"{counts[8]} replaced" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--rate=nan", "--rate=inf", "--peak-tflops=nan"])
+def test_an_option_that_is_no_finite_number_is_refused(run, option):
+    more = ["--dry-run"] if option.startswith("--rate") else []
+
+    run(option, *more, code=2)

@@ -72,7 +72,7 @@ def steps_of(loader, steps):
     """Return the batches of some steps as plain lists, to compare."""
     with loader:
         return [
-            [tuple(part.tolist() for part in batch[:-1]) for batch in loader.micro_batches(step)]
+            [tuple(part.tolist() for part in batch[:5]) for batch in loader.micro_batches(step)]
             for step in steps
         ]
 
@@ -111,7 +111,7 @@ def test_batches_are_tensors_of_bytes_and_indices(root):
 
     assert batch.images_BCHW.shape == (8, 3, 16, 16)
     assert batch.images_BCHW.dtype == torch.uint8
-    assert {part.dtype for part in batch[1:-1]} == {torch.int64}
+    assert {part.dtype for part in batch[1:5]} == {torch.int64}
     assert batch.step == 0
 
 

@@ -23,7 +23,13 @@ def open_log(tmp_path, told, *, step=0):
 
 def log_steps(log, first, last):
     for step in range(first, last + 1):
-        metrics = {"loss": float(step), "lr_factor": 0.1 * step, "grad_norm": 1.0, "num_skipped": 0}
+        metrics = {
+            "loss": float(step),
+            "lr_factor": 0.1 * step,
+            "grad_norm": 1.0,
+            "num_skipped": 0,
+            "num_replaced": 0,
+        }
         log.log_step(Progress(step=step, images_seen=8 * step), metrics)
     log.close()
 
@@ -70,7 +76,13 @@ def lines(tmp_path):
 def test_what_json_has_no_number_for_is_null_in_the_file(tmp_path):
     told = []
     log = open_log(tmp_path, told)
-    metrics = {"loss": 1.0, "lr_factor": 1.0, "grad_norm": float("inf"), "num_skipped": 0}
+    metrics = {
+        "loss": 1.0,
+        "lr_factor": 1.0,
+        "grad_norm": float("inf"),
+        "num_skipped": 0,
+        "num_replaced": 0,
+    }
 
     log.log_step(Progress(step=1), metrics)
     log.log_step(Progress(step=2), metrics)

@@ -115,7 +115,7 @@ def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
     hints = {
         errno.ENOSPC: "free some space, then run the same command again",
         errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
-        errno.EACCES: "check who may write there",
+        errno.EACCES: "check who may read and write there",
         errno.EROFS: "the file system is mounted read-only; give another folder",
         errno.EMFILE: "this process may not open so many files; raise the limit: `ulimit -n 4096`",
         errno.EIO: "the disk or its cable is failing; check the system log",

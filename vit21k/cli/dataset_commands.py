@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from vit21k.cli import console
 from vit21k.cli.classes_commands import warn_of_numbers
 from vit21k.cli.options import AsJson
-from vit21k.errors import UsageError
+from vit21k.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vit21k.sources.manifests import Prepared
@@ -89,23 +91,26 @@ def in_words(prepared: "Prepared") -> str:
     )
 
 
-def prepare_data(path: Path, run_dir: Path) -> Path:
+def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
     """Return the folder of manifests of a user's pictures, made below *run_dir* if need be.
 
-    Processes that torchrun started come here one after the other, and find the same.
+    Processes that torchrun started come here one after the other, and find the same.  The manifests
+    of a run that has begun stay as they are.
 
     Args:
         path: Class folders, with ``train`` and ``val`` around them or without; or a Hugging Face
             dataset on disk.
         run_dir: Nothing is written anywhere else.
+        fresh: The run starts over, if it has begun.
 
     Raises:
         UsageError: There is nothing at *path*.
-        DataError: It holds no pictures with labels.
+        DataError: It holds no pictures with labels, or others than the run began with.
     """
     from vit21k.lock import locked
     from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES as IMAGES_KIND
+    from vit21k.manifest.schema import TRAIN
     from vit21k.sources.hugging_face import HuggingFaceImages, is_hugging_face
     from vit21k.sources.manifests import prepare
     from vit21k.sources.tree import IMAGES, MANIFESTS, write_tree
@@ -127,10 +132,33 @@ def prepare_data(path: Path, run_dir: Path) -> Path:
                 )
             if dataset.num_unlabelled:
                 console.warn(f"{dataset.num_unlabelled:,} pictures have no label; left out")
-        prepared = prepare(root, folder / MANIFESTS, labels=labels)
+        manifests = folder / MANIFESTS
+        has_begun = not fresh and (run_dir / "checkpoints" / "latest").is_file()
+        if has_begun and (manifests / TRAIN.file_name).is_file():
+            with TemporaryDirectory(dir=folder, prefix=".manifests.") as again:
+                copytree(manifests, again, dirs_exist_ok=True)
+                prepared = prepare(root, Path(again), labels=labels)
+                _check_same_split(manifests, Path(again), path, run_dir)
+        else:
+            prepared = prepare(root, manifests, labels=labels)
     warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
     console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
     return folder / MANIFESTS
+
+
+def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> None:
+    """Check that two folders of manifests hold the same split."""
+    from vit21k.manifest.reader import open_manifest
+    from vit21k.manifest.schema import TRAIN, VAL
+
+    for kind in (TRAIN, VAL):
+        if open_manifest(before, kind).fingerprint != open_manifest(now, kind).fingerprint:
+            raise DataError(
+                f"`{run_dir}` began with other images than those that are now in `{path}`: "
+                f"{kind.file_name} differs",
+                hint="name a new run with --run-dir; or resume this one with the images it began "
+                f"with, if they are still there: `--manifests {before}` in place of --data",
+            )
 
 
 def _downloaded(name: str, folder: Path) -> Path:

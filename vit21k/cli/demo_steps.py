@@ -67,7 +67,7 @@ def steps_of(tree: DemoTree, manifests: Path, runs: Path) -> Iterator[Step]:
     yield Step(
         command=f"vit21k train --stage pretrain --recipe tiny --run-dir {runs.name}/tiny",
         look=f"loss falls, val/prec@1 rises; {tree.cut_off.name} is cut off, which its bytes do "
-        "not tell and decoding does: the recipe says `on_bad_image: skip`",
+        "not tell and decoding does: the recipe says `on_bad_image: replace`",
         checks=lambda printed: _check_train(tree, runs / "tiny", printed),
     )
     yield Step(

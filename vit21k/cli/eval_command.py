@@ -113,7 +113,7 @@ def eval_command(
     """
     require_torch("eval")
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
-    from vit21k.distributed import init_world
+    from vit21k.distributed import explaining_lost_peers, init_world
     from vit21k.inference.class_table import check_table_path, write_class_table
     from vit21k.training.split_data import metric_prefix
 
@@ -121,7 +121,10 @@ def eval_command(
         check_table_path(per_class)
     source = _open_pictures(manifest, manifests, split)
     plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
-    with closing(init_world(device_or_best(device))) as world:
+    with (
+        closing(init_world(device_or_best(device))) as world,
+        explaining_lost_peers(world),
+    ):
         model, card = load_classifier(run, device, how, choice_of(settings, weights))
         if world.rank == 0:
             precision_on(model, precision)  # warns

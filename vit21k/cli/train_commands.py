@@ -1,6 +1,7 @@
 """`train`: a shell around `training.run`."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,6 +178,9 @@ def train_command(
     from vit21k.training.setup import Place
 
     check_options(is_dry, plot_schedule, rate, as_json)
+    for option, value in (("--rate", rate), ("--peak-tflops", peak_tflops)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{option} is {value}, not a finite number")
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     default_dir = Path("runs") / _run_name(plan.stage, recipe)
     run_dir = run_dir or default_dir
@@ -193,7 +197,7 @@ def train_command(
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
     source = _init_source(init, init_head, init_classes, weights)
-    with _place_with(data, place, is_dry) as place:
+    with _place_with(data, place, is_dry, fresh) as place:
         if is_dry:
             found = reckon(plan, place, source, rate, fork=fork, fresh=fresh)
             report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
@@ -209,7 +213,7 @@ def _tell_finished(place: "Place") -> None:
 
 
 @contextmanager
-def _place_with(data: Path | None, place: "Place", is_dry: bool) -> Iterator["Place"]:
+def _place_with(data: Path | None, place: "Place", is_dry: bool, fresh: bool) -> Iterator["Place"]:
     """Yield *place*, with manifests of *data* if that is given; a dry run forgets them."""
     if data is None:
         yield place
@@ -217,7 +221,7 @@ def _place_with(data: Path | None, place: "Place", is_dry: bool) -> Iterator["Pl
     if place.manifests != DEFAULT_MANIFESTS or place.root is not None:
         raise UsageError("--data takes the place of --manifests and --root; give one")
     if not is_dry:
-        yield replace(place, manifests=prepare_data(data, place.run_dir))
+        yield replace(place, manifests=prepare_data(data, place.run_dir, fresh=fresh))
         return
     with TemporaryDirectory() as folder:
         yield replace(place, manifests=prepare_data(data, Path(folder)))

@@ -71,6 +71,7 @@ def _tell_line(line: Mapping[str, Any]) -> None:
         console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
         return
     skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
+    skipped += f" | {line['num_replaced']:,} replaced" if line["num_replaced"] else ""
     console.done(
         f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
         f"grad norm {line['grad_norm']:.3g} | weights {line['weight_norm']:.4g} | "

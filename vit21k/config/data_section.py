@@ -47,9 +47,9 @@ class DataSection(Section):
     """How often a picture comes in an epoch, augmented anew each time; an epoch is as long."""
     sampling: Literal["shuffle", "class_balanced"] = "shuffle"
     """`class_balanced`: every class equally often, each one's pictures in turn."""
-    on_bad_image: Literal["fail", "skip", "replace"] = "skip"
-    """A picture that cannot be decoded: stop and name it; leave it out and count it; or take
-    another one, drawn from the seed."""
+    on_bad_image: Literal["fail", "skip", "replace"] = "replace"
+    """An image that cannot be read or decoded: stop and name it; skip it and count it; or take
+    another one, drawn from the seed, and count it, so that every batch keeps its size."""
     max_bad_rate: Fraction = 0.01
     """`skip` and `replace`: stop if more of the pictures are bad, counted over 1,000 or more."""
 

@@ -37,6 +37,7 @@ class _Chunk:
 
     Attributes:
         left_out: Places that are to be left out.
+        replaced: How many places have another image than they were to have.
         bad: Rows that are bad, with why.
         num_unreadable: How often a file could not be opened or read.
         is_any_read: Whether one could.
@@ -44,6 +45,7 @@ class _Chunk:
 
     left_out: list[int] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
+    replaced: int = 0
     num_unreadable: int = 0
     is_any_read: bool = False
 
@@ -59,6 +61,7 @@ class Batch(NamedTuple):
         positions_B: int64; how many images the run has seen before each: the key of everything
             that is drawn for it.  Empty where nothing is drawn, as in evaluation.
         step: The 0-based step of the run that the images belong to; None in evaluation.
+        num_replaced: Images that stand in for bad ones.
     """
 
     images_BCHW: Tensor
@@ -67,6 +70,7 @@ class Batch(NamedTuple):
     rows_B: Tensor
     positions_B: Tensor = torch.empty(0, dtype=torch.int64)
     step: int | None = None
+    num_replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ class BatchDecoder:
             rows_B=torch.from_numpy(rows_B),
             positions_B=torch.from_numpy(positions_B),
             step=job.step,
+            num_replaced=sum(chunk.replaced for chunk in done),
         )
 
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
@@ -214,6 +219,8 @@ class BatchDecoder:
                     break
                 job.rows_B[index] = job.substitute(index, num_tries)
                 num_tries += 1
+            else:
+                done.replaced += num_tries > 0
         return done
 
     def _read(self, job: Job, chunk: range) -> dict[int, bytes]:

@@ -14,7 +14,7 @@ from vit21k.history.runs import Run
 XAxis = Literal["step", "images", "time"]
 
 _FIRST = ("loss", "lr", "grad_norm", "weight_norm", "images_per_second", "mfu", "data_wait")
-_UNSHOWN = ("images_seen", "num_skipped", "loss_scale", "skipped_updates")
+_UNSHOWN = ("images_seen", "num_skipped", "num_replaced", "loss_scale", "skipped_updates")
 _LOG_RATIO = 50
 _LOG_NAMES = ("loss", "grad_norm")
 

@@ -127,7 +127,8 @@ def _log_step(
     writer.check()  # what went wrong with the last checkpoint is not kept until the next
     # Over all processes, and since the run began, however often it was resumed.
     num_skipped = sampler.num_before(progress.step) - progress.images_seen
-    log.log_step(progress, {**metrics, "num_skipped": num_skipped})
+    counts = {"num_skipped": num_skipped, "num_replaced": progress.images_replaced}
+    log.log_step(progress, {**metrics, **counts})
 
 
 def _evaluate(

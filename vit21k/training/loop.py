@@ -42,6 +42,8 @@ class Progress:
     """Updates that the loss scaler left out, because float16 had overflowed."""
     best: dict[str, float] = field(default_factory=dict)
     """The best value so far of the metric that is watched, by the name of the checkpoint."""
+    images_replaced: int = 0
+    """Of the images seen, those that stood in for bad ones."""
     empty_updates: int = 0
     """Of the skipped updates those without a single good image."""
     loss_sum: float = 0.0
@@ -152,6 +154,7 @@ def train(
             is_update = scaler.accepts(metrics["grad_norm"], step=progress.step + 1)
         _update(optimizers, is_update=is_update)
         progress.advance(total.num_images, is_update=is_update)
+        progress.images_replaced += total.num_replaced
         if is_update:
             hooks.after_update(progress.step - progress.skipped_updates)
         if not _do_what_is_due(plan, progress, model, hooks, metrics):
@@ -214,6 +217,7 @@ class _Total(NamedTuple):
     loss: float
     """Mean over the pictures; not a number if there are none."""
     num_images: int
+    num_replaced: int
     stop: bool
     """Whether any process was asked to stop; then there is no gradient."""
 
@@ -228,7 +232,7 @@ def _accumulate(
     loss_scale: float,
 ) -> _Total:
     """Add up the gradient of the mean loss over one global batch, in every process."""
-    loss_sum, num_images = torch.zeros(()), 0
+    loss_sum, num_images, num_replaced = torch.zeros(()), 0, 0
     for batch, is_last in _and_whether_last(hooks.micro_batches(step)):
         if hooks.should_stop() and not sums.in_lockstep:
             break
@@ -236,20 +240,22 @@ def _accumulate(
         sums.backward(loss * loss_scale, is_last=is_last)
         loss_sum = loss_sum.to(loss.device) + loss.detach()
         num_images += len(batch.rows_B)
+        num_replaced += batch.num_replaced
     sums.finish()
     # The one point where the host waits for the device.
-    totals = torch.tensor([float(loss_sum), num_images, hooks.should_stop()], dtype=torch.float64)
-    loss_total, images_total, num_stops = world.all_reduce_sum(totals).tolist()
+    mine = [float(loss_sum), num_images, num_replaced, hooks.should_stop()]
+    totals = world.all_reduce_sum(torch.tensor(mine, dtype=torch.float64))
+    loss_total, images_total, replaced_total, num_stops = totals.tolist()
     if num_stops:
         model.zero_grad(set_to_none=True)
-        return _Total(math.nan, 0, stop=True)
+        return _Total(math.nan, 0, 0, stop=True)
 
     # Fewer pictures than planned: the last batch of an epoch, or some that could not be decoded.
     scale = plan.global_batch_size / images_total if images_total else math.nan
     for param in sums.params if scale != loss_scale else ():
         if param.grad is not None:
             param.grad.mul_(scale / loss_scale)
-    return _Total(loss_total * scale, int(images_total), stop=False)
+    return _Total(loss_total * scale, int(images_total), int(replaced_total), stop=False)
 
 
 def _and_whether_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -62,7 +62,6 @@ from vit21k.training.resume import (
 )
 from vit21k.training.setup import NOBODY, Fork, Listener, Place, Setup
 from vit21k.training.split_data import SplitData, open_split_data
-from vit21k.training.staged_loader import StagedLoader
 from vit21k.training.step_parts import TRIALS_FILE
 from vit21k.training.step_setup import prepare_model
 from vit21k.training.stop_signal import StopSignal
@@ -266,7 +265,7 @@ def _train(
                 scaler=learner.scaler,
             )
     world.barrier()  # nobody leaves before the last checkpoint is written
-    _tell_what_was_left_out(setup, progress, sampler, loader)
+    _tell_what_was_left_out(setup, progress, sampler)
     return finished
 
 
@@ -313,9 +312,7 @@ def _tell_forecast(setup: Setup, learner: Learner, num_images: int) -> None:
     setup.listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
 
 
-def _tell_what_was_left_out(
-    setup: Setup, progress: Progress, sampler: StepSampler, loader: StagedLoader
-) -> None:
+def _tell_what_was_left_out(setup: Setup, progress: Progress, sampler: StepSampler) -> None:
     listener = setup.listener
     if overflows := progress.skipped_updates - progress.empty_updates:
         listener.note(f"{overflows:,} updates were skipped: float16 overflowed")
@@ -325,8 +322,8 @@ def _tell_what_was_left_out(
         )
     if num_left_out := sampler.num_before(progress.step) - progress.images_seen:
         listener.warn(f"{num_left_out:,} pictures could not be decoded and were left out")
-    elif loader.num_skipped:
-        listener.warn(f"{loader.num_skipped:,} pictures could not be decoded and were replaced")
+    if progress.images_replaced:
+        listener.warn(f"{progress.images_replaced:,} images could not be decoded and were replaced")
 
 
 def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSError:

@@ -2,9 +2,9 @@
 
 A line of training holds ``step``, ``images_seen``, ``loss`` (mean since the line before), ``lr``,
 ``grad_norm`` (before clipping), ``images_per_second``, what `Meters` reads (``weight_norm``,
-``mfu``, ``data_wait``, ``memory_bytes``), ``num_skipped``, ``seconds`` (of training so far, over
-all processes that went on with the run) and ``eta_seconds``; one of an evaluation ``step``,
-``seconds`` and the metrics, by the name of the split.
+``mfu``, ``data_wait``, ``memory_bytes``), ``num_skipped``, ``num_replaced``, ``seconds`` (of
+training so far, over all processes that resumed the run) and ``eta_seconds``; one of an evaluation
+``step``, ``seconds`` and the metrics, by the name of the split.
 """
 
 import json
@@ -74,7 +74,7 @@ class RunLog:
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take ``loss``, ``lr_factor``, ``grad_norm`` and ``num_skipped`` of one update.
+        """Take ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped`` and ``num_replaced``.
 
         What the next line needs of it is noted in *progress*: a resumed run has the same mean.
         """
@@ -101,6 +101,7 @@ class RunLog:
             "images_per_second": round(num_images / seconds, 2),
             **(self._meters.read(num_images=num_images, seconds=seconds) if self._meters else {}),
             "num_skipped": metrics["num_skipped"],
+            "num_replaced": metrics["num_replaced"],
         }
         self._window_at, self._window_images = now, images_seen
         self._write(line, self._seconds_left(step, now))
