@@ -8,15 +8,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
+from small_run import save_run  # noqa: E402
 
 from vit21k.checkpoint.initialise import initialise_from  # noqa: E402
 from vit21k.checkpoint.load import load_model, open_weights  # noqa: E402
 from vit21k.checkpoint.model_folder import check_head  # noqa: E402
+from vit21k.cli.app import app  # noqa: E402
 from vit21k.errors import CheckpointError, UsageError  # noqa: E402
+from vit21k.model_export.export import export_model  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 
 NAME = "vit_tiny_patch16_224"
@@ -70,7 +75,7 @@ def test_what_else_no_tensor_shows_is_said(tmp_path):
 
     told = "act_layer gelu, norm_eps 1e-06, global_pool token"
     assert any(told in warning for warning in assumed.warnings)
-    assert not any("defaults" in warning for warning in settled.warnings)
+    assert not any("usual values" in warning for warning in settled.warnings)
     assert same(model, theirs)
 
 
@@ -194,7 +199,7 @@ def test_timms_train_py_writes_what_is_read_and_its_arguments_say_the_heads(tmp_
     assert "`--weights raw` or `--weights ema`" in caught.value.hint
     raw, card = load_model(path, weights="raw")
     assert same(raw, theirs)
-    assert not any("defaults" in warning for warning in card.warnings)
+    assert not any("usual values" in warning for warning in card.warnings)
     ema, card = load_model(path, weights="ema")
     assert same(ema, average.module)
     assert "the weights are averaged ones (EMA)" in card.warnings
@@ -393,3 +398,79 @@ def test_json_that_is_nested_without_end_is_named(tmp_path, name):
 
     with pytest.raises(CheckpointError, match="nested too deeply"):
         load_model(path)
+
+
+@pytest.mark.parametrize("to", ["transformers", "torchvision"])
+def test_no_library_is_given_a_head_of_random_values(tmp_path, to):
+    torch.save(vit(num_classes=0).state_dict(), tmp_path / "w.pth")
+
+    with pytest.raises(UsageError, match="no head"):
+        export_model(tmp_path / "w.pth", tmp_path / "out", to=to, choice=_heads(3))
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "eval", "serve"])
+def test_commands_that_name_classes_refuse_weights_without_a_head(tmp_path, monkeypatch, command):
+    torch.save(vit(num_classes=0).state_dict(), tmp_path / "w.pth")
+    image = tmp_path / "a.png"
+    Image.new("RGB", (40, 40)).save(image)
+    # What eval measures on is opened before the model; it does not matter here.
+    monkeypatch.setattr("vit21k.cli.eval_command._open_pictures", lambda *_: None)
+    rest = {"predict": [str(image)], "explain": [str(image)], "serve": ["--port", "0"]}
+    if command == "serve":
+        pytest.importorskip("uvicorn")
+    arguments = [command, str(tmp_path / "w.pth"), *rest.get(command, [])]
+
+    result = CliRunner().invoke(app, [*arguments, "--set", "model.num_heads=3"])
+
+    assert isinstance(result.exception, UsageError), result.exception
+    assert "have no head" in result.exception.message
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "features", "export", "serve"])
+def test_options_settle_what_weights_do_not_say(tmp_path, monkeypatch, command):
+    theirs = vit(num_heads=12)
+    both = {"model": state_of(vit()), "model_ema": state_of(theirs)}
+    torch.save(both, tmp_path / "w.pth")
+    image = tmp_path / "a.png"
+    Image.new("RGB", (40, 40)).save(image)
+    monkeypatch.chdir(tmp_path)
+    if command == "serve":
+        pytest.importorskip("uvicorn")
+        monkeypatch.setattr(
+            "vit21k.serving.server.serve", lambda _service, listening, **_: listening.close()
+        )
+    rest = {"serve": ["--port", "0"], "export": ["--to", "safetensors", "--out", "folder"],
+            "features": [str(image), "--out", "f.parquet"]}  # fmt: skip
+    arguments = [command, "w.pth", *rest.get(command, [str(image)])]
+    heads = ["--set", "model.num_heads=12"]
+
+    unsaid = CliRunner().invoke(app, [*arguments, *heads])
+    heads_unsaid = CliRunner().invoke(app, [*arguments, "--weights", "ema"])
+    said = CliRunner().invoke(app, [*arguments, *heads, "--weights", "ema"])
+
+    assert "--weights ema" in unsaid.exception.hint
+    assert "model.num_heads=" in heads_unsaid.exception.hint
+    assert said.exit_code == 0, said.exception
+    if command == "export":
+        assert same(load_model("folder")[0], theirs)  # a folder says it for good
+
+
+@pytest.mark.parametrize(
+    "text", ["model.num_heads=x", "model.num_heads=5", "num_heads=3", "model=3"]
+)
+def test_a_setting_that_cannot_be_is_a_usage_error(tmp_path, text):
+    torch.save(vit().state_dict(), tmp_path / "w.pth")
+
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "w.pth"), "a.png", "--set", text])
+
+    assert isinstance(result.exception, UsageError), result.exception
+
+
+def test_the_average_of_our_own_runs_is_chosen_by_the_same_option(tmp_path):
+    run = save_run(tmp_path / "run")
+    checkpoint = next((run / "checkpoints").glob("step-*"), run)
+
+    with pytest.raises(UsageError, match="no averaged weights"):
+        load_model(checkpoint, weights="ema")
+    with pytest.raises(UsageError, match="contradicts"):
+        load_model(checkpoint, model_args={"num_heads": 7})

@@ -110,6 +110,8 @@ def open_weights(
         warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
         return opened._replace(card=replace(opened.card, warnings=warnings))
     folder, warnings, weights = locate_model(path, choice.which)
+    if choice.which is None and path.is_dir() and (folder / EMA).is_file():
+        warnings = (*warnings, "these are the raw weights; `--weights ema` uses their average")
     card = override(replace(read_model_card(folder), warnings=warnings), preprocessing)
     check_own(card, choice.args)
     tensors = read_tensors(folder / weights)

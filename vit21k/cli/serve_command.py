@@ -91,7 +91,11 @@ def serve_command(
 
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     listening = bind(host, port)
-    score, card = _open(run, device, precision, how, choice_of(settings, weights))
+    try:
+        score, card = _open(run, device, precision, how, choice_of(settings, weights))
+    except BaseException:
+        listening.close()
+        raise
     limits = Limits(
         max_body_bytes=int(max_body_mb * 1e6),
         max_pixels=max_pixels,

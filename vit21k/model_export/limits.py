@@ -20,6 +20,8 @@ _LIBRARIES = {
     "npz": "Google's ViT",
 }
 _USUAL_EPS = 1e-6
+# Their folders are those of a classifier: the library would give it a head of random values.
+_NEED_A_HEAD = ("transformers", "torchvision")
 
 
 def check_limits(to: Target, name: str, args: Mapping[str, Any]) -> tuple[str, ...]:
@@ -33,6 +35,11 @@ def check_limits(to: Target, name: str, args: Mapping[str, Any]) -> tuple[str, .
     """
     if to not in _LIBRARIES:
         return ()
+    if to in _NEED_A_HEAD and not args["num_classes"]:
+        raise UsageError(
+            f"{_LIBRARIES[to]} is written as a classifier, and these weights have no head",
+            hint="`--to timm`, `--to npz` and `--to safetensors` hold a model without one",
+        )
     if lacking := _lacking(to, name, args):
         raise UsageError(
             f"{_LIBRARIES[to]} has no {lacking[0]}, which this model has",

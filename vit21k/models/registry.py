@@ -68,8 +68,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "stem_eps": ("google", "timm"),
 }
 
-_COUNTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
-_PIT_COUNTS = ("img_size", "patch_size", "stride", "in_chans")
 _STAGES = ("base_dims", "depth", "heads")
 # No model comes near, and a larger number would take memory or time before anything fails.
 _MOST: Mapping[str, int] = {
@@ -176,8 +174,8 @@ def _check_kinds(args: Mapping[str, Any]) -> None:
             good = _is_stages(value)
             wanted = f"a list of up to {_MOST_STAGES} numbers from 1 to {_MOST_IN_STAGE:,}"
         elif argument in _MOST:
-            good = type(value) is int and value <= _MOST[argument]
-            wanted = f"a whole number, {_MOST[argument]:,} at most"
+            good = type(value) is int and (argument != "num_classes") <= value <= _MOST[argument]
+            wanted = f"a whole number from {int(argument != 'num_classes')} to {_MOST[argument]:,}"
         elif argument in _RATES:
             good = type(value) in (int, float) and 0 <= value <= _MOST_RATE
             wanted = f"a number from 0 to {_MOST_RATE:,}"
@@ -197,12 +195,9 @@ def _is_stages(value: object) -> bool:
 
 def _check_pit(args: Mapping[str, Any]) -> None:
     """Raise a `UsageError` if no PiT can be built from *args*."""
-    for argument in _PIT_COUNTS:
-        if args[argument] < 1:
-            raise UsageError(f"`{argument}` is {args[argument]}; it must be 1 or more")
     stages = [args[argument] for argument in _STAGES]
-    if len({len(values) for values in stages}) != 1 or min(map(min, stages)) < 1:
-        raise UsageError(f"{', '.join(_STAGES)} must be lists of the same length, of 1 or more")
+    if len({len(values) for values in stages}) != 1:
+        raise UsageError(f"{', '.join(_STAGES)} must be lists of the same length")
     if args["global_pool"] != "token":
         raise UsageError("a PiT pools the class token only", hint="set global_pool=token")
     for argument in ("act_layer", "drop_path_shape"):
@@ -215,9 +210,6 @@ def _check_pit(args: Mapping[str, Any]) -> None:
 
 def _check(args: Mapping[str, Any]) -> None:
     """Raise a `UsageError` if no model can be built from *args*."""
-    for argument in _COUNTS:
-        if args[argument] < 1:
-            raise UsageError(f"`{argument}` is {args[argument]}; it must be 1 or more")
     if grid_side(args) < 1:
         raise UsageError(
             f"`img_size` {args['img_size']} is smaller than `patch_size` {args['patch_size']}"
@@ -240,4 +232,4 @@ def _did_you_mean(word: str, known: list[str]) -> str | None:
 def _check_choice(args: Mapping[str, Any], argument: str) -> None:
     if args[argument] not in _CHOICES[argument]:
         choices = " or ".join(_CHOICES[argument])
-        raise UsageError(f"`{argument}` is `{args[argument]}`; it must be {choices}")
+        raise UsageError(f"`{argument}` is `{args[argument]!s:.60}`; it must be {choices}")

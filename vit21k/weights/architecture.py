@@ -73,13 +73,15 @@ def infer_architecture(
     said = {**(given or {}), **converted.known}
     if converted.unknown is not None:
         _check_unknown(converted.unknown, said)
-    hidden, assumed = _hidden(shown, said, fallback or {}, pit=pit)
+    customary = {**(_PIT_HIDDEN if pit else _HIDDEN), **converted.customary}
+    hidden, assumed = _hidden(shown, said, fallback or {}, customary)
     try:
         found = _completed(tensors, {**shown, **hidden}, said)
         name = name_of(found)
         return Architecture(name, model_args(name, **found), assumed)
     except UsageError as error:
-        raise CheckpointError(f"no model has these weights: {error.message}") from error
+        message = f"no model has these weights: {error.message}"
+        raise (UsageError if given else CheckpointError)(message) from error
 
 
 def _check_given(
@@ -114,31 +116,35 @@ def _check_unknown(name: str, said: Mapping[str, Any]) -> None:
 
 
 def _hidden(
-    shown: Mapping[str, Any], said: Mapping[str, Any], fallback: Mapping[str, Any], *, pit: bool
+    shown: Mapping[str, Any],
+    said: Mapping[str, Any],
+    fallback: Mapping[str, Any],
+    customary: Mapping[str, Any],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what no tensor shows, and a warning on what nothing said."""
     hidden: dict[str, Any] = {}
     assumed = []
-    for key, customary in (_PIT_HIDDEN if pit else _HIDDEN).items():
+    for key, usual in customary.items():
         if key == "global_pool" and not shown["class_token"]:
             hidden[key] = "avg"
         elif key == "stem_eps" and shown.get("resnet_layers") is None:
             continue
         elif key in said or key in fallback:
             hidden[key] = said[key] if key in said else fallback[key]
-        elif customary is None:
+        elif usual is None:
             raise UsageError(
                 "nothing says how many attention heads these weights have: no tensor shows it",
                 hint=f"say it: {_options([key])}; `vit21k export` with it writes a folder that "
                 "says it for good",
             )
         else:
-            hidden[key] = shown.get(key, customary)
+            hidden[key] = shown.get(key, usual)
             assumed.append(key)
     if not assumed:
         return hidden, ()
     values = ", ".join(f"{key} {_text(hidden[key])}" for key in assumed)
-    return hidden, (f"nothing says these, so timm's defaults count: {values} (--set model...)",)
+    options = _options(assumed)
+    return hidden, (f"nothing says these, so their usual values count: {values} ({options})",)
 
 
 def _options(keys: list[str]) -> str:

@@ -110,7 +110,7 @@ def read_arrays(path: Path, which: Which | None = None) -> Arrays:
         ) from error
     except _DAMAGE as error:
         reason = one_line(str(error).partition("\n")[0])
-        raise CheckpointError(f"`{path}` is damaged, or holds no weights: {reason}") from error
+        raise CheckpointError(f"`{path}` is damaged, or holds no weights: {reason:.200}") from error
 
 
 _DAMAGE = (

@@ -15,5 +15,7 @@ class Converted(NamedTuple):
     """Arguments that the arrays do not show, but their layout or a file beside them does."""
     dropped: tuple[str, ...] = ()
     """Tensors that belong to no model of ours, by their own names."""
+    customary: Mapping[str, Any] = {}
+    """What its library's constructors take for arguments that nothing says, if not timm's."""
     unknown: str | None = None
     """The architecture that a file beside the weights names, if it is not one of ours."""

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit21k.one_line import one_line
+
 # A checkpoint of ViT-H/14 with an optimizer has 60 thousand.
 _MAX_OPERATIONS = 500_000
 _NUMBER = re.compile(r"[<>|=]?([fiub][1248]|V2)")
@@ -597,4 +599,4 @@ def _is_key(key: object) -> bool:
 def _short(value: object) -> str:
     """Return the beginning of *value*; of a container, which may be endless, its kind."""
     text = str(value) if isinstance(value, str | int | Exception) else type(value).__name__
-    return text.partition("\n")[0][:60]
+    return one_line(text.partition("\n")[0][:60])

@@ -84,7 +84,8 @@ def from_transformers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
             dropped.append(name)
         else:
             converted[ours] = tensor
-    return Converted(fuse_qkv(converted), _known(config), tuple(dropped))
+    known = _known(config)
+    return Converted(fuse_qkv(converted), known, tuple(dropped), {"norm_eps": 1e-12})
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
