@@ -10,7 +10,7 @@ from conftest import TINY_FILES, needs_extra
 
 fsspec = needs_extra("fsspec")
 
-from vit21k.errors import ImageTreeError, MissingExtraError  # noqa: E402
+from vit21k.errors import ImageTreeError, LayoutError, MissingExtraError  # noqa: E402
 from vit21k.hashing import remote  # noqa: E402
 from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
 from vit21k.hashing.remote import hash_remote, is_url  # noqa: E402
@@ -56,13 +56,23 @@ def test_rows_are_those_of_the_same_tree_on_a_disk(
     upload: Upload, make_tree: Callable[[Mapping[str, bytes]], Path], tmp_path: Path, files: Any
 ) -> None:
     files = {name: content for name, content in files.items() if not name.endswith(".tar")}
-    hash_tree(make_tree(files), tmp_path / "disk")
+    hash_tree(make_tree(files), tmp_path / "disk", label_from="folder")
 
-    summary = hash_remote(upload(files), tmp_path / "remote", num_workers=3)
+    summary = hash_remote(upload(files), tmp_path / "remote", num_workers=3, label_from="folder")
 
     assert _rows(tmp_path / "remote", DIGESTS) == _rows(tmp_path / "disk", DIGESTS)
     assert _rows(tmp_path / "remote", PROBLEMS) == _rows(tmp_path / "disk", PROBLEMS)
     assert summary.num_entries == len(files)
+
+
+@pytest.mark.parametrize("files", [["train/n1/a.jpg", "val/n1/b.jpg"], ["val/a.jpg", "val/b.jpg"]])
+def test_folders_that_cannot_be_classes_are_refused(
+    files: list[str], upload: Upload, tmp_path: Path
+) -> None:
+    with pytest.raises(LayoutError):
+        hash_remote(upload(dict.fromkeys(files, b"x")), tmp_path)
+
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_what_comes_after_runs_on_them(upload: Upload, tmp_path: Path) -> None:

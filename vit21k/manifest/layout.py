@@ -40,7 +40,7 @@ _LABELS_BESIDE = frozenset({"cls", "json", "txt"})
 _MAX_KEYS = 4096
 _KEYS_OF_FOLDER = 8
 
-_BY_FOLDER = "`--label-from folder` takes the name of an image's folder, or tar, for its class"
+_BY_FOLDER = "`vit21k hash --label-from folder` takes an image's folder, or tar, for its class"
 _CLASS_FOLDERS = "put the images into one folder for each class"
 
 
@@ -194,7 +194,7 @@ class Layout:
                     f"the images of `{b}` would be trained on",
                     hint=f"hash each by itself: `vit21k hash {place}{a}`, `vit21k hash {place}{b}`,"
                     " with `--manifests` of its own; `vit21k train --data` takes `train/` and "
-                    f"`val/` as they are; or, if these are classes: {_BY_FOLDER}",
+                    f"`val/` at the top as they are; or, if these are classes: {_BY_FOLDER}",
                 )
 
     def _refuse_labels_beside(self) -> None:
