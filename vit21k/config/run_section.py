@@ -15,6 +15,6 @@ class RunSection(Section):
     save_every_steps: NonNegativeInt = 1000
     """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2
-    """How many checkpoints are kept, beside the best ones."""
+    """How many checkpoints are kept, beside the best ones; two at least before the last step."""
     best_metric: Literal["prec@1", "top5", "loss"] | None = None
     """Keep the best checkpoint by this metric, and the best average (EMA); null: neither."""
