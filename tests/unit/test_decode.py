@@ -370,6 +370,19 @@ def test_what_is_slow_to_decode_is_refused_by_its_header(content, kind):
     assert refusal.value.kind == kind
 
 
+def test_a_gif_of_endless_comments_is_refused_while_its_header_is_read():
+    """Pillow up to 12 takes time by the square of their length."""
+    content = encoded(picture("P"), "GIF")
+    comment = b"\x21\xfe" + (b"\xff" + bytes(255)) * (3 << 12) + b"\0"
+    at = 13 + (3 << (content[10] & 7) + 1)  # after the palette
+
+    with pytest.raises(ImageError) as refusal:
+        open_image(content[:at] + comment + content[at:])
+
+    assert refusal.value.kind == "too_slow_to_decode"
+    assert open_image(content[:at] + b"\x21\xfe\x01a\0" + content[at:]).size == SIZE
+
+
 def test_a_webp_whose_canvas_takes_more_than_the_memory_budget_is_refused():
     with pytest.raises(ImageError, match="1,944 MB") as refusal:
         open_image(webp_of_size(9_400, 9_400))
@@ -473,7 +486,7 @@ def test_what_pillow_says_is_counted_and_reported_once(capfd):
                 decode_rgb(content)
         assert capfd.readouterr().err == ""
 
-    said = r"image decoder: (\d+) messages on unusual files: \1 x `Tag data .* tag N`\n"
+    said = r"image decoder: (\d+) messages on unusual files: \1 x `.+`\n"
     assert re.fullmatch(said, capfd.readouterr().err)
 
 
