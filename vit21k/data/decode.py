@@ -68,6 +68,7 @@ _SIGNS_OF_TRUNCATION = ("truncated", "unexpected end", "not enough", "eof", "bro
 _WHITE_IS_ZERO, _BITS_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG = 0, 258, 262, 274
 _BAND_PIXELS = 1 << 20
 _GIF_HEADER_BYTES = 2 << 20
+_DECODED_BYTES = 8 << 30  # Pillow 11 reads 64 KiB for each strip of a TIFF, however short
 
 # Seconds a pixel, by Pillow's decoder: from images of 36 megapixels on one core of 2.5 GHz, doubled
 # at least.  The last five run in Python.
@@ -156,7 +157,8 @@ class _MeteredFile(io.BytesIO):
     """The bytes of a file, of which Pillow's parsers may read only so much.
 
     They are loops in Python over what a file says of itself: chunks, tags that point to the same
-    data again and again, runs of pixels.  The number of calls bounds their time.
+    data again and again, runs of pixels.  The number of calls bounds their time, that of bytes the
+    memory that a header takes.
 
     Attributes:
         bytes_left: That may still be read.
@@ -248,11 +250,10 @@ def _opened(content: bytes) -> ImageFile:
     if plugin is _TiffImage:
         _count_libtiff_messages()
     file = _MeteredFile(content)
-    bytes_left = file.bytes_left
     if plugin is GifImageFile:  # Pillow up to 12 joins comments up in quadratic time
         file.bytes_left = _GIF_HEADER_BYTES
     image = plugin(file)
-    file.bytes_left = bytes_left
+    file.bytes_left = _DECODED_BYTES
     if plugin is _JpegImage:
         image.decodermaxblock = len(content)  # one call of the decoder, without the GIL
     return image

@@ -10,8 +10,9 @@ the image.  JFIF's and Adobe's segments go, too, but what they decide stays: whe
 stored in the usual way, a word for that is digested last.  Files with the same content digest
 decode to the same pixels.
 
-Performance: 2 to 3 us a file.  Segments are stepped over with plain indexing, only the header is
-looked at, and the digest is made in one call where the metadata stand in front, as they mostly do.
+Performance: 40 us for a file of 110 KB, of which 10 us are the digest and 27 us the search for an
+end marker before the last one.  Segments are stepped over with plain indexing, and the digest is
+made in one call where the metadata come first, as they mostly do.
 """
 
 import re
@@ -19,6 +20,7 @@ import zlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
 import xxhash
 
 MAX_UNPACKED_BYTES = 64 << 20
@@ -192,9 +194,10 @@ def _frame(buffer: Buffer, place: int, size: int) -> tuple[int | None, int | Non
 
 def _end_of_jpeg(buffer: Buffer, place: int, size: int) -> int:
     """Return where the image ends whose first scan begins at *place*; 0 if it does not end."""
-    first = buffer.find(b"\xff\xd9", place, size) if not isinstance(buffer, memoryview) else -1
-    if first == size - 2:  # nearly always
-        return size
+    if buffer[size - 2] == 0xFF and buffer[size - 1] == 0xD9:  # nearly always
+        scans = np.frombuffer(buffer, np.uint8, size - place, place)
+        if np.count_nonzero((scans[:-1] == 0xFF) & (scans[1:] == 0xD9)) == 1:
+            return size
     while found := _NEXT_MARKER.search(buffer, place, size):
         place = found.start()
         marker = buffer[place + 1]
