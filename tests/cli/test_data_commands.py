@@ -1,4 +1,4 @@
-"""The data commands in a process of their own: exit code, stderr, stdout, files."""
+"""The data commands: exit code, stderr, stdout, files."""
 
 import fcntl
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeTree
 from oracles.plsc_lists import plsc_lists
+from run_processes import run_command
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
@@ -23,10 +24,12 @@ MD5 = "0cc175b9c0f1b6a831c399e269772661"
 def _vit21k(
     *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    if environment is None:
+        return run_command(*arguments, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-m", "vit21k", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -1,14 +1,14 @@
-"""`vit21k doctor`, in a process of its own."""
+"""`vit21k doctor`."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+
+from run_processes import run_command
 
 
 def _doctor(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vit21k", "doctor", "--quick", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return run_command("doctor", "--quick", *arguments, cwd=cwd)
 
 
 def test_a_sound_installation_is_all_ok_or_worth_a_look(tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
-"""`vit21k recipes ...`, in a process of its own."""
+"""`vit21k recipes ...`."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from run_processes import run_command
 
 from vit21k.config.recipe import load_recipe, shipped_recipes
 
 
 def recipes(*arguments, cwd=None):
-    command = [sys.executable, "-m", "vit21k", "recipes", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return run_command("recipes", *arguments, cwd=cwd or Path.cwd())
 
 
 def test_list_names_every_shipped_recipe_whose_it_is_and_what_was_reached():
