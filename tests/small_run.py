@@ -26,7 +26,9 @@ def write_manifests(folder, rows, classes, *, options=None):
         write_manifest(table, kind, folder, header, classes)
 
 
-def save_run(path, *, classes=CLASSES, loss_kind="sigmoid", mode="squash", resize=None, **args):
+def save_run(
+    path, *, classes=CLASSES, loss_kind="sigmoid", mode="squash", resize=None, ema=None, **args
+):
     """Save a checkpoint of a small model to the run *path*, which is returned; needs torch."""
     import torch  # noqa: PLC0415
 
@@ -52,5 +54,6 @@ def save_run(path, *, classes=CLASSES, loss_kind="sigmoid", mode="squash", resiz
         optimizer_state={},
         state={},
         keep_last=1,
+        ema_state=ema,
     )
     return path

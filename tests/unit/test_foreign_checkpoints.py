@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
-from small_run import save_run  # noqa: E402
+from small_run import SMALL, save_run  # noqa: E402
 
 from vit21k.checkpoint.initialise import initialise_from  # noqa: E402
 from vit21k.checkpoint.load import load_model, open_weights  # noqa: E402
@@ -467,10 +467,25 @@ def test_a_setting_that_cannot_be_is_a_usage_error(tmp_path, text):
 
 
 def test_the_average_of_our_own_runs_is_chosen_by_the_same_option(tmp_path):
-    run = save_run(tmp_path / "run")
-    checkpoint = next((run / "checkpoints").glob("step-*"), run)
+    average = state_of(get_model(NAME, num_classes=3, **SMALL))
+    run = save_run(tmp_path / "run", ema=average)
+    alone = save_run(tmp_path / "alone")
 
+    unsaid = load_model(run)[1]
+    ema, card = load_model(run, weights="ema")
+
+    assert any("--weights ema" in warning for warning in unsaid.warnings)
+    assert card.warnings == load_model(run, weights="raw")[1].warnings == ()
+    assert torch.equal(ema.head.weight, average["head.weight"])
     with pytest.raises(UsageError, match="no averaged weights"):
-        load_model(checkpoint, weights="ema")
+        load_model(alone, weights="ema")
     with pytest.raises(UsageError, match="contradicts"):
-        load_model(checkpoint, model_args={"num_heads": 7})
+        load_model(alone, model_args={"num_heads": 7})
+
+
+def test_a_config_beside_weights_that_were_saved_as_something_else_is_refused(tmp_path):
+    torch.save({"model": state_of(vit()), "arch": "deit_tiny_patch16_224"}, tmp_path / "w.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+
+    with pytest.raises(CheckpointError, match="was saved as `deit_tiny_patch16_224`"):
+        load_model(tmp_path / "w.pth")

@@ -77,7 +77,7 @@ def open_foreign(
     config = _read_config(file.with_name(CONFIG))
     read = _read_sharded if file.name == _INDEX else read_arrays
     arrays = read(file, choice.which)
-    told = {**_published(file), **arrays.settings, **config}
+    told = _merged(file, {**_published(file), **arrays.settings}, config)
     format_, converted = to_ours(arrays, told)
     own = _own_card(path, config)
     if own is not None:
@@ -112,6 +112,21 @@ def open_foreign(
         ),
     )
     return OpenedWeights(card, converted.tensors, format_, converted.dropped)
+
+
+def _merged(file: Path, inside: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the file itself and *config* beside it say of the model.
+
+    Raises:
+        CheckpointError: They name different architectures.
+    """
+    names = [str(told["architecture"]) for told in (inside, config) if "architecture" in told]
+    if len({name.partition(".")[0] for name in names}) > 1:
+        raise CheckpointError(
+            f"`{file}` was saved as `{names[0]:.60}`, and its {CONFIG} names `{names[1]:.60}`",
+            hint=f"remove the {CONFIG} that belongs to other weights",
+        )
+    return {**inside, **config}
 
 
 def _published(file: Path) -> dict[str, Any]:
