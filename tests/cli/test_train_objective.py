@@ -34,6 +34,7 @@ PIT = (
     "data.eval_resize=32",
     "epochs=null",
     "schedule.lr_changes=every_step",
+    "schedule.first_epoch=0",
     "schedule.warmup_epochs=null",
     "precision=fp32",
     "run.log_every_steps=1",

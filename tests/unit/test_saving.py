@@ -13,6 +13,7 @@ from vit21k.checkpoint.background import BackgroundWriter  # noqa: E402
 from vit21k.checkpoint.model_folder import EvalSettings, model_config  # noqa: E402
 from vit21k.checkpoint.store import find_latest, save_checkpoint  # noqa: E402
 from vit21k.distributed import World  # noqa: E402
+from vit21k.errors import NonFiniteLossError  # noqa: E402
 from vit21k.models.registry import get_model, model_args  # noqa: E402
 from vit21k.optim.ema import Ema  # noqa: E402
 from vit21k.optim.loss_scaler import LossScaler  # noqa: E402
@@ -127,3 +128,25 @@ def test_the_state_is_plain_json(tmp_path):
     state = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert state["scaler"] == {"scale": 8.0, "good_steps": 3}
     assert state["progress"]["step"] == 3
+
+
+@pytest.mark.parametrize(("bad", "message"), [
+    (float("nan"), "not finite"), (float("-inf"), "not finite"), (None, ""),
+])  # fmt: skip
+def test_an_optimizers_state_that_is_not_finite_is_not_saved(tmp_path, bad, message):
+    learner, progress = new_learner(), Progress(step=1)
+    update(learner)
+    if bad is not None:
+        state = next(iter(learner.optimizers[0].state.values()))
+        state["exp_avg_sq"].view(-1)[-1] = bad
+
+    with BackgroundWriter() as writer:
+        saver = saver_of(learner, tmp_path, writer)
+        if bad is None:
+            saver.save(progress, [])
+        else:
+            with pytest.raises(NonFiniteLossError, match=message):
+                saver.save(progress, [])
+
+    assert (find_latest(tmp_path).checkpoint is None) == (bad is not None)
+    assert (progress.weight_norm is None) == (bad is not None)

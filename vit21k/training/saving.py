@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.checkpoint.optimizer_state import optimizers_to_tensors
 from vit21k.checkpoint.store import save_checkpoint
-from vit21k.distributed import World, whole
+from vit21k.distributed import World, local_part, whole
 from vit21k.errors import NonFiniteLossError
 from vit21k.training.learner import Learner
 from vit21k.training.loop import DIVERGED_HINT, Progress
@@ -99,7 +99,10 @@ class Saver:
         """Raise if the state is of no use; note its norm, for the next time."""
         model, before = self.learner.model, progress.weight_norm
         norm = norm_of(model)
-        largest = _largest(optimizers_to_tensors(model, self.learner.optimizers).values())
+        moments = optimizers_to_tensors(model, self.learner.optimizers).values()
+        has_bad_moments = not _are_finite(moments)
+        if self.learner.is_sharded:
+            has_bad_moments = self.world.is_any(has_bad_moments)
         problem = None
         if not math.isfinite(norm):
             problem = f"the norm of the weights is {norm}"
@@ -108,8 +111,8 @@ class Saver:
                 f"the norm of the weights is {norm:.3g}, it was {before:.3g} at the checkpoint "
                 "before"
             )
-        elif not math.isfinite(largest):
-            problem = f"a value of the optimizer's state is {largest}"
+        elif has_bad_moments:
+            problem = "the optimizer's state has values that are not finite"
         if problem:
             raise NonFiniteLossError(f"{problem}, at step {progress.step}", hint=DIVERGED_HINT)
         progress.weight_norm = norm
@@ -124,16 +127,11 @@ class Saver:
         return copies
 
 
-def _largest(tensors: Iterable[Tensor]) -> float:
-    """Return the largest absolute value in *tensors*, of all parts of them; nan if one is nan."""
-    groups: dict[tuple[type, torch.dtype], list[Tensor]] = {}
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether the parts of *tensors* that this process holds are finite."""
+    # A sum keeps infinities and what is no number; one wait for each device.
+    sums: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
-            groups.setdefault((type(tensor), tensor.dtype), []).append(tensor.detach())
-    largest = 0.0
-    for group in groups.values():
-        norm = float(whole(nn.utils.get_total_norm(group, norm_type=math.inf)))
-        largest = norm if math.isnan(norm) else max(largest, norm)
-        if math.isnan(largest):
-            break
-    return largest
+        total = local_part(tensor.detach()).sum(dtype=torch.float32)
+        sums.setdefault(total.device, []).append(total)
+    return all(bool(torch.stack(totals).isfinite().all()) for totals in sums.values())
