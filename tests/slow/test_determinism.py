@@ -58,12 +58,12 @@ class _Scan:
 
 def _prepare(root: Path, out: Path, *, num_workers: int, num_shards: int) -> None:
     if num_shards == 1:
-        hash_tree(root, out, num_workers=num_workers)
+        hash_tree(root, out, num_workers=num_workers, label_from="folder")
     else:
         shards = [Shard(number, num_shards) for number in range(1, num_shards + 1)]
         random.Random(num_workers).shuffle(shards)
         for shard in shards:
-            hash_tree(root, out, num_workers=num_workers, shard=shard)
+            hash_tree(root, out, num_workers=num_workers, shard=shard, label_from="folder")
         merge_shards([shard.folder(out) for shard in shards], out)
     relabel(out)
     make_val(out, per_class=3, seed=7)

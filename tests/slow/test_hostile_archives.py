@@ -84,7 +84,7 @@ def test_hostile_archives_give_rows_or_listed_problems_and_touch_nothing(tmp_pat
     before = _state(tmp_path)
     started = time.monotonic()
 
-    hash_tree(root, tmp_path / "m")
+    hash_tree(root, tmp_path / "m", label_from="folder")
     seconds = time.monotonic() - started
 
     rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
@@ -120,7 +120,7 @@ def test_the_number_of_workers_changes_no_byte_for_hostile_archives(tmp_path: Pa
         (root / f"h{number:02}.tar").write_bytes(rng.choice((_mutated, _assembled))(rng))
 
     for num_workers in (1, 2, 8):
-        hash_tree(root, tmp_path / str(num_workers), num_workers=num_workers)
+        hash_tree(root, tmp_path / str(num_workers), num_workers=num_workers, label_from="folder")
 
     for name in ("digests.parquet", "problems.parquet"):
         first, *others = ((tmp_path / str(n) / name).read_bytes() for n in (1, 2, 8))

@@ -42,7 +42,7 @@ def _export(md5sum: str, prefix: str, per_class: int | None = None) -> tuple[str
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "md5sum.txt").write_text(md5sum)
-        import_md5sum(folder / "md5sum.txt", folder, strip_prefix=prefix)
+        import_md5sum(folder / "md5sum.txt", folder, strip_prefix=prefix, label_from="folder")
         relabel(folder)
         export_lists(folder, folder, per_class=per_class)
         return (folder / ALL).read_text(), (folder / DUMMY_VAL).read_text()
@@ -85,7 +85,7 @@ def test_lists_of_a_tree_are_plscs_of_its_sorted_paths(files: list[tuple[int, st
             lines.append((str(path.relative_to(root)).encode(), digest))
         md5sum = "".join(f"{digest}  {path.decode()}\n" for path, digest in sorted(lines))
 
-        hash_tree(root, folder)
+        hash_tree(root, folder, label_from="folder")
         relabel(folder)
         make_val(folder, per_class=2)
         export_lists(folder, folder)
