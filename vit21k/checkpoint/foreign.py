@@ -13,7 +13,7 @@ from vit21k.checkpoint.foreign_settings import classes_of, loss_kind_of
 from vit21k.checkpoint.model_folder import CONFIG, ModelCard, parse_card, read_json
 from vit21k.checkpoint.preprocessing import Preprocessing, find_preprocessing, override
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.weights.architecture import infer_architecture
+from vit21k.weights.architecture import Architecture, infer_architecture
 from vit21k.weights.arrays import Arrays, Container, Which, read_arrays
 from vit21k.weights.formats import to_ours
 
@@ -85,33 +85,46 @@ def open_foreign(
         own = override(replace(own, warnings=arrays.notes), preprocessing)
         return OpenedWeights(own, converted.tensors, format_, converted.dropped)
     try:
-        name, args, assumed = infer_architecture(converted, choice.args, choice.fallback)
+        found = infer_architecture(converted, choice.args, choice.fallback)
     except UsageError as error:
         raise UsageError(f"`{file}`: {error.message}", hint=error.hint) from error
-    _check_colours(file, args)
+    _check_colours(file, found.args)
+    card = _card_of(path, file, format_, found, config, preprocessing)
+    zero_head = filter(None, (_zero_head(converted.tensors),))
+    card = replace(card, warnings=(*arrays.notes, *card.warnings, *zero_head))
+    return OpenedWeights(card, converted.tensors, format_, converted.dropped)
+
+
+def _card_of(
+    path: Path,
+    file: Path,
+    format_: str,
+    found: Architecture,
+    config: Mapping[str, Any],
+    preprocessing: Preprocessing,
+) -> ModelCard:
+    """Return what is known of the weights: classes, preparation of images, what was assumed."""
     try:
-        classes, guess = classes_of(config, args["num_classes"])
-        settings, prepared = find_preprocessing(format_, args, config, file, preprocessing)
+        classes, guess = classes_of(config, found.args["num_classes"])
+        settings, prepared = find_preprocessing(format_, found.args, config, file, preprocessing)
     except _MALFORMED as error:
         raise CheckpointError(
             f"a file beside `{file}` is damaged ({type(error).__name__}: {error!s:.200})",
             hint=f"`{CONFIG}` and `preprocessor_config.json` say what the classes are and how "
             "images are prepared",
         ) from error
-    card = ModelCard(
+    return ModelCard(
         path=path,
-        name=name,
-        args=args,
+        name=found.name,
+        args=found.args,
         classes=classes,
         eval_settings=settings,
-        loss_kind=loss_kind_of(config, args["num_classes"]),
+        loss_kind=loss_kind_of(config, found.args["num_classes"]),
         warnings=(
-            *arrays.notes,
-            *assumed,
-            *filter(None, (guess, _zero_head(converted.tensors), prepared)),
+            *found.assumed,
+            *filter(None, (guess, prepared)),
         ),
     )
-    return OpenedWeights(card, converted.tensors, format_, converted.dropped)
 
 
 def _merged(file: Path, inside: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,10 +121,7 @@ def eval_command(
         check_table_path(per_class)
     source = _open_pictures(manifest, manifests, split)
     plan = _plan(threshold, confusion, real, hflip=tta == "hflip", precision=precision)
-    with (
-        closing(init_world(device_or_best(device))) as world,
-        explaining_lost_peers(world),
-    ):
+    with closing(init_world(device_or_best(device))) as world, explaining_lost_peers(world):
         model, card = load_classifier(run, device, how, choice_of(settings, weights))
         if world.rank == 0:
             precision_on(model, precision)  # warns

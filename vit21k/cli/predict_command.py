@@ -125,14 +125,21 @@ def predict_command(
         console.print_json(
             {"out": str(out), **counts, "skipped": [one._asdict() for one in skipped]}
         )
+    _finish(len(pictures), len(problems), skipped, out)
+
+
+def _finish(
+    num_pictures: int, num_problems: int, skipped: "list[Skipped]", out: Path | None
+) -> None:
+    """Report what was predicted, and exit with 3 if images are missing from it."""
     may_miss_images = warn_of_skipped(skipped)
     console.done(
-        f"predict: {len(pictures):,} pictures: {len(pictures) - len(problems):,} predicted, "
-        f"{len(problems):,} could not be read"
+        f"predict: {num_pictures:,} pictures: {num_pictures - num_problems:,} predicted, "
+        f"{num_problems:,} could not be read"
         + (f", {len(skipped):,} entries not looked at" if skipped else "")
         + (f"; `{out}`" if out else "")
     )
-    if problems or may_miss_images:
+    if num_problems or may_miss_images:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 

@@ -102,11 +102,8 @@ def serve_command(
         max_in_flight=max_in_flight,
         max_connections=connections_that_fit(),
     )
-    batcher = Batcher(
-        score,
-        max_batch_size=max_batch_size,
-        max_wait_seconds=max_wait_ms / 1000,
-    )
+    wait_seconds = max_wait_ms / 1000
+    batcher = Batcher(score, max_batch_size=max_batch_size, max_wait_seconds=wait_seconds)
     service = Service(card, batcher, limits)
     if not is_loopback(host):
         console.warn(f"anyone who can reach {host} can use this server")
