@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_BYTES = 1 << 16, MAX_INPUTS = 1 << 14, MAX_SECONDS = 20, NUM_EDGES = 1 << 16 };
+enum { MAX_BYTES = 1 << 19, MAX_INPUTS = 1 << 14, MAX_SECONDS = 20, NUM_EDGES = 1 << 16 };
 
 typedef struct {
     uint8_t *data;
