@@ -1,5 +1,7 @@
 """`get-dataset`, and `train --data`: pictures of elsewhere, ready to train on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from shutil import copytree
@@ -110,7 +112,6 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
     from vit21k.lock import locked
     from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES as IMAGES_KIND
-    from vit21k.manifest.schema import TRAIN
     from vit21k.sources.hugging_face import HuggingFaceImages, is_hugging_face
     from vit21k.sources.manifests import prepare
     from vit21k.sources.tree import IMAGES, MANIFESTS, write_tree
@@ -132,18 +133,30 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
                 )
             if dataset.num_unlabelled:
                 console.warn(f"{dataset.num_unlabelled:,} pictures have no label; left out")
-        manifests = folder / MANIFESTS
         has_begun = not fresh and (run_dir / "checkpoints" / "latest").is_file()
-        if has_begun and (manifests / TRAIN.file_name).is_file():
-            with TemporaryDirectory(dir=folder, prefix=".manifests.") as again:
-                copytree(manifests, again, dirs_exist_ok=True)
-                prepared = prepare(root, Path(again), labels=labels)
-                _check_same_split(manifests, Path(again), path, run_dir)
-        else:
+        with _prepared_apart(folder / MANIFESTS, path, run_dir, has_begun) as manifests:
             prepared = prepare(root, manifests, labels=labels)
     warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
     console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
     return folder / MANIFESTS
+
+
+@contextmanager
+def _prepared_apart(manifests: Path, path: Path, run_dir: Path, has_begun: bool) -> Iterator[Path]:
+    """Yield the folder to make *manifests* in: another one if a run that *has_begun* needs them.
+
+    Raises:
+        DataError: What was made there is another split.
+    """
+    from vit21k.manifest.schema import TRAIN
+
+    if not has_begun or not (manifests / TRAIN.file_name).is_file():
+        yield manifests
+        return
+    with TemporaryDirectory(dir=manifests.parent, prefix=".manifests.") as again:
+        copytree(manifests, again, dirs_exist_ok=True)
+        yield Path(again)
+        _check_same_split(manifests, Path(again), path, run_dir)
 
 
 def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> None:

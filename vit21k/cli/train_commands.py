@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -160,13 +160,9 @@ def train_command(
 
         vit21k train --stage finetune --init ViT-B_16 --data photos --run-dir runs/photos
 
-        vit21k train --recipe tiny --set total_steps=300 --run-dir runs/longer
-
         vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
 
         vit21k train --recipe tiny --set optim.lr=1e-4 --resume-from runs/tiny:200 --run-dir runs/b
-
-        vit21k train --recipe tiny --log tensorboard,wandb
 
         vit21k train --recipe tiny --dry-run --plot-schedule schedule.png
 
@@ -178,17 +174,14 @@ def train_command(
     from vit21k.training.setup import Place
 
     check_options(is_dry, plot_schedule, rate, as_json)
-    for option, value in (("--rate", rate), ("--peak-tflops", peak_tflops)):
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{option} is {value}, not a finite number")
+    _check_finite({"--rate": rate, "--peak-tflops": peak_tflops})
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     default_dir = Path("runs") / _run_name(plan.stage, recipe)
-    run_dir = run_dir or default_dir
     fork = None if resume_from is None else _fork(resume_from, default_dir)
     place = Place(
         manifests=manifests,
         root=root,
-        run_dir=run_dir,
+        run_dir=run_dir or default_dir,
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         device_batch_size=device_batch_size,
@@ -204,6 +197,12 @@ def train_command(
             return
         train_run(plan, place, listener(), init=source, fork=fork, fresh=fresh)
     _tell_finished(place)
+
+
+def _check_finite(options: Mapping[str, float | None]) -> None:
+    for option, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{option} is {value}, not a finite number")
 
 
 def _tell_finished(place: "Place") -> None:

@@ -118,12 +118,16 @@ def dry_run(
         memory=_memory(recipe, place, args, model, optimizers),
         steps=steps,
         schedule=_schedule(plan, recipe.optim.lr),
-        time={
-            "images_per_second": rate,
-            "measured": images_per_second is None,
-            "seconds": num_images / rate,
-        },
+        time=_time(num_images, rate, is_measured=images_per_second is None),
     )
+
+
+def _time(num_images: int, rate: float, *, is_measured: bool) -> dict[str, Any]:
+    return {
+        "images_per_second": rate,
+        "measured": is_measured,
+        "seconds": num_images / rate,
+    }
 
 
 def _model(

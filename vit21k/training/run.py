@@ -48,7 +48,7 @@ from vit21k.training.forecast import (
 )
 from vit21k.training.hooks import hooks_of, saver_of, train_loader_of
 from vit21k.training.learner import Learner, learner_of
-from vit21k.training.loop import Plan, Progress, train
+from vit21k.training.loop import Hooks, Plan, Progress, train
 from vit21k.training.memory_parts import device_batch_size_of, whole_pairs
 from vit21k.training.meters import norm_of
 from vit21k.training.non_finite import explaining_divergence
@@ -228,9 +228,7 @@ def _train(
         _tell_forecast(setup, learner, steps_left * plan.global_batch_size)
 
     loader = train_loader_of(setup, sampler, device_batch_size)
-    if world.rank == 0:
-        recipe_text = dump_recipe(setup.recipe).encode()
-        write_atomic(setup.place.run_dir / "recipe.yaml", recipe_text)
+    _write_recipe(setup)
     # The writer leaves last: whatever happens, what is being written is finished.
     with (
         BackgroundWriter() as writer,
@@ -251,22 +249,35 @@ def _train(
             saver=saver,
         )
         with explaining_divergence(setup, progress, writer, start.identity["origin"]):
-            if progress.weight_norm is None:
-                progress.weight_norm = norm_of(learner.model)
-            if start.is_fork:
-                hooks.save(progress, ())  # the other run may be gone when this one is resumed
-            finished = train(
-                plan,
-                progress,
-                model=learner.model,
-                optimizers=learner.optimizers,
-                hooks=hooks,
-                world=world,
-                scaler=learner.scaler,
-            )
+            finished = _train_from(start, progress, learner, hooks, world)
     world.barrier()  # nobody leaves before the last checkpoint is written
     _tell_what_was_left_out(setup, progress, sampler)
     return finished
+
+
+def _write_recipe(setup: Setup) -> None:
+    if setup.world.rank == 0:
+        text = dump_recipe(setup.recipe)
+        write_atomic(setup.place.run_dir / "recipe.yaml", text.encode())
+
+
+def _train_from(
+    start: _Start, progress: Progress, learner: Learner, hooks: Hooks, world: World
+) -> bool:
+    """Train to the end; return whether it was reached."""
+    if progress.weight_norm is None:
+        progress.weight_norm = norm_of(learner.model)
+    if start.is_fork:
+        hooks.save(progress, ())  # the other run may be gone when this one is resumed
+    return train(
+        start.plan,
+        progress,
+        model=learner.model,
+        optimizers=learner.optimizers,
+        hooks=hooks,
+        world=world,
+        scaler=learner.scaler,
+    )
 
 
 def _check_same_start(setup: Setup, start: _Start) -> None:
