@@ -143,7 +143,7 @@ def test_assumed_preprocessing_is_said_and_options_settle_it(
     if command[0] == "serve":
         pytest.importorskip("uvicorn")
         monkeypatch.setattr(
-            "vit21k.serving.server.serve", lambda _service, listening, **_: listening.close()
+            "vit21k.serving.server.serve", lambda _app, _limits, listening, **_: listening.close()
         )
     assumed = "assumed: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 0.9 --interpolation bicubic"
     options = "--mean 0.4 0.5 0.6 --std 0.2 0.3 0.4 --crop-pct 0.875 --interpolation bilinear"

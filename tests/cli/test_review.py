@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +14,7 @@ from review_world import BEAGLE, make_world
 from typer.testing import CliRunner
 
 from vit21k.cli.app import app
+from vit21k.errors import MissingExtraError
 
 run = CliRunner().invoke
 
@@ -75,3 +77,25 @@ def test_decisions_are_never_kept_in_the_image_tree(manifests: Path) -> None:
 
     assert "inside the image root" in str(result.exception)
     assert not path.exists()
+
+
+def test_without_the_web_server_the_extra_is_named(
+    manifests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+
+    result = run(app, ["review", "--manifests", str(manifests)])
+
+    assert isinstance(result.exception, MissingExtraError)
+    assert "`vit21k review` needs starlette" in result.exception.message
+    assert "pip install 'vit21k[serve]'" in str(result.exception.hint)
+
+
+def test_a_port_that_is_taken_is_named(manifests: Path, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    command = ["review", "--manifests", str(manifests), "--decisions", str(tmp_path / "d.jsonl")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run(app, [*command, "--port", str(port)])
+
+    assert f"cannot listen on 127.0.0.1 port {port}: " in str(result.exception)

@@ -437,7 +437,7 @@ def test_options_settle_what_weights_do_not_say(tmp_path, monkeypatch, command):
     if command == "serve":
         pytest.importorskip("uvicorn")
         monkeypatch.setattr(
-            "vit21k.serving.server.serve", lambda _service, listening, **_: listening.close()
+            "vit21k.serving.server.serve", lambda _app, _limits, listening, **_: listening.close()
         )
     rest = {"serve": ["--port", "0"], "export": ["--to", "safetensors", "--out", "folder"],
             "features": [str(image), "--out", "f.parquet"]}  # fmt: skip

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from running_server import running_server  # noqa: E402
 from small_run import save_run  # noqa: E402
 
 from vit21k.checkpoint.load import load_model  # noqa: E402
@@ -27,15 +28,9 @@ from vit21k.inference.files import Files  # noqa: E402
 from vit21k.inference.predict import predict  # noqa: E402
 from vit21k.serving.app import Service  # noqa: E402
 from vit21k.serving.batcher import Batcher  # noqa: E402
-from vit21k.serving.graph import find_graph, open_graph  # noqa: E402
+from vit21k.serving.graph import find_graph, open_graph, score_with  # noqa: E402
 from vit21k.serving.limits import Arrivals, Limits, connections_that_fit  # noqa: E402
-from vit21k.serving.server import (  # noqa: E402
-    address_of,
-    bind,
-    is_loopback,
-    score_with,
-    web_server,
-)
+from vit21k.serving.server import address_of, bind, is_loopback  # noqa: E402
 
 LIMITS = Limits(max_body_bytes=20_000, max_pixels=10_000, max_in_flight=4, body_seconds=0.5)
 
@@ -49,17 +44,8 @@ def loaded(tmp_path_factory):
 def running(card, score, limits=LIMITS, host="127.0.0.1"):
     batcher = Batcher(score, max_batch_size=8, max_wait_seconds=0.005)
     service = Service(card, batcher, limits)
-    listening = bind(host, 0)
-    server = web_server(service)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield service, listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.close()
-        assert not thread.is_alive()
+    with running_server(service.app(), limits, host) as port:
+        yield service, port
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vit21k import machine
-from vit21k.cli.requires import INSTALL_TRAIN
+from vit21k.cli.requires import INSTALL_SERVE, INSTALL_TRAIN
 
 Mark = Literal["ok", "look", "bad"]
 
@@ -42,8 +42,10 @@ class Fact:
 
 CORE = ("numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "rich", "typer", "xxhash")
 TRAIN = ("safetensors", "torch", "torchvision")
+SERVE = ("starlette", "uvicorn")
 
 _TO_TRAIN = f"needed to train; install it with: {INSTALL_TRAIN}"
+_TO_SERVE = f"needed by `review` and `serve`; install it with: {INSTALL_SERVE}"
 _GIB = 1 << 30
 _LITTLE_MEMORY_BYTES = 4 * _GIB
 _LITTLE_DISK_BYTES = 10 * _GIB
@@ -126,11 +128,12 @@ def package_facts() -> Iterator[Fact]:
             yield Fact(package, found)
         else:
             yield Fact(package, "not installed", "bad", "install vit21k again with pip")
-    for package in TRAIN:
-        if found := installed(package):
-            yield Fact(package, found)
-        else:
-            yield Fact(package, "not installed", "look", _TO_TRAIN)
+    for packages, hint in ((TRAIN, _TO_TRAIN), (SERVE, _TO_SERVE)):
+        for package in packages:
+            if found := installed(package):
+                yield Fact(package, found)
+            else:
+                yield Fact(package, "not installed", "look", hint)
 
 
 def cores_fact() -> Fact:

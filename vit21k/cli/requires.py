@@ -5,6 +5,7 @@ from importlib import import_module
 from vit21k.errors import MissingExtraError
 
 INSTALL_TRAIN = "pip install 'vit21k[train]'"
+INSTALL_SERVE = "pip install 'vit21k[serve]'"
 
 
 def require_torch(command: str) -> None:
@@ -28,8 +29,8 @@ def require_torch(command: str) -> None:
         ) from error
 
 
-def require_serving(command: str) -> None:
-    """Check that *command* can import the web server.
+def require_serving(command: str, *, install: str = INSTALL_SERVE) -> None:
+    """Check that *command* can import the web server; *install* installs it.
 
     Raises:
         MissingExtraError: A part of it is not installed.
@@ -40,5 +41,5 @@ def require_serving(command: str) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"`vit21k {command}` needs {error.name}, which is not installed",
-            hint="install it with: pip install 'vit21k[train,serve]'",
+            hint=f"install it with: {install}",
         ) from error

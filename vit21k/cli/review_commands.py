@@ -1,11 +1,10 @@
 """`review`, `labels apply`: decide by eye, and make new manifests of what was decided."""
 
-import signal
+import secrets
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,10 +12,8 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.data_commands import PANEL
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, for_manifests
+from vit21k.cli.requires import require_serving
 from vit21k.one_line import one_line
-
-if TYPE_CHECKING:
-    from vit21k.review.server import ReviewServer
 
 _NUM_NAMED = 5
 
@@ -59,26 +56,33 @@ def review_command(
 
       vit21k review --port 8021 --decisions mine.jsonl
     """
+    require_serving("review")
     from vit21k.hashing.places import refuse_inside
     from vit21k.manifest.reader import open_manifest
     from vit21k.manifest.schema import IMAGES
     from vit21k.review.decisions import FILE_NAME, DecisionLog
     from vit21k.review.queue import open_queue
-    from vit21k.review.server import ReviewServer
+    from vit21k.review.server import HOST, LIMITS, review_app
     from vit21k.review.session import ReviewSession
+    from vit21k.serving.server import address_of, bind, serve
 
     queue = open_queue(manifests, root=root)
     path = decisions or manifests / FILE_NAME
     refuse_inside(path.parent, open_manifest(manifests, IMAGES).header.root, option="--decisions")
     log = DecisionLog(path)
     try:
-        with ReviewServer(ReviewSession(queue, log), port=port) as server:
+        listening = bind(HOST, port)
+        token = secrets.token_urlsafe(24)
+
+        def show_address() -> None:
             items = ", ".join(f"{count:,} x {kind}" for kind, count in queue.counts().items())
             console.note(f"{len(queue):,} items: {items}")
-            console.print_lines(server.address)
+            console.print_lines(f"{address_of(listening)}/{token}/")
             sys.stdout.flush()
-            console.note("open that address in a browser of this machine; Ctrl-C ends it")
-            _serve_until_interrupted(server)
+            console.note("open that address in a browser on this machine; Ctrl-C ends it")
+
+        app = review_app(ReviewSession(queue, log), token, listening.getsockname()[1])
+        serve(app, LIMITS, listening, started=show_address)
     finally:
         log.close()
     decided = log.counts()
@@ -88,17 +92,6 @@ def review_command(
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
     console.note(f"next: `{for_manifests('vit21k labels apply --out DIR', manifests)}`")
-
-
-def _serve_until_interrupted(server: "ReviewServer") -> None:
-    """Answer requests until Ctrl-C, which is how this ends, and no failure."""
-    before = signal.signal(
-        signal.SIGINT, lambda _signum, _frame: threading.Thread(target=server.shutdown).start()
-    )
-    try:
-        server.serve_forever()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def apply_command(

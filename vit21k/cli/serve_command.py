@@ -83,7 +83,7 @@ def serve_command(
       vit21k serve exports/finetune_l16_384_in1k-onnx
     """
     require_torch("serve")
-    require_serving("serve")
+    require_serving("serve", install="pip install 'vit21k[train,serve]'")
     from vit21k.serving.app import Service
     from vit21k.serving.batcher import Batcher
     from vit21k.serving.limits import Limits, connections_that_fit
@@ -109,7 +109,8 @@ def serve_command(
         console.warn(f"anyone who can reach {host} can use this server")
     address = address_of(listening)
     serve(
-        service,
+        service.app(),
+        limits,
         listening,
         started=lambda: console.done(f"serve: `{card.path}` at {address}; Ctrl-C ends it"),
     )
@@ -128,8 +129,7 @@ def _open(
     choice: "WeightsChoice",
 ) -> "tuple[Score, ModelCard]":
     """Return what computes, and the card: of a model, or of an ONNX export."""
-    from vit21k.serving.graph import find_graph, open_graph
-    from vit21k.serving.server import score_with
+    from vit21k.serving.graph import find_graph, open_graph, score_with
 
     if (graph := find_graph(Path(run))) is not None:
         if choice.which or choice.args:

@@ -3,33 +3,38 @@
 What keeps others out: the socket listens on 127.0.0.1; every address begins with a token that only
 the person who started it was shown; the `Host` header must name this machine, so that a page on the
 web cannot reach it through a name of its own; decisions must come as JSON from this very page; and
-a picture is named by the number of its item alone, decoded here, and sent as a small JPEG.
+an image is named by the index of its item alone, decoded here, and sent as a small JPEG.
 """
 
-import errno
 import hmac
 import json
-import secrets
-from collections.abc import Callable
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit21k.data.unread import why_unread
-from vit21k.errors import ImageError, UsageError
+from vit21k.errors import ImageError
 from vit21k.report.thumbs import small_jpeg
 from vit21k.review.decisions import Action
 from vit21k.review.session import ReviewSession
+from vit21k.serving.limits import Arrivals, Limits, RefusedError, read_body
 
 HOST = "127.0.0.1"
-MAX_BODY_BYTES = 4_096
+LIMITS = Limits(max_body_bytes=4_096, max_connections=64)
 PICTURE_SIDE = 640
 
 _ASSETS = {
-    "": ("review.html", "text/html; charset=utf-8"),
-    "review.js": ("review.js", "text/javascript; charset=utf-8"),
-    "review.css": ("review.css", "text/css; charset=utf-8"),
+    "": ("review.html", "text/html"),
+    "review.js": ("review.js", "text/javascript"),
+    "review.css": ("review.css", "text/css"),
     "review.svg": ("review.svg", "image/svg+xml"),
 }
 _HEADERS = {
@@ -43,174 +48,104 @@ _HEADERS = {
 }
 
 
-class _RefusedError(Exception):
-    """A request that is not answered; *reason* says why."""
+def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
+    """Return the application that serves *session* below ``/token/`` on *port* of this machine."""
+    hosts = [f"{host}:{port}" for host in (HOST, "localhost")]
+    arrivals = Arrivals(LIMITS.max_connections * LIMITS.max_body_bytes)
 
-    def __init__(self, status: HTTPStatus, reason: str = "") -> None:
-        super().__init__(reason or status.phrase)
-        self.status = status
+    def items(request: Request) -> Response:
+        return JSONResponse(session.items(request.path_params["start"]))
 
+    def picture(request: Request) -> Response:
+        index, which = request.path_params["index"], request.path_params["which"]
+        return Response(_small_picture(session, index, which), media_type="image/jpeg")
 
-class ReviewServer(ThreadingHTTPServer):
-    """Serves a queue, and takes decisions on its items.
+    async def decide(request: Request) -> Response:
+        origin = request.headers.get("origin")
+        if origin is not None and origin.removeprefix("http://") not in hosts:
+            raise RefusedError(403, "other_page", "decisions come from the page alone")
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            raise RefusedError(415, "not_json", "a decision is a JSON object")
+        body = await read_body(request, LIMITS, arrivals)
+        return JSONResponse(await run_in_threadpool(_decide, session, body))
 
-    Attributes:
-        session: What is looked at, and where decisions go.
-        token: The first part of every address.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, session: ReviewSession, *, port: int = 0) -> None:
-        """Listen on *port*; 0: any that is free.
-
-        Raises:
-            UsageError: The port is in use.
-        """
-        self.session = session
-        self.token = secrets.token_urlsafe(24)
-        try:
-            super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-            raise UsageError(
-                f"port {port} cannot be used: {error.strerror}",
-                hint="leave `--port` out, and any that is free is taken",
-            ) from error
-
-    @property
-    def address(self) -> str:
-        """What to open in a browser."""
-        return f"http://{HOST}:{self.server_port}/{self.token}/"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that went away; it asks again."""
+    app = Starlette(
+        routes=[
+            *(Route(f"/{{token}}/{name}", _asset(name)) for name in _ASSETS),
+            Route("/{token}/items/{start:int}", items),
+            Route("/{token}/picture/{index:int}/{which:int}", picture),
+            Route("/{token}/decide", decide, methods=["POST"]),
+        ],
+        exception_handlers={RefusedError: _refused, IndexError: _no_item},
+    )
+    app.router.redirect_slashes = False
+    return _guarded(app, token, hosts)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: ReviewServer
-    protocol_version = "HTTP/1.1"
-    server_version = "vit21k"
-    sys_version = ""
-    timeout: ClassVar[int] = 30
+def _guarded(app: ASGIApp, token: str, hosts: Sequence[str]) -> ASGIApp:
+    """Return *app* for requests to one of *hosts* with *token*, its answers with strict headers."""
 
-    def do_GET(self) -> None:
-        self._answer(self._get)
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_strict(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
 
-    def do_POST(self) -> None:
-        self._answer(self._post)
+        answer = app
+        if scope["type"] == "http":
+            given, _, _ = scope["path"].removeprefix("/").partition("/")
+            if Headers(scope=scope).getlist("host") not in [[host] for host in hosts]:
+                answer = PlainTextResponse("Misdirected Request", 421)
+            elif not hmac.compare_digest(given.encode(), token.encode()):
+                answer = PlainTextResponse("Not Found", 404)
+        await answer(scope, receive, send_strict)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Keep quiet: the token must not end up in a log."""
-
-    def _answer(self, make: Callable[[str], tuple[bytes, str]]) -> None:
-        try:
-            content, content_type = make(self._path_below_token())
-            self._send(HTTPStatus.OK, content, content_type)
-        except _RefusedError as error:
-            self.close_connection = True  # what the body holds is not read
-            self._send(error.status, str(error).encode(), "text/plain; charset=utf-8")
-
-    def _path_below_token(self) -> str:
-        """Return the path after the token.
-
-        Raises:
-            _RefusedError: Another host was asked for, or another token.
-        """
-        port = self.server.server_port
-        if self.headers.get_all("Host") not in ([f"{HOST}:{port}"], [f"localhost:{port}"]):
-            raise _RefusedError(HTTPStatus.MISDIRECTED_REQUEST)
-        token, slash, rest = self.path.removeprefix("/").partition("/")
-        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise _RefusedError(HTTPStatus.NOT_FOUND)
-        return rest
-
-    def _get(self, path: str) -> tuple[bytes, str]:
-        if path in _ASSETS:
-            name, content_type = _ASSETS[path]
-            return files("vit21k.review").joinpath(name).read_bytes(), content_type
-        match path.split("/"):
-            case ["items", start]:
-                return _json(self.server.session.items(_number(start)))
-            case ["picture", index, which]:
-                return self._picture(_number(index), _number(which)), "image/jpeg"
-        raise _RefusedError(HTTPStatus.NOT_FOUND)
-
-    def _picture(self, index: int, which: int) -> bytes:
-        try:
-            content = self.server.session.queue.read(index, which)
-        except IndexError:
-            raise _RefusedError(HTTPStatus.NOT_FOUND) from None
-        except (ImageError, OSError) as error:
-            reason = f"could not be read: {why_unread(error)}"
-            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, reason) from None
-        try:
-            return small_jpeg(content, PICTURE_SIDE)
-        except ImageError as error:
-            reason = f"cannot be decoded: {error.message}"
-            raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, reason) from None
-
-    def _post(self, path: str) -> tuple[bytes, str]:
-        if path != "decide":
-            raise _RefusedError(HTTPStatus.NOT_FOUND)
-        fields = self._body()
-        session, index = self.server.session, fields.get("index")
-        if type(index) is not int:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST)
-        try:
-            if fields.get("action") == Action.UNDO:
-                return _json(session.undo(index))
-            action, wnid = fields.get("action"), fields.get("wnid", "")
-            is_confirmed = fields.get("is_confirmed") is True
-            return _json(session.decide(index, action, wnid, is_confirmed=is_confirmed))
-        except (IndexError, ValueError):
-            raise _RefusedError(HTTPStatus.BAD_REQUEST) from None
-        except OSError:
-            raise _RefusedError(HTTPStatus.INSUFFICIENT_STORAGE) from None
-
-    def _body(self) -> dict[str, Any]:
-        """Return the JSON object that was sent.
-
-        Raises:
-            _RefusedError: It comes from another page, is too long, or is none.
-        """
-        port = self.server.server_port
-        origin = self.headers.get("Origin")
-        if origin not in (None, f"http://{HOST}:{port}", f"http://localhost:{port}"):
-            raise _RefusedError(HTTPStatus.FORBIDDEN)
-        if self.headers.get_content_type() != "application/json":
-            raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
-            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED)
-        if len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES:
-            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        try:
-            fields = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            raise _RefusedError(HTTPStatus.BAD_REQUEST) from None
-        if not isinstance(fields, dict):
-            raise _RefusedError(HTTPStatus.BAD_REQUEST)
-        return fields
-
-    def _send(self, status: HTTPStatus, content: bytes, content_type: str) -> None:
-        self.send_response(status)
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
+    return guarded
 
 
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:  # noqa: PLR2004
-        raise _RefusedError(HTTPStatus.NOT_FOUND)
-    return int(text)
+def _asset(name: str) -> Callable[[Request], Response]:
+    def asset(_request: Request) -> Response:
+        file, media_type = _ASSETS[name]
+        content = files("vit21k.review").joinpath(file).read_bytes()
+        return Response(content, media_type=media_type)
+
+    return asset
 
 
-def _json(value: Any) -> tuple[bytes, str]:
-    return json.dumps(value, ensure_ascii=False).encode(), "application/json"
+def _small_picture(session: ReviewSession, index: int, which: int) -> bytes:
+    try:
+        content = session.queue.read(index, which)
+    except (ImageError, OSError) as error:
+        raise RefusedError(503, "unread", f"could not be read: {why_unread(error)}") from None
+    try:
+        return small_jpeg(content, PICTURE_SIDE)
+    except ImageError as error:
+        raise RefusedError(422, "bad_image", f"cannot be decoded: {error.message}") from None
+
+
+def _decide(session: ReviewSession, body: bytes) -> dict[str, Any]:
+    """Keep the decision in *body*; it is on disk when this returns."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or type(fields.get("index")) is not int:
+        raise RefusedError(400, "bad_decision", "a decision is a JSON object with an index")
+    index, action = fields["index"], fields.get("action")
+    try:
+        if action == Action.UNDO:
+            return session.undo(index)
+        is_confirmed = fields.get("is_confirmed") is True
+        return session.decide(index, action, fields.get("wnid", ""), is_confirmed=is_confirmed)
+    except (IndexError, ValueError) as error:
+        raise RefusedError(400, "bad_decision", str(error)) from None
+    except OSError as error:
+        raise RefusedError(507, "not_kept", why_unread(error)) from None
+
+
+async def _refused(_request: Request, refusal: Any) -> Response:
+    return PlainTextResponse(refusal.message, refusal.status, refusal.headers)
+
+
+async def _no_item(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("Not Found", 404)

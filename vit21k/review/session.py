@@ -19,7 +19,13 @@ class ReviewSession:
         self._log = log
 
     def items(self, start: int) -> dict[str, Any]:
-        """Return at most `MAX_ITEMS` items from number *start* on, and the counts."""
+        """Return at most `MAX_ITEMS` items from index *start* on, and the counts.
+
+        Raises:
+            IndexError: There are fewer items.
+        """
+        if start > len(self.queue):
+            raise IndexError(start)
         stop = min(start + MAX_ITEMS, len(self.queue))
         return {
             "total": len(self.queue),

@@ -31,7 +31,7 @@ from vit21k.serving.limits import (
 
 _TOP_K = 5
 _BUSY = 503
-_BODY_NOT_READ = (408, 413, 415)
+_SEND_THE_FILE = "send the file itself as the body: curl --data-binary @cat.jpg URL"
 _FAILURES_THAT_LAST = 3  # batches in a row
 _PATHS = ("/", "/health", "/predict")
 _HEADERS = {
@@ -118,7 +118,7 @@ class Service:
             top = await self._top(request)
         except RefusedError as refusal:
             self.counts.num_refused += 1
-            return _error(refusal.status, refusal.kind, refusal.message)
+            return _error(refusal)
         except BaseException:
             self.counts.num_refused += 1
             raise
@@ -131,7 +131,11 @@ class Service:
         top_k = read_number(asked, "top_k", default=min(_TOP_K, most), low=1, high=most)
         threshold = read_number(asked, "threshold", default=0, low=0, high=1)
         self._check_room()
+        if request.headers.get("content-type", "").startswith(("multipart/", "application/json")):
+            raise RefusedError(415, "not_a_file", _SEND_THE_FILE)
         content = await read_body(request, self.limits, self._arrivals)
+        if not content:
+            raise RefusedError(400, "empty", "the body is empty; it must be an image file")
         with self._in_flight():
             scores_K = await _unless_gone(request, self._scores(content))
         (top,) = select(scores_K[None], self._card, Selection(int(top_k), threshold))
@@ -213,18 +217,19 @@ def _log_end(task: "asyncio.Task[None]") -> None:
         logging.getLogger("uvicorn.error").error("the batching loop ended", exc_info=error)
 
 
-def _error(status: int, kind: str, message: str) -> Response:
-    headers = {"Retry-After": "1"} if status == _BUSY else {}
-    if status in _BODY_NOT_READ:
-        headers["Connection"] = "close"
-    return JSONResponse({"error": {"kind": kind, "message": message}}, status, headers)
+def _error(refusal: RefusedError) -> Response:
+    headers = {"Retry-After": "1"} if refusal.status == _BUSY else refusal.headers
+    content = {"error": {"kind": refusal.kind, "message": refusal.message}}
+    return JSONResponse(content, refusal.status, headers)
 
 
 async def _no_route(request: Request, _reason: Exception) -> Response:
     status, kind = (405, "wrong_method") if request.url.path in _PATHS else (404, "not_found")
     asked = f"{request.method} {request.url.path[:100]}"
-    return _error(status, kind, f"no {asked}; there are GET /, GET /health, POST /predict")
+    return _error(
+        RefusedError(status, kind, f"no {asked}; there are GET /, GET /health, POST /predict")
+    )
 
 
 async def _failed(_request: Request, _reason: Exception) -> Response:
-    return _error(500, "internal", "the server failed; its log says how")
+    return _error(RefusedError(500, "internal", "the server failed; its log says how"))

@@ -1,4 +1,4 @@
-"""An ONNX export -> what computes probabilities, without the model's code."""
+"""A model, or an ONNX export -> what computes probabilities."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,10 +11,22 @@ from vit21k.checkpoint.model_folder import ModelCard, read_model_card
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, override
 from vit21k.errors import CheckpointError, MissingExtraError
 from vit21k.inference.evaluate import normalise
+from vit21k.inference.predict import class_scores
 from vit21k.inference.scores import probabilities
+from vit21k.models.base import ImageClassifier
+from vit21k.models.precision import Precision
 from vit21k.serving.batcher import Pixels, Score
 
 GRAPH = "model.onnx"
+
+
+def score_with(model: ImageClassifier, card: ModelCard, precision: Precision) -> Score:
+    """Return what computes probabilities on the CPU with *model*."""
+
+    def score(images_BCHW: Pixels) -> torch.Tensor:
+        return class_scores(model, card, torch.from_numpy(images_BCHW), precision).cpu()
+
+    return score
 
 
 def find_graph(path: Path) -> Path | None:
@@ -24,7 +36,9 @@ def find_graph(path: Path) -> Path | None:
 
 
 def open_graph(file: Path, preprocessing: Preprocessing = AS_FILES_SAY) -> tuple[Score, ModelCard]:
-    """Open what `vit21k export --to onnx` wrote; its ``config.json`` lies beside it.
+    """Open what `vit21k export --to onnx` wrote; its ``config.json`` is next to it.
+
+    The model's code is not needed.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.

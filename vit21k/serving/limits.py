@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 _SPARE_FILES = 48  # connections accepted before any is counted, and files that libraries open
 _FEWEST_CONNECTIONS = 4
 _MOST_CONNECTIONS = 4096
+_BODY_NOT_READ = (403, 408, 413, 415)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,14 @@ class Limits:
     """What a server takes.
 
     Attributes:
-        max_body_bytes: Of a file.
+        max_body_bytes: Of a request's body.
         max_pixels: Of an image, before it is decoded.
         max_decode_seconds: Of an image, as estimated before it is decoded.
         max_in_flight: Images that are decoded or computed at a time; more are turned away.
         max_connections: Open at a time; a new one takes the place of the one that has kept the
             server waiting longest.
         header_seconds: How long a connection may take to send the head of a request.
-        body_seconds: How long a client may take to send a file.
+        body_seconds: How long a client may take to send a body.
     """
 
     max_body_bytes: int = 10_000_000
@@ -51,13 +52,21 @@ def connections_that_fit() -> int:
 
 
 class RefusedError(Exception):
-    """A request that is not answered with a prediction: *status* and what the client is told."""
+    """A request that is refused.
+
+    Attributes:
+        status: Of the answer.
+        kind: A word for programs.
+        message: What the client reads.
+        headers: Of the answer: the connection closes where the body is not read to its end.
+    """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
+        self.headers = {"Connection": "close"} if status in _BODY_NOT_READ else {}
 
 
 class Arrivals:
@@ -93,15 +102,11 @@ class Arrivals:
 
 
 async def read_body(request: Request, limits: Limits, arrivals: Arrivals) -> bytes:
-    """Return the body of *request*, an image file.
+    """Return the body of *request*.
 
     Raises:
-        RefusedError: It is a form, or empty, or too large, or does not arrive.
+        RefusedError: It is too large, or does not arrive.
     """
-    if request.headers.get("content-type", "").startswith(("multipart/", "application/json")):
-        raise RefusedError(
-            415, "not_a_file", "send the file itself as the body: curl --data-binary @cat.jpg URL"
-        )
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -116,12 +121,10 @@ async def read_body(request: Request, limits: Limits, arrivals: Arrivals) -> byt
                     arrivals.add(timeout, len(part))
     except TimeoutError:
         raise RefusedError(
-            408, "too_slow", f"the file did not arrive within {limits.body_seconds:g} seconds"
+            408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} seconds"
         ) from None
     except ClientDisconnect:
         raise gone_away() from None
-    if not content:
-        raise RefusedError(400, "empty", "the body is empty; it must be an image file")
     return bytes(content)
 
 
@@ -154,5 +157,5 @@ def read_number(
 
 def _too_large(limits: Limits) -> RefusedError:
     return RefusedError(
-        413, "too_large", f"the file is larger than {limits.max_body_bytes / 1e6:g} MB"
+        413, "too_large", f"the body is larger than {limits.max_body_bytes / 1e6:g} MB"
     )

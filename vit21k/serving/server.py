@@ -1,4 +1,4 @@
-"""A model -> a running web server."""
+"""A web application -> a running server, for `serve` and `review`."""
 
 import asyncio
 import errno
@@ -8,17 +8,11 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.errors import UsageError
-from vit21k.inference.predict import class_scores
-from vit21k.models.base import ImageClassifier
-from vit21k.models.precision import Precision
-from vit21k.serving.app import Service
-from vit21k.serving.batcher import Pixels, Score
 from vit21k.serving.limits import Limits
 
 _SHUTDOWN_SECONDS = 10
@@ -28,15 +22,6 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Length: 0\r\n\r\n"
 )
-
-
-def score_with(model: ImageClassifier, card: ModelCard, precision: Precision) -> Score:
-    """Return what computes probabilities on the CPU with *model*."""
-
-    def score(images_BCHW: Pixels) -> torch.Tensor:
-        return class_scores(model, card, torch.from_numpy(images_BCHW), precision).cpu()
-
-    return score
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -79,12 +64,17 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(
-    service: Service, listening: socket.socket, *, started: Callable[[], object] = lambda: None
+    app: ASGIApp,
+    limits: Limits,
+    listening: socket.socket,
+    *,
+    started: Callable[[], object] = lambda: None,
 ) -> None:
     """Answer requests until SIGINT or SIGTERM comes; then finish those that are there.
 
     Args:
-        service: The model behind the routes.
+        app: Answers requests.
+        limits: Of its connections.
         listening: From `bind`; closed at the end.
         started: Called before the first request is answered.
     """
@@ -92,25 +82,26 @@ def serve(
     before = {number: signal.signal(number, _ignore) for number in uvicorn.server.HANDLED_SIGNALS}
     try:
         started()
-        web_server(service).run(sockets=[listening])
+        web_server(app, limits).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         listening.close()
 
 
-def web_server(service: Service) -> uvicorn.Server:
-    """Return the server that answers for *service*."""
+def web_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    """Return the server that answers with *app*, within *limits*."""
+    limits_of_server = limits
 
     class Connection(_Connection):
         """One of this server's."""
 
-        limits = service.limits
+        limits = limits_of_server
         idle: ClassVar[dict[_Connection, None]] = {}
         sending: ClassVar[dict[_Connection, None]] = {}
 
     config = uvicorn.Config(
-        service.app(),
+        app,
         http=Connection,
         log_level="error",  # of what strangers send, nothing is logged
         access_log=False,
