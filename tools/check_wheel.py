@@ -1,10 +1,12 @@
 """Build the wheel, install it without torch into an empty environment, and prepare data with it.
 
-Building it without a C compiler leaves the extension out.
+Building it without a C compiler leaves the extension out. Commands run without a home directory.
 
-python tools/check_wheel.py    exit 1 if a command does not do what it should
+python tools/check_wheel.py                exit 1 if a command does not do what it should
+python tools/check_wheel.py --installed    of the vit21k that is installed, with the extension
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -33,11 +35,18 @@ names = vit21k.read_manifest("classes")["name"].to_pylist()
 assert "doughnut, donut, sinker" in names, names
 """
 
+CHECK_EXTENSION = """
+from vit21k._native import extension
+extension()
+"""
+
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
     if name != "PYTHONPATH" and not name.startswith("VIT21K_")
 }
+
+HOMELESS = ENVIRONMENT | {"HOME": "/proc/nobody"}  # it is not there, and cannot be made
 
 COMMANDS: tuple[tuple[str, int], ...] = (
     ("--help", 0),
@@ -55,23 +64,36 @@ COMMANDS: tuple[tuple[str, int], ...] = (
 
 def main() -> int:
     """Build, install, run; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--installed", action="store_true", help="check what is installed")
+    is_installed = parser.parse_args().installed
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if has_extension(build_wheel(folder / "without", compiler="false")):
-            print("a wheel that was built without a C compiler has an extension")
-            return 1
-        wheel = build_wheel(folder / "with", compiler=None)
-        python = install(wheel, folder)
-        failures = [
-            *failed(python, name, ["-c", CHECK_INSTALLED], 0),
-            *failed(python, name, ["-c", MAKE_TREE], 0),
-        ]
-        for command, exit_code in COMMANDS:
-            failures += failed(python, name, ["-m", "vit21k", *command.split()], exit_code)
-        failures += failed(python, name, ["-c", CHECK_NAMES], 0)
-        what = "with" if has_extension(wheel) else "without"
+        if is_installed:
+            python, what = Path(sys.executable), "with"
+        else:
+            if has_extension(build_wheel(folder / "without", compiler="false")):
+                print("a wheel that was built without a C compiler has an extension")
+                return 1
+            wheel = build_wheel(folder / "with", compiler=None)
+            python, what = install(wheel, folder), "with" if has_extension(wheel) else "without"
+        failures = failures_of(python, name, needs_extension=is_installed)
     print("\n".join(failures) or f"wheel: data preparation works without torch, {what} extension")
     return int(bool(failures))
+
+
+def failures_of(python: Path, folder: str, *, needs_extension: bool) -> list[str]:
+    """Run all commands in *folder*; return what was wrong."""
+    failures = []
+    if needs_extension:
+        failures += failed(python, folder, ["-c", CHECK_EXTENSION], 0)
+    for program in (CHECK_INSTALLED, MAKE_TREE):
+        failures += failed(python, folder, ["-c", program], 0)
+    for command, exit_code in COMMANDS:
+        failures += failed(python, folder, ["-m", "vit21k", *command.split()], exit_code)
+    return failures + failed(python, folder, ["-c", CHECK_NAMES], 0)
 
 
 def has_extension(wheel: Path) -> bool:
@@ -107,7 +129,7 @@ def failed(python: Path, folder: str, arguments: Sequence[str], exit_code: int) 
     """Run *arguments*; return what was wrong: an exit code, or a traceback where none is due."""
     command = [str(python), *arguments]
     result = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        command, cwd=folder, env=HOMELESS, capture_output=True, text=True, check=False
     )
     if result.returncode == exit_code and "Traceback" not in result.stderr:
         return []
