@@ -13,34 +13,34 @@ help: ## List the targets
 install: $(DEV) ## Set up the virtual environment for development
 	@echo "next: . $(BIN)/activate"
 
-demo: $(TRAIN) ## See the whole path on generated pictures, in a few minutes
+demo: $(TRAIN) ## See the whole path on generated images, in a few minutes
 	$(BIN)/vit21k demo
 
 test: $(DEV) ## Run all tests; FAST=1 leaves the slow ones out
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu$(if $(FAST), and not slow)"
 
 fuzz: ## Fuzz the compiled code for two minutes; needs only Python and a C compiler
-	$(PYTHON) tools/fuzz_native.py --seconds 120
+	$(PYTHON) tools/check/fuzz_native.py --seconds 120
 
 test-lowest: $(DEV) ## Run the fast tests with the lowest versions that pyproject.toml allows
-	$(BIN)/python tools/check_versions.py lowest --python $(PYTHON)
+	$(BIN)/python tools/check/check_versions.py lowest --python $(PYTHON)
 
 test-newest: $(DEV) ## Run all tests with the newest versions; PYTHON=python3.13 for another Python
-	$(BIN)/python tools/check_versions.py newest --python $(PYTHON)
+	$(BIN)/python tools/check/check_versions.py newest --python $(PYTHON)
 
 test-extras: $(DEV) ## Run the tests of optional features (ray, s3fs, wandb, a browser ...): before a release
-	$(BIN)/python tools/check_versions.py extras --python $(PYTHON)
+	$(BIN)/python tools/check/check_versions.py extras --python $(PYTHON)
 
 check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tools/data_dictionary.py --check
-	$(BIN)/python tools/update_docs.py --check
-	$(BIN)/python tools/models_page.py --check
-	$(BIN)/python tools/recipes_page.py --check
-	$(BIN)/python tools/check_wheel.py
+	$(BIN)/python tools/docs/data_dictionary.py --check
+	$(BIN)/python tools/docs/update_docs.py --check
+	$(BIN)/python tools/docs/models_page.py --check
+	$(BIN)/python tools/docs/recipes_page.py --check
+	$(BIN)/python tools/check/check_wheel.py
 	$(MAKE) test
 
 clean: ## Remove what the other targets made

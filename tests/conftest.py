@@ -7,9 +7,11 @@ in one folder, and classes of different size.
 import importlib
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,15 @@ TINY_FILES = {
 }
 
 LONG_BYTES = 16
+
+HERE = Path(__file__).parent
+
+if find_spec("torch") is None:  # data preparation is tested without it
+    collect_ignore = [
+        str(path.relative_to(HERE))
+        for path in HERE.rglob("test_*.py")
+        if re.search("^import torch\\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -29,7 +29,7 @@ def known_variants():
         return [None]
 
 
-def picture(size):
+def image(size):
     """Return colours that change from pixel to pixel, so that interpolated chroma shows."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
@@ -40,7 +40,7 @@ def picture(size):
 
 def jpeg(size=SIZES[0], mode="RGB", **options):
     file = io.BytesIO()
-    Image.fromarray(picture(size)).convert(mode).save(file, "JPEG", **options)
+    Image.fromarray(image(size)).convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -84,7 +84,7 @@ def mutated(draw, content):
 
 
 class Files:
-    """Pictures in memory."""
+    """Images in memory."""
 
     def __init__(self, contents):
         self._contents = contents
@@ -107,4 +107,4 @@ class Files:
 def mixed_files():
     contents = [jpeg(size, **options) for size, options in product(SIZES, PLAIN.values())]
     contents += [jpeg(**options) for options in NOT_PLAIN.values()]
-    return Files([*contents, None, b"no picture", contents[0][:300]])
+    return Files([*contents, None, b"no image", contents[0][:300]])

@@ -12,7 +12,7 @@ from PIL import Image
 def encoded(
     mode: str = "RGB", image_format: str = "JPEG", size: int = 48, **options: object
 ) -> bytes:
-    """Return a picture of noise, encoded."""
+    """Return an image of noise, encoded."""
     rng = np.random.default_rng(size)
     image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).convert(mode)
     file = io.BytesIO()

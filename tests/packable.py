@@ -1,10 +1,10 @@
-"""An image tree with pictures of every kind that `pack` treats differently, and its manifests."""
+"""An image tree with images of every kind that `pack` treats differently, and its manifests."""
 
 from pathlib import Path
 
 from photolike import encoded, photolike
 
-from vit21k.hashing.hash_tree import hash_tree
+from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 
@@ -20,13 +20,13 @@ BAD = {"n00000000/bad.JPEG": encoded(photolike(105, (60, 60)))[:900]}
 
 
 def write_tree(root: Path, *, bad: bool = False) -> Path:
-    """Write the tree; one picture lies in two classes."""
+    """Write the tree; one image lies in two classes."""
     files = dict(KINDS)
     for number in range(NUM_PLAIN):
         size = (120 + 9 * number, 90 + 5 * (number % 4))
-        picture = photolike(number, size)
+        image = photolike(number, size)
         files[f"n0000000{number % 3}/{number:02}.JPEG"] = encoded(
-            picture, quality=60 + number, subsampling=("4:2:0", "4:4:4")[number % 2]
+            image, quality=60 + number, subsampling=("4:2:0", "4:4:4")[number % 2]
         )
     files["n00000001/copy.JPEG"] = files["n00000000/00.JPEG"]
     for name, content in (files | BAD if bad else files).items():

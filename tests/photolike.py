@@ -1,4 +1,4 @@
-"""Made-up pictures that are alike as photographs are: smooth, with detail at every scale."""
+"""Made-up images that are alike as images are: smooth, with detail at every scale."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photolike(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Return a colour picture of its own; the same for the same seed and size."""
+    """Return a colour image of its own; the same for the same seed and size."""
     rng = np.random.default_rng(seed)
     width, height = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
@@ -21,7 +21,7 @@ def photolike(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
-    """Return the picture as a file."""
+    """Return the image as a file."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()

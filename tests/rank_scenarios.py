@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from vit21k.cli.app import main
-from vit21k.data.pictures import Pictures
+from vit21k.data.dataset import ImageDataset
 from vit21k.training import loop
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -56,7 +56,7 @@ def arguments(name, home):
 @contextlib.contextmanager
 def trouble(name):
     """Let the second process meet an unreadable image, or end in the middle of the run."""
-    plain_read, plain_update, calls = Pictures.read_bytes, loop._update, []
+    plain_read, plain_update, calls = ImageDataset.read_bytes, loop._update, []
 
     def read_bytes(self, row):
         calls.append(row)
@@ -71,11 +71,11 @@ def trouble(name):
         plain_update(*args, **kwargs)
 
     if RANK and name == "bad_image":
-        Pictures.read_bytes = read_bytes
+        ImageDataset.read_bytes = read_bytes
     if RANK and name == "killed":
         loop._update = update
     yield
-    Pictures.read_bytes, loop._update = plain_read, plain_update
+    ImageDataset.read_bytes, loop._update = plain_read, plain_update
 
 
 def play(name, home, port):

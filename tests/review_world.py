@@ -4,9 +4,9 @@ from pathlib import Path
 
 from photolike import encoded, photolike
 
-from vit21k.hashing.hash_tree import hash_tree
-from vit21k.manifest.synsets import names_of
+from vit21k.manifest.wordnet import names_of
 from vit21k.near.leaks import find_leaks, find_near_duplicates
+from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 
 BEAGLE, DOG, BANANA = "n02088364", "n02084071", "n07753592"
@@ -17,16 +17,16 @@ def make_world(base: Path) -> Path:
 
     There are two merges, a far one and one of a dog that is a beagle; a leak; and a near pair.
     """
-    pictures = [encoded(photolike(seed), quality=90) for seed in range(4)]
+    images = [encoded(photolike(seed), quality=90) for seed in range(4)]
     files = {
-        f"tree/{BEAGLE}/0.jpg": pictures[0],
-        f"tree/{DOG}/0.jpg": pictures[0],
-        f"tree/{BEAGLE}/1.jpg": pictures[1],
-        f"tree/{BANANA}/1.jpg": pictures[1],
-        f"tree/{BANANA}/1_again.jpg": pictures[1],
-        f"tree/{BANANA}/2.jpg": pictures[2],
+        f"tree/{BEAGLE}/0.jpg": images[0],
+        f"tree/{DOG}/0.jpg": images[0],
+        f"tree/{BEAGLE}/1.jpg": images[1],
+        f"tree/{BANANA}/1.jpg": images[1],
+        f"tree/{BANANA}/1_again.jpg": images[1],
+        f"tree/{BANANA}/2.jpg": images[2],
         f"tree/{DOG}/2_again.jpg": encoded(photolike(2), quality=50),
-        f"tree/{DOG}/3.jpg": pictures[3],
+        f"tree/{DOG}/3.jpg": images[3],
         "eval/3.jpg": encoded(photolike(3), quality=40),
     }
     for name, content in files.items():

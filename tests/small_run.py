@@ -1,9 +1,9 @@
-"""A small model and its pictures, for the commands that use a trained model."""
+"""A small model and its images, for the commands that use a trained model."""
 
 import pyarrow as pa
 
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.header import Header
+from vit21k.manifest.io import Header
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
 from vit21k.models.registry import get_model, model_args

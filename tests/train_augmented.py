@@ -1,4 +1,4 @@
-"""Trains with everything that augmentation has, and a bad picture; a program, so that it can fork.
+"""Trains with everything that augmentation has, and a bad image; a program, so that it can fork.
 
 python train_augmented.py HOME
 """
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from faults import wait_for
-from training_children import finish, import_everything, make_pictures, start, wait_for_step
+from training_children import finish, import_everything, make_images, start, wait_for_step
 
 TERMINATED = 143
-# 7 pictures of each of 3 classes, one of them bad: an epoch is 2 steps, and 5 pictures wait.
+# 7 images of each of 3 classes, one of them bad: an epoch is 2 steps, and 5 images wait.
 AUGMENTED = (
     "--set=total_steps=14",
     "--set=data.device_batch_size=4",
@@ -46,6 +46,6 @@ def train_all(home: Path, manifests: Path) -> None:
 if __name__ == "__main__":
     HOME = Path(sys.argv[1])
     import_everything()
-    MANIFESTS = make_pictures(HOME, per_class=7)
-    (HOME / "tree" / "n00000001" / "n00000001_5.JPEG").write_bytes(b"no picture")
+    MANIFESTS = make_images(HOME, per_class=7)
+    (HOME / "tree" / "n00000001" / "n00000001_5.JPEG").write_bytes(b"no image")
     train_all(HOME, MANIFESTS)

@@ -13,7 +13,7 @@ from training_children import (
     SMALL,
     finish,
     import_everything,
-    make_pictures,
+    make_images,
     start,
     wait_for_step,
 )
@@ -21,7 +21,7 @@ from training_children import (
 __all__ = ["SMALL", "wait_for_step"]
 
 TERMINATED = 143
-# 7 pictures of each of 3 classes: an epoch is a step of 20 and a step of one picture.
+# 7 images of each of 3 classes: an epoch is a step of 20 and a step of one image.
 UNEVEN = (
     "--set=total_steps=6",
     "--set=data.global_batch_size=20",
@@ -87,6 +87,6 @@ GROUPS = {"layouts": layouts, "elastic": elastic, "signals": signals}
 if __name__ == "__main__":
     HOME, NAMES = Path(sys.argv[1]), sys.argv[2:]
     import_everything(sharding=True)
-    MANIFESTS = make_pictures(HOME, per_class=7)
+    MANIFESTS = make_images(HOME, per_class=7)
     for NAME in NAMES:
         GROUPS[NAME](MANIFESTS, HOME)

@@ -1,8 +1,8 @@
 """A seed -> an image tree in the shape of ImageNet-21K, with faults planted in it.
 
-Twelve real classes; their pictures are drawn, each class by its shape, colours and texture, with
+Twelve real classes; their images are drawn, each class by its shape, colours and texture, with
 position, size, turn, light and noise varying, so that a small model can learn them in a minute.
-Planted are what a real copy of ImageNet-21K has too: the same picture filed twice in a class or
+Planted are what a real copy of ImageNet-21K has too: the same image filed twice in a class or
 under several classes, an empty file, a file that was cut off, and a PNG that is named `.JPEG`.
 """
 
@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Look:
-    """How the pictures of one class look: a shape, filled with two colours by a texture."""
+    """How the images of one class look: a shape, filled with two colours by a texture."""
 
     wnid: str
     shape: str
@@ -57,10 +57,10 @@ COPIED_TO = (
     ("n07639069", ("n04394261",)),  # a doughnut is no target: a wrong label
     ("n02391049", ("n06785654", "n04395106")),  # a zebra is neither
 )
-"""Pictures filed under other classes too, each entry another picture: from, and to where."""
+"""Images filed under other classes too, each entry another image: from, and to where."""
 
 COPIED_WITHIN = ("n02165456", "n02317335", "n03930313", "n06785654", "n06785654")
-"""Pictures that lie twice in their own class."""
+"""Images that lie twice in their own class."""
 
 CUT_OFF, EMPTY, PNG = "n02317335", "n02391049", "n04394261"
 """The classes with the file that was cut off, the empty one, and the PNG."""
@@ -92,8 +92,8 @@ class DemoTree:
         root: The image root.
         num_classes: Class folders.
         num_files: Files that can be hashed: all but the empty one.
-        num_pictures: Distinct contents among them.
-        num_multi_label: Pictures that lie in more than one class.
+        num_images: Distinct contents among them.
+        num_multi_label: Images that lie in more than one class.
         empty: The empty file, relative to *root*; so are the next two.
         cut_off: The file that was cut off; it can be hashed, but not decoded.
         png: The PNG named `.JPEG`.
@@ -102,7 +102,7 @@ class DemoTree:
     root: Path
     num_classes: int
     num_files: int
-    num_pictures: int
+    num_images: int
     num_multi_label: int
     empty: Path
     cut_off: Path
@@ -111,7 +111,7 @@ class DemoTree:
     @property
     def num_copies(self) -> int:
         """Files that repeat the content of another."""
-        return self.num_files - self.num_pictures
+        return self.num_files - self.num_images
 
 
 class _Folders:
@@ -144,8 +144,8 @@ def make_demo_tree(root: Path, *, seed: int = 0, images_per_class: int = 60) -> 
 
     Args:
         root: The files become ``root/images/<wnid>/<wnid>_<number>.JPEG``.
-        seed: Other seeds draw other pictures; what is planted stays the same.
-        images_per_class: Pictures drawn for each class, at least 11.
+        seed: Other seeds draw other images; what is planted stays the same.
+        images_per_class: Images drawn for each class, at least 11.
 
     Raises:
         OSError: The disk is full or failing.
@@ -166,7 +166,7 @@ def make_demo_tree(root: Path, *, seed: int = 0, images_per_class: int = 60) -> 
         root=root,
         num_classes=len(LOOKS),
         num_files=folders.num_files - 1,
-        num_pictures=len(LOOKS) * images_per_class + 2,
+        num_images=len(LOOKS) * images_per_class + 2,
         num_multi_label=len(COPIED_TO),
         empty=empty,
         cut_off=cut_off,
@@ -175,7 +175,7 @@ def make_demo_tree(root: Path, *, seed: int = 0, images_per_class: int = 60) -> 
 
 
 def _plant_copies(folders: _Folders) -> None:
-    """File some pictures again: number 1 to 6 under other classes, 7 to 11 in their own."""
+    """File some images again: number 1 to 6 under other classes, 7 to 11 in their own."""
     for number, (wnid, others) in enumerate(COPIED_TO, start=1):
         for other in others:
             folders.add(other, folders.read(wnid, number))
@@ -184,7 +184,7 @@ def _plant_copies(folders: _Folders) -> None:
 
 
 def draw(look: Look, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw one picture, (height, width, 3), between 60 and 100 pixels each way."""
+    """Draw one image, (height, width, 3), between 60 and 100 pixels each way."""
     height, width = rng.integers(60, 101, size=2)
     x, y = _turned_grid(height, width, rng)
     inside = _SHAPES[look.shape](x, y)[..., None]

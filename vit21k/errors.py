@@ -1,4 +1,6 @@
-"""Every exception vit21k raises on purpose.
+"""Names that are shown: those of files may hold line breaks, and codes that steer a terminal.
+
+Every exception vit21k raises on purpose.
 
 Vit21kError                   the command line prints it without a traceback   exit 1
 ├── UsageError                arguments that contradict each other or the world       2
@@ -7,7 +9,7 @@ Vit21kError                   the command line prints it without a traceback   e
 │   ├── ImageTreeError        the image root is not <root>/**/<class>/<file>
 │   │   └── LayoutError       the names of its folders cannot be classes                  2
 │   ├── ManifestError         a manifest is missing, stale, damaged or another one
-│   ├── ImageError            one picture cannot be decoded
+│   ├── ImageError            one image cannot be decoded
 │   │   └── UnreadableImageError   its file cannot be opened or read
 │   └── CheckpointError       a checkpoint is missing, damaged or another model's
 ├── MissingExtraError         an optional dependency is not installed                 1
@@ -22,7 +24,22 @@ Anything else that escapes is a bug in vit21k and keeps its traceback, except `O
 (no space, no permission, a failing disk), which ends a command with exit code 74.
 """
 
-from vit21k.one_line import without_codes
+_CODES = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}
+
+
+_CODES_ALONE = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
+
+
+def without_codes(text: str) -> str:
+    r"""Return *text* with control characters as ``\x1b``; its lines and tabs stay."""
+    return text.translate(_CODES_ALONE)
+
+
+def one_line(text: str) -> str:
+    r"""Return *text*, control characters and line breaks as ``\n``, ``\x1b``, ``\u2028``."""
+    return text.translate(_ESCAPES)
+
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

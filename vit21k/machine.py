@@ -2,6 +2,9 @@
 
 In a container or a batch job the machine has more than the process may use, so limits of control
 groups (cgroups, versions 1 and 2) count as well.
+
+
+Where what can be made or fetched again is kept, for one user on one machine.
 """
 
 import os
@@ -148,3 +151,15 @@ def allow_open_files(count: int) -> None:
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def user_cache() -> Path | None:
+    """Return the folder of vit21k in the user's cache; None if the user has no home.
+
+    A container may run as a user whom the system does not know.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path("~/.cache").expanduser()) / "vit21k"
+    except RuntimeError:
+        return None

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of commands: a way to run one, a small run, its pictures."""
+"""Fixtures shared by the tests of commands: a way to run one, a small run, its images."""
 
 import signal
 import sys
@@ -39,8 +39,8 @@ def vit21k(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Six pictures in `tree`, and all of them in the manifests of `data_manifests`."""
+def images(tmp_path):
+    """Six images in `tree`, and all of them in the manifests of `data_manifests`."""
     rows = []
     for number in range(6):
         wnid = CLASSES.wnids[number % 3]

@@ -4,15 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch  # noqa: F401 (see conftest.py)
 from PIL import Image
 from typer.testing import CliRunner
 
-pytest.importorskip("torch")
-
-from vit21k.cli import bench_parts
+from vit21k.cli import bench as bench_module
 from vit21k.cli.app import app
 from vit21k.errors import ManifestError, UsageError
-from vit21k.hashing.hash_tree import hash_tree
+from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 
@@ -38,10 +37,10 @@ def test_it_measures_plans_and_says_what_holds_the_run_up(tmp_path, monkeypatch)
         "held up by",
     ):
         assert words in result.stdout
-    assert "made-up pictures" in result.stdout
-    assert "assumed: pictures are decoded by the cores that train" in result.stderr
+    assert "made-up images" in result.stdout
+    assert "assumed: images are decoded by the cores that train" in result.stderr
     assert (
-        "assumed: 14,197,122 training pictures and 21,841 classes (ImageNet-21K's)" in result.stderr
+        "assumed: 14,197,122 training images and 21,841 classes (ImageNet-21K's)" in result.stderr
     )
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("bench: tiny would take")
@@ -61,7 +60,7 @@ def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
     assert set(found["plan"]["limits"]) == {
         "arithmetic",
         "arithmetic and sums",
-        "loading pictures",
+        "loading images",
         "copying to devices",
     }
     for assumed in (
@@ -76,14 +75,14 @@ def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
     assert "(calculated)" in result.stderr
 
 
-def test_the_data_set_that_is_planned_for_is_said(manifests_of_pictures):
-    options = ["--manifests", str(manifests_of_pictures), "--set", "data.global_batch_size=2"]
+def test_the_data_set_that_is_planned_for_is_said(manifests_of_images):
+    options = ["--manifests", str(manifests_of_images), "--set", "data.global_batch_size=2"]
 
     result, told = bench(*options), bench(*options, "--num-images", "5000")
 
-    name = manifests_of_pictures / "train.parquet"
-    assert f"assumed: 6 training pictures and 2 classes ({name});" in result.stderr
-    assert "assumed: 5,000 training pictures, as given, and 2 classes" in told.stderr
+    name = manifests_of_images / "train.parquet"
+    assert f"assumed: 6 training images and 2 classes ({name});" in result.stderr
+    assert "assumed: 5,000 training images, as given, and 2 classes" in told.stderr
 
 
 def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):
@@ -96,18 +95,18 @@ def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):
 
 def test_a_folder_without_manifests_is_an_error_only_if_it_was_named(tmp_path):
     with pytest.raises(ManifestError):
-        bench_parts.open_pictures(tmp_path, None)
+        bench_module.open_dataset(tmp_path, None)
 
 
-def test_manifests_say_how_many_pictures_and_classes_there_are(manifests_of_pictures):
-    source = bench_parts.open_pictures(manifests_of_pictures, None)
+def test_manifests_say_how_many_images_and_classes_there_are(manifests_of_images):
+    source = bench_module.open_dataset(manifests_of_images, None)
 
     assert (source.num_images, source.num_classes) == (6, 2)
     assert "train.parquet" in source.name
 
 
 @pytest.fixture
-def manifests_of_pictures(tmp_path):
+def manifests_of_images(tmp_path):
     generator = np.random.default_rng(0)
     for wnid in ("n01440764", "n02084071"):
         (tmp_path / "tree" / wnid).mkdir(parents=True)

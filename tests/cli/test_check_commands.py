@@ -9,7 +9,7 @@ from malformed_images import encoded
 from typer.testing import CliRunner, Result
 
 from vit21k.cli.app import app
-from vit21k.hashing.hash_tree import hash_tree
+from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 
 
@@ -81,11 +81,11 @@ def test_verify_decode_lists_what_cannot_be_decoded(manifests: Path, tiny_tree: 
 
     assert decoded.exit_code == 3
     assert json.loads(decoded.stdout)["decode"] == {
-        "num_pictures": 4,
+        "num_images": 4,
         "num_decoded": 0,
         "problems": {"not_an_image": 4},
     }
-    assert "decode: 4 pictures: 0 decoded, 4 not" in decoded.stderr
+    assert "decode: 4 images: 0 decoded, 4 not" in decoded.stderr
     for path in TINY_FILES:
         (tiny_tree / path).write_bytes(encoded())
     hash_tree(tiny_tree, manifests)

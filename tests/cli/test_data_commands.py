@@ -67,7 +67,7 @@ def test_the_pipeline_says_what_it_did(tiny_tree: Path, tmp_path: Path) -> None:
     assert sorted(_manifests(tmp_path / "data_manifests")) == [
         "classes.parquet",
         "copies.parquet",
-        "crowded.parquet",
+        "overlabelled.parquet",
         "digests.parquet",
         "images.parquet",
         "problems.parquet",
@@ -97,10 +97,10 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "silently_changed": [],
         "num_classes": 2,
         "num_bad": 2,
-        "num_left_out": 1,
+        "num_skipped": 1,
         "problems": {"empty": 1, "not_in_class_folder": 1, "other_suffix": 1},
     }
-    assert "hash: 5 entries: 2 files in 2 classes (0.0 MB), 2 bad, 1 left out" in result.stderr
+    assert "hash: 5 entries: 2 files in 2 classes (0.0 MB), 2 bad, 1 skipped" in result.stderr
     assert "warning: 1 x empty: The file holds no bytes." in result.stderr
     assert "listed in `data_manifests/problems.parquet`" in result.stderr
 
@@ -111,7 +111,7 @@ def test_files_that_are_only_left_out_give_exit_code_0(make_tree: MakeTree, tmp_
     result = _vit21k("hash", root, cwd=tmp_path)
 
     assert result.returncode == 0
-    assert "0 bad, 2 left out" in result.stderr
+    assert "0 bad, 2 skipped" in result.stderr
 
 
 def test_json_goes_to_stdout_and_adds_up(tiny_tree: Path, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_classes_that_are_short_are_named(tiny_tree: Path, tmp_path: Path) -> No
 
     assert result.returncode == 0
     assert (
-        "warning: 2 classes have fewer than 2 pictures with one label: `n01443537`, `n02512053`"
+        "warning: 2 classes have fewer than 2 images with one label: `n01443537`, `n02512053`"
         in result.stderr
     )
-    assert "warning: 1 classes have no picture left in train: `n01440764`" in result.stderr
+    assert "warning: 1 classes have no image left in train: `n01440764`" in result.stderr
 
 
 def test_lists_from_an_md5sum_file_are_plscs(tiny_tree: Path, tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_data_commands_never_import_torch() -> None:
         "import sys, pkgutil, importlib, vit21k.prep as prep;"
         "names = [module.name for module in pkgutil.iter_modules(prep.__path__)];"
         "[importlib.import_module(f'vit21k.prep.{name}') for name in names];"
-        "import vit21k.cli.data_commands, vit21k.cli.list_commands;"
+        "import vit21k.cli.prepare, vit21k.cli.pack;"
         "sys.exit('torch' in sys.modules)"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vit21k.cli.demo_steps import Check, Printed, steps_of
+from vit21k.cli.demo import Check, Printed, steps_of
 from vit21k.demo_tree import DemoTree, make_demo_tree
 
 
@@ -60,7 +60,7 @@ def test_every_command_is_shown_as_it_is_typed(finished: tuple[Path, str, str]) 
     [
         (0, {"num_files": 736}),
         (0, {"empty": Path("images/n02391049/another.JPEG")}),
-        (1, {"num_pictures": 721}),
+        (1, {"num_images": 721}),
         (1, {"num_multi_label": 5}),
         (2, {"num_classes": 13}),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def test_a_picture_is_drawn_and_its_rollout_told(vit21k, pictures, run_dir, tmp_path):
+def test_a_image_is_drawn_and_its_rollout_told(vit21k, images, run_dir, tmp_path):
     arguments = ["explain", run_dir, "tree/ant/0.png", "--out", "out/seen.png", "--json"]
 
     result = vit21k(*arguments)
@@ -21,7 +21,7 @@ def test_a_picture_is_drawn_and_its_rollout_told(vit21k, pictures, run_dir, tmp_
     assert "0.png: " in result.stderr.splitlines()[-1]
 
 
-def test_what_cannot_be_explained_says_why(vit21k, pictures, run_dir, tmp_path):
+def test_what_cannot_be_explained_says_why(vit21k, images, run_dir, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
 
     results = {

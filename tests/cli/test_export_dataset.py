@@ -13,11 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vit21k.cli.app import app
-from vit21k.dataset_export import hugging_face
-from vit21k.dataset_export.splits import open_splits
 from vit21k.errors import DataError, UsageError
+from vit21k.export import datasets as datasets_module
+from vit21k.export.datasets import open_splits
 from vit21k.manifest.api import read_manifest
-from vit21k.manifest.reader import open_manifest
+from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.manifest.writer import write_manifest
 
@@ -81,7 +81,7 @@ def test_datasets_reads_paths_and_labels_of_both_splits(held_out: Path, tmp_path
 def test_files_are_numbered_and_hold_as_many_rows_as_asked(manifests: Path, tmp_path: Path) -> None:
     splits = open_splits(manifests, tmp_path)
 
-    files = hugging_face.write_hf(splits, tmp_path, rows_per_file=25)
+    files = datasets_module.write_hf(splits, tmp_path, rows_per_file=25)
 
     assert [path.name for path in files][:3] == [
         f"train-0000{number}-of-00003.parquet" for number in range(3)
@@ -89,7 +89,7 @@ def test_files_are_numbered_and_hold_as_many_rows_as_asked(manifests: Path, tmp_
     assert [pq.read_metadata(path).num_rows for path in files] == [25, 25, 10, 6]
 
 
-def test_datasets_opens_pictures_through_the_link_with_their_labels(
+def test_datasets_opens_images_through_the_link_with_their_labels(
     manifests: Path, tmp_path: Path
 ) -> None:
     datasets = pytest.importorskip("datasets")

@@ -6,19 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 
 
-def test_a_manifest_becomes_one_file_with_its_labels(vit21k, pictures, run_dir, tmp_path):
+def test_a_manifest_becomes_one_file_with_its_labels(vit21k, images, run_dir, tmp_path):
     manifest = ["--manifest", "data_manifests/val.parquet"]
 
     result = vit21k("features", run_dir, *manifest, "--out", "out/f.parquet", "--json")
 
     rows = pq.read_table(tmp_path / "out" / "f.parquet").to_pylist()
     assert result.code == 0
-    assert [row["path"] for row in rows] == [row["path"] for row in pictures]
-    assert [row["label_ids"] for row in rows] == [row["label_ids"] for row in pictures]
+    assert [row["path"] for row in rows] == [row["path"] for row in images]
+    assert [row["label_ids"] for row in rows] == [row["label_ids"] for row in images]
     assert {len(row["features"]) for row in rows} == {16}
     assert json.loads(result.stdout) == {
         "out": "out/f.parquet",
-        "num_pictures": 6,
+        "num_images": 6,
         "num_written": 6,
         "num_problems": 0,
         "num_resumed": 0,
@@ -27,7 +27,7 @@ def test_a_manifest_becomes_one_file_with_its_labels(vit21k, pictures, run_dir, 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["f.parquet"]
 
 
-def test_a_folder_of_shards_is_not_made_twice(vit21k, pictures, run_dir, tmp_path):
+def test_a_folder_of_shards_is_not_made_twice(vit21k, images, run_dir, tmp_path):
     (tmp_path / "tree" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     arguments = ["features", run_dir, "tree", "--shard-rows", 2, "--device-batch-size", 2]
 
@@ -38,11 +38,11 @@ def test_a_folder_of_shards_is_not_made_twice(vit21k, pictures, run_dir, tmp_pat
     assert len(list((tmp_path / "f").glob("*.parquet"))) == 4
     assert "`tree/bad.jpg`: " in first.stderr
     assert "`tree/bad.jpg`: " in again.stderr
-    assert "7 pictures: 6 written, 1 could not be read; `f`" in first.stderr
-    assert "7 pictures (7 of them before): 6 written" in again.stderr
+    assert "7 images: 6 written, 1 could not be read; `f`" in first.stderr
+    assert "7 images (7 of them before): 6 written" in again.stderr
 
 
-def test_another_job_does_not_touch_the_folder(vit21k, pictures, run_dir):
+def test_another_job_does_not_touch_the_folder(vit21k, images, run_dir):
     vit21k("features", run_dir, "tree", "--out", "f")
 
     result = vit21k("features", run_dir, "tree", "--out", "f", "--kind", "tokens")
@@ -52,7 +52,7 @@ def test_another_job_does_not_touch_the_folder(vit21k, pictures, run_dir):
 
 
 @pytest.mark.parametrize("arguments", [["nowhere", "tree"], ["runs/small"]])
-def test_errors_leave_nothing_behind(vit21k, pictures, run_dir, tmp_path, arguments):
+def test_errors_leave_nothing_behind(vit21k, images, run_dir, tmp_path, arguments):
     result = vit21k("features", *arguments, "--out", "f")
 
     assert result.code in (2, 3)

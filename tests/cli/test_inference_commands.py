@@ -18,13 +18,11 @@ from vit21k.models.registry import model_args
         (["eval", "runs/small", "--manifests", "none"], 3, "no val manifest"),
         (["eval", "runs/small", "--device", "abacus"], 2, "cannot compute on `abacus`"),
         (["predict", "nowhere", "tree"], 3, "no run or model at `nowhere`"),
-        (["predict", "runs/small", "runs"], 2, "no pictures in `runs`"),
+        (["predict", "runs/small", "runs"], 2, "no images in `runs`"),
         (["predict", "runs/small"], 2, "IMAGE"),
     ],
 )
-def test_errors_are_one_message_and_an_exit_code(
-    vit21k, pictures, run_dir, arguments, code, message
-):
+def test_errors_are_one_message_and_an_exit_code(vit21k, images, run_dir, arguments, code, message):
     result = vit21k(*arguments)
 
     assert result.code == code
@@ -34,7 +32,7 @@ def test_errors_are_one_message_and_an_exit_code(
 
 
 def test_a_run_that_has_saved_nothing_is_told_from_a_folder_without_a_model(
-    vit21k, pictures, tmp_path
+    vit21k, images, tmp_path
 ):
     (tmp_path / "runs" / "new").mkdir(parents=True)
     (tmp_path / "runs" / "new" / "run.json").write_text("{}")
@@ -138,7 +136,7 @@ def foreign(tmp_path):
     ],
 )
 def test_assumed_preprocessing_is_said_and_options_settle_it(
-    vit21k, pictures, foreign, monkeypatch, command
+    vit21k, images, foreign, monkeypatch, command
 ):
     if command[0] == "serve":
         pytest.importorskip("uvicorn")

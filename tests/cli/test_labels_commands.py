@@ -40,7 +40,7 @@ def test_stats_prints_counts_of_labels_and_of_the_list(manifests: Path) -> None:
     result = _vit21k("labels", "stats", "--manifests", manifests)
     stats = json.loads(_vit21k("labels", "stats", "--manifests", manifests, "--json").stdout)
 
-    assert "stats: 4 pictures carry 6 labels of 4 classes" in result.stderr
+    assert "stats: 4 images carry 6 labels of 4 classes" in result.stderr
     assert "mean labels with hypernyms                  1.5" in result.stdout
     assert (stats["num_labels_above_another"], stats["classes"]["num_leaves"]) == (1, 3)
 
@@ -52,7 +52,7 @@ def test_conflicts_prints_the_most_doubtful_first(manifests: Path) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         *("relation", "far", "ancestor")
     ]
-    assert "4 pictures, 2 with several labels: 1 far, 0 unknown, 0 near, 0 siblings, 1 anc" in (
+    assert "4 images, 2 with several labels: 1 far, 0 unknown, 0 near, 0 siblings, 1 anc" in (
         result.stderr
     )
     assert found["conflicts"][0]["common"] == "n00001930 physical entity"
@@ -68,13 +68,13 @@ def test_reduce_expand_and_select_write_folders_of_their_own(manifests: Path) ->
     )
     selected = _vit21k("labels", "select", "--drop", "n02084071", "--manifests", manifests)
 
-    assert "4 pictures: 1 with other labels, 3 as before, 0 left out; 6 labels are now 5" in (
+    assert "4 images: 1 with other labels, 3 as before, 0 skipped; 6 labels are now 5" in (
         reduced.stderr
     )
-    assert "4 pictures: 6 labels and 0 classes above them, 4 pictures without" in expanded.stderr
+    assert "4 images: 6 labels and 0 classes above them, 4 images without" in expanded.stderr
     assert "0 with other labels, 4 as before" in both.stderr
-    assert "4 pictures: 0 with other labels, 2 as before, 2 left out" in selected.stderr
-    assert "4 classes before, 2 now, 0 of them without pictures" in selected.stderr
+    assert "4 images: 0 with other labels, 2 as before, 2 skipped" in selected.stderr
+    assert "4 classes before, 2 now, 0 of them without images" in selected.stderr
     assert read_manifest("images", manifests / "labels" / "select").num_rows == 2
 
 
@@ -85,7 +85,7 @@ def test_select_names_the_classes_of_the_list_that_were_not_there(manifests: Pat
         *("labels", "select", "--keep", manifests / "list.txt", "--manifests", manifests, "--json")
     )
 
-    assert "1 classes of the list were no classes here and have no pictures: n04399382 (teddy" in (
+    assert "1 classes of the list were no classes here and have no images: n04399382 (teddy" in (
         result.stderr
     )
     assert "3 classes go (-1): n02084071 (dog, " in result.stderr
@@ -102,7 +102,7 @@ def test_the_teddy_goes_with_minus_one_when_indices_become_those_of_fall11(
     result = _vit21k("labels", "select", "--keep", "fall11", "--manifests", tmp_path / "m")
 
     assert "1 classes go (-1): n04399382 (teddy, teddy bear)" in result.stderr
-    assert "1 left out" in result.stderr
+    assert "1 skipped" in result.stderr
     images = read_manifest("images", tmp_path / "m" / "labels" / "select")
     assert images["label_ids"].to_pylist() == [[known_list("fall11").wnids.index("n01440764")]]
 

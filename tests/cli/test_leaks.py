@@ -36,8 +36,8 @@ def test_the_last_line_adds_up(world: Path) -> None:
 
     assert result.exit_code == 0
     assert (
-        "leaks: 4 training pictures: 1 in the evaluation set (0 exact, 0 pixel, 1 near), 3 not; "
-        "1 of its 1 pictures are in train" in result.stderr
+        "leaks: 4 training images: 1 in the evaluation set (0 exact, 0 pixel, 1 near), 3 not; "
+        "1 of its 1 images are in train" in result.stderr
     )
 
 
@@ -78,16 +78,16 @@ def test_remove_needs_to_know_where_to(world: Path) -> None:
     assert "go together" in str(result.exception)
 
 
-def test_an_evaluation_picture_that_cannot_be_decoded_is_named_and_ends_with_3(
+def test_an_evaluation_image_that_cannot_be_decoded_is_named_and_ends_with_3(
     world: Path,
 ) -> None:
-    (world / "test" / "bad.jpg").write_bytes(b"no picture")
+    (world / "test" / "bad.jpg").write_bytes(b"no image")
 
     result = run(app, leaks(world))
 
     assert result.exit_code == 3
     assert "`bad.jpg` of the evaluation set" in result.stderr
-    assert "1 of its 2 pictures are in train" in result.stderr
+    assert "1 of its 2 images are in train" in result.stderr
 
 
 def test_contact_sheets_are_never_written_into_an_image_tree(world: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_is_not_looked_at_is_counted_and_ends_with_3(world: Path) -> None:
     result = run(app, leaks(world))
 
     assert result.exit_code == 3
-    assert "1 of its 1 pictures are in train; 1 entries not looked at" in result.stderr
+    assert "1 of its 1 images are in train; 1 entries not looked at" in result.stderr
     assert "1 entry was not looked at: `more.tar` (an archive that cannot be read)" in result.stderr
 
     (world / "test" / "more.tar").rename(world / "test" / "more.txt")

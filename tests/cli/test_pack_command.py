@@ -6,9 +6,9 @@ import pytest
 from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
 from vit21k._native import NoExtensionError
-from vit21k.jpeg.compiled_recode import compiled_recoder
+from vit21k.jpeg.tiles import compiled_recoder
 
-NUM_PICTURES = NUM_PLAIN + len(KINDS)
+NUM_IMAGES = NUM_PLAIN + len(KINDS)
 SMALL = [
     "--recipe=tiny",
     "--num-workers=1",
@@ -42,26 +42,26 @@ def test_a_pack_is_made_and_verified(vit21k, manifests):
     verified = vit21k("verify", "--manifests", "p", "--decode", "--json")
 
     assert made.code == 0, made.stderr
-    assert f"pack: {NUM_PICTURES} pictures: 2 as_is, {NUM_PICTURES - 2} tiles, 0" in made.stderr
-    assert "1 pictures stay as they are: progressive" in made.stderr
+    assert f"pack: {NUM_IMAGES} images: 2 as_is, {NUM_IMAGES - 2} tiles, 0" in made.stderr
+    assert "1 images stay as they are: progressive" in made.stderr
     assert "next: `vit21k train --manifests p`" in made.stderr
     assert verified.code == 0
     found = json.loads(verified.stdout)
     assert (found["is_same"], found["num_same"], found["num_decoded"]) == (
         True,
-        NUM_PICTURES,
-        NUM_PICTURES,
+        NUM_IMAGES,
+        NUM_IMAGES,
     )
 
 
-def test_bad_pictures_end_it_with_code_3(vit21k, tmp_path):
+def test_bad_images_end_it_with_code_3(vit21k, tmp_path):
     write_manifests(write_tree(tmp_path / "tree", bad=True), tmp_path / "m")
 
     made = vit21k("pack", "--raw", "--short-side", 32, "--manifests", "m", "--out", "p", "--json")
 
     assert made.code == 3
-    assert json.loads(made.stdout)["num_left_out"] == 1
-    assert "left_out.parquet" in made.stderr
+    assert json.loads(made.stdout)["num_skipped"] == 1
+    assert "skipped.parquet" in made.stderr
 
 
 def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
@@ -73,7 +73,7 @@ def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
 
     lines = (tmp_path / "lines.txt").read_text().splitlines()
     assert verified.code == 4
-    assert len(lines) == NUM_PICTURES
+    assert len(lines) == NUM_IMAGES
     assert 0 < sum(line.startswith("- ") for line in lines) <= 9
     assert "2 of 3 shards" in verified.stderr
 
@@ -99,10 +99,8 @@ def test_without_the_extension_only_raw_packs_are_made(vit21k, manifests, monkey
     def refuse():
         raise NoExtensionError("it was not built", hint="install a C compiler")
 
-    monkeypatch.setattr("vit21k.jpeg.compiled_recode.extension", refuse)
-    monkeypatch.setattr(
-        "vit21k.jpeg.compiled_recode.compiled_recoder", compiled_recoder.__wrapped__
-    )
+    monkeypatch.setattr("vit21k.jpeg.tiles.extension", refuse)
+    monkeypatch.setattr("vit21k.jpeg.tiles.compiled_recoder", compiled_recoder.__wrapped__)
     refused = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "p")
     raw = vit21k("pack", "--raw", "--short-side", 64, "--manifests", manifests, "--out", "raw")
 

@@ -9,13 +9,12 @@ import tarfile
 
 import pyarrow.parquet as pq
 import pytest
+import torch  # noqa: F401 (see conftest.py)
 
-pytest.importorskip("torch")
-
-from vit21k.inference import prediction_file
+from vit21k.inference import predict
 
 
-def test_predict_prints_index_folder_name_and_probability(vit21k, pictures, run_dir):
+def test_predict_prints_index_folder_name_and_probability(vit21k, images, run_dir):
     result = vit21k("predict", run_dir, "tree/ant/0.png", "--top-k", 3)
 
     path, *lines = result.stdout.splitlines()
@@ -27,14 +26,12 @@ def test_predict_prints_index_folder_name_and_probability(vit21k, pictures, run_
     assert [float(row[0]) for row in words] == sorted(
         (float(row[0]) for row in words), reverse=True
     )
-    assert result.stderr.splitlines()[-1] == (
-        "predict: 1 pictures: 1 predicted, 0 could not be read"
-    )
+    assert result.stderr.splitlines()[-1] == ("predict: 1 images: 1 predicted, 0 could not be read")
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_predict_names_bad_pictures_does_the_rest_and_ends_with_3(
-    vit21k, pictures, run_dir, tmp_path, as_json
+def test_predict_names_bad_images_does_the_rest_and_ends_with_3(
+    vit21k, images, run_dir, tmp_path, as_json
 ):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
 
@@ -43,12 +40,12 @@ def test_predict_names_bad_pictures_does_the_rest_and_ends_with_3(
     assert result.code == 3
     assert "`cut.jpg`: " in result.stderr
     assert "`gone.jpg`: No such file or directory" in result.stderr
-    assert "4 pictures: 2 predicted, 2 could not be read" in result.stderr
+    assert "4 images: 2 predicted, 2 could not be read" in result.stderr
     assert "tree/ant/3.png" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["predict", "features"])
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("images")
 def test_what_is_not_looked_at_is_counted_and_ends_with_3(vit21k, run_dir, tmp_path, command):
     (tmp_path / "tree" / "readme.txt").touch()
     assert vit21k(command, run_dir, "tree", "--out", "one.parquet").code == 0
@@ -64,9 +61,9 @@ def test_what_is_not_looked_at_is_counted_and_ends_with_3(vit21k, run_dir, tmp_p
     ]  # fmt: skip
 
 
-def test_predict_prints_names_that_are_not_utf_8(vit21k, pictures, run_dir, tmp_path):
+def test_predict_prints_names_that_are_not_utf_8(vit21k, images, run_dir, tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
-    (tmp_path / "tree" / pictures[0]["path"]).rename(tmp_path / name)
+    (tmp_path / "tree" / images[0]["path"]).rename(tmp_path / name)
     (tmp_path / os.fsdecode(b"bad\xe9.png")).touch()
 
     for as_json in ([], ["--json"]):
@@ -77,7 +74,7 @@ def test_predict_prints_names_that_are_not_utf_8(vit21k, pictures, run_dir, tmp_
         assert "bad\\xe9.png" in result.stderr
 
 
-def test_predict_prints_a_name_of_two_lines_on_one(vit21k, pictures, run_dir, tmp_path):
+def test_predict_prints_a_name_of_two_lines_on_one(vit21k, images, run_dir, tmp_path):
     (tmp_path / "two\nlines.png").write_bytes((tmp_path / "tree/ant/0.png").read_bytes())
 
     result = vit21k("predict", run_dir, "two\nlines.png", "--top-k", "1")
@@ -94,7 +91,7 @@ def test_a_list_that_is_not_there_is_no_fault_of_the_disk(vit21k, run_dir):
     assert "No such file or directory: `gone.txt`" in result.stderr
 
 
-def test_predict_writes_a_folder_to_parquet(vit21k, pictures, run_dir, tmp_path):
+def test_predict_writes_a_folder_to_parquet(vit21k, images, run_dir, tmp_path):
     (tmp_path / "tree" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     printed = json.loads(vit21k("predict", run_dir, "tree", "--top-k", 2, "--json").stdout)
 
@@ -103,7 +100,7 @@ def test_predict_writes_a_folder_to_parquet(vit21k, pictures, run_dir, tmp_path)
     rows = pq.read_table(tmp_path / "out" / "p.parquet").to_pylist()
     assert result.code == 3
     assert result.stdout == ""
-    assert "7 pictures: 6 predicted, 1 could not be read; `out/p.parquet`" in result.stderr
+    assert "7 images: 6 predicted, 1 could not be read; `out/p.parquet`" in result.stderr
     assert [row["path"] for row in rows] == [row["path"] for row in printed]
     for row, wanted in zip(rows, printed, strict=True):
         assert row["problem"] == wanted["problem"]
@@ -113,13 +110,13 @@ def test_predict_writes_a_folder_to_parquet(vit21k, pictures, run_dir, tmp_path)
         assert row["probabilities"] == pytest.approx([s["probability"] for s in wanted["top"]])
 
 
-def test_a_file_that_cannot_be_finished_does_not_appear(vit21k, pictures, run_dir, tmp_path):
+def test_a_file_that_cannot_be_finished_does_not_appear(vit21k, images, run_dir, tmp_path):
     (tmp_path / "p.parquet").write_bytes(b"old")
 
     result = vit21k("predict", run_dir, "tree", "--device-batch-size", 2, "--out", "p.txt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction_file, "ROW_GROUP_ROWS", 2)
-        patch.setattr(prediction_file, "_row", _full_disk(after=3))
+        patch.setattr(predict, "ROW_GROUP_ROWS", 2)
+        patch.setattr(predict, "_row", _full_disk(after=3))
         full = vit21k("predict", run_dir, "tree", "--out", "p.parquet")
 
     assert (result.code, full.code) == (2, 74)
@@ -129,7 +126,7 @@ def test_a_file_that_cannot_be_finished_does_not_appear(vit21k, pictures, run_di
 
 def _full_disk(after):
     rows = iter(range(after))
-    plain = prediction_file._row
+    plain = predict._row
 
     def row(prediction):
         if next(rows, None) is None:
@@ -147,7 +144,7 @@ def tops(result):
     return [[score["wnid"] for score in row["top"]] for row in json.loads(result.stdout)]
 
 
-def test_a_picture_can_come_from_stdin(vit21k, pictures, run_dir, tmp_path, monkeypatch):
+def test_a_image_can_come_from_stdin(vit21k, images, run_dir, tmp_path, monkeypatch):
     as_stdin(monkeypatch, (tmp_path / "tree/bee/1.png").read_bytes())
 
     piped = vit21k("predict", run_dir, "-", "--json")
@@ -156,7 +153,7 @@ def test_a_picture_can_come_from_stdin(vit21k, pictures, run_dir, tmp_path, monk
     assert json.loads(piped.stdout)[0]["path"] == "-"
 
 
-def test_no_bytes_on_stdin_are_a_bad_picture(vit21k, run_dir, monkeypatch):
+def test_no_bytes_on_stdin_are_a_bad_image(vit21k, run_dir, monkeypatch):
     as_stdin(monkeypatch, b"")
 
     result = vit21k("predict", run_dir, "-")
@@ -166,7 +163,7 @@ def test_no_bytes_on_stdin_are_a_bad_picture(vit21k, run_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["list.txt", "-"])
-def test_paths_can_come_from_a_list(vit21k, pictures, run_dir, tmp_path, monkeypatch, where):
+def test_paths_can_come_from_a_list(vit21k, images, run_dir, tmp_path, monkeypatch, where):
     listed = b"tree/cat/5.png\n\n" + b"tree/bee/caf\xe9.png\r\n"
     (tmp_path / "tree/bee/1.png").rename(tmp_path / os.fsdecode(b"tree/bee/caf\xe9.png"))
     (tmp_path / "list.txt").write_bytes(listed)
@@ -181,11 +178,11 @@ def test_paths_can_come_from_a_list(vit21k, pictures, run_dir, tmp_path, monkeyp
     ]
 
 
-def test_pictures_can_come_from_a_manifest_and_an_archive(vit21k, pictures, run_dir, tmp_path):
+def test_images_can_come_from_a_manifest_and_an_archive(vit21k, images, run_dir, tmp_path):
     with tarfile.open(tmp_path / "tree.tar", "w") as tar:
-        for row in pictures:
+        for row in images:
             tar.add(tmp_path / "tree" / row["path"], row["path"])
-    names = [row["path"] for row in pictures]
+    names = [row["path"] for row in images]
 
     manifest = vit21k("predict", run_dir, "--manifest", "data_manifests/val.parquet", "--json")
     archive = vit21k("predict", run_dir, "tree.tar", "--json")
@@ -197,7 +194,7 @@ def test_pictures_can_come_from_a_manifest_and_an_archive(vit21k, pictures, run_
     assert tops(member) == tops(manifest)[4:5]
 
 
-def test_a_threshold_gives_each_picture_as_many_classes_as_reach_it(vit21k, pictures, run_dir):
+def test_a_threshold_gives_each_image_as_many_classes_as_reach_it(vit21k, images, run_dir):
     everything = json.loads(vit21k("predict", run_dir, "tree", "--top-k", 3, "--json").stdout)
 
     found = json.loads(vit21k("predict", run_dir, "tree", "--threshold", 0.5, "--json").stdout)
@@ -210,7 +207,7 @@ def test_a_threshold_gives_each_picture_as_many_classes_as_reach_it(vit21k, pict
     "arguments",
     [[], ["tree", "--from-file", "list"], ["tree", "--manifest", "m"], ["-", "tree"]],
 )
-def test_pictures_come_from_one_place(vit21k, pictures, run_dir, arguments):
+def test_images_come_from_one_place(vit21k, images, run_dir, arguments):
     result = vit21k("predict", run_dir, *arguments)
 
     assert (result.code, result.stdout) == (2, "")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from run_processes import run_command
 
-from vit21k.config.recipe import load_recipe, shipped_recipes
+from vit21k.recipe.load import load_recipe, shipped_recipes
 
 
 def recipes(*arguments, cwd=None):

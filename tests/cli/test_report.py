@@ -26,7 +26,7 @@ def test_it_writes_the_page_beside_the_manifests_and_counts_the_merges(tmp_path:
     assert result.exit_code == 0
     assert answer["path"] == str(page)
     assert answer["num_bytes"] == page.stat().st_size
-    assert "report: 1 pictures, 1 under several classes (1 shown, 0 not)" in result.stderr
+    assert "report: 1 images, 1 under several classes (1 shown, 0 not)" in result.stderr
     assert "<title>Mine</title>" in page.read_text(encoding="utf-8")
 
     (tmp_path / "tree" / "n02088364" / "0.jpg").unlink()  # the kept one

@@ -53,7 +53,7 @@ def test_ctrl_c_ends_it_and_apply_uses_what_was_decided(manifests: Path, tmp_pat
     assert "review: 4 items; 2 decisions stand on 2 items: 1 x leak, 1 x merge" in told
     assert json.loads(result.stdout)["num_applied"] == 2
     assert "apply: 2 decisions: 2 applied, 0 confirm what is there, 0 not applied" in result.stderr
-    assert "5 pictures became 4, 2 of the old ones changed" in result.stderr
+    assert "5 images became 4, 2 of the old ones changed" in result.stderr
     assert result.exit_code == 0
 
 
@@ -67,7 +67,7 @@ def test_decisions_that_no_longer_fit_are_named_and_end_with_3(
     result = run(app, [*command, "--out", str(tmp_path / "out")])
 
     assert result.exit_code == 3
-    assert "not applied to `gone.jpg`: the picture is not in the manifest" in result.stderr
+    assert "not applied to `gone.jpg`: the image is not in the manifest" in result.stderr
 
 
 def test_decisions_are_never_kept_in_the_image_tree(manifests: Path) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vit21k.history.facts import write_facts
+from vit21k.runs.history import write_facts
 
 
 @pytest.fixture

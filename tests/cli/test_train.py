@@ -10,17 +10,15 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
-from vit21k.lock import locked  # noqa: E402
-from vit21k.manifest.classes import ClassList  # noqa: E402
-from vit21k.prep.relabel import relabel  # noqa: E402
-from vit21k.prep.split import make_val  # noqa: E402
+from vit21k.lock import locked
+from vit21k.manifest.classes import ClassList
+from vit21k.prep.hash_tree import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = [

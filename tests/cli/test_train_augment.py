@@ -1,4 +1,4 @@
-"""`vit21k train` with augmentation, mixing and bad pictures, in one process and in two (gloo)."""
+"""`vit21k train` with augmentation, mixing and bad images, in one process and in two (gloo)."""
 
 import json
 import os
@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-
-import train_augmented  # noqa: E402
-from training_children import losses, order_of  # noqa: E402
+import train_augmented
+from training_children import losses, order_of
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tools"), str(REPOSITORY / "tests")]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(REPOSITORY / "tests"), *map(str, (REPOSITORY / "tools").glob("[!_.]*/"))]
+    ),
 }
 
 
@@ -47,13 +46,13 @@ def test_what_is_mixed_erased_and_left_out_does_not_hang_on_the_processes(runs, 
 
 
 @pytest.mark.slow
-def test_a_bad_picture_is_counted_over_all_processes_and_after_a_resume(runs):
+def test_a_bad_image_is_counted_over_all_processes_and_after_a_resume(runs):
     counts = num_skipped(runs / "one")
 
     assert counts[-1] > 2
     assert counts == sorted(counts)
     assert num_skipped(runs / "two") == num_skipped(runs / "stopped") == counts
-    assert "could not be decoded and were left out" in (runs / "two.log").read_text()
+    assert "could not be decoded and were skipped" in (runs / "two.log").read_text()
 
 
 @pytest.mark.slow
@@ -82,33 +81,33 @@ SMALL = [
 ]
 
 
-def test_too_many_bad_pictures_end_a_run_and_are_listed(vit21k, pictures, tmp_path):
-    for row in pictures:
-        (tmp_path / "tree" / row["path"]).write_bytes(b"no picture")
+def test_too_many_bad_images_end_a_run_and_are_listed(vit21k, images, tmp_path):
+    for row in images:
+        (tmp_path / "tree" / row["path"]).write_bytes(b"no image")
 
     result = vit21k(
         *SMALL, "--set=data.on_bad_image=skip", "--set=data.max_bad_rate=0.0", "--set=seed=1"
     )
 
     assert result.code == 3
-    assert "4 of 4 pictures could not be decoded, more than 0.00%" in result.stderr
-    assert sum(row["path"] in result.stderr for row in pictures) == 4
+    assert "4 of 4 images could not be decoded, more than 0.00%" in result.stderr
+    assert sum(row["path"] in result.stderr for row in images) == 4
     assert "vit21k verify --decode" in result.stderr
 
 
-def test_a_run_that_a_bad_picture_stopped_goes_on_without_it(vit21k, pictures, tmp_path):
-    (tmp_path / "tree" / pictures[5]["path"]).write_bytes(b"no picture")
+def test_a_run_that_a_bad_image_stopped_goes_on_without_it(vit21k, images, tmp_path):
+    (tmp_path / "tree" / images[5]["path"]).write_bytes(b"no image")
     long = [*SMALL, "--set=total_steps=6", "--set=run.save_every_steps=1", "--set=seed=5"]
 
     stopped = vit21k(*long, "--set=data.on_bad_image=fail")
     gone_on = vit21k(*long, "--set=data.on_bad_image=skip")
 
     assert stopped.code == 3
-    assert pictures[5]["path"] in stopped.stderr
+    assert images[5]["path"] in stopped.stderr
     assert "--set data.on_bad_image=skip" in stopped.stderr
     assert gone_on.code == 0, gone_on.stderr
     assert "resuming from step" in gone_on.stderr
-    assert "pictures could not be decoded and were left out" in gone_on.stderr
+    assert "images could not be decoded and were skipped" in gone_on.stderr
     folder = tmp_path / "runs" / "tiny" / "checkpoints"
     assert (folder / "latest").read_text().strip() == "step-00000006"
 
@@ -130,11 +129,10 @@ def test_contradictions_of_augmentation_are_refused(vit21k, changes, message):
 
 
 def test_pairs_must_fit_the_processes():
-    from vit21k.config.recipe import load_recipe  # noqa: PLC0415
     from vit21k.distributed import World  # noqa: PLC0415
     from vit21k.errors import UsageError  # noqa: PLC0415
-    from vit21k.training.data_parts import sampler_of  # noqa: PLC0415
-    from vit21k.training.memory_parts import whole_pairs  # noqa: PLC0415
+    from vit21k.recipe.load import load_recipe  # noqa: PLC0415
+    from vit21k.training.builders import sampler_of, whole_pairs  # noqa: PLC0415
 
     recipe = load_recipe("tiny", ["augment.cutmix_alpha=1.0", "data.global_batch_size=6"])
 
@@ -144,14 +142,14 @@ def test_pairs_must_fit_the_processes():
     assert whole_pairs(load_recipe("tiny", []), 5) == 5
 
 
-def test_a_contact_sheet_shows_pictures_draws_and_weights(vit21k, pictures, tmp_path):
+def test_a_contact_sheet_shows_images_draws_and_weights(vit21k, images, tmp_path):
     from PIL import Image  # noqa: PLC0415
 
     result = vit21k(
         "recipes",
         "sheet",
         "tiny",
-        "--pictures=3",
+        "--images=3",
         "--draws=2",
         "--set=augment.mixup_alpha=0.8",
         "-o",
@@ -160,24 +158,24 @@ def test_a_contact_sheet_shows_pictures_draws_and_weights(vit21k, pictures, tmp_
     )
 
     assert result.code == 0, result.stderr
-    assert json.loads(result.stdout) == {"file": "sheet.png", "pictures": 4, "draws": 2}
-    assert "4 pictures, 2 draws of each" in result.stderr
+    assert json.loads(result.stdout) == {"file": "sheet.png", "images": 4, "draws": 2}
+    assert "4 images, 2 draws of each" in result.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 3 * 160
         assert sheet.height > 4 * 160
         assert len(sheet.getcolors(1 << 20)) > 100
 
 
-def test_a_sheets_pictures_are_those_of_a_training_step(pictures, tmp_path):
+def test_a_sheets_images_are_those_of_a_training_step(images, tmp_path):
     import numpy as np  # noqa: PLC0415
 
-    from vit21k.config.recipe import load_recipe  # noqa: PLC0415
+    from vit21k.recipe.load import load_recipe  # noqa: PLC0415
     from vit21k.training.contact_sheet import augmented  # noqa: PLC0415
-    from vit21k.training.split_data import open_split_data  # noqa: PLC0415
+    from vit21k.training.context import open_split_data  # noqa: PLC0415
 
     recipe = load_recipe("tiny", ["augment.cutmix_alpha=1.0", "model.img_size=16"])
     data = open_split_data(tmp_path / "data_manifests", None)
-    (tmp_path / "tree" / pictures[3]["path"]).write_bytes(b"no picture")
+    (tmp_path / "tree" / images[3]["path"]).write_bytes(b"no image")
 
     (cells,) = augmented(recipe, data.train, np.arange(6), 1)
 

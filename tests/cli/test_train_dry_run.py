@@ -4,10 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch  # noqa: F401 (see conftest.py)
 
-pytest.importorskip("torch")
-
-from vit21k.cli.dry_run import sparkline
+from vit21k.cli.train import sparkline
 from vit21k.models.registry import get_model
 
 SMALL = [
@@ -28,7 +27,7 @@ def files_of(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_it_prints_the_run_and_writes_nothing(vit21k, pictures, tmp_path):
+def test_it_prints_the_run_and_writes_nothing(vit21k, images, tmp_path):
     before = files_of(tmp_path)
 
     result = vit21k(*SMALL)
@@ -41,7 +40,7 @@ def test_it_prints_the_run_and_writes_nothing(vit21k, pictures, tmp_path):
     assert "measured here" in result.stderr
 
 
-def test_the_figures_are_those_of_the_model_and_the_data(vit21k, pictures):
+def test_the_figures_are_those_of_the_model_and_the_data(vit21k, images):
     found = json.loads(vit21k(*SMALL, "--rate", "8", "--json").stdout)
 
     model = get_model(
@@ -77,7 +76,7 @@ def test_the_figures_are_those_of_the_model_and_the_data(vit21k, pictures):
     assert found["recipe"]["total_steps"] == 40
 
 
-def test_the_schedule_is_the_loops(vit21k, pictures):
+def test_the_schedule_is_the_loops(vit21k, images):
     found = json.loads(vit21k(*SMALL, "--rate", "1", "--json").stdout)
     schedule = dict(map(tuple, found["schedule"]))
 
@@ -87,7 +86,7 @@ def test_the_schedule_is_the_loops(vit21k, pictures):
     assert schedule[39] < 1e-4
 
 
-def test_the_schedule_is_drawn_where_it_is_asked_for(vit21k, pictures, tmp_path):
+def test_the_schedule_is_drawn_where_it_is_asked_for(vit21k, images, tmp_path):
     result = vit21k(*SMALL, "--rate", "1", "--plot-schedule", "lr.html")
 
     assert result.code == 0, result.stderr
@@ -97,7 +96,7 @@ def test_the_schedule_is_drawn_where_it_is_asked_for(vit21k, pictures, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_it_says_where_a_run_that_is_there_would_be_resumed_or_refused(vit21k, pictures, tmp_path):
+def test_it_says_where_a_run_that_is_there_would_be_resumed_or_refused(vit21k, images, tmp_path):
     settings = ["total_steps=4", "schedule.warmup_steps=0", "run.save_every_steps=3"]
     command = [*SMALL[:-1], *(f"--set={field}" for field in settings)]
     assert vit21k(*command).code == 0
@@ -121,7 +120,7 @@ def test_it_says_where_a_run_that_is_there_would_be_resumed_or_refused(vit21k, p
 
 
 @pytest.mark.parametrize("option", ["--rate=3", "--json", "--plot-schedule=a.html"])
-def test_its_options_are_refused_elsewhere(vit21k, pictures, tmp_path, option):
+def test_its_options_are_refused_elsewhere(vit21k, images, tmp_path, option):
     result = vit21k(*SMALL[:-1], option)
 
     assert result.code == 2

@@ -4,21 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from file_server import serving
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from vit21k.cli.app import app  # noqa: E402
-from vit21k.errors import CheckpointError, UsageError  # noqa: E402
-from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
-from vit21k.models.registry import get_model  # noqa: E402
-from vit21k.prep.relabel import relabel  # noqa: E402
-from vit21k.prep.split import make_val  # noqa: E402
-from vit21k.weights.google import to_google  # noqa: E402
+from vit21k.cli.app import app
+from vit21k.convert.google import to_google
+from vit21k.errors import CheckpointError, UsageError
+from vit21k.models.registry import get_model
+from vit21k.prep.hash_tree import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
 
 WNIDS = ("n01440764", "n02084071", "n03001627")
 MODEL = {"img_size": 16, "patch_size": 8, "embed_dim": 128, "depth": 1, "num_heads": 2}

@@ -3,10 +3,9 @@
 import json
 
 import pytest
+import torch  # noqa: F401 (see conftest.py)
 
-pytest.importorskip("torch")
-
-from vit21k.manifest.reader import open_manifest
+from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import VAL
 from vit21k.manifest.writer import write_manifest
 
@@ -32,7 +31,7 @@ SMALL = [
 ]
 
 
-def test_a_line_says_how_fast_how_large_and_how_long(vit21k, pictures, tmp_path):
+def test_a_line_says_how_fast_how_large_and_how_long(vit21k, images, tmp_path):
     result = vit21k(*SMALL)
 
     assert result.code == 0, result.stderr
@@ -57,7 +56,7 @@ def test_a_line_says_how_fast_how_large_and_how_long(vit21k, pictures, tmp_path)
     assert " | waits " in result.stderr
 
 
-def test_the_peak_can_be_given(vit21k, pictures, tmp_path):
+def test_the_peak_can_be_given(vit21k, images, tmp_path):
     result = vit21k(*SMALL, "--peak-tflops", "0.5")
 
     assert result.code == 0, result.stderr
@@ -66,7 +65,7 @@ def test_the_peak_can_be_given(vit21k, pictures, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_same_goes_to_tensorboard(vit21k, pictures, tmp_path):
+def test_the_same_goes_to_tensorboard(vit21k, images, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import (  # noqa: PLC0415
         EventAccumulator,
@@ -84,9 +83,7 @@ def test_the_same_goes_to_tensorboard(vit21k, pictures, tmp_path):
     assert [event.step for event in events.Scalars("dummy_val/prec_at_1")] == [4]
 
 
-def test_a_sink_that_does_not_exist_is_refused_before_anything_is_written(
-    vit21k, pictures, tmp_path
-):
+def test_a_sink_that_does_not_exist_is_refused_before_anything_is_written(vit21k, images, tmp_path):
     result = vit21k(*SMALL, "--log", "tensorbord")
 
     assert result.code == 2
@@ -94,20 +91,20 @@ def test_a_sink_that_does_not_exist_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_lists_the_pictures(vit21k, pictures, tmp_path):
+def test_a_loss_that_is_no_number_ends_the_run_and_lists_the_images(vit21k, images, tmp_path):
     result = vit21k(*SMALL, "--set=optim.lr=1e30", "--set=optim.grad_clip_norm=null")
 
     (listed,) = (tmp_path / "runs/tiny").glob("non-finite-step-*-rank-0.txt")
-    known = {row["path"] for row in pictures}
+    known = {row["path"] for row in images}
     assert result.code == 1
     assert set(listed.read_text().split()) <= known
     assert len(listed.read_text().split()) == 4
-    assert "their 4 pictures are listed in" in result.stderr
-    assert "rather the weights than a picture" in result.stderr
+    assert "their 4 images are listed in" in result.stderr
+    assert "rather the weights than an image" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_val_without_pictures_is_refused_before_the_run_not_after_it(vit21k, pictures, tmp_path):
+def test_a_val_without_images_is_refused_before_the_run_not_after_it(vit21k, images, tmp_path):
     folder = tmp_path / "data_manifests"
     val = open_manifest(folder, VAL)
     write_manifest(val.read().slice(0, 0), VAL, folder, val.header, val.classes())
@@ -115,5 +112,5 @@ def test_a_val_without_pictures_is_refused_before_the_run_not_after_it(vit21k, p
     result = vit21k(*SMALL)
 
     assert result.code == 3
-    assert "val.parquet` holds no pictures" in result.stderr
+    assert "val.parquet` holds no images" in result.stderr
     assert not list((tmp_path / "runs").rglob("metrics.jsonl"))

@@ -8,15 +8,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch")
-
-from vit21k.cli.app import app  # noqa: E402
-from vit21k.errors import CheckpointError, ManifestError, UsageError  # noqa: E402
-from vit21k.hashing.hash_tree import hash_tree  # noqa: E402
-from vit21k.labels.tree import write_tree  # noqa: E402
-from vit21k.manifest.classes import ClassList  # noqa: E402
-from vit21k.prep.relabel import relabel  # noqa: E402
-from vit21k.prep.split import make_val  # noqa: E402
+from vit21k.cli.app import app
+from vit21k.errors import CheckpointError, ManifestError, UsageError
+from vit21k.labels.stats import write_tree
+from vit21k.manifest.classes import ClassList
+from vit21k.prep.hash_tree import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val
 
 # Animal; below it dog; below that beagle and a hound: three levels, of which one has two classes.
 WNIDS = ("n00015388", "n02084071", "n02088364", "n02088094")
@@ -136,7 +134,7 @@ def test_semantic_softmax_trains_is_measured_and_asks_for_its_tree_again(manifes
     missing = train(manifests, tmp_path / "none", "tiny", [*settings, "loss.tree=gone.json"])
 
     assert first.exit_code == 0, first.exception
-    # One level has two classes, n of the 8 pictures reach it, and half of all classes are there.
+    # One level has two classes, n of the 8 images reach it, and half of all classes are there.
     n = logged(tmp_path / "run", "loss")[0] / (2 * np.log(2) / 8)
     assert n == pytest.approx(round(n), abs=1e-5)
     assert 0 < n <= 8

@@ -4,15 +4,13 @@ import hashlib
 import shutil
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from vit21k import machine  # noqa: E402 (after importorskip)
-from vit21k.config.recipe import load_recipe  # noqa: E402
-from vit21k.distributed import World  # noqa: E402
-from vit21k.models.precision import best_precision, is_emulated  # noqa: E402
-from vit21k.training.parts import resolve_precision  # noqa: E402
-from vit21k.training.setup import NOBODY  # noqa: E402
+from vit21k import machine
+from vit21k.device import best_precision, is_emulated
+from vit21k.distributed import World
+from vit21k.recipe.load import load_recipe
+from vit21k.training.context import NOBODY, resolve_precision
 
 TRAIN = ["train", "--recipe", "tiny", "--run-dir", "run", "--device", "cpu"]
 SMALL = ["total_steps=4", "schedule.warmup_steps=1", "data.global_batch_size=4"]
@@ -38,7 +36,7 @@ def weights(run):
 
 @pytest.mark.parametrize(("has", "wanted"), [(["bf16"], "bf16"), ([], "fp32")])
 def test_auto_is_bf16_where_it_is_in_hardware_and_is_recorded(
-    vit21k, pictures, tmp_path, processor, has, wanted
+    vit21k, images, tmp_path, processor, has, wanted
 ):
     processor(*has)
 
@@ -51,7 +49,7 @@ def test_auto_is_bf16_where_it_is_in_hardware_and_is_recorded(
 
 
 def test_a_resumed_run_keeps_its_precision_on_another_processor(
-    vit21k, pictures, tmp_path, processor
+    vit21k, images, tmp_path, processor
 ):
     processor("bf16")
     assert vit21k(*AUTO, "precision=auto").code == 0
@@ -67,7 +65,7 @@ def test_a_resumed_run_keeps_its_precision_on_another_processor(
     assert weights(tmp_path / "run").hexdigest() == wanted
 
 
-def test_a_run_that_starts_over_chooses_again(vit21k, pictures, tmp_path, processor):
+def test_a_run_that_starts_over_chooses_again(vit21k, images, tmp_path, processor):
     processor("bf16")
     assert vit21k(*AUTO, "precision=auto").code == 0
 
@@ -83,7 +81,7 @@ def test_a_run_that_starts_over_chooses_again(vit21k, pictures, tmp_path, proces
     [("bf16", [], True), ("bf16", ["bf16"], False), ("fp16", ["bf16"], True), ("fp32", [], False)],
 )
 def test_a_dry_run_says_that_a_precision_is_emulated(
-    vit21k, pictures, processor, precision, has, is_said
+    vit21k, images, processor, precision, has, is_said
 ):
     processor(*has)
 

@@ -9,25 +9,25 @@ import time
 from pathlib import Path
 
 import pytest
+import rank_scenarios
+import torch
+import train_layouts
+from run_processes import free_port, start_processes
+from safetensors.torch import load_file
+from training_children import _make_images, losses, order_of
+from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch")
-
-import rank_scenarios  # noqa: E402
-import train_layouts  # noqa: E402
-from run_processes import free_port, start_processes  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from training_children import _make_pictures, losses, order_of  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from vit21k.checkpoint.store import find_latest  # noqa: E402
-from vit21k.cli.app import app  # noqa: E402
-from vit21k.lock import locked  # noqa: E402
+from vit21k.checkpoint.store import find_latest
+from vit21k.cli.app import app
+from vit21k.lock import locked
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tools"), str(REPOSITORY / "tests")]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(REPOSITORY / "tests"), *map(str, (REPOSITORY / "tools").glob("[!_.]*/"))]
+    ),
 }
 
 
@@ -70,11 +70,11 @@ def test_every_layout_learns_the_same(layouts, name):
 
 
 @pytest.mark.parametrize("name", ["two", "four", "sharded"])
-def test_every_layout_sees_the_same_pictures_in_the_same_order(layouts, name):
+def test_every_layout_sees_the_same_images_in_the_same_order(layouts, name):
     order = order_of(layouts / name)
 
     assert order == order_of(layouts / "one")
-    assert [len(pictures) for pictures in order.values()][:6] == [20, 1] * 3
+    assert [len(images) for images in order.values()][:6] == [20, 1] * 3
 
 
 @pytest.mark.parametrize("name", ["two", "four", "sharded"])
@@ -141,7 +141,7 @@ def test_torchrun_passes_a_signal_on_and_the_same_command_goes_on(tmp_path):
 def scenarios(tmp_path_factory):
     """What two processes say in each of `rank_scenarios`: by name, (exit code, stderr) of each."""
     home = tmp_path_factory.mktemp("ranks")
-    _make_pictures(home, num_classes=3, per_class=7)
+    _make_images(home, num_classes=3, per_class=7)
     begun = [f"--run-dir={home / 'runs/begun'}", f"--manifests={home / 'manifests'}"]
     assert CliRunner().invoke(app, [*rank_scenarios.SMALL, *begun]).exit_code == 0
     ports = [str(free_port()) for _ in rank_scenarios.NAMES]

@@ -6,15 +6,13 @@ import shlex
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from vit21k.data.pictures import Pictures  # noqa: E402
-from vit21k.manifest.reader import open_manifest  # noqa: E402
-from vit21k.manifest.schema import VAL  # noqa: E402
-from vit21k.manifest.writer import write_manifest  # noqa: E402
+from vit21k.data.dataset import ImageDataset
+from vit21k.manifest.io import open_manifest
+from vit21k.manifest.schema import VAL
+from vit21k.manifest.writer import write_manifest
 
 SMALL = [
     "train",
@@ -41,7 +39,7 @@ SMALL = [
 
 
 @pytest.fixture
-def run(vit21k, pictures, tmp_path):
+def run(vit21k, images, tmp_path):
     """Return what trains in `runs/tiny`, or in --run-dir, with more arguments."""
 
     def go(*extra, code=0):
@@ -352,7 +350,7 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_its_last_step(run, vit21k
 def test_a_batch_without_a_good_image_leaves_the_weights_alone(
     run, tmp_path, monkeypatch, on_bad_image
 ):
-    from vit21k.data import batch_decoder  # noqa: PLC0415
+    from vit21k.data import loader  # noqa: PLC0415
 
     settings = [
         f"--set=data.on_bad_image={on_bad_image}",
@@ -361,7 +359,7 @@ def test_a_batch_without_a_good_image_leaves_the_weights_alone(
         "--set=run.keep_last=9",
         "--set=run.save_every_steps=1",
     ]
-    plain = batch_decoder.BatchDecoder._try
+    plain = loader.BatchDecoder._try
 
     def bad(self, job, *rest):
         if job.step == 1:
@@ -369,8 +367,8 @@ def test_a_batch_without_a_good_image_leaves_the_weights_alone(
             return "it is bad"
         return plain(self, job, *rest)
 
-    monkeypatch.setattr(batch_decoder.BatchDecoder, "_try", bad)
-    monkeypatch.setattr(batch_decoder.BatchDecoder, "_fill", _without_fill)
+    monkeypatch.setattr(loader.BatchDecoder, "_try", bad)
+    monkeypatch.setattr(loader.BatchDecoder, "_fill", _without_fill)
     result = run(*settings)
 
     run_dir = tmp_path / "runs/tiny"
@@ -385,19 +383,19 @@ def test_a_batch_without_a_good_image_leaves_the_weights_alone(
 
 
 def _without_fill(self, job, images, chunk):
-    from vit21k.data.batch_decoder import _Chunk  # noqa: PLC0415
+    from vit21k.data.loader import _Chunk  # noqa: PLC0415
 
     done = _Chunk()
     for index in chunk:
         if (why := self._try(job, images, index, None, done)) is not None:
             done.bad.append((int(job.rows_B[index]), why))
-            done.left_out.append(index)
+            done.skipped.append(index)
     return done
 
 
 def lose_tree(monkeypatch, after):
     """Let every file be gone once so many were read."""
-    plain, reads = Pictures.read_bytes, []
+    plain, reads = ImageDataset.read_bytes, []
 
     def read_bytes(self, row):
         reads.append(row)
@@ -405,8 +403,8 @@ def lose_tree(monkeypatch, after):
             raise OSError(5, "Input/output error")
         return plain(self, row)
 
-    monkeypatch.setattr(Pictures, "read_bytes", read_bytes)
-    return lambda: monkeypatch.setattr(Pictures, "read_bytes", plain)
+    monkeypatch.setattr(ImageDataset, "read_bytes", read_bytes)
+    return lambda: monkeypatch.setattr(ImageDataset, "read_bytes", plain)
 
 
 @pytest.mark.parametrize("on_bad_image", ["fail", "skip", "replace"])
@@ -451,8 +449,8 @@ def test_an_evaluation_that_an_error_ended_is_made_up_for(run, tmp_path, monkeyp
     assert "dummy_val/loss" in whole.stderr
 
 
-def test_a_bad_image_is_replaced_by_default_and_counted_over_a_resume(run, pictures, tmp_path):
-    (tmp_path / "tree" / pictures[5]["path"]).write_bytes(b"no image")
+def test_a_bad_image_is_replaced_by_default_and_counted_over_a_resume(run, images, tmp_path):
+    (tmp_path / "tree" / images[5]["path"]).write_bytes(b"no image")
     settings = ["--set=total_steps=8", "--set=run.keep_last=9"]
 
     result = run(*settings)

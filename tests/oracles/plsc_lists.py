@@ -4,10 +4,10 @@ Written from the description of the procedure (PLSC, task/classification/vit/REA
 data preparation"), not from its code:
 
 1. md5sum of every file, in whatever order.
-2. Files with one md5 are one picture: its path is the first one seen, its labels the sorted set of
+2. Files with one md5 are one image: its path is the first one seen, its labels the sorted set of
    the class indices of its folders.  A class index is the rank of the folder among those seen.
-   Pictures are ordered, stably, by their first label.  Line: ``path 3,17``.
-3. Of the pictures with exactly one label, the first 20 of each class in that order.  Line:
+   Images are ordered, stably, by their first label.  Line: ``path 3,17``.
+3. Of the images with exactly one label, the first 20 of each class in that order.  Line:
    ``path 3``.
 """
 
@@ -25,12 +25,12 @@ def plsc_lists(md5sum: str, prefix: str = "", per_class: int = 20) -> tuple[str,
     for md5, path in files:
         first_path.setdefault(md5, path)
         labels_of.setdefault(md5, set()).add(index_of[path.split("/")[-2]])
-    pictures = [(path, sorted(labels_of[md5])) for md5, path in first_path.items()]
-    pictures.sort(key=lambda picture: picture[1][0])
+    images = [(path, sorted(labels_of[md5])) for md5, path in first_path.items()]
+    images.sort(key=lambda image: image[1][0])
 
     all_lines, val_lines = [], []
     num_taken: Counter[int] = Counter()
-    for path, labels in pictures:
+    for path, labels in images:
         all_lines.append(f"{path} {','.join(map(str, labels))}\n")
         if len(labels) == 1 and num_taken[labels[0]] < per_class:
             num_taken[labels[0]] += 1

@@ -53,7 +53,7 @@ enum { MAX_SIZE = 48, MAX_SIDE = 400, LARGE = 1 << 16 };
 
 /* ---- crops ---- */
 
-/* A box of a picture, not larger than MAX_SIDE, and how it is resized. */
+/* A box of an image, not larger than MAX_SIDE, and how it is resized. */
 static Wanted wanted_of(const int32_t *facts, uint64_t *random) {
     Wanted wanted = {.size = 1 + (int)below(random, MAX_SIZE), .is_bicubic = (int)below(random, 2)};
     Crop *crop = &wanted.crop;

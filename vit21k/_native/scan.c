@@ -1,9 +1,9 @@
-/* The names of a chunk -> size, times, digests and picture facts of its files, in one call.
+/* The names of a chunk -> size, times, digests and image facts of its files, in one call.
  *
  * Only the plain case is dealt with: a regular file of a size that fits the buffer, read by one
  * call, unchanged meanwhile, and a whole JPEG.  Whatever is odd in any way is left alone, and
  * Python does it from scratch: it has all the rules, the words, and the second tries.
- * `picture_facts.py` and `file_digest.py` say what is made of a file, and why; the tests compare
+ * `image_facts.py` and `file_digest.py` say what is made of a file, and why; the tests compare
  * the two.
  *
  * Files are hostile: every place in the buffer is checked against the bytes that were read.
@@ -89,7 +89,7 @@ static int ends_once(const uint8_t *data, int64_t place, int64_t size) {
  * rest, so that its content digest is one call; *data* is spoilt by that.  Returns 0 where it is
  * no JPEG, has no scan, has junk between segments, does not end in its only end marker, or where
  * its colours may be stored in another way than JFIF's. */
-static int note_picture(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
+static int note_image(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[2] != 0xFF) return 0;
     if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return 0;
     int64_t place = 2, start = 2, kept = 2; /* kept: end of what is kept of what lies before start */
@@ -130,7 +130,7 @@ static int read_whole(const Job *job, int descriptor, int64_t size, Row *row) {
     if (read(descriptor, job->buffer, (size_t)size) != size) return 0;
     xxh3_128(job->buffer, (size_t)size, job->take_in, row->digest);
     row->flags = HAS_DIGEST;
-    return note_picture(row, job->buffer, size, job->take_in);
+    return note_image(row, job->buffer, size, job->take_in);
 }
 
 static int read_ends(const Job *job, int descriptor, int64_t size, Row *row) {
@@ -269,7 +269,7 @@ void digest_bytes(const uint8_t *data, int64_t size, int number, uint8_t *digest
 /* For tests: the row of these bytes, which are spoilt; 0 where they are not plain. */
 int describe_bytes(uint8_t *data, int64_t size, Row *row) {
     memset(row, 0, sizeof *row);
-    return note_picture(row, data, size, way_to_take_in(-1));
+    return note_image(row, data, size, way_to_take_in(-1));
 }
 
 int row_bytes(void) { return (int)sizeof(Row); }

@@ -1,4 +1,13 @@
-"""From rates to hours: what a run takes on so many devices, and what holds it up.
+"""What makers and users of GPUs have published about them: for plans, not for claims.
+
+Sources: NVIDIA's data sheets "A100 Tensor Core GPU" (80 GB SXM), "H100 Tensor Core GPU" (SXM) and
+"H200 Tensor Core GPU": dense bfloat16 peak without sparsity, memory, NVLink in both directions
+together.  Share of the peak in training: A100, NeMo's ViT-g/14, 44.5 % (NeMo documentation, ViT
+performance); H100, torchtitan's Llama 3 8B in bfloat16, 33 to 39 % (benchmarks/llama3_h100_202412).
+None of these numbers was measured here.
+
+
+From rates to hours: what a run takes on so many devices, and what holds it up.
 
 Pure arithmetic.  What is assumed is said in `Plan.assumptions`, in words.
 """
@@ -8,6 +17,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit21k.models.cost import macs_per_image, num_params
+
+ASSUMED_COPY_BYTES = 20e9
+"""A second, from host memory to a GPU: PCIe 4.0 x16 has 32 GB/s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A kind of GPU.
+
+    Attributes:
+        name: What it is called.
+        peak_flops: Dense bfloat16 operations a second, published.
+        memory_bytes: Published.
+        nvlink_bytes: A second, of one GPU to others of its node, one way: half of what is
+            published.
+        assumed_share: Of the peak, that a training step reaches.
+    """
+
+    name: str
+    peak_flops: float
+    memory_bytes: float
+    nvlink_bytes: float
+    assumed_share: float
+
+
+GPUS = {
+    "a100": Gpu(
+        name="A100 80 GB SXM",
+        peak_flops=312e12,
+        memory_bytes=80e9,
+        nvlink_bytes=300e9,
+        assumed_share=0.40,
+    ),
+    "h100": Gpu(
+        name="H100 80 GB SXM",
+        peak_flops=989e12,
+        memory_bytes=80e9,
+        nvlink_bytes=450e9,
+        assumed_share=0.35,
+    ),
+    "h200": Gpu(
+        name="H200 141 GB SXM",
+        peak_flops=989e12,
+        memory_bytes=141e9,
+        nvlink_bytes=450e9,
+        assumed_share=0.35,
+    ),
+}
+"""By the names that `vit21k bench --gpu` takes."""
+
 
 _FLOPS_PER_MAC = 6
 _GRADIENT_BYTES = 4  # sums are in float32
@@ -54,7 +113,7 @@ class Cluster:
         loaded_images: A second, by the threads of one node.
         copied_bytes: A second, from host to device.
         update_seconds: Of the optimizer, in each step.
-        loads_on_device: Whether pictures are decoded by the cores that train (a CPU).
+        loads_on_device: Whether images are decoded by the cores that train (a CPU).
     """
 
     device: str
@@ -87,7 +146,7 @@ class Plan:
         fits: Whether that fits; None: not known.
         sum_seconds: That summing gradients takes in each step, of which `exposed_seconds` wait.
         exposed_seconds: As above.
-        node_read_images: Pictures a second that a node must read to keep up with its devices.
+        node_read_images: Images a second that a node must read to keep up with its devices.
         assumptions: What all this rests on, in words.
     """
 
@@ -123,12 +182,12 @@ def plan_run(run: Run, cluster: Cluster) -> Plan:
     limits = {
         "arithmetic": run.global_batch_size / compute_seconds,
         "arithmetic and sums": run.global_batch_size / (compute_seconds + exposed_seconds),
-        "loading pictures": cluster.loaded_images * num_nodes,
+        "loading images": cluster.loaded_images * num_nodes,
         "copying to devices": cluster.copied_bytes / image_bytes * cluster.num_devices,
     }
     images_per_second = min(limits.values())
     if cluster.loads_on_device:
-        both = (limits["arithmetic"], limits["loading pictures"])
+        both = (limits["arithmetic"], limits["loading images"])
         images_per_second = 1 / sum(1 / limit for limit in both)
     needed = _needed_bytes(run, micro_batch, cluster.num_devices)
     num_images = run.total_steps * run.global_batch_size
@@ -178,14 +237,14 @@ def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
     reached = f"{cluster.flops / 1e12:,.4g} TFLOP/s in training"
     found = [
         f"a device reaches {reached}, 6 operations for each multiplication of the forward pass",
-        f"a node loads {cluster.loaded_images:,.0f} pictures a second",
+        f"a node loads {cluster.loaded_images:,.0f} images a second",
         "evaluations, checkpoints and restarts take no time",
         f"{_FREE_SHARE:.0%} of a device's memory holds weights, gradients, moments and activations",
     ]
     if not cluster.update_seconds:
         found.append("the optimizer's update takes no time")
     if cluster.loads_on_device:
-        found.append("pictures are decoded by the cores that train: the times of both add up")
+        found.append("images are decoded by the cores that train: the times of both add up")
     else:
         found.append(f"{cluster.copied_bytes / 1e9:,.3g} GB/s from a host to each of its devices")
     if cluster.num_devices > 1:

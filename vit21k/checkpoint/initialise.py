@@ -1,24 +1,72 @@
-"""Trained weights -> first weights of a model: other classes, another image size."""
+"""A head for one class list -> the same head for another: rows are matched by wnid.
+
+Trained weights -> first weights of a model: other classes, another image size.
+"""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vit21k.checkpoint.foreign import OpenedWeights, WeightsChoice
-from vit21k.checkpoint.head_map import MappedHead, map_head
 from vit21k.checkpoint.load import check_fit, open_weights
 from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
 from vit21k.checkpoint.preprocessing import NOT_NEEDED
+from vit21k.convert.arrays import Which
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.models.base import ImageClassifier
 from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
-from vit21k.weights.arrays import Which
+from vit21k.models.vit import ImageClassifier
+
+
+class MappedHead(NamedTuple):
+    """Rows of a head in the order of another class list."""
+
+    tensors: dict[str, Tensor]
+    """`head.weight` and `head.bias`; of a distilled model, `head_dist.*` as well."""
+    missing: tuple[str, ...]
+    """Classes that the source does not have: their rows are those of *fresh*."""
+
+
+def map_head(
+    source: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    source_classes: ClassList,
+    classes: ClassList,
+) -> MappedHead:
+    """Return the rows of the heads in *source* that belong to *classes*.
+
+    Args:
+        source: Weights with a head for *source_classes*.
+        fresh: First weights with a head for *classes*; rows without a match are taken from it.
+        source_classes: What the rows of the head in *source* mean.
+        classes: What the rows wanted mean.
+
+    Raises:
+        UsageError: No class is in both lists.
+    """
+    row_of = {wnid: row for row, wnid in enumerate(source_classes.wnids)}
+    wanted = [row for row, wnid in enumerate(classes.wnids) if wnid in row_of]
+    if not wanted:
+        raise UsageError(
+            "no class of this run is among the classes of the weights "
+            f"(theirs begin with `{source_classes.wnids[0]}`, these with `{classes.wnids[0]}`)",
+            hint="say what the rows of their head mean: `--init-classes google`, or a file",
+        )
+    taken = torch.tensor([row_of[classes.wnids[row]] for row in wanted])
+    rows = torch.tensor(wanted)
+    tensors = {}
+    for name, before in source.items():
+        if name.startswith(("head.", "head_dist.")):
+            tensors[name] = fresh[name].clone()
+            tensors[name][rows] = before[taken]
+    missing = tuple(wnid for wnid in classes.wnids if wnid not in row_of)
+    return MappedHead(tensors, missing)
+
 
 # Arguments that may differ: heads are treated apart, positions are resized, dropout has no weights,
 # and the small numbers of norms matter in the last digits alone.
@@ -125,10 +173,10 @@ def initialise_from(
     opened = _opened(source, args)
     _check_architecture(opened.card, args)
     target, found = model.state_dict(), opened.tensors
-    left_out = _left_out(opened, target, source, classes)
-    kept = {name: tensor for name, tensor in found.items() if not name.startswith(left_out)}
+    skipped = _skipped(opened, target, source, classes)
+    kept = {name: tensor for name, tensor in found.items() if not name.startswith(skipped)}
     resized = _resize(kept, model, pos_embed_mode)
-    wanted = {name: tensor for name, tensor in target.items() if not name.startswith(left_out)}
+    wanted = {name: tensor for name, tensor in target.items() if not name.startswith(skipped)}
     check_fit(kept, wanted, opened.card.path)
     head = _mapped(opened, target, source, classes)
     with torch.no_grad():
@@ -221,7 +269,7 @@ def _small_differences(card: ModelCard, args: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _left_out(
+def _skipped(
     opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
 ) -> tuple[str, ...]:
     """Return the prefixes of what is not copied: parts that one of the two lacks or must not have.

@@ -26,15 +26,13 @@ from vit21k.checkpoint.model_folder import (
     read_tensors,
 )
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, override
-from vit21k.checkpoint.run_folder import POINTERS, follow
-from vit21k.checkpoint.state_file import STATE
-from vit21k.checkpoint.store import EMA, find_latest, load_checkpoint
+from vit21k.checkpoint.store import EMA, POINTERS, STATE, find_latest, follow, load_checkpoint
+from vit21k.convert.arrays import Arrays, Which
+from vit21k.convert.download import fetch, is_address
+from vit21k.convert.formats import to_ours
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.models.base import ImageClassifier
 from vit21k.models.registry import build_model
-from vit21k.weights.addresses import fetch, is_address
-from vit21k.weights.arrays import Arrays, Which
-from vit21k.weights.formats import to_ours
+from vit21k.models.vit import ImageClassifier
 
 _MOST_NAMES = 8
 
@@ -106,8 +104,8 @@ def open_weights(
     path = fetch(os.fspath(path)) if is_address(os.fspath(path)) else Path(path)
     if not _is_ours(path):
         opened = open_foreign(path, preprocessing, choice)
-        left_out = f"tensors that no model here has were left out: {_listed(opened.dropped)}"
-        warnings = (*opened.card.warnings, *([left_out] if opened.dropped else []))
+        skipped = f"tensors that no model here has were skipped: {_listed(opened.dropped)}"
+        warnings = (*opened.card.warnings, *([skipped] if opened.dropped else []))
         return opened._replace(card=replace(opened.card, warnings=warnings))
     folder, warnings, weights = locate_model(path, choice.which)
     if choice.which is None and path.is_dir() and (folder / EMA).is_file():

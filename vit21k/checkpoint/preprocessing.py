@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, read_json
-from vit21k.errors import CheckpointError, UsageError
-from vit21k.one_line import one_line
+from vit21k.errors import CheckpointError, UsageError, one_line
 
 Triple = tuple[float, float, float]
 CropMode = Literal["center", "squash"]

@@ -12,36 +12,23 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import (
-    bench_command,
-    check_commands,
-    classes_commands,
+    bench,
+    check,
+    classes,
     console,
-    data_commands,
-    dataset_commands,
-    demo_command,
-    doctor_command,
-    eval_command,
-    explain_command,
-    export_commands,
-    export_model_command,
-    features_command,
-    hash_command,
-    labels_commands,
-    launch_command,
-    leaks_commands,
-    list_commands,
-    models_command,
-    pack_command,
-    predict_command,
-    recipe_commands,
-    report_commands,
-    review_commands,
-    run_commands,
-    serve_command,
-    status_command,
-    train_commands,
+    demo,
+    doctor,
+    evaluate,
+    inspect,
+    labels,
+    pack,
+    prepare,
+    recipes,
+    runs,
+    train,
+    use,
 )
-from vit21k.cli.help_text import join_paragraphs
+from vit21k.cli.options import join_paragraphs
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -66,7 +53,7 @@ def main() -> None:
         console.fail(error)
         sys.exit(error.exit_code)
     except _StoppedError as stop:
-        console.fail_with(f"stopped by {stop}", "the same command goes on from here")
+        console.fail_with(f"stopped by {stop}", "rerun the same command to resume")
         sys.exit(stop.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,34 +132,34 @@ def root(
     """ImageNet-21K, cleaned and split, and a Vision Transformer trained on it."""
 
 
-for _commands in (  # in the order of `--help`
-    hash_command,
-    data_commands,
-    dataset_commands,
-    check_commands,
-    leaks_commands,
-    report_commands,
-    review_commands,
-    classes_commands,
-    labels_commands,
-    list_commands,
-    export_commands,
-    pack_command,
-    train_commands,
-    launch_command,
-    run_commands,
-    recipe_commands,
-    bench_command,
-    eval_command,
-    predict_command,
-    features_command,
-    explain_command,
-    export_model_command,
-    serve_command,
-    models_command,
-    status_command,
-    demo_command,
-    doctor_command,
+for _register in (  # in the order of `--help`
+    prepare.register_hash,
+    prepare.register_data,
+    prepare.register_datasets,
+    check.register_check,
+    inspect.register_leaks,
+    inspect.register_report,
+    inspect.register_review,
+    classes.register_classes,
+    labels.register,
+    pack.register_lists,
+    pack.register_export_dataset,
+    pack.register_pack,
+    train.register_train,
+    train.register_launch,
+    runs.register,
+    recipes.register,
+    bench.register,
+    evaluate.register,
+    use.register_predict,
+    use.register_features,
+    use.register_explain,
+    use.register_export,
+    use.register_serve,
+    use.register_models,
+    check.register_status,
+    demo.register,
+    doctor.register,
 ):
-    _commands.register(app)
+    _register(app)
 join_paragraphs(app)

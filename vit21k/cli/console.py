@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vit21k.errors import Vit21kError
-from vit21k.one_line import one_line
+from vit21k.errors import Vit21kError, one_line
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -1,23 +1,279 @@
-"""Policies of augmentation, on uint8 pictures of the final size, in the threads that decode.
-
-A policy draws nothing itself: what it does is a pure function of the numbers it is given, and those
-are one of the seed and the picture's position in the run.
-
-Dimensions: C colours, H W pixels.
-"""
+"""Augmentation policies on uint8 images, and the random crops before them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit21k.data import magnitudes
-from vit21k.data.picture_ops import OPS, Canvas, paste_square
-from vit21k.data.transforms import Interpolation
+from vit21k.data.image import LazyImage
+from vit21k.data.transforms import Interpolation, TrainTransform, fill_plain
+from vit21k.jpeg.crops import Crop, CropDecoder
+
+Amount = Callable[[float, int, int], float]
+Scale = Mapping[str, Amount]
+
+_TOP = 10.0
+_BINS = 9.0  # AutoAugment's ten levels are 0 to 9
+
+
+def _none(_level: float, _sign: int, _side: int) -> float:
+    return 0.0
+
+
+def _rotate(level: float, sign: int, _side: int) -> float:
+    return sign * level / _TOP * 30.0
+
+
+def _shear(level: float, sign: int, _side: int) -> float:
+    return sign * level / _TOP * 0.3
+
+
+def _enhance(level: float, _sign: int, _side: int) -> float:
+    return level / _TOP * 1.8 + 0.1
+
+
+def _enhance_increasing(level: float, sign: int, _side: int) -> float:
+    return max(0.1, 1.0 + sign * level / _TOP * 0.9)
+
+
+def _translate_share(level: float, sign: int, side: int) -> float:
+    return sign * level / _TOP * 0.45 * side
+
+
+def _bits(level: float, _sign: int, _side: int) -> float:
+    return int(level / _TOP * 4)
+
+
+def _threshold(level: float, _sign: int, _side: int) -> float:
+    return min(256, int(level / _TOP * 256))
+
+
+def _addition(level: float, _sign: int, _side: int) -> float:
+    return min(128, int(level / _TOP * 110))
+
+
+_UNSCALED: Scale = {"auto_contrast": _none, "equalize": _none, "invert": _none}
+
+PLAIN: Scale = {
+    **_UNSCALED,
+    "rotate": _rotate,
+    "posterize": _bits,
+    "solarize": _threshold,
+    "solarize_add": _addition,
+    "color": _enhance,
+    "contrast": _enhance,
+    "brightness": _enhance,
+    "sharpness": _enhance,
+    "shear_x": _shear,
+    "shear_y": _shear,
+    "translate_x": _translate_share,
+    "translate_y": _translate_share,
+}
+"""timm's and MindCV's RandAugment: colours at level 5 are nearly as they were."""
+
+INCREASING: Scale = {
+    **PLAIN,
+    "posterize": lambda level, sign, side: 4 - _bits(level, sign, side),
+    "solarize": lambda level, sign, side: 256 - _threshold(level, sign, side),
+    "color": _enhance_increasing,
+    "contrast": _enhance_increasing,
+    "brightness": _enhance_increasing,
+    "sharpness": _enhance_increasing,
+}
+"""The same with ``inc1``, as DeiT and MMPretrain: more is always more."""
+
+BIG_VISION: Scale = {
+    **_UNSCALED,
+    "rotate": _rotate,
+    "posterize": _bits,
+    "solarize": lambda level, _sign, _side: int(level / _TOP * 256),
+    "color": _enhance,
+    "contrast": _enhance,
+    "brightness": _enhance,
+    "sharpness": _enhance,
+    "shear_x": _shear,
+    "shear_y": _shear,
+    "translate_x": lambda level, sign, _side: sign * level / _TOP * 100.0,
+    "translate_y": lambda level, sign, _side: sign * level / _TOP * 100.0,
+    "cutout": lambda level, _sign, _side: int(level / _TOP * 40),
+    "solarize_add": lambda level, _sign, _side: int(level / _TOP * 110),
+}
+"""big_vision's RandAugment (pp/archive/autoaugment.py), in its order; levels go beyond 10."""
+
+AUTO: Scale = {
+    **_UNSCALED,
+    "rotate": lambda level, sign, _side: sign * level / _BINS * 30.0,
+    "posterize": lambda level, _sign, _side: 8 - round(level / _BINS * 4),
+    "solarize": lambda level, _sign, _side: -(-256 * (_BINS - level) // _BINS),
+    "color": lambda level, sign, _side: 1.0 + sign * level / _BINS * 0.9,
+    "contrast": lambda level, sign, _side: 1.0 + sign * level / _BINS * 0.9,
+    "sharpness": lambda level, sign, _side: 1.0 + sign * level / _BINS * 0.9,
+    "shear_x": lambda level, sign, _side: sign * level / _BINS * 0.3,
+}
+"""AutoAugment's levels of 0 to 9, as in the paper, torchvision and MMPretrain."""
+
+AUTO_ONE_WAY: Scale = {**AUTO, "rotate": lambda level, _sign, _side: level / _BINS * 30.0}
+"""The same in PaddleViT and the package `randaugment`, whose rotations all go one way."""
+
+RANDAUGMENT: Scale = {
+    "invert": _none,
+    "cutout": lambda level, _sign, _side: round(level / _BINS * 20) // 2,
+    "sharpness": AUTO["sharpness"],
+    "auto_contrast": _none,
+    "posterize": AUTO["posterize"],
+    "shear_x": AUTO["shear_x"],
+    "translate_x": lambda level, sign, side: sign * level / _BINS * 150 / 331 * side,
+    "translate_y": lambda level, sign, side: sign * level / _BINS * 150 / 331 * side,
+    "shear_y": AUTO["shear_x"],
+    "rotate": AUTO_ONE_WAY["rotate"],
+    "equalize": _none,
+    "contrast": AUTO["contrast"],
+    "color": AUTO["color"],
+    "solarize": AUTO["solarize"],
+    "brightness": AUTO["color"],
+}
+"""The package `randaugment` 1.0.2, which MIIL uses, in its order: levels are 1 to 9."""
+
+
+_SIZE_OF_TABLE = 256
+_MIDDLE = 128
+_ALL_BITS = 8
+
+
+class Canvas(NamedTuple):
+    """What geometric operations resample with, and fill the empty corners with."""
+
+    resampling: Image.Resampling
+    fill: tuple[int, int, int]
+
+
+Op = Callable[[Image.Image, float, Canvas], Image.Image]
+
+
+def _auto_contrast(image: Image.Image, _amount: float, _canvas: Canvas) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, _amount: float, _canvas: Canvas) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _invert(image: Image.Image, _amount: float, _canvas: Canvas) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def _image_ops_rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
+    return image.rotate(degrees, resample=canvas.resampling, fillcolor=canvas.fill)
+
+
+def _posterize(image: Image.Image, bits: float, _canvas: Canvas) -> Image.Image:
+    """Keep the first bits of every value; 0 of them give black, which Pillow has come to refuse."""
+    if bits >= _ALL_BITS:
+        return image
+    mask = -1 << (_ALL_BITS - int(bits))
+    return image.point(3 * [value & mask for value in range(_SIZE_OF_TABLE)])
+
+
+def _solarize(image: Image.Image, threshold: float, _canvas: Canvas) -> Image.Image:
+    return ImageOps.solarize(image, int(threshold))
+
+
+def _solarize_add(image: Image.Image, addition: float, _canvas: Canvas) -> Image.Image:
+    """Lighten the dark half of the values."""
+    table = [
+        min(_SIZE_OF_TABLE - 1, value + int(addition)) if value < _MIDDLE else value
+        for value in range(_SIZE_OF_TABLE)
+    ]
+    return image.point(3 * table)
+
+
+def _color(image: Image.Image, factor: float, _canvas: Canvas) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(factor)
+
+
+def _contrast(image: Image.Image, factor: float, _canvas: Canvas) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def _brightness(image: Image.Image, factor: float, _canvas: Canvas) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def _sharpness(image: Image.Image, factor: float, _canvas: Canvas) -> Image.Image:
+    return ImageEnhance.Sharpness(image).enhance(factor)
+
+
+def _shear_x(image: Image.Image, factor: float, canvas: Canvas) -> Image.Image:
+    return _affine(image, (1, factor, 0, 0, 1, 0), canvas)
+
+
+def _shear_y(image: Image.Image, factor: float, canvas: Canvas) -> Image.Image:
+    return _affine(image, (1, 0, 0, factor, 1, 0), canvas)
+
+
+def _translate_x(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
+    return _affine(image, (1, 0, pixels, 0, 1, 0), canvas)
+
+
+def _translate_y(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, pixels), canvas)
+
+
+def _grayscale(image: Image.Image, _amount: float, _canvas: Canvas) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _gaussian_blur(image: Image.Image, radius: float, _canvas: Canvas) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], canvas: Canvas) -> Image.Image:
+    """Take each pixel from the place that *matrix*, about the top left corner, sends it to."""
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        resample=canvas.resampling,
+        fillcolor=canvas.fill,
+    )
+
+
+def paste_square(
+    image: Image.Image, center: tuple[int, int], half: int, canvas: Canvas
+) -> Image.Image:
+    """Fill a square of side ``2 * half``, cut off at the border: Cutout."""
+    x, y = center
+    image = image.copy()
+    image.paste(canvas.fill, (max(0, x - half), max(0, y - half), x + half, y + half))
+    return image
+
+
+OPS: dict[str, Op] = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _image_ops_rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "grayscale": _grayscale,
+    "gaussian_blur": _gaussian_blur,
+}
+"""By name; amounts are degrees, bits kept, thresholds, factors (1: as it is) or pixels."""
+
 
 PolicyName = Literal[
     "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
@@ -32,20 +288,20 @@ _HALF = 0.5
 
 
 class Policy(Protocol):
-    """Does something random to a picture.
+    """Does something random to an image.
 
     Attributes:
-        num_draws: How many numbers one picture takes.
+        num_draws: How many numbers one image takes.
     """
 
     num_draws: int
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the RGB picture, changed; *draws* are uniform, 0 <= x < 1."""
+        """Return the RGB image, changed; *draws* are uniform, 0 <= x < 1."""
 
 
 def augment_in_place(pixels_CHW: NDArray[np.uint8], policy: Policy, draws: Sequence[float]) -> None:
-    """Apply *policy* to a uint8 picture."""
+    """Apply *policy* to a uint8 image."""
     image = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels_CHW])
     changed = policy(image, draws)
     if changed is not image:
@@ -76,7 +332,7 @@ class RandAugment:
 
     def __init__(
         self,
-        scale: magnitudes.Scale,
+        scale: Scale,
         *,
         num_ops: int,
         magnitude: float,
@@ -92,7 +348,7 @@ class RandAugment:
         self.num_draws = num_ops * self._draws_of_an_op
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the picture after every chosen operation."""
+        """Return the image after every chosen operation."""
         for start in range(0, self.num_draws, self._draws_of_an_op):
             which, whether, radius, angle, sign, x, y = draws[start : start + self._draws_of_an_op]
             if whether >= self._rate:
@@ -132,14 +388,14 @@ class AutoAugment:
         canvas: Canvas,
         *,
         rotation: Canvas | None = None,
-        scale: magnitudes.Scale = magnitudes.AUTO,
+        scale: Scale = AUTO,
     ) -> None:
         self._canvas = canvas
         self._rotation = rotation or canvas
         self._scale = scale
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the picture after one pair of operations."""
+        """Return the image after one pair of operations."""
         pair = IMAGENET_PAIRS[int(draws[0] * len(IMAGENET_PAIRS))]
         for (name, rate, level), whether, sign in zip(pair, draws[1::2], draws[2::2], strict=True):
             if whether < rate:
@@ -163,8 +419,8 @@ class MiilRandAugment:
     _cut_out = Canvas(Image.Resampling.NEAREST, (125, 122, 113))
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the picture after both operations."""
-        scale = list(magnitudes.RANDAUGMENT.items())
+        """Return the image after both operations."""
+        scale = list(RANDAUGMENT.items())
         for which, whether, level, sign, x, y in (draws[:6], draws[6:]):
             if whether >= _HALF:
                 continue
@@ -183,7 +439,7 @@ class CutoutFirst:
     """A square of one random colour, cut off at the border, and then another policy.
 
     Args:
-        share: Of the picture's side that the square has.
+        share: Of the image's side that the square has.
         policy: What is done next; None: nothing.
 
     Source: MIIL's `CutoutPIL` (Pillow draws the last row and column as well).
@@ -197,7 +453,7 @@ class CutoutFirst:
         self.num_draws = self._own_draws + (policy.num_draws if policy else 0)
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the picture with the square, and after the other policy."""
+        """Return the image with the square, and after the other policy."""
         x, y, *color = draws[: self._own_draws]
         half = int(self._share * image.width + _HALF) // 2
         x, y = int(x * image.width), int(y * image.height)
@@ -224,7 +480,7 @@ class ThreeAugment:
         self._canvas = Canvas(Image.Resampling.BICUBIC, _GREY)
 
     def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the picture, grey, solarised or blurred, and jittered."""
+        """Return the image, grey, solarised or blurred, and jittered."""
         which, radius, order, *factors = draws
         name, amount = (("grayscale", 0.0), ("solarize", 128.0), ("gaussian_blur", _blur(radius)))[
             int(which * 3)
@@ -267,7 +523,7 @@ def policy_named(
     others: dict[str, Policy] = {
         "auto": AutoAugment(canvas),
         "auto_mmpretrain": AutoAugment(Canvas(Image.Resampling.BICUBIC, _GREY), rotation=nearest),
-        "auto_paddle": AutoAugment(nearest, scale=magnitudes.AUTO_ONE_WAY),
+        "auto_paddle": AutoAugment(nearest, scale=AUTO_ONE_WAY),
         "rand_miil": MiilRandAugment(),
         "three_augment": ThreeAugment(color_jitter),
     }
@@ -293,10 +549,10 @@ def _blur(draw: float) -> float:
     return 0.1 + 1.9 * draw
 
 
-_SCALES: Mapping[str, magnitudes.Scale] = {
-    "rand": magnitudes.PLAIN,
-    "rand_increasing": magnitudes.INCREASING,
-    "rand_big_vision": magnitudes.BIG_VISION,
+_SCALES: Mapping[str, Scale] = {
+    "rand": PLAIN,
+    "rand_increasing": INCREASING,
+    "rand_big_vision": BIG_VISION,
 }
 _JITTERED = ("brightness", "contrast", "color")
 _ORDERS = tuple(permutations(range(len(_JITTERED))))
@@ -329,3 +585,55 @@ IMAGENET_PAIRS: tuple[tuple[tuple[str, float, int], ...], ...] = (
     (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
 )
 """Name, rate and level of both operations of each pair."""
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Crops of a batch.  Two ways lead to the same pixels, to the bit.
+
+    `fill` takes many images with two calls of compiled code, and skips what is neither a
+    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
+
+    Attributes:
+        transform: Crop and flip.
+        draws_BD: Uniform numbers of each image: those of the transform, then those of the policy.
+        policy: What is done to a crop; None: nothing.
+        decoder: The compiled code; None: `fill` fills nothing.
+    """
+
+    transform: TrainTransform
+    draws_BD: NDArray[np.float64]
+    policy: Policy | None = None
+    decoder: CropDecoder | None = None
+
+    def __call__(self, image: LazyImage, index: int, out: NDArray[np.uint8]) -> None:
+        """Write the crop of the image at a place of the batch to *out* (3, H, W).
+
+        Raises:
+            ImageError: The image is damaged.
+        """
+        self.transform(image, self.draws_BD[index], out)
+        self._finish(index, out)
+
+    def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
+        """Write the crops of plain images to their places of the batch; return these places.
+
+        Args:
+            contents: Files, by place in the batch.
+            images_BCHW: The batch.
+        """
+        if not self.decoder:
+            return set()
+        mode = self.transform.interpolation
+        filled = fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
+        for place in filled:
+            self._finish(place, images_BCHW[place])
+        return filled
+
+    def _crop(self, place: int, size: tuple[int, int]) -> Crop:
+        return self.transform.crop(size, self.draws_BD[place].tolist())
+
+    def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
+        if self.policy:
+            draws = self.draws_BD[index, self.transform.num_draws :].tolist()
+            augment_in_place(image_CHW, self.policy, draws)

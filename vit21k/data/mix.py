@@ -1,35 +1,92 @@
-"""Mixup and cutmix of pairs of pictures: who is mixed with whom, how much, and the labels of that.
+"""Random erasing, mixup and cutmix of batches, on the device that trains."""
 
-The pictures at the positions 2k and 2k + 1 of the run are partners, and what is drawn for them is a
-function of the seed and k.  So the same pictures are mixed in the same way whatever the number of
-processes and the size of a micro-batch.  timm draws one mode and one share for a whole batch (its
-mode `batch`; ours is its mode `pair`); in expectation this is the same, with less noise.
-big_vision's larger share for the picture itself makes no difference here: the other partner gets
-the smaller one.
-
-Dimensions: B images, P pairs, L labels.
-"""
-
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vit21k.data.draws import uniform_draws
-from vit21k.data.mix64 import derive_key
+from vit21k.data.loader import Batch
+from vit21k.data.rng import derive_key, uniform_draws
 
-_STREAM = 0x6D6978  # keeps these draws apart from those of the crops
-_WHETHER, _WHICH, _Y, _X, _FIRST_TRY = range(5)
-_NUM_TRIES = 40
+EraseFill = Literal["pixel", "zero"]
+
+_STREAM = 0x6572617365  # keeps these draws apart from those of the crops
+_WHETHER, _TOP, _LEFT, _FIRST_TRY = range(4)
+_NUM_TRIES = 10
+_AREA = (0.02, 1 / 3)
+_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
+
+
+class ErasedBox(NamedTuple):
+    """A box of an image: which, where in pixels, and the seed of what is put there."""
+
+    image: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    noise_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eraser:
+    """Draws what is erased: in some images a box of 2 % to a third of the area.
+
+    Attributes:
+        seed: Seed of the run.
+        rate: How many of the images.
+        fill: "pixel": normal noise for every value; "zero": the mean colour.
+
+    Source: `RandomErasing` in timm/data/random_erasing.py; its modes `pixel` and `const`.
+    MMPretrain's `rand` with a fill deviation is `pixel`.
+    """
+
+    seed: int
+    rate: float
+    fill: EraseFill
+
+    def boxes(self, positions_B: NDArray[np.int64], side: int) -> list[ErasedBox]:
+        """Return what is erased in the images at *positions_B* of the run, of *side* pixels."""
+        key = derive_key(_STREAM, self.seed)
+        draws = uniform_draws(key, positions_B, _FIRST_TRY + 2 * _NUM_TRIES)
+        found = []
+        for index in np.flatnonzero(draws[:, _WHETHER] < self.rate).tolist():
+            box = _box(draws[index].tolist(), side)
+            if box is not None:
+                noise_seed = derive_key(key, int(positions_B[index])) >> 1
+                found.append(ErasedBox(index, *box, noise_seed))
+        return found
+
+
+def _box(draws: list[float], side: int) -> tuple[int, int, int, int] | None:
+    """Return top, bottom, left and right, or None if none of the tries fits."""
+    for column in range(_FIRST_TRY, _FIRST_TRY + 2 * _NUM_TRIES, 2):
+        area = side * side * (_AREA[0] + draws[column] * (_AREA[1] - _AREA[0]))
+        ratio = math.exp(_LOG_RATIO[0] + draws[column + 1] * (_LOG_RATIO[1] - _LOG_RATIO[0]))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if height < side and width < side:
+            top = int(draws[_TOP] * (side - height + 1))
+            left = int(draws[_LEFT] * (side - width + 1))
+            return top, top + height, left, left + width
+    return None
+
+
+_MIX_STREAM = 0x6D6978  # keeps these draws apart from those of the crops
+_MIX_WHETHER, _WHICH, _Y, _X, _MIX_FIRST_TRY = range(5)
+_MIX_NUM_TRIES = 40
 _ID_BITS = 32
 
 
 class MixPlan(NamedTuple):
-    """What becomes of each picture of a batch.
+    """What becomes of each image of a batch.
 
     Attributes:
-        partners_B: int64; the picture it is mixed with: its own place if it is not mixed.
+        partners_B: int64; the image it is mixed with: its own place if it is not mixed.
         shares_B: float64; how much of it remains, 0 to 1.
         is_cut_B: bool; whether it is pasted into (cutmix), not blended (mixup).
         boxes_B4: int64; top, bottom, left and right of what is pasted, in pixels.
@@ -60,27 +117,27 @@ class Mixer:
     switch_rate: float = 0.5
 
     def plan(self, positions_B: NDArray[np.int64], side: int) -> MixPlan:
-        """Return what becomes of the pictures of a batch.
+        """Return what becomes of the images of a batch.
 
-        A picture whose partner is not in the batch, because it could not be decoded or the epoch
+        An image whose partner is not in the batch, because it could not be decoded or the epoch
         ended before it, is not mixed.
 
         Args:
-            positions_B: Of the pictures in the run, ascending.
-            side: Height and width of the pictures, in pixels.
+            positions_B: Of the images in the run, ascending.
+            side: Height and width of the images, in pixels.
         """
         B = len(positions_B)
         first_P = np.flatnonzero((positions_B[:-1] % 2 == 0) & (np.diff(positions_B) == 1))
         draws = uniform_draws(
-            derive_key(_STREAM, self.seed),
+            derive_key(_MIX_STREAM, self.seed),
             positions_B[first_P] // 2,
-            _FIRST_TRY + 2 * _NUM_TRIES,
+            _MIX_FIRST_TRY + 2 * _MIX_NUM_TRIES,
         )
-        mixed_P = draws[:, _WHETHER] < self.mix_rate
+        mixed_P = draws[:, _MIX_WHETHER] < self.mix_rate
         first_P, draws = first_P[mixed_P], draws[mixed_P]
         cut_P = draws[:, _WHICH] < self._share_of_cutmix()
         alphas_P = np.where(cut_P, self.cutmix_alpha, self.mixup_alpha)
-        shares_P = _beta(alphas_P, draws[:, _FIRST_TRY:])
+        shares_P = _beta(alphas_P, draws[:, _MIX_FIRST_TRY:])
         boxes_P4 = _boxes(shares_P, draws[:, _Y], draws[:, _X], side)
         shares_P = np.where(cut_P, 1 - _areas(boxes_P4) / side**2, shares_P)
 
@@ -109,7 +166,7 @@ def mix_labels(
     label_ids_L: NDArray[np.int64],
     label_weights_L: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return the labels of the mixed pictures: their own and their partners', by their shares.
+    """Return the labels of the mixed images: their own and their partners', by their shares.
 
     A class that both partners carry is one label with the sum of both weights; a label of which
     nothing remains is none.
@@ -176,3 +233,112 @@ def _areas(boxes_P4: NDArray[np.int64]) -> NDArray[np.int64]:
         boxes_P4[:, 3] - boxes_P4[:, 2]
     )
     return areas_P
+
+
+_LARGEST = 255.0
+
+
+class Augmented(NamedTuple):
+    """A batch on its device.
+
+    Attributes:
+        images_BCHW: 0 to 255, not normalised: uint8, or float32 if anything was done to it.
+        label_rows_L: int64; which image each label belongs to.
+        label_ids_L: int64; class index of each label; (row, id) pairs are distinct.
+        label_weights_L: float32; the target at each label where images are mixed; else None.
+    """
+
+    images_BCHW: Tensor
+    label_rows_L: Tensor
+    label_ids_L: Tensor
+    label_weights_L: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTransform:
+    """Erases and mixes.
+
+    Attributes:
+        mean: Of red, green and blue, 0 to 1: the colour of what is erased.
+        std: Of the same: the deviation of noise, so that it is 1 after normalisation.
+        sums_to_one: Whether the targets of an image add up to 1 (softmax), or each is 1 (sigmoid).
+        eraser: What is erased; None: nothing.
+        mixer: What is mixed; None: nothing.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    sums_to_one: bool
+    eraser: Eraser | None = None
+    mixer: Mixer | None = None
+
+    def __call__(self, batch: Batch, device: torch.device) -> Augmented:
+        """Return *batch* on *device*, erased and mixed; without positions only moved there."""
+        images_BCHW = batch.images_BCHW.to(device, non_blocking=True)
+        rows_L, ids_L = batch.label_rows_L, batch.label_ids_L
+        if not len(batch.positions_B):
+            return Augmented(images_BCHW, _send(rows_L, device), _send(ids_L, device), None)
+        positions_B, side = batch.positions_B.numpy(), images_BCHW.shape[-1]
+        if self.eraser and (boxes := self.eraser.boxes(positions_B, side)):
+            images_BCHW = images_BCHW.float()
+            _erase(images_BCHW, boxes, self.mean, self.std, noise=self.eraser.fill == "pixel")
+        if not self.mixer:
+            return Augmented(images_BCHW, _send(rows_L, device), _send(ids_L, device), None)
+        plan = self.mixer.plan(positions_B, side)
+        mixed = mix_labels(plan, rows_L.numpy(), ids_L.numpy(), self._targets(rows_L.numpy()))
+        rows_L, ids_L, weights_L = (_send(torch.from_numpy(part), device) for part in mixed)
+        return Augmented(mix_images(images_BCHW, plan), rows_L, ids_L, weights_L)
+
+    def _targets(self, label_rows_L: NDArray[np.int64]) -> NDArray[np.float64]:
+        if not self.sums_to_one:
+            return np.ones(len(label_rows_L))
+        targets_L: NDArray[np.float64] = 1 / np.bincount(label_rows_L)[label_rows_L]
+        return targets_L
+
+
+def mix_images(images_BCHW: Tensor, plan: MixPlan) -> Tensor:
+    """Return the images blended with, or pasted into by, their partners; float32."""
+    device, side = images_BCHW.device, images_BCHW.shape[-1]
+    partners_B = _send(torch.from_numpy(plan.partners_B), device)
+    is_cut_B111 = _send(torch.from_numpy(plan.is_cut_B), device).view(-1, 1, 1, 1)
+    shares_B111 = _send(torch.from_numpy(plan.shares_B.astype(np.float32)), device).view(
+        -1, 1, 1, 1
+    )
+    boxes_4B11 = _send(torch.from_numpy(plan.boxes_B4), device).t().reshape(4, -1, 1, 1)
+    top, bottom, left, right = boxes_4B11
+    places = torch.arange(side, device=device)
+    in_rows_BH1 = (places.view(-1, 1) >= top) & (places.view(-1, 1) < bottom)
+    in_box_B1HW = (in_rows_BH1 & (places >= left) & (places < right)).unsqueeze(1)
+    kept_B1HW = torch.where(is_cut_B111, (~in_box_B1HW).float(), shares_B111)
+    images_BCHW = images_BCHW.float()
+    return torch.lerp(images_BCHW[partners_B], images_BCHW, kept_B1HW)
+
+
+def _erase(
+    images_BCHW: Tensor,
+    boxes: Sequence[ErasedBox],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    noise: bool,
+) -> None:
+    """Overwrite boxes of the images, in place, by what is 0 or standard normal once normalised."""
+    device = images_BCHW.device
+    mean_C11 = torch.tensor(mean, device=device).view(-1, 1, 1) * _LARGEST
+    std_C11 = torch.tensor(std, device=device).view(-1, 1, 1) * _LARGEST
+    generator = torch.Generator(device)
+    for image, top, bottom, left, right, noise_seed in boxes:
+        part_CHW = images_BCHW[image, :, top:bottom, left:right]
+        if not noise:
+            part_CHW.copy_(mean_C11.expand_as(part_CHW))
+            continue
+        generator.manual_seed(noise_seed)
+        values_CHW = torch.randn(part_CHW.shape, generator=generator, device=device)
+        part_CHW.copy_(values_CHW * std_C11 + mean_C11)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to *device*; to a GPU from pinned memory, so that the host does not wait."""
+    if device.type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -1,24 +1,20 @@
-"""RGB pictures -> uint8 arrays of one size.
-
-Normalisation is not here: batches travel as uint8, a quarter of the bytes, and are normalised on
-the device.  Nothing is drawn here either: a random crop is a pure function of numbers it is given.
-
-Dimensions: C colours, H W pixels.
-"""
+"""RGB images -> uint8 arrays of one size: random crops, or resize and center crop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit21k.data.decode import MAX_PIXELS
-from vit21k.data.picture import DecodedPicture, Picture
-from vit21k.data.resample import resample
+from vit21k._native import NoExtensionError
+from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, is_readable_jpeg
+from vit21k.data.image import DecodedImage, LazyImage, resample
 from vit21k.errors import ImageError, UsageError
-from vit21k.jpeg.crops import Crop
+from vit21k.jpeg.crops import Crop, CropDecoder, PlainImage, Resampling, crop_decoder
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -35,17 +31,17 @@ class TrainTransform:
 
     Only what the crop needs is decoded.  Resizing is antialiased; `resample` says how near Pillow's
     it is.  (JPEG's decoding at a fraction of the size, Pillow's `draft`, is not used: it changes
-    pixels, and ImageNet's pictures are rarely large enough for it.)
+    pixels, and ImageNet's images are rarely large enough for it.)
 
     Args:
         img_size: Height and width of the result.
-        crop_scale: Smallest and largest area of the crop, as fractions of the picture.
+        crop_scale: Smallest and largest area of the crop, as fractions of the image.
         crop_ratio: Smallest and largest width / height of the crop; its logarithm is uniform.
         interpolation: How pixels are resampled.
         hflip: Probability of a flip.
 
     Attributes:
-        num_draws: How many numbers one picture takes.
+        num_draws: How many numbers one image takes.
 
     Source: torchvision's `RandomResizedCrop`, tries and fallback included.
     """
@@ -68,30 +64,30 @@ class TrainTransform:
 
     def __call__(
         self,
-        picture: Picture | Image.Image,
+        image: LazyImage | Image.Image,
         draws: NDArray[np.float64],
         out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
-        """Return the picture as (3, H, W), written to *out* if that is given.
+        """Return the image as (3, H, W), written to *out* if that is given.
 
         Args:
-            picture: Decoded or not; of Pillow's, RGB.
+            image: Decoded or not; of Pillow's, RGB.
             draws: `num_draws` uniform numbers, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
 
         Raises:
             ImageError: It was not decoded yet, and is damaged.
         """
-        picture = DecodedPicture(picture) if isinstance(picture, Image.Image) else picture
-        crop = self.crop(picture.size, draws.tolist())
+        image = DecodedImage(image) if isinstance(image, Image.Image) else image
+        crop = self.crop(image.size, draws.tolist())
         size = (self.img_size, self.img_size)
-        image_CHW = resample(picture.region(crop.box), size, self.interpolation)
+        image_CHW = resample(image.region(crop.box), size, self.interpolation)
         if crop.is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
         return _written(image_CHW.numpy(), out)
 
     def crop(self, size: tuple[int, int], draws: Sequence[float]) -> Crop:
-        """Return what is taken of a picture of (width, height), by its `num_draws` numbers."""
+        """Return what is taken of an image of (width, height), by its `num_draws` numbers."""
         box = crop_box(size, draws, scale=self.crop_scale, ratio=self.crop_ratio)
         return Crop(box, draws[_FLIP] < self.hflip)
 
@@ -135,10 +131,10 @@ class EvalTransform:
     def __call__(
         self, image: Image.Image, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Return the RGB picture as (3, H, W), written to *out* if that is given.
+        """Return the RGB image as (3, H, W), written to *out* if that is given.
 
         Raises:
-            ImageError: The picture is so long a strip that it would not fit into memory.
+            ImageError: The image is so long a strip that it would not fit into memory.
         """
         crop = self.crop(image.size)
         left, top = crop.window
@@ -147,7 +143,7 @@ class EvalTransform:
         return _written(np.asarray(image).transpose(2, 0, 1), out)
 
     def crop(self, size: tuple[int, int]) -> Crop:
-        """Return what is made of a picture of (width, height).
+        """Return what is made of an image of (width, height).
 
         Raises:
             ImageError: It is so long a strip that it would not fit into memory.
@@ -180,9 +176,9 @@ def crop_box(
     middle whose ratio is allowed.
 
     Args:
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
         draws: As `TrainTransform` takes them: flip, top, left, then area and ratio of each try.
-        scale: Smallest and largest area, as fractions of the picture.
+        scale: Smallest and largest area, as fractions of the image.
         ratio: Smallest and largest width / height.
     """
     width, height = size
@@ -214,3 +210,124 @@ def _written(image_CHW: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDA
         return np.ascontiguousarray(image_CHW)
     np.copyto(out, image_CHW)
     return out
+
+
+_JPEG_START = b"\xff\xd8"
+_LONG_BYTES = 16 << 20
+"""A JPEG of fewer bytes that is decoded from top to bottom is within the budget of `open_image`."""
+
+
+def compiled_crops() -> CropDecoder | None:
+    """Return what crops many images at a time; None where the extension was not built."""
+    try:
+        return crop_decoder()
+    except NoExtensionError:
+        return None
+
+
+def fill_plain(
+    decoder: CropDecoder,
+    contents: Mapping[int, bytes],
+    images_BCHW: NDArray[np.uint8],
+    crop_of: Callable[[int, tuple[int, int]], Crop | None],
+    mode: Literal["bicubic", "bilinear"],
+    resampling: Resampling,
+) -> set[int]:
+    """Write crops of plain images to their places of the batch; return these places.
+
+    Args:
+        decoder: From `compiled_crops`.
+        contents: Files, by place in the batch.
+        images_BCHW: The batch.
+        crop_of: (place, (width, height)) -> what is wanted; None: it is skipped.
+        mode: How pixels are resampled.
+        resampling: Whose way of that.
+    """
+    crops: dict[int, Crop] = {}
+    for place, image in zip(contents, decoder.measure(list(contents.values())), strict=True):
+        if image and _is_allowed(image, contents[place]):
+            crop = crop_of(place, (image.width, image.height))
+            if crop:
+                crops[place] = crop
+    are_filled = decoder.crop(
+        [contents[place] for place in crops],
+        list(crops.values()),
+        images_BCHW,
+        list(crops),
+        mode,
+        resampling,
+    )
+    return {place for place, is_filled in zip(crops, are_filled, strict=True) if is_filled}
+
+
+def _is_allowed(image: PlainImage, content: bytes) -> bool:
+    """Return whether `lazy_image` would accept the file, too."""
+    if image.width * image.height > MAX_PIXELS:
+        return False
+    is_jpeg = content.startswith(_JPEG_START)
+    if max(image.width, image.height) > (MAX_JPEG_SIDE if is_jpeg else MAX_SIDE):
+        return False
+    may_be_refused = image.has_odd_metadata or len(content) > _LONG_BYTES
+    return not (is_jpeg and may_be_refused) or is_readable_jpeg(content)
+
+
+@dataclass(frozen=True)
+class ResizedImages:
+    """Images of a batch.  Two ways lead to the same pixels, to the bit.
+
+    `fill` takes many images with two calls of compiled code, and skips what is neither a
+    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
+
+    Attributes:
+        transform: What is done to each.
+        decoder: The compiled code; None: `fill` fills nothing.
+    """
+
+    transform: EvalTransform
+    decoder: CropDecoder | None = None
+
+    def __call__(self, image: LazyImage, index: int, out: NDArray[np.uint8]) -> None:
+        """Write the image at a place of the batch to *out* (3, H, W).
+
+        Raises:
+            ImageError: The image is damaged, or too long a strip.
+        """
+        self.transform(image.image(), out)
+
+    def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
+        """Write plain images to their places of the batch; return these places.
+
+        Args:
+            contents: Files, by place in the batch.
+            images_BCHW: The batch.
+        """
+        if not self.decoder:
+            return set()
+        mode = self.transform.interpolation
+        return fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "pillow")
+
+    def _crop(self, _place: int, size: tuple[int, int]) -> Crop | None:
+        try:
+            crop = self.transform.crop(size)
+        except ImageError:  # it is raised again when the image is decoded in the ordinary way
+            return None
+        columns_first = _takes_columns_first(size, crop.resized or size)
+        return crop._replace(takes_columns_first=columns_first)
+
+
+def _takes_columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Return whether Pillow resizes columns before rows: where it lessens rows by far more.
+
+    Source: `ImagingResampleInner` in Resample.c of Pillow 13.
+    """
+    rows_less, columns_less = size[1] - resized[1], size[0] - resized[0]
+    return rows_less > 0 and rows_less > 2 * columns_less and _pillow_ever_does()
+
+
+@cache
+def _pillow_ever_does() -> bool:
+    """Return whether this Pillow does that, as from 13.0 on; it shows in what is rounded."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 5, 3), dtype=np.uint8)
+    image, how = Image.fromarray(noise), Image.Resampling.BICUBIC
+    in_two = image.resize((image.width, 4), how).resize((6, 4), how)
+    return np.array_equal(np.asarray(image.resize((6, 4), how)), np.asarray(in_two))

@@ -1,31 +1,35 @@
 """What a Vision Transformer looks at: attention rollout, and which positions it takes for alike.
 
 Dimensions: B images, A heads, N tokens, P patches, D width, E width of a head.
+
+
+Attention and positions -> one image to look at.
 """
 
+import io
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from vit21k.checkpoint.model_folder import ModelCard, check_head
 from vit21k.data.decode import decode_rgb
-from vit21k.errors import UsageError
+from vit21k.errors import UsageError, one_line
 from vit21k.inference.evaluate import normalise
 from vit21k.inference.predict import ClassScore, Selection, class_scores, eval_transform, select
-from vit21k.models.base import ImageClassifier
 from vit21k.models.layers import Attention
-from vit21k.models.vit import VisionTransformer
+from vit21k.models.vit import ImageClassifier, VisionTransformer
 
 
 class Explanation(NamedTuple):
-    """What there is to see of one picture.
+    """What there is to see of one image.
 
     Attributes:
-        image_CHW: The picture as the model saw it, uint8.
+        image_CHW: The image as the model saw it, uint8.
         rollout: From `attention_rollout`, (rows, columns).
         similarity: From `position_similarity`, (patches, rows, columns).
         best: The top class.
@@ -38,7 +42,7 @@ class Explanation(NamedTuple):
 
 
 def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanation:
-    """Explain the picture whose file holds *content*.
+    """Explain the image whose file holds *content*.
 
     Raises:
         ImageError: It cannot be decoded.
@@ -136,3 +140,102 @@ def _vision_transformer(model: nn.Module) -> VisionTransformer:
             hint="its tokens are pooled on the way, so that they are no longer the patches",
         )
     return model
+
+
+Floats = NDArray[np.floating]
+Pixels = NDArray[np.uint8]
+
+_PANEL = 384
+_GAP = 16
+_TITLE = 28
+_OVERLAY = 0.6
+# Viridis at 9 places, dark to bright; between them colours are mixed.
+_COLOURS = np.array(
+    [
+        (68, 1, 84),
+        (71, 44, 122),
+        (59, 81, 139),
+        (44, 113, 142),
+        (33, 144, 141),
+        (39, 173, 129),
+        (92, 200, 99),
+        (170, 220, 50),
+        (253, 231, 37),
+    ],
+    dtype=np.float64,
+)
+
+
+def draw_explanation(image_CHW: Pixels, rollout: Floats, similarity: Floats, title: str) -> bytes:
+    """Return a PNG of three panels: what the model saw, where it looked, its positions.
+
+    Args:
+        image_CHW: What the model saw, uint8, RGB.
+        rollout: (rows, columns) from `attention_rollout`.
+        similarity: (patches, rows, columns) from `position_similarity`.
+        title: Written above the image.
+    """
+    image = Image.fromarray(image_CHW.transpose(1, 2, 0))
+    image = image.resize((_PANEL, _PANEL), Image.Resampling.BICUBIC)
+    panels = {
+        title: image,
+        "attention rollout": _overlay(image, _stretched(rollout)),
+        "similarity of positions": _grid_of_maps(similarity),
+    }
+    width = len(panels) * (_PANEL + _GAP) + _GAP
+    page = Image.new("RGB", (width, _TITLE + _PANEL + _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    for number, (heading, panel) in enumerate(panels.items()):
+        left = _GAP + number * (_PANEL + _GAP)
+        draw.text((left, 6), _cut(draw, heading), fill="black")
+        page.paste(panel, (left, _TITLE))
+    content = io.BytesIO()
+    page.save(content, "PNG")
+    return content.getvalue()
+
+
+def coloured(values: Floats) -> Pixels:
+    """Return (height, width, 3) colours of values between 0 and 1: viridis, dark to bright."""
+    place = np.clip(values, 0, 1)[..., None] * (len(_COLOURS) - 1)
+    low = np.minimum(place.astype(int), len(_COLOURS) - 2)
+    share = place - low
+    mixed = _COLOURS[low[..., 0]] * (1 - share) + _COLOURS[low[..., 0] + 1] * share
+    return mixed.round().astype(np.uint8)
+
+
+def _stretched(values: Floats) -> Floats:
+    """Return *values* from 0, the least, to 1, the most; 0 if they are all the same."""
+    low, high = values.min(), values.max()
+    return (values - low) / max(high - low, 1e-12)
+
+
+def _overlay(image: Image.Image, attention: Floats) -> Image.Image:
+    """Lay the attention over the image: where there is little, the image is dark."""
+    smooth = Image.fromarray(attention.astype(np.float32)).resize(
+        image.size, Image.Resampling.BICUBIC
+    )
+    values = np.clip(np.asarray(smooth), 0, 1)
+    mixed = (1 - _OVERLAY) * np.asarray(image) + _OVERLAY * coloured(values)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _grid_of_maps(similarity: Floats) -> Image.Image:
+    """Draw a small map for each patch, at its place: bright where positions are like its own."""
+    _, rows, columns = similarity.shape
+    framed = np.pad(_stretched(similarity), ((0, 0), (1, 1), (1, 1)))
+    colours = coloured(framed)
+    colours[:, [0, -1]] = 255
+    colours[:, :, [0, -1]] = 255
+    tiles = colours.reshape(rows, columns, rows + 2, columns + 2, 3)
+    page = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (rows + 2), columns * (columns + 2), 3)
+    return Image.fromarray(page).resize((_PANEL, _PANEL), Image.Resampling.BOX)
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str) -> str:
+    """Return *text*, shortened to the width of a panel."""
+    text = one_line(text)
+    if draw.textlength(text) <= _PANEL:
+        return text
+    while text and draw.textlength(text + "...") > _PANEL:
+        text = text[:-1]
+    return text + "..."

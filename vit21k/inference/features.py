@@ -1,42 +1,187 @@
-"""Model and pictures -> features in Parquet, shard by shard: a run goes on where it was killed.
+"""Features of images <-> Parquet shards.
 
-A shard is there when it is whole; one with pictures that could not be read is made again by the
-next run.  Batches never cross shards, so that the same pictures meet in
+Dimensions: B images, L labels of them; `shape` is that of one image's features.
+
+
+Model and images -> features in Parquet, shard by shard: a run goes on where it was killed.
+
+A shard is there when it is whole; one with images that could not be read is made again by the
+next run.  Batches never cross shards, so that the same images meet in
 the same forward pass however often a run was killed, and the bytes come out the same.
 
 Dimensions: B images, N tokens, D features.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vit21k.atomic import write_atomic
+from vit21k.atomic import atomic_file, write_atomic
 from vit21k.checkpoint.model_folder import ModelCard
-from vit21k.data.picture_file import open_picture
-from vit21k.data.rows import PictureRows
-from vit21k.errors import ImageError, UsageError
+from vit21k.data.dataset import ImageRows
+from vit21k.data.image import lazy_image
+from vit21k.device import Precision, autocast
+from vit21k.errors import DataError, ImageError, UsageError
 from vit21k.inference.evaluate import normalise
-from vit21k.inference.feature_shards import (
-    Dtype,
-    Problem,
-    is_shard,
-    problems_in,
-    rows_of,
-    schema_of,
-    write_shard,
-)
 from vit21k.inference.files import RowRange, printable
-from vit21k.inference.predict import picture_loader
-from vit21k.models.base import ImageClassifier
-from vit21k.models.precision import Precision, autocast
+from vit21k.inference.predict import image_loader
+from vit21k.models.vit import ImageClassifier
+
+Problem = tuple[str, str]
+"""Path of an image that could not be read, and why."""
+
+Dtype = Literal["float32", "float16"]
+
+_PROBLEMS = b"vit21k.problems"
+_UNREAD = b"vit21k.unread"
+_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+def schema_of(shape: tuple[int, ...], dtype: Dtype) -> pa.Schema:
+    """Return the columns: path, label ids (none where they are not known), features.
+
+    Features are lists of fixed size, of lists of fixed size for tokens.
+    """
+    features = _TYPES[dtype]
+    for length in reversed(shape):
+        features = pa.list_(features, length)
+    return pa.schema(
+        [("path", pa.string()), ("label_ids", pa.list_(pa.int64())), ("features", features)]
+    )
+
+
+def rows_of(
+    paths: Sequence[str],
+    label_rows_L: NDArray[np.int64],
+    label_ids_L: NDArray[np.int64],
+    features: NDArray[np.floating],
+    schema: pa.Schema,
+) -> pa.Table:
+    """Return a batch as rows of *schema*.
+
+    Args:
+        paths: What each image is called.
+        label_rows_L: Which image each label belongs to, ascending.
+        label_ids_L: Class index of each label.
+        features: (B, *shape).
+        schema: From `schema_of`.
+    """
+    offsets = np.searchsorted(label_rows_L, np.arange(len(paths) + 1)).astype(np.int32)
+    values = pa.array(features.reshape(-1))
+    for length in reversed(features.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    labels = pa.ListArray.from_arrays(pa.array(offsets), pa.array(label_ids_L))
+    return pa.table([pa.array(paths, pa.string()), labels, values], schema=schema)
+
+
+def write_shard(
+    path: Path,
+    batches: Sequence[pa.Table],
+    problems: Sequence[Problem],
+    schema: pa.Schema,
+    *,
+    num_unread: int = 0,
+) -> None:
+    """Write *batches* as one row group, in one step; *problems* travel in the schema's metadata.
+
+    Args:
+        path: The shard.
+        batches: Its rows.
+        problems: Of images without a row.
+        schema: From `schema_of`.
+        num_unread: How many of these could not be read, which is no verdict on them.
+
+    Raises:
+        OSError: The disk is full or failing; *path* is not there.
+    """
+    schema = _with_problems(schema, problems)
+    if num_unread:
+        schema = schema.with_metadata({**schema.metadata, _UNREAD: str(num_unread).encode()})
+    rows = pa.concat_tables([schema.empty_table(), *batches]).cast(schema)
+    with atomic_file(path) as file, _writer(file, schema) as parquet:
+        parquet.write_table(rows, row_group_size=max(1, len(rows)))
+
+
+def problems_in(path: Path) -> list[Problem]:
+    """Return the images that a shard or a merged file has no rows for.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    with _reading(path):
+        problems = json.loads(pq.read_schema(path).metadata[_PROBLEMS])
+    return [(name, reason) for name, reason in problems]
+
+
+def is_shard(path: Path, schema: pa.Schema, num_images: int) -> bool:
+    """Return whether *path* is a complete shard of *num_images*, all read, by its footer."""
+    try:
+        found = pq.read_metadata(path)
+        num_problems = len(problems_in(path))
+    except (OSError, DataError, ValueError):
+        return False  # cut off, or something else: `pyarrow.ArrowInvalid` is a ValueError
+    same = found.schema.to_arrow_schema().remove_metadata().equals(schema.remove_metadata())
+    is_read = _UNREAD not in pq.read_schema(path).metadata
+    return same and is_read and found.num_rows + num_problems == num_images
+
+
+def merge_shards(shards: Sequence[Path], path: Path) -> None:
+    """Write all *shards*, in order, to one file; a row group for each, one in memory at a time.
+
+    Raises:
+        DataError: A shard is damaged; *path* is unchanged.
+        OSError: The disk is full or failing; *path* is unchanged.
+    """
+    problems = [problem for shard in shards for problem in problems_in(shard)]
+    schema = _with_problems(pq.read_schema(shards[0]), problems)
+    with atomic_file(path) as file, _writer(file, schema) as parquet:
+        for shard in shards:
+            with _reading(shard):
+                rows = pq.read_table(shard, page_checksum_verification=True).cast(schema)
+            if len(rows):
+                parquet.write_table(rows, row_group_size=len(rows))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise a `DataError` where *path* turns out to be damaged."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(
+            f"`{path}` is damaged: {str(error).partition(chr(10))[0]:.200}",
+            hint="remove it and give the same command again: only its images are computed again",
+        ) from error
+
+
+def _with_problems(schema: pa.Schema, problems: Sequence[Problem]) -> pa.Schema:
+    return schema.with_metadata({_PROBLEMS: json.dumps(problems).encode()})
+
+
+def _writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    # Features do not shrink: neither a dictionary nor zstd is worth its time.
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+
 
 JOB = "features.json"
 _SHARD_BYTES = 64 << 20
@@ -51,9 +196,9 @@ class FeaturePlan:
     Attributes:
         kind: "pooled": what the head reads; "tokens": all tokens after the last block.
         dtype: Of the numbers in the file.
-        device_batch_size: The most pictures in one forward pass.
+        device_batch_size: The most images in one forward pass.
         precision: Of the matrix products.
-        shard_rows: Pictures of a shard, rounded up to whole batches; None: as many as make about
+        shard_rows: Images of a shard, rounded up to whole batches; None: as many as make about
             64 MB, at most 4,096.
     """
 
@@ -70,12 +215,12 @@ class FeatureReport:
 
     Attributes:
         shards: The files, in order.
-        num_pictures: How many pictures were asked for.
+        num_images: How many images were asked for.
         num_resumed: Those in shards that were there already.
-        problems: Path of each picture that could not be read, and why.
+        problems: Path of each image that could not be read, and why.
     """
 
-    num_pictures: int
+    num_images: int
     num_resumed: int = 0
     shards: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -84,42 +229,42 @@ class FeatureReport:
 def extract_features(
     model: ImageClassifier,
     card: ModelCard,
-    pictures: PictureRows,
+    images: ImageRows,
     folder: Path,
     plan: FeaturePlan,
     *,
     num_workers: int | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> FeatureReport:
-    """Write the features of *pictures* to shards in *folder*, except those that are there.
+    """Write the features of *images* to shards in *folder*, except those that are there.
 
     Args:
         model: From `load_model`, on the device it is to compute on.
         card: From `load_model`.
-        pictures: Which; the files are taken to be the same when a run goes on.
+        images: Which; the files are taken to be the same when a run goes on.
         folder: Where `features-00000.parquet`, ... are written, and `features.json`, which says
             what they are.  One process at a time.
         plan: What is computed.
         num_workers: Threads that decode; None: one for each core.
-        advance: Called with the number of pictures that a step has done.
+        advance: Called with the number of images that a step has done.
 
     Raises:
-        UsageError: The folder holds features of other pictures, another model or another plan.
+        UsageError: The folder holds features of other images, another model or another plan.
         OSError: The disk is full or failing; the shards that are there are whole.
     """
     shape = _shape(model, plan)
     schema = schema_of(shape, plan.dtype)
     shard_rows = _shard_rows(plan, shape)
-    _claim(folder, _identity(model, card, pictures, plan, shard_rows))
-    report = FeatureReport(len(pictures))
-    for start in range(0, len(pictures), shard_rows):
-        rows = range(start, min(start + shard_rows, len(pictures)))
+    _claim(folder, _identity(model, card, images, plan, shard_rows))
+    report = FeatureReport(len(images))
+    for start in range(0, len(images), shard_rows):
+        rows = range(start, min(start + shard_rows, len(images)))
         path = folder / f"features-{start // shard_rows:05d}.parquet"
         if is_shard(path, schema, len(rows)):
             report.num_resumed += len(rows)
             advance(len(rows))
         else:
-            part = RowRange(pictures, rows)
+            part = RowRange(images, rows)
             batches, problems, num_unread = _compute_part(
                 model, card, part, plan, schema, num_workers, advance
             )
@@ -143,7 +288,7 @@ def compute_features(
 def _compute_part(
     model: ImageClassifier,
     card: ModelCard,
-    part: PictureRows,
+    part: ImageRows,
     plan: FeaturePlan,
     schema: pa.Schema,
     num_workers: int | None,
@@ -152,7 +297,7 @@ def _compute_part(
     """Return the rows of a part, what is wrong with the others, and how many were not read."""
     tables = []
     left = set(range(len(part)))
-    with picture_loader(card, part, plan.device_batch_size, num_workers) as loader:
+    with image_loader(card, part, plan.device_batch_size, num_workers) as loader:
         for batch in loader:
             values = compute_features(model, card, batch.images_BCHW, plan)
             tables.append(
@@ -172,21 +317,21 @@ def _compute_part(
     return tables, problems, sum(not _is_damaged(part, row) for row in left)
 
 
-def _is_damaged(pictures: PictureRows, row: int) -> bool:
-    """Return whether a picture can be read, and not be decoded."""
+def _is_damaged(images: ImageRows, row: int) -> bool:
+    """Return whether an image can be read, and not be decoded."""
     try:
-        content = pictures.read_bytes(row)
+        content = images.read_bytes(row)
     except (ImageError, OSError):
         return False
     try:
-        open_picture(content).image()
+        lazy_image(content).image()
     except ImageError:
         return True
     return False
 
 
 def _shape(model: ImageClassifier, plan: FeaturePlan) -> tuple[int, ...]:
-    """Return the shape of one picture's features, from one forward pass."""
+    """Return the shape of one image's features, from one forward pass."""
     images_BCHW = model.pos_embed.new_zeros(1, 3, model.img_size, model.img_size)
     with torch.inference_mode():
         forward = model.features if plan.kind == "pooled" else model.forward_features
@@ -203,7 +348,7 @@ def _shard_rows(plan: FeaturePlan, shape: tuple[int, ...]) -> int:
 def _identity(
     model: ImageClassifier,
     card: ModelCard,
-    pictures: PictureRows,
+    images: ImageRows,
     plan: FeaturePlan,
     shard_rows: int,
 ) -> dict[str, Any]:
@@ -212,13 +357,13 @@ def _identity(
     for name, tensor in model.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for row in range(len(pictures)):
-        names.update(printable(Path(pictures.path(row))).encode() + b"\0")
+    for row in range(len(images)):
+        names.update(printable(Path(images.path(row))).encode() + b"\0")
     return {
         "weights": weights.hexdigest(),
         "preprocessing": asdict(card.eval_settings),
-        "pictures": names.hexdigest(),
-        "num_pictures": len(pictures),
+        "images": names.hexdigest(),
+        "num_images": len(images),
         **asdict(plan),
         "shard_rows": shard_rows,
     }

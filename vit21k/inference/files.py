@@ -1,4 +1,4 @@
-"""Paths that a user gives -> pictures by row: files, folders, members of tar archives, bytes.
+"""Paths that a user gives -> images by row: files, folders, members of tar archives, bytes.
 
 Dimensions: B images.
 """
@@ -14,20 +14,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.archives.members import MAX_MEMBER_BYTES, Member, read_members
-from vit21k.archives.names import archive_stem, is_gzip, is_gzip_name
-from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
-from vit21k.data.rows import PictureRows
+from vit21k.data.dataset import ImageRows
 from vit21k.errors import ImageError
-from vit21k.hashing.folder import Skipped, list_folder, may_be_image
 from vit21k.manifest.problems import ProblemKind
+from vit21k.sources.folders import Skipped, list_folder, may_be_image
+from vit21k.sources.tar import (
+    MAX_MEMBER_BYTES,
+    WINDOW_BYTES,
+    BombError,
+    FileSource,
+    GzipSource,
+    Member,
+    Window,
+    archive_stem,
+    is_gzip,
+    is_gzip_name,
+    read_members,
+)
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as a picture in a folder or an archive, in lower case."""
+"""What counts as an image in a folder or an archive, in lower case."""
 
 
 class Files:
-    """Picture files, as the rows that a loader reads; they have no labels.
+    """Image files, as the rows that a loader reads; they have no labels.
 
     Args:
         paths: Files, also `archive.tar/member.jpg`.
@@ -72,18 +82,18 @@ class Files:
 
 
 class RowRange:
-    """Some successive rows of *pictures*, counted from 0 again."""
+    """Some successive rows of *images*, counted from 0 again."""
 
-    def __init__(self, pictures: PictureRows, rows: range) -> None:
-        self._pictures = pictures
+    def __init__(self, images: ImageRows, rows: range) -> None:
+        self._images = images
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def path(self, row: int) -> str:
-        """Return what a picture is called."""
-        return self._pictures.path(self._rows[row])
+        """Return what an image is called."""
+        return self._images.path(self._rows[row])
 
     def read_bytes(self, row: int) -> bytes:
         """Return the content of its file.
@@ -91,15 +101,15 @@ class RowRange:
         Raises:
             ImageError: It cannot be had.
         """
-        return self._pictures.read_bytes(self._rows[row])
+        return self._images.read_bytes(self._rows[row])
 
     def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return label_rows_L and label_ids_L of a batch."""
-        return self._pictures.labels_of(rows_B + self._rows.start)
+        return self._images.labels_of(rows_B + self._rows.start)
 
 
-def find_pictures(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> list[Path]:
-    """Return the picture files that *paths* mean: files as they are, folders and tars in depth.
+def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> list[Path]:
+    """Return the image files that *paths* mean: files as they are, folders and tars in depth.
 
     In folders and archives, files with a suffix of `IMAGE_SUFFIXES` count; in a folder they are
     ordered by path, in an archive they stay as they lie.  What is wrong with an archive, and
@@ -149,7 +159,7 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -161,7 +171,7 @@ def _is_wanted(name: str, member: Member) -> bool:
     """Return whether a member is an image, or a flaw of the archive that is to be reported."""
     is_stretch = member.flaw is not None and not member.name
     is_archive = archive_stem(os.fsencode(name)) is not None
-    return is_stretch or is_archive or _is_picture(Path(name))
+    return is_stretch or is_archive or _is_image(Path(name))
 
 
 class _Archive:

@@ -1,25 +1,32 @@
-"""Model and pictures -> the most probable classes of each.
+"""Model and images -> the most probable classes of each.
 
 Dimensions: B images, C colours, H W pixels, K classes, T top classes.
+
+
+Predictions -> a Parquet file, written as they come, there when it is whole.
 """
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from vit21k.atomic import atomic_file
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, check_head
+from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import EvalLoader
-from vit21k.data.rows import PictureRows
 from vit21k.data.transforms import EvalTransform
+from vit21k.device import Precision, autocast
 from vit21k.inference.evaluate import normalise
-from vit21k.inference.files import Files
-from vit21k.inference.scores import probabilities
-from vit21k.models.base import ImageClassifier
-from vit21k.models.precision import Precision, autocast
+from vit21k.inference.files import Files, printable
+from vit21k.inference.metrics import probabilities
+from vit21k.models.vit import ImageClassifier
 
 ImagePath = str | os.PathLike[str]
 
@@ -34,7 +41,7 @@ class ClassScore(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says of one picture."""
+    """What the model says of one image."""
 
     path: Path
     top: tuple[ClassScore, ...]
@@ -44,7 +51,7 @@ class Prediction(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which classes a picture gets."""
+    """Which classes an image gets."""
 
     top_k: int | None = 5
     """The most of them; None: as many as there are."""
@@ -55,7 +62,7 @@ class Selection(NamedTuple):
 def predict(
     model: ImageClassifier,
     card: ModelCard,
-    paths: Iterable[ImagePath] | PictureRows,
+    paths: Iterable[ImagePath] | ImageRows,
     *,
     top_k: int | None = 5,
     threshold: float = 0.0,
@@ -63,44 +70,44 @@ def predict(
     num_workers: int | None = None,
     precision: Precision = "fp32",
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each picture, in order.
+    """Yield a prediction for each image, in order.
 
-    A picture that cannot be read is reported in its place; it ends nothing.
+    An image that cannot be read is reported in its place; it ends nothing.
 
     Args:
         model: From `load_model`, on the device it is to compute on.
         card: From `load_model`.
-        paths: Picture files, or the rows of a manifest (`Pictures`).
-        top_k: The most classes a picture gets; None: as many as there are.
+        paths: Image files, or the rows of a manifest (`Images`).
+        top_k: The most classes an image gets; None: as many as there are.
         threshold: Only classes that are as probable as this, or more.
-        device_batch_size: The most pictures in one forward pass.
+        device_batch_size: The most images in one forward pass.
         num_workers: Threads that decode; None: one for each core.
         precision: Of the matrix products.
     """
     check_head(card)
-    pictures = rows_of(paths)
+    images = rows_of(paths)
     next_row = 0
-    with picture_loader(card, pictures, device_batch_size, num_workers) as loader:
+    with image_loader(card, images, device_batch_size, num_workers) as loader:
         for batch in loader:
             scores = _scores(model, card, batch.images_BCHW, Selection(top_k, threshold), precision)
             for row, top in zip(batch.rows_B.tolist(), scores, strict=True):
-                yield from _problems(pictures, loader, range(next_row, row))
-                yield Prediction(Path(pictures.path(row)), top)
+                yield from _problems(images, loader, range(next_row, row))
+                yield Prediction(Path(images.path(row)), top)
                 next_row = row + 1
-        yield from _problems(pictures, loader, range(next_row, len(pictures)))
+        yield from _problems(images, loader, range(next_row, len(images)))
 
 
-def rows_of(paths: Iterable[ImagePath] | PictureRows) -> PictureRows:
+def rows_of(paths: Iterable[ImagePath] | ImageRows) -> ImageRows:
     """Return *paths* as the rows that a loader reads."""
-    return paths if isinstance(paths, PictureRows) else Files(paths)
+    return paths if isinstance(paths, ImageRows) else Files(paths)
 
 
-def picture_loader(
-    card: ModelCard, pictures: PictureRows, device_batch_size: int, num_workers: int | None
+def image_loader(
+    card: ModelCard, images: ImageRows, device_batch_size: int, num_workers: int | None
 ) -> EvalLoader:
-    """Return a loader that makes *pictures* ready for a model, and leaves out those it cannot."""
+    """Return a loader that makes *images* ready for a model, and skips those it cannot."""
     return EvalLoader(
-        pictures,
+        images,
         eval_transform(card.eval_settings),
         device_batch_size=device_batch_size,
         num_workers=len(os.sched_getaffinity(0)) if num_workers is None else num_workers,
@@ -109,7 +116,7 @@ def picture_loader(
 
 
 def eval_transform(settings: EvalSettings) -> EvalTransform:
-    """Return the transform that makes a picture ready for a model."""
+    """Return the transform that makes an image ready for a model."""
     return EvalTransform(
         settings.img_size,
         settings.resize,
@@ -136,7 +143,7 @@ def class_scores(
 def select(
     probabilities_BK: Tensor, card: ModelCard, selection: Selection
 ) -> list[tuple[ClassScore, ...]]:
-    """Return the classes that each picture gets, best first."""
+    """Return the classes that each image gets, best first."""
     most = selection.top_k or len(card.classes)
     if selection.threshold > 0:
         most = min(most, int((probabilities_BK >= selection.threshold).sum(1).max()))
@@ -162,10 +169,51 @@ def _scores(
     return select(class_scores(model, card, images_BCHW, precision), card, selection)
 
 
-def _problems(
-    pictures: PictureRows, loader: EvalLoader, rows: Iterable[int]
-) -> Iterator[Prediction]:
-    """Yield what is wrong with the pictures that the loader left out."""
+def _problems(images: ImageRows, loader: EvalLoader, rows: Iterable[int]) -> Iterator[Prediction]:
+    """Yield what is wrong with the images that the loader skipped."""
     for row in rows:
-        path = pictures.path(row)
+        path = images.path(row)
         yield Prediction(Path(path), (), loader.skipped[path])
+
+
+ROW_GROUP_ROWS = 8192
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("class_indices", pa.list_(pa.int64())),
+        ("wnids", pa.list_(pa.string())),
+        ("names", pa.list_(pa.string())),
+        ("probabilities", pa.list_(pa.float32())),
+        ("problem", pa.string()),
+    ]
+)
+"""A row for each image, in order; the lists run from the best class on.  An image that could not
+be read has empty lists, and a problem."""
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write *predictions* to *path*, in one step; in memory is one row group at a time.
+
+    Raises:
+        OSError: The disk is full or failing; *path* is unchanged.
+    """
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(file, SCHEMA, compression="zstd") as parquet,
+    ):
+        waiting = (_row(prediction) for prediction in predictions)
+        while rows := list(islice(waiting, ROW_GROUP_ROWS)):
+            parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _row(prediction: Prediction) -> dict[str, object]:
+    top = prediction.top
+    return {
+        "path": printable(prediction.path),
+        "class_indices": [score.class_index for score in top],
+        "wnids": [score.wnid for score in top],
+        "names": [score.name for score in top],
+        "probabilities": [score.probability for score in top],
+        "problem": prediction.problem,
+    }

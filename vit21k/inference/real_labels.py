@@ -1,4 +1,4 @@
-"""ReaL: the labels that people gave ImageNet-1k's validation pictures again.
+"""ReaL: the labels that people gave ImageNet-1k's validation images again.
 
 Source: Beyer et al., "Are we done with ImageNet?", arXiv:2006.07159; `real.json` of
 google-research/reassessed-imagenet, which timm ships too.
@@ -11,19 +11,19 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from vit21k.data.batch_decoder import Batch
-from vit21k.data.pictures import Pictures
+from vit21k.data.dataset import ImageDataset
+from vit21k.data.loader import Batch
 from vit21k.distributed import World
 from vit21k.errors import DataError
+from vit21k.inference.metrics import ClassificationMetrics
 from vit21k.manifest.classes import ClassList
-from vit21k.metrics import ClassificationMetrics
 
-NUM_PICTURES = 50_000
+NUM_IMAGES = 50_000
 NUM_CLASSES = 1000
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 RealLabels = list[list[int]]
-"""Class indices of each validation picture, in the order of their numbers; some have none."""
+"""Class indices of each validation image, in the order of their numbers; some have none."""
 
 
 def read_real_labels(path: Path) -> RealLabels:
@@ -35,14 +35,14 @@ def read_real_labels(path: Path) -> RealLabels:
     """
     try:
         labels: RealLabels = json.loads(path.read_bytes())
-        whole = len(labels) == NUM_PICTURES and all(
-            0 <= label < NUM_CLASSES for of_picture in labels for label in of_picture
+        whole = len(labels) == NUM_IMAGES and all(
+            0 <= label < NUM_CLASSES for of_image in labels for label in of_image
         )
     except (ValueError, TypeError) as error:
         raise DataError(f"`{path}` is not a list of lists of class indices: {error}") from error
     if not whole:
         raise DataError(
-            f"`{path}` is not ReaL's list of labels: {NUM_PICTURES:,} lists of indices below "
+            f"`{path}` is not ReaL's list of labels: {NUM_IMAGES:,} lists of indices below "
             f"{NUM_CLASSES:,}",
             hint="it is `real.json` of github.com/google-research/reassessed-imagenet",
         )
@@ -63,16 +63,16 @@ def check_classes(classes: ClassList) -> None:
 
 
 class RealMetrics:
-    """prec@1 and top-5 on the ReaL labels; pictures that have none are left out and counted.
+    """prec@1 and top-5 on the ReaL labels; images that have none are skipped and counted.
 
     Args:
         labels: From `read_real_labels`.
-        pictures: What the rows of a batch name: files called `ILSVRC2012_val_00000001.JPEG`, ...
+        images: What the rows of a batch name: files called `ILSVRC2012_val_00000001.JPEG`, ...
     """
 
-    def __init__(self, labels: RealLabels, pictures: Pictures) -> None:
+    def __init__(self, labels: RealLabels, images: ImageDataset) -> None:
         self._labels = labels
-        self._pictures = pictures
+        self._images = images
         self._metrics = ClassificationMetrics()
         self._num_empty = torch.zeros(1, dtype=torch.int64)
 
@@ -80,10 +80,10 @@ class RealMetrics:
         """Add a batch.
 
         Raises:
-            DataError: A picture has no number.
+            DataError: An image has no number.
         """
         labels = [self._labels_of(row) for row in batch.rows_B.tolist()]
-        kept = [place for place, of_picture in enumerate(labels) if of_picture]
+        kept = [place for place, of_image in enumerate(labels) if of_image]
         self._num_empty += len(labels) - len(kept)
         if not kept:
             return
@@ -103,24 +103,24 @@ class RealMetrics:
         self._num_empty = world.all_reduce_sum(self._num_empty)
 
     def compute(self) -> dict[str, float | int]:
-        """Return "prec@1", "top5", "num_images" and "num_without_labels", which are left out.
+        """Return "prec@1", "top5", "num_images" and "num_without_labels", which are skipped.
 
         Raises:
-            DataError: No picture has a label.
+            DataError: No image has a label.
         """
         try:
             metrics = self._metrics.compute()
         except ValueError:
-            raise DataError("none of these pictures has a ReaL label") from None
+            raise DataError("none of these images has a ReaL label") from None
         del metrics["loss"]
         return {**metrics, "num_without_labels": int(self._num_empty)}
 
     def _labels_of(self, row: int) -> list[int]:
-        path = self._pictures.path(row)
+        path = self._images.path(row)
         match = _NUMBERED.fullmatch(PurePosixPath(path).stem)
         if match is None or not 1 <= int(match[1]) <= len(self._labels):
             raise DataError(
                 f"`{path}` has no ReaL labels: they go by the names of ImageNet-1k's validation "
-                "pictures, such as ILSVRC2012_val_00000001.JPEG"
+                "images, such as ILSVRC2012_val_00000001.JPEG"
             )
         return self._labels[int(match[1]) - 1]

@@ -1,8 +1,10 @@
-"""Call crop.c of the compiled extension: images -> crops of one size.
+"""Pixels as they are, behind a header of one line: PPM, which Pillow and webdataset read.
 
-Pictures are plain JPEGs, tiled or not, and raw ones as `vit21k pack --raw` writes them.
+Call crop.c of the compiled extension: images -> crops of one size.
 
-A call is for many pictures, and the interpreter's lock is not held meanwhile: what a picture costs
+Images are plain JPEGs, tiled or not, and raw ones as `vit21k pack --raw` writes them.
+
+A call is for many images, and the interpreter's lock is not held meanwhile: what an image costs
 in Python is a few microseconds.  Nothing needs this: what is refused here, or all where the
 extension was not built, is decoded in the ordinary way, to the same pixels.
 
@@ -10,6 +12,7 @@ Dimensions: B images of a batch, C colours, H W pixels.
 """
 
 import ctypes
+import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,8 +24,29 @@ from numpy.typing import NDArray
 
 from vit21k._native import Variant, extension, variants
 
+_HEADER = re.compile(rb"P6\n(\d{1,6}) (\d{1,6})\n255\n")
+_COLOURS = 3
+
+
+def to_ppm(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """Return RGB *pixels_HWC* as a file."""
+    height, width, _ = pixels_HWC.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + pixels_HWC.tobytes()
+
+
+def parse_ppm(content: bytes) -> NDArray[np.uint8] | None:
+    """Return the RGB pixels (H, W, 3) of what `to_ppm` wrote, not copied; None if it is no such."""
+    if not (match := _HEADER.match(content)):
+        return None
+    width, height = int(match[1]), int(match[2])
+    if len(content) - match.end() != width * height * _COLOURS:
+        return None
+    pixels = np.frombuffer(content, dtype=np.uint8, offset=match.end())
+    return pixels.reshape(height, width, _COLOURS)
+
+
 _DONE = 0
-_FACTS, _NUMBERS = 3, 10  # int32 of a picture, of a crop
+_FACTS, _NUMBERS = 3, 10  # int32 of an image, of a crop
 _PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
 
 Resampling = Literal["torch", "pillow"]
@@ -32,8 +56,8 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom; right and bottom are outside."""
 
 
-class PlainPicture(NamedTuple):
-    """A picture that can be decoded here, as far as its headers tell.
+class PlainImage(NamedTuple):
+    """An image that can be decoded here, as far as its headers tell.
 
     Attributes:
         width: Pixels.
@@ -47,7 +71,7 @@ class PlainPicture(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """What is wanted of a picture: a window of a box of it that is resized.
+    """What is wanted of an image: a window of a box of it that is resized.
 
     Attributes:
         box: What is resized.
@@ -80,13 +104,13 @@ class CropDecoder:
         self._measure.argtypes = [place, place, number, place]
         self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
 
-    def measure(self, contents: Sequence[bytes]) -> list[PlainPicture | None]:
+    def measure(self, contents: Sequence[bytes]) -> list[PlainImage | None]:
         """Return what the headers of each file say; None for what cannot be decoded here."""
         num = len(contents)
         facts = (ctypes.c_int32 * (_FACTS * num))()
         self._measure(*_as_c(contents), num, facts)
         rows = zip(*[iter(facts)] * _FACTS, strict=True)
-        return [PlainPicture(w, h, bool(odd)) if w else None for w, h, odd in rows]
+        return [PlainImage(w, h, bool(odd)) if w else None for w, h, odd in rows]
 
     def crop(
         self,
@@ -103,7 +127,7 @@ class CropDecoder:
 
         Args:
             contents: Files that can be decoded here.
-            crops: Of each, within the picture.
+            crops: Of each, within the image.
             images_BCHW: Contiguous, as high as wide.
             places: Where in it each crop goes.
             mode: "bilinear" or "bicubic".
@@ -123,7 +147,7 @@ class CropDecoder:
         return [status == _DONE for status in statuses]
 
     def _decoder(self) -> int:
-        """Return what this thread keeps from picture to picture: tables, and room to work in."""
+        """Return what this thread keeps from image to image: tables, and room to work in."""
         if not hasattr(self._threads, "decoder"):
             self._threads.decoder = _Decoder(self._new(), self._free)
         address: int = self._threads.decoder.address

@@ -1,10 +1,10 @@
-"""Pictures with several labels -> how these relate, the most doubtful first.
+"""Images with several labels -> how these relate, the most doubtful first.
 
-A picture is ranked by the two of its labels that fit least: far apart, then near, siblings, and
+An image is ranked by the two of its labels that fit least: far apart, then near, siblings, and
 one a kind of the other; of equal rank, those first that have least in common.  "Far" are where the
 label errors are.
 
-Legend: M pictures with several labels, P pairs of labels, K classes.
+Legend: M images with several labels, P pairs of labels, K classes.
 """
 
 from dataclasses import dataclass, replace
@@ -15,18 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.labels.label_lists import Ints, LabelLists
-from vit21k.labels.rewrite import check_out, relative, with_step
+from vit21k.labels.edit import Ints, LabelLists, check_out, relative, with_step
 from vit21k.lock import locked
-from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.relations import RANKED, Related, Relation, relate
+from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import CONFLICTS, IMAGES
+from vit21k.manifest.wordnet import RANKED, Hierarchy, Related, Relation, relate
 from vit21k.manifest.writer import write_manifest
-from vit21k.prep.ahead import ahead
+from vit21k.prep.dedup import ahead
 
-CROWDED_LABELS = 50
-"""Of a picture with more labels, each is compared with the first one only.
+MANY_LABELS = 50
+"""Of an image with more labels, each is compared with the first one only.
 
 In a tree that is enough to find how little they have in common: what all of them share is the
 highest of what the first shares with each.
@@ -38,7 +36,7 @@ class ConflictSummary:
     """Counts of a `conflicts.parquet`.
 
     Attributes:
-        num_images: Pictures of `images.parquet`.
+        num_images: Images of `images.parquet`.
         num_multi_label: Of these, those with several labels; rows of `conflicts.parquet`.
         relations: Of these, how many are of each relation.
     """
@@ -52,7 +50,7 @@ class Pairs(NamedTuple):
     """Labels that are compared, two at a time.
 
     Attributes:
-        row_P: The picture; ascending.
+        row_P: The image; ascending.
         first_P, second_P: Class indices, the smaller first.
     """
 
@@ -62,7 +60,7 @@ class Pairs(NamedTuple):
 
 
 def conflicts(manifests: Path, out: Path) -> ConflictSummary:
-    """Write `conflicts.parquet`: a row for every picture with several labels.
+    """Write `conflicts.parquet`: a row for every image with several labels.
 
     Args:
         manifests: The folder of `images.parquet`.
@@ -76,9 +74,9 @@ def conflicts(manifests: Path, out: Path) -> ConflictSummary:
     images = open_manifest(manifests, IMAGES)
     check_out(manifests, out, images.header.root)
     with locked(out, command="labels conflicts"):
-        pictures = _multi_label(images)
+        multi_label = _multi_label(images)
         hierarchy = Hierarchy.of(images.classes())
-        rows = conflict_rows(pictures, hierarchy)
+        rows = conflict_rows(multi_label, hierarchy)
         header = replace(
             with_step(images.header, {"verb": "conflicts"}),
             inputs={"images": images.fingerprint},
@@ -104,11 +102,11 @@ def _multi_label(images: Manifest) -> pa.Table:
     return pa.concat_tables(parts).combine_chunks()
 
 
-def conflict_rows(pictures: pa.Table, hierarchy: Hierarchy) -> pa.Table:
-    """Return the rows of `conflicts` for *pictures*, all with several labels, ranked."""
-    if not pictures.num_rows:
+def conflict_rows(multi_label: pa.Table, hierarchy: Hierarchy) -> pa.Table:
+    """Return the rows of `conflicts` for *multi_label*, all with several labels, ranked."""
+    if not multi_label.num_rows:
         return CONFLICTS.schema.empty_table()
-    pairs = label_pairs(LabelLists.from_arrow(pictures["label_ids"].combine_chunks()))
+    pairs = label_pairs(LabelLists.from_arrow(multi_label["label_ids"].combine_chunks()))
     related, place_P = _relate_each(pairs, hierarchy)
     depth_P, distance_P = related.depth_P[place_P], related.distance_P[place_P]
     rank_P = related.rank_P[place_P]
@@ -126,14 +124,14 @@ def conflict_rows(pictures: pa.Table, hierarchy: Hierarchy) -> pa.Table:
         "common_depth": depth_P[worst_M],
         "distance": distance_P[worst_M],
     }
-    rows = pictures.take(pa.array(by_doubt))
+    rows = multi_label.take(pa.array(by_doubt))
     for name, values in columns.items():
         rows = rows.append_column(name, pa.array(values))
     return rows
 
 
 def label_pairs(lists: LabelLists) -> Pairs:
-    """Return the labels to compare, two at a time, of pictures that all have several."""
+    """Return the labels to compare, two at a time, of images that all have several."""
     num_N = lists.num_N
     rows, firsts, seconds = [], [], []
     for size in np.unique(num_N).tolist():
@@ -149,7 +147,7 @@ def label_pairs(lists: LabelLists) -> Pairs:
 
 
 def _places(num_labels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    if num_labels <= CROWDED_LABELS:
+    if num_labels <= MANY_LABELS:
         one, other = np.triu_indices(num_labels, 1)
         return one, other
     return np.zeros(num_labels - 1, dtype=np.intp), np.arange(1, num_labels)

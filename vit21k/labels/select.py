@@ -1,12 +1,7 @@
-"""Some of the classes, and the pictures they leave: a subtree, a list, the larger classes.
-
-The ImageNet-21K-P preset is the rule of Ridnik et al. (2021), "ImageNet-21K Pretraining for the
-Masses": classes with more than 500 images, then 50 images of each held out.  It counts files, as
-that rule does, not pictures: the original has no step that merges copies.
-"""
+"""Choose classes (a subtree, a list, the larger classes) or add hypernyms to labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +9,117 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.errors import UsageError
-from vit21k.labels.label_classes import LabelClasses, read_label_classes
-from vit21k.labels.label_lists import renumbered
-from vit21k.labels.rewrite import RewriteSummary, rewrite_folder
+from vit21k.labels.edit import (
+    LabelClasses,
+    LabelLists,
+    RewriteSummary,
+    check_out,
+    hypernyms,
+    read_label_classes,
+    relative,
+    renumbered,
+    rewrite_folder,
+    with_hypernyms,
+    with_step,
+    without_ancestors,
+)
+from vit21k.lock import locked
 from vit21k.manifest.class_lists import map_ids, read_classes
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.reader import open_manifest
-from vit21k.manifest.schema import CLASSES
-from vit21k.manifest.synsets import names_of
+from vit21k.manifest.io import open_manifest
+from vit21k.manifest.schema import CLASSES, EXPANDED, IMAGES
+from vit21k.manifest.wordnet import Above, Hierarchy, names_of
+from vit21k.manifest.writer import manifest_writer
+from vit21k.prep.dedup import ahead
 from vit21k.prep.split import SplitSummary, make_val
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandSummary:
+    """Counts of an `expanded.parquet`.
+
+    Attributes:
+        num_images: Its rows.
+        num_labels: Labels of the images.
+        num_hypernyms: Classes above them, added beside.
+        num_without: Images that nothing was added to.
+    """
+
+    num_images: int
+    num_labels: int
+    num_hypernyms: int
+    num_without: int
+
+
+def expand(manifests: Path, out: Path, *, levels: int | None = None) -> ExpandSummary:
+    """Write `expanded.parquet`: every image with its labels and, beside, the classes above them.
+
+    Args:
+        manifests: The folder of `images.parquet`.
+        out: Where the new manifest goes.
+        levels: How many steps up, from class to class of the list; default: all.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+        UsageError: *out* is *manifests*, or lies inside the image root.
+        LockedError: Another run works on *out*.
+    """
+    images = open_manifest(manifests, IMAGES)
+    check_out(manifests, out, images.header.root)
+    above = _above(Hierarchy.of(images.classes()), levels)
+    header = replace(
+        with_step(images.header, {"verb": "expand", "levels": levels}),
+        inputs={"images": images.fingerprint},
+        inputs_in=relative(manifests, out),
+    )
+    num_labels = num_hypernyms = num_without = 0
+    with (
+        locked(out, command="labels expand"),
+        manifest_writer(EXPANDED, out, header, images.classes()) as writer,
+    ):
+        for rows in ahead(images.batches(EXPANDED.schema.names[:-1])):
+            lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
+            added = hypernyms(lists, above)
+            num_labels += len(lists.label_L)
+            num_hypernyms += len(added.label_L)
+            num_without += int((added.num_N == 0).sum())
+            writer.write(rows.append_column("hypernym_ids", added.to_arrow()))
+    return ExpandSummary(
+        num_images=images.num_rows,
+        num_labels=num_labels,
+        num_hypernyms=num_hypernyms,
+        num_without=num_without,
+    )
+
+
+def expand_into_labels(manifests: Path, out: Path, *, levels: int | None = None) -> RewriteSummary:
+    """Write a new folder whose images are labelled by the classes above their labels as well.
+
+    Args and errors are those of `expand`.
+    """
+    new = read_label_classes(manifests)
+    above = _above(Hierarchy.of(new.classes), levels)
+    step = {"verb": "expand", "levels": levels, "into_labels": True}
+    return rewrite_folder(manifests, out, lambda lists: with_hypernyms(lists, above), new, step)
+
+
+def reduce(manifests: Path, out: Path) -> RewriteSummary:
+    """Write a new folder whose images have only labels that no other label of them is a kind of.
+
+    An image of a dog that lies under "animal" as well keeps "dog".  Args and errors are those of
+    `expand`.
+    """
+    new = read_label_classes(manifests)
+    ancestors = Hierarchy.of(new.classes).ancestors
+    step = {"verb": "reduce"}
+    return rewrite_folder(
+        manifests, out, lambda lists: without_ancestors(lists, ancestors), new, step
+    )
+
+
+def _above(hierarchy: Hierarchy, levels: int | None) -> Above:
+    return hierarchy.ancestors if levels is None else hierarchy.ancestors_within(levels)
+
 
 P_MORE_THAN, P_VAL_PER_CLASS = 500, 50
 """Source: Alibaba-MIIL/ImageNet21K, dataset_preprocessing/processing_script.sh."""
@@ -37,9 +133,9 @@ class Selection:
         keep: Only these: a wnid means its subtree, anything else is a class list.
         drop: Not these.
         more_than: Only classes with more than this many files.
-        count: What is counted: "files" in the class folder, or distinct "pictures".
+        count: What is counted: "files" in the class folder, or distinct "images".
         keep_indices: Leave the class list, and with it the indices, as they are; the classes that
-            go have no pictures then.
+            go have no images then.
     """
 
     keep: Sequence[str] = ()
@@ -82,17 +178,17 @@ class SelectSummary:
 def select(
     manifests: Path, out: Path, selection: Selection, *, hold_out: int | None = None
 ) -> SelectSummary:
-    """Write a new folder with some of the classes, and the pictures that carry one of them.
+    """Write a new folder with some of the classes, and the images that carry one of them.
 
     If one known list or file is to be kept and nothing else is asked for, the new class list is
-    that list: the indices are its own, and its classes that are not here have no pictures.
+    that list: the indices are its own, and its classes that are not here have no images.
     Otherwise the classes that stay are numbered anew, in the same order.
 
     Args:
         manifests: The folder of `images.parquet` and `classes.parquet`.
         out: Where the new manifests go.
         selection: What stays.
-        hold_out: Make a split too, with so many pictures of each class held out.  Default: the
+        hold_out: Make a split too, with so many images of each class held out.  Default: the
             split that there is.
 
     Raises:
@@ -124,9 +220,9 @@ def select(
 
 
 def select_21k_p(manifests: Path, out: Path) -> SelectSummary:
-    """Make ImageNet-21K-P: classes with more than 500 files, then 50 pictures of each held out.
+    """Make ImageNet-21K-P: classes with more than 500 files, then 50 images of each held out.
 
-    Pictures to hold out are the first that carry one label only; the original takes the first 50
+    Images to hold out are the first that carry one label only; the original takes the first 50
     files.  Args and errors are those of `select`.
     """
     return select(manifests, out, Selection(more_than=P_MORE_THAN), hold_out=P_VAL_PER_CLASS)
@@ -141,7 +237,7 @@ def _is_kept(manifests: Path, old: LabelClasses, selection: Selection) -> NDArra
         is_kept &= ~_named(hierarchy, name)
     if selection.more_than is not None:
         num_K = old.num_files_K
-        if selection.count == "pictures":
+        if selection.count == "images":
             num_K = open_manifest(manifests, CLASSES).read(["num_images"])["num_images"].to_numpy()
         is_kept &= num_K > selection.more_than
     if not is_kept.any():

@@ -1,19 +1,20 @@
-"""What a class list is made of, and how the pictures of a manifest spread over it."""
+"""A class list in numbers and as a tree."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit21k.labels.label_lists import LabelLists, hypernyms, without_ancestors
-from vit21k.manifest.class_lists import known_list, map_ids
+from vit21k.atomic import write_atomic
+from vit21k.labels.edit import LabelLists, hypernyms, without_ancestors
+from vit21k.manifest.class_lists import identify, known_list, map_ids
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.hierarchy import Hierarchy
-from vit21k.manifest.identify import identify
-from vit21k.manifest.reader import open_manifest
+from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
-from vit21k.prep.ahead import ahead
+from vit21k.manifest.wordnet import Hierarchy, Ints
+from vit21k.prep.dedup import ahead
 
 PERSON = "n00007846"
 TEDDY = "n04399382"
@@ -23,7 +24,7 @@ LARGER_THAN = (0, 10, 100, 500, 1000)
 
 
 def list_facts(classes: ClassList) -> dict[str, Any]:
-    """Return what is true of the list whatever the pictures.
+    """Return what is true of the list whatever the images.
 
     Raises:
         ManifestError: WordNet's table was not installed with vit21k, or is damaged.
@@ -67,7 +68,7 @@ def _facts_of_in1k(hierarchy: Hierarchy) -> dict[str, int]:
 
 
 def label_stats(manifests: Path) -> dict[str, Any]:
-    """Return how the pictures of `images.parquet` are labelled.
+    """Return how the images of `images.parquet` are labelled.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
@@ -105,3 +106,52 @@ def label_stats(manifests: Path) -> dict[str, Any]:
             "max": int(num_images_K.max()),
         },
     }
+
+
+FORMAT = 1
+
+
+def class_tree(classes: ClassList) -> dict[str, Any]:
+    """Return the tree of *classes*.
+
+    Raises:
+        ManifestError: WordNet's table was not installed with vit21k, or is damaged.
+    """
+    hierarchy = Hierarchy.of(classes)
+    parent_K = hierarchy.primary_parent_K()
+    lines = [_line(parent_K, index) for index in range(len(classes))]
+    parents, ancestors = hierarchy.parents, hierarchy.ancestors
+    return {
+        "format": FORMAT,
+        "fingerprint": classes.fingerprint,
+        "num_classes": len(classes),
+        "class_list": list(classes.wnids),
+        "class_description": [
+            hierarchy.synsets.name(wnid) if wnid in hierarchy.synsets else wnid
+            for wnid in classes.wnids
+        ],
+        "class_tree_list": lines,
+        "level": [len(line) - 1 for line in lines],
+        "parents": [parents.of(index) for index in range(len(classes))],
+        "ancestors": [ancestors.of(index) for index in range(len(classes))],
+        "is_leaf": np.asarray(hierarchy.is_leaf_K()).tolist(),
+    }
+
+
+def write_tree(classes: ClassList, path: Path) -> dict[str, Any]:
+    """Write the tree of *classes* to *path*; return it.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    tree = class_tree(classes)
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in tree.items())
+    write_atomic(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return tree
+
+
+def _line(parent_K: Ints, index: int) -> list[int]:
+    line = [index]
+    while (above := int(parent_K[line[-1]])) >= 0:
+        line.append(above)
+    return line

@@ -1,7 +1,7 @@
 """Logits and sparse labels -> semantic softmax: a softmax for every level of the classes' tree.
 
 Classes of ImageNet-21K contain one another, so one softmax over all of them sets a dog against an
-animal.  Semantic softmax asks for the class at each level of the tree: a picture of a beagle is an
+animal.  Semantic softmax asks for the class at each level of the tree: an image of a beagle is an
 animal among the roots, a dog among what is two levels below, and so on down to its own level.
 
 Dimensions: B images, K classes, H levels, C classes of one level, L labels in the batch.
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.hierarchy import Hierarchy, Ints
+from vit21k.manifest.wordnet import Hierarchy, Ints
 
 # A level of few classes would outweigh all others; `max_normalization_factor` of the source.
 _MOST_WEIGHT = 20.0
@@ -37,7 +37,7 @@ class Levels:
     Attributes:
         classes_HC: For each level the indices of its classes.
         weights_H: Factor on the loss of each level: all classes by those at this depth or deeper,
-            at most 20, since so many fewer pictures reach the level.
+            at most 20, since so many fewer images reach the level.
         ancestor_KH: Class at each level that a class is, or is a kind of; -1 below its own level.
     """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vit21k.errors import UsageError
-from vit21k.manifest.reader import open_manifest
+from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import KINDS
 
 DEFAULT_FOLDER = Path("data_manifests")

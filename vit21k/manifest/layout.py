@@ -32,7 +32,7 @@ _OF_SPLIT = re.compile(
     r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])", re.IGNORECASE
 )
 _NO_CLASSES = re.compile(
-    r"images?|imgs?|pictures|photos|data|dataset|jpegs?|jpegimages|all", re.IGNORECASE
+    r"images?|imgs?|images|photos|data|dataset|jpegs?|jpegimages|all", re.IGNORECASE
 )
 _SHARD = re.compile(r"(.*[-_.])?((shard|part)[-_.]?)?\d{3,}([-_.]of[-_.]\d+)?", re.IGNORECASE)
 _WNID = re.compile(r"n\d{8}")

@@ -1,25 +1,89 @@
-"""Column-by-column definition of every manifest.
+"""What a kind of manifest is, and the columns that several of them have.
+
+Column-by-column definition of every manifest.
 
 This module is the single source of truth: the writer checks against it, the reader checks against
 it, and `data_manifests/README.md` is generated from it.
 """
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
-from vit21k.manifest.kind import (
-    ARCHIVE,
-    DIGEST,
-    DIGEST_BYTES,
-    KEPT_PATH,
-    LABEL_IDS,
-    MAY_BE_NULL_IN_PICTURES,
-    MEMBER_BYTES,
-    OFFSET,
-    PATH,
-    WNID,
-    ManifestKind,
-    column,
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestKind:
+    """One kind of manifest: its name, layout version, columns and order.
+
+    Attributes:
+        name: File stem, also stored in the file ("digests", "images", ...).
+        version: Raised when a column is added, removed or redefined.
+        schema: Arrow schema; every field carries a ``doc`` metadata entry.
+        row: What one row is.
+        order: The order of the rows, in words.
+        made_by: The command that writes it.
+        may_be_null: Columns that may hold nulls; all others never do.
+        is_by_digest: A row is one digest: no two rows have the same, and the writer sees to it.
+    """
+
+    name: str
+    version: int
+    schema: pa.Schema
+    row: str
+    order: str
+    made_by: str
+    may_be_null: frozenset[str] = frozenset()
+    is_by_digest: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file in the manifest folder."""
+        return f"{self.name}.parquet"
+
+
+def column(name: str, dtype: pa.DataType, doc: str) -> pa.Field:
+    """Return a column with *doc*, its line in the data dictionary."""
+    # Nullable in Arrow's sense, although no column is (see `may_be_null`): the `datasets` library
+    # keeps `ClassLabel` only for fields that are declared nullable.
+    return pa.field(name, dtype, metadata={"doc": doc})
+
+
+PATH = column("path", pa.string(), "POSIX path of the file, relative to the image root.")
+KEPT_PATH = column(
+    "path",
+    pa.string(),
+    "POSIX path of the kept file: the first with this content, in digests order.",
 )
+WNID = column("wnid", pa.string(), "Name of the folder the file lies in: its class.")
+DIGEST = column(
+    "digest",
+    pa.binary(DIGEST_BYTES),
+    "Digest of the file's bytes, by the algorithm named in the metadata; null if a quick run has "
+    "proven without reading all of it that no other file is equal.",
+)
+ARCHIVE = column(
+    "archive",
+    pa.string(),
+    "POSIX path of the tar that holds the file, relative to the image root; null for a plain file.",
+)
+OFFSET = column(
+    "offset", pa.int64(), "Where its bytes begin in the archive; null for a plain file."
+)
+MEMBER_BYTES = column(
+    "num_bytes",
+    pa.int64(),
+    "How many bytes it has in the archive; null for a plain file, whose size the system knows.",
+)
+LABEL_IDS = column(
+    "label_ids",
+    pa.list_(pa.int64()),
+    "Class indices of the image, ascending, without repeats; rows of classes.parquet.",
+)
+
+MAY_BE_NULL_IN_IMAGES = frozenset({"digest", "num_bytes", "archive", "offset"})
+
 
 DIGESTS = ManifestKind(
     name="digests",
@@ -92,7 +156,7 @@ UNDECODABLE = ManifestKind(
     name="undecodable",
     version=1,
     schema=PROBLEMS.schema,
-    row="picture that cannot be decoded, at the first path it has",
+    row="image that cannot be decoded, at the first path it has",
     order="in digests order",
     made_by="vit21k verify --decode",
 )
@@ -111,10 +175,10 @@ IMAGES = ManifestKind(
             OFFSET,
         ]
     ),
-    row="picture (distinct content)",
+    row="image (distinct content)",
     order="by first label id; ties in digests order",
     made_by="vit21k relabel",
-    may_be_null=MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_IMAGES,
     is_by_digest=True,
 )
 
@@ -126,7 +190,7 @@ COPIES = ManifestKind(
             column(
                 "digest",
                 pa.binary(DIGEST_BYTES),
-                "Digest of the kept file: that of the picture in images.parquet.",
+                "Digest of the kept file: that of the image in images.parquet.",
             ),
             PATH,
             WNID,
@@ -140,11 +204,11 @@ COPIES = ManifestKind(
     may_be_null=frozenset({"archive", "offset"}),
 )
 
-CROWDED = ManifestKind(
-    name="crowded",
+OVERLABELLED = ManifestKind(
+    name="overlabelled",
     version=1,
     schema=pa.schema([DIGEST, PATH, WNID, ARCHIVE, OFFSET]),
-    row="file left out by `relabel --max-labels`: its picture lies under too many classes",
+    row="file skipped by `relabel --max-labels`: its image lies under too many classes",
     order="in digests order",
     made_by="vit21k relabel",
     may_be_null=frozenset({"archive", "offset"}),
@@ -159,8 +223,8 @@ CLASSES = ManifestKind(
             column("wnid", pa.string(), "Name of the class folder."),
             column("name", pa.string(), "Name in words, where one is known."),
             column("num_files", pa.int64(), "Files in the folders of this class."),
-            column("num_images", pa.int64(), "Pictures that carry this label."),
-            column("num_single_label", pa.int64(), "Pictures that carry this label alone."),
+            column("num_images", pa.int64(), "Images that carry this label."),
+            column("num_single_label", pa.int64(), "Images that carry this label alone."),
         ]
     ),
     row="class",
@@ -175,20 +239,20 @@ TRAIN = ManifestKind(
     name="train",
     version=2,
     schema=_SPLIT_SCHEMA,
-    row="picture to train on",
+    row="image to train on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_IMAGES,
     is_by_digest=True,
 )
 VAL = ManifestKind(
     name="val",
     version=2,
     schema=_SPLIT_SCHEMA,
-    row="picture to validate on",
+    row="image to validate on",
     order="in images order",
     made_by="vit21k make-val",
-    may_be_null=MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_IMAGES,
     is_by_digest=True,
 )
 
@@ -220,7 +284,7 @@ FINGERPRINTS = ManifestKind(
             ),
         ]
     ),
-    row="picture",
+    row="image",
     order="in images order",
     made_by="vit21k leaks",
     may_be_null=frozenset({"digest", "pixel_digest", "thumb", "problem"}),
@@ -228,9 +292,9 @@ FINGERPRINTS = ManifestKind(
 
 _PAIR_SCHEMA = pa.schema(
     [
-        column("digest", pa.binary(DIGEST_BYTES), "Digest of the picture's file."),
+        column("digest", pa.binary(DIGEST_BYTES), "Digest of the image's file."),
         KEPT_PATH,
-        column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other picture's file."),
+        column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other image's file."),
         column("other_path", pa.string(), "Path of the other, relative to its own root."),
         column("level", pa.string(), "`exact`: same bytes; `pixel`: same pixels; `near`."),
         column("distance", pa.int64(), "In how many of 256 bits the hashes differ, 0 to 256."),
@@ -242,7 +306,7 @@ LEAKS = ManifestKind(
     name="leaks",
     version=1,
     schema=_PAIR_SCHEMA,
-    row="training picture and a picture of an evaluation set that are the same",
+    row="training image and an image of an evaluation set that are the same",
     order="by level, the most alike first",
     made_by="vit21k leaks",
 )
@@ -250,7 +314,7 @@ NEAR_DUPLICATES = ManifestKind(
     name="near_duplicates",
     version=1,
     schema=_PAIR_SCHEMA,
-    row="two pictures of the set that are the same but for their bytes",
+    row="two images of the set that are the same but for their bytes",
     order="by level, the most alike first",
     made_by="vit21k labels near-duplicates",
 )
@@ -260,19 +324,19 @@ CHANGES = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            column("path", pa.string(), "The picture: its path in the old images.parquet."),
+            column("path", pa.string(), "The image: its path in the old images.parquet."),
             column(
                 "action",
                 pa.string(),
                 "`drop`: labels were dropped; `join`: another became a part of it, or the reverse; "
-                "`remove`: it was left out.",
+                "`remove`: it was skipped.",
             ),
             column("before", pa.list_(pa.int64()), "Its class indices, before."),
             column("after", pa.list_(pa.int64()), "Its class indices, after."),
             column("other_path", pa.string(), "What it was joined or removed for; or empty."),
         ]
     ),
-    row="picture that decisions changed",
+    row="image that decisions changed",
     order="in images order of the old manifest",
     made_by="vit21k labels apply",
 )
@@ -290,10 +354,10 @@ EXPANDED = ManifestKind(
             ),
         ]
     ),
-    row="picture",
+    row="image",
     order="in images order",
     made_by="vit21k labels expand",
-    may_be_null=MAY_BE_NULL_IN_PICTURES,
+    may_be_null=MAY_BE_NULL_IN_IMAGES,
     is_by_digest=True,
 )
 
@@ -320,10 +384,10 @@ CONFLICTS = ManifestKind(
             column("distance", pa.int64(), "Steps between them through it; -1 if unknown."),
         ]
     ),
-    row="picture with several labels",
+    row="image with several labels",
     order="by relation as listed, then what has least in common first",
     made_by="vit21k labels conflicts",
-    may_be_null=MAY_BE_NULL_IN_PICTURES | {"common_wnid"},
+    may_be_null=MAY_BE_NULL_IN_IMAGES | {"common_wnid"},
 )
 
 PACKED = ManifestKind(
@@ -334,12 +398,12 @@ PACKED = ManifestKind(
             column(
                 "digest",
                 pa.binary(DIGEST_BYTES),
-                "Digest of the picture's file before it was packed, as in images.parquet.",
+                "Digest of the image's file before it was packed, as in images.parquet.",
             ),
             column("path", pa.string(), "Path of that file, relative to its image root."),
             column("split", pa.string(), "`train` or `validation`."),
             column("archive", pa.string(), "Name of the shard."),
-            column("offset", pa.int64(), "Where the picture begins in the shard."),
+            column("offset", pa.int64(), "Where the image begins in the shard."),
             column("num_bytes", pa.int64(), "How many bytes it has there."),
             column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),
             column(
@@ -357,17 +421,17 @@ PACKED = ManifestKind(
             column("height", pa.int32(), "Pixels, in the pack."),
         ]
     ),
-    row="picture in a pack",
+    row="image in a pack",
     order="as they lie in the shards",
     made_by="vit21k pack",
     may_be_null=frozenset({"digest", "note"}),
     is_by_digest=True,
 )
 LEFT_OUT = ManifestKind(
-    name="left_out",
+    name="skipped",
     version=1,
     schema=PROBLEMS.schema,
-    row="picture that is not in the pack, because it cannot be decoded",
+    row="image that is not in the pack, because it cannot be decoded",
     order="as they would lie in the shards",
     made_by="vit21k pack",
 )
@@ -380,7 +444,7 @@ KINDS = {
         UNDECODABLE,
         IMAGES,
         COPIES,
-        CROWDED,
+        OVERLABELLED,
         CLASSES,
         TRAIN,
         VAL,
@@ -396,5 +460,5 @@ KINDS = {
 }
 """Every kind of manifest by its name, in the order they are made."""
 
-PICTURE_KINDS = (IMAGES, TRAIN, VAL)
-"""The kinds whose rows are pictures with `label_ids`: what a loader, `eval` and `predict` read."""
+IMAGE_KINDS = (IMAGES, TRAIN, VAL)
+"""The kinds whose rows are images with `label_ids`: what a loader, `eval` and `predict` read."""

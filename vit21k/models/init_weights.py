@@ -36,10 +36,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from vit21k.models.base import ImageClassifier
 from vit21k.models.pit import PoolingTransformer
 from vit21k.models.resnet_stem import StdConv2d
-from vit21k.models.vit import VisionTransformer
+from vit21k.models.vit import ImageClassifier, VisionTransformer
 
 Scheme = Literal[
     "plsc", "google", "big_vision", "timm", "deit", "mmpretrain", "mmpretrain_mae", "mindcv",

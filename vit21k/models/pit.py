@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vit21k.models.base import ImageClassifier
 from vit21k.models.layers import LAYER_NORM_EPS, Block, DropPathShape, drop_path_rates
+from vit21k.models.vit import ImageClassifier
 
 
 class PoolingTransformer(ImageClassifier):

@@ -1,1 +1,1 @@
-"""Pictures that are the same to the eye: fingerprints, and the pairs among millions of them."""
+"""Images that are the same to the eye: fingerprints, and the pairs among millions of them."""

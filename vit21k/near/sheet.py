@@ -1,23 +1,100 @@
-"""Pairs of pictures -> contact sheets: the pictures of a pair side by side, with a caption."""
+"""Contact sheets of pairs of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from vit21k.atomic import atomic_file
+from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
-from vit21k.data.unread import why_unread
-from vit21k.errors import ImageError
-from vit21k.near.pair_pictures import PairPictures
-from vit21k.one_line import one_line
+from vit21k.errors import ImageError, one_line
+from vit21k.inference.files import Files
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import IMAGES
+from vit21k.sources.read import why_unread
+
+
+class PairImages:
+    """The images of the first pairs of a manifest.
+
+    Attributes:
+        rows: The pairs, as the manifest has them.
+    """
+
+    def __init__(self, manifest: Manifest, *, root: Path | None, max_pairs: int) -> None:
+        """Open the first *max_pairs* pairs of *manifest*.
+
+        Raises:
+            ManifestError: `images.parquet` beside it is missing, stale or damaged.
+            ImageTreeError: The image root is not there.
+        """
+        table = manifest.read().slice(0, max_pairs)
+        self.rows: list[dict[str, Any]] = table.to_pylist()
+        self._images = _images_of(manifest.path.parent, root)
+        self._one = _places(table["path"], manifest.path.parent)
+        options = manifest.header.options
+        self._other_root = Path(options["against"]) if "against" in options else None
+        self._others: ImageDataset | None = None
+        others_at = manifest.path.parent if self._other_root is None else None
+        if _is_there(options.get("against_manifests", "")):
+            others_at = Path(options["against_manifests"])
+        if others_at:
+            same = others_at == manifest.path.parent
+            self._others = self._images if same else _images_of(others_at, self._other_root)
+            self._other = _places(table["other_path"], others_at)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def label_ids(self, index: int) -> list[int]:
+        """Return the class indices of a pair: of its first image; of both, if both have some."""
+        within = self._other_root is None
+        others = self._images.label_ids(self._other[index]) if within else []
+        return sorted({*self._images.label_ids(self._one[index]), *others})
+
+    def one(self, index: int) -> bytes:
+        """Return the content of the first image of a pair.
+
+        Raises:
+            ImageError: The file is not there.
+            OSError: It cannot be read.
+        """
+        return self._images.read_bytes(self._one[index])
+
+    def other(self, index: int) -> bytes:
+        """Return the content of the second; as `one`."""
+        if self._others is not None:
+            return self._others.read_bytes(self._other[index])
+        if self._other_root is None:
+            raise AssertionError("pairs are within a set, or with another one")
+        return Files([self._other_root / self.rows[index]["other_path"]]).read_bytes(0)
+
+
+def _is_there(manifests: str) -> bool:
+    """Return whether the evaluation set's manifests are where they were."""
+    return bool(manifests) and (Path(manifests) / IMAGES.file_name).is_file()
+
+
+def _images_of(manifests: Path, root: Path | None) -> ImageDataset:
+    return ImageDataset.from_manifest(open_manifest(manifests, IMAGES), root)
+
+
+def _places(wanted: pa.ChunkedArray, manifests: Path) -> list[int]:
+    """Return at which rows of the `images.parquet` in *manifests* the *wanted* paths are."""
+    paths = open_manifest(manifests, IMAGES).read(["path"])["path"].combine_chunks()
+    places: list[int] = pc.index_in(wanted, paths).to_pylist()
+    return places
+
 
 PAIRS_PER_SHEET = 24
 
 _COLUMNS = 4
-_SIDE = 150  # pixels of a picture
+_SIDE = 150  # pixels of an image
 _GAP = 8
 _CAPTION_HEIGHT = 34
 _CELL = (2 * _SIDE + 3 * _GAP, _SIDE + _CAPTION_HEIGHT + 2 * _GAP)
@@ -38,18 +115,18 @@ class SheetPair(NamedTuple):
     caption: tuple[str, str]
 
 
-def sheet_pairs(pictures: PairPictures) -> list[SheetPair]:
+def sheet_pairs(images: PairImages) -> list[SheetPair]:
     """Return the pairs with captions."""
     return [
         SheetPair(
-            partial(pictures.one, index),
-            partial(pictures.other, index),
+            partial(images.one, index),
+            partial(images.other, index),
             (
                 f"{row['level']}  distance {row['distance']}  similarity {row['similarity']:.2f}",
                 f"{row['path']}  |  {row['other_path']}",
             ),
         )
-        for index, row in enumerate(pictures.rows)
+        for index, row in enumerate(images.rows)
     ]
 
 
@@ -62,7 +139,7 @@ def write_sheets(
 ) -> list[Path]:
     """Write `001.png`, `002.png` ... into *folder*, with `PAIRS_PER_SHEET` pairs each.
 
-    A picture that cannot be decoded is shown as a grey square; so is one that could not be read,
+    An image that cannot be decoded is shown as a grey square; so is one that could not be read,
     and *on_unread* is called with the reason.
     """
     sheets = []
@@ -116,7 +193,7 @@ def _fitting(line: str, draw: ImageDraw.ImageDraw, font: "Font") -> str:
 
 
 def _small(read: Callable[[], bytes], on_unread: Callable[[str], None]) -> Image.Image:
-    """Return the picture, whole, in the middle of a square."""
+    """Return the image, whole, in the middle of a square."""
     square = Image.new("RGB", (_SIDE, _SIDE), "white")
     blank = Image.new("RGB", (_SIDE, _SIDE), _BLANK)
     try:

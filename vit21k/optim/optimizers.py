@@ -1,20 +1,246 @@
-"""Optimizers over the groups of `param_groups`.
+"""Optimizers over parameter groups: SGD, AdamW, LAMB, bfloat16 momentum, loss scaling."""
 
-Every group carries ``peak_lr``; the loop sets ``lr`` to it times the schedule's factor.
-"""
-
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit21k.optim.half_momentum import HalfMomentumAdamW, HalfMomentumSGD
-from vit21k.optim.lamb import Lamb
+from vit21k.device import Precision
+from vit21k.errors import NonFiniteLossError
 from vit21k.optim.param_groups import GroupRules, as_groups, is_block_matrix, param_groups
+
+
+class Lamb(Optimizer):
+    """LAMB as DeiT III ran it: apex's ``FusedLAMB``, of which timm's ``Lamb`` is the copy.
+
+    ``u = m / (sqrt(v) + eps) + decay p`` with Adam's unbiased m and v;
+    ``p -= lr (|p| / |u|) u``, the ratio being 1 where either norm is 0, and for parameters
+    without decay.  Both of those also clip the gradient's global norm to 1: here that is the
+    recipe's `optim.grad_clip_norm`.
+
+    Source: You et al., arXiv:1904.00962; timm/optim/lamb.py.
+    """
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; a *closure* is not taken."""
+        if closure is not None:
+            raise TypeError("Lamb takes no closure")
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    _update(param, param.grad, self.state[param], group)
+
+
+def _update(param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]) -> None:
+    if not slots:
+        slots["step"] = torch.zeros(())
+        slots["exp_avg"] = torch.zeros_like(param)
+        slots["exp_avg_sq"] = torch.zeros_like(param)
+    slots["step"] += 1
+    num_updates, (beta1, beta2) = slots["step"].item(), group["betas"]
+    slots["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
+    slots["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    spread = slots["exp_avg_sq"].sqrt().div_((1 - beta2**num_updates) ** 0.5).add_(group["eps"])
+    update = (slots["exp_avg"] / (1 - beta1**num_updates)).div_(spread)
+    if decay := group["weight_decay"]:
+        update.add_(param, alpha=decay)
+        param_norm, update_norm = torch.linalg.vector_norm(param), torch.linalg.vector_norm(update)
+        usable = (param_norm > 0) & (update_norm > 0)
+        update.mul_(torch.where(usable, param_norm / update_norm, torch.ones_like(param_norm)))
+    param.add_(update, alpha=-group["lr"])
+
+
+class _HalfMomentum(Optimizer):
+    """Base of both: what is alike in how their state begins, is updated and comes back."""
+
+    _moment: str
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; a *closure* is not taken."""
+        if closure is not None:
+            raise TypeError(f"{type(self).__name__} takes no closure")
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, param.grad, self.state[param], group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back a state; torch's own method makes every tensor one of the parameter's type."""
+        super().load_state_dict(state_dict)
+        for slots in self.state.values():
+            slots[self._moment] = slots[self._moment].bfloat16()
+
+    def _update(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        raise NotImplementedError
+
+
+class HalfMomentumSGD(_HalfMomentum):
+    """SGD: ``b = momentum b + g + decay p; p -= lr b``, where b is rounded to bfloat16 between.
+
+    The update itself has the unrounded b.
+
+    Source: ``optax.sgd(lr, momentum, accumulator_dtype="bfloat16")`` in vit_jax/train.py; the
+    weight decay, which Google's recipes do not have, is that of `torch.optim.SGD`.
+    """
+
+    _moment = "momentum_buffer"
+
+    def __init__(self, params: Any, *, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    def _update(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        moved = grad.add(param, alpha=group["weight_decay"]) if group["weight_decay"] else grad
+        if slots:
+            old = slots[self._moment].to(param.dtype)
+            moved = old.mul_(_bfloat16(group["momentum"])).add_(moved)
+        slots[self._moment] = moved.bfloat16()
+        param.add_(moved, alpha=-group["lr"])
+
+
+class HalfMomentumAdamW(_HalfMomentum):
+    """AdamW as `torch.optim.AdamW` has it, with ``exp_avg`` rounded to bfloat16 between updates.
+
+    Source: ``scale_by_adam(mu_dtype="bfloat16")`` in big_vision's configurations.
+    """
+
+    _moment = "exp_avg"
+
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    def _update(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if not slots:
+            slots["step"] = torch.zeros(())
+            slots["exp_avg"] = torch.zeros_like(param, dtype=torch.bfloat16)
+            slots["exp_avg_sq"] = torch.zeros_like(param)
+        slots["step"] += 1
+        num_updates, (beta1, beta2) = slots["step"].item(), group["betas"]
+        moment = slots["exp_avg"].to(param.dtype).mul_(_bfloat16(beta1))
+        moment.add_(grad, alpha=1 - beta1)
+        slots["exp_avg"] = moment.bfloat16()
+        slots["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        spread = (slots["exp_avg_sq"] / (1 - beta2**num_updates)).sqrt_().add_(group["eps"])
+        param.mul_(1 - group["lr"] * group["weight_decay"])
+        param.addcdiv_(moment, spread, value=-group["lr"] / (1 - beta1**num_updates))
+
+
+def _bfloat16(number: float) -> float:
+    return float(torch.tensor(number, dtype=torch.bfloat16))
+
+
+_BY_CLASS = {
+    "AdamW": 8,
+    "Lamb": 8,
+    "HalfMomentumAdamW": 6,
+    "SGD": 4,
+    "HalfMomentumSGD": 2,
+    "Muon": 4,
+}
+_BY_KIND = {"adamw": 8, "lamb": 8, "sgd": 4, "muon": 4}
+_SPARED_BY_HALF_MOMENTUM = 2
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Return what *optimizer* keeps for each value."""
+    return _BY_CLASS[type(optimizer).__name__]
+
+
+def state_bytes_of(kind: str, momentum_dtype: Literal["fp32", "bf16"]) -> int:
+    """Return what an optimizer of a recipe keeps for each value; of Muon, for those of matrices."""
+    spared = _SPARED_BY_HALF_MOMENTUM if momentum_dtype == "bf16" else 0
+    return _BY_KIND[kind] - spared
+
+
+_FIRST_SCALE = 2.0**16
+_GROWTH, _BACKOFF = 2.0, 0.5
+_STEPS_TO_GROWTH = 2000
+# Without any scaling left, an overflow is no matter of float16 any more.
+_LEAST_SCALE = 2.0**-14
+_LARGEST_SCALE = 2.0**126
+
+
+@dataclass
+class LossScaler:
+    """The factor on the loss, and whether an update is made.
+
+    Attributes:
+        scale: The factor; a power of two, so that scaling changes no rounding.
+        good_steps: Updates since it was last changed.
+        is_fixed: There is no scaling: a gradient that is not finite ends the run.
+    """
+
+    scale: float = 1.0
+    good_steps: int = 0
+    is_fixed: bool = True
+
+    def accepts(self, grad_norm: float, *, step: int) -> bool:
+        """Return whether to update with a gradient of this norm, and adapt the scale.
+
+        Args:
+            grad_norm: Of the gradient after the scale was taken out of it.
+            step: Number of the update, from 1, for the message.
+
+        Raises:
+            NonFiniteLossError: The gradient is not finite, and scaling is not the reason.
+        """
+        is_finite = math.isfinite(grad_norm)
+        if self.is_fixed:
+            if not is_finite:
+                raise NonFiniteLossError(
+                    f"the norm of the gradient is {grad_norm} at step {step}",
+                    hint="lower the learning rate, lengthen the warm-up, or clip the gradient",
+                )
+            return True
+        if is_finite:
+            self._grow()
+        else:
+            self._back_off(step)
+        return is_finite
+
+    def state(self) -> dict[str, float]:
+        """Return what a resume needs, as JSON values."""
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Put back what `state` returned."""
+        self.scale, self.good_steps = state["scale"], int(state["good_steps"])
+
+    def _grow(self) -> None:
+        self.good_steps += 1
+        if self.good_steps == _STEPS_TO_GROWTH:
+            self.scale, self.good_steps = min(self.scale * _GROWTH, _LARGEST_SCALE), 0
+
+    def _back_off(self, step: int) -> None:
+        self.scale, self.good_steps = self.scale * _BACKOFF, 0
+        if self.scale < _LEAST_SCALE:
+            raise NonFiniteLossError(
+                f"the gradient is not finite at step {step}, however little the loss is scaled",
+                hint="lower the learning rate, or use precision bf16 or fp32",
+            )
+
+
+def loss_scaler_of(precision: Precision) -> LossScaler:
+    """Return the scaler that a precision needs: one that does nothing, but for "fp16"."""
+    if precision != "fp16":
+        return LossScaler()
+    return LossScaler(scale=_FIRST_SCALE, is_fixed=False)
+
 
 _FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
 

@@ -1,1 +1,1 @@
-"""Manifests -> packs: tars of prepared pictures for fast reading, in order or at random."""
+"""Manifests -> packs: tars of prepared images for fast reading, in order or at random."""

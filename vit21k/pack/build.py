@@ -1,7 +1,14 @@
-"""Manifests -> a pack: shards, and the manifests by which they are read."""
+"""A finished pack that lacks shards -> the parts of those that are there.
+
+Parts are removed when a pack is finished.  Its index and its list of what was skipped say all that
+was in them but for the rows' numbers, which the plan gives.
+
+
+Manifests -> a pack: shards, and the manifests by which they are read.
+"""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +17,87 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vit21k.data.dataset import ImageDataset
 from vit21k.errors import ManifestError, UsageError
-from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.reader import open_manifest
+from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.pack.index import INFO, OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
-from vit21k.pack.parts import Parts, ShardFacts
-from vit21k.pack.plan import Plan, shard_pattern
-from vit21k.pack.restore import restore_parts
-from vit21k.pack.shard_builder import ShardBuilder
-from vit21k.pack.sources import Sources, open_pictures, open_sources
+from vit21k.pack.plan import (
+    PART_SCHEMA,
+    Part,
+    Parts,
+    Plan,
+    ShardFacts,
+    Sources,
+    open_dataset,
+    open_sources,
+    part_rows,
+    shard_pattern,
+)
+from vit21k.pack.shards import ShardBuilder
+from vit21k.sources.folders import refuse_inside
+
+_FROM_INDEX = [name for name in PART_SCHEMA.names if name not in ("row", "problem", "detail")]
+
+
+def restore_parts(
+    folder: Path, plan: Plan, parts: Parts, images: Mapping[str, ImageDataset]
+) -> None:
+    """Write the part of each shard in *folder* that is as large as its index says.
+
+    Raises:
+        ManifestError: The index is damaged, or does not go with what was skipped.
+        OSError: The disk is full or failing.
+    """
+    index = open_manifest(folder, PACKED)
+    facts = [ShardFacts(**each) for each in index.header.options["shards"]]
+    has_left_out = (folder / LEFT_OUT.file_name).is_file()
+    skipped = open_manifest(folder, LEFT_OUT).read().to_pylist() if has_left_out else []
+    problems = {each["path"]: (each["kind"], each["detail"]) for each in skipped}
+    rows_of_shards = _by_shard(index.batches(_FROM_INDEX), facts)
+    for shard, (found, rows) in zip(plan.shards(), rows_of_shards, strict=True):
+        tar = folder / found.file_name
+        if tar.is_file() and tar.stat().st_size == found.num_bytes:
+            named = [(row, images[shard.split].path(row)) for row in shard.rows.tolist()]
+            parts.save(Part(found, part_rows(_in_order(named, rows.to_pylist(), problems))))
+
+
+def _by_shard(
+    batches: Iterator[pa.Table], facts: list[ShardFacts]
+) -> Iterator[tuple[ShardFacts, pa.Table]]:
+    """Yield each shard with its rows of the index; those of a shard follow each other."""
+    rows = pa.schema([PART_SCHEMA.field(name) for name in _FROM_INDEX]).empty_table()
+    for shard in facts:
+        while rows.num_rows < shard.num_images:
+            rows = pa.concat_tables([rows, next(batches).select(_FROM_INDEX).cast(rows.schema)])
+        yield shard, rows.slice(0, shard.num_images)
+        rows = rows.slice(shard.num_images)
+
+
+def _in_order(
+    named: list[tuple[int, str]],
+    packed: list[dict[str, Any]],
+    problems: Mapping[str, tuple[str, str]],
+) -> Iterator[dict[str, Any]]:
+    """Yield what became of each image of a shard: it is in the index, or was skipped."""
+    of_path = {each["path"]: each for each in packed}
+    for row, path in named:
+        if path in of_path:
+            yield {"row": row, **of_path[path]}
+        elif path not in problems:
+            raise ManifestError(
+                f"the index and the list of what was skipped do not know `{path}`",
+                hint="make the pack again with `--fresh`",
+            )
+        else:
+            kind, detail = problems[path]
+            yield {"row": row, "path": path, "problem": kind, "detail": detail}
+
 
 PER_SHARD = 5_000
-"""550 MB of ImageNet's pictures."""
+"""550 MB of ImageNet's images."""
 
 _FILES = (TRAIN, VAL, IMAGES, CLASSES, LEFT_OUT)
 
@@ -34,24 +107,24 @@ class PackSummary:
     """Counts of a run of `pack`.
 
     Attributes:
-        num_pictures: Pictures of the manifests: the sum of the forms and of `num_left_out`.
+        num_images: Images of the manifests: the sum of the forms and of `num_skipped`.
         num_shards: Tars.
         num_shards_kept: Those of them that were finished by an earlier run.
-        num_left_out: Pictures that are not there or cannot be decoded, in `left_out.parquet`.
-        left_out: Of which kinds these are.
-        forms: How many pictures became what: `tiles`, `as_is`, `resized`, `raw`.
-        notes: Why pictures stayed as they are, and how many did.
-        source_bytes: Size of the packed pictures' files.
-        packed_bytes: Size of the pictures in the pack.
+        num_skipped: Images that are not there or cannot be decoded, in `skipped.parquet`.
+        skipped: Of which kinds these are.
+        forms: How many images became what: `tiles`, `as_is`, `resized`, `raw`.
+        notes: Why images stayed as they are, and how many did.
+        source_bytes: Size of the packed images' files.
+        packed_bytes: Size of the images in the pack.
         total_bytes: Size of the shards, with the headers and labels in them.
-        has_val: Whether there are pictures to validate on.
+        has_val: Whether there are images to validate on.
     """
 
-    num_pictures: int = 0
+    num_images: int = 0
     num_shards: int = 0
     num_shards_kept: int = 0
-    num_left_out: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
+    num_skipped: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     source_bytes: int = 0
@@ -66,9 +139,9 @@ class PackOptions:
 
     Attributes:
         name: What the shards' names begin with.
-        per_shard: Pictures of a shard.
-        seed: Of the order of the pictures; None: that of the manifests.
-        num_workers: Threads that prepare pictures; they decide no byte.
+        per_shard: Images of a shard.
+        seed: Of the order of the images; None: that of the manifests.
+        num_workers: Threads that prepare images; they decide no byte.
         fresh: Remove the pack that is there first.
     """
 
@@ -86,8 +159,8 @@ def pack(
     options: PackOptions,
     *,
     root: Path | None = None,
-    on_start: Callable[[int], None] = lambda _num_pictures: None,
-    on_picture: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
+    on_start: Callable[[int], None] = lambda _num_images: None,
+    on_image: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
     note: Callable[[str], None] = lambda _text: None,
 ) -> PackSummary:
     """Write a pack of what *manifests* hold into the folder *out*, or finish one.
@@ -95,11 +168,11 @@ def pack(
     Args:
         manifests: The folder of the manifests.
         out: Where; new, or with a pack of the same plan that was not finished.
-        level: What is done to a picture.
+        level: What is done to an image.
         options: How the pack is laid out.
         root: Where the images are now; default: where they were hashed.
-        on_start: Called with how many pictures there are to do, if there are any.
-        on_picture: Called with the size of each picture's file, and whether it is left out.
+        on_start: Called with how many images there are to do, if there are any.
+        on_image: Called with the size of each image's file, and whether it is skipped.
         note: Hears what is done first, if it takes long.
 
     Raises:
@@ -107,7 +180,7 @@ def pack(
         ImageTreeError: The images are not there.
         UsageError: *out* lies in the image root, or holds something else.
         LockedError: Another run works on *out*.
-        OSError: The disk is full or failing; the same call goes on from there.
+        OSError: The disk is full or failing; the same call resumes from there.
     """
     sources = open_sources(manifests)
     refuse_inside(out, str(root or sources.manifests[0].header.root), option="--out")
@@ -122,15 +195,15 @@ def pack(
             return _summary(out, num_kept=None)
         _refuse_other_plan(out, parts, plan)
         if (out / PACKED.file_name).is_file():  # a finished pack that has lost shards
-            restore_parts(out, plan, parts, open_pictures(sources, root, note))
+            restore_parts(out, plan, parts, open_dataset(sources, root, note))
         missing = [shard for shard in plan.shards() if not parts.finished(shard.file_name)]
         if missing:
-            pictures = open_pictures(sources, root, note)
+            images = open_dataset(sources, root, note)
             parts.begin(plan.as_json())
             on_start(sum(len(shard.positions) for shard in missing))
             wnids, num_workers = sources.classes().wnids, options.num_workers
-            builder = ShardBuilder(out, pictures, wnids, level=level, num_workers=num_workers)
-            builder.build(missing, on_picture)
+            builder = ShardBuilder(out, images, wnids, level=level, num_workers=num_workers)
+            builder.build(missing, on_image)
         shards = _facts_of_all(parts, plan)
         write_index(out, sources, plan, parts, shards)
         parts.remove()
@@ -143,13 +216,13 @@ def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
         level=dict(level.options),
         per_shard=options.per_shard,
         seed=options.seed,
-        num_pictures={split: each.num_rows for split, each in sources.by_split.items()},
+        num_images={split: each.num_rows for split, each in sources.by_split.items()},
         inputs=sources.fingerprints,
     )
 
 
 def _facts_of_all(parts: Parts, plan: Plan) -> dict[str, list[ShardFacts]]:
-    by_split: dict[str, list[ShardFacts]] = {split: [] for split in plan.num_pictures}
+    by_split: dict[str, list[ShardFacts]] = {split: [] for split in plan.num_images}
     for shard in plan.shards():
         facts = parts.facts(shard.file_name)
         if facts is None:
@@ -206,16 +279,16 @@ def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
     """Count what the finished pack in *out* holds; *num_kept* None: all of it was there."""
     index = open_manifest(out, PACKED)
     shards = index.header.options["shards"]
-    left_out = Counter[str]()
+    skipped = Counter[str]()
     for rows in open_manifest(out, LEFT_OUT).batches(["kind"]):
-        left_out += _counted(rows["kind"])
-    num_left_out = left_out.total()
+        skipped += _counted(rows["kind"])
+    num_skipped = skipped.total()
     summary = PackSummary(
-        num_pictures=index.num_rows + num_left_out,
+        num_images=index.num_rows + num_skipped,
         num_shards=len(shards),
         num_shards_kept=len(shards) if num_kept is None else num_kept,
-        num_left_out=num_left_out,
-        left_out=dict(left_out.most_common()),
+        num_skipped=num_skipped,
+        skipped=dict(skipped.most_common()),
         total_bytes=sum(facts["num_bytes"] for facts in shards),
         has_val=has_val(out),
     )

@@ -1,16 +1,18 @@
-"""Finished shards -> the manifests and lists by which a pack is read.
+"""Where the images of a split lie in its shards, by row of its manifest.
+
+Finished shards -> the manifests and lists by which a pack is read.
 
 Readers of ours: `train.parquet` and `val.parquet` with the rows, labels and order of those that
-were packed, and the place of each picture in the shards; `packed.parquet`, the index of the shards.
+were packed, and the place of each image in the shards; `packed.parquet`, the index of the shards.
 Readers of others: `_info.json`, as timm has it.
 
-A manifest's rows and a shard's pictures are in different orders.  What the one needs of the other
-lies in files (`vit21k.pack.scratch`), so that memory is that of a few row groups, and of the paths
+A manifest's rows and a shard's images are in different orders.  What the one needs of the other
+lies in files (`vit21k.pack.plan`), so that memory is that of a few row groups, and of the paths
 of a dummy val.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,59 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import ManifestError
-from vit21k.manifest.header import Header
-from vit21k.manifest.kind import DIGEST_BYTES
+from vit21k.manifest.io import BESIDE, Header, Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.reader import BESIDE, Manifest, open_manifest
-from vit21k.manifest.schema import KINDS, LEFT_OUT, PACKED, VAL
+from vit21k.manifest.schema import DIGEST_BYTES, KINDS, LEFT_OUT, PACKED, VAL
 from vit21k.manifest.writer import manifest_writer
-from vit21k.pack.parts import Parts, ShardFacts
-from vit21k.pack.places import PlacesInShards
-from vit21k.pack.plan import Plan
-from vit21k.pack.scratch import scratch_array
-from vit21k.pack.sources import TRAIN_SPLIT, Sources
+from vit21k.pack.plan import TRAIN_SPLIT, Parts, Plan, ShardFacts, Sources, scratch_array
+
+
+class PlacesInShards:
+    """Where images lie: 20 bytes each, in files that lie beside the parts.
+
+    Args:
+        parts: Of the pack.
+        shards: Of the split.
+        num_rows: Of its manifest.
+
+    Raises:
+        ManifestError: A part is damaged.
+        OSError: The disk is full or failing.
+    """
+
+    def __init__(self, parts: Parts, shards: Sequence[ShardFacts], num_rows: int) -> None:
+        self._archives = [shard.file_name for shard in shards]
+        self._shard_R = self._array(parts, np.int32, num_rows)  # from 1; 0: in none
+        self._offset_R = self._array(parts, np.int64, num_rows)
+        self._num_bytes_R = self._array(parts, np.int64, num_rows)
+        for number, name in enumerate(self._archives, start=1):
+            packed = parts.rows(name, ["row", "offset", "num_bytes", "problem"])
+            packed = packed.filter(pc.is_null(packed["problem"]))
+            rows = packed["row"].to_numpy()
+            self._shard_R[rows] = number
+            self._offset_R[rows] = packed["offset"].to_numpy()
+            self._num_bytes_R[rows] = packed["num_bytes"].to_numpy()
+
+    def applied(self, rows: pa.Table, numbers_B: NDArray[np.int64]) -> pa.Table:
+        """Return *rows*, which have these *numbers_B*, with their places; those that have any."""
+        is_in = self._shard_R[numbers_B] > 0
+        rows, numbers_B = rows.filter(pa.array(is_in)), numbers_B[is_in]
+        archives = pa.DictionaryArray.from_arrays(
+            pa.array(self._shard_R[numbers_B] - 1), pa.array(self._archives, pa.string())
+        ).cast(pa.string())
+        columns = {
+            "archive": archives,
+            "offset": pa.array(self._offset_R[numbers_B]),
+            "num_bytes": pa.array(self._num_bytes_R[numbers_B]),
+        }
+        for name, values in columns.items():
+            rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+        return rows
+
+    @staticmethod
+    def _array(parts: Parts, dtype: type[np.generic], length: int) -> NDArray[Any]:
+        return scratch_array(parts.folder, np.dtype(dtype), length)
+
 
 OPTION = "pack"
 """Under which the plan stands in the headers of a pack's manifests."""
@@ -91,7 +135,7 @@ def _write(
     Args:
         folder: Of the pack.
         manifest: What is packed.
-        places: Of the pictures.
+        places: Of the images.
         plan: Of the pack.
         inputs: Fingerprints of manifests of this pack that it was made with.
         numbers: Of each row in *places*; default: 0, 1, 2, ...
@@ -113,7 +157,7 @@ def _write(
 
 
 def _numbers_in(train: Manifest, val: Manifest) -> NDArray[np.int64]:
-    """Return the row in *train* of each picture of *val*.
+    """Return the row in *train* of each image of *val*.
 
     Raises:
         ManifestError: One is not in it.
@@ -128,7 +172,7 @@ def _numbers_in(train: Manifest, val: Manifest) -> NDArray[np.int64]:
         start += rows.num_rows
     if (numbers < 0).any():
         raise ManifestError(
-            f"`{val.path}` says that its pictures are in train, and some are not",
+            f"`{val.path}` says that its images are in train, and some are not",
             hint="make both again with `vit21k make-val`",
         )
     return numbers
@@ -155,7 +199,7 @@ def _write_packed(
 
 
 def _digests_of(manifest: Manifest, folder: Path) -> NDArray[Any]:
-    """Return the digest of each picture of *manifest*, in a file without a name in *folder*."""
+    """Return the digest of each image of *manifest*, in a file without a name in *folder*."""
     digests = scratch_array(folder, np.dtype((np.uint8, DIGEST_BYTES)), manifest.num_rows)
     start = 0
     for rows in manifest.batches(["digest"]):
@@ -198,9 +242,9 @@ def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
     splits = {
         split: {
             "name": split,
-            "num_samples": sum(shard.num_pictures for shard in of_split),
+            "num_samples": sum(shard.num_images for shard in of_split),
             "filenames": [shard.file_name for shard in of_split],
-            "shard_lengths": [shard.num_pictures for shard in of_split],
+            "shard_lengths": [shard.num_images for shard in of_split],
         }
         for split, of_split in shards.items()
     }
@@ -210,7 +254,7 @@ def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
 def is_info_of(folder: Path, index: Manifest) -> bool:
     """Return whether `_info.json` lists the shards of *index*."""
     plan = index.header.options[OPTION]
-    shards: dict[str, list[ShardFacts]] = {split: [] for split in plan["num_pictures"]}
+    shards: dict[str, list[ShardFacts]] = {split: [] for split in plan["num_images"]}
     for facts in index.header.options["shards"]:
         shards[facts["split"]].append(ShardFacts(**facts))
     path = folder / INFO
@@ -220,7 +264,7 @@ def is_info_of(folder: Path, index: Manifest) -> bool:
 def is_whole(folder: Path, plan: Plan) -> bool:
     """Return whether *folder* holds the finished pack of *plan*: its manifests, and all shards.
 
-    One that lacks pictures which could not be read is not finished: they may be there now.
+    One that lacks images which could not be read is not finished: they may be there now.
     """
     names = {PACKED.name, LEFT_OUT.name, *plan.inputs}
     if not all((folder / KINDS[name].file_name).is_file() for name in names):
@@ -237,5 +281,5 @@ def is_whole(folder: Path, plan: Plan) -> bool:
 
 
 def has_val(folder: Path) -> bool:
-    """Return whether the pack in *folder* has pictures to validate on."""
+    """Return whether the pack in *folder* has images to validate on."""
     return (folder / VAL.file_name).is_file()

@@ -1,6 +1,6 @@
-"""How much is done to a picture before it is packed: three levels, each a function of its bytes.
+"""How much is done to an image before it is packed: three levels, each a function of its bytes.
 
-| level | a picture becomes | what is lost |
+| level | an image becomes | what is lost |
 |---|---|---|
 | `Lossless` | a tile JPEG (`vit21k.jpeg.tiles`); what cannot be tiled stays as it is | nothing |
 | `Resized` | a tile JPEG of a given short side | detail, and JPEG's loss once more |
@@ -18,12 +18,11 @@ from PIL import Image, features
 
 from vit21k.data.decode import MAX_JPEG_SIDE, decode_rgb
 from vit21k.errors import ImageError
-from vit21k.jpeg.headers import NotTileableError
-from vit21k.jpeg.ppm import to_ppm
-from vit21k.jpeg.recode import Recode, tile_jpeg, tile_width
+from vit21k.jpeg.crops import to_ppm
+from vit21k.jpeg.tiles import NotTileableError, Recode, tile_jpeg, tile_width
 
 TILES, AS_IS, RESIZED, RAW = "tiles", "as_is", "resized", "raw"
-"""What a picture became: a tile JPEG of the same pixels; its own file; a smaller one; pixels."""
+"""What an image became: a tile JPEG of the same pixels; its own file; a smaller one; pixels."""
 
 _GZIP_START = b"\x1f\x8b"
 _MCU = 16  # pixels of what is coded at a time, with chroma of half the size
@@ -40,7 +39,7 @@ _SUFFIXES = (
 
 
 class Packed(NamedTuple):
-    """What goes into a pack for a picture.
+    """What goes into a pack for an image.
 
     Attributes:
         content: Its file.
@@ -58,14 +57,14 @@ class Packed(NamedTuple):
 
 
 class Level(Protocol):
-    """A way to prepare a picture; called from any thread."""
+    """A way to prepare an image; called from any thread."""
 
     @property
     def options(self) -> Mapping[str, Any]:
         """What decides the bytes; plain JSON values."""
 
     def __call__(self, content: bytes) -> Packed:
-        """Prepare the picture in the file *content*.
+        """Prepare the image in the file *content*.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -77,7 +76,7 @@ class Lossless:
     """Every coefficient, with restart markers.
 
     Attributes:
-        recode: What `vit21k.jpeg.compiled_recode.compiled_recoder` returned.
+        recode: What `vit21k.jpeg.tiles.compiled_recoder` returned.
         keep_metadata: Keep EXIF, colour profiles and comments.
     """
 
@@ -112,7 +111,7 @@ class Resized:
     """JPEG of a given short side, tiled; what is not larger than that is tiled as it is.
 
     Attributes:
-        recode: What `vit21k.jpeg.compiled_recode.compiled_recoder` returned.
+        recode: What `vit21k.jpeg.tiles.compiled_recoder` returned.
         short_side: Pixels; the other side is rounded down, as torchvision's `Resize` does.
         quality: Of the JPEG, 1 to 100.
     """
@@ -133,7 +132,7 @@ class Resized:
         }
 
     def __call__(self, content: bytes) -> Packed:
-        """Decode a picture, resize and encode it.
+        """Decode an image, resize and encode it.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -182,7 +181,7 @@ class Raw:
         return {"level": "raw", "short_side": self.short_side}
 
     def __call__(self, content: bytes) -> Packed:
-        """Decode a picture and resize it.
+        """Decode an image and resize it.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -211,7 +210,7 @@ def _same_pixels(image: Image.Image, content: bytes) -> bool:
 
 
 def _unpacked(content: bytes) -> bytes:
-    """Return what is in a gzip'd picture that was decoded before, so is not too large."""
+    """Return what is in a gzip'd image that was decoded before, so is not too large."""
     return zlib.decompress(content, wbits=31) if content.startswith(_GZIP_START) else content
 
 

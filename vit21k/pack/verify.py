@@ -1,8 +1,8 @@
 """A pack and its index -> where they differ: every byte of shards and manifests is read again.
 
-A manifest is right if it is intact, belongs to this pack, and has the pictures of the index, each
+A manifest is right if it is intact, belongs to this pack, and has the images of the index, each
 in its place.  A shard whose digest is that of the index is right, with all its members.  Of any
-other one, the pictures are digested one by one, to say which of them are damaged.
+other one, the images are digested one by one, to say which of them are damaged.
 """
 
 import os
@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from vit21k.archives.reader import ArchiveReader
 from vit21k.errors import ImageError, ManifestError
+from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import KINDS, LEFT_OUT, PACKED, PICTURE_KINDS, VAL
+from vit21k.manifest.schema import IMAGE_KINDS, KINDS, LEFT_OUT, PACKED, VAL
 from vit21k.pack.index import INFO, OPTION, is_info_of
-from vit21k.pack.sources import TRAIN_SPLIT, VAL_SPLIT
-from vit21k.pack.tar_writer import read_tar_digest
-from vit21k.prep.decode_check import check_pictures
-from vit21k.prep.keys import as_numbers
+from vit21k.pack.plan import TRAIN_SPLIT, VAL_SPLIT
+from vit21k.pack.shards import read_tar_digest
+from vit21k.prep.decode_check import check_images
+from vit21k.prep.dedup import as_numbers
+from vit21k.sources.read import ArchiveReader
 
 Sign = Literal["=", "*", "-", "+"]
 OnFile = Callable[[Sign, str], None]
@@ -42,18 +42,18 @@ class VerifyPackSummary:
     """Counts of a run of `verify_pack`.
 
     Attributes:
-        num_pictures: Pictures of the index: the sum of the next three.
+        num_images: Images of the index: the sum of the next three.
         num_same: Those whose bytes are as they were.
         num_different: Those with other bytes.
         num_missing: Those whose shard is not there, or ends before them.
         num_shards: Shards of the index.
         num_shards_same: Those of them that are as they were, to the last byte.
         manifest_problems: What is wrong with the pack's own manifests, by file name.
-        num_decoded: Pictures that were decoded in full, if that was asked for.
-        problems: Pictures that could not be decoded, by kind.
+        num_decoded: Images that were decoded in full, if that was asked for.
+        problems: Images that could not be decoded, by kind.
     """
 
-    num_pictures: int = 0
+    num_images: int = 0
     num_same: int = 0
     num_different: int = 0
     num_missing: int = 0
@@ -66,7 +66,7 @@ class VerifyPackSummary:
     @property
     def is_same(self) -> bool:
         """Whether nothing differs."""
-        is_same = self.num_shards_same == self.num_shards and self.num_same == self.num_pictures
+        is_same = self.num_shards_same == self.num_shards and self.num_same == self.num_images
         return is_same and not self.manifest_problems
 
 
@@ -79,15 +79,15 @@ def verify_pack(
     folder: Path,
     *,
     on_file: OnFile = lambda _sign, _name: None,
-    on_shard: OnShard = lambda _num_pictures, _num_bytes: None,
+    on_shard: OnShard = lambda _num_images, _num_bytes: None,
 ) -> VerifyPackSummary:
     """Compare the pack in *folder* with its index.
 
     Args:
         folder: Of the pack.
-        on_file: Called with each picture; with the name of a shard in which something other than
-            its pictures differs; and with the name of a manifest that is missing or differs.
-        on_shard: Called with the numbers of pictures and of bytes of each shard that is done.
+        on_file: Called with each image; with the name of a shard in which something other than
+            its images differs; and with the name of a manifest that is missing or differs.
+        on_shard: Called with the numbers of images and of bytes of each shard that is done.
 
     Raises:
         ManifestError: The index is missing or damaged.
@@ -95,7 +95,7 @@ def verify_pack(
     """
     index = open_manifest(folder, PACKED)
     shards = index.header.options["shards"]
-    summary = VerifyPackSummary(num_pictures=index.num_rows, num_shards=len(shards))
+    summary = VerifyPackSummary(num_images=index.num_rows, num_shards=len(shards))
     summary.manifest_problems = manifest_problems(folder, index)
     for name in summary.manifest_problems:
         on_file("*" if (folder / name).is_file() else "-", name)
@@ -106,7 +106,7 @@ def verify_pack(
             summary.num_same += rows.num_rows
             for path in rows["path"].to_pylist():
                 on_file("=", path)
-        elif not _compare_pictures(reader, rows, summary, on_file):
+        elif not _compare_images(reader, rows, summary, on_file):
             on_file("*", facts["file_name"])
         on_shard(rows.num_rows, facts["num_bytes"])
     return summary
@@ -131,7 +131,7 @@ def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
             problem = None
             if is_ours and manifest.header.options.get(OPTION) != plan:
                 problem = "it belongs to another pack"
-            elif kind in PICTURE_KINDS and is_ours:
+            elif kind in IMAGE_KINDS and is_ours:
                 places = places or _Places(index)
                 problem = places.compared(manifest)
             else:
@@ -146,20 +146,20 @@ def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
 
 
 class _Places:
-    """Where the pictures of a pack lie, by its index: 24 bytes each."""
+    """Where the images of a pack lie, by its index: 24 bytes each."""
 
     def __init__(self, index: Manifest) -> None:
         shards = index.header.options["shards"]
         self._archives = pa.array([facts["file_name"] for facts in shards], pa.string())
         self._num_in: Counter[str] = Counter()
         for facts in shards:
-            self._num_in[facts["split"]] += facts["num_pictures"]
+            self._num_in[facts["split"]] += facts["num_images"]
         parts = [self._numbers(rows) for rows in index.batches(_PLACE)]
         numbers = np.concatenate([*parts, np.empty((0, 3), dtype=np.uint64)])
         self._numbers_P3 = numbers[np.argsort(numbers[:, 0])]
 
     def compared(self, manifest: Manifest) -> str | None:
-        """Return in what the pictures of a manifest differ from those of the index.
+        """Return in what the images of a manifest differ from those of the index.
 
         Raises:
             ManifestError: It is damaged.
@@ -167,12 +167,12 @@ class _Places:
         split = VAL_SPLIT if manifest.kind is VAL else TRAIN_SPLIT
         wanted = self._num_in[split]  # none of a dummy val, which is a part of train
         if wanted and manifest.num_rows != wanted:
-            return f"it has {manifest.num_rows:,} pictures, the index {wanted:,}"
+            return f"it has {manifest.num_rows:,} images, the index {wanted:,}"
         num_elsewhere = sum(
             self._num_elsewhere(self._numbers(rows), rows["digest"].is_valid().to_numpy())
             for rows in manifest.batches(_PLACE)
         )
-        return f"{num_elsewhere:,} pictures are not where the index says" if num_elsewhere else None
+        return f"{num_elsewhere:,} images are not where the index says" if num_elsewhere else None
 
     def _num_elsewhere(
         self, numbers_R3: NDArray[np.uint64], has_digest_R: NDArray[np.bool_]
@@ -186,7 +186,7 @@ class _Places:
         return int(differs_R3.any(axis=1).sum())
 
     def _numbers(self, rows: pa.Table) -> NDArray[np.uint64]:
-        """Return place, size and half of the digest of each picture."""
+        """Return place, size and half of the digest of each image."""
         shard_R = pc.fill_null(pc.index_in(rows["archive"], self._archives), -1).to_numpy()
         offset_R = pc.fill_null(rows["offset"], 0).to_numpy()
         size_R = pc.fill_null(rows["num_bytes"], 0).to_numpy()
@@ -204,10 +204,10 @@ def _by_shard(
         ["path", "archive", "offset", "num_bytes", "packed_digest"]
     )
     for facts in shards:
-        while rows.num_rows < facts["num_pictures"]:
+        while rows.num_rows < facts["num_images"]:
             rows = pa.concat_tables([rows, next(batches).select(rows.schema.names)])
-        yield facts, rows.slice(0, facts["num_pictures"])
-        rows = rows.slice(facts["num_pictures"])
+        yield facts, rows.slice(0, facts["num_images"])
+        rows = rows.slice(facts["num_images"])
 
 
 def _is_same(path: Path, facts: dict[str, Any]) -> bool:
@@ -219,10 +219,10 @@ def _is_same(path: Path, facts: dict[str, Any]) -> bool:
         return False
 
 
-def _compare_pictures(
+def _compare_images(
     reader: ArchiveReader, rows: pa.Table, summary: VerifyPackSummary, on_file: OnFile
 ) -> bool:
-    """Compare pictures one by one; return whether any of them is why the shard differs."""
+    """Compare images one by one; return whether any of them is why the shard differs."""
     num_bad = summary.num_different + summary.num_missing
     for row in rows.to_pylist():
         try:
@@ -248,14 +248,14 @@ def decode_pack(
     on_bad: Callable[[str, ProblemKind, str], None],
     on_verdict: Callable[[bool], None] = lambda _is_bad: None,
 ) -> None:
-    """Decode every picture of the pack in *folder* in full, in processes of their own.
+    """Decode every image of the pack in *folder* in full, in processes of their own.
 
     Args:
         folder: Of the pack.
         summary: To count in.
         num_workers: Processes.
-        on_bad: Called with path, kind and detail of each picture that cannot be decoded.
-        on_verdict: Called with each picture, and whether it is bad.
+        on_bad: Called with path, kind and detail of each image that cannot be decoded.
+        on_verdict: Called with each image, and whether it is bad.
 
     Raises:
         ManifestError: The index is missing or damaged.
@@ -264,7 +264,7 @@ def decode_pack(
     reader = ArchiveReader(str(folder))
     for rows in index.batches(["path", "archive", "offset", "num_bytes"]):
         read = _reader_of(rows, reader)
-        for verdict in check_pictures(read, range(rows.num_rows), num_workers=num_workers):
+        for verdict in check_images(read, range(rows.num_rows), num_workers=num_workers):
             if verdict.kind is None:
                 summary.num_decoded += 1
             else:
@@ -274,7 +274,7 @@ def decode_pack(
 
 
 def _reader_of(rows: pa.Table, reader: ArchiveReader) -> Callable[[int], bytes]:
-    """Return what reads the picture in a row of *rows*; from any thread."""
+    """Return what reads the image in a row of *rows*; from any thread."""
     archives = rows["archive"]
     offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
     return lambda row: reader.read(archives[row].as_py(), int(offsets[row]), int(sizes[row]))

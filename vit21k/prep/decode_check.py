@@ -1,9 +1,4 @@
-"""Pictures -> which of them cannot be decoded, and why: from a closed list.
-
-Each is decoded in full by the function that training uses, in a process of its own kind (see
-`decode_worker`) with a limit on time and one on memory.  The verdicts do not depend on the number
-of processes.
-"""
+"""Images that cannot be decoded, and why: undecodable.parquet."""
 
 import json
 import os
@@ -12,18 +7,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k.data.dataset import PLACE_COLUMNS, ImageDataset, PlaceColumns
 from vit21k.data.decode import MESSAGES
-from vit21k.data.unread import read_again, why_unread
 from vit21k.errors import ImageError
-from vit21k.manifest.problems import ProblemKind
+from vit21k.lock import locked
+from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.schema import DIGESTS, UNDECODABLE
+from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.decode_worker import SIZE_BYTES
+from vit21k.prep.dedup import FileKeys, find_copies
+from vit21k.prep.hash_chunks import problem_rows
+from vit21k.prep.verify import tree_of
+from vit21k.sources.folders import refuse_inside
+from vit21k.sources.read import read_again, refuse_gone, why_unread
 
 SECONDS = 30.0
 MEMORY_BYTES = 3 << 30
@@ -33,11 +42,11 @@ _KINDS = {str(kind): kind for kind in ProblemKind}
 _MAX_WAITING = 6  # as long as it may compute
 _LEAST_WAITING = 0.01
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_AHEAD = 8  # pictures a worker
+_AHEAD = 8  # images a worker
 
 
 class Verdict(NamedTuple):
-    """What became of a picture; *kind* is None if it was decoded."""
+    """What became of an image; *kind* is None if it was decoded."""
 
     row: int
     kind: ProblemKind | None
@@ -45,12 +54,12 @@ class Verdict(NamedTuple):
 
 
 def why_not_read(verdict: Verdict) -> str | None:
-    """Return why a picture could not be read; None if it was, whatever became of it then."""
+    """Return why an image could not be read; None if it was, whatever became of it then."""
     is_unread = verdict.kind in (ProblemKind.VANISHED, ProblemKind.UNREADABLE)
     return verdict.detail if is_unread else None
 
 
-def check_pictures(
+def check_images(
     read: Callable[[int], bytes],
     rows: Iterable[int],
     *,
@@ -58,14 +67,14 @@ def check_pictures(
     seconds: float = SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[Verdict]:
-    """Decode the pictures of *rows*; yield a verdict on each, in order.
+    """Decode the images of *rows*; yield a verdict on each, in order.
 
     Args:
-        read: Gives the content of a picture; called from several threads.
+        read: Gives the content of an image; called from several threads.
         rows: Which.
         num_workers: Processes that decode.
-        seconds: Computing time that one picture may take; on a busy machine it may wait longer.
-        memory_bytes: Memory that one picture may take.
+        seconds: Computing time that one image may take; on a busy machine it may wait longer.
+        memory_bytes: Memory that one image may take.
     """
     workers = _Workers(read, seconds, memory_bytes)
     waiting: deque[Future[Verdict]] = deque()
@@ -92,7 +101,7 @@ class _Workers:
         self._of_thread: dict[int, _Worker] = {}
 
     def check(self, row: int) -> Verdict:
-        """Read and decode a picture."""
+        """Read and decode an image."""
         try:
             content = read_again(self._read, row)
         except ImageError as error:
@@ -134,7 +143,7 @@ class _Worker:
         self._is_warm = False
 
     def ask(self, content: bytes, seconds: float) -> tuple[ProblemKind | None, str]:
-        """Return the verdict on a picture; after one on its behaviour the process is dead."""
+        """Return the verdict on an image; after one on its behaviour the process is dead."""
         if not self._is_warm:  # the time to start is nobody's fault
             self._is_warm = True
             self._put(b"")
@@ -152,7 +161,7 @@ class _Worker:
         return (_KINDS[verdict[0]], verdict[1]) if verdict else (None, "")
 
     def _put(self, content: bytes) -> bool:
-        """Send a picture; return whether there was somebody to take it."""
+        """Send an image; return whether there was somebody to take it."""
         assert self._process.stdin is not None  # noqa: S101 (for the type checker)
         try:
             self._process.stdin.write(len(content).to_bytes(SIZE_BYTES, "little") + content)
@@ -198,3 +207,79 @@ class _Worker:
         self._process.kill()
         with suppress(BrokenPipeError):
             self._process.communicate()
+
+
+@dataclass
+class DecodeSummary:
+    """Counts of a run of `find_undecodable`.
+
+    Attributes:
+        num_images: Distinct contents.
+        num_decoded: Those that were decoded to the last pixel.
+        problems: The others, by kind.
+    """
+
+    num_images: int = 0
+    num_decoded: int = 0
+    problems: Counter[ProblemKind] = field(default_factory=Counter)
+
+
+def find_undecodable(
+    manifests: Path,
+    *,
+    root: Path | None = None,
+    num_workers: int,
+    on_verdict: Callable[[Verdict], None] = lambda _verdict: None,
+) -> DecodeSummary:
+    """Decode every image in full, and write `undecodable.parquet`.
+
+    Args:
+        manifests: The folder that holds `digests.parquet`.
+        root: Where the image tree is now; default: where it was hashed.
+        num_workers: Processes that decode.
+        on_verdict: Called with each verdict, in digests order.
+
+    Raises:
+        ManifestError: `digests.parquet` is missing or damaged.
+        ImageTreeError: The image tree is not there, or was gone during the run, or is compressed.
+        UsageError: *manifests* lies inside it.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    with locked(manifests, command="verify"):
+        digests = open_manifest(manifests, DIGESTS)
+        refuse_inside(manifests, digests.header.root)
+        images, rows = _distinct(digests, tree_of(digests, root))
+        summary = DecodeSummary(num_images=len(rows))
+        header = Header(
+            algorithm=digests.header.algorithm,
+            root=digests.header.root,
+            inputs={"digests": digests.fingerprint},
+        )
+        verdicts = check_images(images.read_bytes, rows.tolist(), num_workers=num_workers)
+        with manifest_writer(UNDECODABLE, manifests, header) as writer:
+            for verdict in refuse_gone(verdicts, why_not_read, images.root):
+                if verdict.kind is None:
+                    summary.num_decoded += 1
+                else:
+                    summary.problems[verdict.kind] += 1
+                    problem = Problem(images.path(verdict.row), verdict.kind, verdict.detail)
+                    writer.write(problem_rows([problem]))
+                on_verdict(verdict)
+    return summary
+
+
+def _distinct(digests: Manifest, root: Path) -> tuple[ImageDataset, NDArray[np.int64]]:
+    """Return the files of *digests*, and the rows that are the first of their content."""
+    groups = find_copies(FileKeys(digests), digests.num_rows)
+    is_copy = np.zeros(digests.num_rows, dtype=bool)
+    is_copy[groups.rows_M] = True
+    is_copy[groups.rows_M[groups.starts_G]] = False
+    rows = digests.read(["path", *PLACE_COLUMNS])
+    no_labels = pa.LargeListArray.from_arrays(
+        pa.array(np.zeros(rows.num_rows + 1, dtype=np.int64)), pa.array([], pa.int64())
+    )
+    paths = rows["path"].cast(pa.large_string()).combine_chunks()
+    paths = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
+    images = ImageDataset.from_arrow(root, paths, no_labels, PlaceColumns.from_rows(rows))
+    return images, np.flatnonzero(~is_copy)

@@ -1,7 +1,7 @@
-"""A process that decodes pictures for `decode_check`: a size and a picture in, a verdict out.
+"""A process that decodes images for `decode_check`: a size and an image in, a verdict out.
 
 It is a process of its own because a decoder that is given hostile bytes may loop, take all memory
-or crash: whatever happens here is one picture's verdict.
+or crash: whatever happens here is one image's verdict.
 """
 
 import json
@@ -27,13 +27,13 @@ def verdict_on(content: bytes) -> tuple[ProblemKind, str] | None:
     return None
 
 
-def serve(pictures: BinaryIO, verdicts: BinaryIO) -> None:
-    """Answer each image of *pictures* with a line of JSON, until there are no more.
+def serve(images: BinaryIO, verdicts: BinaryIO) -> None:
+    """Answer each image of *images* with a line of JSON, until there are no more.
 
     A line holds the verdict, and how often the decoder said what.
     """
-    while len(size := pictures.read(SIZE_BYTES)) == SIZE_BYTES:
-        content = pictures.read(int.from_bytes(size, "little"))
+    while len(size := images.read(SIZE_BYTES)) == SIZE_BYTES:
+        content = images.read(int.from_bytes(size, "little"))
         verdict = verdict_on(content)
         verdicts.write(json.dumps([verdict, MESSAGES]).encode() + b"\n")
         verdicts.flush()

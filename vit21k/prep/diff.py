@@ -1,10 +1,10 @@
-"""Two folders of manifests -> what is in one and not in the other, picture by picture.
+"""Two folders of manifests -> what is in one and not in the other, image by image.
 
-Pictures are matched by the digest of their bytes, so that neither renamed files nor another
+Images are matched by the digest of their bytes, so that neither renamed files nor another
 order count as a difference.  Labels are compared as sets of class folders, not of class indices:
 two releases number their classes differently.
 
-Dimensions: A B pictures of the two folders, K classes, L labels.
+Dimensions: A B images of the two folders, K classes, L labels.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
-from vit21k.manifest.distinct import refuse_repeated
-from vit21k.manifest.kind import ManifestKind
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.prep.keys import as_numbers, find_rows
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import IMAGES, TRAIN, VAL, ManifestKind
+from vit21k.manifest.writer import refuse_repeated
+from vit21k.prep.dedup import as_numbers, find_rows
 
 Change = Literal["added", "removed", "relabelled", "moved"]
 
 
 class Difference(NamedTuple):
-    """One picture that is not the same in both.
+    """One image that is not the same in both.
 
     Attributes:
         change: Its labels have changed, or the split it is in; or it is in one folder only.
@@ -50,13 +49,13 @@ class DiffSummary:
     """Counts of a comparison.
 
     Attributes:
-        num_before: Pictures in the first folder.
-        num_after: Pictures in the second.
-        num_same: Pictures in both, with the same labels and in the same splits.
+        num_before: Images in the first folder.
+        num_after: Images in the second.
+        num_same: Images in both, with the same labels and in the same splits.
         has_splits: Whether both folders have a split, so that splits were compared.
         classes_added: Class folders of the second class list that are not in the first.
         classes_removed: The opposite.
-        num_changes: Differences by kind; a picture may have changed labels and split.
+        num_changes: Differences by kind; an image may have changed labels and split.
     """
 
     num_before: int
@@ -76,7 +75,7 @@ class DiffSummary:
 
 
 def diff_manifests(before: Path, after: Path) -> tuple[DiffSummary, Iterator[Difference]]:
-    """Compare the pictures of two manifest folders.
+    """Compare the images of two manifest folders.
 
     Returns:
         The counts; and the differences: relabelled, moved and added ones in the order of the
@@ -140,13 +139,13 @@ class _Side:
         for batch in self.images.batches(["digest", "path", "label_ids"]):
             first, last = np.searchsorted(rows, (start, start + batch.num_rows))
             chosen = batch.take(pa.array(rows[first:last] - start))
-            for row, picture in zip(rows[first:last].tolist(), chosen.to_pylist(), strict=True):
-                labels = [self.wnids[label] for label in picture["label_ids"]]
-                yield row, picture["digest"].hex(), picture["path"], labels
+            for row, image in zip(rows[first:last].tolist(), chosen.to_pylist(), strict=True):
+                labels = [self.wnids[label] for label in image["label_ids"]]
+                yield row, image["digest"].hex(), image["path"], labels
             start += batch.num_rows
 
     def split_names(self, row: int) -> list[str]:
-        """Return the splits that a picture is in."""
+        """Return the splits that an image is in."""
         bits = 0 if self.splits_B is None else int(self.splits_B[row])
         return [kind.name for bit, kind in _SPLITS if bits & bit]
 
@@ -156,7 +155,7 @@ _SPLITS: tuple[tuple[int, ManifestKind], ...] = ((1, TRAIN), (2, VAL))
 
 @dataclass
 class _Found:
-    """Which pictures differ, before their paths and labels are looked up."""
+    """Which images differ, before their paths and labels are looked up."""
 
     old: _Side
     new: _Side
@@ -190,7 +189,7 @@ def _digests_of(manifest: Manifest) -> NDArray[np.uint64]:
         digests = rows["digest"].combine_chunks()
         if digests.null_count:
             raise DataError(
-                f"`{manifest.path}` has pictures without a digest: it was made by a quick run",
+                f"`{manifest.path}` has images without a digest: it was made by a quick run",
                 hint="run `vit21k hash` again without `--mode quick`",
             )
         parts.append(as_numbers(digests))
@@ -198,7 +197,7 @@ def _digests_of(manifest: Manifest) -> NDArray[np.uint64]:
 
 
 def _label_keys(images: Manifest, wnids: tuple[str, ...]) -> NDArray[np.uint64]:
-    """Return a number for the set of class folders of each picture: the sum of their hashes."""
+    """Return a number for the set of class folders of each image: the sum of their hashes."""
     key_K = np.array([xxhash.xxh3_64_intdigest(wnid.encode()) for wnid in wnids], dtype=np.uint64)
     parts = []
     for rows in images.batches(["label_ids"]):
@@ -210,7 +209,7 @@ def _label_keys(images: Manifest, wnids: tuple[str, ...]) -> NDArray[np.uint64]:
 
 
 def _splits(folder: Path, digests_B2: NDArray[np.uint64]) -> NDArray[np.uint8] | None:
-    """Return the splits of each picture as bits; None if the folder has no split."""
+    """Return the splits of each image as bits; None if the folder has no split."""
     if not all((folder / kind.file_name).is_file() for _, kind in _SPLITS):
         return None
     splits_B = np.zeros(len(digests_B2), dtype=np.uint8)

@@ -1,17 +1,19 @@
-"""digests.parquet -> images, copies, crowded, classes.parquet: one row per picture.
+"""The second pass of `relabel`: carry paths from `digests` to `images` and `copies`.
 
-The same picture is filed under several classes of ImageNet-21K.  Files with equal digests are one
-picture, and its labels are the folders they lie in.
+digests.parquet -> images, copies, over-labelled, classes.parquet: one row per image.
+
+The same image is filed under several classes of ImageNet-21K.  Files with equal digests are one
+image, and its labels are the folders they lie in.
 
 Algorithm: a number made of the digest (`copies.find_copies`) and a class index are held for each
-file, 12 bytes, which tell the pictures (`pictures.merge_groups`).  Digests and paths are never
+file, 12 bytes, which tell the images (`images.merge_groups`).  Digests and paths are never
 held: later passes over the manifest carry them from row group to row group.
 
 Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".  From the same list
 of files the result is the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +21,140 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ManifestError, UsageError
-from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.header import Header
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import CLASSES, COPIES, CROWDED, DIGESTS, IMAGES
+from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES, OVERLABELLED
 from vit21k.manifest.writer import manifest_writer
-from vit21k.prep import copies
-from vit21k.prep.ahead import ahead
-from vit21k.prep.copies import CopyGroups
-from vit21k.prep.keys import NO_LATE_DIGESTS, FileKeys, refuse_without_content
-from vit21k.prep.picture_rows import RowSource
-from vit21k.prep.pictures import Pictures, merge_groups
-from vit21k.prep.quick_shards import digest_unproven
+from vit21k.prep import dedup
+from vit21k.prep.dedup import (
+    NO_LATE_DIGESTS,
+    CopyGroups,
+    DedupResult,
+    FileKeys,
+    LateDigests,
+    ahead,
+    as_digests,
+    as_numbers,
+    merge_groups,
+    refuse_without_content,
+)
+from vit21k.prep.quick import digest_unproven
+from vit21k.sources.folders import refuse_inside
 
-CROWDED_LABELS = 20
-"""A picture under more classes than this is hardly a picture of them all."""
+_COLUMNS = ["digest", "path", "num_bytes", "archive", "offset"]
+
+ROWS_IN_MEMORY = 2_000_000
+"""How many rows of `images` are held at a time when they must be put in another order."""
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Makes the rows of `images` and `copies`.
+
+    Attributes:
+        digests: Where paths and sizes come from.
+        late: Digests that it does not hold.
+        result: What became of its files.
+        wnids: The class list.
+    """
+
+    digests: Manifest
+    late: LateDigests
+    result: DedupResult
+    wnids: Sequence[str]
+
+    def batches(self) -> Iterator[dict[str, pa.Table]]:
+        """Yield rows of `images`, `copies` and `overlabelled`, each in manifest order."""
+        place = self.result.image_order()
+        not_kept = _NotKept(self.result, self.wnids)
+        for start, files in self._files():
+            images = self._images(start, files) if place is None else IMAGES.schema.empty_table()
+            yield {"images": images, **not_kept.among(start, files)}
+        if place is not None:
+            for images in self._reordered(place):
+                yield {"images": images}
+
+    def _files(self) -> Iterator[tuple[int, pa.Table]]:
+        """Yield a row group of files at a time, with the number of its first row."""
+        start = 0
+        for files in ahead(self.digests.batches(_COLUMNS)):
+            digests = self.late.put(files["digest"].combine_chunks(), start)
+            yield start, files.set_column(0, "digest", digests)
+            start += files.num_rows
+
+    def _images(self, start: int, files: pa.Table) -> pa.Table:
+        """Return the images among *files*, in file order."""
+        stop = start + files.num_rows
+        label_ids, num_files = self.result.columns(start, stop)
+        kept = files.filter(pa.array(~self.result.is_copy_N[start:stop]))
+        columns = [
+            kept["digest"],
+            kept["path"],
+            pc.if_else(kept["archive"].is_valid(), kept["num_bytes"], None),
+            label_ids,
+            pa.array(num_files),
+            kept["archive"],
+            kept["offset"],
+        ]
+        return pa.table(columns, schema=IMAGES.schema)
+
+    def _reordered(self, place: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """Yield the images by *place*, reading the files once for each part that is held."""
+        for first in range(0, len(place), ROWS_IN_MEMORY):
+            parts: list[pa.Table] = []
+            places: list[NDArray[np.int64]] = []
+            row = 0
+            for start, files in self._files():
+                images = self._images(start, files)
+                its_place = place[row : row + images.num_rows]
+                row += images.num_rows
+                is_in = (its_place >= first) & (its_place < first + ROWS_IN_MEMORY)
+                parts.append(images.filter(pa.array(is_in)))
+                places.append(its_place[is_in])
+            order = np.argsort(np.concatenate(places))
+            yield pa.concat_tables(parts).take(pa.array(order))
+
+
+class _NotKept:
+    """Makes the rows of `copies` and `overlabelled`, from the files in order."""
+
+    def __init__(self, result: DedupResult, wnids: Sequence[str]) -> None:
+        self._dedup = result
+        self._copy_row_C = result.copy_row_C
+        self._wnids = pa.array(wnids, pa.string())
+        self._digests_G2 = np.empty((len(result.first_row_G), 2), dtype=np.uint64)
+
+    def among(self, start: int, files: pa.Table) -> dict[str, pa.Table]:
+        """Return those of *files* that an earlier file is equal to, and the over-labelled."""
+        stop = start + files.num_rows
+        digests_B2 = as_numbers(files["digest"].combine_chunks())
+        first_row_G = self._dedup.first_row_G
+        first, last = np.searchsorted(first_row_G, (start, stop))
+        self._digests_G2[first:last] = digests_B2[first_row_G[first:last] - start]
+
+        first, last = np.searchsorted(self._copy_row_C, (start, stop))
+        row_C = self._copy_row_C[first:last]
+        group_C = self._dedup.group_C[first:last]
+        is_overlabelled_C = group_C < 0
+        digests_C2 = digests_B2[row_C - start]
+        digests_C2[~is_overlabelled_C] = self._digests_G2[group_C[~is_overlabelled_C]]
+        files = files.take(pa.array(row_C - start))
+        wnids = self._wnids.take(pa.array(self._dedup.label_N[row_C]))
+        columns = [as_digests(digests_C2), files["path"], wnids, files["archive"], files["offset"]]
+        rows = pa.table(columns, schema=COPIES.schema)
+        return {
+            "copies": rows.filter(pa.array(~is_overlabelled_C)),
+            "overlabelled": rows.filter(pa.array(is_overlabelled_C)),
+        }
+
+
+MANY_LABELS = 20
+"""An image under more classes than this is hardly an image of them all."""
 
 _SLICE_ROWS = 1 << 20
 
@@ -50,9 +166,9 @@ class RelabelSummary:
     Attributes:
         num_files: Rows of `digests.parquet`.
         num_images: Rows of `images.parquet`.
-        num_multi_label: Pictures with two labels or more.
-        num_crowded: Pictures with more than `CROWDED_LABELS` labels.
-        num_crowded_files: Rows of `crowded.parquet`: files left out for the labels they would have.
+        num_multi_label: Images with two labels or more.
+        num_overlabelled: Images with more than `MANY_LABELS` labels.
+        num_overlabelled_files: Rows of `overlabelled.parquet`: files with too many labels.
         num_classes: Length of the class list.
         num_classes_without_files: Classes of the list that no file lies in.
         num_classes_before: Length of the class list of the `images.parquet` that was replaced, if
@@ -62,8 +178,8 @@ class RelabelSummary:
     num_files: int
     num_images: int
     num_multi_label: int
-    num_crowded: int
-    num_crowded_files: int
+    num_overlabelled: int
+    num_overlabelled_files: int
     num_classes: int
     num_classes_without_files: int
     num_classes_before: int | None
@@ -71,7 +187,7 @@ class RelabelSummary:
     @property
     def num_copies(self) -> int:
         """Files that were merged into another; rows of `copies.parquet`."""
-        return self.num_files - self.num_images - self.num_crowded_files
+        return self.num_files - self.num_images - self.num_overlabelled_files
 
 
 def relabel(
@@ -83,13 +199,13 @@ def relabel(
     find_copies: Callable[[Manifest], CopyGroups] | None = None,
     names_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda _wnids: {},
 ) -> RelabelSummary:
-    """Merge equal files; write `images`, `copies`, `crowded` and `classes.parquet`.
+    """Merge equal files; write `images`, `copies`, `overlabelled` and `classes.parquet`.
 
     Args:
         manifests: The folder that holds `digests.parquet`.
         classes: Which class folder is class 0, 1, 2 ...; default: the folders found, by name.
         by: What must be equal: all bytes, or what is left of a JPEG without its metadata.
-        max_labels: Leave out pictures with more labels than this.
+        max_labels: Skip images with more labels than this.
         find_copies: Finds the files with equal bytes elsewhere, so that digests are not held here.
         names_of: Gives the classes' names in words, where *classes* does not.
 
@@ -115,8 +231,8 @@ def relabel(
         if find_copies:
             groups = find_copies(digests)
         else:
-            groups = copies.find_copies(FileKeys(digests, by, late), digests.num_rows)
-        pictures = merge_groups(groups, label_N, max_labels=max_labels)
+            groups = dedup.find_copies(FileKeys(digests, by, late), digests.num_rows)
+        result = merge_groups(groups, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
         is_distinct = find_copies is None  # all digests were sorted: no two groups share theirs
@@ -125,14 +241,14 @@ def relabel(
                 kind.name: stack.enter_context(
                     manifest_writer(kind, manifests, header, classes, is_distinct=is_distinct)
                 )
-                for kind in (IMAGES, COPIES, CROWDED, CLASSES)
+                for kind in (IMAGES, COPIES, OVERLABELLED, CLASSES)
             }
-            writers["classes"].write(class_rows(classes, pictures, names_of))
-            source = RowSource(digests, late, pictures, classes.wnids)
+            writers["classes"].write(class_rows(classes, result, names_of))
+            source = RowSource(digests, late, result, classes.wnids)
             for tables in source.batches():
                 for name, rows in tables.items():
                     writers[name].write(rows)
-    return _summary(pictures, classes, num_classes_before)
+    return _summary(result, classes, num_classes_before)
 
 
 def _header_for(
@@ -189,7 +305,7 @@ def _replaced(place_N: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[
 
 def class_rows(
     classes: ClassList,
-    pictures: Pictures,
+    result: DedupResult,
     names_of: Callable[[Sequence[str]], Mapping[str, str]],
 ) -> pa.Table:
     """Return the rows of `classes.parquet`."""
@@ -203,9 +319,9 @@ def class_rows(
                 name or names.get(wnid)
                 for wnid, name in zip(classes.wnids, classes.names, strict=True)
             ],
-            "num_files": pictures.num_files_of_classes(size),
-            "num_images": pictures.num_images_of_classes(size),
-            "num_single_label": pictures.num_single_label_of_classes(size),
+            "num_files": result.num_files_of_classes(size),
+            "num_images": result.num_images_of_classes(size),
+            "num_single_label": result.num_single_label_of_classes(size),
         },
         schema=CLASSES.schema,
     )
@@ -220,15 +336,15 @@ def _num_classes_before(manifests: Path, classes: ClassList) -> int | None:
 
 
 def _summary(
-    pictures: Pictures, classes: ClassList, num_classes_before: int | None
+    result: DedupResult, classes: ClassList, num_classes_before: int | None
 ) -> RelabelSummary:
     return RelabelSummary(
-        num_files=len(pictures.label_N),
-        num_images=pictures.num_pictures,
-        num_multi_label=int((pictures.num_labels_G > 1).sum()),
-        num_crowded_files=pictures.num_crowded_files,
-        num_crowded=int((pictures.num_labels_G > CROWDED_LABELS).sum()),
+        num_files=len(result.label_N),
+        num_images=result.num_images,
+        num_multi_label=int((result.num_labels_G > 1).sum()),
+        num_overlabelled_files=result.num_overlabelled_files,
+        num_overlabelled=int((result.num_labels_G > MANY_LABELS).sum()),
         num_classes=len(classes),
-        num_classes_without_files=int((pictures.num_files_of_classes(len(classes)) == 0).sum()),
+        num_classes_without_files=int((result.num_files_of_classes(len(classes)) == 0).sum()),
         num_classes_before=num_classes_before,
     )

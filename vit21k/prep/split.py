@@ -1,13 +1,6 @@
-"""images.parquet -> train.parquet, val.parquet.
+"""images.parquet -> train.parquet, val.parquet: by count per class, or by folders."""
 
-Only pictures with a single label are drawn for val, so that plain accuracy means something.  By
-default they stay in train as well, as in PLSC: such a split is a *dummy*, good for watching a
-training run and for nothing else, and every metric on it is named so.
-
-Without a seed the first pictures of each class are taken, as in PLSC.  With one, each picture's
-place in the draw is a keyed hash of its digest: other classes, and other pictures, do not move it.
-"""
-
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,19 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vit21k.data.mix64 import derive_key, mix64
+from vit21k.data.rng import derive_key, mix64
 from vit21k.errors import UsageError
-from vit21k.hashing.places import refuse_inside
 from vit21k.lock import locked
-from vit21k.manifest.distinct import refuse_repeated
-from vit21k.manifest.header import Header
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.manifest.writer import manifest_writer
-from vit21k.prep.ahead import ahead
-from vit21k.prep.keys import as_numbers
+from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
+from vit21k.manifest.writer import manifest_writer, refuse_repeated
+from vit21k.prep.dedup import ahead, as_numbers
+from vit21k.sources.folders import refuse_inside
 
 _SLICE_ROWS = 1 << 13  # what is made on the way stays in the cache
 
@@ -41,8 +32,8 @@ class SplitSummary:
         num_images: Rows of `images.parquet`.
         num_train: Rows of `train.parquet`.
         num_val: Rows of `val.parquet`.
-        short_classes: Classes with fewer single-label pictures than asked, with how many they have.
-        classes_without_train: Classes whose every picture went to val.
+        short_classes: Classes with fewer single-label images than asked, with how many they have.
+        classes_without_train: Classes whose every image went to val.
     """
 
     num_images: int
@@ -55,17 +46,17 @@ class SplitSummary:
 def make_val(
     manifests: Path, *, per_class: int = 20, holdout: bool = False, seed: int | None = None
 ) -> SplitSummary:
-    """Choose pictures to validate on; write `val.parquet` and `train.parquet`.
+    """Choose images to validate on; write `val.parquet` and `train.parquet`.
 
     Args:
         manifests: The folder that holds `images.parquet`.
-        per_class: How many single-label pictures of each class to choose, where there are so many.
-        holdout: Take them out of train.  A picture is distinct content, so that no copy stays.
+        per_class: How many single-label images of each class to choose, where there are so many.
+        holdout: Take them out of train.  An image is distinct content, so that no copy stays.
         seed: Draw them, instead of taking the first; 64 bits.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *manifests* lies inside the image root; or pictures without a digest are to be
+        UsageError: *manifests* lies inside the image root; or images without a digest are to be
             drawn with a seed.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -109,12 +100,12 @@ def _short(singles: "Singles", wnids: Sequence[str], per_class: int) -> dict[str
 
 
 class Singles(NamedTuple):
-    """The pictures with one label, in images order, which is by label.
+    """The images with one label, in images order, which is by label.
 
     Attributes:
         is_single_P: Which rows of `images.parquet` they are.
         label_R: Their labels; ascending.
-        num_images_K: How many pictures, with one label or more, carry each label.
+        num_images_K: How many images, with one label or more, carry each label.
     """
 
     is_single_P: NDArray[np.bool_]
@@ -131,7 +122,7 @@ class Singles(NamedTuple):
 
 
 def single_labels(images: Manifest) -> Singles:
-    """Read which pictures of `images.parquet` have a single label."""
+    """Read which images of `images.parquet` have a single label."""
     num_classes = len(images.classes())
     is_single_P = np.empty(images.num_rows, dtype=bool)
     label_R = np.empty(images.num_rows, dtype=np.int32)
@@ -194,7 +185,7 @@ def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]
     for rows in ahead(images.batches(["digest"])):
         if rows["digest"].null_count:
             raise UsageError(
-                "pictures that a quick run has not read have no digest to draw them by",
+                "images that a quick run has not read have no digest to draw them by",
                 hint="leave `--seed` out, or run `vit21k hash` without `--mode quick`",
             )
         digests_B2 = as_numbers(rows["digest"].combine_chunks())
@@ -225,14 +216,14 @@ def write_split(
     """Write `train.parquet` and `val.parquet`; return how many rows each has.
 
     Args:
-        images: All pictures.
+        images: All images.
         manifests: Folder to write to.
         header: Of both; that of train names val among its inputs, too.
-        in_val: Which pictures are in val.
-        in_train: Which pictures are in train; default: all.
+        in_val: Which images are in val.
+        in_train: Which images are in train; default: all.
 
     Raises:
-        ManifestError: Two pictures have the same digest, so that one could be in each.
+        ManifestError: Two images have the same digest, so that one could be in each.
     """
     classes = images.classes()
     if "labels" in images.header.options:  # else by `relabel`, which has compared all digests
@@ -248,3 +239,108 @@ def write_split(
         fingerprint = open_manifest(manifests, VAL).fingerprint
         train.header = replace(header, inputs={**header.inputs, "val": fingerprint})
     return train.num_rows, val.num_rows
+
+
+_DIGEST = COPIES.schema.field("digest").type
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSplitSummary:
+    """Counts of a split by folders.
+
+    Attributes:
+        num_images: Rows of `images.parquet`.
+        num_train: Rows of `train.parquet`.
+        num_val: Rows of `val.parquet`.
+        num_in_both: Images of the train folder that are not in train, for they lie in another.
+        num_several_labels: Images of the val folder with more than one label, which are in none.
+        num_elsewhere: Images in neither folder, which are in none.
+    """
+
+    num_images: int
+    num_train: int
+    num_val: int
+    num_in_both: int
+    num_several_labels: int
+    num_elsewhere: int
+
+
+def split_by_folders(
+    manifests: Path, *, train: str, val: str, held_out: Sequence[str] = ()
+) -> FolderSplitSummary:
+    """Write `val.parquet` of the images below one folder, `train.parquet` of those of another.
+
+    Args:
+        manifests: The folder that holds `images.parquet` and `copies.parquet`.
+        train: Folder of the images to train on, relative to the image root.
+        val: Folder of the images to validate on.
+        held_out: Folders of other images not to train on.
+
+    Raises:
+        ManifestError: `images.parquet` or `copies.parquet` is missing, stale or damaged.
+        UsageError: *manifests* lies inside the image root, or one of the folders has no images.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    with locked(manifests, command="make-val"):
+        images, copies = open_manifest(manifests, IMAGES), open_manifest(manifests, COPIES)
+        refuse_inside(manifests, images.header.root)
+        in_train, in_val = (_lies_in([folder], images, copies) for folder in (train, val))
+        out = _lies_in([val, *held_out], images, copies)
+        for folder, found in ((train, in_train), (val, in_val)):
+            if not found.any():
+                raise UsageError(
+                    f"no image lies below `{folder}` in `{images.header.root}`",
+                    hint="folders are named relative to the image root, as in `images.parquet`",
+                )
+        is_single = _have_one_label(images)
+        header = replace(
+            images.header,
+            inputs={"images": images.fingerprint},
+            inputs_in=".",
+            options={
+                **images.header.options,
+                "split": "holdout",
+                "train_folder": train,
+                "val_folder": val,
+            },
+        )
+        num_train, num_val = write_split(
+            images, manifests, header, in_val & is_single, in_train & ~out
+        )
+    return FolderSplitSummary(
+        num_images=images.num_rows,
+        num_train=num_train,
+        num_val=num_val,
+        num_in_both=int((in_train & out).sum()),
+        num_several_labels=int((in_val & ~is_single).sum()),
+        num_elsewhere=int((~in_train & ~in_val).sum()),
+    )
+
+
+def _lies_in(folders: Sequence[str], images: Manifest, copies: Manifest) -> NDArray[np.bool_]:
+    """Return, for each image, whether one of its files lies below one of *folders*."""
+    prefixes = "|".join(re.escape(folder.strip("/")) for folder in folders)
+    pattern = f"^({prefixes})/"
+    found = [
+        rows["digest"].filter(pc.match_substring_regex(rows["path"], pattern))
+        for rows in copies.batches(["digest", "path"])
+    ]
+    digests = pa.chunked_array([c for one in found for c in one.chunks], _DIGEST)
+    lies = [
+        pc.or_(
+            pc.match_substring_regex(rows["path"], pattern),
+            pc.is_in(rows["digest"], value_set=digests.combine_chunks()),
+        ).to_numpy()
+        for rows in ahead(images.batches(["digest", "path"]))
+    ]
+    return np.concatenate(lies)
+
+
+def _have_one_label(images: Manifest) -> NDArray[np.bool_]:
+    counts = [
+        pc.list_value_length(rows["label_ids"]).to_numpy()
+        for rows in ahead(images.batches(["label_ids"]))
+    ]
+    is_single: NDArray[np.bool_] = np.concatenate(counts) == 1
+    return is_single

@@ -1,6 +1,6 @@
 """A folder of manifests -> which stages are done, which are stale, and what to type next.
 
-Only footers are read: it takes milliseconds, whatever the number of pictures.
+Only footers are read: it takes milliseconds, whatever the number of images.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.kind import ManifestKind
-from vit21k.manifest.reader import Manifest, made_by, open_manifest, stale_input
-from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL
+from vit21k.manifest.io import Manifest, made_by, open_manifest, stale_input
+from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
 
 State = Literal["fresh", "stale", "missing", "damaged"]
 

@@ -1,1 +1,1 @@
-"""Manifests -> one HTML page: what was found, in numbers, charts and pictures."""
+"""Manifests -> one HTML page: what was found, in numbers, charts and images."""

@@ -1,8 +1,12 @@
-"""What the page shows in pictures: merged groups, val, near pairs; and how bad files begin.
+"""Image files -> small JPEG images inside the page, within a budget of bytes.
+
+What the page shows in images: merged groups, val, near pairs; and how bad files begin.
 
 Every list says how many it shows of how many there are.
 """
 
+import base64
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -11,14 +15,73 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from vit21k.data.pictures import Pictures
-from vit21k.manifest.reader import Manifest
+from vit21k.data.dataset import ImageDataset
+from vit21k.data.decode import decode_rgb
+from vit21k.errors import ImageError
+from vit21k.manifest.io import Manifest
 from vit21k.manifest.schema import IMAGES, PROBLEMS, VAL
-from vit21k.near.pair_pictures import PairPictures
-from vit21k.report.groups import MergedPictures
-from vit21k.report.numbers import Numbers
-from vit21k.report.thumbs import ThumbBudget
+from vit21k.near.sheet import PairImages
+from vit21k.report.numbers import MergedImages, Numbers
+from vit21k.sources.read import why_unread
+
+_QUALITY = 70
+
+UNREAD, UNDECODED = "could not be read", "cannot be decoded"
+"""What stands in place of the address of an image that cannot be shown."""
+
+
+class ThumbBudget:
+    """Makes `data:` addresses of images until its bytes are spent.
+
+    Attributes:
+        num_bytes_left: What may still be spent, in bytes of the page.
+        unread: Why images could not be read.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes_left = num_bytes
+        self.unread: list[str] = []
+
+    def thumb(self, read: Callable[[], bytes], side: int) -> str | None:
+        """Return the address of an image of at most *side* pixels.
+
+        Args:
+            read: Gives the content of the file.
+            side: Of the longer side.
+
+        Returns:
+            None if the budget is spent; `UNREAD` or `UNDECODED` if the image cannot be shown.
+        """
+        if self.num_bytes_left <= 0:
+            return None
+        try:
+            content = read()
+        except (ImageError, OSError) as error:
+            self.unread.append(why_unread(error))
+            return UNREAD
+        try:
+            jpeg = base64.b64encode(small_jpeg(content, side)).decode()
+        except ImageError:
+            return UNDECODED
+        address = f"data:image/jpeg;base64,{jpeg}"
+        self.num_bytes_left -= len(address)
+        return address
+
+
+def small_jpeg(content: bytes, side: int) -> bytes:
+    """Return the image, no larger than *side* pixels, as a JPEG without metadata.
+
+    Raises:
+        ImageError: It is not an image, or damaged.
+    """
+    image = decode_rgb(content)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
+
 
 MAX_GROUPS = 240
 MAX_VAL_CLASSES = 60
@@ -34,10 +97,10 @@ _READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Group(NamedTuple):
-    """A picture that lies under several classes.
+    """An image that lies under several classes.
 
     Attributes:
-        thumb: A `data:` address; empty if the picture cannot be shown.
+        thumb: A `data:` address; empty if the image cannot be shown.
         path: Of the kept file.
         relation: How the two labels that fit least relate.
         labels: Names of its classes, with wnids.
@@ -50,21 +113,21 @@ class Group(NamedTuple):
 
 
 class ValClass(NamedTuple):
-    """Some of the val pictures of a class.
+    """Some of the val images of a class.
 
     Attributes:
         title: Name and wnid.
-        num_pictures: How many there are.
+        num_images: How many there are.
         thumbs: Addresses of the first.
     """
 
     title: str
-    num_pictures: int
+    num_images: int
     thumbs: list[str]
 
 
 class NearPair(NamedTuple):
-    """Two pictures that are the same.
+    """Two images that are the same.
 
     Attributes:
         thumbs: Their addresses.
@@ -92,13 +155,13 @@ class Problem(NamedTuple):
 
 
 def show_groups(
-    numbers: Numbers, merged: MergedPictures, budget: ThumbBudget, root: Path | None
+    numbers: Numbers, merged: MergedImages, budget: ThumbBudget, root: Path | None
 ) -> list[Group]:
-    """Return the first of the pictures with several labels."""
-    pictures = Pictures.from_manifest(numbers.manifests[IMAGES.name], root)
+    """Return the first of the images with several labels."""
+    images = ImageDataset.from_manifest(numbers.manifests[IMAGES.name], root)
     groups = []
     for conflict in merged.conflicts.slice(0, MAX_GROUPS).to_pylist():
-        thumb = budget.thumb(partial(pictures.read_bytes, conflict["row"]), _GROUP_SIDE)
+        thumb = budget.thumb(partial(images.read_bytes, conflict["row"]), _GROUP_SIDE)
         if thumb is None:
             break
         labels = [numbers.classes.title(label) for label in conflict["label_ids"]]
@@ -107,18 +170,18 @@ def show_groups(
 
 
 def show_val(numbers: Numbers, budget: ThumbBudget, root: Path | None) -> list[ValClass]:
-    """Return the first val pictures of some classes, evenly spaced over the list."""
+    """Return the first val images of some classes, evenly spaced over the list."""
     if VAL.name not in numbers.manifests or not numbers.num_rows(VAL):
         return []
-    pictures = Pictures.from_manifest(numbers.manifests[VAL.name], root)
-    row_of = np.arange(len(pictures))
-    label_R = pictures.labels_of(row_of)[1]  # each has one
+    images = ImageDataset.from_manifest(numbers.manifests[VAL.name], root)
+    row_of = np.arange(len(images))
+    label_R = images.labels_of(row_of)[1]  # each has one
     present, first, counts = np.unique(label_R, return_index=True, return_counts=True)
     chosen = np.unique(np.linspace(0, len(present) - 1, MAX_VAL_CLASSES).astype(int))
     shown = []
     for place in chosen.tolist():
         rows = range(first[place], first[place] + min(counts[place], MAX_VAL_OF_A_CLASS))
-        thumbs = _thumbs(budget, [partial(pictures.read_bytes, row) for row in rows])
+        thumbs = _thumbs(budget, [partial(images.read_bytes, row) for row in rows])
         if thumbs is None:
             break
         title = numbers.classes.title(int(present[place]))
@@ -141,11 +204,11 @@ def show_pairs(manifest: Manifest | None, budget: ThumbBudget, root: Path | None
     """Return the first pairs of `leaks.parquet` or `near_duplicates.parquet`."""
     if manifest is None or not manifest.num_rows:
         return []
-    pictures = PairPictures(manifest, root=root, max_pairs=MAX_PAIRS)
+    images = PairImages(manifest, root=root, max_pairs=MAX_PAIRS)
     pairs = []
-    for index, row in enumerate(pictures.rows):
-        one = budget.thumb(partial(pictures.one, index), _PAIR_SIDE)
-        other = budget.thumb(partial(pictures.other, index), _PAIR_SIDE)
+    for index, row in enumerate(images.rows):
+        one = budget.thumb(partial(images.one, index), _PAIR_SIDE)
+        other = budget.thumb(partial(images.other, index), _PAIR_SIDE)
         if one is None or other is None:
             break
         caption = f"{row['level']}, distance {row['distance']}, similarity {row['similarity']:.2f}"

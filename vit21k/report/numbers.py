@@ -1,4 +1,9 @@
-"""Manifests -> the numbers of the page: counts that add up, classes, labels per picture.
+"""images.parquet -> the images with several labels, the most doubtful first, and who meets whom.
+
+Dimensions: P pairs of classes.
+
+
+Manifests -> the numbers of the page: counts that add up, classes, labels per image.
 
 Dimensions: K classes.
 """
@@ -14,25 +19,99 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.kind import ManifestKind
+from vit21k.labels.conflicts import conflict_rows, label_pairs
+from vit21k.labels.edit import LabelLists
+from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.reader import Manifest, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
+    CONFLICTS,
     COPIES,
-    CROWDED,
     DIGESTS,
     FINGERPRINTS,
     IMAGES,
     LEAKS,
     NEAR_DUPLICATES,
+    OVERLABELLED,
     PROBLEMS,
     TRAIN,
     VAL,
+    ManifestKind,
 )
+from vit21k.manifest.wordnet import Hierarchy, relate
+
+Ints = NDArray[np.int64]
+
+
+class CoOccurrence(NamedTuple):
+    """How often two classes meet on one image, by pair of classes; the most often first.
+
+    Attributes:
+        first_P, second_P: Class indices.
+        num_P: Images that carry both.
+        rank_P: How they relate, index into `relations.RANKED`.
+    """
+
+    first_P: Ints
+    second_P: Ints
+    num_P: Ints
+    rank_P: Ints
+
+
+class MergedImages:
+    """The images with several labels.
+
+    Attributes:
+        conflicts: Rows of `conflicts.parquet`, ranked, with the row in *images* as `row`.
+    """
+
+    def __init__(self, images: Manifest) -> None:
+        """Read and rank them.
+
+        Raises:
+            ManifestError: *images* is damaged.
+        """
+        self._hierarchy = Hierarchy.of(images.classes())
+        self._images = _with_several_labels(images)
+        self.conflicts = conflict_rows(self._images.drop_columns("row"), self._hierarchy)
+        rows = self._images["row"]
+        places = pc.index_in(self.conflicts["path"], self._images["path"].combine_chunks())
+        self.conflicts = self.conflicts.append_column("row", rows.take(places))
+
+    def __len__(self) -> int:
+        return int(self.conflicts.num_rows)
+
+    def co_occurrence(self) -> CoOccurrence:
+        """Count how often each two classes meet, and tell how they relate."""
+        if not self._images.num_rows:
+            nothing = np.empty(0, dtype=np.int64)
+            return CoOccurrence(nothing, nothing, nothing, nothing)
+        lists = LabelLists.from_arrow(self._images["label_ids"].combine_chunks())
+        pairs = label_pairs(lists)
+        size = len(self._hierarchy)
+        keys, num_P = np.unique(pairs.first_P * size + pairs.second_P, return_counts=True)
+        first_P, second_P = np.divmod(keys, size)
+        rank_P = relate(self._hierarchy, first_P, second_P).rank_P
+        order = np.lexsort((second_P, first_P, -num_P))
+        return CoOccurrence(first_P[order], second_P[order], num_P[order], rank_P[order])
+
+
+def _with_several_labels(images: Manifest) -> pa.Table:
+    """Return the rows of *images* with several labels, and where they are."""
+    columns = [name for name in CONFLICTS.schema.names if name in images.kind.schema.names]
+    schema = pa.schema([images.kind.schema.field(name) for name in columns])
+    parts = [schema.empty_table().append_column("row", pa.array([], pa.int64()))]
+    start = 0
+    for rows in images.batches(columns):
+        place = np.arange(start, start + rows.num_rows)
+        start += rows.num_rows
+        several = pc.greater(pc.list_value_length(rows["label_ids"]), 1)
+        parts.append(rows.append_column("row", pa.array(place)).filter(several))
+    return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+
 
 OPTIONAL_KINDS = (
-    DIGESTS, PROBLEMS, COPIES, CROWDED, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES
+    DIGESTS, PROBLEMS, COPIES, OVERLABELLED, TRAIN, VAL, FINGERPRINTS, LEAKS, NEAR_DUPLICATES
 )  # fmt: skip
 
 
@@ -61,8 +140,8 @@ class ClassNumbers:
         wnids: Names of the folders.
         names: In words; the wnid where none is known.
         num_files_K: Files in its folders: before merging.
-        num_images_K: Pictures that carry it: after merging.
-        num_single_K: Pictures that carry it alone.
+        num_images_K: Images that carry it: after merging.
+        num_single_K: Images that carry it alone.
     """
 
     wnids: list[str]
@@ -84,13 +163,13 @@ class Numbers:
     Attributes:
         manifests: Those that are there, by kind.
         classes: Their sizes.
-        labels_per_picture: How many pictures have 1, 2 ... labels.
+        labels_per_image: How many images have 1, 2 ... labels.
         problems: Rows of `problems.parquet`, by kind.
     """
 
     manifests: dict[str, Manifest]
     classes: ClassNumbers
-    labels_per_picture: dict[int, int]
+    labels_per_image: dict[int, int]
     problems: Counter[str]
 
     def num_rows(self, kind: ManifestKind) -> int | None:
@@ -99,13 +178,13 @@ class Numbers:
         return None if manifest is None else manifest.num_rows
 
     def undecoded(self) -> pa.Table:
-        """Return row and problem of the pictures that were read, and cannot be decoded."""
+        """Return row and problem of the images that were read, and cannot be decoded."""
         rows = self._problems()
         return rows.filter(pc.is_valid(rows["digest"])).select(["row", "problem"])
 
     @property
     def num_unread(self) -> int:
-        """How many pictures could not be read when they were compared."""
+        """How many images could not be read when they were compared."""
         return int(self._problems()["digest"].null_count)
 
     def _problems(self) -> pa.Table:
@@ -124,22 +203,22 @@ class Numbers:
             if PROBLEMS.name in self.manifests:
                 sums.append(self._entries(num_files))
             num_copies = self.num_rows(COPIES) or 0
-            parts = [("pictures", num_images), ("copies merged away", num_copies)]
-            if num_crowded := self.num_rows(CROWDED):
-                parts.append(("left out, under too many classes", num_crowded))
+            parts = [("images", num_images), ("copies merged away", num_copies)]
+            if num_overlabelled := self.num_rows(OVERLABELLED):
+                parts.append(("skipped, under too many classes", num_overlabelled))
             sums.append(Sum(("files", num_files), parts))
-        several = num_images - self.labels_per_picture.get(1, 0)
+        several = num_images - self.labels_per_image.get(1, 0)
         parts = [("with one label", num_images - several), ("with several labels", several)]
-        sums.append(Sum(("pictures", num_images), parts))
+        sums.append(Sum(("images", num_images), parts))
         if (num_val := self.num_rows(VAL)) is not None and TRAIN.name in self.manifests:
             sums.append(self._split(num_images, num_val))
         return sums
 
     def _entries(self, num_files: int) -> Sum:
         kinds_left_out = {str(kind) for kind in ProblemKind if kind.is_left_out}
-        left_out = sum(self.problems[kind] for kind in kinds_left_out)
-        num_bad = self.problems.total() - left_out
-        parts = [("files", num_files), ("bad", num_bad), ("left out", left_out)]
+        skipped = sum(self.problems[kind] for kind in kinds_left_out)
+        num_bad = self.problems.total() - skipped
+        parts = [("files", num_files), ("bad", num_bad), ("skipped", skipped)]
         return Sum(("entries of the tree", num_files + self.problems.total()), parts)
 
     def _split(self, num_images: int, num_val: int) -> Sum:
@@ -151,7 +230,7 @@ class Numbers:
                 parts.append(("in neither", max(num_images - num_train - num_val, 0)))
         else:
             parts = [("in train alone", num_train - num_val), ("in both (a dummy split)", num_val)]
-        return Sum(("pictures", num_images), parts)
+        return Sum(("images", num_images), parts)
 
 
 def read_numbers(manifests: Path) -> Numbers:
@@ -173,10 +252,10 @@ def read_numbers(manifests: Path) -> Numbers:
             f"`{manifests}`: images and classes are of different class lists",
             hint="make both again with `vit21k relabel`",
         )
-    return Numbers(found, classes, _labels_per_picture(found[IMAGES.name]), problems)
+    return Numbers(found, classes, _labels_per_image(found[IMAGES.name]), problems)
 
 
-def _labels_per_picture(images: Manifest) -> dict[int, int]:
+def _labels_per_image(images: Manifest) -> dict[int, int]:
     counts: Counter[int] = Counter()
     for rows in images.batches(["label_ids"]):
         for pair in pc.value_counts(pc.list_value_length(rows["label_ids"])).to_pylist():

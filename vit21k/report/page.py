@@ -1,6 +1,6 @@
 """Manifests -> report.html: one file, no network, no script.
 
-The bytes depend on the manifests and the pictures alone.
+The bytes depend on the manifests and the images alone.
 """
 
 from collections import Counter
@@ -16,14 +16,13 @@ from markupsafe import Markup
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import UsageError
-from vit21k.hashing.places import refuse_inside
-from vit21k.manifest.relations import RANKED
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
+from vit21k.manifest.wordnet import RANKED
 from vit21k.report import charts, galleries
 from vit21k.report.charts import Line
-from vit21k.report.groups import CoOccurrence, MergedPictures
-from vit21k.report.numbers import Numbers, read_numbers
-from vit21k.report.thumbs import ThumbBudget
+from vit21k.report.galleries import ThumbBudget
+from vit21k.report.numbers import CoOccurrence, MergedImages, Numbers, read_numbers
+from vit21k.sources.folders import refuse_inside
 
 MAX_BYTES = 5_000_000
 MAX_TABLE_ROWS = 200
@@ -57,15 +56,15 @@ class ReportSummary:
     Attributes:
         path: The page.
         num_bytes: Its size.
-        num_pictures: Rows of `images.parquet`.
-        num_groups, num_groups_shown: Pictures with several labels, and how many are in the page.
-        num_unread: Pictures that should be shown and could not be read.
+        num_images: Rows of `images.parquet`.
+        num_groups, num_groups_shown: Images with several labels, and how many are in the page.
+        num_unread: Images that should be shown and could not be read.
         do_counts_add_up: Whether every sum does.
     """
 
     path: str
     num_bytes: int
-    num_pictures: int
+    num_images: int
     num_groups: int
     num_groups_shown: int
     num_unread: int
@@ -90,7 +89,7 @@ def write_report(
     """
     numbers = read_numbers(manifests)
     refuse_inside(out.parent, numbers.manifests[IMAGES.name].header.root, option="--out")
-    merged = MergedPictures(numbers.manifests[IMAGES.name])
+    merged = MergedImages(numbers.manifests[IMAGES.name])
     budgets = {name: ThumbBudget(size) for name, size in _BUDGETS.items()}
     groups = galleries.show_groups(numbers, merged, budgets["groups"], root)
     page = _render(
@@ -99,13 +98,13 @@ def write_report(
         sums=numbers.sums(),
         charts=[
             _long_tail(numbers),
-            _labels_per_picture(numbers),
+            _labels_per_image(numbers),
             _pairs(numbers, merged.co_occurrence()),
         ],
         relations=_relation_counts(merged),
         groups=groups,
         num_groups=len(merged),
-        **_pictures(numbers, budgets, root),
+        **_images(numbers, budgets, root),
     ).encode()
     if len(page) > MAX_BYTES:
         raise UsageError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}")
@@ -113,7 +112,7 @@ def write_report(
     return ReportSummary(
         path=str(out),
         num_bytes=len(page),
-        num_pictures=numbers.num_rows(IMAGES) or 0,
+        num_images=numbers.num_rows(IMAGES) or 0,
         num_groups=len(merged),
         num_groups_shown=len(groups),
         num_unread=sum(len(budget.unread) for budget in budgets.values()),
@@ -121,7 +120,7 @@ def write_report(
     )
 
 
-def _pictures(
+def _images(
     numbers: Numbers, budgets: Mapping[str, ThumbBudget], root: Path | None
 ) -> dict[str, Any]:
     """Return what the page shows of val, pairs and bad files."""
@@ -162,8 +161,8 @@ def _long_tail(numbers: Numbers) -> Chart:
     svg = charts.long_tail(
         [
             Line("files (before merging)", before.tolist(), "before"),
-            Line("pictures (after merging)", after.tolist(), "after"),
-            Line("pictures of it alone", single.tolist(), "single"),
+            Line("images (after merging)", after.tolist(), "after"),
+            Line("images of it alone", single.tolist(), "single"),
         ],
         marks=[(VAL_MARK, f"{VAL_MARK}: val"), (LARGE_MARK, f"{LARGE_MARK}: ImageNet-21K-P")],
         x_name="classes, each line by its own size",
@@ -172,27 +171,27 @@ def _long_tail(numbers: Numbers) -> Chart:
     size = len(before)
     ranks = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
     text = (
-        f"{size:,} classes. Below {VAL_MARK} pictures of its own: "
-        f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} pictures: "
+        f"{size:,} classes. Below {VAL_MARK} images of its own: "
+        f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} images: "
         f"{int((after > LARGE_MARK).sum()):,}; without any: {int((after == 0).sum()):,}."
     )
     rows = [(rank + 1, int(before[rank]), int(after[rank]), int(single[rank])) for rank in ranks]
-    columns = ["rank", "files", "pictures", "alone"]
+    columns = ["rank", "files", "images", "alone"]
     return Chart("Images per class, before and after merging", text, svg, columns, rows)
 
 
-def _labels_per_picture(numbers: Numbers) -> Chart:
-    rows = [(labels, count) for labels, count in numbers.labels_per_picture.items() if labels]
+def _labels_per_image(numbers: Numbers) -> Chart:
+    rows = [(labels, count) for labels, count in numbers.labels_per_image.items() if labels]
     bars = [(f"{labels}", count) for labels, count in rows[:_MAX_BARS]]
     rest = sum(count for _, count in rows[_MAX_BARS:])
     if rest:
         bars.append(("more", rest))
-    svg = charts.columns(bars, x_name="labels", y_name="pictures")
+    svg = charts.columns(bars, x_name="labels", y_name="images")
     total = sum(labels * count for labels, count in rows)
-    num_pictures = sum(count for _, count in rows)
-    mean = total / max(1, num_pictures)
-    text = f"{total:,} labels on {num_pictures:,} pictures: {mean:.3f} on average."
-    return Chart("Labels per picture", text, svg, ["labels", "pictures"], rows)
+    num_images = sum(count for _, count in rows)
+    mean = total / max(1, num_images)
+    text = f"{total:,} labels on {num_images:,} images: {mean:.3f} on average."
+    return Chart("Labels per image", text, svg, ["labels", "images"], rows)
 
 
 def _pairs(numbers: Numbers, met: CoOccurrence) -> Chart:
@@ -213,17 +212,17 @@ def _pairs(numbers: Numbers, met: CoOccurrence) -> Chart:
             *(column[:NUM_PAIRS].tolist() for column in met), strict=True
         )
     ]
-    title = "Classes that meet most often on one picture"
+    title = "Classes that meet most often on one image"
     text = f"{len(met.num_P):,} pairs of classes meet; the first {len(rows):,} are shown."
     svg = charts.rows(bars, title=title) if bars else Markup("")
-    return Chart(title, text, svg, ["class", "class", "relation", "pictures"], rows)
+    return Chart(title, text, svg, ["class", "class", "relation", "images"], rows)
 
 
 def _first_name(name: str) -> str:
     return name.split(",", maxsplit=1)[0]
 
 
-def _relation_counts(merged: MergedPictures) -> list[tuple[str, str, int]]:
+def _relation_counts(merged: MergedImages) -> list[tuple[str, str, int]]:
     counts = Counter(merged.conflicts["relation"].to_pylist())
     return [(str(kind), kind.doc, counts[str(kind)]) for kind in RANKED]
 

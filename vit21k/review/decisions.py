@@ -65,9 +65,9 @@ class Decision:
     Attributes:
         kind: What is decided on; None to undo.
         action: What is decided.  `UNDO` takes back the last decision that still stands.
-        path: The kept file of the picture.
+        path: The kept file of the image.
         digest: Of its bytes, in hexadecimal, where known.
-        other_path: The other picture of a pair.
+        other_path: The other image of a pair.
         wnid: The label to drop.
     """
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vit21k.data.pictures import Pictures
+from vit21k.data.dataset import ImageDataset
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.kind import ManifestKind
-from vit21k.manifest.reader import Manifest, open_manifest
-from vit21k.manifest.relations import Relation
-from vit21k.manifest.schema import CLASSES, IMAGES, LEAKS, NEAR_DUPLICATES
-from vit21k.near.pair_pictures import PairPictures
-from vit21k.report.groups import MergedPictures
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import CLASSES, IMAGES, LEAKS, NEAR_DUPLICATES, ManifestKind
+from vit21k.manifest.wordnet import Relation
+from vit21k.near.sheet import PairImages
+from vit21k.report.numbers import MergedImages
 from vit21k.review.decisions import ItemKind, Key, item_key
 
 MAX_PAIRS = 20_000
@@ -26,13 +25,13 @@ class Item:
 
     Attributes:
         kind: Which kind of decision.
-        path: The kept file of the picture.
+        path: The kept file of the image.
         digest: Of its bytes, in hexadecimal, where known.
-        other_path: The other picture of a pair; empty for a merge.
-        wnids: The picture's labels.
+        other_path: The other image of a pair; empty for a merge.
+        wnids: The image's labels.
         names: The same in words.
         about: What is doubtful, in a line.
-        num_pictures: How many pictures there are to show: 1 or 2.
+        num_images: How many images there are to show: 1 or 2.
     """
 
     kind: ItemKind
@@ -42,7 +41,7 @@ class Item:
     wnids: list[str]
     names: list[str]
     about: str
-    num_pictures: int
+    num_images: int
 
     @property
     def key(self) -> Key:
@@ -83,10 +82,10 @@ class Queue:
         return part.item(place)
 
     def read(self, index: int, which: int) -> bytes:
-        """Return the file of one of its pictures.
+        """Return the file of one of its images.
 
         Raises:
-            IndexError: There is no such item or picture.
+            IndexError: There is no such item or image.
             ImageError: The file is not there.
         """
         part, place = self._find(index)
@@ -102,7 +101,7 @@ class Queue:
 
 
 class _Labels:
-    """Names of the labels of a picture."""
+    """Names of the labels of an image."""
 
     def __init__(self, classes: ClassList) -> None:
         self._classes = classes
@@ -114,9 +113,9 @@ class _Labels:
 
 
 class _Merges:
-    def __init__(self, images: Manifest, pictures: Pictures, labels: _Labels) -> None:
-        self._conflicts = MergedPictures(images).conflicts
-        self._pictures = pictures
+    def __init__(self, images: Manifest, dataset: ImageDataset, labels: _Labels) -> None:
+        self._conflicts = MergedImages(images).conflicts
+        self._images = dataset
         self._labels = labels
 
     def __len__(self) -> int:
@@ -131,12 +130,12 @@ class _Merges:
 
     def read(self, index: int, which: int) -> bytes:
         if which:
-            raise IndexError("a merge has one picture")
-        return self._pictures.read_bytes(self._conflicts["row"][index].as_py())
+            raise IndexError("a merge has one image")
+        return self._images.read_bytes(self._conflicts["row"][index].as_py())
 
 
 class _Pairs:
-    def __init__(self, kind: ItemKind, pairs: PairPictures, labels: _Labels) -> None:
+    def __init__(self, kind: ItemKind, pairs: PairImages, labels: _Labels) -> None:
         self._kind = kind
         self._pairs = pairs
         self._labels = labels
@@ -153,7 +152,7 @@ class _Pairs:
 
     def read(self, index: int, which: int) -> bytes:
         if which not in (0, 1):
-            raise IndexError("a pair has two pictures")
+            raise IndexError("a pair has two images")
         return self._pairs.other(index) if which else self._pairs.one(index)
 
 
@@ -177,11 +176,11 @@ def open_queue(manifests: Path, *, root: Path | None = None) -> Queue:
     for kind, name in ((LEAKS, ItemKind.LEAK), (NEAR_DUPLICATES, ItemKind.NEAR)):
         if pairs := _open_pairs(manifests, kind, root):
             parts[name] = _Pairs(name, pairs, labels)
-    merges = _Merges(images, Pictures.from_manifest(images, root), labels)
+    merges = _Merges(images, ImageDataset.from_manifest(images, root), labels)
     return Queue({**parts, ItemKind.MERGE: merges})
 
 
-def _open_pairs(manifests: Path, kind: ManifestKind, root: Path | None) -> PairPictures | None:
+def _open_pairs(manifests: Path, kind: ManifestKind, root: Path | None) -> PairImages | None:
     if not (manifests / kind.file_name).is_file():
         return None
-    return PairPictures(open_manifest(manifests, kind), root=root, max_pairs=MAX_PAIRS)
+    return PairImages(open_manifest(manifests, kind), root=root, max_pairs=MAX_PAIRS)

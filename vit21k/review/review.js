@@ -6,8 +6,8 @@ const PAUSE = 250; // ms after an item is shown, in which a second press of a ke
 const VERBS = { merge: ["accept"], leak: ["accept", "reject"], near: ["accept", "reject"] };
 const NAMES = {
   merge: { accept: "labels are right", split: "split: no longer applied, drop the wrong label" },
-  leak: { accept: "is a leak", reject: "is another picture" },
-  near: { accept: "is the same picture", reject: "is another picture" },
+  leak: { accept: "is a leak", reject: "is another image" },
+  near: { accept: "is the same image", reject: "is another image" },
 };
 const KEYS = { a: "accept", r: "reject" };
 const pages = new Map();
@@ -70,16 +70,16 @@ function showHeader(item) {
   byId("place").textContent = total ? `${at + 1} of ${total}` : "";
 }
 
-function showPictures(item) {
+function showImages(item) {
   const images = [];
-  for (let which = 0; which < item.num_pictures; which += 1) {
+  for (let which = 0; which < item.num_images; which += 1) {
     const image = element("img");
     image.alt = which ? item.other_path : item.path;
-    image.src = `picture/${item.index}/${which}`;
+    image.src = `image/${item.index}/${which}`;
     image.addEventListener("error", () => showWhy(image));
     images.push(image);
   }
-  const box = byId("pictures");
+  const box = byId("images");
   box.className = images.length > 1 ? "two" : "";
   box.replaceChildren(...images);
   waitUntilShown(images);
@@ -110,13 +110,13 @@ async function showWhy(image) {
   image.replaceWith(element("p", `${image.alt} ${reason}`, "problem"));
 }
 
-function show(item, { withPictures = true, problem = "" } = {}) {
+function show(item, { withImages = true, problem = "" } = {}) {
   showHeader(item);
   if (!item) {
     byId("about").textContent = "There is nothing to review.";
     return;
   }
-  if (withPictures) showPictures(item);
+  if (withImages) showImages(item);
   const dropped = new Set(item.decisions.filter((one) => one.action === "drop").map((one) => one.wnid));
   byId("about").textContent = item.about;
   byId("labels").replaceChildren(
@@ -176,7 +176,7 @@ function decide(action, wnid) {
     decided = answer.decided;
     Object.assign(item, answer.item);
     if (at !== index) showHeader(await itemAt(at));
-    else if (action === "drop" || index + 1 >= total) show(item, { withPictures: false });
+    else if (action === "drop" || index + 1 >= total) show(item, { withImages: false });
     else await go(index + 1);
   });
 }
@@ -187,7 +187,7 @@ function undo() {
     decided = answer.decided;
     pages.clear();
     if (answer.undone) await goTo(answer.undone);
-    else show(await itemAt(at), { withPictures: false, problem: "nothing to undo" });
+    else show(await itemAt(at), { withImages: false, problem: "nothing to undo" });
   });
 }
 

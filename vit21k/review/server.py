@@ -1,4 +1,6 @@
-"""The review page over HTTP, for one person on this machine.
+"""What the page asks for: items with what stands on them, and decisions to be kept.
+
+The review page over HTTP, for one person on this machine.
 
 What keeps others out: the socket listens on 127.0.0.1; every address begins with a token that only
 the person who started it was shown; the `Host` header must name this machine, so that a page on the
@@ -20,16 +22,135 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vit21k.data.unread import why_unread
 from vit21k.errors import ImageError
-from vit21k.report.thumbs import small_jpeg
-from vit21k.review.decisions import Action
-from vit21k.review.session import ReviewSession
+from vit21k.report.galleries import small_jpeg
+from vit21k.review.decisions import ACTIONS, Action, Decision, DecisionLog
+from vit21k.review.queue import Item, Queue
 from vit21k.serving.limits import Arrivals, Limits, RefusedError, read_body
+from vit21k.sources.read import why_unread
+
+MAX_ITEMS = 200
+
+_NO_STRING = "an action or a label is no string"
+_WRONG_LABEL = "a label is missing, or is none of the image's"
+
+
+class ReviewSession:
+    """A queue and the decisions on it, as plain values for JSON."""
+
+    def __init__(self, queue: Queue, log: DecisionLog) -> None:
+        self.queue = queue
+        self._log = log
+
+    def items(self, start: int) -> dict[str, Any]:
+        """Return at most `MAX_ITEMS` items from index *start* on, and the counts.
+
+        Raises:
+            IndexError: There are fewer items.
+        """
+        if start > len(self.queue):
+            raise IndexError(start)
+        stop = min(start + MAX_ITEMS, len(self.queue))
+        return {
+            "total": len(self.queue),
+            "kinds": self.queue.counts(),
+            "decided": self._log.counts(),
+            "items": [
+                _fields(index, item, self._standing_on(item))
+                for index in range(start, stop)
+                for item in [self.queue.item(index)]
+            ],
+        }
+
+    def decide(
+        self, index: int, action: object, wnid: object = "", *, is_confirmed: bool = False
+    ) -> dict[str, Any]:
+        """Keep a decision on item number *index*; it is on disk when this returns.
+
+        Dropping the last label of an image removes the image: that is kept only if *is_confirmed*.
+
+        Returns:
+            The item, and under "must_confirm" whether the decision was not kept for that reason.
+
+        Raises:
+            IndexError: There is no such item.
+            ValueError: It cannot be decided so.
+            OSError: The disk is full or failing.
+        """
+        item = self.queue.item(index)
+        decision = _decision(item, action, wnid)
+        must_confirm = not is_confirmed and self._drops_last_label(item, decision)
+        if not must_confirm:
+            self._log.add(decision)
+        return {**self._answer(index), "undone": None, "must_confirm": must_confirm}
+
+    def undo(self, index: int) -> dict[str, Any]:
+        """Take the last decision back that still stands, whatever item it is on.
+
+        Returns:
+            Item number *index*, and under "undone" which item it was; None if none was left.
+
+        Raises:
+            IndexError: There is no item number *index*.
+            OSError: The disk is full or failing.
+        """
+        self.queue.item(index)
+        last = self._log.undo()
+        undone = last and {
+            "kind": str(last.kind), "path": last.path, "other_path": last.other_path
+        }  # fmt: skip
+        return {**self._answer(index), "undone": undone, "must_confirm": False}
+
+    def _answer(self, index: int) -> dict[str, Any]:
+        item = self.queue.item(index)
+        stands = self._standing_on(item)
+        return {"item": _fields(index, item, stands), "decided": self._log.counts()}
+
+    def _standing_on(self, item: Item) -> list[Decision]:
+        """Return the decisions that count for *item*; not those on other bytes of that name."""
+        stands = self._log.by_item.get(item.key, [])
+        return [one for one in stands if not (one.digest and item.digest not in ("", one.digest))]
+
+    def _drops_last_label(self, item: Item, decision: Decision) -> bool:
+        dropped = {one.wnid for one in (*self._standing_on(item), decision)}
+        is_new = decision not in self._standing_on(item)
+        return decision.action is Action.DROP and is_new and dropped >= set(item.wnids)
+
+
+def _decision(item: Item, action: object, wnid: object) -> Decision:
+    if not isinstance(action, str) or not isinstance(wnid, str):
+        raise ValueError(_NO_STRING)  # noqa: TRY004 (whoever sent it is wrong, not the caller)
+    if bool(wnid) != (action == Action.DROP) or (wnid and wnid not in item.wnids):
+        raise ValueError(_WRONG_LABEL)
+    if action not in ACTIONS[item.kind]:
+        raise ValueError(f"a {item.kind} cannot be decided by {action}")
+    return Decision(
+        action=Action(action),
+        kind=item.kind,
+        path=item.path,
+        digest=item.digest,
+        other_path=item.other_path,
+        wnid=wnid,
+    )
+
+
+def _fields(index: int, item: Item, stands: list[Decision]) -> dict[str, Any]:
+    return {
+        "index": index,
+        "kind": str(item.kind),
+        "path": item.path,
+        "other_path": item.other_path,
+        "wnids": item.wnids,
+        "names": item.names,
+        "about": item.about,
+        "num_images": item.num_images,
+        "decisions": [{"action": str(one.action), "wnid": one.wnid} for one in stands],
+    }
+
 
 HOST = "127.0.0.1"
 LIMITS = Limits(max_body_bytes=4_096, max_connections=64)
-PICTURE_SIDE = 640
+IMAGE_SIDE = 640
 
 _ASSETS = {
     "": ("review.html", "text/html"),
@@ -56,9 +177,9 @@ def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
     def items(request: Request) -> Response:
         return JSONResponse(session.items(request.path_params["start"]))
 
-    def picture(request: Request) -> Response:
+    def image(request: Request) -> Response:
         index, which = request.path_params["index"], request.path_params["which"]
-        return Response(_small_picture(session, index, which), media_type="image/jpeg")
+        return Response(_small_image(session, index, which), media_type="image/jpeg")
 
     async def decide(request: Request) -> Response:
         origin = request.headers.get("origin")
@@ -73,7 +194,7 @@ def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
         routes=[
             *(Route(f"/{{token}}/{name}", _asset(name)) for name in _ASSETS),
             Route("/{token}/items/{start:int}", items),
-            Route("/{token}/picture/{index:int}/{which:int}", picture),
+            Route("/{token}/image/{index:int}/{which:int}", image),
             Route("/{token}/decide", decide, methods=["POST"]),
         ],
         exception_handlers={RefusedError: _refused, IndexError: _no_item},
@@ -112,13 +233,13 @@ def _asset(name: str) -> Callable[[Request], Response]:
     return asset
 
 
-def _small_picture(session: ReviewSession, index: int, which: int) -> bytes:
+def _small_image(session: ReviewSession, index: int, which: int) -> bytes:
     try:
         content = session.queue.read(index, which)
     except (ImageError, OSError) as error:
         raise RefusedError(503, "unread", f"could not be read: {why_unread(error)}") from None
     try:
-        return small_jpeg(content, PICTURE_SIDE)
+        return small_jpeg(content, IMAGE_SIDE)
     except ImageError as error:
         raise RefusedError(422, "bad_image", f"cannot be decoded: {error.message}") from None
 

@@ -1,4 +1,4 @@
-"""The web application: ``POST /predict``, ``GET /health``, and a page to drop a picture on."""
+"""The web application: ``POST /predict``, ``GET /health``, and a page to drop an image on."""
 
 import asyncio
 import logging
@@ -20,14 +20,7 @@ from vit21k.errors import ImageError
 from vit21k.inference.predict import ClassScore, Selection, eval_transform, select
 from vit21k.machine import num_threads
 from vit21k.serving.batcher import Batcher, BatcherStoppedError, Pixels
-from vit21k.serving.limits import (
-    Arrivals,
-    Limits,
-    RefusedError,
-    gone_away,
-    read_body,
-    read_number,
-)
+from vit21k.serving.limits import Arrivals, Limits, RefusedError, gone_away, read_body, read_number
 
 _TOP_K = 5
 _BUSY = 503
@@ -88,7 +81,7 @@ class Service:
         )
 
     async def page(self, _request: Request) -> Response:
-        """Answer with the page to drop a picture on."""
+        """Answer with the page to drop an image on."""
         return HTMLResponse(self._page, headers=_HEADERS)
 
     async def health(self, _request: Request) -> Response:
@@ -113,7 +106,7 @@ class Service:
         )
 
     async def predict(self, request: Request) -> Response:
-        """Answer with the top classes of the picture in the body."""
+        """Answer with the top classes of the image in the body."""
         try:
             top = await self._top(request)
         except RefusedError as refusal:

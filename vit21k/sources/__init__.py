@@ -1,1 +1,1 @@
-"""Pictures of elsewhere -> an image tree, and its manifests: CIFAR, class folders, Hugging Face."""
+"""Where image bytes come from: folders and archives, read in place."""

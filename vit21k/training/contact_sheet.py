@@ -1,9 +1,9 @@
-"""Recipe -> a picture of what its augmentation really gives, by the code that trains.
+"""Recipe -> an image of what its augmentation really gives, by the code that trains.
 
-A row is a picture as it is, then what several steps would make of it; under each are its labels,
-with their weights where pictures are mixed.
+A row is an image as it is, then what several steps would make of it; under each are its labels,
+with their weights where images are mixed.
 
-Dimensions: R pictures of the sheet, C colours, H W pixels.
+Dimensions: R images of the sheet, C colours, H W pixels.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vit21k.config.schema import Recipe
+from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import TrainLoader
-from vit21k.data.permutation import permute
-from vit21k.data.pictures import Pictures
+from vit21k.data.rng import permute
 from vit21k.data.sampler import StepRows
 from vit21k.data.transforms import EvalTransform
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, one_line
 from vit21k.manifest.classes import ClassList
-from vit21k.one_line import one_line
-from vit21k.training.data_parts import device_transform_of, policy_of, train_transform_of
+from vit21k.recipe.schema import Recipe
+from vit21k.training.builders import device_transform_of, policy_of, train_transform_of
 
-_SIDE = 160  # pixels of a picture on the sheet
+_SIDE = 160  # pixels of an image on the sheet
 _GAP = 6
 _TEXT_SIZE = 11
 _LINE_HEIGHT = 14
@@ -39,7 +38,7 @@ Label = tuple[int, float]
 
 
 class Cell(NamedTuple):
-    """A picture on the sheet.
+    """An image on the sheet.
 
     Attributes:
         place: Which row of the sheet.
@@ -53,38 +52,38 @@ class Cell(NamedTuple):
 
 
 def contact_sheet(
-    recipe: Recipe, pictures: Pictures, classes: ClassList, *, num_pictures: int, num_draws: int
+    recipe: Recipe, dataset: ImageDataset, classes: ClassList, *, num_images: int, num_draws: int
 ) -> Image.Image:
-    """Return the sheet of some pictures, chosen by the seed of the recipe.
+    """Return the sheet of some images, chosen by the seed of the recipe.
 
-    A picture that cannot be decoded leaves its places empty.
+    An image that cannot be decoded leaves its places empty.
 
     Args:
         recipe: Whose augmentation.
-        pictures: The training pictures.
+        dataset: The training images.
         classes: What they are labelled by.
-        num_pictures: Rows; one more if that is odd, as pictures are mixed in pairs.
-        num_draws: Columns beside the picture itself.
+        num_images: Rows; one more if that is odd, as images are mixed in pairs.
+        num_draws: Columns beside the image itself.
     """
-    num_rows = min(num_pictures + num_pictures % 2, len(pictures))
-    rows_R = permute(np.arange(num_rows, dtype=np.int64), len(pictures), recipe.seed)
+    num_rows = min(num_images + num_images % 2, len(dataset))
+    rows_R = permute(np.arange(num_rows, dtype=np.int64), len(dataset), recipe.seed)
     size = (_CELL[0] * (num_draws + 1) + _GAP, _CELL[1] * num_rows + _GAP)
     sheet = Image.new("RGB", size, "white")
-    for cell in _originals(pictures, rows_R):
+    for cell in _originals(dataset, rows_R):
         _draw(sheet, cell, classes, column=0)
-    for column, cells in enumerate(augmented(recipe, pictures, rows_R, num_draws), start=1):
+    for column, cells in enumerate(augmented(recipe, dataset, rows_R, num_draws), start=1):
         for cell in cells:
             _draw(sheet, cell, classes, column=column)
     return sheet
 
 
 def augmented(
-    recipe: Recipe, pictures: Pictures, rows_R: NDArray[np.int64], num_draws: int
+    recipe: Recipe, dataset: ImageDataset, rows_R: NDArray[np.int64], num_draws: int
 ) -> Iterator[list[Cell]]:
-    """Yield what each of the first steps of a run would make of the pictures, had it these."""
+    """Yield what each of the first steps of a run would make of the images, had it these."""
     transform = device_transform_of(recipe)
     loader = TrainLoader(
-        pictures,
+        dataset,
         _SameRows(rows_R),
         train_transform_of(recipe),
         policy=policy_of(recipe),
@@ -109,7 +108,7 @@ def augmented(
 
 
 class _SameRows:
-    """An order that takes the same pictures in every step."""
+    """An order that takes the same images in every step."""
 
     def __init__(self, rows_R: NDArray[np.int64]) -> None:
         self._rows_R = rows_R
@@ -120,25 +119,25 @@ class _SameRows:
         return step * (size + size % 2)
 
     def num_rows(self, step: int) -> int:
-        """Return how many pictures a step has."""
+        """Return how many images a step has."""
         return len(self._rows_R)
 
     def batch(self, step: int) -> StepRows:
-        """Return the pictures, at positions of the step's own."""
+        """Return the images, at positions of the step's own."""
         size = len(self._rows_R)
         first = self.first(step, size)
         return StepRows(self._rows_R.copy(), np.arange(first, first + size, dtype=np.int64))
 
 
-def _originals(pictures: Pictures, rows_R: NDArray[np.int64]) -> Iterator[Cell]:
-    """Yield the middle of each picture as it is."""
+def _originals(dataset: ImageDataset, rows_R: NDArray[np.int64]) -> Iterator[Cell]:
+    """Yield the middle of each image as it is."""
     transform = EvalTransform(_SIDE)
     for place, row in enumerate(rows_R.tolist()):
         try:
-            pixels_CHW = transform(decode_rgb(pictures.read_bytes(row)))
+            pixels_CHW = transform(decode_rgb(dataset.read_bytes(row)))
         except ImageError:
             continue
-        yield Cell(place, pixels_CHW, [(label, 1.0) for label in pictures.label_ids(row)])
+        yield Cell(place, pixels_CHW, [(label, 1.0) for label in dataset.label_ids(row)])
 
 
 def _by_weight(label: Label) -> tuple[float, int]:

@@ -1,6 +1,6 @@
 """How much of each image a step sees: smaller images and fewer patches first, all of it at last.
 
-A step's image size and whether patches are left out follow from its number; which patches, from the
+A step's image size and whether patches are skipped follow from its number; which patches, from the
 seed and the position of the image in the run.  So a resumed run, and one on more processes, sees
 the same.
 
@@ -8,9 +8,12 @@ Dimensions: B images, P patches of an image, M of them that are kept.
 
 Source: patch dropout after arXiv:2208.07220 and FLIP (arXiv:2212.00794), which also ends with whole
 images; small images first after FixRes (arXiv:1906.06423) and EfficientNetV2 (arXiv:2104.00298).
+
+
+One loader for each image size of a run, opened when its steps come.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit21k.data.draws import uniform_draws
-from vit21k.data.loader import Batch
-from vit21k.data.mix64 import derive_key
+from vit21k.data.loader import Batch, TrainLoader
+from vit21k.data.rng import derive_key, uniform_draws
 from vit21k.errors import UsageError
-from vit21k.models.shapes import is_pit
+from vit21k.models.cost import is_pit
 
-_STREAM = 0x70617463  # keeps these draws apart from those of crops, which hang on the same seed
+_STREAM = 0x70617463  # keeps these draws apart from those of crops, which depend on the same seed
 _SEED_BITS = (1 << 63) - 1
 
 
@@ -36,8 +38,8 @@ class Curriculum:
     Attributes:
         img_size: Side of an image at the end, in pixels.
         early_img_sizes: Sides before that, rising.
-        patch_drop_rate: Share of the patches that is left out at first.
-        full_tail: Last part of the run, in which nothing is left out.
+        patch_drop_rate: Share of the patches that is skipped at first.
+        full_tail: Last part of the run, in which nothing is skipped.
         total_steps: Length of the run.
         seed: Of the run.
     """
@@ -74,7 +76,7 @@ def kept_patches(
     Args:
         positions_B: How many images the run has seen before each.
         num_patches: P.
-        drop_rate: Share of the patches that are left out.
+        drop_rate: Share of the patches that are skipped.
         seed: Of the run.
     """
     key = derive_key(_STREAM, seed) & _SEED_BITS
@@ -133,3 +135,51 @@ def check_curriculum(curriculum: Curriculum, args: Mapping[str, Any]) -> None:
         raise UsageError(
             f"curriculum.img_sizes: {smallest} pixels are less than a patch ({args['patch_size']})"
         )
+
+
+class StagedLoader:
+    """The micro-batches of each step, from the loader of its stage.
+
+    Args:
+        stages: First step and image size of each part of the run, the first step of all being 0.
+        open_loader: Returns a loader of images of a size.
+    """
+
+    def __init__(
+        self, stages: Sequence[tuple[int, int]], open_loader: Callable[[int], TrainLoader]
+    ) -> None:
+        self._stages = stages
+        self._open_loader = open_loader
+        self._img_size = 0
+        self._loader: TrainLoader | None = None
+        self._num_skipped = 0
+        self._skipped: dict[str, str] = {}
+
+    @property
+    def num_skipped(self) -> int:
+        """How often a bad image was skipped so far."""
+        return self._num_skipped + (self._loader.num_skipped if self._loader else 0)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each image was skipped, by path."""
+        return {**self._skipped, **(self._loader.skipped if self._loader else {})}
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Yield the images of the 0-based *step*; see `TrainLoader.micro_batches`."""
+        yield from self._loader_of(step).micro_batches(step)
+
+    def close(self) -> None:
+        """Join the threads."""
+        if self._loader is not None:
+            self._num_skipped += self._loader.num_skipped
+            self._skipped.update(self._loader.skipped)
+            self._loader.close()
+            self._loader = None
+
+    def _loader_of(self, step: int) -> TrainLoader:
+        img_size = next(size for first, size in reversed(self._stages) if step >= first)
+        if self._loader is None or img_size != self._img_size:
+            self.close()
+            self._img_size, self._loader = img_size, self._open_loader(img_size)
+        return self._loader

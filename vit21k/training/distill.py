@@ -1,4 +1,4 @@
-"""A trained model as a teacher: what it says of the pictures, and what that adds to the loss.
+"""A trained model as a teacher: what it says of the images, and what that adds to the loss.
 
 Dimensions: B images, C colours, H W pixels, K classes.
 
@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
+from vit21k.device import Precision, autocast
 from vit21k.errors import UsageError
 from vit21k.inference.evaluate import normalise
 from vit21k.manifest.classes import ClassList
-from vit21k.models.precision import Precision, autocast
 
 DistillKind = Literal["hard", "soft"]
 
@@ -41,19 +41,19 @@ class Teacher:
     fingerprint: str
 
     @torch.no_grad()
-    def logits_of(self, pictures_BCHW: Tensor, precision: Precision) -> Tensor:
-        """Return its logits_BK of *pictures_BCHW*: 0 to 255, mixed or not, not normalised.
+    def logits_of(self, pixels_BCHW: Tensor, precision: Precision) -> Tensor:
+        """Return its logits_BK of *pixels_BCHW*: 0 to 255, mixed or not, not normalised.
 
         They are normalised as it learnt them, and resized if it sees another size.
         """
         side = self.card.eval_settings.img_size
-        if pictures_BCHW.shape[-1] != side:
-            pictures_BCHW = F.interpolate(
-                pictures_BCHW.float(), size=(side, side), mode="bilinear", antialias=True
+        if pixels_BCHW.shape[-1] != side:
+            pixels_BCHW = F.interpolate(
+                pixels_BCHW.float(), size=(side, side), mode="bilinear", antialias=True
             )
         settings = self.card.eval_settings
-        images_BCHW = normalise(pictures_BCHW, settings.mean, settings.std)
-        with autocast(pictures_BCHW.device, precision):
+        images_BCHW = normalise(pixels_BCHW, settings.mean, settings.std)
+        with autocast(pixels_BCHW.device, precision):
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK.float()
 
@@ -77,19 +77,19 @@ class Distillation:
     precision: Precision
 
     def loss(
-        self, answer: Tensor, pictures_BCHW: Tensor, loss_of_labels: Callable[[Tensor], Tensor]
+        self, answer: Tensor, pixels_BCHW: Tensor, loss_of_labels: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Return the loss of labels and teacher together.
 
         Args:
             answer: The model's logits_BK; or (2, B, K), of its head for the labels and of its head
                 for the teacher.
-            pictures_BCHW: What the model saw, 0 to 255.
+            pixels_BCHW: What the model saw, 0 to 255.
             loss_of_labels: Logits_BK -> mean loss.
         """
         heads = answer.unbind() if answer.ndim == 3 else (answer, answer)  # noqa: PLR2004
         of_labels = loss_of_labels(heads[0])
-        teacher_BK = self.teacher.logits_of(pictures_BCHW, self.precision)
+        teacher_BK = self.teacher.logits_of(pixels_BCHW, self.precision)
         of_teacher = distillation_loss(heads[1], teacher_BK, kind=self.kind, tau=self.tau)
         return (1 - self.alpha) * of_labels + self.alpha * of_teacher
 
@@ -105,7 +105,7 @@ def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher
     model, card = load_model(path, device=str(device))
     if len(card.classes) != len(classes):
         raise UsageError(
-            f"the teacher `{path}` knows {len(card.classes):,} classes, the pictures have "
+            f"the teacher `{path}` knows {len(card.classes):,} classes, the images have "
             f"{len(classes):,}",
             hint="fine-tune the teacher on the same class list first",
         )

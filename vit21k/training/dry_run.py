@@ -10,25 +10,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vit21k.checkpoint.initialise import InitSource, initialise_from, origin_of
-from vit21k.config.schema import Recipe
 from vit21k.distributed import World
 from vit21k.models.cost import macs_per_image, num_params
-from vit21k.optim.optimizers import build_optimizers
-from vit21k.optim.state_bytes import state_bytes
-from vit21k.training import loss_parts, parts
-from vit21k.training.data_parts import sampler_of
-from vit21k.training.forecast import (
-    FLOPS_PER_MAC,
-    measure_images_per_second,
+from vit21k.optim.optimizers import build_optimizers, state_bytes
+from vit21k.recipe.schema import Recipe
+from vit21k.training import builders, context
+from vit21k.training.builders import (
+    Objective,
+    activation_bytes_of,
+    device_batch_size_of,
+    optim_plan_of,
+    sampler_of,
 )
+from vit21k.training.checkpoints import Begin, find_begin
+from vit21k.training.context import Fork, Listener, Place, SplitData, open_split_data
+from vit21k.training.forecast import FLOPS_PER_MAC, measure_images_per_second
 from vit21k.training.loop import Plan
-from vit21k.training.memory_parts import activation_bytes_of, device_batch_size_of
-from vit21k.training.objective import Objective
-from vit21k.training.optim_parts import optim_plan_of
-from vit21k.training.resume import Begin, find_begin
 from vit21k.training.run import identity_of
-from vit21k.training.setup import Fork, Listener, Place
-from vit21k.training.split_data import SplitData, open_split_data
 
 _NUM_SAMPLES = 400
 _BYTES_PER_VALUE = 4
@@ -39,13 +37,13 @@ class DryRun:
     """What a run would be.
 
     Attributes:
-        data: Counts of the pictures and classes that were found.
+        data: Counts of the images and classes that were found.
         model: Its name and cost.
         groups: Parameter groups, a row each: ``optimizer``, ``num_tensors``, ``num_params``,
             ``weight_decay``, ``lr_multiplier``.
         frozen: Parameters that no group has.
         memory: Estimated bytes of one process, by what they are for, and in all.
-        steps: Length and periods, and where a run that is there would be gone on with.
+        steps: Length and periods, and where a run that is there would be resumed.
         schedule: (update, learning rate) along the run.
         time: ``images_per_second``, ``measured``, ``seconds`` for what is left.
     """
@@ -87,15 +85,15 @@ def dry_run(
         DataError: The manifests or the weights are missing or damaged, or the run that is there is
             another one.
     """
-    recipe = parts.resolve_precision(
+    recipe = context.resolve_precision(
         recipe, place.device, World(), run_dir=None if fresh else place.run_dir, listener=listener
     )
     data = open_split_data(place.manifests, place.root, listener.note)
-    args = parts.model_args_of(recipe, num_classes=len(data.classes))
+    args = context.model_args_of(recipe, num_classes=len(data.classes))
     device = torch.device(place.device)
     sampler = sampler_of(recipe, data.train, World())
-    plan = parts.plan_of(recipe, sampler.steps_per_epoch)
-    objective = loss_parts.objective_of(recipe, data.classes, device, warn=listener.warn)
+    plan = context.plan_of(recipe, sampler.steps_per_epoch)
+    objective = builders.objective_of(recipe, data.classes, device, warn=listener.warn)
     begin = find_begin(
         place.run_dir,
         identity=identity_of(recipe, data, objective),
@@ -140,7 +138,7 @@ def _model(
     begin: Begin,
 ) -> nn.Module:
     """Return the model with the weights that it begins with."""
-    model = parts.new_model(recipe, num_classes=len(data.classes))
+    model = context.new_model(recipe, num_classes=len(data.classes))
     objective.prepare(model)
     if begin.checkpoint is not None:
         model.load_state_dict(begin.checkpoint.model_tensors())
@@ -157,7 +155,7 @@ def _model(
 def _measured_rate(
     recipe: Recipe, model: nn.Module, objective: Objective, device: torch.device
 ) -> float:
-    loss_of = partial(loss_parts.loss_of, recipe=recipe, device=device, objective=objective)
+    loss_of = partial(builders.loss_of, recipe=recipe, device=device, objective=objective)
     model = model.to(device).train()
     return measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
 

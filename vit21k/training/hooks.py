@@ -1,37 +1,98 @@
-"""What the loop calls: the next pictures, the loss, the log, the evaluation, the checkpoint."""
+"""What asks a run to stop at the next point where its state is whole: a signal, an error of data.
 
-from collections.abc import Iterator, Mapping
+SIGTERM: Kubernetes, Slurm's preemption, torchrun to its processes.  SIGUSR1: Slurm some minutes
+before the time limit (``--signal=USR1@...``).  SIGINT: Ctrl-C.
+
+
+What the loop calls: the next images, the loss, the log, the evaluation, the checkpoint.
+"""
+
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from torch import nn
 
-from vit21k.checkpoint.background import BackgroundWriter
+from vit21k.checkpoint.store import BackgroundWriter
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
 from vit21k.data.sampler import StepSampler
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, Vit21kError
 from vit21k.inference.evaluate import evaluate
-from vit21k.inference.semantic_accuracy import SemanticAccuracy
-from vit21k.training import parts
-from vit21k.training.best import BestWatch
-from vit21k.training.data_parts import policy_of, train_transform_of
-from vit21k.training.learner import Learner
-from vit21k.training.lockstep import in_lockstep, most_passes
+from vit21k.inference.metrics import SemanticAccuracy
+from vit21k.training import context
+from vit21k.training.builders import label_loss_of, loss_of, policy_of, train_transform_of
+from vit21k.training.checkpoints import BestWatch, Saver, plain_copy
+from vit21k.training.context import Listener, RunContext, TrainState
+from vit21k.training.curriculum import StagedLoader
+from vit21k.training.gradients import in_lockstep, most_passes
+from vit21k.training.log import RunLog, Watching
 from vit21k.training.loop import Hooks, Progress
-from vit21k.training.loss_parts import label_loss_of, loss_of
-from vit21k.training.run_log import RunLog
-from vit21k.training.saving import Saver
-from vit21k.training.setup import Listener, Setup
-from vit21k.training.staged_loader import StagedLoader
-from vit21k.training.step_setup import patch_dropper_of
-from vit21k.training.stop_signal import StopSignal
-from vit21k.training.watching import Watching
-from vit21k.training.weights import plain_copy
+from vit21k.training.step import patch_dropper_of
+
+# torchrun passes on what it gets, so that its processes hear of one request twice.
+_SAME_REQUEST_SECONDS = 3.0
+
+
+class StopSignal:
+    """While it is entered, a signal is noted instead of ending the process.
+
+    Only a second Ctrl-C, some seconds after the first signal, does what it did before: whoever
+    sends SIGTERM again has SIGKILL.
+
+    Attributes:
+        received: The signal that came first, if one did.
+        error: What went wrong with the data of this process; it is raised once the state is saved.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.error: Vit21kError | OSError | None = None
+        self._received_at = 0.0
+        self._previous = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is a reason to stop."""
+        return self.received is not None or self.error is not None
+
+    def guarded(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield *batches* until one cannot be had; what is wrong with it is noted."""
+        try:
+            yield from batches
+        except (Vit21kError, OSError) as error:
+            self.error = self.error or error
+
+    def __enter__(self) -> Self:
+        for signum in self._SIGNALS:
+            signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(signum), now
+        elif signum == signal.SIGINT and now - self._received_at > _SAME_REQUEST_SECONDS:
+            signal.signal(signum, self._previous[signal.SIGINT])
+            signal.raise_signal(signum)
 
 
 def hooks_of(
-    setup: Setup,
-    learner: Learner,
+    setup: RunContext,
+    learner: TrainState,
     *,
     loader: StagedLoader,
     sampler: StepSampler,
@@ -71,15 +132,17 @@ def hooks_of(
     )
 
 
-def train_loader_of(setup: Setup, sampler: StepSampler, device_batch_size: int) -> StagedLoader:
-    """Return the loader of the training pictures, in the size that each step wants."""
-    curriculum = parts.curriculum_of(setup.recipe, sampler.steps_per_epoch)
+def train_loader_of(
+    setup: RunContext, sampler: StepSampler, device_batch_size: int
+) -> StagedLoader:
+    """Return the loader of the training images, in the size that each step wants."""
+    curriculum = context.curriculum_of(setup.recipe, sampler.steps_per_epoch)
     open_loader = partial(_loader_of, setup, sampler, device_batch_size)
     return StagedLoader(curriculum.stages(), open_loader)
 
 
 def _loader_of(
-    setup: Setup, sampler: StepSampler, device_batch_size: int, img_size: int
+    setup: RunContext, sampler: StepSampler, device_batch_size: int, img_size: int
 ) -> TrainLoader:
     return TrainLoader(
         setup.data.train,
@@ -112,7 +175,7 @@ def _micro_batches(
         listener.micro_step(step, num_done, num_images)
 
 
-def _after_update(learner: Learner, num_updates: int) -> None:
+def _after_update(learner: TrainState, num_updates: int) -> None:
     if learner.ema is not None:
         learner.ema.update(num_updates)
 
@@ -132,7 +195,11 @@ def _log_step(
 
 
 def _evaluate(
-    setup: Setup, learner: Learner, device_batch_size: int, stop: StopSignal, model: nn.Module
+    setup: RunContext,
+    learner: TrainState,
+    device_batch_size: int,
+    stop: StopSignal,
+    model: nn.Module,
 ) -> dict[str, float] | None:
     """Return the metrics of the weights, and of their average; None: an error ended it."""
     if learner.is_sharded:
@@ -148,12 +215,12 @@ def _evaluate(
 
 
 def _evaluate_one(
-    setup: Setup, device_batch_size: int, stop: StopSignal, model: nn.Module, split: str
+    setup: RunContext, device_batch_size: int, stop: StopSignal, model: nn.Module, split: str
 ) -> dict[str, float] | None:
     recipe = setup.recipe
     loader = EvalLoader(
         setup.data.val,
-        parts.eval_transform_of(recipe),
+        context.eval_transform_of(recipe),
         device_batch_size=device_batch_size,
         num_workers=setup.place.num_workers,
         rank=setup.world.rank,
@@ -186,8 +253,8 @@ def _evaluate_one(
 
 
 def saver_of(
-    setup: Setup,
-    learner: Learner,
+    setup: RunContext,
+    learner: TrainState,
     writer: BackgroundWriter,
     *,
     identity: Mapping[str, Any],
@@ -198,7 +265,7 @@ def saver_of(
         run_dir=setup.place.run_dir,
         learner=learner,
         identity=identity,
-        model_config=parts.model_config_of(setup.recipe, setup.args, setup.data.classes),
+        model_config=context.model_config_of(setup.recipe, setup.args, setup.data.classes),
         keep_last=setup.recipe.run.keep_last,
         total_steps=total_steps,
         world=setup.world,

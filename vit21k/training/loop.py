@@ -5,7 +5,7 @@ and then: log, evaluate, save.  Everything else in the package exists to feed th
 it does is on this page.
 
 `Progress` is all the state there is beside tensors and the loss scaler's: the order of the
-pictures, their augmentation, dropout and the learning rate are functions of its step, so a resumed
+images, their augmentation, dropout and the learning rate are functions of its step, so a resumed
 run is the uninterrupted one to the bit.
 """
 
@@ -21,11 +21,9 @@ from torch.optim import Optimizer
 from vit21k.data.loader import Batch
 from vit21k.distributed import World
 from vit21k.errors import NonFiniteLossError
-from vit21k.optim.loss_scaler import LossScaler
-from vit21k.optim.optimizers import set_lr
+from vit21k.optim.optimizers import LossScaler, set_lr
 from vit21k.optim.schedule import is_due
-from vit21k.training.dropout_seed import dropout_seed, seed_dropout
-from vit21k.training.gradients import GradientSums, clip
+from vit21k.training.gradients import GradientSums, clip, dropout_seed, seed_dropout
 
 DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the gradient"
 
@@ -37,9 +35,9 @@ class Progress:
     step: int = 0
     """Optimizer updates made, or skipped."""
     images_seen: int = 0
-    """Pictures trained on, over all processes; a picture counts once each time."""
+    """Images trained on, over all processes; an image counts once each time."""
     skipped_updates: int = 0
-    """Updates that the loss scaler left out, because float16 had overflowed."""
+    """Updates that the loss scaler skipped, because float16 had overflowed."""
     best: dict[str, float] = field(default_factory=dict)
     """The best value so far of the metric that is watched, by the name of the checkpoint."""
     images_replaced: int = 0
@@ -85,7 +83,7 @@ class Hooks:
     micro_batches: Callable[[int], Iterator[Batch]]
     """This process's share of the global batch, by the number of updates made."""
     loss_of: Callable[[nn.Module, Batch], Tensor]
-    """Mean loss over the pictures of one micro-batch."""
+    """Mean loss over the images of one micro-batch."""
     log_step: Callable[[Progress, dict[str, float]], None]
     """Receives ``loss``, ``lr_factor``, ``grad_norm`` and ``loss_scale`` of every step."""
     after_update: Callable[[int], None]
@@ -215,7 +213,7 @@ class _Total(NamedTuple):
     """What came of a global batch, over all processes."""
 
     loss: float
-    """Mean over the pictures; not a number if there are none."""
+    """Mean over the images; not a number if there are none."""
     num_images: int
     num_replaced: int
     stop: bool
@@ -250,7 +248,7 @@ def _accumulate(
         model.zero_grad(set_to_none=True)
         return _Total(math.nan, 0, 0, stop=True)
 
-    # Fewer pictures than planned: the last batch of an epoch, or some that could not be decoded.
+    # Fewer images than planned: the last batch of an epoch, or some that could not be decoded.
     scale = plan.global_batch_size / images_total if images_total else math.nan
     for param in sums.params if scale != loss_scale else ():
         if param.grad is not None:

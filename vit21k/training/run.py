@@ -24,12 +24,8 @@ from torch import nn
 
 from vit21k import __version__
 from vit21k.atomic import write_atomic
-from vit21k.checkpoint.background import BackgroundWriter
 from vit21k.checkpoint.initialise import InitReport, InitSource, initialise_from, origin_of
-from vit21k.checkpoint.run_folder import set_run_aside
-from vit21k.checkpoint.store import Checkpoint
-from vit21k.config.recipe import dump_recipe
-from vit21k.config.schema import Recipe
+from vit21k.checkpoint.store import BackgroundWriter, Checkpoint, set_run_aside
 from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World, explaining_lost_peers, init_world
 from vit21k.errors import (
@@ -40,32 +36,33 @@ from vit21k.errors import (
     Vit21kError,
 )
 from vit21k.lock import locked
-from vit21k.training import loss_parts, parts
-from vit21k.training.data_parts import sampler_of
-from vit21k.training.forecast import (
-    forecast,
-    measure_images_per_second,
-)
-from vit21k.training.hooks import hooks_of, saver_of, train_loader_of
-from vit21k.training.learner import Learner, learner_of
-from vit21k.training.loop import Hooks, Plan, Progress, train
-from vit21k.training.memory_parts import device_batch_size_of, whole_pairs
-from vit21k.training.meters import norm_of
-from vit21k.training.non_finite import explaining_divergence
-from vit21k.training.objective import Objective
-from vit21k.training.resume import (
+from vit21k.recipe.load import dump_recipe
+from vit21k.recipe.schema import Recipe
+from vit21k.training import builders, context
+from vit21k.training.builders import Objective, device_batch_size_of, sampler_of, whole_pairs
+from vit21k.training.checkpoints import (
     Identity,
     check_same_start,
     find_begin,
     restore,
     short_digest,
 )
-from vit21k.training.setup import NOBODY, Fork, Listener, Place, Setup
-from vit21k.training.split_data import SplitData, open_split_data
-from vit21k.training.step_parts import TRIALS_FILE
-from vit21k.training.step_setup import prepare_model
-from vit21k.training.stop_signal import StopSignal
-from vit21k.training.watching import watching
+from vit21k.training.context import (
+    NOBODY,
+    Fork,
+    Listener,
+    Place,
+    RunContext,
+    SplitData,
+    TrainState,
+    learner_of,
+    open_split_data,
+)
+from vit21k.training.forecast import forecast, measure_images_per_second
+from vit21k.training.hooks import StopSignal, hooks_of, saver_of, train_loader_of
+from vit21k.training.log import explaining_divergence, norm_of, watching
+from vit21k.training.loop import Hooks, Plan, Progress, train
+from vit21k.training.step import TRIALS_FILE, prepare_model
 
 
 def train_run(
@@ -109,7 +106,7 @@ def train_run(
                     stack.enter_context(locked(place.run_dir, command="train"))
                 stop = stack.enter_context(StopSignal())
             hears = listener if world.rank == 0 else NOBODY
-            recipe = parts.resolve_precision(
+            recipe = context.resolve_precision(
                 recipe,
                 place.device,
                 world,
@@ -124,16 +121,16 @@ def train_run(
         world.close()
 
 
-def _setup(recipe: Recipe, place: Place, hears: Listener, world: World) -> Setup:
+def _setup(recipe: Recipe, place: Place, hears: Listener, world: World) -> RunContext:
     data = open_split_data(place.manifests, place.root, hears.note)
-    return Setup(
+    return RunContext(
         recipe=recipe,
         place=place,
         listener=hears,
         world=world,
         data=data,
-        args=parts.model_args_of(recipe, num_classes=len(data.classes)),
-        objective=loss_parts.objective_of(
+        args=context.model_args_of(recipe, num_classes=len(data.classes)),
+        objective=builders.objective_of(
             recipe, data.classes, torch.device(place.device), warn=hears.warn
         ),
     )
@@ -161,12 +158,12 @@ class _Start:
 
 
 def _start(
-    setup: Setup, *, init: str | InitSource | None, fork: Fork | None, fresh: bool
+    setup: RunContext, *, init: str | InitSource | None, fork: Fork | None, fresh: bool
 ) -> _Start:
     """Find out what the run starts from; no process waits for another here."""
     recipe, run_dir = setup.recipe, setup.place.run_dir
     sampler = sampler_of(recipe, setup.data.train, setup.world)
-    plan = parts.plan_of(recipe, sampler.steps_per_epoch)
+    plan = context.plan_of(recipe, sampler.steps_per_epoch)
     identity = identity_of(recipe, setup.data, setup.objective)
     begin = find_begin(
         run_dir,
@@ -194,7 +191,7 @@ def _start(
 def identity_of(recipe: Recipe, data: SplitData, objective: Objective) -> Identity:
     """Return what a run and its continuation have in common."""
     return Identity(
-        recipe=parts.identity_of(recipe),
+        recipe=context.identity_of(recipe),
         train_manifest=data.fingerprint,
         val_manifest=data.val_fingerprint,
         objective=dict(objective.fingerprints),
@@ -202,7 +199,7 @@ def identity_of(recipe: Recipe, data: SplitData, objective: Objective) -> Identi
 
 
 def _train(
-    setup: Setup,
+    setup: RunContext,
     stop: StopSignal,
     *,
     init: str | InitSource | None,
@@ -255,14 +252,14 @@ def _train(
     return finished
 
 
-def _write_recipe(setup: Setup) -> None:
+def _write_recipe(setup: RunContext) -> None:
     if setup.world.rank == 0:
         text = dump_recipe(setup.recipe)
         write_atomic(setup.place.run_dir / "recipe.yaml", text.encode())
 
 
 def _train_from(
-    start: _Start, progress: Progress, learner: Learner, hooks: Hooks, world: World
+    start: _Start, progress: Progress, learner: TrainState, hooks: Hooks, world: World
 ) -> bool:
     """Train to the end; return whether it was reached."""
     if progress.weight_norm is None:
@@ -280,10 +277,10 @@ def _train_from(
     )
 
 
-def _check_same_start(setup: Setup, start: _Start) -> None:
+def _check_same_start(setup: RunContext, start: _Start) -> None:
     """Check that all processes begin with the same state."""
     checkpoint, trials = start.checkpoint, setup.place.run_dir / TRIALS_FILE
-    recipe = setup.recipe.model_dump(mode="json", exclude=parts.NAMED_BY_CONTENT)
+    recipe = setup.recipe.model_dump(mode="json", exclude=context.NAMED_BY_CONTENT)
     facts = {
         "step": 0 if checkpoint is None else checkpoint.step,
         "checkpoint": None if checkpoint is None else short_digest(checkpoint.state),
@@ -299,7 +296,7 @@ def _check_same_start(setup: Setup, start: _Start) -> None:
     check_same_start(setup.world, facts, setup.place.run_dir)
 
 
-def _restored(setup: Setup, start: _Start, learner: Learner) -> Progress:
+def _restored(setup: RunContext, start: _Start, learner: TrainState) -> Progress:
     """Return how far the run is, and put the learner where the checkpoint was."""
     checkpoint = start.checkpoint
     if checkpoint is None:
@@ -313,17 +310,17 @@ def _restored(setup: Setup, start: _Start, learner: Learner) -> Progress:
     return progress
 
 
-def _tell_forecast(setup: Setup, learner: Learner, num_images: int) -> None:
-    """Measure a step, and tell how long so many pictures take."""
+def _tell_forecast(setup: RunContext, learner: TrainState, num_images: int) -> None:
+    """Measure a step, and tell how long so many images take."""
     loss_of = partial(
-        loss_parts.loss_of, recipe=setup.recipe, device=setup.device, objective=setup.objective
+        builders.loss_of, recipe=setup.recipe, device=setup.device, objective=setup.objective
     )
     img_size = setup.recipe.model.img_size
     rate = measure_images_per_second(learner.model, loss_of, img_size=img_size)
     setup.listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
 
 
-def _tell_what_was_left_out(setup: Setup, progress: Progress, sampler: StepSampler) -> None:
+def _tell_what_was_left_out(setup: RunContext, progress: Progress, sampler: StepSampler) -> None:
     listener = setup.listener
     if overflows := progress.skipped_updates - progress.empty_updates:
         listener.note(f"{overflows:,} updates were skipped: float16 overflowed")
@@ -331,8 +328,8 @@ def _tell_what_was_left_out(setup: Setup, progress: Progress, sampler: StepSampl
         listener.warn(
             f"{progress.empty_updates:,} updates were skipped: every image of the batch was bad"
         )
-    if num_left_out := sampler.num_before(progress.step) - progress.images_seen:
-        listener.warn(f"{num_left_out:,} pictures could not be decoded and were left out")
+    if num_skipped := sampler.num_before(progress.step) - progress.images_seen:
+        listener.warn(f"{num_skipped:,} images could not be decoded and were skipped")
     if progress.images_replaced:
         listener.warn(f"{progress.images_replaced:,} images could not be decoded and were replaced")
 
@@ -358,11 +355,11 @@ def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSE
 
 
 def _model(
-    setup: Setup, init: str | InitSource | None, checkpoint: Checkpoint | None
+    setup: RunContext, init: str | InitSource | None, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, InitReport | None]:
     """Return the model with the weights to start from, and where the first ones came from."""
     recipe, classes = setup.recipe, setup.data.classes
-    model = parts.new_model(recipe, num_classes=len(classes))
+    model = context.new_model(recipe, num_classes=len(classes))
     setup.objective.prepare(model)
     report = None
     if checkpoint:
@@ -381,7 +378,7 @@ def _model(
     return model, report
 
 
-def _device_batch_size(setup: Setup) -> int:
+def _device_batch_size(setup: RunContext) -> int:
     asked, wanted = setup.place.device_batch_size, setup.recipe.data.device_batch_size
     fitting = device_batch_size_of(setup.recipe, setup.args, asked=asked, device=setup.device)
     if asked is None and fitting < whole_pairs(setup.recipe, wanted):

@@ -41,7 +41,7 @@ static void upsample_row(const Plane *plane, const Component *luma, int y, int l
         memcpy(out, row + left - plane->first_x, (size_t)width);
         return;
     }
-    /* sums[i] is of sample first - 1 + i; beside the picture, the last one is repeated. */
+    /* sums[i] is of sample first - 1 + i; beside the image, the last one is repeated. */
     int first = left >> 1, count = ((left + width - 1) >> 1) - first + 3;
     int low = first == 0, high = first + count - 2 == plane->width;
     size_t inner = (size_t)(count - high - low);

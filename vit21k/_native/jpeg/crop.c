@@ -1,7 +1,7 @@
-/* Plain pictures -> crops of one size: decoded, resized, flipped; many with one call.
+/* Plain images -> crops of one size: decoded, resized, flipped; many with one call.
  *
  * Plain is a JPEG that is Huffman-coded from top to bottom in one scan, with 8 bits, grey or YCbCr
- * at 4:4:4, 4:2:2 or 4:2:0, and nothing odd about it; and a raw picture of ours.  Pixels are those
+ * at 4:4:4, 4:2:2 or 4:2:0, and nothing odd about it; and a raw image of ours.  Pixels are those
  * of libjpeg-turbo (its accurate integer transform, its triangle filter for chroma) and of torch's
  * resampling, or of Pillow's, to the bit: the tests compare them.  Whatever is not plain, is
  * damaged, or might leave the 16 bits of libjpeg-turbo's vector code is refused, and the caller
@@ -24,9 +24,9 @@
 #error "pixels are kept in the byte order of x86 and ARM"
 #endif
 
-enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from picture to picture */
+enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from image to image */
 
-/* What is asked for: a box of the picture (left, top, right, bottom), its width and height when
+/* What is asked for: a box of the image (left, top, right, bottom), its width and height when
  * it is resized, left and top of the window of that, whether the window is flipped, and whether
  * columns are resized before rows. */
 typedef struct {

@@ -1,6 +1,6 @@
 #ifndef RAW_H
 #define RAW_H
-/* Pictures that `vit21k pack --raw` wrote: PPM, three bytes a pixel behind a header of one form. */
+/* Images that `vit21k pack --raw` wrote: PPM, three bytes a pixel behind a header of one form. */
 #include <stdint.h>
 #include <string.h>
 
@@ -22,7 +22,7 @@ static const uint8_t *read_number(const uint8_t *at, const uint8_t *end, uint8_t
     return count && at < end && *at == behind ? at + 1 : NULL;
 }
 
-/* Fill *header*, in which a picture without components is raw. */
+/* Fill *header*, in which an image without components is raw. */
 static int read_raw_header(Header *header, const uint8_t *content, size_t num_bytes) {
     const uint8_t *at = content + 3, *end = content + num_bytes;
     memset(header, 0, sizeof *header);

@@ -1,4 +1,4 @@
-/* A region of a picture: the blocks that it needs, read and transformed. */
+/* A region of an image: the blocks that it needs, read and transformed. */
 #ifndef REGION_H
 #define REGION_H
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
-/* What a thread keeps from picture to picture: most share their Huffman tables. */
+/* What a thread keeps from image to image: most share their Huffman tables. */
 typedef struct {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
     int16_t quant[NUM_SLOTS][BLOCK];
@@ -26,11 +26,11 @@ typedef struct {
 typedef struct {
     const Header *header;
     Decoder *decoder;
-    int32_t mcus_x, mcus_y;                   /* of the picture */
+    int32_t mcus_x, mcus_y;                   /* of the image */
     int32_t first_x, last_x, first_y, last_y; /* MCUs that the region needs */
     Lanes too_large;                          /* not zero anywhere: coefficients are */
     Plane planes[MAX_COMPONENTS];
-    const uint8_t *raw;       /* pixels of a picture that is not encoded, or NULL */
+    const uint8_t *raw;       /* pixels of an image that is not encoded, or NULL */
     uint8_t *data;            /* entropy-coded, without stuffed bytes */
     uint8_t *chroma;          /* a row of each of two colours */
     uint16_t *sums;           /* while one is made */

@@ -1,6 +1,6 @@
 #ifndef RESAMPLE_H
 #define RESAMPLE_H
-/* Pixels -> the same picture in another size, antialiased: torch's way for uint8, or Pillow's, to
+/* Pixels -> the same image in another size, antialiased: torch's way for uint8, or Pillow's, to
  * the bit.
  *
  * Along rows first, then down columns, with rounding to 8 bits between the two.  The ways differ

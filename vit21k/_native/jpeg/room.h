@@ -1,6 +1,6 @@
 #ifndef ROOM_H
 #define ROOM_H
-/* Memory that a thread keeps from picture to picture, laid out anew for each. */
+/* Memory that a thread keeps from image to image, laid out anew for each. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>

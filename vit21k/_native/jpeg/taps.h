@@ -1,6 +1,6 @@
 #ifndef TAPS_H
 #define TAPS_H
-/* What each pixel of a resized picture is made of: places and weights, along one side.
+/* What each pixel of a resized image is made of: places and weights, along one side.
  *
  * Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's Resample.c; and for weights
  * of 16 bits `_compute_indices_min_size_weights_aa` in aten/src/ATen/native/cpu/ of PyTorch, which
@@ -17,7 +17,7 @@ typedef struct {
     int32_t from, to, first, count;
 } Side;
 
-/* What is done to a picture: both sides resized, then perhaps flipped from left to right.
+/* What is done to an image: both sides resized, then perhaps flipped from left to right.
  * Turned: rows and columns are exchanged before, and back at the end; `across` is of its height. */
 typedef struct {
     Side across, down;
@@ -45,7 +45,7 @@ static double bicubic(double x) {
 
 static double scale_of(const Side *side) { return (double)side->from / side->to; }
 
-/* How far a pixel's taps reach, in pixels of the picture. */
+/* How far a pixel's taps reach, in pixels of the image. */
 static double support_of(const Side *side, int is_bicubic) {
     double scale = scale_of(side);
     return (is_bicubic ? 2 : 1) * (scale > 1 ? scale : 1);

@@ -1,6 +1,6 @@
 #ifndef TURNED_H
 #define TURNED_H
-/* Rows for columns: a picture whose columns are to be resized first is resized turned, and its
+/* Rows for columns: an image whose columns are to be resized first is resized turned, and its
  * result is turned back. */
 #include <stddef.h>
 #include <stdint.h>

@@ -1,0 +1,170 @@
+"""Every way to the pixels of a file accepts the same files, and gives the same pixels."""
+
+import struct
+from functools import cache
+from pathlib import Path
+
+import jpeg_kinds
+import malformed_images
+import numpy as np
+import pytest
+
+from vit21k._native import NoExtensionError
+from vit21k.data import image as image_module
+from vit21k.data.decode import decode_rgb
+from vit21k.data.image import lazy_image
+from vit21k.data.loader import EvalLoader
+from vit21k.data.transforms import EvalTransform, ResizedImages, compiled_crops
+from vit21k.errors import ImageError
+from vit21k.inference.files import Files
+from vit21k.jpeg.tiles import compiled_recoder
+from vit21k.near.fingerprint import fingerprint, pixel_digest
+from vit21k.pack.levels import Lossless, Raw, Resized
+from vit21k.prep.decode_worker import verdict_on
+
+DATA = Path(__file__).parents[1] / "fixtures" / "images"
+SIDE = 8
+TRANSFORM = EvalTransform(SIDE)
+
+
+def of_size(content, width, height):
+    """Return a baseline JPEG whose header says that it is of this size."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+
+
+FILES = {
+    **{path.name: path.read_bytes() for path in sorted(DATA.iterdir())},
+    **{name: content for name, (content, _) in malformed_images.named().items()},
+    **{name: jpeg_kinds.jpeg(**how) for name, how in jpeg_kinds.PLAIN.items()},
+    **{name: jpeg_kinds.jpeg(**how) for name, how in jpeg_kinds.NOT_PLAIN.items()},
+    **{
+        f"JPEG of {width} x {height}": jpeg_kinds.jpeg((width, height), mode="L")
+        for width, height in ((65_500, 2), (2, 65_500))
+    },
+    **{
+        f"JPEG that says {width} x {height}": of_size(jpeg_kinds.jpeg(), width, height)
+        for width, height in ((65_501, 8), (8, 65_501), (65_535, 1), (1, 65_535), (0, 9))
+    },
+    "tiles that say 65,535 x 8": of_size(jpeg_kinds.jpeg(restart_marker_blocks=1), 65_535, 8),
+    "PPM of 20,000,000 x 1": b"P6\n20000000 1\n255\n",
+    "PPM": b"P6\n2 1\n255\nabcdef",
+}
+
+
+@cache
+def expected(name):
+    """Return the image by the policy; None if it is refused."""
+    try:
+        return decode_rgb(FILES[name])
+    except ImageError:
+        return None
+
+
+def outcome(function):
+    """Return what a function returns, or None if it raised an ImageError and nothing else."""
+    try:
+        return function()
+    except ImageError:
+        return None
+
+
+def region_of(content):
+    opened = lazy_image(content)
+    return opened.region((0, 0, *opened.size))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+def test_a_region_is_that_of_the_policy(monkeypatch, decoder, name):
+    if decoder == "simplejpeg":
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(image_module, "simplejpeg", None)
+
+    pixels = outcome(lambda: region_of(FILES[name]))
+
+    assert (pixels is None) == (expected(name) is None)
+    assert pixels is None or np.array_equal(pixels, expected(name))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_part_is_refused_where_the_whole_is(name):
+    """Decoding fewer rows must not make a file acceptable that is not."""
+    if expected(name) is not None:
+        return
+
+    def top_row():
+        opened = lazy_image(FILES[name])
+        return opened.region((0, 0, opened.size[0], 1))
+
+    assert outcome(top_row) is None
+
+
+def test_the_compiled_decoder_accepts_nothing_that_the_policy_refuses():
+    decoder = compiled_crops()
+    if decoder is None:
+        pytest.skip("no compiler")
+    contents = dict(enumerate(FILES.values()))
+    images = np.zeros((len(contents), 3, SIDE, SIDE), dtype=np.uint8)
+
+    filled = ResizedImages(TRANSFORM, decoder).fill(contents, images)
+
+    assert filled
+    for place, name in enumerate(FILES):
+        if place in filled:
+            assert expected(name) is not None, name
+            assert np.array_equal(images[place], TRANSFORM(expected(name))), name
+
+
+def test_the_loader_skips_what_the_policy_refuses_and_gives_its_pixels():
+    names = list(FILES)
+    files = Files(names, dict(enumerate(FILES.values())))
+    with EvalLoader(
+        files, TRANSFORM, device_batch_size=8, num_workers=0, on_bad_image="skip"
+    ) as loader:
+        found = {
+            names[row]: image_CHW.numpy()
+            for batch in loader
+            for row, image_CHW in zip(batch.rows_B.tolist(), batch.images_BCHW, strict=True)
+        }
+
+    assert set(found) == {name for name in names if expected(name) is not None}
+    assert set(loader.skipped) == set(names) - set(found)
+    for name, image_CHW in found.items():
+        assert np.array_equal(image_CHW, TRANSFORM(expected(name))), name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_verify_accepts_what_the_policy_does(name):
+    assert (verdict_on(FILES[name]) is None) == (expected(name) is not None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_fingerprint_is_of_the_pixels_of_the_policy(name):
+    found = outcome(lambda: fingerprint(FILES[name]))
+
+    assert (found is None) == (expected(name) is None)
+    assert found is None or found.pixel_digest == pixel_digest(expected(name))
+
+
+def pack_level(level):
+    if level == "raw":
+        return Raw(4)
+    try:
+        recode = compiled_recoder()
+    except NoExtensionError as error:
+        pytest.skip(str(error))
+    return Lossless(recode) if level == "lossless" else Resized(recode, 4, 90)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("level", ["lossless", "short side", "raw"])
+def test_a_pack_keeps_what_the_policy_accepts(level, name):
+    packed = outcome(lambda: pack_level(level)(FILES[name]))
+
+    assert (packed is None) == (expected(name) is None)
+    if packed and level == "lossless":
+        assert np.array_equal(decode_rgb(packed.content), expected(name))
+    if packed:
+        assert decode_rgb(packed.content).size == packed.size

@@ -1,0 +1,38 @@
+"""Which checkpoint is best: by which metric, in which direction, of which weights."""
+
+import pytest
+
+from vit21k.training.checkpoints import BestWatch
+
+
+@pytest.mark.parametrize(("metric", "values"), [("prec@1", [0.1, 0.3, 0.2]), ("loss", [3, 1, 2])])
+def test_each_metric_has_its_direction(metric, values):
+    watch, best = BestWatch(metric, "val"), {}
+
+    noted = [watch.note(best, {f"val/{metric}": value}) for value in values]
+
+    assert noted == [["best"], ["best"], []]
+    assert best == {"best": values[1]}
+
+
+def test_the_average_has_a_best_of_its_own():
+    watch, best = BestWatch("loss", "dummy_val"), {}
+
+    watch.note(best, {"dummy_val/loss": 2.0, "dummy_val_ema/loss": 3.0})
+    noted = watch.note(best, {"dummy_val/loss": 2.0, "dummy_val_ema/loss": 1.0})
+
+    assert noted == ["best-ema"]
+    assert best == {"best": 2.0, "best-ema": 1.0}
+
+
+def test_a_value_that_is_no_number_is_never_the_best():
+    watch, best = BestWatch("loss", "val"), {}
+
+    assert watch.note(best, {"val/loss": float("nan")}) == []
+    assert best == {}
+
+
+def test_without_a_metric_nothing_is_watched():
+    best = {}
+
+    assert BestWatch(None, "val").note(best, {"val/loss": 1.0, "val/None": 1.0}) == []

@@ -1,0 +1,137 @@
+"""Recipe -> optimizer and learning rate: units, limits, and what contradicts itself."""
+
+import pytest
+import torch
+
+from vit21k.errors import RecipeError, UsageError
+from vit21k.recipe.load import load_recipe
+from vit21k.training.builders import freeze, loss_options_of, lr_schedule_of, optim_plan_of
+
+SMALL = ["total_steps=1000", "schedule.warmup_steps=0"]
+
+
+def schedule(*settings, total_steps=1000, steps_per_epoch=100):
+    recipe = load_recipe("tiny", [*SMALL, *settings])
+    return lr_schedule_of(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps"),
+    [
+        ("warmup_steps=30", 30),
+        ("warmup_epochs=2.5", 250),
+        ("warmup_images=1920", 30),  # batches of 64
+        ("warmup_percent=3", 30),
+        ("warmup_percent=0.001", 1),
+        ("warmup_percent=0", 0),
+    ],
+)
+def test_a_warm_up_is_given_in_steps_epochs_images_or_percent(setting, steps):
+    assert schedule(f"schedule.{setting}").warmup_steps == steps
+
+
+def test_every_other_field_reaches_the_schedule_in_its_unit():
+    made = schedule(
+        "optim.lr=1e-2",
+        "schedule.warmup_steps=10",
+        "schedule.warmup_start_lr=1e-4",
+        "schedule.end_lr=1e-3",
+        "schedule.decay_epochs=9",
+        "schedule.cooldown_percent=5",
+    )
+    drops = schedule("schedule.decay=step", "schedule.step_percents=[30, 60]")
+
+    assert (made.start_factor, made.end_factor) == pytest.approx((1e-2, 1e-1))
+    assert (made.decay_end, made.cooldown_steps) == (900, 50)
+    assert drops.drops == (300, 600)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["schedule.warmup_epochs=10"], "the warm-up (1,000 steps) must be less than the 1,000"),
+        (
+            ["schedule.warmup_steps=600", "schedule.cooldown_percent=50"],
+            "warm-up (600 steps) and cooldown (500) are more than the 1,000 steps",
+        ),
+        (
+            ["schedule.warmup_steps=600", "schedule.decay_epochs=6"],
+            "schedule.decay_epochs (6) must be more than the warm-up",
+        ),
+    ],
+)
+def test_lengths_that_do_not_fit_the_run_are_refused(settings, message):
+    with pytest.raises(UsageError) as caught:
+        schedule(*settings)
+
+    assert message in caught.value.message
+
+
+def test_the_hint_names_the_field_that_was_given():
+    with pytest.raises(UsageError) as caught:
+        schedule("schedule.warmup_epochs=10")
+
+    assert "--set schedule.warmup_epochs=" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["schedule.warmup_epochs=1", "schedule.warmup_percent=1"],
+            "give one of schedule.warmup_steps and schedule.warmup_epochs and schedule.warmup_",
+        ),
+        (
+            ["schedule.cooldown_steps=1", "schedule.cooldown_percent=1"],
+            "give one of schedule.cooldown_steps and schedule.cooldown_percent",
+        ),
+        (["schedule.first_epoch=1"], "schedule.first_epoch is for schedule.lr_changes"),
+        (["schedule.decay=rsqrt", "schedule.end_lr=1e-5"], "schedule.end_lr (1e-05)"),
+        (["schedule.decay=step"], "schedule.step_percents is for schedule.decay `step`"),
+        (["schedule.step_percents=[30]"], "schedule.step_percents is for schedule.decay `step`"),
+        (
+            ["schedule.decay=step", "schedule.step_percents=[60, 30]"],
+            "schedule.step_percents must be ascending",
+        ),
+        (["schedule.warmup_start_lr=1"], "schedule.warmup_start_lr (1.0) must not be over"),
+        (["optim.kind=lamb", "optim.momentum_dtype=bf16"], "optim.momentum_dtype `bf16`"),
+        (["loss.kind=softmax", "loss.smoothing_floor=e"], "loss.smoothing_floor `e`"),
+        (["loss.kind=softmax", "loss.class_reduction=mean"], "loss.class_reduction `mean`"),
+        (["loss.kind=softmax", "loss.mixed_labels=whole"], "loss.mixed_labels `whole`"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_says_where(settings, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", settings)
+
+    assert message in caught.value.message
+
+
+def test_the_optimizers_numbers_are_the_recipes():
+    recipe = load_recipe(
+        "tiny",
+        ["optim.layer_decay=0.65", "optim.lr_multipliers={head.*: 10}", "optim.weight_decay=0.2"],
+    )
+
+    plan = optim_plan_of(recipe)
+
+    assert (plan.kind, plan.lr, plan.muon_lr) == ("adamw", 2e-3, 2e-3)
+    assert (plan.rules.weight_decay, plan.rules.decay_params) == (0.2, "kernels")
+    assert (plan.rules.layer_decay, plan.rules.lr_multipliers) == (0.65, {"head.*": 10})
+
+
+def test_plscs_smoothing_is_the_default_of_the_sigmoid_loss():
+    options = loss_options_of(load_recipe("tiny", ["loss.smoothing=1e-4"]))
+    softmax = loss_options_of(load_recipe("tiny", ["loss.kind=softmax", "loss.smoothing=0.1"]))
+
+    assert options == {"smoothing": 1e-4, "smoothing_floor": "e", "class_reduction": "sum"}
+    assert softmax == {"smoothing": 0.1}
+
+
+def test_a_frozen_backbone_leaves_the_head_to_train():
+    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+
+    freeze(model, load_recipe("tiny", ["model.freeze=backbone"]))
+
+    trained = [name for name, param in model.named_parameters() if param.requires_grad]
+    assert trained == ["head.weight", "head.bias"]

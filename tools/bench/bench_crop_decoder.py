@@ -1,0 +1,200 @@
+"""Time crop.c against libjpeg-turbo's jpeg_crop_scanline and jpeg_skip_scanlines.
+
+    python tools/bench/bench_crop_decoder.py FOLDER --rounds 7
+    python tools/bench/bench_crop_decoder.py FOLDER --libjpeg /path/to/libjpeg.so.62
+
+Random crops are drawn as training draws them, one of each JPEG of the folder, and taken from the
+file as it is and from its tiles, as `vit21k pack --lossless` stores it. Of tiles, libjpeg-turbo is
+given the whole file, and also a small JPEG of the tiles that cover the crop (`tiles.py`), which
+is cut out beforehand and not timed. Both decoders are called from C (tools/bench/yardstick/crop_jpeg.c),
+by one thread, and timed in CPU seconds; once they only decode, once the same code resizes what
+each has decoded. Every round runs all of them in turn; ratios are medians of the rounds' own.
+
+Needs a C compiler and the header files of libjpeg-turbo (Debian: libjpeg62-turbo-dev).
+"""
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+from drawn_crops import drawn_crops
+from numpy.typing import NDArray
+
+from vit21k.data.transforms import crop_box
+from vit21k.jpeg.crops import crop_decoder
+from vit21k.jpeg.tiles import parse_tile_jpeg
+
+SOURCE = Path(__file__).parent / "yardstick" / "crop_jpeg.c"
+FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-fPIC", "-shared")
+SIDE = 224
+
+Box = tuple[int, int, int, int]
+
+
+class Work(ctypes.Structure):
+    """As in crop_jpeg.c."""
+
+    _fields_ = (
+        ("contents", ctypes.c_void_p),
+        ("num_bytes", ctypes.c_void_p),
+        ("crops", ctypes.c_void_p),
+        ("count", ctypes.c_int),
+        ("size", ctypes.c_int),
+        ("out", ctypes.c_void_p),
+        ("is_done", ctypes.c_void_p),
+    )
+
+
+class Files(NamedTuple):
+    """Files and a crop of each."""
+
+    contents: list[bytes]
+    boxes: list[Box]
+
+
+class Way(NamedTuple):
+    """A decoder and what it is given."""
+
+    run: Callable[[Any], float]
+    files: Files
+
+
+def main() -> None:
+    """Draw the crops, run the rounds, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--libjpeg", type=Path, help="default: the one that Pillow's wheel has")
+    parser.add_argument("--portable", action="store_true", help="crop.c without AVX2")
+    args = parser.parse_args()
+    library, name = built(args.libjpeg or bundled(), is_portable=args.portable)
+    originals, tiled, cut = files_of(args.folder)
+    groups = {
+        "originals": {
+            "crop.c": Way(library.run_ours, originals),
+            "libjpeg-turbo": Way(library.run_turbo, originals),
+        },
+        "tiles": {
+            "crop.c": Way(library.run_ours, tiled),
+            "libjpeg-turbo": Way(library.run_turbo, tiled),
+            "libjpeg-turbo, tiles cut out": Way(library.run_turbo, cut),
+        },
+    }
+    print(f"{len(originals.contents)} crops, {args.rounds} rounds, {name}\n")
+    print("| files | what | decoder | ms per crop | ratio |\n|---|---|---|---|---|")
+    seconds = measured(groups, args.rounds)
+    for group, size in ((group, size) for group in groups for size in (0, SIDE)):
+        report(group, size, seconds[group, size], len(originals.contents))
+    for group, ways in groups.items():
+        print(f"\n{group}: {same_pixels(ways)} of {len(originals.contents)} have the same pixels")
+
+
+def bundled() -> Path | None:
+    """Return libjpeg-turbo of the wheel of Pillow, if that is where Pillow comes from."""
+    folder = Path(PIL.__file__).parent.parent / "pillow.libs"
+    return next(iter(sorted(folder.glob("libjpeg-*.so.62*"))), None)
+
+
+def built(libjpeg: Path | None, *, is_portable: bool) -> tuple[ctypes.CDLL, str]:
+    """Compile crop_jpeg.c; return it, and the name of the libjpeg that it is linked with."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "crop_jpeg.so"
+        linked = [str(libjpeg), f"-Wl,-rpath,{libjpeg.parent}"] if libjpeg else ["-ljpeg"]
+        flags = (*FLAGS, "-DPORTABLE") if is_portable else FLAGS
+        subprocess.run(["cc", *flags, str(SOURCE), *linked, "-lm", "-o", str(program)], check=True)
+        library = ctypes.CDLL(str(program))
+    for run in (library.run_ours, library.run_turbo):
+        run.restype, run.argtypes = ctypes.c_double, [ctypes.POINTER(Work)]
+    return library, libjpeg.name if libjpeg else "the system's libjpeg"
+
+
+def files_of(folder: Path) -> tuple[Files, Files, Files]:
+    """Return JPEGs that crop.c decodes: as they are, tiled, and the tiles that cover the crop."""
+    originals, tiled, cut = Files([], []), Files([], []), Files([], [])
+    num_files = sum(1 for _ in folder.rglob("*.[jJ][pP]*[gG]"))
+    for content, tiles, draws_BD in drawn_crops(folder, num_files, seed=0):
+        (facts,) = crop_decoder().measure([content])
+        if facts is None or tiles is None:
+            continue
+        box = crop_box(
+            (facts.width, facts.height), draws_BD[0].tolist(), scale=(0.08, 1), ratio=(3 / 4, 4 / 3)
+        )
+        small = None if (parsed := parse_tile_jpeg(tiles)) is None else parsed.cut(box)
+        left, top = (small.left, small.top) if small else (0, 0)
+        moved = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        for files, one, place in (
+            (originals, content, box),
+            (tiled, tiles, box),
+            (cut, small.content if small else tiles, moved),
+        ):
+            files.contents.append(one)
+            files.boxes.append(place)
+    return originals, tiled, cut
+
+
+def measured(
+    groups: dict[str, dict[str, Way]], num_rounds: int
+) -> dict[tuple[str, int], dict[str, list[float]]]:
+    """Return CPU seconds of each round, of each group and size, of each way."""
+    seconds: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for number in range(num_rounds):
+        for group, ways in groups.items():
+            for size in (0, SIDE):
+                names = list(ways) if number % 2 else list(ways)[::-1]
+                for name in names:
+                    taken = run(ways[name], size)[0]
+                    of_way = seconds.setdefault((group, size), {name: [] for name in ways})
+                    of_way[name].append(taken)
+    return seconds
+
+
+def run(way: Way, size: int) -> tuple[float, NDArray[np.uint8]]:
+    """Return the CPU seconds of all crops, and the crops."""
+    files, num = way.files, len(way.files.contents)
+    crops = (ctypes.c_int32 * (10 * num))(
+        *(number for box in files.boxes for number in (*box, size or 1, size or 1, 0, 0, 0, 0))
+    )
+    contents = (ctypes.c_char_p * num)(*files.contents)
+    num_bytes = (ctypes.c_int64 * num)(*map(len, files.contents))
+    images_BCHW = np.zeros((num, 3, size, size), dtype=np.uint8)
+    is_done = np.zeros(num, dtype=np.uint8)
+    pointers = (ctypes.cast(each, ctypes.c_void_p) for each in (contents, num_bytes, crops))
+    work = Work(*pointers, num, size, images_BCHW.ctypes.data, is_done.ctypes.data)
+    seconds = way.run(ctypes.byref(work))
+    if not is_done.all():
+        raise SystemExit(f"{num - int(is_done.sum())} crops were not decoded")
+    return seconds, images_BCHW
+
+
+def report(group: str, size: int, seconds: dict[str, list[float]], num_crops: int) -> None:
+    """Print rows of the table; the ratio of a way is its time over that of crop.c."""
+    what = f"decoded, resized to {size}" if size else "decoded"
+    for name, times in seconds.items():
+        ratios = [taken / ours for taken, ours in zip(times, seconds["crop.c"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        milliseconds = 1000 * statistics.median(times) / num_crops
+        print(f"| {group} | {what} | {name} | {milliseconds:.3f} | {spread} |")
+
+
+def same_pixels(ways: dict[str, Way]) -> int:
+    """Return how many resized crops are the same in all *ways*."""
+    first, *others = (run(way, SIDE)[1] for way in ways.values())
+    return int(sum(all_equal(first[i], [other[i] for other in others]) for i in range(len(first))))
+
+
+def all_equal(image_CHW: NDArray[np.uint8], others: Sequence[NDArray[np.uint8]]) -> bool:
+    """Return whether *others* are all equal to the image."""
+    return all(np.array_equal(image_CHW, other) for other in others)
+
+
+if __name__ == "__main__":
+    main()

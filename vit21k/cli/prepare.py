@@ -1,0 +1,677 @@
+"""`hash`, `relabel`, `make-val`, `get-dataset`: from images to manifests."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vit21k import errors
+from vit21k.cli import console
+from vit21k.cli.classes import warn_of_numbers, warn_of_part
+from vit21k.cli.options import (
+    DEFAULT_MANIFESTS,
+    PREPARE_PANEL,
+    AsJson,
+    LabelSource,
+    Manifests,
+    OnAddress,
+    OnEngine,
+    for_manifests,
+    is_on_ray,
+)
+from vit21k.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from vit21k.prep.hash_chunks import DigestedChunk, Engine
+    from vit21k.prep.hash_tree import HashSummary
+    from vit21k.prep.import_tree import Prepared
+    from vit21k.prep.ray import FindCopies
+    from vit21k.prep.relabel import RelabelSummary
+    from vit21k.prep.shards import Shard
+    from vit21k.prep.split import SplitSummary
+
+_WNID = re.compile(r"n\d{8}")
+
+
+def hash_result(summary: "HashSummary") -> dict[str, object]:
+    """Return the counts as JSON values."""
+    return {
+        "num_entries": summary.num_entries,
+        "num_files": summary.num_files,
+        "num_bytes": summary.num_bytes,
+        "num_bytes_read": summary.num_bytes_read,
+        "num_known": summary.num_known,
+        "num_without_digest": summary.num_without_digest,
+        "num_unknown": summary.num_unknown,
+        "silently_changed": summary.silently_changed,
+        "num_classes": len(summary.wnids),
+        "num_bad": summary.num_bad,
+        "num_skipped": summary.num_skipped,
+        "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
+    }
+
+
+def report_hash(
+    summary: "HashSummary", manifests: Path, *, next_command: str | None = None
+) -> None:
+    """Say what was found, what is wrong, and what comes next (stderr)."""
+    for kind, count in sorted(summary.problems.items()):
+        say = console.note if kind.is_left_out else console.warn
+        say(f"{count:,} x {kind}: {kind.doc}")
+    _warn_of_odd_folders(summary.wnids)
+    _report_what_was_known(summary)
+    if summary.problems:
+        console.note(f"listed in `{manifests / 'problems.parquet'}`")
+    console.done(
+        f"hash: {summary.num_entries:,} entries: "
+        f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
+        f"({_size(summary.num_bytes)}), "
+        f"{summary.num_bad:,} bad, {summary.num_skipped:,} skipped"
+    )
+    console.note(f"next: `{next_command or for_manifests('vit21k relabel', manifests)}`")
+
+
+def _report_what_was_known(summary: "HashSummary") -> None:
+    if summary.num_known:
+        console.note(
+            f"{summary.num_known:,} files are as an earlier run left them; "
+            f"{_size(summary.num_bytes_read)} read"
+        )
+    if summary.num_known and summary.is_remote:
+        console.warn(
+            "on a network file system, files are known by size and modification time alone; "
+            "`--recheck 0.01` reads some all the same, `--fresh` all"
+        )
+    if summary.num_unknown:
+        console.warn(
+            f"{summary.num_unknown:,} files begin like no image format that is known; `format` in "
+            "digests.parquet tells which, `vit21k verify --decode` whether they can be decoded"
+        )
+    if summary.num_without_digest:
+        console.note(
+            f"{summary.num_without_digest:,} files are unlike all others and have no digest; "
+            f"{_size(summary.num_bytes_read)} read"
+        )
+    if summary.silently_changed:
+        console.warn(
+            f"{len(summary.silently_changed):,} files have other content than before, though their "
+            f"size and times have not changed: {console.some(summary.silently_changed)}; "
+            "is the disk failing? read all with `--fresh`"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _warn_of_odd_folders(wnids: set[str]) -> None:
+    """Point at folders that are not named like the others: each would be a class of its own."""
+    if len(wnids) == 1 and not any(map(_WNID.fullmatch, wnids)):
+        console.warn(
+            f"all images are of one class, `{next(iter(wnids))}`: is there a folder for each class?"
+        )
+    odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
+    if odd and len(odd) * 10 <= len(wnids):
+        console.warn(
+            f"{console.some(odd)} will be classes, though not named like the other "
+            f"{len(wnids) - len(odd):,} (n01440764 ...)"
+        )
+
+
+def register_hash(app: typer.Typer) -> None:
+    """Add `hash` to *app*."""
+    app.command("hash", rich_help_panel=PREPARE_PANEL)(hash_command)
+
+
+def hash_command(
+    root: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROOT",
+            help="The image tree, a tar archive, or a URL (s3://bucket/folder); never written to.",
+        ),
+    ],
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    algorithm: Annotated[
+        Literal["xxh3_128", "md5", "blake2b_128"],
+        typer.Option(help="What digests are made with: fast, known everywhere, or unforgeable."),
+    ] = "xxh3_128",
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Files read at a time.",
+            show_default="8; 2 without a C compiler; 32 on a network file system or at a URL",
+        ),
+    ] = None,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
+    ] = False,
+    mode: Annotated[
+        Literal["full", "quick"],
+        typer.Option(
+            help="quick reads both ends of most files only, and to the end just those that may "
+            "have a copy: less than a quarter of the bytes, and the same copies. But unique files "
+            "get no digest, so that `verify` cannot check them nor `--by content` merge them.",
+        ),
+    ] = "full",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Read everything, whatever earlier runs have read.")
+    ] = False,
+    recheck: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="P", help="Share of the unchanged files to read all the same."
+        ),
+    ] = 0.0,
+    label_from: LabelSource = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Read only the I-th of N shares of the folders; other machines read the others.",
+        ),
+    ] = None,
+    engine: OnEngine = "local",
+    address: OnAddress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every image once: ROOT -> digests.parquet, problems.parquet.
+
+    The class of an image is the name of the folder it lies in, at any depth.  Where that cannot be
+    right (train/ and val/, shards, dog/2021), the tree is refused; `--label-from` settles it.
+
+    Tar archives (.tar, .tar.gz, .tgz) are read where they lie, class tars in a tar as well, as if
+    each had been unpacked to a folder of its name.
+
+    Run again after it was killed, it goes on where it was; files that have not changed since are
+    not read again (size, times and inode tell).
+
+    Files that cannot be used are listed and do not stop the run; the exit code is then 3.
+
+    [bold]Examples[/bold]
+
+      vit21k hash /data/ImageNet21K
+
+      vit21k hash /data/fall11_whole.tar
+
+      vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
+
+      vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
+
+      vit21k hash /data/ImageNet21K --mode quick
+
+      vit21k hash /data/ImageNet21K --recheck 0.01
+
+      vit21k hash /data/ImageNet21K --shard 3/8
+
+      vit21k hash /shared/ImageNet21K --engine ray --address 10.0.0.1:6379
+
+      vit21k hash s3://bucket/ImageNet21K --num-workers 64
+    """
+    # Arrow's own pool keeps what it has taken: 40 MB at 400,000 files, for nothing gained here.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # before Arrow is imported
+    from vit21k.prep.shards import Shard
+
+    share = Shard.parse(shard) if shard else None
+    anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
+    on_disk = {
+        "follow_symlinks": follow_symlinks,
+        "mode": mode,
+        "is_fresh": fresh,
+        "recheck": recheck,
+        "shard": share,
+        "engine": _engine(engine, address),
+    }
+    summary = _hash(root, manifests, anywhere, on_disk)
+    if as_json:
+        console.print_json(hash_result(summary))
+    _finish(summary, manifests, share)
+
+
+def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> None:
+    """Report *summary*, and end with the exit code that it has."""
+    if share:
+        report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
+    else:
+        report_hash(summary, manifests)
+    if summary.silently_changed:
+        raise typer.Exit(errors.EXIT_DIFFERENCES)
+    if summary.num_bad:
+        raise typer.Exit(errors.EXIT_BAD_DATA)
+
+
+def _hash(
+    root: str, manifests: Path, anywhere: dict[str, Any], on_disk: dict[str, Any]
+) -> "HashSummary":
+    """Hash with those options that go with a tree anywhere, and those for one on a disk."""
+    from vit21k.prep.hash_remote import hash_remote, is_url
+    from vit21k.prep.hash_tree import hash_tree
+
+    with console.progress("hash, both ends") as looking, console.progress("hash") as progress:
+
+        def look(chunk: "DigestedChunk") -> None:
+            looking.advance(len(chunk.files), fraction=chunk.fraction)
+
+        def advance(chunk: "DigestedChunk") -> None:
+            progress.advance(
+                len(chunk.files),
+                num_bytes=chunk.num_bytes,
+                num_problems=chunk.num_bad,
+                fraction=chunk.fraction,
+            )
+
+        if not is_url(root):
+            return hash_tree(
+                Path(root), manifests, **anywhere, **on_disk, on_look=look, on_chunk=advance
+            )
+        if any(value and value != "full" for value in on_disk.values()):
+            raise errors.UsageError(
+                "of a URL everything is read, by this machine, each time",
+                hint="of the options only `--algorithm`, `--num-workers` and `--label-from` go "
+                "with a URL",
+            )
+        return hash_remote(root, manifests, **anywhere, on_chunk=advance)
+
+
+def _engine(name: str, address: str | None) -> "Engine | None":
+    if not is_on_ray(name, address):
+        return None
+    from vit21k.prep.ray import ray_engine
+
+    return ray_engine(address)
+
+
+def _after_shards(manifests: Path) -> str:
+    return for_manifests(f"vit21k relabel {shlex.quote(str(manifests / 'shards'))}/*", manifests)
+
+
+def register_data(app: typer.Typer) -> None:
+    """Add the data commands to *app*."""
+    app.command("relabel", rich_help_panel=PREPARE_PANEL)(relabel_command)
+    app.command("make-val", rich_help_panel=PREPARE_PANEL)(make_val_command)
+
+
+def relabel_command(
+    shards: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SHARD]...",
+            show_default=False,
+            help="What `hash --shard` wrote, all shares of it: put together first.",
+        ),
+    ] = None,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What fixes the class indices: a known list (fall11, in1k ...), a file with one "
+            "class folder per line, or another tree; default: the folders found, sorted.",
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["bytes", "content"],
+        typer.Option(
+            help="What makes files equal: all their bytes, or those of the image, so that copies "
+            "with another comment or EXIF are merged too."
+        ),
+    ] = "bytes",
+    max_labels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Skip images under more classes than this: placeholders, perhaps."
+        ),
+    ] = None,
+    verify_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--verify-bytes",
+            help="Before files are merged, compare their bytes, not only their digests.",
+        ),
+    ] = False,
+    engine: OnEngine = "local",
+    address: OnAddress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge files with equal content, with the labels of them all: digests -> images.parquet.
+
+    Also written: copies.parquet, the files that were merged away; overlabelled.parquet, skipped
+    by --max-labels; and classes.parquet.
+
+    [bold]Examples[/bold]
+
+      vit21k relabel
+
+      vit21k relabel --classes fall11
+
+      vit21k relabel --classes winter21.txt
+
+      vit21k relabel --by content --max-labels 20
+
+      vit21k relabel --verify-bytes
+
+      vit21k relabel data_manifests/shards/*
+
+      vit21k relabel --engine ray
+    """
+    from vit21k.manifest.class_lists import read_classes
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import IMAGES
+    from vit21k.manifest.wordnet import names_of
+    from vit21k.prep.relabel import relabel
+
+    asked = read_classes(classes) if classes else None
+    if shards:
+        from vit21k.prep.shards import merge_shards
+
+        num_merged = merge_shards(shards, manifests)
+        console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
+    if verify_bytes:
+        _compare_bytes(manifests, by)
+    summary = relabel(
+        manifests,
+        classes=asked,
+        by=by,
+        max_labels=max_labels,
+        find_copies=_copies_on(engine, address),
+        names_of=names_of,
+    )
+    if asked is None:
+        found = open_manifest(manifests, IMAGES).classes()
+        warn_of_part(found)
+        warn_of_numbers(found)
+    if as_json:
+        console.print_json({**asdict(summary), "num_copies": summary.num_copies})
+    _report_relabel(summary, manifests, is_capped=max_labels is not None)
+
+
+def _copies_on(engine: str, address: str | None) -> "FindCopies | None":
+    if not is_on_ray(engine, address):
+        return None
+    from vit21k.prep.ray import copies_on_ray
+
+    return copies_on_ray(address)
+
+
+def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bool) -> None:
+    from vit21k.prep.relabel import MANY_LABELS
+
+    if summary.num_classes_before is not None:
+        console.warn(
+            "the class list was another one before "
+            f"({summary.num_classes_before:,} classes, now {summary.num_classes:,}): "
+            "class indices have moved, and models trained until now do not fit"
+        )
+    if summary.num_overlabelled:
+        console.warn(
+            f"{summary.num_overlabelled:,} images lie under more than {MANY_LABELS} classes each: "
+            "placeholders, perhaps; look at those with the most `label_ids` in images.parquet; "
+            f"`--max-labels {MANY_LABELS}` leaves them out"
+        )
+    if summary.num_classes_without_files:
+        console.warn(
+            f"{summary.num_classes_without_files:,} classes of the list have no files; "
+            "they keep their class indices"
+        )
+    console.done(
+        f"relabel: {summary.num_files:,} files are {summary.num_images:,} images "
+        f"({summary.num_multi_label:,} with several labels) and {summary.num_copies:,} copies, "
+        f"in {summary.num_classes:,} classes"
+        + (f", {summary.num_overlabelled_files:,} skipped" if is_capped else "")
+    )
+    console.note(f"next: `{for_manifests('vit21k make-val', manifests)}`")
+
+
+def _compare_bytes(manifests: Path, by: str) -> None:
+    from vit21k.prep.verify import compare_copies
+
+    if by != "bytes":
+        raise errors.UsageError(
+            "`--verify-bytes` compares files that are to be equal in all bytes",
+            hint="skip one of `--by content` and `--verify-bytes`",
+        )
+    num_pairs = compare_copies(manifests)
+    console.note(f"{num_pairs:,} files compared with the one they are merged into: all equal")
+
+
+def make_val_command(
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    per_class: Annotated[
+        int, typer.Option(min=1, help="Images to choose of each class, where there are so many.")
+    ] = 20,
+    holdout: Annotated[
+        bool, typer.Option("--holdout", help="Take them out of train, with all their copies.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=2**64 - 1, help="Draw them by a hash of their content; default: the first."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose images to validate on: images.parquet -> val.parquet, train.parquet.
+
+    Only images with one label are chosen.
+
+    Without --holdout they stay in train as well, as in PLSC: a dummy split, to watch a training
+    run by; its metrics are named dummy_val/...
+
+    [bold]Examples[/bold]
+
+      vit21k make-val
+
+      vit21k make-val --per-class 50 --holdout --seed 0
+
+      vit21k make-val --json | jq .short_classes
+    """
+    from vit21k.prep.split import make_val
+
+    summary = make_val(manifests, per_class=per_class, holdout=holdout, seed=seed)
+    if as_json:
+        console.print_json(asdict(summary))
+    _report_split(summary, manifests, per_class=per_class, holdout=holdout)
+
+
+def _report_split(
+    summary: "SplitSummary", manifests: Path, *, per_class: int, holdout: bool
+) -> None:
+    if summary.short_classes:
+        console.warn(
+            f"{len(summary.short_classes):,} classes have fewer than {per_class} images with one "
+            f"label: {console.some(list(summary.short_classes))}; all are in `make-val --json`"
+        )
+    if summary.classes_without_train:
+        console.warn(
+            f"{len(summary.classes_without_train):,} classes have no image left in train: "
+            f"{console.some(summary.classes_without_train)}"
+        )
+    shared = "none in both" if holdout else f"{summary.num_val:,} in both (a dummy split)"
+    console.done(
+        f"make-val: {summary.num_images:,} images: {summary.num_train:,} in train, "
+        f"{summary.num_val:,} in val, {shared}"
+    )
+    console.note(f"next: `{for_manifests('vit21k train --stage pretrain', manifests)}`")
+
+
+NEXT = {
+    "cifar10": "vit21k train --recipe cifar10_cpu --manifests {}",
+    "cifar100": "vit21k train --recipe cifar10_cpu --manifests {} --run-dir runs/cifar100",
+}
+
+
+def register_datasets(app: typer.Typer) -> None:
+    """Add `get-dataset` to *app*."""
+    app.command("get-dataset", rich_help_panel=PREPARE_PANEL)(get_dataset_command)
+
+
+def get_dataset_command(
+    name: Annotated[Literal["cifar10", "cifar100"], typer.Argument(metavar="cifar10|cifar100")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where it goes; default: a folder of that name."),
+    ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The archive, if it is here already: the published python .tar.gz, or a .zip of "
+            "`train/<class>/` and `test/<class>/`; default: loaded by torchvision.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch CIFAR into an image tree and manifests: OUT/images, OUT/manifests.
+
+    Images become PNG files, `train/frog/00000.png`, whose number is torchvision's; those of a zip
+    stay as they are. The test images are val.parquet.
+
+    [bold]Examples[/bold]
+
+      vit21k get-dataset cifar10
+
+      vit21k get-dataset cifar100 --out /data/cifar100 --archive cifar-100-python.tar.gz
+    """
+    from vit21k.prep.cifar import read_cifar
+    from vit21k.prep.import_tree import IMAGES, MANIFESTS, prepare, read_zip, write_tree
+
+    folder = out or Path(name)
+    file = archive or _downloaded(name, folder)
+    if not file.is_file():
+        raise UsageError(f"no archive at `{file}`", hint="leave --archive out to load it")
+    is_zip = file.suffix.lower() == ".zip"
+    md5 = _md5_of(file)
+    if not is_zip:
+        _compare_md5(name, file, md5)
+    images = read_zip(file) if is_zip else read_cifar(file, name)
+    with console.progress("get-dataset", unit="images") as bar:
+        counts = write_tree(images, folder, {"name": name, "md5": md5}, on_image=bar.advance)
+    prepared = prepare(folder / IMAGES, folder / MANIFESTS)
+    if as_json:
+        console.print_json({"counts": counts, "md5": md5, **asdict(prepared)})
+    console.done(
+        f"get-dataset: {sum(counts.values()):,} files in `{folder / IMAGES}`; {in_words(prepared)}"
+    )
+    console.note(f"next: `{NEXT[name].format(folder / MANIFESTS)}`")
+
+
+def in_words(prepared: "Prepared") -> str:
+    """Return what became of the files, in counts that add up."""
+    problems = f", {prepared.num_problems:,} of no use" if prepared.num_problems else ""
+    unused = f", {prepared.num_unused:,} for neither" if prepared.num_unused else ""
+    return (
+        f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} images to train "
+        f"on, {prepared.num_val:,} to validate on ({prepared.split}){unused}, "
+        f"{prepared.num_classes:,} classes"
+    )
+
+
+def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
+    """Return the folder of manifests of a user's images, made below *run_dir* if need be.
+
+    Processes that torchrun started come here one after the other, and find the same.  The manifests
+    of a run that has begun stay as they are.
+
+    Args:
+        path: Class folders, with ``train`` and ``val`` around them or without; or a Hugging Face
+            dataset on disk.
+        run_dir: Nothing is written anywhere else.
+        fresh: The run starts over, if it has begun.
+
+    Raises:
+        UsageError: There is nothing at *path*.
+        DataError: It holds no images with labels, or others than the run began with.
+    """
+    from vit21k.lock import locked
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import IMAGES as IMAGES_KIND
+    from vit21k.prep.hugging_face import HuggingFaceImages, is_hugging_face
+    from vit21k.prep.import_tree import IMAGES, MANIFESTS, prepare, write_tree
+
+    if not path.exists():
+        raise UsageError(f"there is nothing at `{path}`")
+    folder, labels = run_dir / "data", None
+    with locked(folder, command="train --data", wait=True):
+        root = path
+        if is_hugging_face(path):
+            dataset = HuggingFaceImages(path)
+            counts: dict[str, Any] = write_tree(dataset.images(), folder / "tree", dataset.source)
+            root, labels = folder / "tree" / IMAGES, dataset.names
+            console.note(f"`{path}`: {sum(counts.values()):,} images as files in `{root}`")
+            if dataset.skipped:
+                console.warn(
+                    f"{len(dataset.skipped):,} files of rows below `{path}` were not looked at, "
+                    f"such as `{dataset.skipped[0]}`"
+                )
+            if dataset.num_unlabelled:
+                console.warn(f"{dataset.num_unlabelled:,} images have no label; skipped")
+        has_begun = not fresh and (run_dir / "checkpoints" / "latest").is_file()
+        with _prepared_apart(folder / MANIFESTS, path, run_dir, has_begun) as manifests:
+            prepared = prepare(root, manifests, labels=labels)
+    warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
+    console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
+    return folder / MANIFESTS
+
+
+@contextmanager
+def _prepared_apart(manifests: Path, path: Path, run_dir: Path, has_begun: bool) -> Iterator[Path]:
+    """Yield the folder to make *manifests* in: another one if a run that *has_begun* needs them.
+
+    Raises:
+        DataError: What was made there is another split.
+    """
+    from vit21k.manifest.schema import TRAIN
+
+    if not has_begun or not (manifests / TRAIN.file_name).is_file():
+        yield manifests
+        return
+    with TemporaryDirectory(dir=manifests.parent, prefix=".manifests.") as again:
+        copytree(manifests, again, dirs_exist_ok=True)
+        yield Path(again)
+        _check_same_split(manifests, Path(again), path, run_dir)
+
+
+def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> None:
+    """Check that two folders of manifests hold the same split."""
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import TRAIN, VAL
+
+    for kind in (TRAIN, VAL):
+        if open_manifest(before, kind).fingerprint != open_manifest(now, kind).fingerprint:
+            raise DataError(
+                f"`{run_dir}` began with other images than those that are now in `{path}`: "
+                f"{kind.file_name} differs",
+                hint="name a new run with --run-dir; or resume this one with the images it began "
+                f"with, if they are still there: `--manifests {before}` in place of --data",
+            )
+
+
+def _downloaded(name: str, folder: Path) -> Path:
+    from vit21k.prep.cifar_download import download_cifar
+
+    console.note(f"{name}: loaded by torchvision, unless it is in `{folder}` already")
+    return download_cifar(name, folder)
+
+
+def _md5_of(file: Path) -> str:
+    import hashlib
+
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _compare_md5(name: str, file: Path, md5: str) -> None:
+    from vit21k.prep.cifar_download import published_md5
+
+    published = published_md5(name)
+    if published is not None and md5 != published:
+        console.warn(f"`{file}` is not the published archive: its MD5 is {md5}, not {published}")

@@ -1,0 +1,660 @@
+"""`train` and its dry run, `launch`."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vit21k.cli import console
+from vit21k.cli.options import (
+    DEFAULT_MANIFESTS,
+    Device,
+    ImageRoot,
+    Manifests,
+    NumWorkers,
+    WhichWeights,
+    device_or_best,
+    for_manifests,
+    local_copy,
+    require_torch,
+    workers_or_cores,
+)
+from vit21k.cli.prepare import prepare_data
+from vit21k.errors import MissingExtraError, UsageError, Vit21kError
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitReport, InitSource
+    from vit21k.launch import Job
+    from vit21k.recipe.schema import Recipe
+    from vit21k.training.context import Fork, Listener, Place
+    from vit21k.training.dry_run import DryRun
+    from vit21k.training.forecast import Forecast
+
+_LONG_RUN_SECONDS = 14 * 86_400
+_MICRO_STEP_SECONDS = 10.0
+_UNTOLD = ("step", "total_steps", "seconds", "eta_seconds")
+
+
+def listener() -> "Listener":
+    """Return who hears of a run: the terminal."""
+    from vit21k.training.context import Listener
+
+    return Listener(
+        note=console.note,
+        warn=console.warn,
+        forecast=_tell_forecast,
+        initialised=_tell_initialised,
+        line=_tell_line,
+        micro_step=_MicroSteps(),
+    )
+
+
+def _tell_forecast(forecast: "Forecast") -> None:
+    console.done(
+        f"{forecast.num_params / 1e6:,.2f} M parameters, {forecast.num_images:,} images to go, "
+        f"{_engineering(forecast.flops)}FLOP; "
+        f"{_rate(forecast.images_per_second)} measured here, about "
+        f"{console.duration(forecast.seconds)} without reading images"
+    )
+    if forecast.seconds > _LONG_RUN_SECONDS:
+        console.warn(
+            f"this run would take about {console.duration(forecast.seconds)} on this machine; it "
+            "goes on, and can be stopped and resumed at any time"
+        )
+
+
+def _tell_initialised(report: "InitReport") -> None:
+    console.note(f"init: {report.in_words()}")
+
+
+class _MicroSteps:
+    """Shows that a long step moves: a line every 10 s, unless steps are shorter than that."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+        self._step = -1
+
+    def __call__(self, step: int, num_done: int, num_images: int) -> None:
+        now = time.monotonic()
+        if step != self._step:
+            self._step, self._told_at = step, now
+        elif now - self._told_at >= _MICRO_STEP_SECONDS:
+            self._told_at = now
+            console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
+
+
+def _tell_line(line: Mapping[str, Any]) -> None:
+    head = f"step {line['step']:,}/{line['total_steps']:,}"
+    if "lr" not in line:
+        names = [name for name in line if name not in _UNTOLD]
+        console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
+        return
+    skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
+    skipped += f" | {line['num_replaced']:,} replaced" if line["num_replaced"] else ""
+    console.done(
+        f"{head} | loss {line['loss']:.4f} | lr {line['lr']:.2e} | "
+        f"grad norm {line['grad_norm']:.3g} | weights {line['weight_norm']:.4g} | "
+        f"{_rate(line['images_per_second'])} | MFU {line['mfu']:.1%} | "
+        f"waits {line['data_wait']:.0%} | {_engineering(line['memory_bytes'])}B | "
+        f"ETA {console.duration(line['eta_seconds'])}{skipped}"
+    )
+
+
+def _rate(images_per_second: float) -> str:
+    digits = 0 if images_per_second >= 100 else 2
+    return f"{images_per_second:,.{digits}f} images/s"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _engineering(value: float) -> str:
+    for power, prefix in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:,.1f} {prefix}"
+    return f"{value:,.0f} "
+
+
+DryRunFlag = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what would be done, and how long it takes; write none."),
+]
+PlotSchedule = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="With --dry-run: draw the learning rate; ends in .html or .png."
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-6, help="With --dry-run: images a second to reckon with; default: measured."
+    ),
+]
+DryRunJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print it as JSON.")]
+
+_BARS = "▁▂▃▄▅▆▇█"
+_NUM_BARS = 60
+
+
+def check_options(
+    is_dry: bool, plot_schedule: Path | None, rate: float | None, as_json: bool
+) -> None:
+    """Refuse what is only for a dry run.
+
+    Raises:
+        UsageError: There is such an option, and it is none.
+    """
+    given = {"--plot-schedule": plot_schedule, "--rate": rate, "--json": as_json or None}
+    if not is_dry and (odd := [name for name, value in given.items() if value is not None]):
+        raise UsageError(f"{odd[0]} is for --dry-run")
+
+
+def reckon(
+    recipe: "Recipe",
+    place: "Place",
+    init: "InitSource | None",
+    rate: float | None,
+    *,
+    fork: "Fork | None" = None,
+    fresh: bool = False,
+) -> "DryRun":
+    """Find out what the run would be; the terminal hears of what is found on the way."""
+    from vit21k.training.dry_run import dry_run
+
+    return dry_run(
+        recipe, place, listener(), init=init, fork=fork, fresh=fresh, images_per_second=rate
+    )
+
+
+def report(
+    recipe: "Recipe", name: str, found: "DryRun", *, plot_schedule: Path | None, as_json: bool
+) -> None:
+    """Print *found*, and draw the schedule where it is asked for."""
+    if as_json:
+        facts = asdict(found)
+        console.print_json({"recipe": recipe.model_dump(mode="json"), **facts})
+    else:
+        _print(recipe, found)
+    if plot_schedule:
+        _plot(found, name, plot_schedule)
+        console.note(f"the schedule is drawn in `{plot_schedule}`")
+    steps, time = found.steps, found.time
+    left = steps["total_steps"] - steps["resumes_at"]
+    console.done(
+        f"train --dry-run: nothing written; {left:,} of {steps['total_steps']:,} steps to do, "
+        f"about {console.duration(time['seconds'])} at {time['images_per_second']:,.4g} images/s "
+        f"({'measured here, without reading images' if time['measured'] else 'as given'})"
+    )
+    console.note("next: the same command without --dry-run")
+
+
+def _print(recipe: "Recipe", found: "DryRun") -> None:
+    from vit21k.recipe.load import dump_recipe
+
+    console.print_lines(dump_recipe(recipe))
+    memory = {
+        name: value if name == "device_batch_size" else f"{value / 1e9:,.3f} GB"
+        for name, value in found.memory.items()
+    }
+    facts = {"data": found.data, "model": found.model, "steps": found.steps}
+    console.print_facts({**facts, "memory_of_a_process_(estimate)": memory})
+    console.print_lines("")
+    columns = ["optimizer", "tensors", "parameters", "weight decay", "lr multiplier"]
+    console.print_table(columns, [_row(group) for group in found.groups])
+    if found.frozen:
+        console.print_lines(f"frozen: {found.frozen:,} parameters")
+    rates = [lr for _, lr in found.schedule]
+    console.print_lines(f"\nlearning rate {sparkline(rates)}")
+    console.print_lines(f"{rates[0]:.3g} at first, {max(rates):.3g} at most, {rates[-1]:.3g} last")
+
+
+def _row(group: Mapping[str, Any]) -> list[str]:
+    return [
+        group["optimizer"],
+        f"{group['num_tensors']:,}",
+        f"{group['num_params']:,}",
+        f"{group['weight_decay']:g}",
+        f"{group['lr_multiplier']:g}",
+    ]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return *values* as a row of bars, from 0 to the highest."""
+    top = max(values) or 1.0
+    count = min(_NUM_BARS, len(values))
+    last = len(values) - 1
+    chosen = [values[round(index * last / max(1, count - 1))] for index in range(count)]
+    return "".join(_BARS[round(value / top * (len(_BARS) - 1))] for value in chosen)
+
+
+def _plot(found: "DryRun", name: str, out: Path) -> None:
+    from vit21k.runs.curves import Curve, Panel, Plot, write_plot
+
+    steps, rates = zip(*found.schedule, strict=True)
+    curve = Curve(run=0, x=[float(step) for step in steps], y=rates)
+    panel = Panel(metric="learning rate", curves=[curve], is_log=False)
+    write_plot(
+        Plot(run_names=[name], x_name="step", panels=[panel]),
+        out,
+        title=f"learning rate of {name}",
+    )
+
+
+_PANEL = "Train"
+_STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
+
+Stage = Literal["pretrain", "finetune"]
+
+
+def register_train(app: typer.Typer) -> None:
+    """Add the training commands to *app*."""
+    app.command("train", rich_help_panel=_PANEL)(train_command)
+
+
+def train_command(
+    stage: Annotated[
+        Stage | None,
+        typer.Option(help="pretrain: multi-label, from scratch; finetune: from --init."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A shipped recipe (`vit21k recipes list`) or a .yaml file instead of the stage's.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE|ADDRESS",
+            help="Weights to start from: a run, a file or folder of another program, "
+            "hf://owner/name, https://..., or a name of Google's (ViT-L_16).",
+        ),
+    ] = None,
+    init_head: Annotated[
+        Literal["same-classes", "from-wnids"],
+        typer.Option(
+            "--head",
+            help="same-classes: take their head if it is for the same class list; from-wnids: take "
+            "the rows of the classes that both have.",
+        ),
+    ] = "same-classes",
+    init_classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST|FILE",
+            help="What the outputs of --init mean, if it does not say: google, in1k, or a file.",
+        ),
+    ] = None,
+    weights: WhichWeights = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE|ADDRESS",
+            help="The model to learn from, for recipes with distill.kind; as --init.",
+        ),
+    ] = None,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Instead of manifests: class folders (in `train` and `val`, or held out of), or a "
+            "Hugging Face image dataset on disk. Manifests are made in the run's folder.",
+        ),
+    ] = None,
+    root: ImageRoot = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What the run writes; default: runs/<recipe>."),
+    ] = None,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP|RUN[:STEP]",
+            help="Begin a new run (--run-dir) with a checkpoint of another: weights, optimizer and "
+            "step, with other settings or another length. STEP alone: of runs/<recipe>.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over; the run that is there is kept in RUN_DIR/previous-1."
+        ),
+    ] = False,
+    device: Device = None,
+    device_batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images in one forward pass; default: the recipe's, if they fit."),
+    ] = None,
+    num_workers: NumWorkers = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            metavar="NAME,...",
+            help="Log there too: tensorboard, wandb, mlflow. None of them can stop the run.",
+        ),
+    ] = None,
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="What one device can do, for MFU; default: a matrix product, measured."
+        ),
+    ] = None,
+    is_dry: DryRunFlag = False,
+    plot_schedule: PlotSchedule = None,
+    rate: Rate = None,
+    as_json: DryRunJson = False,
+) -> None:
+    """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
+
+    A run that was stopped or killed resumes from its newest checkpoint when the same command is
+    given again, and ends with the same weights as if it had not been stopped.
+
+    [bold]Examples[/bold]
+
+        vit21k train --stage pretrain
+
+        vit21k train --stage finetune --init runs/pretrain_l16_in21k --manifests in1k_manifests
+
+        vit21k train --stage finetune --init ViT-B_16 --data photos --run-dir runs/photos
+
+        vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
+
+        vit21k train --recipe tiny --set optim.lr=1e-4 --resume-from runs/tiny:200 --run-dir runs/b
+
+        vit21k train --recipe tiny --dry-run --plot-schedule schedule.png
+
+        torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
+    """
+    require_torch("train")
+    from vit21k.training.context import Place
+    from vit21k.training.run import train_run
+    from vit21k.training.sinks import parse_sinks
+
+    check_options(is_dry, plot_schedule, rate, as_json)
+    _check_finite({"--rate": rate, "--peak-tflops": peak_tflops})
+    plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
+    default_dir = Path("runs") / _run_name(plan.stage, recipe)
+    fork = None if resume_from is None else _fork(resume_from, default_dir)
+    place = Place(
+        manifests=manifests,
+        root=root,
+        run_dir=run_dir or default_dir,
+        device=device_or_best(device),
+        num_workers=workers_or_cores(num_workers),
+        device_batch_size=device_batch_size,
+        recipe_name=_run_name(plan.stage, recipe),
+        log_to=parse_sinks(log_to),
+        peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
+    )
+    source = _init_source(init, init_head, init_classes, weights)
+    with _place_with(data, place, is_dry, fresh) as place:
+        if is_dry:
+            found = reckon(plan, place, source, rate, fork=fork, fresh=fresh)
+            report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
+            return
+        train_run(plan, place, listener(), init=source, fork=fork, fresh=fresh)
+    _tell_finished(place)
+
+
+def _check_finite(options: Mapping[str, float | None]) -> None:
+    for option, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{option} is {value}, not a finite number")
+
+
+def _tell_finished(place: "Place") -> None:
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        command = for_manifests(f"vit21k eval {place.run_dir}", place.manifests)
+        console.done(f"train: finished; next: `{command}`")
+
+
+@contextmanager
+def _place_with(data: Path | None, place: "Place", is_dry: bool, fresh: bool) -> Iterator["Place"]:
+    """Yield *place*, with manifests of *data* if that is given; a dry run forgets them."""
+    if data is None:
+        yield place
+        return
+    if place.manifests != DEFAULT_MANIFESTS or place.root is not None:
+        raise UsageError("--data takes the place of --manifests and --root; give one")
+    if not is_dry:
+        yield replace(place, manifests=prepare_data(data, place.run_dir, fresh=fresh))
+        return
+    with TemporaryDirectory() as folder:
+        yield replace(place, manifests=prepare_data(data, Path(folder)))
+
+
+def _fork(text: str, default_dir: Path) -> "Fork":
+    """Return the checkpoint that --resume-from names."""
+    from vit21k.checkpoint.store import step_of
+    from vit21k.training.context import Fork
+
+    run, _, step = text.rpartition(":")
+    if text.isdigit():
+        return Fork(run_dir=default_dir, step=int(text))
+    if run and step.isdigit():
+        return Fork(run_dir=Path(run), step=int(step))
+    path = Path(text)
+    if step_of(path) >= 0:  # RUN/checkpoints/step-00000100
+        return Fork(run_dir=path.parent.parent, step=step_of(path))
+    return Fork(run_dir=path)
+
+
+def _teacher(address: str | None) -> list[str]:
+    """Return what names the teacher in a recipe."""
+    return [] if address is None else [f"distill.teacher={json.dumps(local_copy(address))}"]
+
+
+def _init_source(
+    init: str | None,
+    head: Literal["same-classes", "from-wnids"],
+    classes: str | None,
+    weights: Literal["raw", "ema"] | None,
+) -> "InitSource | None":
+    """Return where first weights come from, as the options say."""
+    from vit21k.checkpoint.initialise import InitSource
+    from vit21k.manifest.class_lists import read_classes
+
+    if init is None:
+        if head != "same-classes" or classes is not None or weights is not None:
+            raise UsageError("--head, --init-classes and --weights are for the weights of --init")
+        return None
+    known = None if classes is None else read_classes(classes)
+    return InitSource(path=local_copy(init), head=head, classes=known, weights=weights)
+
+
+def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":
+    from vit21k.recipe.load import load_recipe
+
+    if stage is None and recipe is None:
+        raise UsageError(
+            "which stage?", hint="`--stage pretrain`, `--stage finetune`, or `--recipe NAME|FILE`"
+        )
+    loaded = load_recipe(recipe or _STAGE_RECIPES[stage or "pretrain"], overrides)
+    if stage is not None and loaded.stage != stage:
+        raise UsageError(
+            f"recipe `{recipe}` is for --stage {loaded.stage}, not {stage}",
+            hint="leave --stage out, or choose another recipe: `vit21k recipes list`",
+        )
+    return loaded
+
+
+def _run_name(stage: str, recipe: str | None) -> str:
+    return Path(recipe).stem if recipe else _STAGE_RECIPES[stage]
+
+
+TrainArguments = Annotated[
+    list[str], typer.Argument(metavar="-- ARGUMENTS...", help="Of `vit21k train`.")
+]
+Name = Annotated[str, typer.Option(help="Of the job.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+GpusPerNode = Annotated[int, typer.Option(min=0, help="GPUs of each machine; 0: none.")]
+ProcessesPerNode = Annotated[
+    int | None, typer.Option(min=1, help="Default: one for each GPU, or 1.")
+]
+CpusPerNode = Annotated[
+    int | None, typer.Option(min=1, help="Cores of each machine; default: 12 for each process.")
+]
+GraceSeconds = Annotated[
+    int, typer.Option(min=30, help="How long before the end training is asked to save.")
+]
+PrintOnly = Annotated[bool, typer.Option("--dry-run", help="Print the file; submit nothing.")]
+
+
+def register_launch(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    launch = typer.Typer(no_args_is_help=True, help="Train on a cluster: Slurm, Kubernetes.")
+    launch.command("slurm")(slurm_command)
+    launch.command("k8s")(k8s_command)
+    app.add_typer(launch, name="launch", rich_help_panel="Train")
+
+
+def slurm_command(
+    arguments: TrainArguments,
+    name: Name = "vit21k",
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 8,
+    processes_per_node: ProcessesPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    time_limit: Annotated[
+        str, typer.Option("--time", metavar="LIMIT", help="As Slurm reads it.")
+    ] = "24:00:00",
+    partition: Annotated[str | None, typer.Option(help="Default: the cluster's.")] = None,
+    account: Annotated[str | None, typer.Option(help="Default: the user's.")] = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(metavar="SHELL", help="A line before training: modules, an environment."),
+    ] = None,
+    grace_seconds: GraceSeconds = 300,
+    dry_run: PrintOnly = False,
+) -> None:
+    """Submit training to Slurm, or print the batch script.
+
+    Before the time limit training saves and the job is queued again; it goes on where it was.
+
+    [bold]Examples[/bold]
+
+      vit21k launch slurm --nodes 4 --dry-run -- --stage pretrain > job.sh
+
+      vit21k launch slurm --partition h200 --setup "source venv/bin/activate" -- --stage pretrain
+    """
+    from vit21k.launch import slurm_script
+
+    job = _job(
+        name, nodes, gpus_per_node, processes_per_node, cpus_per_node, grace_seconds, arguments
+    )
+    script = slurm_script(
+        job, time_limit=time_limit, partition=partition, account=account, setup=setup
+    )
+    _print_or_submit(script, ["sbatch"], dry_run)
+
+
+def k8s_command(
+    arguments: TrainArguments,
+    image: Annotated[str, typer.Option(help="Has vit21k, torch and bash.")],
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLAIM:PATH", help="Mount a claim at a path; repeatable."),
+    ] = None,
+    name: Name = "vit21k",
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 8,
+    processes_per_node: ProcessesPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    grace_seconds: GraceSeconds = 300,
+    dry_run: PrintOnly = False,
+) -> None:
+    """Submit training to Kubernetes as an Indexed Job, or print the manifest.
+
+    A pod that is evicted makes all of them save; they are started again and go on.
+
+    [bold]Examples[/bold]
+
+      vit21k launch k8s --nodes 4 --image registry/vit21k:1 --dry-run -- --stage pretrain > job.yaml
+
+      vit21k launch k8s --image registry/vit21k:1 --volume imagenet:/data -- --stage pretrain
+    """
+    from vit21k.launch import k8s_manifest
+
+    job = _job(
+        name, nodes, gpus_per_node, processes_per_node, cpus_per_node, grace_seconds, arguments
+    )
+    manifest = k8s_manifest(job, image=image, volumes=_mounts(volume or []))
+    _print_or_submit(manifest, ["kubectl", "create", "-f", "-"], dry_run)
+
+
+def _job(
+    name: str,
+    num_nodes: int,
+    gpus_per_node: int,
+    processes_per_node: int | None,
+    cpus_per_node: int | None,
+    grace_seconds: int,
+    arguments: Sequence[str],
+) -> "Job":
+    from vit21k.launch import Job
+
+    processes = processes_per_node or gpus_per_node or 1
+    return Job(
+        name=name,
+        num_nodes=num_nodes,
+        gpus_per_node=gpus_per_node,
+        processes_per_node=processes,
+        cpus_per_node=cpus_per_node or 12 * processes,
+        grace_seconds=grace_seconds,
+        arguments=arguments,
+    )
+
+
+def _mounts(volumes: list[str]) -> dict[str, str]:
+    mounts = {}
+    for volume in volumes:
+        claim, colon, path = volume.partition(":")
+        if not colon or not claim or not path.startswith("/"):
+            raise UsageError(
+                f"cannot read the volume `{volume}`", hint="write it as CLAIM:/path/in/the/pod"
+            )
+        mounts[claim] = path
+    return mounts
+
+
+def _print_or_submit(text: str, command: list[str], dry_run: bool) -> None:
+    """Write *text* to the standard output, or give it to the cluster's own program.
+
+    Raises:
+        MissingExtraError: The program is not on this machine.
+        Vit21kError: It refused the job.
+    """
+    if dry_run:
+        console.print_lines(text)
+        return
+    program = shutil.which(command[0])
+    if program is None:
+        raise MissingExtraError(
+            f"`{command[0]}` is not on this machine",
+            hint="print the file with --dry-run, and submit it where it is",
+        )
+    done = subprocess.run(
+        [program, *command[1:]], input=text, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise Vit21kError(f"`{' '.join(command)}` refused the job: {done.stderr.strip()}")
+    console.done(f"launch: {done.stdout.strip()}")

@@ -1,0 +1,385 @@
+"""What the name of an architecture says that its tensors do not show.
+
+Tensors under our names -> the arguments of the model that they are the weights of.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vit21k.convert.naming import Converted
+from vit21k.errors import CheckpointError, UsageError
+from vit21k.models.registry import SIZES, VARIANTS, model_args, name_of
+
+# What an image size, a pretrained tag or the name of the pretraining adds to a name.
+_SUFFIX = re.compile(r"(\.\w[\w.]*)?$")
+_SIZE = re.compile(r"(_\d{2,4})?(_in21k|_miil|_miil_in21k)?$")
+# `vit_base`, `mae_vit_base_patch16`, `deit_base_patch16`: DINO, MAE, DeiT and timm.
+_PLAIN = re.compile(
+    r"(?:mae_)?(?:vit|deit)_(tiny|small|base|large|huge|giant|gigantic)"
+    r"(?:_patch\d+)?(?:_dec\d+d\d+b)?(?:_dinov2)?"
+)
+_TORCHVISION = {"vit_b": "base", "vit_l": "large", "vit_h": "huge"}
+_TORCHVISION_NAME = re.compile(r"(vit_[blh])_\d\d(?:_swag)?")
+# Other names of timm's for what our network computes -> width, heads and GELU.  Their widths do
+# not decide their heads: 768 has 12 or 16.
+_OTHERS: Mapping[str, tuple[int, int, str]] = {
+    "vit_base_patch16_gap": (768, 16, "gelu"),
+    "vit_base_patch16_plus": (896, 14, "gelu"),
+    "vit_base_patch16_siglip_gap": (768, 12, "gelu"),
+    "vit_base_patch32_plus": (896, 14, "gelu"),
+    "vit_base_patch32_siglip_gap": (768, 12, "gelu_tanh"),
+    "vit_betwixt_patch16_gap": (640, 10, "gelu"),
+    "vit_giant_patch16_gap": (1408, 16, "gelu"),
+    "vit_giantopt_patch16_siglip_gap": (1536, 16, "gelu_tanh"),
+    "vit_huge_patch14_gap": (1280, 16, "gelu"),
+    "vit_huge_patch16_gap": (1280, 16, "gelu"),
+    "vit_intern300m_patch14": (1024, 16, "gelu"),
+    "vit_large_patch16_siglip_gap": (1024, 16, "gelu"),
+    "vit_medium_patch16_gap": (512, 8, "gelu"),
+    "vit_small_patch16_36x1": (384, 6, "gelu"),
+    "vit_so400m_patch14_siglip_gap": (1152, 16, "gelu"),
+    "vit_so400m_patch16_siglip_gap": (1152, 16, "gelu_tanh"),
+    "eva_large_patch14": (1024, 16, "gelu"),
+    "test_vit": (64, 2, "gelu"),
+}
+
+
+def known_architecture(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], str | None]:
+    """Return what the ``architecture`` of *config* says, and its name if it is not one of ours.
+
+    Args:
+        config: In the words of timm's ``config.json``.
+        tensors: Under our names.
+
+    Raises:
+        CheckpointError: The tensors are those of another one.
+    """
+    told = config.get("architecture")
+    if not isinstance(told, str) or told.lower() == "visiontransformer":  # timm's class
+        return {}, None
+    found = _of_name(told)
+    if found is None:
+        return {}, told
+    width, known = found
+    args = config.get("model_args")
+    resized = isinstance(args, Mapping) and "embed_dim" in args
+    patch = tensors.get("patch_embed.proj.weight")
+    if width and not resized and patch is not None and patch.shape[:1] != (width,):
+        raise CheckpointError(
+            f"the tensors are not those of `{told:.60}`, which is named beside them: "
+            f"{patch.shape[:1][0] if patch.ndim else 0} wide, not {width}"
+        )
+    if "heads" not in known:
+        averages = "fc_norm.weight" in tensors or "cls_token" not in tensors
+        known = {**known, "global_pool": "avg" if averages else "token"}
+    return known, None
+
+
+def _of_name(told: str) -> tuple[int | None, dict[str, Any]] | None:
+    """Return width and hidden arguments of the model of this name; None: there is none here."""
+    base = _SIZE.sub("", _SUFFIX.sub("", told))
+    for name in VARIANTS:
+        if _SIZE.sub("", name) == base and "heads" in VARIANTS[name]:
+            return None, {"heads": VARIANTS[name]["heads"], "act_layer": "gelu"}
+        if _SIZE.sub("", name) == base:
+            return _said(VARIANTS[name]["embed_dim"], VARIANTS[name]["num_heads"])
+    if base in _OTHERS:
+        return _said(*_OTHERS[base])
+    match = _PLAIN.fullmatch(base)
+    size = match[1] if match else None
+    if match := _TORCHVISION_NAME.fullmatch(_SUFFIX.sub("", told)):
+        size = _TORCHVISION[match[1]]
+    if size is None:
+        return None
+    return _said(int(SIZES[size]["embed_dim"]), int(SIZES[size]["num_heads"]))
+
+
+def _said(width: int, num_heads: int, activation: str = "gelu") -> tuple[int, dict[str, Any]]:
+    return width, {"num_heads": num_heads, "act_layer": activation, "norm_eps": 1e-6}
+
+
+# What no tensor shows -> what constructors take it to be, where they agree; None: they do not.
+_HIDDEN: Mapping[str, Any] = {
+    "num_heads": None,
+    "act_layer": "gelu",
+    "norm_eps": 1e-6,
+    "global_pool": "token",
+    "stem_eps": "timm",
+}
+_PIT_HIDDEN: Mapping[str, Any] = {"heads": None, "act_layer": "gelu"}
+# What has to be said of an architecture that is not ours before its tensors are read as ours.
+_DECIDING = ("num_heads", "act_layer", "norm_eps")
+_EXAMPLES = {
+    "num_heads": "N",
+    "heads": "[N,N,N]",
+    "act_layer": "gelu|gelu_tanh",
+    "norm_eps": "X",
+    "global_pool": "token|avg",
+}
+
+
+class Architecture(NamedTuple):
+    """What a set of tensors is."""
+
+    name: str
+    """The model of this shape, or the nearest one; see `name_of`."""
+    args: dict[str, Any]
+    """Every argument of its constructor."""
+    assumed: tuple[str, ...]
+    """What nothing told, in a sentence."""
+
+
+def infer_architecture(
+    converted: Converted,
+    given: Mapping[str, Any] | None = None,
+    fallback: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Return the model that these tensors are the weights of.
+
+    Width, depth, patches, image size, pre-logits and head are read from shapes.  What no shape
+    shows is what the format or a file beside the weights says, else what *given* says, else what
+    *fallback* says.  The number of heads is never guessed.
+
+    Args:
+        converted: Tensors under our names, and what is known of them.
+        given: Arguments that the user gave for these weights.
+        fallback: Arguments of the model that is to take them.
+
+    Raises:
+        CheckpointError: They are the weights of no model that vit21k has.
+        UsageError: Nothing says how many heads there are, or *given* contradicts what is known.
+    """
+    tensors = converted.tensors
+    pit = "transformers.0.blocks.0.norm1.weight" in tensors
+    try:
+        shown = (_pit if pit else _vit)(tensors, converted.known)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the weights lack what every model has: {error}") from error
+    _check_given(shown, converted, given or {}, pit=pit)
+    said = {**(given or {}), **converted.known}
+    if converted.unknown is not None:
+        _check_unknown(converted.unknown, said)
+    customary = {**(_PIT_HIDDEN if pit else _HIDDEN), **converted.customary}
+    hidden, assumed = _hidden(shown, said, fallback or {}, customary)
+    try:
+        found = _completed(tensors, {**shown, **hidden}, said)
+        name = name_of(found)
+        return Architecture(name, model_args(name, **found), assumed)
+    except UsageError as error:
+        message = f"no model has these weights: {error.message}"
+        raise (UsageError if given else CheckpointError)(message) from error
+
+
+def _check_given(
+    shown: Mapping[str, Any], converted: Converted, given: Mapping[str, Any], *, pit: bool
+) -> None:
+    """Raise a `UsageError` if *given* has what tensors show, or contradicts what is known."""
+    hidden = _PIT_HIDDEN if pit else _HIDDEN
+    for key, value in given.items():
+        known = converted.known.get(key, shown.get(key) if key not in hidden else None)
+        if known is not None and known != value:
+            raise UsageError(
+                f"`--set model.{key}={_text(value)}` contradicts the weights, "
+                f"which say {_text(known)}",
+                hint="leave it out",
+            )
+        if known is None and key not in hidden:
+            raise UsageError(
+                f"`--set model.{key}=` says nothing of these weights",
+                hint=f"what can be said: {', '.join(f'model.{name}' for name in hidden)}",
+            )
+
+
+def _check_unknown(name: str, said: Mapping[str, Any]) -> None:
+    """Raise unless everything that could differ in an architecture that is not ours is said."""
+    missing = [key for key in _DECIDING if key not in said]
+    if missing:
+        raise UsageError(
+            f"the weights are named `{name:.80}`, an architecture that vit21k does not have",
+            hint="if its tensors are to be read as a Vision Transformer all the same, say what "
+            f"they do not show: {_options(missing)}",
+        )
+
+
+def _hidden(
+    shown: Mapping[str, Any],
+    said: Mapping[str, Any],
+    fallback: Mapping[str, Any],
+    customary: Mapping[str, Any],
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what no tensor shows, and a warning on what nothing said."""
+    hidden: dict[str, Any] = {}
+    assumed = []
+    for key, usual in customary.items():
+        if key == "global_pool" and not shown["class_token"]:
+            hidden[key] = "avg"
+        elif key == "stem_eps" and shown.get("resnet_layers") is None:
+            continue
+        elif key in said or key in fallback:
+            hidden[key] = said[key] if key in said else fallback[key]
+        elif usual is None:
+            raise UsageError(
+                "nothing says how many attention heads these weights have: no tensor shows it",
+                hint=f"say it: {_options([key])}; `vit21k export` with it writes a folder that "
+                "says it for good",
+            )
+        else:
+            hidden[key] = shown.get(key, usual)
+            assumed.append(key)
+    if not assumed:
+        return hidden, ()
+    values = ", ".join(f"{key} {_text(hidden[key])}" for key in assumed)
+    options = _options(assumed)
+    return hidden, (f"nothing says these, so their usual values count: {values} ({options})",)
+
+
+def _options(keys: list[str]) -> str:
+    return " ".join(f"`--set model.{key}={_EXAMPLES.get(key, '')}`" for key in keys)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)[:60]
+
+
+def _vit(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the tensors of a Vision Transformer show."""
+    patch = tensors["patch_embed.proj.weight"]
+    width, side = int(patch.shape[0]), int(patch.shape[2])
+    stem = tensors.get("patch_embed.backbone.stem.conv.weight", patch)
+    hidden = int(tensors["blocks.0.mlp.fc1.weight"].shape[0])
+    _grid(tensors)
+    head = tensors.get("head.weight")
+    representation = tensors.get("pre_logits.fc.weight")
+    pool_norm = "fc_norm.weight" in tensors
+    class_token = "cls_token" in tensors
+    return {
+        "patch_size": side,
+        "in_chans": int(stem.shape[1]),
+        "num_classes": 0 if head is None else int(head.shape[0]),
+        "global_pool": "token" if class_token and not pool_norm else "avg",
+        "class_token": class_token,
+        "embed_dim": width,
+        "depth": _count(tensors, r"blocks\.(\d+)\."),
+        "mlp_ratio": _ratio(hidden, width),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        # Its first value, which the trained factors do not show; DeiT III's.
+        "init_values": known.get("init_values", 1e-4) if "blocks.0.ls1.gamma" in tensors else None,
+        "representation_size": None if representation is None else int(representation.shape[0]),
+        "resnet_layers": _resnet_layers(tensors),
+    }
+
+
+def _pit(tensors: Mapping[str, Tensor], _known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the tensors of a PiT show."""
+    patch, head = tensors["patch_embed.conv.weight"], tensors.get("head.weight")
+    num_stages = _count(tensors, r"transformers\.(\d+)\.")
+    stages = [f"transformers.{stage}.blocks" for stage in range(num_stages)]
+    width = int(tensors[f"{stages[0]}.0.norm1.weight"].shape[0])
+    hidden = int(tensors[f"{stages[0]}.0.mlp.fc1.weight"].shape[0])
+    return {
+        "patch_size": int(patch.shape[2]),
+        "stride": int(patch.shape[2]) // 2,
+        "in_chans": int(patch.shape[1]),
+        "num_classes": 0 if head is None else int(head.shape[0]),
+        "depth": [_count(tensors, re.escape(stage) + r"\.(\d+)\.") for stage in stages],
+        "mlp_ratio": _ratio(hidden, width),
+        "distilled": tensors["cls_token"].shape[1] > 1,
+    }
+
+
+def _completed(
+    tensors: Mapping[str, Tensor], args: dict[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return *args* with what follows from them: the image size, and a PiT's widths."""
+    positions = tensors["pos_embed"]
+    if "heads" in args:
+        grid, stride = int(positions.shape[-1]), args["stride"]
+        least = (grid - 1) * stride + args["patch_size"]
+        size = said.get("img_size", least)
+        fits = isinstance(size, int) and (size - args["patch_size"]) // max(1, stride) + 1 == grid
+        return {**args, "img_size": size if fits else least, "base_dims": _base_dims(tensors, args)}
+    grid = _grid(tensors)
+    layers, side = args["resnet_layers"], args["patch_size"]
+    stride = side if layers is None else side * 2 ** (1 + len(layers))
+    after_pool = "fc_norm.weight" in tensors
+    customary = after_pool == (args["global_pool"] == "avg")
+    size = said.get("img_size")
+    fits = isinstance(size, int) and size > 0 and -(-size // stride) in (grid, grid + 1)
+    return {
+        **args,
+        "fc_norm": None if customary else after_pool,
+        "img_size": size if fits else grid * stride,
+    }
+
+
+def _grid(tensors: Mapping[str, Tensor]) -> int:
+    """Return the side of the grid of positions of a Vision Transformer.
+
+    Raises:
+        CheckpointError: They are not those of a square grid, after a class token if there is one.
+    """
+    shape, prefix = tuple(tensors["pos_embed"].shape), "cls_token" in tensors
+    num_patches = shape[1] - prefix if len(shape) == 3 else 0  # noqa: PLR2004 (1, N, D)
+    grid = isqrt(max(0, num_patches))
+    if grid * grid != num_patches or not grid:
+        raise CheckpointError(
+            f"`pos_embed` of shape {shape} is not that of a square grid"
+            + " and a class token" * prefix
+        )
+    return grid
+
+
+def _base_dims(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> list[int]:
+    """Return the width of a head in each stage of a PiT.
+
+    Raises:
+        CheckpointError: The heads are not those of a model of these widths.
+    """
+    heads = args["heads"]
+    widths = [
+        int(tensors[f"transformers.{stage}.blocks.0.norm1.weight"].shape[0])
+        for stage in range(len(args["depth"]))
+    ]
+    good = isinstance(heads, list | tuple) and len(heads) == len(widths)
+    if not good or any(
+        not isinstance(number, int) or number < 1 or width % number
+        for number, width in zip(heads, widths, strict=True)
+    ):
+        raise CheckpointError(f"{heads!s:.60} heads do not fit widths of {widths}")
+    return [width // number for width, number in zip(widths, heads, strict=True)]
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """Return how many numbers *pattern* finds in the names: 0 and those after it.
+
+    Raises:
+        CheckpointError: One is missing.
+    """
+    found = {match[1] for name in tensors if (match := re.match(pattern, name))}
+    if missing := [number for number in range(len(found)) if str(number) not in found]:
+        last = max(found, key=lambda number: (len(number), number))
+        raise CheckpointError(f"block {missing[0]} is missing, and there is a block {last:.20}")
+    return len(found)
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """Return a ratio r with ``int(width * r) == hidden``."""
+    for ratio in (hidden / width, (hidden + 0.5) / width):
+        if int(width * ratio) == hidden:
+            return ratio
+    raise CheckpointError(f"an MLP of {hidden} values for a width of {width}")
+
+
+def _resnet_layers(tensors: Mapping[str, Tensor]) -> list[int] | None:
+    prefix = r"patch_embed\.backbone\.stages\."
+    num_stages = _count(tensors, prefix + r"(\d+)\.")
+    if not num_stages:
+        return None
+    return [_count(tensors, rf"{prefix}{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)]

@@ -1,0 +1,514 @@
+"""Manifest rows -> paths, bytes and labels of images, by row, from mapped arrays."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k.atomic import atomic_folder
+from vit21k.errors import ImageTreeError, ManifestError, UnreadableImageError
+from vit21k.lock import locked
+from vit21k.machine import user_cache
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import IMAGE_KINDS
+from vit21k.sources.read import GZIP_HINT, ArchiveReader
+from vit21k.sources.tar import is_gzip_name
+
+
+@runtime_checkable
+class ImageRows(Protocol):
+    """Images in an order.  `Images` are those of a manifest.
+
+    Dimensions: B images, L labels of them.
+    """
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def path(self, row: int) -> str:
+        """Return what an image is called."""
+
+    def read_bytes(self, row: int) -> bytes:
+        """Return the content of its file.
+
+        Raises:
+            ImageError: It cannot be had.
+        """
+
+    def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return label_rows_L and label_ids_L of a batch; empty where labels are not known."""
+
+
+PLACE_COLUMNS = ["archive", "offset", "num_bytes"]
+
+
+class PlaceColumns(NamedTuple):
+    """Archive, offset and size of each image: 20 bytes an image.
+
+    Attributes:
+        archives: Their paths, relative to the image root.
+        archive_B: int32, an index into them; -1 for a file of its own.
+        offset_B: int64, bytes.
+        num_bytes_B: int64; 0 where it is not known.
+    """
+
+    archives: tuple[str, ...]
+    archive_B: NDArray[np.int32]
+    offset_B: NDArray[np.int64]
+    num_bytes_B: NDArray[np.int64]
+
+    @classmethod
+    def from_rows(cls, rows: pa.Table) -> Self:
+        """Read `COLUMNS` of a manifest."""
+        column = rows["archive"].dictionary_encode().unify_dictionaries().combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        return cls(
+            tuple(column.dictionary.to_pylist()),
+            column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32),
+            rows["offset"].fill_null(0).to_numpy(),
+            rows["num_bytes"].fill_null(0).to_numpy(),
+        )
+
+
+class Places:
+    """Reads images that lie in archives."""
+
+    def __init__(self, columns: PlaceColumns, root: Path) -> None:
+        """Make an instance for archives below *root*.
+
+        Raises:
+            ImageTreeError: An archive is compressed, so that its members cannot be read singly.
+        """
+        if compressed := [name for name in columns.archives if is_gzip_name(name)]:
+            raise ImageTreeError(
+                f"`{compressed[0]}` is compressed: its images cannot be read", hint=GZIP_HINT
+            )
+        self._columns = columns
+        self._reader = ArchiveReader(str(root))
+
+    def read(self, row: int) -> bytes | None:
+        """Return the content of an image; None if it is a file of its own.
+
+        Raises:
+            ImageError: The archive is not there, or too short.
+            OSError: It cannot be read.
+        """
+        columns = self._columns
+        archive = columns.archive_B[row]
+        if archive < 0:
+            return None
+        return self._reader.read(
+            columns.archives[archive], int(columns.offset_B[row]), int(columns.num_bytes_B[row])
+        )
+
+
+COLUMNS = ["path", "label_ids", *PLACE_COLUMNS]
+
+
+class FlatRows(NamedTuple):
+    """Paths, labels and places in archives; in memory, or mapped from files.
+
+    Attributes:
+        path_text_T: uint8; all paths in UTF-8, one after the other.
+        path_starts_B: int64; where each begins, and where the last one ends.
+        label_ids_L: int32, which holds the index of any class.
+        label_starts_B: int64; where those of each row begin, and where the last ones end.
+        num_multi_label: How many rows have more than one label.
+        places: Where rows lie in archives; None if all are files.
+    """
+
+    path_text_T: NDArray[np.uint8]
+    path_starts_B: NDArray[np.int64]
+    label_ids_L: NDArray[np.int32]
+    label_starts_B: NDArray[np.int64]
+    num_multi_label: int
+    places: PlaceColumns | None
+
+    @classmethod
+    def from_arrow(
+        cls, paths: pa.Array, label_lists: pa.Array, in_archives: PlaceColumns | None = None
+    ) -> Self:
+        """Take string *paths* and list *label_lists*, without nulls."""
+        paths = paths.cast(pa.large_string())
+        label_lists = label_lists.cast(pa.large_list(pa.int64()))
+        label_starts_B = _offsets(label_lists)
+        return cls(
+            np.frombuffer(paths.buffers()[2] or b"", dtype=np.uint8),
+            _offsets(paths),
+            label_lists.values.to_numpy(zero_copy_only=False).astype(np.int32),
+            label_starts_B,
+            int((np.diff(label_starts_B) > 1).sum()),
+            in_archives,
+        )
+
+    @classmethod
+    def from_table(cls, rows: pa.Table) -> Self:
+        """Take `COLUMNS` of a manifest."""
+        columns = PlaceColumns.from_rows(rows)
+        return cls.from_arrow(
+            _whole(rows["path"]), _whole(rows["label_ids"]), columns if columns.archives else None
+        )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Join the row groups of a column; large offsets, for paths of more than 2 GB."""
+    large = pa.large_list(pa.int64()) if pa.types.is_list(column.type) else pa.large_string()
+    whole = column.cast(large).combine_chunks()
+    return whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _offsets(array: pa.Array) -> NDArray[np.int64]:
+    """Return where each row starts in the array's values, and where the last one ends."""
+    if not len(array):
+        return np.zeros(1, dtype=np.int64)
+    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)
+    return offsets[array.offset : array.offset + len(array) + 1]
+
+
+_VERSION = 1
+_CARD = "index.json"
+_DTYPES = {
+    "path_text": "u1",
+    "path_starts": "<i8",
+    "label_ids": "<i4",
+    "label_starts": "<i8",
+    "archive": "<i4",
+    "offset": "<i8",
+    "num_bytes": "<i8",
+}
+_PLACES = ("archive", "offset", "num_bytes")
+
+
+class IndexWriter:
+    """Writes the rows of a manifest to an empty folder, in constant memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._files = {
+            name: self._stack.enter_context((folder / name).open("wb")) for name in _DTYPES
+        }
+        self._counts = dict.fromkeys(_DTYPES, 0)
+        self._archives: dict[str, int] = {}
+        self._num_multi_label = 0
+        for name in ("path_starts", "label_starts"):
+            self._append(name, np.zeros(1))
+
+    def write(self, rows: FlatRows) -> None:
+        """Append *rows*."""
+        self._append_lists("path", rows.path_text_T, rows.path_starts_B, "text")
+        self._append_lists("label", rows.label_ids_L, rows.label_starts_B, "ids")
+        self._num_multi_label += rows.num_multi_label
+        self._append_places(rows.places, len(rows.path_starts_B) - 1)
+
+    def finish(self) -> None:
+        """Write what is needed to open the files, and close them."""
+        self._stack.close()
+        if not self._archives:
+            for name in _PLACES:
+                self._counts[name] = 0
+                (self._folder / name).write_bytes(b"")
+        card = {
+            "version": _VERSION,
+            "counts": self._counts,
+            "num_multi_label": self._num_multi_label,
+            "archives": list(self._archives),
+        }
+        (self._folder / _CARD).write_text(json.dumps(card), encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def _append(self, name: str, values: NDArray[Any]) -> None:
+        self._files[name].write(np.ascontiguousarray(values, dtype=_DTYPES[name]).data)
+        self._counts[name] += len(values)
+
+    def _append_lists(
+        self, name: str, values: NDArray[Any], starts_B: NDArray[np.int64], what: str
+    ) -> None:
+        before = self._counts[f"{name}_{what}"] - starts_B[0]
+        self._append(f"{name}_starts", starts_B[1:] + before)
+        self._append(f"{name}_{what}", values[starts_B[0] : starts_B[-1]])
+
+    def _append_places(self, columns: PlaceColumns | None, num_rows: int) -> None:
+        if columns is None:
+            self._append("archive", np.full(num_rows, -1))
+            self._append("offset", np.zeros(num_rows))
+            self._append("num_bytes", np.zeros(num_rows))
+            return
+        numbers = [self._archives.setdefault(n, len(self._archives)) for n in columns.archives]
+        # The last one is what -1 picks.
+        self._append("archive", np.array([*numbers, -1])[columns.archive_B])
+        self._append("offset", columns.offset_B)
+        self._append("num_bytes", columns.num_bytes_B)
+
+
+def map_index(folder: Path) -> FlatRows | None:
+    """Return the rows of an index, mapped; None if there is none, or none that is whole."""
+    try:
+        card = json.loads((folder / _CARD).read_bytes())
+        if card["version"] != _VERSION:
+            return None
+        arrays = {name: _mapped(folder / name, card["counts"][name]) for name in _DTYPES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    archives = tuple(card["archives"])
+    return FlatRows(
+        arrays["path_text"],
+        arrays["path_starts"],
+        arrays["label_ids"],
+        arrays["label_starts"],
+        card["num_multi_label"],
+        PlaceColumns(archives, *(arrays[name] for name in _PLACES)) if archives else None,
+    )
+
+
+def _mapped(path: Path, count: int) -> NDArray[Any]:
+    """Map *count* values.
+
+    Raises:
+        ValueError: The file has another size.
+    """
+    dtype = np.dtype(_DTYPES[path.name])
+    if path.stat().st_size != count * dtype.itemsize:
+        raise ValueError(f"`{path}` has another size")
+    if not count:
+        return np.zeros(0, dtype)
+    # A plain array: what a `memmap` adds to each access costs more than the access.
+    return np.asarray(np.memmap(path, dtype, mode="r"))
+
+
+FOLDER = ".rows"
+MIN_ROWS = 1 << 18
+"""Below this, reading takes 0.2 s and 20 MB: no index is made."""
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Rows that are mapped from files.
+
+    Attributes:
+        rows: The rows.
+        folder: Where the files are.
+        seconds: How long it took to make them, or until another process had; None: they were there.
+    """
+
+    rows: FlatRows
+    folder: Path
+    seconds: float | None
+
+
+def open_index(manifest: Manifest, note: Callable[[str], None]) -> RowIndex | None:
+    """Return the index of *manifest*, made if need be; None if rows should be read as they are.
+
+    Args:
+        manifest: Which.
+        note: Hears when an index has to be made, and how long it took.
+
+    Raises:
+        ManifestError: The manifest is damaged.
+    """
+    if manifest.num_rows < MIN_ROWS:
+        return None
+    places = list(_places(manifest))
+    for folder in places:
+        if rows := map_index(folder):
+            return RowIndex(rows, folder, None)
+    note(f"indexing the {manifest.num_rows:,} rows of `{manifest.path}`, once for all runs")
+    for folder in places:
+        with suppress(OSError):  # read-only, full, or without locks: the next place
+            index = _made(manifest, folder)
+            note(f"indexed in {index.seconds:.1f} s: `{index.folder}`")
+            return index
+    note("the index cannot be written anywhere: every process reads the rows into its memory")
+    return None
+
+
+def _places(manifest: Manifest) -> Iterator[Path]:
+    yield manifest.path.absolute().parent / FOLDER / manifest.fingerprint
+    if cache := user_cache():
+        yield cache / "rows" / manifest.fingerprint
+
+
+def _made(manifest: Manifest, folder: Path) -> RowIndex:
+    """Make the index, unless another process has made it meanwhile."""
+    started = time.monotonic()
+    with locked(folder.parent, command="train (indexing rows)", wait=True):
+        if rows := map_index(folder):
+            return RowIndex(rows, folder, time.monotonic() - started)
+        shutil.rmtree(folder, ignore_errors=True)  # of another version, or damaged
+        if folder.parent.name == FOLDER:
+            _remove_stale(manifest.path.parent, folder.parent)
+        with atomic_folder(folder) as partial, closing(IndexWriter(partial)) as writer:
+            for rows in manifest.batches(COLUMNS):
+                writer.write(FlatRows.from_table(rows))
+            writer.finish()
+    rows = map_index(folder)
+    if rows is None:
+        raise ManifestError(f"`{folder}` was changed while it was made")
+    return RowIndex(rows, folder, time.monotonic() - started)
+
+
+def _remove_stale(manifests: Path, indexes: Path) -> None:
+    """Remove the indexes of manifests that are not in their folder any more."""
+    wanted = set()
+    for path in manifests.glob("*.parquet"):
+        with suppress(ManifestError):
+            wanted.add(open_manifest(path, *IMAGE_KINDS, allow_stale=True).fingerprint)
+    for folder in indexes.iterdir():
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_READ_BYTES = 1 << 18  # of a file at once: more than most images have
+_WHERE_NOW = "if the image tree has moved, say where it is now with `--root`"
+
+
+class ImageDataset:
+    """Paths and labels of a manifest, in flat arrays: no Python object for a row.
+
+    14.2 million images take about 0.8 GB (1.1 GB in archives), once, whatever the number of
+    threads; mapped, they take the page cache, which all processes of a machine share.
+
+    Attributes:
+        root: The folder that paths are relative to.
+        index: Where the rows are mapped from; None: they are in memory.
+    """
+
+    def __init__(self, root: Path, rows: FlatRows, index: RowIndex | None = None) -> None:
+        """Make an instance of *rows*.
+
+        Raises:
+            ImageTreeError: An archive is compressed.
+        """
+        self.root = root
+        self.index = index
+        self._rows = rows
+        self._path_text = memoryview(rows.path_text_T.data)
+        places = rows.places
+        self._in_archives = Places(places, root) if places and places.archives else None
+
+    @classmethod
+    def from_arrow(
+        cls,
+        root: Path,
+        paths: pa.Array,
+        label_lists: pa.Array,
+        in_archives: PlaceColumns | None = None,
+    ) -> Self:
+        """Take string *paths* and list *label_lists*, without nulls.
+
+        Raises:
+            ImageTreeError: An archive is compressed.
+        """
+        return cls(root, FlatRows.from_arrow(paths, label_lists, in_archives))
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: Manifest,
+        root: Path | None = None,
+        *,
+        mapped: bool = False,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> Self:
+        """Read the paths and labels of an images, train or val manifest.
+
+        Args:
+            manifest: Which.
+            root: Where the images are now; None: where they were hashed.
+            mapped: Map the rows of a large manifest into memory: see `row_index`.
+            note: Hears what is done for that, if it takes long.
+
+        Raises:
+            ImageTreeError: The image root is not there, or not known, or an archive in it is
+                compressed.
+            ManifestError: The manifest is damaged.
+        """
+        if root is None and not manifest.header.root:
+            raise ImageTreeError(
+                f"`{manifest.path}` does not know where its images are: it was made from a list",
+                hint="say where they are with `--root DIR`",
+            )
+        root = Path(manifest.header.root) if root is None else root
+        if not root.is_dir():
+            raise ImageTreeError(f"the image root `{root}` is not a folder", hint=_WHERE_NOW)
+        index = open_index(manifest, note) if mapped else None
+        rows = index.rows if index else FlatRows.from_table(manifest.read(COLUMNS))
+        return cls(root, rows, index)
+
+    def __len__(self) -> int:
+        return len(self._rows.path_starts_B) - 1
+
+    @property
+    def num_multi_label(self) -> int:
+        """How many images carry more than one label."""
+        return self._rows.num_multi_label
+
+    def path(self, row: int) -> str:
+        """Return the path of an image, relative to the root."""
+        start, end = self._rows.path_starts_B[row], self._rows.path_starts_B[row + 1]
+        return str(self._path_text[start:end], "utf-8")
+
+    def label_ids(self, row: int) -> list[int]:
+        """Return the class indices of an image, ascending."""
+        start, end = self._rows.label_starts_B[row], self._rows.label_starts_B[row + 1]
+        return [int(label) for label in self._rows.label_ids_L[start:end]]
+
+    def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the labels of a batch, sparse.
+
+        Returns:
+            label_rows_L, the place of each label's image in *rows_B*; and label_ids_L, its class
+            index.
+        """
+        label_starts_B = self._rows.label_starts_B
+        starts_B = label_starts_B[rows_B]
+        counts_B = label_starts_B[rows_B + 1] - starts_B
+        label_rows_L = np.repeat(np.arange(len(rows_B), dtype=np.int64), counts_B)
+        before_B = np.cumsum(counts_B) - counts_B
+        in_row_L = np.arange(len(label_rows_L)) - before_B[label_rows_L]
+        return label_rows_L, self._rows.label_ids_L[starts_B[label_rows_L] + in_row_L].astype(
+            np.int64
+        )
+
+    def read_bytes(self, row: int) -> bytes:
+        """Return the content of an image's file, or member of an archive; from any thread.
+
+        Raises:
+            UnreadableImageError: The file is not there.
+            ImageError: An archive is shorter than it was.
+            OSError: It cannot be read.
+        """
+        if self._in_archives and (content := self._in_archives.read(row)) is not None:
+            return content
+        try:
+            return _content(f"{self.root}/{self.path(row)}")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise UnreadableImageError("the file is not there", hint=_WHERE_NOW) from None
+
+
+def _content(path: str) -> bytes:
+    """Return what is in a file.
+
+    Every call of the system hands the interpreter's lock to another thread and asks for it again,
+    so there are as few as can be: a file object makes twice as many.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, _READ_BYTES):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

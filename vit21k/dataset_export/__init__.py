@@ -1,1 +1,0 @@
-"""Manifests -> what other libraries read: Hugging Face datasets, Croissant, cleanlab."""

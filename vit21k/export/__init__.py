@@ -1,0 +1,1 @@
+"""Manifests and models -> what other programs read."""

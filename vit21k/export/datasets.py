@@ -1,0 +1,243 @@
+"""Manifests -> what other libraries read: Hugging Face datasets, cleanlab."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vit21k.atomic import atomic_file, write_atomic
+from vit21k.errors import DataError, UsageError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import Manifest, open_manifest
+from vit21k.manifest.schema import IMAGES, TRAIN, VAL
+from vit21k.prep.dedup import ahead
+from vit21k.sources.folders import refuse_inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What is exported.
+
+    Attributes:
+        by_name: Manifests by the name of the split: `train`, and `validation` if it is held out.
+            The val of a dummy split, whose images are in train too, is called `dummy_val`.
+        classes: Their class list.
+        root: Where the images are; "" if that is not known.
+    """
+
+    by_name: dict[str, Manifest]
+    classes: ClassList
+    root: str
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {name: manifest.num_rows for name, manifest in self.by_name.items()}
+
+
+def open_splits(manifests: Path, out: Path, root: Path | None = None) -> Splits:
+    """Open what *manifests* holds for export into the new folder *out*.
+
+    Args:
+        manifests: The folder of the manifests.
+        out: Where the export goes; must be empty, or not there.
+        root: Where the images are now; default: where they were hashed.
+
+    Raises:
+        ManifestError: A manifest is missing, stale or damaged.
+        UsageError: *out* is not empty, or lies inside the image root.
+    """
+    if (manifests / VAL.file_name).is_file():
+        val = open_manifest(manifests, VAL)
+        is_held_out = val.header.options["split"] == "holdout"
+        by_name = {
+            "train": open_manifest(manifests, TRAIN),
+            "validation" if is_held_out else "dummy_val": val,
+        }
+    else:
+        by_name = {"train": open_manifest(manifests, IMAGES)}
+    train = by_name["train"]
+    refuse_inside(out, str(root or train.header.root), option="--out")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"`{out}` is not empty", hint="name a new folder with `--out DIR`")
+    out.mkdir(parents=True, exist_ok=True)
+    return Splits(
+        by_name=by_name,
+        classes=train.classes(),
+        root=str(root.resolve() if root else train.header.root),
+    )
+
+
+def plain_files(manifest: Manifest, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield *columns* of the manifest, a row group at a time.
+
+    Raises:
+        DataError: An image lies in an archive, where other libraries do not look.
+    """
+    for rows in ahead(manifest.batches([*columns, "archive"])):
+        if num_packed := pc.sum(rows["archive"].is_valid()).as_py():
+            raise DataError(
+                f"{num_packed:,} or more images of `{manifest.path}` lie in archives, which "
+                "cannot be linked to",
+                hint="unpack the archives, hash the tree again, and export that",
+            )
+        yield rows.select(columns)
+
+
+_COLUMNS = {"labels": "label_ids", "paths": "path"}
+
+
+def write_cleanlab(splits: Splits, out: Path) -> list[Path]:
+    """Write `{split}_labels.json` and `{split}_paths.json`; return them.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    written = []
+    for name, manifest in splits.by_name.items():
+        for what, column in _COLUMNS.items():
+            path = out / f"{name}_{what}.json"
+            with atomic_file(path) as file:
+                separator = b"["
+                for rows in manifest.batches([column]):
+                    text = json.dumps(rows[column].to_pylist(), ensure_ascii=False)[1:-1]
+                    if text:
+                        file.write(separator + text.encode())
+                        separator = b",\n"
+                file.write(b"[]\n" if separator == b"[" else b"]\n")
+            written.append(path)
+    return written
+
+
+ROWS_PER_FILE = 1_000_000
+
+_LABELS = pa.field("labels", pa.list_(pa.int64()))
+HF_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        _LABELS,
+        ("digest", pa.binary(16)),
+        ("archive", pa.string()),
+        ("offset", pa.int64()),
+        ("num_bytes", pa.int64()),
+    ]
+)
+IMAGEFOLDER_SCHEMA = pa.schema([("file_name", pa.string()), _LABELS])
+
+
+def write_hf(splits: Splits, out: Path, *, rows_per_file: int | None = ROWS_PER_FILE) -> list[Path]:
+    """Write `{split}-00000-of-00008.parquet` files and a dataset card; return the Parquet files.
+
+    Args:
+        splits: What is exported.
+        out: The folder, empty.
+        rows_per_file: How many rows go into a file; None: all.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    written = []
+    for name, manifest in splits.by_name.items():
+        size = max(rows_per_file or manifest.num_rows, 1)
+        num_files = max(-(-manifest.num_rows // size), 1)
+        for index, pieces in groupby(_numbered(_hf_rows(manifest), size), key=itemgetter(0)):
+            path = out / f"{name}-{index:05}-of-{num_files:05}.parquet"
+            _write((rows for _, rows in pieces), HF_SCHEMA, path, splits.classes)
+            written.append(path)
+    write_atomic(out / "README.md", dataset_card(splits).encode())
+    return written
+
+
+def _hf_rows(manifest: Manifest) -> Iterator[pa.Table]:
+    columns = ["path", "label_ids", "digest", "archive", "offset", "num_bytes"]
+    for rows in manifest.batches(columns):
+        yield rows.select(columns).rename_columns(HF_SCHEMA.names).cast(HF_SCHEMA)
+
+
+def _numbered(tables: Iterator[pa.Table], size: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows with the number of the file they go to, *size* rows to a file."""
+    yield 0, HF_SCHEMA.empty_table()
+    row = 0
+    for table in tables:
+        start = 0
+        while start < table.num_rows:
+            stop = min(table.num_rows, start + size - row % size)
+            yield row // size, table.slice(start, stop - start)
+            row, start = row + stop - start, stop
+
+
+def dataset_card(splits: Splits) -> str:
+    """Return the README of the folder: which files are which split, counts, licence."""
+    files = "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in splits.by_name)
+    counts = "".join(f"- `{name}`: {count:,} images\n" for name, count in splits.num_rows.items())
+    dummy = (
+        "`dummy_val` is for watching a training run: its images are in `train` as well.\n\n"
+        if "dummy_val" in splits.by_name
+        else ""
+    )
+    return (
+        f"---\nlicense: other\nlicense_name: imagenet\n"
+        f"license_link: https://image-net.org/download.php\n"
+        f"task_categories:\n- image-classification\n"
+        f"configs:\n- config_name: default\n  data_files:\n{files}---\n\n"
+        f"# Labels of ImageNet-21K, without the images\n\n"
+        f"{counts}\n{dummy}"
+        f"`path` is relative to the image root; `labels` are indices into "
+        f"{len(splits.classes):,} classes,\nthe features' `ClassLabel` names. Fingerprint of the "
+        f"class list: `{splits.classes.fingerprint}`.\n"
+    )
+
+
+def write_imagefolder(splits: Splits, out: Path) -> None:
+    """Write `{split}/metadata.parquet`, each beside a link `images` to the image tree.
+
+    Raises:
+        UsageError: The image root is not known, or not there.
+        DataError: An image lies in an archive.
+        OSError: The disk is full or failing, or the file system has no links.
+    """
+    root = Path(splits.root)
+    if not splits.root or not root.is_dir():
+        raise UsageError(
+            f"the image root `{root}` is not a folder", hint="say where it is with `--root DIR`"
+        )
+    for name, manifest in splits.by_name.items():
+        folder = out / name
+        folder.mkdir()
+        (folder / "images").symlink_to(root, target_is_directory=True)
+        _write(_linked(manifest), IMAGEFOLDER_SCHEMA, folder / "metadata.parquet", splits.classes)
+
+
+def _linked(manifest: Manifest) -> Iterator[pa.Table]:
+    for rows in plain_files(manifest, ["path", "label_ids"]):
+        paths = pc.binary_join_element_wise("images", rows["path"], "/")
+        yield pa.table([paths, rows["label_ids"]], schema=IMAGEFOLDER_SCHEMA)
+
+
+def _write(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, classes: ClassList) -> None:
+    """Write *tables*, a row group each; those without rows leave none."""
+    features: dict[str, object] = {
+        field.name: {"dtype": str(field.type), "_type": "Value"} for field in schema
+    }
+    label = {"names": list(classes.wnids), "_type": "ClassLabel"}
+    features["labels"] = {"feature": label, "_type": "List"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            schema.with_metadata(metadata),
+            compression="zstd",
+            write_page_checksum=True,
+            use_dictionary=["archive"],
+        ) as writer,
+    ):
+        for table in tables:
+            if table.num_rows:
+                writer.write_table(table)

@@ -1,1 +1,0 @@
-"""Job files for clusters: text that the cluster's own tools take as it is."""

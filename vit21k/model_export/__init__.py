@@ -1,1 +1,0 @@
-"""A trained model -> a folder that another program loads."""

@@ -1,0 +1,152 @@
+"""CIFAR's published archive -> PNG files in class folders.
+
+The archive holds Python pickles.  They are read by an unpickler that knows numpy's arrays and
+nothing else: a pickle that names any other function is refused, so a local archive need not be
+trusted.
+
+Files are called ``train/frog/00000.png``: the number is that of the image in torchvision's
+`CIFAR10` and `CIFAR100`, which count through the batches in their order.
+
+Source of the format: A. Krizhevsky, https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy._core.multiarray import _reconstruct
+from PIL import Image
+
+from vit21k.errors import DataError
+
+_SIDE = 32
+_TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
+
+
+class Layout(NamedTuple):
+    """What the files of an archive are called, and the keys in them."""
+
+    splits: Mapping[str, tuple[str, ...]]
+    meta: str
+    names_key: str
+    labels_key: str
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        {"train": _TRAIN_10, "test": ("test_batch",)}, "batches.meta", "label_names", "labels"
+    ),
+    "cifar100": Layout(
+        {"train": ("train",), "test": ("test",)}, "meta", "fine_label_names", "fine_labels"
+    ),
+}
+
+
+class NamedImage(NamedTuple):
+    """An image on its way into the tree: its path there, and the content of the file."""
+
+    path: str
+    content: bytes
+
+
+def read_cifar(archive: Path, name: str) -> Iterator[NamedImage]:
+    """Yield the images of *archive* as PNG files, by split and number.
+
+    Args:
+        archive: ``cifar-10-python.tar.gz`` or ``cifar-100-python.tar.gz``.
+        name: ``cifar10`` or ``cifar100``.
+
+    Raises:
+        DataError: It is another archive, damaged, or a pickle in it names what is not allowed.
+    """
+    layout = LAYOUTS[name]
+    files = _members(
+        archive, {layout.meta, *(n for names in layout.splits.values() for n in names)}
+    )
+    class_names = _field(_load(files[layout.meta], archive), layout.names_key, archive)
+    for split, batches in layout.splits.items():
+        number = 0
+        for batch_name in batches:
+            batch = _load(files[batch_name], archive)
+            labels = _field(batch, layout.labels_key, archive)
+            pixels = np.asarray(_field(batch, "data", archive), dtype=np.uint8)
+            if pixels.shape != (len(labels), 3 * _SIDE**2):
+                raise DataError(f"`{archive}` is damaged: {batch_name} has another shape")
+            images = pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+            for image, label in zip(images, labels, strict=True):
+                folder = _class_name(class_names, label, archive)
+                yield NamedImage(f"{split}/{folder}/{number:05}.png", _as_png(image))
+                number += 1
+
+
+def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Return the content of the files *wanted*, by name, whatever folder they are in."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if member.isfile() and name in wanted:
+                    file = tar.extractfile(member)
+                    found[name] = file.read() if file else b""
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise DataError(f"`{archive}` is not a whole tar archive: {error}") from error
+    if missing := sorted(wanted - set(found)):
+        raise DataError(
+            f"`{archive}` has no `{missing[0]}`",
+            hint="is it the python version of the other CIFAR? name that: cifar10 or cifar100",
+        )
+    return found
+
+
+def _load(content: bytes, archive: Path) -> dict[str, Any]:
+    try:
+        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"`{archive}` cannot be read: {error}") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _field(values: Mapping[str, Any], key: str, archive: Path) -> Any:
+    if key not in values:
+        raise DataError(f"`{archive}` is not CIFAR's: `{key}` is missing")
+    return values[key]
+
+
+def _class_name(names: Any, label: Any, archive: Path) -> str:
+    try:
+        return str(names[label])
+    except (LookupError, TypeError) as error:
+        raise DataError(f"`{archive}` is damaged: it has no class {label!r:.40}") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, numbers, text and numpy arrays; refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle may call."""
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes in protocol 2
+            return _encode
+        raise pickle.UnpicklingError(f"a pickle names `{module}.{name}`, which is not allowed")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"a pickle names the encoding `{encoding}`")
+    return text.encode(encoding)
+
+
+def _as_png(image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image_HWC)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,744 @@
+"""Archives -> digests of their members, in one pass over the bytes."""
+
+import os
+import pickle
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Generic, NamedTuple, Self, TypeVar
+
+import numpy as np
+
+from vit21k.errors import TemporaryFolderError
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.prep.scan import DigestedChunk, FileRows, Memory, NamedRows
+from vit21k.sources.folders import IMAGE_SUFFIXES, Chunk, printable, problem_from
+from vit21k.sources.tar import (
+    BLOCK_BYTES,
+    MAX_MEMBER_BYTES,
+    WINDOW_BYTES,
+    ArchivePart,
+    BombError,
+    FileSource,
+    GzipSource,
+    Member,
+    Window,
+    archive_stem,
+    is_gzip,
+    is_gzip_name,
+    read_members,
+)
+
+
+def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
+    """Return what is wrong with a tar in an archive before it is read."""
+    if name.startswith(b".") or b"/." in name:
+        return ProblemKind.HIDDEN, ""
+    if is_gzip_name(printable(name)):
+        return ProblemKind.ARCHIVE_TOO_DEEP, "compressed, inside another archive"
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return ProblemKind.NAME_NOT_UTF8, ""
+    return None
+
+
+def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
+    """Return why a member of an archive cannot be an image of a class, by its path alone."""
+    name = path.rpartition(b"/")[2]
+    if archive_stem(name) is not None:
+        return ProblemKind.ARCHIVE_TOO_DEEP, ""
+    if name.startswith(b".") or b"/." in path:
+        return ProblemKind.HIDDEN, ""
+    if name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+        return ProblemKind.OTHER_SUFFIX, ""
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return ProblemKind.NAME_NOT_UTF8, ""
+    if b"/" not in path:
+        return ProblemKind.NOT_IN_CLASS_FOLDER, ""
+    return None
+
+
+def flaw_of_size(num_bytes: int) -> tuple[ProblemKind, str] | None:
+    """Return what is wrong with a regular file of an archive, by its size."""
+    if num_bytes > MAX_MEMBER_BYTES:
+        return ProblemKind.MEMBER_TOO_LARGE, f"{num_bytes:,} bytes"
+    return None if num_bytes else (ProblemKind.EMPTY, "")
+
+
+_Item = TypeVar("_Item")
+
+_HELD_ITEMS = 64
+_IN_MEMORY_BYTES = 1 << 25
+
+
+class Spool(Generic[_Item]):
+    """Keeps items: the first as they are, the next 32 MiB packed, others in an unnamed file.
+
+    Raises:
+        TemporaryFolderError: That file cannot be made, written or read.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[_Item] = []
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+        self._places: list[tuple[bytes, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what it has not written yet no longer counts
+            self._file.close()
+
+    def add(self, key: bytes, item: _Item) -> None:
+        """Keep *item*."""
+        if len(self._held) < _HELD_ITEMS:
+            self._held.append(item)
+            self._places.append((key, -len(self._held)))
+        else:
+            packed = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+            with _in_temporary_folder():
+                self._places.append((key, self._file.tell()))
+                self._file.write(packed)
+
+    def in_order(self) -> Iterator[_Item]:
+        """Yield the items by their keys; nothing can be added after that."""
+        for _, place in sorted(self._places):
+            if place < 0:
+                yield self._held[-place - 1]
+                continue
+            with _in_temporary_folder():
+                self._file.seek(place)
+                item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
+            yield item
+
+
+@contextmanager
+def _in_temporary_folder() -> Iterator[None]:
+    """Say of an `OSError` whose fault it is: that of our own file, not of what is read."""
+    try:
+        yield
+    except OSError as error:
+        raise TemporaryFolderError(
+            f"the temporary folder `{tempfile.gettempdir()}`: {error.strerror or error}",
+            hint="free some space there, or name another folder: `TMPDIR=/big/disk vit21k ...`",
+        ) from error
+
+
+_Digest = TypeVar("_Digest")
+
+
+class UnusableError(Exception):
+    """A member's content is not of any use."""
+
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass
+class DigestedMembers(Generic[_Digest]):
+    """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
+
+    Attributes:
+        folder: Relative to the image root; ends in ``/``.
+        names: In that folder.
+        offsets: Where their data begin in the archive, or in what it unpacks to.
+        outcomes: What became of each: its digest, or why there is none.
+        number: Counts what comes from one archive, in the archive's order.
+        class_tar: Name, without suffix, of the tar within the archive that they come from, if any.
+        class_tar_offset: Where that begins.
+    """
+
+    folder: str
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    outcomes: list[_Digest | UnusableError] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    number: int = 0
+    class_tar: bytes = b""
+    class_tar_offset: int = -1
+
+    def add(self, name: str, offset: int, outcome: _Digest | UnusableError) -> None:
+        """Add a member."""
+        self.names.append(name)
+        self.offsets.append(offset)
+        self.outcomes.append(outcome)
+
+    @property
+    def digests(self) -> list[_Digest]:
+        """Of those that have one."""
+        return [found for found in self.outcomes if not isinstance(found, UnusableError)]
+
+    @property
+    def first_path(self) -> str:
+        """The path of the first."""
+        return self.folder + self.names[0]
+
+    @property
+    def last_path(self) -> str:
+        """The path of the last."""
+        return self.folder + self.names[-1]
+
+
+def by_folder(
+    found: dict[bytes, tuple[int, _Digest | UnusableError]], number: int
+) -> Iterator[DigestedMembers[_Digest]]:
+    """Yield offsets and outcomes by path, folder by folder."""
+    for folder, paths in groupby(sorted(found), key=_folder_of):
+        members: DigestedMembers[_Digest] = DigestedMembers(folder.decode(), number=number)
+        for path in paths:
+            members.add(path[len(folder) :].decode(), *found[path])
+        yield members
+
+
+def disjoint(
+    runs: Iterable[DigestedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
+) -> Iterator[DigestedMembers[_Digest]]:
+    """Yield the members of *runs*, which are ordered by their first paths, in path order.
+
+    Args:
+        runs: In memory is one of them, or as many as overlap.
+        on_duplicate: Called with path and offset of a member that a later one replaces.
+    """
+    waiting: list[DigestedMembers[_Digest]] = []
+    last_path = ""
+    for run in runs:
+        if run.first_path > last_path:
+            yield from _merged(waiting, on_duplicate)
+            waiting = []
+        waiting.append(run)
+        last_path = max(last_path, run.last_path)
+    yield from _merged(waiting, on_duplicate)
+
+
+def _merged(
+    runs: list[DigestedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
+) -> Iterator[DigestedMembers[_Digest]]:
+    if len(runs) < 2:  # noqa: PLR2004
+        yield from runs
+        return
+    found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
+    for run in sorted(runs, key=lambda run: run.number):
+        for name, offset, outcome in zip(run.names, run.offsets, run.outcomes, strict=True):
+            path = (run.folder + name).encode()
+            if path in found:
+                on_duplicate(path, found[path][0])
+            found[path] = offset, outcome
+    yield from by_folder(found, runs[0].number)
+
+
+def _folder_of(path: bytes) -> bytes:
+    return path[: path.rfind(b"/") + 1]
+
+
+RUN_MEMBERS = 8192
+"""Held at least, before what was met is put aside when a new folder begins."""
+
+_DAMAGE = (EOFError, zlib.error, BombError, OSError)
+
+
+def digest_part(
+    part: ArchivePart,
+    descriptor: int,
+    digest: Callable[[memoryview], _Digest],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[DigestedMembers[_Digest]]:
+    """Yield the members of *part* folder by folder, in path order; all is read before the first.
+
+    What stands in no folder, because there was nothing else to say, comes last.
+
+    Args:
+        part: Which.
+        descriptor: Its archive, open for reading.
+        digest: Makes a digest of a member's content; may raise `UnusableError`.
+        is_stopped: Asked after each member whether to end, unfinished.
+    """
+    return _PartDigester(part, descriptor, digest, is_stopped).run()
+
+
+class _PartDigester(Generic[_Digest]):
+    def __init__(
+        self,
+        part: ArchivePart,
+        descriptor: int,
+        digest: Callable[[memoryview], _Digest],
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self._part = part
+        self._descriptor = descriptor
+        self._digest = digest
+        self._is_stopped = is_stopped
+        self._problems: list[Problem] = []
+        self._class_tars: dict[bytes, int] = {}
+        self._num_runs = 0
+
+    def run(self) -> Iterator[DigestedMembers[_Digest]]:
+        before = _version(self._descriptor)
+        with Spool[DigestedMembers[_Digest]]() as spool:
+            for members in self._read_to_the_damage():
+                spool.add(members.first_path.encode(), members)
+            if _version(self._descriptor) == before:
+                runs = filter(self._is_of_last_class_tar, spool.in_order())
+                for members in disjoint(runs, self._say_twice):
+                    if (good := self._without_flaws(members)).names:
+                        yield good
+            else:
+                self._say(self._part.name, ProblemKind.CHANGED_WHILE_READ)
+        yield DigestedMembers("", problems=sorted(self._problems))
+
+    def _read_to_the_damage(self) -> Iterator[DigestedMembers[_Digest]]:
+        """Yield what can be read; note the damage of the archive, if any ends that.
+
+        What is done with each item lies outside of the `try`: that our own disk is full is no
+        damage of the archive.
+        """
+        try:
+            yield from self._read()
+        except _DAMAGE as error:
+            self._problems.append(self._problem_from(error))
+
+    def _is_of_last_class_tar(self, members: DigestedMembers[_Digest]) -> bool:
+        return self._class_tars.get(members.class_tar, -1) == members.class_tar_offset
+
+    def _without_flaws(self, members: DigestedMembers[_Digest]) -> DigestedMembers[_Digest]:
+        """Return *members* without those that are of no use, which are noted."""
+        if not any(isinstance(outcome, UnusableError) for outcome in members.outcomes):
+            return members
+        good: DigestedMembers[_Digest] = DigestedMembers(members.folder)
+        entries = zip(members.names, members.offsets, members.outcomes, strict=True)
+        for name, offset, outcome in entries:
+            if isinstance(outcome, UnusableError):
+                self._say((members.folder + name).encode(), outcome.kind, outcome.detail)
+            else:
+                good.add(name, offset, outcome)
+        return good
+
+    def _read(self) -> Iterator[DigestedMembers[_Digest]]:
+        if is_gzip(self._descriptor):
+            window = Window(GzipSource(self._descriptor))
+        else:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            source = FileSource(self._descriptor, self._part.end)
+            size = (source.num_bytes or 0) - self._part.start
+            window_bytes = max(min(size, WINDOW_BYTES), BLOCK_BYTES)
+            window = Window(source, self._part.start, window_bytes=window_bytes)
+        yield from self._read_tar(window, self._part.folder, None, is_inner=not self._part.is_whole)
+
+    def _read_tar(
+        self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        """Yield the class tars in the tar at *window* as they come, and its own members last."""
+        found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
+        last_path = b""
+        try:
+            for member in read_members(window, end):
+                if self._is_stopped():
+                    return
+                stem = archive_stem(member.name)
+                if stem is not None and not is_inner:
+                    yield from self._read_class_tar(window, folder, stem, member)
+                    continue
+                path = self._path_of(member, folder)
+                if len(found) >= RUN_MEMBERS and not _are_siblings(path, last_path):
+                    yield from self._run_of(found)
+                    found = {}
+                last_path = path
+                self._take(path, member, window, found)
+        except _DAMAGE:
+            yield from self._run_of(found)
+            raise
+        yield from self._run_of(found)
+
+    def _read_class_tar(
+        self, window: Window, folder: bytes, stem: bytes, member: Member
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        path, by_name = folder + member.name, flaw_of_class_tar(member.name)
+        if by_name is not None:
+            self._say(path, *(member.flaw or by_name))
+            return
+        if stem in self._class_tars:
+            self._say_twice(path, self._class_tars[stem])
+        self._class_tars[stem] = member.offset
+        if member.flaw is not None:
+            self._say(path, *member.flaw)
+            return
+        end = member.offset + member.num_bytes
+        for members in self._read_tar(window, folder + stem + b"/", end, is_inner=True):
+            members.class_tar, members.class_tar_offset = stem, member.offset
+            yield members
+
+    def _take(
+        self,
+        path: bytes,
+        member: Member,
+        window: Window,
+        found: dict[bytes, tuple[int, _Digest | UnusableError]],
+    ) -> None:
+        """Put into *found* what became of *member*; note it if it cannot be an image by its name.
+
+        A member that is of no use takes the place of an earlier one of its name, too.
+        """
+        by_name = flaw_of_name(path) if member.name else member.flaw
+        if by_name is not None:
+            self._say(path, *(member.flaw or by_name))
+            return
+        if path in found:
+            self._say_twice(path, found[path][0])
+        try:
+            found[path] = member.offset, self._digest(self._content_of(member, window))
+        except UnusableError as error:
+            found[path] = member.offset, error
+
+    def _content_of(self, member: Member, window: Window) -> memoryview:
+        flaw = member.flaw or flaw_of_size(member.num_bytes)
+        if flaw is not None:
+            raise UnusableError(*flaw)
+        content = window.take(member.num_bytes)
+        if len(content) < member.num_bytes:
+            detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
+            raise UnusableError(ProblemKind.ARCHIVE_TRUNCATED, detail)
+        return content
+
+    def _path_of(self, member: Member, folder: bytes) -> bytes:
+        if not member.name:
+            return self._part.name
+        if folder or b"/" in member.name:
+            return folder + member.name
+        # The image root is this archive, and the image lies at its top: its class is the archive.
+        name = self._part.archive.rpartition(b"/")[2]
+        return (archive_stem(name) or name) + b"/" + member.name
+
+    def _run_of(
+        self, found: dict[bytes, tuple[int, _Digest | UnusableError]]
+    ) -> Iterator[DigestedMembers[_Digest]]:
+        self._num_runs += 1
+        return by_folder(found, self._num_runs)
+
+    def _say_twice(self, path: bytes, offset: int) -> None:
+        self._say(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {offset:,}")
+
+    def _problem_from(self, error: Exception) -> Problem:
+        if isinstance(error, OSError):
+            return problem_from(self._part.name, error)
+        kind, detail = {
+            EOFError: (ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"),
+            BombError: (ProblemKind.ARCHIVE_BOMB, ""),
+        }.get(type(error), (ProblemKind.ARCHIVE_DAMAGED, str(error)))
+        return Problem(printable(self._part.name), kind, detail)
+
+    def _say(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
+        self._problems.append(Problem(printable(path), kind, detail))
+
+
+def _version(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _are_siblings(path: bytes, other: bytes) -> bool:
+    return path.rpartition(b"/")[0] == other.rpartition(b"/")[0]
+
+
+_EVERYTHING = (b"", b"\xff")
+MAX_BYTES = 4 << 30
+"""Of a part that is remembered: its rows, 600 bytes a member, are held at once."""
+
+Members = list[tuple[str, list[str], FileRows]]
+"""Folder by folder: the folder, the members' paths, and what they are; inodes are offsets."""
+
+
+def is_small(part: ArchivePart, status: os.stat_result) -> bool:
+    """Return whether the members of *part* may be held at once."""
+    return (status.st_size if part.end is None else part.end - part.start) <= MAX_BYTES
+
+
+def recall_part(
+    memory: Memory, part: ArchivePart, status: os.stat_result, *, is_remote: bool
+) -> Members:
+    """Return what is known of the members of *part*; nothing, unless it is known to be all."""
+    label = _label(part, status, is_remote=is_remote)
+    known = memory.recall(label, *_EVERYTHING)
+    if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
+        return []  # it had changed too shortly before
+    members: Members = []
+    start = 0
+    for folder, names in groupby(known.names, key=_folder_of):
+        paths = [name.decode() for name in names]
+        rows = known.rows[start : start + len(paths)]
+        members.append((folder.decode(), paths, FileRows(rows)))
+        start += len(paths)
+    return members
+
+
+def differing_members(known: Members, chunks: Sequence[DigestedChunk]) -> list[str]:
+    """Return the paths of members that have another digest in *chunks* than is known of them."""
+    before = {
+        path: digest
+        for _, paths, files in known
+        for path, digest in zip(paths, files.array["digest"].tolist(), strict=True)
+    }
+    return [
+        path
+        for chunk in chunks
+        if before
+        for path, digest in zip(chunk.paths, chunk.files.array["digest"].tolist(), strict=True)
+        if before.get(path, digest) != digest
+    ]
+
+
+def note_part(
+    memory: Memory,
+    part: ArchivePart,
+    status: os.stat_result,
+    chunks: Sequence[DigestedChunk],
+    *,
+    is_remote: bool,
+    read_at: int,
+) -> None:
+    """Remember the members of *part*, all of them in *chunks*, which were read after *read_at*."""
+    if any(chunk.problems for chunk in chunks):
+        return
+    paths = [path.encode() for chunk in chunks for path in chunk.paths]
+    rows = np.concatenate([chunk.files.array for chunk in chunks])
+    rows["ctime_ns"] = status.st_ctime_ns
+    rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
+    memory.note(_label(part, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
+
+
+def _label(part: ArchivePart, status: os.stat_result, *, is_remote: bool) -> bytes:
+    """Return what stands for the folder in the memory; no folder's path begins with a slash."""
+    version = [status.st_size, status.st_mtime_ns]
+    version += [] if is_remote else [status.st_ctime_ns, status.st_ino]
+    return b"/%b/%b" % (part.name, " ".join(map(str, version)).encode())
+
+
+_HOP_BYTES = 4096
+"""Read at a time where only headers are wanted."""
+
+
+def with_parts(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[Chunk]:
+    """Yield *chunks*, with a chunk for each part of an archive in place of that of the archive.
+
+    Args:
+        chunks: Of a walk.
+        root: The image root, with a ``/`` at its end.
+        flags: To open archives with.
+    """
+    fraction = 0.0
+    for chunk in chunks:
+        if chunk.archive is None or chunk.archive.beside:
+            yield chunk
+        else:
+            for part in plan_archive(root, chunk.archive, flags=flags):
+                if isinstance(part, Problem):
+                    yield Chunk(chunk.folder, [(b"", part)], chunk.fraction)
+                else:
+                    share = _share_before_end(part, root)
+                    done = fraction + share * (chunk.fraction - fraction)
+                    yield Chunk(chunk.folder, [], done, part)
+        fraction = chunk.fraction
+
+
+def _share_before_end(part: ArchivePart, root: bytes) -> float:
+    if part.end is None:
+        return 1.0
+    with suppress(OSError, ZeroDivisionError):
+        return min(part.end / os.stat(root + part.archive).st_size, 1.0)  # noqa: PTH116 (bytes)
+    return 1.0
+
+
+def plan_archive(root: bytes, whole: ArchivePart, *, flags: int) -> list[ArchivePart | Problem]:
+    """Return the parts of an archive, and what is wrong with it so far, in path order.
+
+    Args:
+        root: The image root, with a ``/`` at its end.
+        whole: The archive.
+        flags: To open it with.
+    """
+    try:
+        descriptor = os.open(root + whole.archive, flags)
+    except OSError as error:
+        return [problem_from(whole.archive, error)]
+    try:
+        if is_gzip(descriptor):
+            return [whole]
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        found = _class_tars(Window(FileSource(descriptor), window_bytes=_HOP_BYTES))
+    except OSError as error:
+        return [problem_from(whole.archive, error)]
+    finally:
+        os.close(descriptor)
+    return _parts_of(found, whole) if found else [whole]
+
+
+def _class_tars(window: Window) -> list[Member] | None:
+    """Return the members of a tar that holds tars only; None of any other."""
+    found = []
+    for member in read_members(window):
+        if member.name and archive_stem(member.name) is None:
+            return None
+        found.append(member)
+    return found if any(member.flaw is None for member in found) else None
+
+
+def _parts_of(found: list[Member], whole: ArchivePart) -> list[ArchivePart | Problem]:
+    parts: dict[bytes, list[ArchivePart | Problem]] = {}
+    last_of = {
+        archive_stem(member.name): member
+        for member in found
+        if flaw_of_class_tar(member.name) is None
+    }
+    for member in found:
+        name = whole.folder + member.name if member.name else whole.archive
+        stem = archive_stem(member.name) or b""
+        flaw = member.flaw or flaw_of_class_tar(member.name)
+        if flaw is None and last_of[stem] is not member:
+            flaw = ProblemKind.DUPLICATE_MEMBER, f"at offset {member.offset:,}"
+        if flaw is not None:
+            parts.setdefault(name, []).append(Problem(printable(name), *flaw))
+            continue
+        end = member.offset + member.num_bytes
+        folder = whole.folder + stem + b"/"
+        part = ArchivePart(whole.archive, name, folder, member.offset, end)
+        parts.setdefault(folder, []).append(part)
+    return [part for name in sorted(parts) for part in parts[name]]
+
+
+_SIZE_OF_GZIP = 4  # at its end: the size of what it unpacks to, modulo 2**32
+_SHOWN = 3
+
+
+class _Images(NamedTuple):
+    """The images of an archive.
+
+    Attributes:
+        sizes: By path, as if it were unpacked to a folder of its name.
+        damage: Why they may not be all; empty if they are.
+    """
+
+    sizes: dict[bytes, int]
+    damage: str = ""
+
+
+def problem_beside(root: bytes, part: ArchivePart, *, flags: int) -> Problem:
+    """Return what is to be said of *part*, which is not read because of what lies beside it.
+
+    Args:
+        root: The image root, with a ``/`` at its end.
+        part: An archive with a `beside`.
+        flags: To open archives with.
+    """
+    try:
+        if part.beside.endswith(b"/"):
+            images = _images_of(root, part.archive, part.folder, flags=flags)
+            missing = [path for path, size in images.sizes.items() if not _is_at(root, path, size)]
+        else:
+            if _unpacks_to(root + part.archive, root + part.beside, flags):
+                return Problem(printable(part.archive), ProblemKind.ALREADY_UNPACKED, "")
+            images = _images_of(root, part.archive, part.folder, flags=flags)
+            others = _images_of(root, part.beside, part.folder, flags=flags).sizes
+            missing = [path for path, size in images.sizes.items() if others.get(path) != size]
+    except OSError as error:
+        return problem_from(part.archive, error)
+    if not missing and not images.damage:
+        return Problem(printable(part.archive), ProblemKind.ALREADY_UNPACKED, "")
+    detail = _detail(missing, images, printable(part.beside))
+    return Problem(printable(part.archive), ProblemKind.ARCHIVE_DIFFERS, detail)
+
+
+def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
+    parts = [images.damage] if images.damage else []
+    if missing:
+        names = ", ".join(printable(path) for path in missing[:_SHOWN])
+        more = ", ..." if len(missing) > _SHOWN else ""
+        parts.append(
+            f"{len(missing):,} of its {len(images.sizes):,} images are not in `{beside}`, or have "
+            f"another size there: {names}{more}; unpack it again, or move one of the two away"
+        )
+    return "; ".join(parts)
+
+
+def _images_of(root: bytes, archive: bytes, folder: bytes, *, flags: int) -> _Images:
+    """Return the images of an archive and of the class tars in it; of equal names the last."""
+    descriptor = os.open(root + archive, flags)
+    sizes: dict[bytes, int] = {}
+    try:
+        if is_gzip(descriptor):
+            window = Window(GzipSource(descriptor))
+        else:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            window = Window(FileSource(descriptor), window_bytes=_HOP_BYTES)
+        damage = _add_images(window, folder, None, root, sizes)
+    except (EOFError, zlib.error, BombError) as error:
+        return _Images(sizes, f"cannot be read to its end ({type(error).__name__})")
+    finally:
+        os.close(descriptor)
+    return _Images(sizes, damage)
+
+
+def _add_images(
+    window: Window, folder: bytes, end: int | None, root: bytes, sizes: dict[bytes, int]
+) -> str:
+    """Put the images of the tar at *window* into *sizes*; return what is damaged in it."""
+    damage = ""
+    for member in read_members(window, end):
+        if not member.name:
+            damage = damage or (member.flaw[1] if member.flaw else "")
+            continue
+        path = folder + member.name
+        stem = archive_stem(member.name)
+        if stem is not None and end is None and not _is_at(root, path, member.num_bytes):
+            if member.flaw is None:
+                inner_end = member.offset + member.num_bytes
+                inner = _add_images(window, folder + stem + b"/", inner_end, root, sizes)
+                damage = damage or inner
+        elif stem is None and flaw_of_name(path) is None:
+            sizes.pop(path, None)
+            if member.flaw is None:
+                sizes[path] = member.num_bytes
+    return damage
+
+
+def _is_at(root: bytes, path: bytes, size: int) -> bool:
+    """Return whether an archive was unpacked to *path*: into a folder of its name, or beside it."""
+    return any(_has_size(root + place, size) for place in [path, *_without_one_folder(path)])
+
+
+def _without_one_folder(path: bytes) -> list[bytes]:
+    """Return *path* without each of its folders that has the name of the one above it."""
+    parts = path.split(b"/")
+    return [
+        b"/".join(parts[:place] + parts[place + 1 :])
+        for place in range(len(parts) - 2)
+        if parts[place] == parts[place + 1]
+    ]
+
+
+def _has_size(path: bytes, size: int) -> bool:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (bytes)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def _unpacks_to(compressed: bytes, plain: bytes, flags: int) -> bool:
+    """Return whether a gzip file says that it unpacks to as many bytes as *plain* has."""
+    descriptor = os.open(compressed, flags)
+    try:
+        if not is_gzip(descriptor):
+            return False
+        num_bytes = os.fstat(descriptor).st_size
+        said = os.pread(descriptor, _SIZE_OF_GZIP, num_bytes - _SIZE_OF_GZIP)
+    finally:
+        os.close(descriptor)
+    return int.from_bytes(said, "little") == os.stat(plain).st_size % 2**32  # noqa: PTH116 (bytes)

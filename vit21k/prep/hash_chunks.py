@@ -1,0 +1,559 @@
+"""Chunks of a source -> rows of digests.parquet and problems.parquet, by a pool of threads."""
+
+import os
+import random
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vit21k import machine
+from vit21k.manifest.layout import LabelFrom, class_of
+from vit21k.manifest.problems import Problem
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.manifest.writer import ManifestWriter
+from vit21k.prep.file_digest import (
+    BUFFER_BYTES,
+    NOT_IMAGES,
+    WHOLE_BYTES,
+    FileDigest,
+    FileReader,
+    no_image,
+)
+from vit21k.prep.hash_archives import (
+    DigestedMembers,
+    Members,
+    UnusableError,
+    differing_members,
+    digest_part,
+    is_small,
+    note_part,
+    problem_beside,
+    recall_part,
+)
+from vit21k.prep.scan import (
+    FORMATS,
+    HAS_CONTENT,
+    HAS_DIGEST,
+    HAS_FACTS,
+    HAS_PROBE,
+    LOOKED_FOR_END,
+    ROW,
+    SAW_END,
+    ChunkFiles,
+    DigestedChunk,
+    FileRows,
+    Memory,
+    Rows,
+    bytes_read,
+    compiled_reader_for,
+    have,
+)
+from vit21k.sources.folders import Chunk, printable, problem_from
+from vit21k.sources.tar import ArchivePart
+
+
+def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
+    """Return *values*, some of which may be None, as an array of *dtype*.
+
+    Args:
+        values: Integers, booleans, strings, or bytes of one length.
+        dtype: A fixed-width integer, boolean, string, or fixed-size binary type.
+    """
+    validity = _validity(values)
+    if pa.types.is_string(dtype):
+        buffers = _text_buffers(values)
+    elif pa.types.is_boolean(dtype):
+        buffers = [_bits(np.fromiter(map(bool, values), bool, len(values)))]
+    elif pa.types.is_fixed_size_binary(dtype):
+        blank = bytes(dtype.byte_width)
+        buffers = [pa.py_buffer(b"".join([value or blank for value in values]))]
+    else:
+        numbers = [value or 0 for value in values] if validity else values
+        buffers = [pa.py_buffer(np.fromiter(numbers, dtype.to_pandas_dtype(), len(values)))]
+    return pa.Array.from_buffers(dtype, len(values), [validity, *buffers])
+
+
+def array_of_numbers(
+    values: NDArray[Any], dtype: pa.DataType, is_valid: NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """Return *values* as an array of *dtype*.
+
+    Args:
+        values: Booleans, or items of as many bytes as those of *dtype*; need not lie side by side.
+        dtype: A fixed-width integer, boolean, or fixed-size binary type.
+        is_valid: Which of them are not null; default: all.
+    """
+    validity = None if is_valid is None or is_valid.all() else _bits(is_valid)
+    if pa.types.is_boolean(dtype):
+        data = _bits(values)
+    else:
+        data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(dtype, len(values), [validity, data])
+
+
+def array_of_texts(texts: Sequence[str], places: NDArray[np.integer]) -> pa.Array:
+    """Return those of *texts* that *places* say, null where they say -1, as an array of strings."""
+    encoded = [*(text.encode() for text in texts), b""]  # -1 is the last
+    lengths = np.array([len(text) for text in encoded])[places]
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    is_valid = places >= 0
+    validity = None if is_valid.all() else _bits(is_valid)
+    data = b"".join([encoded[place] for place in places.tolist()])
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.string(), len(places), buffers)
+
+
+def _validity(values: Sequence[Any]) -> pa.Buffer | None:
+    if None not in values:
+        return None
+    return _bits(np.fromiter((value is not None for value in values), bool, len(values)))
+
+
+def _bits(flags: np.ndarray) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))
+
+
+def _text_buffers(values: Sequence[str | None]) -> list[pa.Buffer]:
+    joined = "\0".join([*(value or "" for value in values), ""]).encode()
+    ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == 0)
+    if len(ends) == len(values):
+        data, ends = joined.replace(b"\0", b""), ends - np.arange(len(ends))
+    else:  # there is a 0 in one of them
+        texts = [value.encode() if value else b"" for value in values]
+        data, ends = b"".join(texts), np.cumsum([len(text) for text in texts])
+    offsets = np.append(0, ends).astype(np.int32)
+    return [pa.py_buffer(offsets), pa.py_buffer(data)]
+
+
+__all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
+
+_FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
+_FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+
+
+class ChunkDigester:
+    """Digests chunks; any number of threads may share it.
+
+    Attributes:
+        root: The image root.  Everything below it is only ever opened for reading.
+        follow_symlinks: Whether symbolic links are opened too.
+        file_flags: What it opens files with.
+        algorithm: The kind of digest.
+        compiled: Reads what is plain of a chunk, where there is a compiler.
+        reader: Reads all other files, one by one.
+        memory: What is known of files from earlier runs, and is to be told of this one.
+        recheck: Share of the files known that are read all the same, 0 to 1.
+        is_remote: Whether inodes and status-change times mean nothing where the files lie.
+        is_stopped: Set it to have the chunks under way end at their next file, unfinished.
+        label_from: Which folder of an image is its class.
+        asks_ahead: Set it to have the system fetch all files of a chunk at once, before the first
+            of them is read; for files that have to be waited for.
+    """
+
+    only_ends = False
+    """Whether a probe is made, and files are read to their end only if there is no way round."""
+    notes_known = True
+    """Whether the memory is told what it has told: it is to last until the next run."""
+
+    def __init__(self, root: bytes, *, algorithm: str, follow_symlinks: bool = False) -> None:
+        no_follow = 0 if follow_symlinks else os.O_NOFOLLOW
+        self.root = root.rstrip(b"/") + b"/"
+        self.follow_symlinks = follow_symlinks
+        self.is_stopped = False
+        self.asks_ahead = False
+        self.recheck = 0.0
+        self.is_remote = False
+        self.memory: Memory | None = None
+        self.label_from: LabelFrom | None = None
+        self.file_flags = _FILE_FLAGS | no_follow
+        self.reader = FileReader(algorithm, self.file_flags)
+        self.algorithm = algorithm
+        self.compiled = compiled_reader_for(algorithm)
+        self._folder_flags = _FOLDER_FLAGS | no_follow
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "memory": None, "compiled": None}  # they are of this machine
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.compiled = compiled_reader_for(self.algorithm)
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether threads read side by side: most of the work is done in one call for a chunk."""
+        return self.compiled is not None
+
+    def __call__(self, chunk: Chunk) -> DigestedChunk:
+        """Return what became of each entry of *chunk*.
+
+        Raises:
+            OSError: This process has run out of file descriptors or memory.
+        """
+        if chunk.archive is not None and chunk.archive.beside:
+            beside = problem_beside(self.root, chunk.archive, flags=self.file_flags)
+            return DigestedChunk("", chunk.fraction, problems=[beside])
+        if chunk.archive is not None:
+            return self._digest_archive(chunk.archive, chunk.fraction)
+        folder = printable(chunk.folder)
+        done = DigestedChunk(class_of(folder, self.label_from), chunk.fraction)
+        if all(problem for _, problem in chunk.entries):
+            done.problems += [problem for _, problem in chunk.entries if problem]
+            return done
+        try:
+            descriptor = os.open(self.root + chunk.folder, self._folder_flags)
+        except OSError as error:
+            for name, problem in chunk.entries:
+                done.problems.append(problem or problem_from(chunk.folder + name, error))
+            return done
+        try:
+            self._digest_entries(chunk, descriptor, done)
+        finally:
+            os.close(descriptor)
+        return done
+
+    def _digest_archive(self, part: ArchivePart, fraction: float) -> DigestedChunk:
+        try:
+            descriptor = os.open(self.root + part.archive, self.file_flags)
+        except OSError as error:
+            return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
+        read_at = self.memory.now() if self.memory else 0
+        try:
+            status = os.fstat(descriptor)
+            known = self._recall_part(part, status)
+            if known and random.random() >= self.recheck:  # noqa: S311
+                chunks = self._known_chunks(part, fraction, known)
+                return _joined(iter(self._noted(part, status, chunks, read_at)))
+
+            def digest_member(content: memoryview) -> FileDigest:
+                digest, facts = self.reader.describe(content, content)
+                if facts.format in NOT_IMAGES:
+                    raise UnusableError(*no_image(facts))
+                if len(content) >= WHOLE_BYTES:
+                    facts = facts._replace(content_digest=None, has_end=None)
+                probe = self.reader.probe_of(content) if self.only_ends else None
+                return FileDigest(len(content), status.st_mtime_ns, digest, facts, probe=probe)
+
+            found = digest_part(part, descriptor, digest_member, lambda: self.is_stopped)
+            first = next(found)  # by then all is read
+        finally:
+            os.close(descriptor)
+        parts = chain((first,), found)
+        chunks = (self._members_chunk(part, fraction, members) for members in parts)
+        if self.memory and not self.is_stopped and is_small(part, status):
+            held = self._noted(part, status, chunks, read_at)
+            held[0].silently_changed = differing_members(known, held)
+            chunks = iter(held)
+        return _joined(chunks)
+
+    def _noted(
+        self,
+        part: ArchivePart,
+        status: os.stat_result,
+        chunks: Iterator[DigestedChunk],
+        read_at: int,
+    ) -> list[DigestedChunk]:
+        held = list(chunks)
+        if self.memory:
+            note_part(self.memory, part, status, held, is_remote=self.is_remote, read_at=read_at)
+        return held
+
+    def _known_chunks(
+        self, part: ArchivePart, fraction: float, known: Members
+    ) -> Iterator[DigestedChunk]:
+        for folder, paths, files in known:
+            yield DigestedChunk(
+                class_of(folder, self.label_from),
+                fraction,
+                paths=paths,
+                files=files,
+                num_known=len(files),
+                archive=part.archive.decode(),
+                offsets=files.array["inode"].tolist(),
+            )
+
+    def _members_chunk(
+        self, part: ArchivePart, fraction: float, members: DigestedMembers[FileDigest]
+    ) -> DigestedChunk:
+        return DigestedChunk(
+            class_of(members.folder, self.label_from),
+            fraction,
+            paths=[members.folder + name for name in members.names],
+            files=FileRows.of(members.digests),
+            num_bytes_read=sum(file.num_bytes for file in members.digests),
+            problems=members.problems,
+            archive=part.archive.decode(),
+            offsets=members.offsets,
+        )
+
+    def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
+        if self.memory is None:
+            return []
+        return recall_part(self.memory, part, status, is_remote=self.is_remote)
+
+    def _digest_entries(self, chunk: Chunk, folder: int, done: DigestedChunk) -> None:
+        names = [name for name, problem in chunk.entries if problem is None]
+        files = ChunkFiles(folder, names)
+        read_at = self.memory.now() if self.memory else 0
+        before = self._find_known(files, chunk.folder)
+        self.ask_ahead(files, only_ends=self.only_ends)
+        is_known = files.are_done
+        self.read(files, only_ends=self.only_ends)
+        changed = files.differing(before) if before is not None else []
+        done.silently_changed = [(chunk.folder + name).decode() for name in changed]
+        done.num_known = int(is_known.sum())
+        done.num_bytes_read = int(bytes_read(files.rows[files.are_done & ~is_known]).sum())
+        self.read_more(files, done)
+        noted = files.put_into(done, chunk)
+        if self.memory and (self.notes_known or done.num_known < len(noted.names)):
+            self.memory.note(chunk.folder, noted, read_at)
+
+    def _find_known(self, files: ChunkFiles, folder: bytes) -> Rows | None:
+        """Make those of *files* done that are as an earlier run left them.
+
+        Returns:
+            What is known of those that are read all the same; None if there are none.
+        """
+        if self.memory is None:
+            return None
+        known = self.memory.recall(folder, files.names[0], files.names[-1])
+        if not known.names:
+            return None
+        files.take_known(known)
+        self.check(files)
+        return files.forget_some(self.recheck)
+
+    def check(self, files: ChunkFiles) -> None:
+        """Make those of *files* done that are known and on the disk as their rows say."""
+        by_all = not self.is_remote
+        if self.compiled:
+            self.compiled.check(files, self.file_flags, by_all=by_all)
+        else:
+            files.check(follow_symlinks=self.follow_symlinks, by_all=by_all)
+
+    def ask_ahead(self, files: ChunkFiles, *, only_ends: bool) -> None:
+        """Have the system fetch what is to be read of *files*, if that is asked for at all."""
+        if self.asks_ahead and self.compiled:
+            self.compiled.ask_for(files, self.file_flags, only_ends=only_ends)
+        elif self.asks_ahead:
+            for place in files.places_to_do():
+                self.reader.ask_for(files.names[place], files.folder, only_ends=only_ends)
+
+    def read(self, files: ChunkFiles, *, only_ends: bool) -> None:
+        """Read those of *files* that are to do: to their end, or both ends only."""
+        if self.compiled and not self.is_stopped:
+            self.compiled.read(files, self.file_flags, only_ends=only_ends)
+        read = self.reader.probe if only_ends else self.reader.digest
+        for place in files.places_to_do():
+            if self.is_stopped:
+                break
+            files.put(place, read(files.names[place], files.folder))
+
+    def read_more(self, files: ChunkFiles, done: DigestedChunk) -> None:
+        """Read what is to be read of *files* after that."""
+
+
+def _joined(chunks: Iterator[DigestedChunk]) -> DigestedChunk:
+    """Return the first of *chunks*, with the others to come after it."""
+    done = next(chunks)
+    done.more = chunks
+    return done
+
+
+_BATCH_ROWS = 4_096
+_DIGESTS = {"digest": HAS_DIGEST, "content_digest": HAS_CONTENT, "probe": HAS_PROBE}
+
+
+def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
+    """Return the files of *chunks* as rows."""
+    # Three times as fast as `np.concatenate`.
+    rows = np.frombuffer(b"".join([chunk.files.array.tobytes() for chunk in chunks]), ROW)
+    columns = {**_columns_of_files(rows), **_columns_of_chunks(chunks)}
+    arrays = [columns[field.name] for field in DIGESTS.schema]
+    return pa.Table.from_arrays(arrays, schema=DIGESTS.schema)
+
+
+def _columns_of_files(rows: Rows) -> dict[str, pa.Array]:
+    types = {field.name: field.type for field in DIGESTS.schema}
+    columns = {
+        name: array_of_numbers(rows[name], types[name], have(rows, flag))
+        for name, flag in _DIGESTS.items()
+    }
+    for name in ("num_bytes", "mtime_ns"):
+        columns[name] = array_of_numbers(rows[name], types[name])
+    has_facts = have(rows, HAS_FACTS)
+    for name in ("width", "height", "components"):
+        numbers = rows[name].astype(np.int32)
+        columns[name] = array_of_numbers(numbers, types[name], has_facts & (numbers != 0))
+    looked = have(rows, LOOKED_FOR_END)
+    columns["has_end"] = array_of_numbers(have(rows, SAW_END), types["has_end"], looked)
+    columns["format"] = array_of_texts(FORMATS, _places(rows["format"], has_facts))
+    return columns
+
+
+def _columns_of_chunks(chunks: Sequence[DigestedChunk]) -> dict[str, pa.Array]:
+    num_files = [len(chunk.files) for chunk in chunks]
+    number = np.repeat(np.arange(len(chunks)), num_files)
+    in_archive = np.repeat([chunk.archive is not None for chunk in chunks], num_files)
+    offsets = [at for chunk in chunks for at in chunk.offsets or [0] * len(chunk.files)]
+    return {
+        "path": arrow_array([path for chunk in chunks for path in chunk.paths], pa.string()),
+        "wnid": array_of_texts([chunk.wnid for chunk in chunks], number),
+        "archive": array_of_texts(
+            [chunk.archive or "" for chunk in chunks], _places(number, in_archive)
+        ),
+        "offset": array_of_numbers(np.array(offsets, np.int64), pa.int64(), in_archive),
+    }
+
+
+def _places(numbers: NDArray[np.integer], is_valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return *numbers*, -1 where they are not valid."""
+    return np.where(is_valid, numbers.astype(np.int64), -1)
+
+
+def problem_rows(problems: Sequence[Problem]) -> pa.Table:
+    """Return *problems* as rows of `problems.parquet`."""
+    columns = zip(*problems, strict=True)
+    arrays = [arrow_array(list(map(str, column)), pa.string()) for column in columns]
+    return pa.Table.from_arrays(arrays, schema=PROBLEMS.schema)
+
+
+class RowWriter:
+    """Gathers chunks, and hands them on in batches that are worth Arrow's overhead."""
+
+    def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
+        self._digests = digests
+        self._problems = problems
+        self._chunks: list[DigestedChunk] = []
+        self._num_waiting = 0
+
+    def add(self, chunk: DigestedChunk) -> None:
+        """Take what became of *chunk*."""
+        self._chunks.append(chunk)
+        self._num_waiting += len(chunk.files) + len(chunk.problems)
+        if self._num_waiting >= _BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if digests := [chunk for chunk in self._chunks if chunk.files]:
+            self._digests.write(digest_rows(digests))
+        if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
+            self._problems.write(problem_rows(problems))
+        self._chunks = []
+        self._num_waiting = 0
+
+
+_NUM_WORKERS = 8
+_NUM_LOCKED_WORKERS = 2  # who mostly hold the interpreter's lock are in each other's way
+_NUM_REMOTE_WORKERS = 32  # opening a file is a message to another machine, and an answer
+
+_CHUNKS_PER_WORKER = 4
+_WAITS, _WAITING_S = 3.0, 0.02
+"""Wall time of a chunk over its CPU time from which on its files were waited for, and that long at
+least: less is the interpreter's lock."""
+_PATIENCE = 16
+"""Chunks for each worker without a read of the disk, after which they are taken for at hand."""
+
+Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]]
+"""Yields what became of each chunk, in order: of (digester, chunks, number of workers)."""
+
+
+class Digester(Protocol):
+    """What threads may share to digest chunks: a `ChunkDigester`, or one that reads from afar."""
+
+    is_stopped: bool
+    asks_ahead: bool
+    is_remote: bool
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether threads work side by side in it, for it holds the interpreter's lock briefly."""
+
+    def __call__(self, chunk: Chunk, /) -> DigestedChunk:
+        """Return what became of *chunk*."""
+
+
+def suitable_workers(digester: ChunkDigester) -> int:
+    """Return how many chunks should be read at a time at most."""
+    if digester.is_remote:
+        return _NUM_REMOTE_WORKERS
+    return _NUM_WORKERS if digester.is_concurrent else _NUM_LOCKED_WORKERS
+
+
+class _Pace:
+    """Whether chunks are at hand, or have to be waited for; threads tell what theirs took."""
+
+    def __init__(self, num_workers: int, *, is_remote: bool = False) -> None:
+        self.is_waiting = is_remote
+        self._is_remote = is_remote
+        self._patience = num_workers * _PATIENCE
+        self._num_at_hand = 0
+
+    def note(self, wall_s: float, cpu_s: float, num_disk_reads: int) -> None:
+        """Take in what a chunk took: seconds of its thread, and reads of the disk it waited for."""
+        if num_disk_reads or wall_s > max(_WAITS * cpu_s, cpu_s + _WAITING_S):
+            self.is_waiting = True
+        self._num_at_hand = 0 if num_disk_reads else self._num_at_hand + 1
+        if self._num_at_hand > self._patience:
+            self.is_waiting = self._is_remote
+            self._num_at_hand = 0
+
+    def measured(self, digester: Digester, chunk: Chunk) -> DigestedChunk:
+        """Return what becomes of *chunk*, and take in what that took."""
+        wall, cpu, reads = time.perf_counter(), time.thread_time(), _num_disk_reads()
+        done = digester(chunk)
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        self.note(wall, cpu, _num_disk_reads() - reads)
+        return done
+
+
+def digest_in_threads(
+    digester: Digester, chunks: Iterator[Chunk], num_workers: int
+) -> Iterator[DigestedChunk]:
+    """Yield what became of each of *chunks*, in order; threads read and digest.
+
+    Args:
+        digester: Shared by all threads.
+        chunks: What there is to do, taken a bounded number ahead.
+        num_workers: The most chunks that are read at the same time.
+    """
+    under_way: deque[Future[DigestedChunk]] = deque()
+    pace = _Pace(num_workers, is_remote=digester.is_remote)
+    num_few = min(num_workers, machine.num_threads())
+    with (  # a pool starts its threads when they are needed
+        ThreadPoolExecutor(num_few, thread_name_prefix="hash") as few,
+        ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as many,
+    ):
+        try:
+            for chunk in chunks:
+                digester.asks_ahead = pace.is_waiting
+                waits = pace.is_waiting or chunk.archive is not None
+                if not digester.is_concurrent and not waits:
+                    while under_way:
+                        yield under_way.popleft().result()
+                    yield pace.measured(digester, chunk)
+                    continue
+                pool, num_threads = (many, num_workers) if waits else (few, num_few)
+                under_way.append(pool.submit(pace.measured, digester, chunk))
+                while len(under_way) >= num_threads * _CHUNKS_PER_WORKER:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            digester.is_stopped = True
+            few.shutdown(cancel_futures=True)
+            many.shutdown(cancel_futures=True)
+
+
+def _num_disk_reads() -> int:
+    """Return how often this thread had to read from a disk so far; 0 where that is not told."""
+    who = getattr(resource, "RUSAGE_THREAD", None)  # Linux
+    return resource.getrusage(who).ru_inblock if who is not None else 0

@@ -1,0 +1,313 @@
+"""Counts of a run of `hash`.
+
+Image tree -> digests.parquet, problems.parquet: one row per file.
+
+Input: folders at any depth; the class of a file is the name of the folder it lies in.
+Output: both manifests in path order.  The bytes depend on the tree alone: not on the number of
+workers, nor on the order in which the file system lists its entries, nor on the locale.
+Errors: a file that cannot be used is a row of `problems.parquet`, and the run goes on.
+Threading: this thread walks the tree and writes, *num_workers* threads read and digest chunks, of
+which a bounded number is under way; they are taken in the order in which they were handed out.
+Memory: independent of the number of files.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vit21k.errors import ImageTreeError, UsageError
+from vit21k.lock import locked
+from vit21k.manifest.io import Header
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.layout import LabelFrom, Layout, stem_of
+from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.manifest.writer import manifest_writer
+from vit21k.prep.file_digest import UNKNOWN
+from vit21k.prep.hash_archives import with_parts
+from vit21k.prep.hash_cache import remembering
+from vit21k.prep.hash_chunks import (
+    ChunkDigester,
+    DigestedChunk,
+    Engine,
+    RowWriter,
+    digest_in_threads,
+    suitable_workers,
+)
+from vit21k.prep.quick import MODE, Candidates, QuickDigester
+from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS
+from vit21k.prep.shards import OPTION, Shard
+from vit21k.sources.folders import (
+    Chunk,
+    image_root,
+    is_remote,
+    look_at,
+    printable,
+    refuse_inside,
+    refuse_parquet,
+    walk,
+)
+from vit21k.sources.tar import ArchivePart
+
+
+@dataclass
+class HashSummary:
+    """Counts of a run of `hash_tree`.
+
+    Attributes:
+        num_entries: What the walk met, folders that it went into excepted.
+        num_files: Rows of `digests.parquet`.
+        num_bytes: Bytes of those files.
+        num_bytes_read: Bytes that were read for that.
+        num_known: Files that were not read, because they are as an earlier run left them.
+        num_without_digest: Files that a quick run has proven unlike all others.
+        num_unknown: Files that begin like no image, nor like anything else that is known.
+        silently_changed: Paths of files that are not what they were, though size and times are.
+        is_remote: Whether files were taken for what they were by size and time alone.
+        wnids: Names of the class folders.
+        problems: Rows of `problems.parquet`, by kind.
+        layout: What the folders say of the classes.
+        other_suffixes: Of the files that are no images by their names.
+    """
+
+    num_entries: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    num_bytes_read: int = 0
+    num_known: int = 0
+    num_without_digest: int = 0
+    num_unknown: int = 0
+    silently_changed: list[str] = field(default_factory=list)
+    is_remote: bool = False
+    wnids: set[str] = field(default_factory=set)
+    problems: Counter[ProblemKind] = field(default_factory=Counter)
+    layout: Layout = field(default_factory=lambda: Layout(""))
+    other_suffixes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_bad(self) -> int:
+        """Files and folders that could not be used."""
+        return sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+
+    @property
+    def num_skipped(self) -> int:
+        """What is no image, or not to be followed."""
+        return sum(count for kind, count in self.problems.items() if kind.is_left_out)
+
+    def count(self, chunk: DigestedChunk, *, is_second_walk: bool) -> None:
+        """Add what became of *chunk*; what was known is counted on the first of two walks."""
+        self.num_entries += len(chunk.files) + len(chunk.problems)
+        self.num_files += len(chunk.files)
+        self.num_bytes += chunk.num_bytes
+        self.num_bytes_read += chunk.num_bytes_read
+        self.num_known += 0 if is_second_walk else chunk.num_known
+        files = chunk.files
+        self.num_without_digest += len(files) - int(files.have(HAS_DIGEST).sum())
+        is_unknown = files.have(HAS_FACTS) & (files.array["format"] == FORMATS.index(UNKNOWN))
+        self.num_unknown += int(is_unknown.sum())
+        self.silently_changed += chunk.silently_changed
+        self.problems.update(problem.kind for problem in chunk.problems)
+        others = [p.path for p in chunk.problems if p.kind is ProblemKind.OTHER_SUFFIX]
+        self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)
+        stem = stem_of(chunk.archive) if chunk.archive else None
+        if chunk.files:
+            self.wnids.add(chunk.wnid)
+            self.layout.add(chunk.paths[0].rpartition("/")[0], stem)
+        self.layout.add_files(chunk.paths, others, stem)
+
+
+DEFAULT_ALGORITHM = "xxh3_128"
+ARCHIVE_OPTION = "archive"
+"""Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
+
+
+OnChunk = Callable[[DigestedChunk], None]
+
+
+def hash_tree(  # noqa: PLR0913
+    root: Path,
+    manifests: Path,
+    *,
+    algorithm: str = DEFAULT_ALGORITHM,
+    num_workers: int | None = None,
+    follow_symlinks: bool = False,
+    mode: Literal["full", "quick"] = "full",
+    is_fresh: bool = False,
+    recheck: float = 0.0,
+    shard: Shard | None = None,
+    engine: Engine | None = None,
+    label_from: LabelFrom | None = None,
+    splits: Collection[str] = (),
+    on_look: OnChunk = lambda _chunk: None,
+    on_chunk: OnChunk = lambda _chunk: None,
+) -> HashSummary:
+    """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
+
+    Args:
+        root: The image root, or an archive; opened read-only.
+        manifests: Folder to write to; not below *root*.
+        algorithm: A key of `algorithms.ALGORITHMS`.
+        num_workers: Threads that read and digest; None: as many as suit the file system.
+        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+        mode: Read all of every file, or of most files only as much as tells them from all others.
+        is_fresh: Forget what earlier runs have read.
+        recheck: Share of the files that are as they were to read all the same, 0 to 1.
+        shard: Read only its share of the folders, and write to its own folder below *manifests*.
+        engine: Where the chunks are digested; default: in threads of this process.  Nothing is
+            remembered of a run on another one.
+        label_from: Which folder of an image is its class; None: the one it lies in, if that can be
+            a class.
+        splits: Folders of the root that the caller keeps apart, as train and val.
+        on_look: Called with each chunk of the first of the two walks of a quick run.
+        on_chunk: Called, in path order, with each chunk that is done.
+
+    Raises:
+        ImageTreeError: No such folder, or no images in it; what was in *manifests* is unchanged.
+        LayoutError: Its folders cannot be classes; likewise.
+        UsageError: *manifests* lies inside *root*; or a quick run on another engine was asked for.
+        LockedError: Another run works on *manifests*.
+        OSError: *manifests* cannot be written to.
+    """
+    root, archive = image_root(root)
+    refuse_inside(manifests, str(root))
+    if mode == MODE and engine:
+        raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+    layout = Layout(str(root / (archive or "")), label_from=label_from, splits=splits)
+    if archive is None:
+        look_at(root, layout)
+    options = {"follow_symlinks": follow_symlinks, **_rare_options(mode, shard, archive)}
+    if label_from:
+        options[LABEL_OPTION] = label_from
+    header = Header(algorithm=algorithm, root=_as_text(root), options=options)
+    digester = (QuickDigester if mode == MODE else ChunkDigester)(
+        os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
+    )
+    digester.recheck, digester.is_remote = recheck, is_remote(root)
+    digester.label_from = label_from
+    out = shard.folder(manifests) if shard else manifests
+    if num_workers is None:
+        num_workers = suitable_workers(digester)
+    run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
+    run.summary.layout = layout
+    with (
+        locked(out, command="hash"),
+        remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
+    ):
+        run.write(out, header, on_look, on_chunk)
+        memory.finish()
+    return run.summary
+
+
+def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
+    """Return those options of the header that are skipped where they say nothing."""
+    options = {"mode": "" if mode == "full" else mode}
+    options |= {OPTION: str(shard or ""), ARCHIVE_OPTION: archive or ""}
+    return {name: value for name, value in options.items() if value}
+
+
+def _as_text(root: Path) -> str:
+    return os.fsencode(root).decode("utf-8", "surrogateescape")
+
+
+class _Run:
+    """One run, from the walk to the manifests."""
+
+    def __init__(
+        self,
+        digester: ChunkDigester,
+        archive: str | None,
+        shard: Shard | None,
+        num_workers: int,
+        engine: Engine,
+    ) -> None:
+        self.summary = HashSummary(is_remote=digester.is_remote)
+        self._digester = digester
+        self._archive = archive
+        self._shard = shard
+        self._num_workers = num_workers
+        self._engine = engine
+
+    def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:
+        """Digest everything and write both manifests to *out*."""
+        is_quick = isinstance(self._digester, QuickDigester)
+        if is_quick:
+            self._find_candidates(on_look)
+        row_group_rows = self._shard.row_group_rows if self._shard else None
+        with (  # of the two, digests move into place last
+            manifest_writer(DIGESTS, out, header, row_group_rows=row_group_rows) as digests,
+            manifest_writer(PROBLEMS, out, header) as problems,
+        ):
+            rows = RowWriter(digests, problems)
+            for chunk in self._walk():
+                self.summary.count(chunk, is_second_walk=is_quick)
+                rows.add(chunk)
+                on_chunk(chunk)
+            rows.flush()
+            if not self._shard:
+                _refuse_nothing(self.summary, self._digester.root)
+            self.summary.layout.refuse(is_complete=not self._shard)
+
+    def _walk(self) -> Iterator[DigestedChunk]:
+        """Yield what became of everything, in path order, the members of archives one by one."""
+        chunks = chunks_of(self._digester, self._archive)
+        if self._shard:
+            chunks = filter(partial(_is_of, self._shard), chunks)
+        for done in self._engine(self._digester, chunks, self._num_workers):
+            yield done
+            yield from done.more
+
+    def _find_candidates(self, on_look: OnChunk) -> None:
+        """Take the first of the two walks of a quick run."""
+        candidates = Candidates()
+        for chunk in self._walk():
+            candidates.add(chunk)
+            on_look(chunk)
+            self.summary.num_bytes_read += chunk.num_bytes_read
+            self.summary.num_known += chunk.num_known
+        candidates.keep_repeated()
+        if isinstance(self._digester, QuickDigester):
+            self._digester.start_second_walk(candidates)
+
+
+def _is_of(shard: Shard, chunk: Chunk) -> bool:
+    return shard.has(chunk.place)
+
+
+def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[Chunk]:
+    """Yield what there is to digest, in path order.
+
+    Args:
+        digester: Whose root it lies below.
+        archive: Name of the one file of the root that counts, instead of a tree.
+    """
+    if archive is None:
+        follow_symlinks = digester.follow_symlinks
+        if digester.compiled:
+            list_files = digester.compiled.list_files
+            chunks = walk(digester.root, follow_symlinks=follow_symlinks, list_files=list_files)
+        else:
+            chunks = walk(digester.root, follow_symlinks=follow_symlinks)
+    else:
+        name = os.fsencode(archive)
+        chunks = iter([Chunk(b"", [], 1.0, ArchivePart(name, name, b""))])
+    return with_parts(chunks, digester.root, flags=digester.file_flags)
+
+
+def _refuse_nothing(summary: HashSummary, root: bytes) -> None:
+    if not summary.num_files and summary.other_suffixes["parquet"]:
+        refuse_parquet(printable(root[:-1]))
+    if not summary.num_files and not summary.num_bad:
+        raise ImageTreeError(
+            f"no images below `{printable(root[:-1])}`",
+            hint="expected folders such as `n01440764/` with .JPEG, .jpg, .png ... files in them"
+            + _links_hint(summary),
+        )
+
+
+def _links_hint(summary: HashSummary) -> str:
+    num_links = summary.problems[ProblemKind.SYMLINK]
+    return f"; `--follow-symlinks` reads the {num_links:,} links found" if num_links else ""

@@ -1,0 +1,250 @@
+"""External images -> an image tree, and its manifests."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vit21k.atomic import write_atomic
+from vit21k.errors import DataError, LayoutError, UsageError
+from vit21k.lock import locked
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import read_manifest
+from vit21k.manifest.layout import LabelFrom
+from vit21k.manifest.schema import CLASSES
+from vit21k.prep.cifar import NamedImage
+from vit21k.prep.hash_tree import hash_tree
+from vit21k.prep.relabel import relabel
+from vit21k.prep.split import make_val, split_by_folders
+from vit21k.sources.folders import IMAGE_SUFFIXES
+
+IMAGES = "images"
+MANIFESTS = "manifests"
+RECORD = "source.json"
+_PARTIAL = ".images.partial"
+
+
+def write_tree(
+    images: Iterable[NamedImage],
+    out: Path,
+    source: Mapping[str, Any],
+    *,
+    on_image: Callable[[], None] = lambda: None,
+) -> dict[str, int]:
+    """Write *images* below ``<out>/images``, once: a tree of the same *source* is left alone.
+
+    A killed write leaves a hidden folder, which the next one begins anew.
+
+    Args:
+        images: Read only if the tree is not there.
+        out: Beside the tree, ``source.json`` says where it came from.
+        source: JSON values that identify where the images come from.
+        on_image: Called for each that is written.
+
+    Returns:
+        How many images each split has: the first folder of their paths.
+
+    Raises:
+        DataError: An image's path leads out of the tree; nothing is kept.
+        UsageError: There is a tree of another source.
+        OSError: The disk is full or failing.
+    """
+    with locked(out, command="get-dataset", wait=True):
+        record = _read_record(out / RECORD)
+        if (out / IMAGES).exists():
+            if record.get("source") != source:
+                raise UsageError(
+                    f"`{out / IMAGES}` is there already, and is not of this source",
+                    hint="name another folder, or remove that one",
+                )
+            return dict(record["counts"])
+        partial = out / _PARTIAL
+        shutil.rmtree(partial, ignore_errors=True)
+        counts: Counter[str] = Counter()
+        for path, content in images:
+            file = _inside(partial, path)
+            if counts.total() == 0 or not file.parent.is_dir():
+                file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            counts[path.partition("/")[0]] += 1
+            on_image()
+        os.sync()  # one for all of them: the tree's name must not move before its files are there
+        write_atomic(
+            out / RECORD, json.dumps({"source": source, "counts": counts}, indent=2).encode()
+        )
+        partial.rename(out / IMAGES)
+    return dict(counts)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Return the file *path* below *folder*; names of classes and splits come from strangers."""
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise DataError(f"an image is called {path!r}, which is no path within a tree")
+    return folder.joinpath(*parts)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+_NUM_PARTS = 3  # split, class, file
+
+
+def read_zip(archive: Path) -> Iterator[NamedImage]:
+    """Yield the images of *archive*, which hold ``[...]/train/<class>/<file>`` and ``test``.
+
+    Raises:
+        DataError: It is not a zip, is damaged, or has no such folders.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [(info, path) for info in file.infolist() if (path := _path_of(info))]
+            if not {"train/", "test/"} <= {path.partition("/")[0] + "/" for _, path in members}:
+                raise DataError(
+                    f"`{archive}` has no images in `train/<class>/` and `test/<class>/`"
+                )
+            for info, path in members:
+                yield NamedImage(path, file.read(info))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise DataError(f"`{archive}` is not a whole zip archive: {error}") from error
+
+
+def _path_of(info: zipfile.ZipInfo) -> str | None:
+    """Return ``split/class/file``; None if the member is no image in a class folder of a split.
+
+    What is returned has three plain parts, so nothing can be written outside the tree.
+    """
+    parts = PurePosixPath(info.filename).parts[-_NUM_PARTS:]
+    is_image = PurePosixPath(info.filename).suffix.lower().encode() in IMAGE_SUFFIXES
+    if (
+        info.is_dir()
+        or not is_image
+        or len(parts) < _NUM_PARTS
+        or parts[0] not in ("train", "test")
+    ):
+        return None
+    if any(part in ("..", ".", "/") or "\\" in part or "\0" in part for part in parts):
+        return None
+    return "/".join(parts)
+
+
+TRAIN_FOLDER = "train"
+VAL_FOLDERS = ("val", "valid", "validation", "test")
+"""What the folder of a split may be called, the first that is there counts; all are skipped of
+train."""
+
+_MOST_HELD_OUT = 50
+_HELD_OUT_SHARE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What was made of an image tree.
+
+    Attributes:
+        num_files: Files that were read.
+        num_problems: Files that could not be used; `problems.parquet` lists them.
+        num_train: Images to train on.
+        num_val: Images to validate on.
+        num_unused: Images that are for neither: in other folders, or with several labels in val.
+        num_classes: Length of the class list.
+        split: Where val is from, in words.
+    """
+
+    num_files: int
+    num_problems: int
+    num_train: int
+    num_val: int
+    num_unused: int
+    num_classes: int
+    split: str
+
+
+def prepare(
+    root: Path,
+    manifests: Path,
+    *,
+    labels: Mapping[str, str] | None = None,
+) -> Prepared:
+    """Hash *root*, merge equal files, and split train from val.
+
+    Where *root* has a folder ``train`` and one for validation, those are the split; else images
+    of every class are held out, drawn by their content.
+
+    Args:
+        root: The image tree; opened read-only.
+        manifests: Where the manifests go; not below *root*.
+        labels: Where a dataset says itself what its labels are: the classes in words by the name
+            of their folder, in the order of the labels, which is kept; empty if it does not name
+            them.  None: the folders are the classes, by name.
+
+    Raises:
+        DataError: There are no images.
+        LayoutError: Its folders cannot be classes, or there is only one.
+        UsageError: *manifests* lies inside *root*.
+        OSError: The disk is full or failing.
+    """
+    val = val_folder_of(root)
+    splits = (TRAIN_FOLDER, *VAL_FOLDERS) if val is not None else ()
+    label_from: LabelFrom | None = "folder" if labels is not None else None
+    summary = hash_tree(root, manifests, label_from=label_from, splits=splits)
+    classes = _classes_of(labels, summary.wnids) if labels is not None else None
+    relabelled = relabel(manifests, classes=classes, names_of=lambda wnids: {w: w for w in wnids})
+    if relabelled.num_classes == 1:
+        raise LayoutError(
+            f"all images of `{root}` are of one class, `{next(iter(summary.wnids))}`",
+            hint="put the images into one folder for each class",
+        )
+    if val is not None:
+        others = [name for name in VAL_FOLDERS if name != val]
+        by_folder = split_by_folders(manifests, train=TRAIN_FOLDER, val=val, held_out=others)
+        num_train, num_val = by_folder.num_train, by_folder.num_val
+        split = f"the folder `{val}`"
+    else:
+        per_class = held_out_of_each(manifests)
+        drawn = make_val(manifests, per_class=per_class, holdout=True, seed=0)
+        num_train, num_val = drawn.num_train, drawn.num_val
+        split = f"{per_class} of each class, held out"
+    return Prepared(
+        num_files=relabelled.num_files,
+        num_problems=sum(summary.problems.values()),
+        num_train=num_train,
+        num_val=num_val,
+        num_unused=relabelled.num_images - num_train - num_val,
+        num_classes=relabelled.num_classes,
+        split=split,
+    )
+
+
+def _classes_of(labels: Mapping[str, str], folders: Collection[str]) -> ClassList:
+    """Return the classes of a dataset in the order of its labels, which may be mere numbers."""
+    if labels:
+        return ClassList(tuple(labels), tuple(labels.values()))
+    are_numbers = all(folder.isdecimal() for folder in folders)
+    return ClassList(tuple(sorted(folders, key=int if are_numbers else None)))
+
+
+def val_folder_of(root: Path) -> str | None:
+    """Return the folder of *root* to validate on; None if its folders are no splits."""
+    if not (root / TRAIN_FOLDER).is_dir():
+        return None
+    return next((name for name in VAL_FOLDERS if (root / name).is_dir()), None)
+
+
+def held_out_of_each(manifests: Path) -> int:
+    """Return how many images of each class to hold out: a fifth of the smallest, 1 to 50."""
+    counts: Sequence[int] = read_manifest(manifests, CLASSES, ["num_single_label"])[
+        "num_single_label"
+    ].to_pylist()
+    smallest = min((count for count in counts if count >= _HELD_OUT_SHARE), default=0)
+    return max(1, min(_MOST_HELD_OUT, smallest // _HELD_OUT_SHARE))

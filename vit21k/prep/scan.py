@@ -1,0 +1,534 @@
+"""A chunk of files -> rows of digests and facts, by the compiled scanner or in Python."""
+
+import ctypes
+import os
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from random import random
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from vit21k._native import NoExtensionError, extension
+from vit21k.manifest.problems import Problem
+from vit21k.prep.file_digest import (
+    BUFFER_BYTES,
+    PROBE_BYTES,
+    FileDigest,
+    Flaw,
+    ImageFacts,
+    thread_buffer,
+)
+from vit21k.sources.folders import Chunk, problem_from
+
+_ROW = struct.Struct("<qqqQ16s16s16sBIIBB")
+ROW = np.dtype(
+    [
+        ("num_bytes", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("ctime_ns", "<i8"),
+        ("inode", "<u8"),
+        ("digest", "V16"),
+        ("content_digest", "V16"),
+        ("probe", "V16"),
+        ("format", "u1"),
+        ("width", "<u4"),  # 0: unknown, as with the next two
+        ("height", "<u4"),
+        ("components", "u1"),
+        ("flags", "u1"),
+    ]
+)
+"""Without gaps: `Row` of scan.c, and `_ROW`."""
+
+FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip", "ppm")
+"""By their numbers in a row."""
+
+HAS_DIGEST, HAS_CONTENT, HAS_PROBE, HAS_FACTS, SAW_END, LOOKED_FOR_END = (
+    1 << bit for bit in range(6)
+)
+_NONE = bytes(16)
+_NO_FACTS = ImageFacts(None, "unknown")
+
+Rows = NDArray[np.void]
+"""An array of `ROW`."""
+
+
+class FileRows(Sequence[FileDigest]):
+    """Files, each as a `FileDigest` where one is asked for.
+
+    Attributes:
+        array: Their rows.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Rows) -> None:
+        self.array = array
+
+    @classmethod
+    def of(cls, files: Iterable[FileDigest]) -> "FileRows":
+        """Return *files* as rows."""
+        return cls(np.frombuffer(b"".join(map(_packed, files)), ROW))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, place: int) -> FileDigest: ...
+    @overload
+    def __getitem__(self, place: slice) -> "FileRows": ...
+    def __getitem__(self, place: int | slice) -> "FileDigest | FileRows":
+        if isinstance(place, slice):
+            return FileRows(self.array[place])
+        return _unpacked(_ROW.unpack(self.array[place].tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def have(self, flag: int) -> NDArray[np.bool_]:
+        """Return which of them have a flag, such as `HAS_DIGEST`."""
+        return have(self.array, flag)
+
+
+def have(rows: Rows, flag: int) -> NDArray[np.bool_]:
+    """Return which of *rows* have a flag, such as `HAS_DIGEST`."""
+    has: NDArray[np.bool_] = rows["flags"] & flag != 0
+    return has
+
+
+def numbers(rows: Rows, column: str) -> NDArray[np.uint64]:
+    """Return the digests in a *column* of *rows*, each as two numbers."""
+    return np.ascontiguousarray(rows[column]).view("<u8").reshape(-1, 2)
+
+
+def bytes_read(rows: Rows) -> NDArray[np.int64]:
+    """Return how many bytes were read for each of *rows*."""
+    return np.where(have(rows, HAS_DIGEST), rows["num_bytes"], 2 * PROBE_BYTES)
+
+
+def as_row(file: FileDigest) -> np.void:
+    """Return *file* as a row."""
+    row: np.void = np.frombuffer(_packed(file), ROW)[0]
+    return row
+
+
+def _packed(file: FileDigest) -> bytes:
+    facts = file.facts
+    flags = HAS_DIGEST if file.digest is not None else 0
+    flags |= HAS_PROBE if file.probe is not None else 0
+    if facts is None:
+        facts = _NO_FACTS
+    else:
+        flags |= HAS_FACTS
+        flags |= HAS_CONTENT if facts.content_digest is not None else 0
+        flags |= LOOKED_FOR_END if facts.has_end is not None else 0
+        flags |= SAW_END if facts.has_end else 0
+    return _ROW.pack(
+        file.num_bytes,
+        file.mtime_ns,
+        file.ctime_ns,
+        file.inode,
+        file.digest or _NONE,
+        facts.content_digest or _NONE,
+        file.probe or _NONE,
+        FORMATS.index(facts.format),
+        facts.width or 0,
+        facts.height or 0,
+        facts.components or 0,
+        flags,
+    )
+
+
+def _unpacked(row: tuple[Any, ...]) -> FileDigest:
+    num_bytes, mtime_ns, ctime_ns, inode, digest, content, probe, *rest, flags = row
+    format_, width, height, components = rest
+    facts = ImageFacts(
+        content if flags & HAS_CONTENT else None,
+        FORMATS[format_],
+        width or None,
+        height or None,
+        components or None,
+        bool(flags & SAW_END) if flags & LOOKED_FOR_END else None,
+    )
+    return FileDigest(
+        num_bytes,
+        mtime_ns,
+        digest if flags & HAS_DIGEST else None,
+        facts if flags & HAS_FACTS else None,
+        ctime_ns,
+        inode,
+        probe if flags & HAS_PROBE else None,
+    )
+
+
+HEAD = struct.Struct("<IHQ")  # bytes of the body, of its label, checksum of the body
+_NUM_FILES = struct.Struct("<II")  # files, bytes of the files before they were compressed
+
+
+class Label(NamedTuple):
+    """Which files a record holds.
+
+    Attributes:
+        folder: They all lie in it.
+        first: The first of their names.
+        last: The last of their names.
+    """
+
+    folder: bytes
+    first: bytes
+    last: bytes
+
+
+class NamedRows(NamedTuple):
+    """Files of one folder.
+
+    Attributes:
+        names: In order.
+        rows: What is known of each.
+    """
+
+    names: Sequence[bytes]
+    rows: Rows
+
+
+NO_ROWS = NamedRows([], np.empty(0, ROW))
+
+
+@cache
+def _codec() -> pa.Codec:
+    return pa.Codec("zstd", compression_level=1)
+
+
+def encode(folder: bytes, files: NamedRows) -> bytes:
+    """Return the record of *files*; there must be some."""
+    names = files.names
+    label = b"\0".join(Label(folder, names[0], names[-1]))
+    rows = files.rows.tobytes() + b"\0".join(names)
+    packed: bytes = _codec().compress(rows, asbytes=True)
+    body = label + _NUM_FILES.pack(len(names), len(rows)) + packed
+    head: bytes = HEAD.pack(len(body), len(label), xxhash.xxh3_64_intdigest(body))
+    return head + body
+
+
+def decode_label(text: bytes) -> Label | None:
+    """Return the label that *text* is; None if it is none."""
+    parts = text.split(b"\0")
+    return Label(*parts) if len(parts) == len(Label._fields) else None
+
+
+def decode(body: bytes, label_bytes: int, checksum: int) -> NamedRows:
+    """Return the files of a record; none if it is damaged."""
+    if xxhash.xxh3_64_intdigest(body) != checksum:
+        return NO_ROWS
+    num_files, num_bytes = _NUM_FILES.unpack_from(body, label_bytes)
+    packed = memoryview(body)[label_bytes + _NUM_FILES.size :]
+    content = _codec().decompress(packed, num_bytes, asbytes=True)
+    end = num_files * ROW.itemsize
+    return NamedRows(content[end:].split(b"\0"), np.frombuffer(content[:end], ROW))
+
+
+class Memory(Protocol):
+    """What knows files from earlier runs; see `hash_memory`."""
+
+    def recall(self, folder: bytes, first: bytes, last: bytes, /) -> NamedRows:
+        """Return what is known of files about the names from *first* to *last*."""
+
+    def now(self) -> int:
+        """Return the time, in ns since 1970."""
+
+    def note(self, folder: bytes, files: NamedRows, read_at: int, /) -> None:
+        """Remember *files*, the first of which was read after *read_at*."""
+
+    def turn_back(self) -> None:
+        """Recall from now on what has been noted so far, too."""
+
+
+@dataclass
+class DigestedChunk:
+    """What became of a chunk: rows of `digests.parquet` and of `problems.parquet`, in path order.
+
+    Attributes:
+        wnid: Name of the folder all files lie in.
+        fraction: Share of the tree up to here.
+        num_bytes_read: Bytes that were read for it.
+        num_known: Files that were not read, because they are as they were.
+        silently_changed: Paths of files that are not what they were, though all says so.
+        archive: The archive they lie in; None for files of their own.
+        offsets: Where each begins in the archive.
+        more: What comes after it in the same archive, in other folders.
+    """
+
+    wnid: str
+    fraction: float
+    paths: list[str] = field(default_factory=list)
+    files: FileRows = field(default_factory=lambda: FileRows(NO_ROWS.rows))
+    problems: list[Problem] = field(default_factory=list)
+    num_bytes_read: int = 0
+    num_known: int = 0
+    silently_changed: list[str] = field(default_factory=list)
+    archive: str | None = None
+    offsets: list[int] = field(default_factory=list)
+    more: Iterable["DigestedChunk"] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "more": list(self.more)}  # to another process, all of it
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files."""
+        return int(self.files.array["num_bytes"].sum())
+
+    @property
+    def num_bad(self) -> int:
+        """Problems, without what was merely skipped."""
+        return sum(not problem.kind.is_left_out for problem in self.problems)
+
+
+TO_DO, DONE, FLAWED, UNKNOWN = range(4)
+"""States of a file.  `scan.c` knows the first two, and leaves files in others alone."""
+
+
+_VERSION = ("num_bytes", "mtime_ns", "ctime_ns", "inode")
+"""What tells whether a file is as it was; on a network file system only the first two."""
+
+
+class ChunkFiles:
+    """Files of one folder.
+
+    Attributes:
+        folder: Descriptor of the folder.
+        names: Their names, in order; there are some.
+        rows: What is known of each that is done.
+        states: How far each is.
+        flaws: What is wrong with those that are flawed, by their place.
+    """
+
+    def __init__(self, folder: int, names: Sequence[bytes]) -> None:
+        self.folder = folder
+        self.names = names
+        self.packed_names = b"\0".join(names)
+        self.rows: Rows = np.zeros(len(names), ROW)
+        self.states: NDArray[np.uint8] = np.zeros(len(names), np.uint8)
+        self.flaws: dict[int, OSError | Flaw] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def are_done(self) -> NDArray[np.bool_]:
+        """Which of them are done."""
+        done: NDArray[np.bool_] = self.states == DONE
+        return done
+
+    def places_to_do(self) -> list[int]:
+        """Return where those are that are to do."""
+        places: list[int] = np.flatnonzero(self.states == TO_DO).tolist()
+        return places
+
+    def put(self, place: int, found: FileDigest | OSError | Flaw) -> None:
+        """Note what became of the file at *place*."""
+        if isinstance(found, FileDigest):
+            self.rows[place] = as_row(found)
+            self.states[place] = DONE
+        else:
+            self.flaws[place] = found
+            self.states[place] = FLAWED
+
+    def take_known(self, known: NamedRows) -> None:
+        """Take the rows of *known*; files that are not among them become `UNKNOWN`."""
+        if known.names == self.names:
+            self.rows[:] = known.rows
+            return
+        place_of = {name: place for place, name in enumerate(known.names)}
+        places = np.array([place_of.get(name, -1) for name in self.names])
+        is_known = places >= 0
+        self.rows[is_known] = known.rows[places[is_known]]
+        self.states[~is_known] = UNKNOWN
+
+    def check(self, *, follow_symlinks: bool, by_all: bool) -> None:
+        """Make those done that are to do, and are on the disk as their rows say.
+
+        Args:
+            follow_symlinks: Look at what a symbolic link leads to.
+            by_all: Compare inode and status-change time, too.
+        """
+        known = list(zip(*(self.rows[column].tolist() for column in _VERSION), strict=True))
+        num_compared = len(_VERSION) if by_all else 2
+        for place in self.places_to_do():
+            try:
+                now = os.stat(
+                    self.names[place], dir_fd=self.folder, follow_symlinks=follow_symlinks
+                )
+            except OSError:
+                continue
+            version = now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
+            if version[:num_compared] == known[place][:num_compared]:
+                self.states[place] = DONE
+
+    def forget_some(self, recheck: float) -> Rows | None:
+        """Make all that are not done to do, and a share of the others, too.
+
+        Args:
+            recheck: That share, 0 to 1.
+
+        Returns:
+            What was known of that share, in place; None if there is none.
+        """
+        if not recheck:
+            self.states[self.states != DONE] = TO_DO
+            return None
+        is_drawn = np.array([random() < recheck for _ in self.names])  # noqa: S311
+        before = self.rows.copy()
+        before["flags"][~(is_drawn & self.are_done)] = 0
+        self.states[is_drawn | ~self.are_done] = TO_DO
+        return before
+
+    def done_ones(self) -> NamedRows:
+        """Return those that are done."""
+        is_done = self.are_done
+        if is_done.all():
+            return NamedRows(self.names, self.rows)
+        names = [name for name, is_in in zip(self.names, is_done.tolist(), strict=True) if is_in]
+        return NamedRows(names, self.rows[is_done])
+
+    def problems(self, chunk: Chunk) -> Iterator[Problem]:
+        """Yield what is wrong with the entries of *chunk*, whose files these are, in order."""
+        if not self.flaws and len(self.names) == len(chunk.entries):
+            return
+        place = -1
+        for name, problem in chunk.entries:
+            place += problem is None
+            flaw = self.flaws.get(place)
+            if problem is not None:
+                yield problem
+            elif isinstance(flaw, OSError):
+                yield problem_from(chunk.folder + name, flaw)
+            elif flaw is not None:
+                yield Problem((chunk.folder + name).decode(), *flaw)
+
+    def differing(self, before: Rows) -> list[bytes]:
+        """Return the names of those that are done and whose bytes are not those of *before*.
+
+        Args:
+            before: What was known of each, without flags where nothing was.
+        """
+        is_other = np.zeros(len(self), bool)
+        for column, flag in (("digest", HAS_DIGEST), ("probe", HAS_PROBE)):
+            both = have(self.rows, flag) & have(before, flag)
+            is_other |= both & (numbers(self.rows, column) != numbers(before, column)).any(axis=1)
+        return [self.names[place] for place in np.flatnonzero(self.are_done & is_other).tolist()]
+
+    def put_into(self, done: DigestedChunk, chunk: Chunk) -> NamedRows:
+        """Put what became of the entries of *chunk* into *done*; return the files of it."""
+        files = self.done_ones()
+        done.problems = list(self.problems(chunk))
+        done.files = FileRows(files.rows)
+        if files.names:
+            separated = b"\0" + chunk.folder
+            done.paths = (chunk.folder + separated.join(files.names)).decode().split("\0")
+        return files
+
+
+_ALGORITHM = "xxh3_128"
+
+
+class CompiledReader:
+    """The functions of scan.c; any number of threads may share them."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Make an instance.
+
+        Raises:
+            NoExtensionError: The extension was built from other sources than these.
+        """
+        self._buffers = threading.local()
+        self._read = library.read_files
+        self._check = library.check_files
+        self._ask = library.ask_for_files
+        self._list = library.list_files
+        place, number = ctypes.c_void_p, ctypes.c_int
+        names = (number, ctypes.c_char_p, ctypes.c_int64, number, number)
+        self._read.argtypes = (*names, place, ctypes.c_int64, place, place)
+        self._check.argtypes = (*names, place, place)
+        self._ask.argtypes = (*names, place)
+        self._list.argtypes = (ctypes.c_char_p, place, ctypes.c_int64)
+        self._list.restype = ctypes.c_int64
+        self._read.restype = self._check.restype = self._ask.restype = None
+        if library.row_bytes() != ROW.itemsize:
+            raise NoExtensionError("the compiled extension is of another version of vit21k")
+
+    def list_files(self, folder: bytes) -> list[bytes] | None:
+        """Return the names in the folder of this path, in any order.
+
+        None where anything is odd: it holds something else than regular files, or what may be an
+        archive, or very many files, or it cannot be read.
+        """
+        buffer = self._buffer()
+        num_bytes = self._list(folder, buffer, BUFFER_BYTES)
+        return ctypes.string_at(buffer, num_bytes - 1).split(b"\0") if num_bytes > 0 else None
+
+    def read(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
+        """Read those of *files* that are to do and plain; they are done then.
+
+        Args:
+            files: Of one folder.
+            open_flags: What to open them with.
+            only_ends: Read both ends only, of files that are larger than both.
+        """
+        args = files.folder, files.packed_names, len(files), open_flags, only_ends
+        self._read(
+            *args, self._buffer(), BUFFER_BYTES, files.rows.ctypes.data, files.states.ctypes.data
+        )
+
+    def ask_for(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
+        """Have the system fetch those of *files* that are to do; do not wait for them.
+
+        Args:
+            files: Of one folder.
+            open_flags: What to open them with.
+            only_ends: Both ends only.
+        """
+        args = files.folder, files.packed_names, len(files), open_flags, only_ends
+        self._ask(*args, files.states.ctypes.data)
+
+    def check(self, files: ChunkFiles, open_flags: int, *, by_all: bool) -> None:
+        """Note those of *files* as done that are to do, and are on the disk as their rows say.
+
+        Args:
+            files: Of one folder.
+            open_flags: Whether to follow links.
+            by_all: Compare inode and status-change time, too.
+        """
+        args = files.folder, files.packed_names, len(files), open_flags, by_all
+        self._check(*args, files.rows.ctypes.data, files.states.ctypes.data)
+
+    def _buffer(self) -> int:
+        """Return where this thread's buffer is."""
+        try:
+            place: int = self._buffers.place
+        except AttributeError:
+            self._buffers.view = (ctypes.c_char * BUFFER_BYTES).from_buffer(thread_buffer())
+            place = self._buffers.place = ctypes.addressof(self._buffers.view)
+        return place
+
+
+@cache
+def compiled_reader() -> tuple[CompiledReader | None, str | None]:
+    """Return the compiled scanner; or None, and why there is none."""
+    try:
+        return CompiledReader(extension()), None
+    except NoExtensionError as error:
+        return None, error.message
+
+
+def compiled_reader_for(algorithm: str) -> CompiledReader | None:
+    """Return the compiled way to make digests of the kind *algorithm*, if there is one."""
+    return compiled_reader()[0] if algorithm == _ALGORITHM else None

@@ -1,0 +1,245 @@
+"""One tree, many machines: each hashes a share of the folders; their manifests are put together.
+
+A folder belongs to the share that a hash of its path gives, so that every machine knows its own
+without talking to the others, and a tree that grows moves nothing.  A share writes to a folder of
+its own below the manifests, ``shards/0003-of-0008``, and holds its own lock: any scheduler may run
+them, in any order, and run again those that failed.
+
+Put together, the rows are in path order again: the files are byte for byte those that one machine
+would have written.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from vit21k.errors import DataError, UsageError
+from vit21k.lock import locked
+from vit21k.machine import allow_open_files
+from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.layout import Layout
+from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer
+from vit21k.sources.folders import refuse_inside
+
+FOLDER = "shards"
+OPTION = "shard"
+
+_LEAST_ROW_GROUP_ROWS = 1024
+_FORM = re.compile(r"(\d+)/(\d+)")
+_ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the shares of a tree.
+
+    Attributes:
+        number: Which one; 1 is the first.
+        count: How many there are.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the shard that ``3/8`` is.
+
+        Raises:
+            UsageError: It is none.
+        """
+        found = _FORM.fullmatch(text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(
+                f"`{text}` is not a shard", hint="write `3/8` for the third of eight; 1 is first"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def has(self, folder: bytes) -> bool:
+        """Return whether the files that lie in *folder* belong to it."""
+        return xxhash.xxh3_64_intdigest(folder) % self.count == self.number - 1
+
+    def folder(self, manifests: Path) -> Path:
+        """Return where its manifests go."""
+        return manifests / FOLDER / f"{self.number:04}-of-{self.count:04}"
+
+    @property
+    def row_group_rows(self) -> int:
+        """Rows of a row group of its manifests: all shards together hold one group of each."""
+        return max(ROW_GROUP_ROWS // self.count, _LEAST_ROW_GROUP_ROWS)
+
+
+def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
+    """Put the shards of a tree together; write `digests.parquet` and `problems.parquet`.
+
+    Args:
+        folders: Those of all its shards, in any order.
+        manifests: Folder to write to.
+
+    Returns:
+        The rows of `digests.parquet`.
+
+    Raises:
+        ManifestError: One is missing, damaged, or a manifest of something else.
+        DataError: They are not all the shards of one tree, each once, or no files are in them.
+        LayoutError: The folders of the tree cannot be classes.
+        UsageError: *manifests* lies inside the image root.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    allow_open_files(2 * len(folders))
+    digests = [open_manifest(folder, DIGESTS) for folder in folders]
+    problems = [open_manifest(folder, PROBLEMS) for folder in folders]
+    header = _common_header(digests)
+    _require_equal(problems, header)
+    refuse_inside(manifests, header.root)
+    if not any(part.num_rows for part in (*digests, *problems)):
+        raise DataError("no images in any of the shards", hint="is the image root right?")
+    with (
+        locked(manifests, command="relabel"),
+        manifest_writer(DIGESTS, manifests, header) as out,  # moves into place last
+        manifest_writer(PROBLEMS, manifests, header) as listed,
+    ):
+        listed.write(_sorted_problems(problems))
+        layout = Layout(header.root, label_from=header.options.get(LABEL_OPTION))
+        for rows in merged([part.batches() for part in digests]):
+            layout.add_rows(rows)
+            out.write(rows)
+        layout.refuse()
+    return out.num_rows
+
+
+def _common_header(parts: Sequence[Manifest]) -> Header:
+    """Return the header of the whole, once *parts* are known to be all of it."""
+    shards: dict[Shard, Path] = {}
+    for part in parts:
+        if OPTION not in part.header.options:
+            raise DataError(
+                f"`{part.path}` is not of a shard", hint="name folders that `hash --shard` wrote"
+            )
+        shard = Shard.parse(part.header.options[OPTION])
+        if shard in shards:
+            raise DataError(f"`{part.path}` and `{shards[shard]}` are both shard {shard}")
+        shards[shard] = part.path
+    if len(counts := {shard.count for shard in shards}) > 1:
+        raise DataError(f"these are shards of {' and of '.join(map(str, sorted(counts)))}")
+    missing = [n for n in range(1, counts.pop() + 1) if n not in {shard.number for shard in shards}]
+    if missing:
+        raise DataError(
+            f"shards are missing: {', '.join(map(str, missing[:10]))}",
+            hint=f"run `vit21k hash ... --shard {missing[0]}/{next(iter(shards)).count}`",
+        )
+    header = _whole(parts[0].header)
+    _require_equal(parts, header)
+    return header
+
+
+def _whole(header: Header) -> Header:
+    options = {name: value for name, value in header.options.items() if name != OPTION}
+    return replace(header, options=options)
+
+
+def _require_equal(parts: Sequence[Manifest], header: Header) -> None:
+    for part in parts:
+        if (found := _whole(part.header)) != header:
+            raise DataError(
+                f"`{part.path}` is of another run: {_difference(found, header)}",
+                hint="hash all shards with the same root and options",
+            )
+
+
+def _difference(found: Header, wanted: Header) -> str:
+    pairs: list[tuple[str, Any, Any]] = [
+        ("image root", found.root, wanted.root),
+        ("algorithm", found.algorithm, wanted.algorithm),
+        ("options", _plain(found.options), _plain(wanted.options)),
+    ]
+    what = [f"{name} {one} instead of {other}" for name, one, other in pairs if one != other]
+    return ", ".join(what) or "its header differs"
+
+
+def _plain(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+
+def merged(sources: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """Yield the rows of all *sources*, each in path order, in path order.
+
+    Raises:
+        DataError: A path comes twice.
+    """
+    heads = [head for source in sources if (head := _Head(source)).is_left]
+    while heads:
+        bound = min(head.last for head in heads)  # of what is in memory, all up to here is known
+        rows = pa.concat_tables([head.take_until(bound) for head in heads])
+        rows = rows.take(pc.sort_indices(rows["path"]))
+        _refuse_repeats(rows["path"].combine_chunks())
+        yield rows
+        heads = [head for head in heads if head.is_left]
+
+
+class _Head:
+    """The rows of one source that are in memory: some of a row group."""
+
+    def __init__(self, source: Iterator[pa.Table]) -> None:
+        self._source = source
+        self._advance()
+
+    def _advance(self) -> None:
+        rows = next((rows for rows in self._source if rows.num_rows), None)
+        self.is_left = rows is not None
+        if rows is not None:
+            self._rows = rows
+            self._paths = rows["path"].combine_chunks()
+            self._start = 0
+            self.last = self._at(rows.num_rows - 1)
+
+    def _at(self, row: int) -> bytes:
+        path: str = self._paths[row].as_py()
+        return path.encode()
+
+    def take_until(self, bound: bytes) -> pa.Table:
+        """Return the rows from here up to the path *bound*, and move on."""
+        rows, start = self._rows, self._start
+        stop = bisect_right(range(rows.num_rows), bound, lo=start, key=self._at)
+        self._start = stop
+        if stop == rows.num_rows:
+            self._advance()
+        return rows.slice(start, stop - start)
+
+
+def _refuse_repeats(paths: pa.StringArray) -> None:
+    is_repeated = pc.equal(paths[1:], paths[:-1])
+    if pc.any(is_repeated).as_py():
+        path = paths[pc.index(is_repeated, True).as_py()]
+        raise DataError(
+            f"`{path}` is in two shards: the tree changed between them",
+            hint="hash the shards again",
+        )
+
+
+def _sorted_problems(parts: Sequence[Manifest]) -> pa.Table:
+    """Return the problems of all *parts* in path order; in memory, for there are few."""
+    rows = pa.concat_tables([part.read() for part in parts])
+    keys = [_raw(path) for path in rows["path"].to_pylist()]
+    return rows.take(pa.array(sorted(range(len(keys)), key=keys.__getitem__), pa.int64()))
+
+
+def _raw(path: str) -> bytes:
+    r"""Return the bytes that `printable` made *path* of: they are what it is sorted by.
+
+    A name that really has ``\xe9`` in it, as four characters, is taken for one byte.
+    """
+    return _ESCAPED_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), path.encode())

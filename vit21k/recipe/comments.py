@@ -1,0 +1,121 @@
+"""What the comments of a recipe say: whose it is, what was reached, where each value is from.
+
+A recipe file begins with comments: a line that says what it is; paragraphs named ``Source``,
+``Reached there``, ``Which value counts`` and ``Verified here``; a command.  A comment behind a
+value says where the value is from.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from vit21k.recipe.load import load_recipe, read_text, shipped_recipes
+
+SOURCES: Mapping[str, str] = {
+    "PLSC": "https://github.com/PaddlePaddle/PLSC",
+    "Google": "https://github.com/google-research/vision_transformer",
+    "big_vision": "https://github.com/google-research/big_vision",
+    "MIIL": "https://github.com/Alibaba-MIIL/ImageNet21K",
+    "MindCV": "https://github.com/mindspore-lab/mindcv",
+    "MMPretrain": "https://github.com/open-mmlab/mmpretrain",
+    "DeiT": "https://github.com/facebookresearch/deit",
+    "paddle_pit": "https://github.com/hatimwen/paddle_pit",
+    "ours": "",
+}
+"""Whose recipes there are, in the order they are shown, and where theirs are."""
+
+_NAMED = re.compile(r"(Source|Reached there|Which value counts|Verified here): *(.*)")
+_FIELD = re.compile(r"(?P<indent> *)(?P<name>\w+): *(?P<value>[^#]*?)(?: *# *(?P<remark>.*))?")
+
+
+class Header(NamedTuple):
+    """What the first comments of a recipe say."""
+
+    summary: str
+    """What it is, in a line."""
+    notes: Mapping[str, str]
+    """The named paragraphs, each in one line."""
+    command: str
+    """How to run it, a command a line; empty if the recipe does not say."""
+
+
+class Line(NamedTuple):
+    """A field that a recipe sets."""
+
+    field: str
+    """Dotted name."""
+    value: str
+    """As it is written."""
+    remark: str
+    """Where it is from."""
+
+
+def header_of(name_or_path: str) -> Header:
+    """Return what the first comments of a recipe say.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    summary, *lines = comments_of(name_or_path) or [""]
+    notes: dict[str, str] = {}
+    command, current = "", ""
+    for line in (line.strip() for line in lines):
+        if match := _NAMED.fullmatch(line):
+            current, notes[match[1]] = match[1], match[2]
+        elif line.startswith("vit21k "):
+            command, current = f"{command}\n{line}".strip(), ""
+        elif line and current:
+            notes[current] += f" {line}"
+        elif not line:
+            current = ""
+    return Header(summary.strip(), notes, command)
+
+
+def comments_of(name_or_path: str) -> list[str]:
+    """Return the first comments of a recipe, a line each, without the signs of a comment.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    lines = []
+    for line in read_text(name_or_path).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].removeprefix(" "))
+    return lines
+
+
+def lines_of(name: str) -> Iterator[Line]:
+    """Yield the fields that a shipped recipe sets itself, not those of its base, with remarks.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    section = ""
+    for text in read_text(name).splitlines():
+        match = _FIELD.fullmatch(text)
+        if match is None or match["name"] in ("base", "source", "commit"):
+            continue
+        if not match["indent"] and not match["value"]:
+            section = f"{match['name']}."
+        else:
+            prefix = section if match["indent"] else ""
+            yield Line(prefix + match["name"], match["value"], match["remark"] or "")
+
+
+def by_source(word: str = "") -> Iterator[tuple[str, str]]:
+    """Yield source and name of every shipped recipe, source by source.
+
+    Args:
+        word: Those with it in their name or source alone.
+    """
+    source_of = {name: source_name(name) for name in shipped_recipes()}
+    for source in SOURCES:
+        for name, own in source_of.items():
+            if own == source and word.lower() in f"{name} {source}".lower():
+                yield source, name
+
+
+def source_name(name: str) -> str:
+    """Return whose recipe it is: a key of `SOURCES`."""
+    return re.split(r"[ ,]", load_recipe(name).source, maxsplit=1)[0]

@@ -1,0 +1,398 @@
+"""Load a recipe, apply overrides, and report everything that is wrong with it."""
+
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from vit21k.errors import RecipeError
+from vit21k.recipe.schema import Recipe, Section
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return what *text* holds.
+
+    Args:
+        text: Of a recipe, or of a single value.
+        name: What a message calls it.
+
+    Raises:
+        RecipeError: It is not YAML, or sets a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from error
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return *values* as YAML, in their order, lists on one line."""
+    return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-3` as a number and refuses a repeated key.
+
+    Plain YAML 1.1 reads `1e-3` as text, and keeps the last of two equal keys.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key}` is set twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper that writes a list of numbers on one line."""
+
+
+_PlainDumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
+)
+
+
+# The dumper has to know, too: it quotes a text that would be read as a number.
+for _reader_or_writer in (_StrictLoader, _PlainDumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+"),
+        list("-+.0123456789"),
+    )
+
+
+class FieldInWords(NamedTuple):
+    """One field of a recipe, as documented."""
+
+    name: str
+    """Dotted name, as `--set` takes it."""
+    values: str
+    """What it may be: a type with limits, or the words."""
+    default: str
+    """Its default as YAML writes it; "required" where there is none."""
+    meaning: str
+    """What it does, in one line."""
+
+
+def describe_fields() -> list[FieldInWords]:
+    """Return every field of a recipe, in declaration order."""
+    return list(_describe(Recipe, ""))
+
+
+def field_names(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted names of the fields below *section*, sections included."""
+    names = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        if (inner := _section_of(field)) is not None:
+            names += field_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _describe(section: type[BaseModel], prefix: str) -> list[FieldInWords]:
+    rows = []
+    for name, field in section.model_fields.items():
+        if (inner := _section_of(field)) is not None:
+            rows += _describe(inner, f"{prefix}{name}.")
+            continue
+        rows.append(
+            FieldInWords(
+                prefix + name,
+                _values(field.annotation, field.metadata),
+                "required" if field.is_required() else _as_yaml(field.default),
+                " ".join((field.description or "").split()),
+            )
+        )
+    return rows
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return None
+
+
+def _values(annotation: Any, limits: list[Any]) -> str:
+    """Return what a field of this type may hold, in words."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _values(inside[0], list(inside[1:]))
+    if origin in (Union, UnionType):
+        return " or ".join(_values(part, []) for part in inside)
+    if origin is Literal:
+        return " or ".join(str(word) for word in inside)
+    if origin is dict:
+        return f"mapping of {_values(inside[0], [])} to {_values(inside[1], [])}"
+    if origin is tuple:
+        how_many = "list" if inside[-1] is Ellipsis else str(len(inside))
+        return f"{how_many} of: {_values(inside[0], [])}"
+    words = {int: "integer", float: "number", bool: "true or false", str: "text"}
+    return words.get(annotation, "null") + _limits(limits)
+
+
+def _limits(metadata: list[Any]) -> str:
+    """Return the limits that *metadata* sets, as `` > 0``."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    return ",".join(
+        f" {sign} {getattr(limit, name):g}"
+        for limit in _flat(metadata)
+        for name, sign in signs.items()
+        if hasattr(limit, name)
+    )
+
+
+def _flat(metadata: list[Any]) -> list[Any]:
+    return [
+        part
+        for item in metadata
+        for part in (item.metadata if isinstance(item, FieldInfo) else [item])
+    ]
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_as_yaml(part) for part in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+
+
+_SHIPPED = files("vit21k") / "recipes"
+_SUFFIXES = (".yaml", ".yml")
+_MAX_BASES = 8
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names that `vit21k train --recipe NAME` accepts."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in _SHIPPED.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe with *overrides* applied.
+
+    Args:
+        name_or_path: A shipped recipe's name, or a path that ends in ``.yaml``.
+        overrides: Dotted assignments such as ``"optim.lr=3e-4"``.  Later ones win over earlier
+            ones, and all of them over the file.
+
+    Raises:
+        RecipeError: With *every* problem found, not only the first.
+    """
+    values = _spelled_out(name_or_path)
+    for override in overrides:
+        assign(values, override)
+    return recipe_from(values, name_or_path)
+
+
+def base_of(name_or_path: str) -> str | None:
+    """Return the recipe that sets what the recipe skips, if it names one.
+
+    Raises:
+        RecipeError: There is no such recipe, or `base` is not the name of one.
+    """
+    base = _fields_of(name_or_path).get("base")
+    if base is not None and not isinstance(base, str):
+        raise RecipeError(f"recipe `{name_or_path}`: `base` is {base!r}, not a recipe")
+    if base is not None and base.endswith(_SUFFIXES):
+        return str(Path(name_or_path).parent / base)
+    return base
+
+
+def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
+    """Return the recipe that *values* spell out, as in a checkpoint's `state.json`.
+
+    Args:
+        values: Fields and values, sections as nested mappings.
+        name: What messages call it.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in _explain(error))
+        raise RecipeError(
+            f"recipe `{name}` is not usable:\n{problems}",
+            hint="`vit21k recipes fields` lists every field with its meaning and limits",
+        ) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return *recipe* as YAML, every field spelled out, in declaration order."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def summary(name: str) -> str:
+    """Return the first comment of a shipped recipe: one line that says what it is."""
+    first = (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+def _spelled_out(name_or_path: str, above: int = 0) -> dict[str, Any]:
+    """Return what a recipe sets, and what its base sets, and the base of that.
+
+    A field that several set is that of the recipe, or of the base nearest to it.
+    """
+    values, base = _fields_of(name_or_path), base_of(name_or_path)
+    values.pop("base", None)
+    if base is None:
+        return values
+    if above == _MAX_BASES:
+        raise RecipeError(
+            f"recipe `{name_or_path}` is based on itself, or on more than {_MAX_BASES} others"
+        )
+    merged = _spelled_out(base, above + 1)
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
+
+
+def _fields_of(name_or_path: str) -> dict[str, Any]:
+    values = parse_yaml(read_text(name_or_path), f"recipe `{name_or_path}`")
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe `{name_or_path}` must be a mapping of fields to values")
+    return values
+
+
+def read_text(name_or_path: str) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    if name_or_path.endswith(_SUFFIXES):
+        return _read_file(Path(name_or_path))
+    known = shipped_recipes()
+    if name_or_path not in known:
+        close = difflib.get_close_matches(name_or_path, known, n=1)
+        meant = f"; did you mean `{close[0]}`?" if close else ""
+        raise RecipeError(
+            f"no recipe is called `{name_or_path}`{meant}",
+            hint=f"shipped recipes: {', '.join(known)}; or give a path that ends in .yaml",
+        )
+    return (_SHIPPED / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+
+
+def _read_file(path: Path) -> str:
+    if not path.is_file():
+        raise RecipeError(
+            f"no such recipe file: `{path}`",
+            hint=f"shipped recipes, by name: {', '.join(shipped_recipes())}",
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe `{path}` is not text: {error.reason}") from error
+
+
+def assign(values: dict[str, Any], override: str) -> None:
+    """Set a field of *values*, sections as nested tables, to what *override* says.
+
+    Raises:
+        RecipeError: It is not ``section.field=value``.
+    """
+    dotted, equals, text = override.partition("=")
+    parts = dotted.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(
+            f"cannot read the override `{override}`",
+            hint="write it as section.field=value, for example optim.lr=3e-4",
+        )
+    *sections, field = parts
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"cannot read the override `{override}`: `{section}` has no fields")
+    values[field] = parse_yaml(text, f"the value of `{override}`")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """Turn pydantic's report into one plain line per problem."""
+    lines: list[str] = []
+    for problem in error.errors():
+        dotted = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{dotted}: no such field{_did_you_mean(dotted)}")
+        elif problem["type"] == "missing":
+            lines.append(_missing(dotted, problem))
+        elif problem["type"] == "model_type":
+            lines.append(f"{dotted}: a section with fields, got {problem['input']!r}")
+        elif problem["type"] == "value_error":
+            lines += str(problem["ctx"]["error"]).splitlines()
+        else:
+            lines.append(_about_value(dotted, problem))
+    return lines
+
+
+def _about_value(dotted: str, problem: Mapping[str, Any]) -> str:
+    """Return what a field takes, and what it got."""
+    given = problem["input"]
+    if problem["type"] == "too_long":
+        return f"{dotted}: {problem['ctx']['max_length']} values, got {given!r}"
+    if problem["type"] == "tuple_type":
+        return f"{dotted}: a list such as [0.1, 0.2], got {given!r}"
+    if problem["type"] == "finite_number" or _is_no_number(given):
+        return f"{dotted}: a finite number, got {given}"
+    return f"{dotted}: {_lower_first(problem['msg'])}, got {given!r}"
+
+
+def _missing(dotted: str, problem: Mapping[str, Any]) -> str:
+    if not isinstance(problem["loc"][-1], int):
+        return f"{dotted}: required"
+    given = list(problem["input"])
+    return f"{dotted.rpartition('.')[0]}: too few values, {len(given)}, got {given}"
+
+
+def _is_no_number(value: Any) -> bool:
+    """Return whether *value* is how people write what YAML spells `.nan` and `.inf`."""
+    return isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity")
+
+
+# What other trainers call the same thing: no spelling is close to it.
+_ELSEWHERE_CALLED = {
+    "base_lr": "lr",
+    "batch_size": "global_batch_size",
+    "clip_grad": "grad_clip_norm",
+    "dropout": "proj_drop_rate",
+    "image_size": "img_size",
+    "label_smoothing": "smoothing",
+    "learning_rate": "lr",
+    "warmup_step": "warmup_steps",
+    "wd": "weight_decay",
+}
+
+
+def _did_you_mean(dotted: str) -> str:
+    known = field_names(Recipe)
+    leaf = dotted.rpartition(".")[2]
+    leaf = _ELSEWHERE_CALLED.get(leaf, leaf)
+    close = difflib.get_close_matches(dotted, known, n=1)
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    section = dotted.rpartition(".")[0]
+    elsewhere.sort(key=lambda name: name.rpartition(".")[0] != section)
+    best = (elsewhere or close)[:1]
+    return f"; did you mean `{best[0]}`?" if best else ""
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,1 @@
+"""Folders of runs: what they are, how they compare; curves."""

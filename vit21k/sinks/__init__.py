@@ -1,1 +1,0 @@
-"""Where a run's lines go beside its own file: TensorBoard, W&B, MLflow."""

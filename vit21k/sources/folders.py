@@ -1,0 +1,556 @@
+"""An image tree: walk it in path order, classify its entries, and never write below it."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from vit21k.errors import ImageTreeError, LayoutError, UsageError
+from vit21k.manifest.layout import Layout
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.read import OUR_OWN_LIMITS
+from vit21k.sources.tar import ArchivePart, archive_stem
+
+IMAGE_SUFFIXES = frozenset(
+    {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
+)
+"""Compared in lower case: ImageNet's own files end in `.JPEG`."""
+
+_USUAL_ENDS = (b".JPEG\0", b".jpg\0", b".jpeg\0", b".JPG\0", b".png\0")
+
+Oddities = Mapping[bytes, tuple[ProblemKind, str]]
+"""What is wrong with entries of a folder that are neither folders nor regular files, by name."""
+
+
+def are_usual(names: list[bytes]) -> bool:
+    """Return whether nothing can be wrong with the *names* of regular files; quickly."""
+    text = b"\0%b\0" % b"\0".join(names)
+    num_images = sum(text.count(end) for end in _USUAL_ENDS)
+    return num_images == len(names) and text.isascii() and b"\0." not in text
+
+
+def problem_of(folder: bytes, name: bytes, odd: Oddities) -> Problem | None:
+    """Return what is wrong with the entry *name* of *folder* before it is opened.
+
+    Args:
+        folder: Relative to the root, with a ``/`` at the end; empty for the root itself.
+        name: Of no folder.
+        odd: Of this folder.
+    """
+    detail = ""
+    if name.startswith(b"."):
+        kind = ProblemKind.HIDDEN
+    elif name in odd:
+        kind, detail = odd[name]
+    elif name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+        kind = ProblemKind.OTHER_SUFFIX
+    elif not is_utf8(folder) or not is_utf8(name):
+        kind = ProblemKind.NAME_NOT_UTF8
+    elif not folder:
+        kind = ProblemKind.NOT_IN_CLASS_FOLDER
+    else:
+        return None
+    return Problem(printable(folder + name), kind, detail)
+
+
+_KIND_OF_ERRNO = {
+    errno.ENOENT: ProblemKind.VANISHED,
+    errno.ENOTDIR: ProblemKind.VANISHED,
+    errno.ESTALE: ProblemKind.VANISHED,
+    errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: a link has taken its place
+    errno.ENXIO: ProblemKind.NOT_A_REGULAR_FILE,  # a socket
+}
+
+
+def problem_from(path: bytes, error: OSError) -> Problem:
+    """Return the problem that *error* is, met at *path*.
+
+    Raises:
+        OSError: *error* itself, where it says nothing of the file: this process has run out of
+            file descriptors or memory.
+    """
+    if error.errno in OUR_OWN_LIMITS:
+        raise error
+    kind = _KIND_OF_ERRNO.get(error.errno or 0, ProblemKind.UNREADABLE)
+    return Problem(printable(path), kind, error.strerror or str(error))
+
+
+def printable(path: bytes) -> str:
+    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def is_image_name(name: bytes) -> bool:
+    """Return whether a file of that name may be an image."""
+    return name[name.rfind(b".") :].lower() in IMAGE_SUFFIXES
+
+
+def is_utf8(name: bytes) -> bool:
+    """Return whether *name* is UTF-8."""
+    if name.isascii():
+        return True
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+_REMOTE_NAMES = (
+    "9p afs beegfs ceph cifs coda davfs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs pvfs2 smb3 "
+    "smbfs virtiofs wekafs"
+)
+_REMOTE = frozenset(_REMOTE_NAMES.split())
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def is_remote(folder: Path) -> bool:
+    """Return whether inodes and status-change times need not last where *folder* lies.
+
+    They may be made up anew by the next machine, or the next mount, that looks.
+    """
+    kind = file_system_of(folder)
+    return kind in _REMOTE or kind.startswith("fuse")
+
+
+def file_system_of(folder: Path) -> str:
+    """Return the type of the file system of *folder*, such as "ext4"; "" if it is not known."""
+    path = os.path.realpath(folder)
+    longest, kind = -1, ""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount = before.split(" ")[4].encode().decode("unicode_escape")  # blanks are \040
+        if len(mount) >= longest and Path(path).is_relative_to(mount):
+            longest, kind = len(mount), after.split(" ")[0]
+    return kind
+
+
+CHUNK_FILES = 128
+"""Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""
+
+
+class Chunk(NamedTuple):
+    """Neighbours in path order, all in one folder.
+
+    Attributes:
+        folder: Relative to the root, with a ``/`` at the end; empty for the root itself.
+        entries: The names, each with what is wrong with it already (None: it is to be read).
+        fraction: Share of the tree that lies before the end of this chunk, 0 to 1; an estimate
+            that takes all entries of a folder for equally large.
+        archive: Where the chunk is an archive, or a part of one; there are no entries then.
+    """
+
+    folder: bytes
+    entries: list[tuple[bytes, Problem | None]]
+    fraction: float
+    archive: ArchivePart | None = None
+
+    @property
+    def place(self) -> bytes:
+        """The folder by which machines divide the chunks among themselves."""
+        return self.archive.folder if self.archive else self.folder
+
+
+ListFiles = Callable[[bytes], list[bytes] | None]
+"""Returns the names in a folder that holds nothing but files; None of any other."""
+
+
+def walk(
+    root: bytes, *, follow_symlinks: bool = False, list_files: ListFiles = lambda _folder: None
+) -> Iterator[Chunk]:
+    """Yield every entry below *root* that is not a folder, and the folders that are not read.
+
+    Args:
+        root: The image root.  Bytes, so that neither the locale nor odd names matter.
+        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
+        list_files: A quicker way to list plain folders.
+
+    Raises:
+        OSError: *root* itself cannot be read.
+    """
+    walker = Walker(root.rstrip(b"/") + b"/", follow_symlinks=follow_symlinks)
+    walker.list_files = list_files
+    return walker.chunks()
+
+
+@dataclass
+class Level:
+    """A folder on the way from the root to where the walk is."""
+
+    path: bytes
+    keys: list[bytes]
+    """Names in order; those of folders end in ``/``."""
+    odd: dict[bytes, tuple[ProblemKind, str]]
+    """What is wrong with those that are neither folders nor regular files."""
+    archives: dict[bytes, ArchivePart] = field(default_factory=dict)
+    """By their keys: the names of the folders they stand for, or their own, if these are taken."""
+    has_files_only: bool = False
+    """All names are those of regular files, as far as that is known."""
+    num_taken: int = 0
+    waiting: list[tuple[bytes, Problem | None]] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its names have been taken."""
+        return self.num_taken == len(self.keys)
+
+    def add_archives(self, names: list[bytes]) -> None:
+        """Put archives where their folders would be, unless there are such folders."""
+        taken = {key: self.path + key for key in self.keys}
+        for name in sorted(names):
+            path, key = self.path + name, (archive_stem(name) or name) + b"/"
+            if not is_utf8(path):
+                self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
+                self.keys.append(name)
+                continue
+            beside = taken.get(key, b"")
+            at = name if beside else key
+            self.archives[at] = ArchivePart(path, path, self.path + key, beside=beside)
+            self.keys.append(at)
+            taken.setdefault(key, path)
+
+
+class Walker:
+    """The way through a tree; what a file system has to offer for it is in `_open`, `_remember`."""
+
+    def __init__(self, root: bytes, *, follow_symlinks: bool) -> None:
+        self._root = root
+        self._follow_symlinks = follow_symlinks
+        self._names: dict[tuple[int, int], bytes] = {}
+        self._stack: list[Level] = []
+        self.list_files: ListFiles = lambda _folder: None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield every entry that is not a folder, and the folders that are not read."""
+        self._remember(b"")
+        self._stack.append(self._open(b""))
+        while self._stack:
+            level = self._stack[-1]
+            deeper = self._take(level)
+            archive = level.archives.get(level.keys[level.num_taken - 1]) if level.keys else None
+            is_full = len(level.waiting) == CHUNK_FILES
+            if level.waiting and (deeper or archive or is_full or level.is_done):
+                yield Chunk(level.path, level.waiting, self._fraction())
+                level.waiting = []
+            if archive:
+                yield Chunk(level.path, [], self._fraction(), archive)
+            if deeper:
+                self._stack.append(deeper)
+            elif level.is_done:
+                self._stack.pop()
+
+    def _take(self, level: Level) -> Level | None:
+        """Take names until a chunk is full, the folder ends, or one has to be gone into."""
+        if level.has_files_only and not level.waiting:
+            names = level.keys[level.num_taken : level.num_taken + CHUNK_FILES]
+            level.num_taken += len(names)
+            is_fine = are_usual(names)
+            level.waiting = [
+                (name, None if is_fine else problem_of(level.path, name, level.odd))
+                for name in names
+            ]
+            return None
+        while not level.is_done and len(level.waiting) < CHUNK_FILES:
+            key = level.keys[level.num_taken]
+            level.num_taken += 1
+            if key in level.archives:
+                return None
+            if key.endswith(b"/"):
+                found = self._go_into(level.path + key, key)
+                if isinstance(found, Level):
+                    return found
+                level.waiting.append((key, found))
+            else:
+                level.waiting.append((key, problem_of(level.path, key, level.odd)))
+        return None
+
+    def _go_into(self, path: bytes, key: bytes) -> Level | Problem:
+        if key.startswith(b"."):
+            return Problem(printable(path), ProblemKind.HIDDEN, "")
+        try:
+            first = self._remember(path)
+            if first is None:
+                return self._open(path)
+        except OSError as error:
+            return problem_from(path, error)
+        is_loop = path.startswith(first)
+        kind = ProblemKind.SYMLINK_LOOP if is_loop else ProblemKind.FOLDER_SEEN_BEFORE
+        return Problem(printable(path), kind, f"is `{printable(first) or '/'}`")
+
+    def _remember(self, path: bytes) -> bytes | None:
+        """Return the name under which the folder was met before; None if it was not."""
+        status = os.stat(self._root + path)  # noqa: PTH116 (bytes)
+        if not status.st_ino:  # a file system without inode numbers
+            return None
+        first = self._names.setdefault((status.st_dev, status.st_ino), path)
+        return None if first is path else first
+
+    def _open(self, path: bytes) -> Level:
+        level = Level(path, [], {})
+        is_usual = bool(path) and is_utf8(path)
+        if is_usual and (names := self.list_files(self._root + path)):
+            return Level(path, sorted(names), {}, has_files_only=True)
+        archives: list[bytes] = []
+        num_files = 0
+        with os.scandir(self._root + path) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[-1] in _ENDS_OF_ARCHIVES or not entry.is_file(follow_symlinks=False):
+                    key = self._key(entry, level)
+                    is_archive = _is_archive(key) and key not in level.odd
+                    (archives if is_archive else level.keys).append(key)
+                else:
+                    level.keys.append(name)
+                    num_files += 1
+        level.has_files_only = is_usual and num_files == len(level.keys)
+        if archives:
+            level.has_files_only = False
+            level.add_archives(archives)
+        level.keys.sort()
+        return level
+
+    def _key(self, entry: os.DirEntry[bytes], level: Level) -> bytes:
+        """Return the sort key of *entry*; note in *level* what is wrong with it, if anything."""
+        if entry.is_file(follow_symlinks=False):
+            return entry.name
+        if entry.is_dir(follow_symlinks=False):
+            return entry.name + b"/"
+        if not entry.is_symlink():
+            level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, ""
+            return entry.name
+        if not self._follow_symlinks:
+            level.odd[entry.name] = ProblemKind.SYMLINK, _target(entry)
+            return entry.name
+        return _followed_key(entry, level)
+
+    def _fraction(self) -> float:
+        """Return the share of the tree that lies before this point."""
+        fraction, weight = 0.0, 1.0
+        for level in self._stack:
+            weight /= len(level.keys)
+            fraction += weight * (level.num_taken - (level is not self._stack[-1]))
+        return fraction
+
+
+_ENDS_OF_ARCHIVES = b"rRzZ"  # `.tar`, `.gz` and `.tgz`
+
+
+def _is_archive(key: bytes) -> bool:
+    # The last byte rules out nearly all.
+    return (
+        key[-1] in _ENDS_OF_ARCHIVES and not key.startswith(b".") and archive_stem(key) is not None
+    )
+
+
+def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
+    try:
+        mode = entry.stat().st_mode
+    except OSError as error:
+        is_loop = error.errno == errno.ELOOP
+        kind = ProblemKind.SYMLINK_LOOP if is_loop else ProblemKind.BROKEN_SYMLINK
+        level.odd[entry.name] = kind, _target(entry)
+        return entry.name
+    if stat.S_ISDIR(mode):
+        return entry.name + b"/"
+    if not stat.S_ISREG(mode):
+        level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, _target(entry)
+    return entry.name
+
+
+def _target(entry: os.DirEntry[bytes]) -> str:
+    try:
+        return f"-> {printable(os.readlink(entry.path))}"  # noqa: PTH115 (bytes)
+    except OSError as error:  # it was removed meanwhile
+        return error.strerror or ""
+
+
+_MAX_LOOKED_INTO, _MAX_LOOKED_AT = 8, 64
+
+
+def image_root(root: Path) -> tuple[Path, str | None]:
+    """Return *root*, absolute and without symbolic links, if there are folders or archives in it.
+
+    Where it is an archive itself, the root is its folder, and the second value its name.
+
+    Raises:
+        ImageTreeError: There is no such folder, or it holds neither folders nor archives.
+    """
+    if root.is_file():
+        if archive_stem(os.fsencode(root.name)) is None:
+            raise ImageTreeError(
+                f"`{root}` is a file, not a folder or an archive",
+                hint="give the folder that holds the class folders",
+            )
+        root = root.resolve()
+        return root.parent, root.name
+    if not root.is_dir():
+        raise ImageTreeError(
+            f"no such folder: `{root}`", hint="give the folder that holds the class folders"
+        )
+    entries = list(root.iterdir())
+    if not any(_may_hold_classes(entry) for entry in entries):
+        if any(entry.suffix == ".parquet" for entry in entries):
+            refuse_parquet(str(root))
+        raise LayoutError(
+            f"`{root}` holds no class folders",
+            hint="expected folders such as `n01440764/` with images in them, or archives such as "
+            "`n01440764.tar`; the class of an image is the name of the folder it lies in",
+        )
+    return root.resolve(), None
+
+
+def refuse_parquet(root: str) -> NoReturn:
+    """Refuse a tree of Parquet files, and say which command reads them."""
+    raise LayoutError(
+        f"`{root}` holds Parquet files, and no image files",
+        hint="`vit21k train --data DIR` reads a Hugging Face dataset whose files are in DIR or "
+        "DIR/data, with the split in their names (`train-00000-of-00002.parquet`); copy or link "
+        "files of another layout, such as `train/0000.parquet`, to such names",
+    )
+
+
+def look_at(root: Path, layout: Layout) -> None:
+    """Refuse at once, before hours of reading, what shows at the top of *root*.
+
+    Raises:
+        LayoutError: Its folders cannot be classes.
+    """
+    entries = [entry for entry in root.iterdir() if _may_hold_classes(entry)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:
+        name = archive_stem(os.fsencode(entry.name)) or os.fsencode(entry.name)
+        if entry not in folders or any(map(_may_hold_images, _first_of(entry, _MAX_LOOKED_AT))):
+            layout.add_split(printable(name))
+    layout.refuse(is_complete=False)
+    if len(folders) == len(entries) <= _MAX_LOOKED_INTO:
+        _look_for_flat(folders, layout)
+
+
+def _look_for_flat(folders: list[Path], layout: Layout) -> None:
+    """Refuse a root whose few folders are no classes, and hold images and no folders."""
+    for folder in folders:
+        inside = _first_of(folder, _MAX_LOOKED_AT)
+        images = [entry for entry in inside if is_image_name(os.fsencode(entry.name))]
+        if not images or any(map(_may_hold_classes, inside)):
+            return
+    found = layout.like()
+    for folder in folders:
+        found.add(printable(os.fsencode(folder.name)))
+    found.refuse()
+
+
+def _may_hold_classes(entry: Path) -> bool:
+    is_archive = archive_stem(os.fsencode(entry.name)) is not None
+    return not entry.name.startswith(".") and (is_archive or entry.is_dir())
+
+
+def _may_hold_images(entry: Path) -> bool:
+    return is_image_name(os.fsencode(entry.name)) or _may_hold_classes(entry)
+
+
+def _first_of(folder: Path, count: int) -> list[Path]:
+    try:
+        return list(islice(folder.iterdir(), count))
+    except OSError:  # the walk says what is wrong
+        return []
+
+
+def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> None:
+    """Refuse to write into *folder* if it lies below the image root.
+
+    Args:
+        folder: Where a command would write.
+        root: An absolute path, or "" if the image root is not known.
+        option: With which the user says where to write.
+
+    Raises:
+        UsageError: It does.
+    """
+    if root and folder.resolve().is_relative_to(Path(root).resolve()):
+        raise UsageError(
+            f"`{folder}` lies inside the image root `{root}`, where nothing is ever written",
+            hint=f"name a folder outside it with `{option} DIR`",
+        )
+
+
+_NO_IMAGES = (
+    "", ".cfg", ".cls", ".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".m", ".mat",
+    ".md", ".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+"""Suffixes of files that nobody expects images in."""
+
+ARCHIVE = "an archive"
+"""Why an archive is skipped: it is a matter of whoever lists the folder to look into it."""
+
+_READ = (None, ProblemKind.NOT_IN_CLASS_FOLDER)
+_NO_LOSS = (ProblemKind.HIDDEN, ProblemKind.FOLDER_SEEN_BEFORE)
+_NUM_NAMED = 5
+
+
+class Skipped(NamedTuple):
+    r"""An entry of a folder that is not looked at.
+
+    Attributes:
+        path: Relative to the folder; bytes that are not UTF-8 as ``\xNN``.
+        why: In a few words.
+        may_hold_images: Whether images may be missed: it is an archive, an image of another format,
+            a link to nothing, a folder that cannot be read.
+    """
+
+    path: str
+    why: str
+    may_hold_images: bool
+
+
+def list_folder(root: Path, *, any_name: bool = False) -> tuple[list[str], list[Skipped]]:
+    """Return the image files below *root*, in byte order, and what is not looked at.
+
+    Symbolic links are followed, and images right in *root* count, which have no class.
+
+    Args:
+        root: A folder.
+        any_name: Take also files whose names are not UTF-8, as `os.fsdecode` gives them.
+    """
+    read = (*_READ, ProblemKind.NAME_NOT_UTF8) if any_name else _READ
+    paths, skipped = [], []
+    for chunk in walk(os.fsencode(root), follow_symlinks=True):
+        if chunk.archive:
+            skipped.append(Skipped(printable(chunk.archive.archive), ARCHIVE, True))
+        for name, problem in chunk.entries:
+            path = chunk.folder + name
+            if (problem and problem.kind) in read:
+                paths.append(os.fsdecode(path))
+            elif problem:
+                skipped.append(_skipped(path, problem.kind, problem.detail))
+    return paths, skipped
+
+
+def _skipped(path: bytes, kind: ProblemKind, detail: str) -> Skipped:
+    if archive_stem(path) is not None:
+        return Skipped(printable(path), ARCHIVE, True)
+    if kind is ProblemKind.OTHER_SUFFIX:
+        return Skipped(printable(path), "another suffix", may_be_image(os.fsdecode(path)))
+    words = str(kind).replace("_", " ") + (f": {detail}" if detail else "")
+    return Skipped(printable(path), words, kind not in _NO_LOSS)
+
+
+def may_be_image(name: str) -> bool:
+    """Return whether a file with a suffix that is not read may be an image, or hold some."""
+    return Path(name).suffix.lower() not in _NO_IMAGES
+
+
+def in_words(skipped: Sequence[Skipped]) -> str:
+    """Return how many entries were not looked at, and name those that matter most."""
+    first = sorted(skipped, key=lambda one: not one.may_hold_images)[:_NUM_NAMED]
+    named = ", ".join(f"`{one.path}` ({one.why})" for one in first)
+    more = f" and {len(skipped) - len(first):,} more" if len(skipped) > len(first) else ""
+    verb = "entry was" if len(skipped) == 1 else "entries were"
+    return f"{len(skipped):,} {verb} not looked at: {named}{more}"

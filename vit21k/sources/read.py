@@ -1,0 +1,179 @@
+"""Read the bytes of images; what cannot be read is told apart from what cannot be decoded."""
+
+import errno
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
+from vit21k.sources.tar import is_gzip
+
+MAX_UNREAD = 100
+"""Files in a row that cannot be read, before the tree is considered gone."""
+
+OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that say nothing of the file."""
+
+_NUM_READS = 3
+
+T = TypeVar("T")
+
+
+def read_again(read: Callable[[int], bytes], row: int) -> bytes:
+    """Return what *read* gives for *row*; an error of the system is not believed at once.
+
+    Raises:
+        ImageError: The file is not there, or an archive is shorter than it was.
+        OSError: It cannot be read, again and again.
+    """
+    for _ in range(_NUM_READS - 1):
+        try:
+            return read(row)
+        except OSError:
+            continue
+    return read(row)
+
+
+def why_unread(error: ImageError | OSError) -> str:
+    """Return in words why a file cannot be read.
+
+    Raises:
+        OSError: *error* itself, where this process has run out of file descriptors or memory.
+    """
+    if isinstance(error, ImageError):
+        return error.message
+    if error.errno in OUR_OWN_LIMITS:
+        raise error
+    return error.strerror or str(error)
+
+
+def refuse_gone(
+    outcomes: Iterable[T], why: Callable[[T], str | None], root: Path, *, is_all: bool = True
+) -> Iterator[T]:
+    """Yield *outcomes*, unless as many files in a row are unread as no tree loses now and then.
+
+    None of these is yielded before it is clear that the tree is there.
+
+    Args:
+        outcomes: One for each file of a tree, in order.
+        why: Returns why the file was not read; None if it was.
+        root: Of the tree.
+        is_all: These are all of its files: it is gone if none of them was read.
+
+    Raises:
+        ImageTreeError: The tree is gone.
+    """
+    unread: list[T] = []
+    is_any_read = not is_all
+    for outcome in outcomes:
+        if why(outcome) is None:
+            is_any_read = True
+            yield from unread
+            unread.clear()
+            yield outcome
+        else:
+            unread.append(outcome)
+            if len(unread) == MAX_UNREAD:
+                break
+    if unread and (len(unread) == MAX_UNREAD or not is_any_read):
+        raise ImageTreeError(
+            f"{len(unread):,} images in a row could not be read below `{root}`: {why(unread[-1])}",
+            hint="mount that disk, or say where the image tree is now with `--root`; if images "
+            "were removed, start again at `vit21k hash`",
+        )
+    yield from unread
+
+
+MAX_OPEN = 256
+"""Archives kept open at most: a quarter of what Linux lets a process have."""
+
+_TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
+
+GZIP_HINT = (
+    "a member of a compressed archive cannot be read without all that come before it; unpack the "
+    "outer layer (`gunzip -k FILE.tar.gz`), and run `vit21k hash` on the .tar again"
+)
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody uses it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class ArchiveReader:
+    """Reads members of the archives below *root*, a limited number of which it keeps open."""
+
+    def __init__(self, root: str, *, max_open: int | None = None) -> None:
+        self._root = root
+        self._max_open = _suitable_max() if max_open is None else max_open
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+
+    def read(self, archive: str, offset: int, num_bytes: int) -> bytes:
+        """Return *num_bytes* of *archive*, a path relative to the root, from *offset*.
+
+        Raises:
+            UnreadableImageError: The archive is not there.
+            ImageError: It is compressed, or shorter than that.
+            OSError: It cannot be read.
+        """
+        file = self._file(archive)  # held: whoever closes it must wait
+        parts = []
+        while num_bytes:
+            part = os.pread(file.descriptor, num_bytes, offset)
+            if not part:
+                raise ImageError(
+                    f"`{archive}` ends before its member does",
+                    hint="it has changed since it was hashed; run `vit21k hash` again",
+                )
+            parts.append(part)
+            offset += len(part)
+            num_bytes -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _file(self, archive: str) -> _OpenFile:
+        with self._lock:
+            file = self._open.pop(archive, None) or self._opened(archive)
+            self._open[archive] = file  # the last one used
+            if len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        return file
+
+    def _opened(self, archive: str) -> _OpenFile:
+        try:
+            file = self._open_file(f"{self._root}/{archive}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UnreadableImageError(
+                f"the archive `{archive}` is not there",
+                hint="if the image tree has moved, say where it is now with `--root`",
+            ) from None
+        if is_gzip(file.descriptor):
+            raise ImageError(f"`{archive}` is compressed", hint=GZIP_HINT)
+        return file
+
+    def _open_file(self, path: str) -> _OpenFile:
+        """Open a file; where the process may open no more, close those kept open first."""
+        try:
+            return _OpenFile(path)
+        except OSError as error:
+            if error.errno not in _TOO_MANY or not self._open:
+                raise
+        self._max_open = max(len(self._open) // 2, 1)
+        self._open.clear()
+        return _OpenFile(path)
+
+
+def _suitable_max() -> int:
+    """Return how many archives to keep open: a quarter of what this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN if limit == resource.RLIM_INFINITY else max(min(MAX_OPEN, limit // 4), 1)

@@ -1,0 +1,547 @@
+"""Tar archives read in place: headers, members with their offsets, and what is wrong with them."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from vit21k.manifest.problems import ProblemKind
+
+GZIP_START = b"\x1f\x8b"
+
+_SUFFIXES = (b".tar", b".tar.gz", b".tgz")
+
+
+def archive_stem(name: bytes) -> bytes | None:
+    """Return *name* without its suffix; None if it is not that of an archive."""
+    lower = name.lower()
+    for suffix in _SUFFIXES:
+        if lower.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return None
+
+
+def is_gzip_name(name: str) -> bool:
+    """Return whether a file's name says that it is compressed."""
+    return name.lower().endswith((".gz", ".tgz"))
+
+
+def is_gzip(descriptor: int) -> bool:
+    """Return whether an open file begins like a gzip file."""
+    return os.pread(descriptor, len(GZIP_START), 0) == GZIP_START
+
+
+class ArchivePart(NamedTuple):
+    """An archive, or a class tar in it.
+
+    Attributes:
+        archive: Path relative to the image root.
+        name: That of the class tar, as if its archive had been unpacked; or *archive*.
+        folder: What the part would be unpacked to: relative to the root, ends in ``/``; empty for
+            the root itself.
+        start: Where it begins in the archive.
+        end: Where it ends; None for a whole archive.
+        beside: What is read instead of it, for it has its name: a folder, which ends in ``/``, or
+            another archive; empty if there is nothing of the kind.
+    """
+
+    archive: bytes
+    name: bytes
+    folder: bytes
+    start: int = 0
+    end: int | None = None
+    beside: bytes = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is an archive of its own, in which class tars may lie."""
+        return self.end is None
+
+
+def parse_pax(content: bytes) -> dict[bytes, bytes] | None:
+    r"""Return the records ``<length> <key>=<value>\n`` of *content*; None if one is malformed."""
+    records: dict[bytes, bytes] = {}
+    start = 0
+    while start < len(content) and content[start]:
+        digits, blank, _ = content[start : start + 20].partition(b" ")
+        if not blank or not digits.isdigit():
+            return None
+        end = start + int(digits)
+        record = content[start + len(digits) + 1 : end]
+        key, equals, value = record.partition(b"=")
+        if not equals or end > len(content) or not value.endswith(b"\n"):
+            return None
+        records[key] = value[:-1]
+        start = end
+    return records
+
+
+BLOCK_BYTES = 512
+
+_ADLER_MODULUS = 65_521
+_CHECKSUM = slice(148, 156)
+_BLANKS = 256  # the sum of the eight blanks that stand for the checksum while it is made
+_LAST_PLAIN_BYTE = 0x7F
+_NEGATIVE = 0xFF
+_MAX_NUMBER = 1 << 62
+
+
+class Header(NamedTuple):
+    r"""What one header block says.
+
+    Attributes:
+        name: As stored; the prefix of POSIX joined to it.
+        num_bytes: Size of the data that follow, without padding.
+        type: One byte; ``b"\0"`` and ``b"0"`` are regular files.
+        is_extended: For sparse files of old GNU: another block of their map follows.
+    """
+
+    name: bytes
+    num_bytes: int
+    type: bytes
+    is_extended: bool
+
+
+def parse_header(block: memoryview) -> Header | None:
+    """Return what *block*, of 512 bytes, says; None if it is not a header."""
+    raw = bytes(block)
+    if not _has_its_checksum(raw):
+        return None
+    num_bytes = parse_number(raw[124:136])
+    if num_bytes is None or not 0 <= num_bytes < _MAX_NUMBER:
+        return None
+    name = _text(raw[:100])
+    if raw[257:263] == b"ustar\0" and raw[345]:
+        name = _text(raw[345:500]) + b"/" + name
+    return Header(name, num_bytes, raw[156:157], bool(raw[482]))
+
+
+def parse_number(field: bytes) -> int | None:
+    """Return the number in *field*: octal digits, or base 256 as GNU has it; None if neither."""
+    if field[0] > _LAST_PLAIN_BYTE:
+        if field[0] == _NEGATIVE:
+            return int.from_bytes(field, "big", signed=True)
+        return int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
+    digits = field.partition(b"\0")[0].strip() or field.strip(b"\0 ")
+    if not digits:
+        return 0
+    try:
+        return int(digits, 8) if digits.isdigit() else None
+    except ValueError:  # 8, 9
+        return None
+
+
+def _has_its_checksum(raw: bytes) -> bool:
+    """Compare the sum of the block's bytes with the one that it says it has.
+
+    Adler-32 holds the sum in its lower half, modulo 65,521: 40 times as fast as `sum`.
+    """
+    said = parse_number(raw[_CHECKSUM])
+    if not said:  # an end block is all zeros
+        return False
+    others = said - _BLANKS + sum(raw[_CHECKSUM])
+    if (1 + others - (zlib.adler32(raw) & 0xFFFF)) % _ADLER_MODULUS == 0:
+        return True
+    # Old tars (Sun's) summed up signed bytes.
+    signed = sum(raw[:148] + raw[156:]) - 256 * sum(
+        byte > _LAST_PLAIN_BYTE for byte in raw[:148] + raw[156:]
+    )
+    return said == signed + _BLANKS
+
+
+def _text(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+WINDOW_BYTES = 1 << 20
+"""Most members fit many times; small enough to be read into, and digested from, the cache."""
+
+_RAW_BYTES = 1 << 18
+_GZIP = 31  # zlib: the window of gzip, and its header
+_MAX_RATIO = 100
+_RATIO_COUNTS_FROM = 1 << 26
+"""Images hardly shrink at all; a stream that grows a hundredfold is a bomb."""
+
+
+class BombError(Exception):
+    """A compressed stream unpacks to more than a hundred times its size."""
+
+
+class Source(Protocol):
+    """Where a window's bytes come from.
+
+    Attributes:
+        num_bytes: The length of the stream; None if it is not known.
+    """
+
+    num_bytes: int | None
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill *view* with what is at *offset* of the stream, or a part of it; 0 at the end."""
+
+    def can_jump(self) -> bool:
+        """Return whether any offset may be asked for, not only the next one."""
+
+
+class FileSource:
+    """An open file, offset for offset, up to *end*."""
+
+    def __init__(self, descriptor: int, end: int | None = None) -> None:
+        size = os.fstat(descriptor).st_size
+        self.num_bytes: int | None = size if end is None else min(end, size)
+        self._descriptor = descriptor
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill *view* from *offset* of the file."""
+        left = (self.num_bytes or 0) - offset
+        return os.preadv(self._descriptor, [view[:left]], offset) if left > 0 else 0
+
+    def can_jump(self) -> bool:
+        """Return True."""
+        return True
+
+
+class GzipSource:
+    """What a gzip file of one or more parts unpacks to.
+
+    Raises:
+        EOFError: On reading: the file ends too early.
+        zlib.error: On reading: it is damaged.
+        BombError: On reading: it grows too much.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.num_bytes: int | None = None
+        self._descriptor = descriptor
+        self._num_read = 0
+        self._num_unpacked = 0
+        self._unpacker = zlib.decompressobj(_GZIP)
+        self._raw = b""
+        self._is_within = False
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill *view* with what comes next."""
+        while True:
+            self._raw = self._raw or self._read()
+            if not self._raw:
+                if self._is_within:
+                    raise EOFError
+                return 0
+            unpacked = self._unpacker.decompress(self._raw, len(view))
+            self._is_within = True
+            self._raw = self._unpacker.unconsumed_tail
+            if self._unpacker.eof:
+                self._next_part()
+            if unpacked:
+                self._count(len(unpacked))
+                view[: len(unpacked)] = unpacked
+                return len(unpacked)
+
+    def can_jump(self) -> bool:
+        """Return False."""
+        return False
+
+    def _read(self) -> bytes:
+        raw = os.pread(self._descriptor, _RAW_BYTES, self._num_read)
+        self._num_read += len(raw)
+        return raw
+
+    def _next_part(self) -> None:
+        self._raw = self._unpacker.unused_data.lstrip(b"\0")  # some writers pad
+        self._unpacker = zlib.decompressobj(_GZIP)
+        self._is_within = False
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_unpacked += num_bytes
+        limit = max(_MAX_RATIO * self._num_read, _RATIO_COUNTS_FROM)
+        if self._num_unpacked > limit:
+            raise BombError
+
+
+class Window:
+    """The part of a stream that is in memory.
+
+    Attributes:
+        offset: Of the next byte to be taken, in the stream.
+    """
+
+    def __init__(self, source: Source, offset: int = 0, *, window_bytes: int = WINDOW_BYTES):
+        self.offset = offset
+        self._source = source
+        self._window_bytes = window_bytes
+        self._buffer = memoryview(bytearray(window_bytes))
+        self._start = self._end = 0  # what is in memory and not yet taken
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Length of the stream; None if it is not known."""
+        return self._source.num_bytes
+
+    def take(self, num_bytes: int) -> memoryview:
+        """Return the next *num_bytes*, fewer if the stream ends; valid until the next call."""
+        if self._end - self._start < num_bytes:
+            self._fill(num_bytes)
+        stop = min(self._start + num_bytes, self._end)
+        view = self._buffer[self._start : stop]
+        self.offset += stop - self._start
+        self._start = stop
+        return view
+
+    def give_back(self, num_bytes: int) -> None:
+        """Untake the last *num_bytes* of what `take` has just returned."""
+        self.offset -= num_bytes
+        self._start -= num_bytes
+
+    def go_to(self, offset: int) -> bool:
+        """Move forward to *offset*; return whether the stream is that long."""
+        num_bytes = offset - self.offset
+        if num_bytes <= self._end - self._start:
+            self._start += num_bytes
+            self.offset = offset
+            return True
+        if self._source.can_jump():
+            self._start = self._end = 0
+            self.offset = offset
+            return self.num_bytes is None or offset <= self.num_bytes
+        while self.offset < offset:
+            if not len(self.take(min(offset - self.offset, self._window_bytes))):
+                return False
+        return True
+
+    def _fill(self, num_bytes: int) -> None:
+        """Read until *num_bytes* are there, or the stream ends, and as much more as fits."""
+        waiting = self._buffer[self._start : self._end]
+        too_small = num_bytes > len(self._buffer)
+        if too_small or len(self._buffer) > max(num_bytes, self._window_bytes):
+            buffer = memoryview(bytearray(max(num_bytes, self._window_bytes)))
+            buffer[: len(waiting)] = waiting
+            self._buffer = buffer
+        else:
+            self._buffer[: len(waiting)] = waiting
+        self._start, self._end = 0, len(waiting)
+        while self._end < num_bytes:
+            at = self.offset + self._end
+            num_read = self._source.read_into(self._buffer[self._end :], at)
+            if not num_read:
+                return
+            self._end += num_read
+
+
+MAX_MEMBER_BYTES = 1 << 28
+"""256 MiB: no image of ImageNet-21K comes near."""
+
+_MAX_NAME_BYTES = 4096
+_MAX_AMENDMENT_BYTES = 1 << 20
+_SCAN_BYTES = 1 << 20
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_IS_EXTENDED_AT = 504
+_ZEROS = bytes(BLOCK_BYTES)
+
+_FOLDER = b"5"
+_REGULAR = frozenset((b"\0", b"0", b"7"))
+_WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_NO_MEMBER = frozenset((b"g", b"K", b"V", b"D"))  # pax defaults, long link, label, list of a folder
+_FLAWS = {
+    b"1": (ProblemKind.MEMBER_IS_LINK, "a hard link"),
+    b"2": (ProblemKind.MEMBER_IS_LINK, "a symbolic link"),
+    b"3": (ProblemKind.NOT_A_REGULAR_FILE, "a character device"),
+    b"4": (ProblemKind.NOT_A_REGULAR_FILE, "a block device"),
+    b"6": (ProblemKind.NOT_A_REGULAR_FILE, "a pipe"),
+    b"S": (ProblemKind.MEMBER_NOT_SUPPORTED, "a sparse file"),
+    b"M": (ProblemKind.MEMBER_NOT_SUPPORTED, "resumes from another archive"),
+}
+
+_TRUNCATED = ProblemKind.ARCHIVE_TRUNCATED
+
+Flaw = tuple[ProblemKind, str]
+
+
+class Member(NamedTuple):
+    """A member of an archive, or a stretch of it that is damaged.
+
+    Attributes:
+        name: Relative, without ``.`` and doubled slashes; as stored if it is not relative, and
+            empty for a stretch.
+        offset: Where its data begin in the stream; where a stretch begins.
+        num_bytes: Size of the data.
+        flaw: What is wrong with it; None for a regular file, which may be read.
+    """
+
+    name: bytes
+    offset: int
+    num_bytes: int
+    flaw: Flaw | None
+
+
+@dataclass
+class _Amendments:
+    """What the blocks before a header say of its member."""
+
+    long_name: bytes | None = None
+    pax: dict[bytes, bytes] = field(default_factory=dict)
+    flaw: Flaw | None = None
+
+
+def read_members(window: Window, end: int | None = None) -> Iterator[Member]:
+    """Yield the members of the archive at *window*, folders excepted, in the archive's order.
+
+    Whoever is given a member may take its data, or some of them, from *window* before asking for
+    the next one.
+
+    Args:
+        window: At the first header.
+        end: Where the archive ends, if that is before the end of the stream.
+    """
+    return _Reader(window, window.num_bytes if end is None else end).members()
+
+
+class _Reader:
+    def __init__(self, window: Window, end: int | None) -> None:
+        self._window = window
+        self._end = end
+
+    def members(self) -> Iterator[Member]:
+        amendments = _Amendments()
+        while True:
+            at = self._window.offset
+            block = self._take(BLOCK_BYTES)
+            if len(block) < BLOCK_BYTES:
+                yield _stretch(at, len(block), _TRUNCATED, "has no end mark")
+                return
+            if block == _ZEROS:
+                yield from self._rest(at)
+                return
+            header = parse_header(block)
+            if header is None:
+                self._window.give_back(BLOCK_BYTES)
+                yield self._damaged_stretch()
+            elif not self._amend(amendments, header):
+                member, stop = self._member(header, amendments)
+                amendments = _Amendments()
+                if header.type != _FOLDER and not member.name.endswith(b"/"):
+                    yield member
+                is_cut = member.flaw is not None and member.flaw[0] is _TRUNCATED
+                if is_cut or not self._go_to(stop):
+                    return
+
+    def _take(self, num_bytes: int) -> memoryview:
+        if self._end is not None:
+            num_bytes = max(min(num_bytes, self._end - self._window.offset), 0)
+        return self._window.take(num_bytes)
+
+    def _go_to(self, stop: int) -> bool:
+        """Move forward, not beyond the end of the archive: the last padding may be missing."""
+        return self._window.go_to(stop if self._end is None else min(stop, self._end))
+
+    def _amend(self, amendments: _Amendments, header: Header) -> bool:
+        """Note what an extended header says of the next one; return False if it is a member's."""
+        num_bytes = _padded(header.num_bytes)
+        if header.type in _NO_MEMBER:
+            return self._go_to(self._window.offset + num_bytes) or True
+        if header.type not in {b"L", b"x", b"X"}:
+            return False
+        if header.num_bytes > _MAX_AMENDMENT_BYTES:
+            detail = f"has a name, or a record, of {header.num_bytes:,} bytes"
+            amendments.flaw = ProblemKind.ARCHIVE_DAMAGED, detail
+            return self._go_to(self._window.offset + num_bytes) or True
+        content = bytes(self._take(num_bytes)[: header.num_bytes])
+        if header.type == b"L":
+            amendments.long_name = content.partition(b"\0")[0]
+        elif (records := parse_pax(content)) is None:
+            amendments.flaw = ProblemKind.ARCHIVE_DAMAGED, "has a malformed pax record"
+        else:
+            amendments.pax |= records
+        return True
+
+    def _member(self, header: Header, amendments: _Amendments) -> tuple[Member, int]:
+        """Return the member of *header*, and where the next header is."""
+        pax = amendments.pax
+        while header.is_extended and header.type == b"S":  # the map goes on in blocks of its own
+            block = self._take(BLOCK_BYTES)
+            header = header._replace(
+                is_extended=len(block) == BLOCK_BYTES and bool(block[_IS_EXTENDED_AT])
+            )
+        name = pax.get(b"path", amendments.long_name or header.name)
+        num_bytes = parse_pax_size(pax) if b"size" in pax else header.num_bytes
+        offset = self._window.offset
+        flaw = amendments.flaw or _FLAWS.get(header.type) or _flaw_of(header, pax, num_bytes)
+        data = 0 if header.type in _WITHOUT_DATA else max(num_bytes, 0)
+        if self._end is not None and offset + data > self._end:
+            detail = f"has {self._end - offset:,} of {num_bytes:,} bytes"
+            flaw = _TRUNCATED, detail
+        plain = plain_name(name)
+        if plain is None:
+            return Member(name, offset, num_bytes, flaw or _UNSAFE), offset + _padded(data)
+        return Member(plain, offset, num_bytes, flaw), offset + _padded(data)
+
+    def _rest(self, at: int) -> Iterator[Member]:
+        """Look at what comes after the first end block: there should be zeros only."""
+        while len(content := self._take(_SCAN_BYTES)):
+            if content.tobytes().strip(b"\0"):
+                detail = "goes on after its end mark; what comes there is not read"
+                yield _stretch(at, 0, ProblemKind.ARCHIVE_DAMAGED, detail)
+                return
+
+    def _damaged_stretch(self) -> Member:
+        """Move to the next header that can be told from data."""
+        at = self._window.offset
+        while len(content := self._take(_SCAN_BYTES)):
+            if (place := _next_header(content)) is not None:
+                self._window.give_back(len(content) - place)
+                break
+        num_bytes = self._window.offset - at
+        detail = f"no header where one should be; {num_bytes:,} bytes are passed over"
+        return _stretch(at, num_bytes, ProblemKind.ARCHIVE_DAMAGED, detail)
+
+
+_UNSAFE = ProblemKind.UNSAFE_NAME, ""
+
+
+def _flaw_of(header: Header, pax: dict[bytes, bytes], num_bytes: int) -> Flaw | None:
+    if header.type not in _REGULAR:
+        return ProblemKind.MEMBER_NOT_SUPPORTED, f"is of type {header.type!r}"
+    if any(key.startswith(b"GNU.sparse.") for key in pax):
+        return ProblemKind.MEMBER_NOT_SUPPORTED, "a sparse file"
+    if num_bytes < 0:
+        return ProblemKind.ARCHIVE_DAMAGED, "has no sensible size"
+    return None
+
+
+def plain_name(name: bytes) -> bytes | None:
+    """Return *name* without ``.`` and doubled slashes; None if it does not stay in its folder."""
+    if b"/." not in name and b"//" not in name and b"\0" not in name and name[:1] not in b"./":
+        return name if name and len(name) <= _MAX_NAME_BYTES else None
+    if name.startswith(b"/") or b"\0" in name or len(name) > _MAX_NAME_BYTES:
+        return None
+    parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
+    if b".." in parts or not parts:
+        return b"./" if name and not parts else None
+    return b"/".join(parts) + (b"/" if name.endswith(b"/") else b"")
+
+
+def parse_pax_size(pax: dict[bytes, bytes]) -> int:
+    """Return the `size` of pax records; -1 if it is no number."""
+    digits = pax[b"size"]
+    return int(digits) if digits.isdigit() and len(digits) < 19 else -1  # noqa: PLR2004 (2**62)
+
+
+def _next_header(content: memoryview) -> int | None:
+    """Return where in *content*, which begins at a block, the first header is."""
+    raw = content.tobytes()
+    place = raw.find(_MAGIC, _MAGIC_AT)
+    while place >= 0:
+        start = place - _MAGIC_AT
+        block = content[start : start + BLOCK_BYTES]
+        if start % BLOCK_BYTES == 0 and len(block) == BLOCK_BYTES and parse_header(block):
+            return start
+        place = raw.find(_MAGIC, place + 1)
+    return None
+
+
+def _stretch(at: int, num_bytes: int, kind: ProblemKind, detail: str) -> Member:
+    return Member(b"", at, num_bytes, (kind, f"at offset {at:,}: {detail}"))
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES

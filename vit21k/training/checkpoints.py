@@ -1,0 +1,534 @@
+"""When a run saves, which checkpoint is best, and where it resumes."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from vit21k.checkpoint.model_folder import WEIGHTS
+from vit21k.checkpoint.store import (
+    BEST,
+    BEST_EMA,
+    BackgroundWriter,
+    Checkpoint,
+    find_latest,
+    in_order,
+    load_checkpoint,
+    optimizers_to_tensors,
+    save_checkpoint,
+    step_of,
+    tensors_to_optimizers,
+)
+from vit21k.distributed import World, local_part, whole
+from vit21k.errors import CheckpointError, NonFiniteLossError, UsageError
+from vit21k.models.registry import build_model
+from vit21k.training.context import Fork, TrainState
+from vit21k.training.log import norm_of
+from vit21k.training.loop import DIVERGED_HINT, Progress
+
+_LESS_IS_BETTER = ("loss",)
+
+
+@dataclass(frozen=True)
+class BestWatch:
+    """Watches a metric of the weights, and of their average.
+
+    Attributes:
+        metric: Its name without the split: "prec@1", "top5", "loss"; None: nothing is watched.
+        val_name: Of the split, as in `SplitData`.
+    """
+
+    metric: str | None
+    val_name: str
+
+    def note(self, best: dict[str, float], metrics: Mapping[str, float]) -> list[str]:
+        """Put what is better than ever into *best*; return the names of those checkpoints.
+
+        Args:
+            best: The best values so far, by name of the checkpoint; changed in place.
+            metrics: Of an evaluation, by full name.
+        """
+        improved: list[str] = []
+        if self.metric is None:
+            return improved
+        for pointer, split in ((BEST, self.val_name), (BEST_EMA, f"{self.val_name}_ema")):
+            value = metrics.get(f"{split}/{self.metric}")
+            if (
+                value is not None
+                and math.isfinite(value)
+                and self._is_better(value, best.get(pointer))
+            ):
+                best[pointer] = value
+                improved.append(pointer)
+        return improved
+
+    def _is_better(self, value: float, best: float | None) -> bool:
+        if best is None:
+            return True
+        return value < best if self.metric in _LESS_IS_BETTER else value > best
+
+
+_MOST_GROWTH = 100.0
+"""Of the norm of all weights from one checkpoint to the next.  Weights that are trained move by
+about the learning rate at an update; a norm a hundred times as large is no training any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saver:
+    """Saves checkpoints of a run; every process has one and calls it at the same steps.
+
+    Attributes:
+        run_dir: The run.
+        learner: What is saved.
+        identity: What else ``state.json`` keeps: which run this is.
+        model_config: From `model_config`.
+        keep_last: How many checkpoints stay; at least two before the last step, because the
+            newest is not known to be good before the loss of the next step.
+        total_steps: Of the run.
+        world: The processes.
+        writer: Where writing happens; waited for at the end of the run.
+    """
+
+    run_dir: Path
+    learner: TrainState
+    identity: Mapping[str, Any]
+    model_config: Mapping[str, Any]
+    keep_last: int
+    total_steps: int
+    world: World
+    writer: BackgroundWriter
+
+    def save(self, progress: Progress, best: Sequence[str]) -> None:
+        """Copy the state of the run, and have it written.
+
+        Raises:
+            NonFiniteLossError: The weights or the optimizer's state are not finite, or have
+                exploded; nothing is written.
+            OSError: The checkpoint before this one could not be written.
+        """
+        self.writer.wait()
+        self._check(progress)
+        is_last = progress.step == self.total_steps
+        model, optimizers, ema = self.learner.model, self.learner.optimizers, self.learner.ema
+        model_state = self._copies(model.state_dict())
+        ema_state = None if ema is None else self._copies(ema.tensors())
+        optimizer_state = self._copies(optimizers_to_tensors(model, optimizers))
+        if self.world.rank != 0:
+            return
+        self.writer.submit(
+            partial(
+                save_checkpoint,
+                self.run_dir,
+                progress.step,
+                model_state=model_state,
+                model_config=self.model_config,
+                optimizer_state=optimizer_state,
+                state={
+                    **self.identity,
+                    "progress": asdict(progress),
+                    "scaler": self.learner.scaler.state(),
+                },
+                keep_last=self.keep_last if is_last else max(2, self.keep_last),
+                ema_state=ema_state,
+                best=tuple(best),
+            )
+        )
+
+    def _check(self, progress: Progress) -> None:
+        """Raise if the state is of no use; note its norm, for the next time."""
+        model, before = self.learner.model, progress.weight_norm
+        norm = norm_of(model)
+        moments = optimizers_to_tensors(model, self.learner.optimizers).values()
+        has_bad_moments = not _are_finite(moments)
+        if self.learner.is_sharded:
+            has_bad_moments = self.world.is_any(has_bad_moments)
+        problem = None
+        if not math.isfinite(norm):
+            problem = f"the norm of the weights is {norm}"
+        elif before is not None and norm > _MOST_GROWTH * before:
+            problem = (
+                f"the norm of the weights is {norm:.3g}, it was {before:.3g} at the checkpoint "
+                "before"
+            )
+        elif has_bad_moments:
+            problem = "the optimizer's state has values that are not finite"
+        if problem:
+            raise NonFiniteLossError(f"{problem}, at step {progress.step}", hint=DIVERGED_HINT)
+        progress.weight_norm = norm
+
+    def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies in the memory of the host on the first process, nothing on the others."""
+        copies = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach())
+            if self.world.rank == 0:
+                copies[name] = full.to("cpu", copy=True)
+        return copies
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether the parts of *tensors* that this process holds are finite."""
+    # A sum keeps infinities and what is no number; one wait for each device.
+    sums: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        total = local_part(tensor.detach()).sum(dtype=torch.float32)
+        sums.setdefault(total.device, []).append(total)
+    return all(bool(torch.stack(totals).isfinite().all()) for totals in sums.values())
+
+
+OriginOf = Callable[[], Mapping[str, Any]]
+
+# What decides which weights a run begins with; the rest of an origin is for people.
+_ORIGIN_KEYS = ("kind", "weights", "head", "classes", "step")
+# Fields of the recipe that a fork may change: they alter how training continues, not what a step
+# or a parameter is.
+_FORK_MAY_CHANGE = (
+    "epochs",
+    "total_steps",
+    "seed",
+    "precision",
+    "optim.*",
+    "schedule.*",
+    "augment.*",
+    "curriculum.*",
+    "loss.smoothing",
+    "model.*_drop_rate",
+    "model.drop_path_rate",
+)
+_FORK_MAY_NOT = ("optim.kind", "optim.momentum_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run and its continuation have in common; kept in every checkpoint.
+
+    Attributes:
+        recipe: The fields that identify it, as JSON values.
+        train_manifest: Fingerprint of what it trains on.
+        val_manifest: Fingerprint of what it is evaluated on.
+        objective: Fingerprints of what its loss needs beside the recipe, by name.
+    """
+
+    recipe: Mapping[str, Any]
+    train_manifest: str
+    val_manifest: str
+    objective: Mapping[str, str | None]
+
+    def check(self, state: Mapping[str, Any], run_dir: Path) -> None:
+        """Check that *state*, of a checkpoint in *run_dir*, is of this run, the recipe apart.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        for split in ("train", "val"):
+            ours = getattr(self, f"{split}_manifest")
+            if state.get(f"{split}_manifest", ours) != ours:
+                raise CheckpointError(
+                    f"`{run_dir}` holds a run on another {split}.parquet",
+                    hint="give its --manifests, or another --run-dir for a new run",
+                )
+        for name, fingerprint in self.objective.items():
+            if state.get("objective", {}).get(name) != fingerprint:
+                raise CheckpointError(
+                    f"`{run_dir}` holds a run with another {name}",
+                    hint=f"give its {name}, or another --run-dir for a new run",
+                )
+
+
+class Begin(NamedTuple):
+    """What a run begins with, or resumes from.
+
+    Attributes:
+        checkpoint: Of this run, or of the one that it is a fork of; None: there is none yet.
+        is_fork: Whether *checkpoint* is another run's.
+        origin: What the run began with, as far as *checkpoint* says it; None: from scratch.
+    """
+
+    checkpoint: Checkpoint | None = None
+    is_fork: bool = False
+    origin: Mapping[str, Any] | None = None
+
+
+def find_begin(
+    run_dir: Path,
+    *,
+    identity: Identity,
+    total_steps: int,
+    init_origin: OriginOf | None,
+    fork: Fork | None,
+    fresh: bool,
+    warn: Callable[[str], None],
+) -> Begin:
+    """Return the checkpoint that a run of *total_steps* in *run_dir* begins with.
+
+    If it is *fresh*, the checkpoints that are there do not count; nothing is changed here.
+
+    Raises:
+        UsageError: *fork* is this very run, or there is nothing in *run_dir* and it does not fit.
+        CheckpointError: See `find_resumable`.
+    """
+    if fork is not None and fork.run_dir.resolve() == run_dir.resolve():
+        raise UsageError(
+            f"--resume-from begins a new run, and `{run_dir}` is the one it resumes from",
+            hint="name the new run with --run-dir",
+        )
+    found = None
+    if not fresh:
+        found = find_resumable(
+            run_dir, identity=identity, init_origin=init_origin, fork=fork, warn=warn
+        )
+    if found is not None:
+        return Begin(found, origin=found.state.get("origin"))
+    if fork is None:
+        return Begin()
+    checkpoint = open_fork(fork, identity=identity)
+    if checkpoint.step >= total_steps:
+        raise UsageError(
+            f"a fork from step {checkpoint.step:,} has nothing left to do: the run has "
+            f"{total_steps:,} steps in all",
+            hint="make it longer, for example with `--set epochs=...` or `--set total_steps=...`",
+        )
+    return Begin(checkpoint, is_fork=True, origin=fork_origin(fork, checkpoint))
+
+
+def find_resumable(
+    run_dir: Path,
+    *,
+    identity: Identity,
+    init_origin: OriginOf | None,
+    fork: Fork | None,
+    warn: Callable[[str], None],
+) -> Checkpoint | None:
+    """Return the newest intact checkpoint in *run_dir*; None if there is none yet.
+
+    Args:
+        run_dir: The run.
+        identity: Of the run.
+        init_origin: Returns what identifies the weights that it is to have begun with; None:
+            whatever it began with.
+        fork: The checkpoint of another run that it is to have begun with; None: the same.
+        warn: Called with what is wrong with newer checkpoints, and with what cannot be checked.
+
+    Raises:
+        CheckpointError: All are damaged, or they are of another recipe, of other data, or of a run
+            that began with other weights.
+    """
+    checkpoint, warnings = find_latest(run_dir)
+    for warning in warnings:
+        warn(warning)
+    if checkpoint is None:
+        return None
+    different = list(_differences(_recipe_of(checkpoint), identity.recipe))
+    if different:
+        raise CheckpointError(
+            f"`{run_dir}` holds a run of another recipe: {_in_words(different)}",
+            hint="give another --run-dir for a new run; to continue this one with other settings, "
+            f"fork it: `--resume-from {run_dir} --run-dir NEW`; or start over with --fresh",
+        )
+    identity.check(checkpoint.state, run_dir)
+    _check_origin(checkpoint, run_dir, init_origin, fork, warn)
+    return checkpoint
+
+
+def open_fork(fork: Fork, *, identity: Identity) -> Checkpoint:
+    """Return the checkpoint of another run that a new run begins with.
+
+    Raises:
+        UsageError: The two runs differ in what a fork cannot change.
+        CheckpointError: There is no such checkpoint, or it is damaged or of other data.
+    """
+    checkpoint = _checkpoint_of(fork)
+    fixed = [
+        difference
+        for difference in _differences(_recipe_of(checkpoint), identity.recipe)
+        if not _may_change(difference.name)
+    ]
+    if fixed:
+        raise UsageError(
+            f"a fork of `{fork.run_dir}` cannot change this: {_in_words(fixed)}",
+            hint="begin a new run with its weights instead: `--init` in place of `--resume-from`",
+        )
+    identity.check(checkpoint.state, fork.run_dir)
+    return checkpoint
+
+
+def fork_origin(fork: Fork, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what identifies the checkpoint that a run began with, and where that came from."""
+    return {
+        "kind": "fork",
+        "source": str(fork.run_dir),
+        "step": checkpoint.step,
+        "weights": checkpoint.state["files"][WEIGHTS],
+        "origin": checkpoint.state.get("origin"),
+    }
+
+
+def short_digest(value: Any) -> str | None:
+    """Return some digits that tell JSON values apart; None for None."""
+    if value is None:
+        return None
+    text = json.dumps(value, sort_keys=True, default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode())[:12]
+
+
+def restore(checkpoint: Checkpoint, learner: TrainState) -> Progress:
+    """Put everything but the weights, which its model has, back to where the checkpoint was.
+
+    Raises:
+        CheckpointError: Its state is that of other parameters, or lacks the averages.
+    """
+    tensors_to_optimizers(checkpoint.optimizer_tensors(), learner.model, learner.optimizers)
+    if learner.ema is not None:
+        averages = checkpoint.ema_tensors()
+        if averages is None:
+            raise CheckpointError(f"`{checkpoint.path}` has no averaged weights")
+        learner.ema.load(averages)
+    learner.scaler.load_state(checkpoint.state.get("scaler", learner.scaler.state()))
+    return Progress(**checkpoint.state["progress"])
+
+
+def check_same_start(world: World, facts: Mapping[str, Any], run_dir: Path) -> None:
+    """Check that every process begins with the same state; all must call it.
+
+    Args:
+        world: The processes.
+        facts: What must be the same, by what it is called; JSON values.
+        run_dir: Of this process.
+
+    Raises:
+        UsageError: Something differs; every process raises it.
+    """
+    found = world.gather({"facts": dict(facts), "run_dir": str(run_dir.absolute())})
+    first = found[0]
+    for rank, other in enumerate(found):
+        names = [name for name, value in first["facts"].items() if other["facts"][name] != value]
+        if not names:
+            continue
+        raise UsageError(
+            "the processes of this run do not begin with the same state: "
+            f"process 0 ({_shown(first, names)}), process {rank} ({_shown(other, names)})",
+            hint="every process needs the same run folder, manifests and recipe: put them on a "
+            "disk that all machines share",
+        )
+
+
+def _shown(found: Mapping[str, Any], names: list[str]) -> str:
+    values = [f"{name} {found['facts'][name]}" for name in names]
+    return ", ".join([*values, f"run folder `{found['run_dir']}`"])
+
+
+def _check_origin(
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    init_origin: OriginOf | None,
+    fork: Fork | None,
+    warn: Callable[[str], None],
+) -> None:
+    """Check that the run began with the weights that were asked for, if any were."""
+    if init_origin is None and fork is None:
+        return
+    option = "--init" if fork is None else "--resume-from"
+    if "origin" not in checkpoint.state:
+        warn(f"`{run_dir}` does not say which weights it began with; {option} is not compared")
+        return
+    its = checkpoint.state["origin"]
+    try:
+        asked = init_origin() if init_origin else _fork_origin(fork)
+    except (CheckpointError, OSError) as error:
+        warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
+        return
+    if its is None or any(its.get(key) != asked.get(key) for key in _ORIGIN_KEYS):
+        raise CheckpointError(
+            f"`{run_dir}` holds a run that began with {_origin_in_words(its)}, "
+            f"not with {_origin_in_words(asked)}",
+            hint=f"name a new run with --run-dir; or leave {option} out to resume this one",
+        )
+
+
+def _fork_origin(fork: Fork | None) -> Mapping[str, Any]:
+    return {} if fork is None else fork_origin(fork, _checkpoint_of(fork))
+
+
+def _origin_in_words(origin: Mapping[str, Any] | None) -> str:
+    if origin is None:
+        return "weights from scratch"
+    if origin["kind"] == "fork":
+        return f"step {origin['step']:,} of `{origin['source']}` ({origin['weights'][:12]})"
+    head = "" if origin["head"] == "same-classes" else f", head {origin['head']}"
+    return f"`{origin['source']}` ({origin['weights'][:12]}{head})"
+
+
+def _checkpoint_of(fork: Fork) -> Checkpoint:
+    """Return the checkpoint that *fork* names."""
+    if fork.step is None:
+        found = find_latest(fork.run_dir).checkpoint if fork.run_dir.is_dir() else None
+        if found is None:
+            raise CheckpointError(f"`{fork.run_dir}` holds no run with a checkpoint")
+        return found
+    paths = in_order(fork.run_dir / "checkpoints")
+    for path in paths:
+        if step_of(path) == fork.step:
+            return load_checkpoint(path)
+    steps = ", ".join(f"{step_of(path)}" for path in reversed(paths)) or "none"
+    raise CheckpointError(
+        f"`{fork.run_dir}` has no checkpoint of step {fork.step}", hint=f"it has those of {steps}"
+    )
+
+
+def _recipe_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    if "recipe" not in checkpoint.state:
+        raise CheckpointError(f"`{checkpoint.path}` is not a checkpoint of a training run")
+    recipe: Mapping[str, Any] = checkpoint.state["recipe"]
+    return recipe
+
+
+def _may_change(name: str) -> bool:
+    return name not in _FORK_MAY_NOT and any(fnmatch(name, what) for what in _FORK_MAY_CHANGE)
+
+
+class _Difference(NamedTuple):
+    """A field of the recipe, by its dotted name, and its value in two runs."""
+
+    name: str
+    old: Any
+    new: Any
+
+
+def _differences(
+    its: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = ""
+) -> Iterator[_Difference]:
+    for name in sorted({*its, *ours}):
+        old, new = its.get(name), ours.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield _Difference(f"{prefix}{name}", old, new)
+
+
+def _in_words(differences: list[_Difference]) -> str:
+    return "; ".join(f"{name} is {old}, not {new}" for name, old, new in differences)
+
+
+def plain_copy(
+    args: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
+    """Return a model with *tensors* for weights; all processes call it if they are spread.
+
+    Args:
+        args: Of the model's constructor.
+        tensors: Its `state_dict`; tensors that are whole and on *device* are not copied.
+        device: Where it computes.
+    """
+    with torch.device("meta"):  # no time is lost on first weights
+        model = build_model(args)
+    here = {name: whole(tensor.detach()).to(device) for name, tensor in tensors.items()}
+    model.load_state_dict(here, assign=True)
+    return model

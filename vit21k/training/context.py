@@ -1,0 +1,404 @@
+"""What a run is made from and what it trains: data, recipe, folder, train state."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vit21k.checkpoint.initialise import InitReport
+from vit21k.checkpoint.model_folder import EvalSettings, model_config
+from vit21k.checkpoint.store import find_latest
+from vit21k.data.dataset import ImageDataset
+from vit21k.data.transforms import EvalTransform
+from vit21k.device import Precision, best_precision, is_emulated
+from vit21k.distributed import World
+from vit21k.errors import ManifestError
+from vit21k.manifest.classes import ClassList
+from vit21k.manifest.io import Manifest, open_manifest, read_manifest
+from vit21k.manifest.schema import CLASSES, TRAIN, VAL
+from vit21k.models.init_weights import init_vit
+from vit21k.models.registry import get_model, model_args
+from vit21k.models.vit import ImageClassifier
+from vit21k.optim.ema import Ema
+from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
+from vit21k.recipe.schema import Recipe
+from vit21k.training.builders import Objective, freeze, lr_schedule_of, optim_plan_of
+from vit21k.training.curriculum import Curriculum
+from vit21k.training.forecast import Forecast
+from vit21k.training.loop import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitData:
+    """The two halves of a split.
+
+    Attributes:
+        train: Images to train on.
+        val: Images to evaluate on.
+        val_name: Prefix of the metrics on *val*: `dummy_val` if its images are also in train.
+        classes: The class list both are labelled by.
+        fingerprint: Identifies the train manifest.
+        val_fingerprint: Identifies the val manifest.
+    """
+
+    train: ImageDataset
+    val: ImageDataset
+    val_name: str
+    classes: ClassList
+    fingerprint: str
+    val_fingerprint: str
+
+
+def open_split_data(
+    manifests: Path, root: Path | None, note: Callable[[str], None] = lambda _text: None
+) -> SplitData:
+    """Open both manifests of the folder; *note* hears of what takes long.
+
+    Raises:
+        ManifestError: One is missing, damaged or stale, or holds no images, or the two are
+            labelled by different class lists.
+    """
+    train, val = open_manifest(manifests, TRAIN), open_manifest(manifests, VAL)
+    if train.header.classes != val.header.classes:
+        raise ManifestError(
+            f"`{train.path}` and `{val.path}` are labelled by different class lists",
+            hint="make both again with `vit21k make-val`",
+        )
+    for manifest in (train, val):
+        if not manifest.num_rows:
+            raise ManifestError(
+                f"`{manifest.path}` holds no images",
+                hint="only images with one label are in val: `vit21k make-val` says how many",
+            )
+    return SplitData(
+        train=ImageDataset.from_manifest(train, root, mapped=True, note=note),
+        val=ImageDataset.from_manifest(val, root, mapped=True, note=note),
+        val_name=metric_prefix(val),
+        classes=_with_names(train.classes(), manifests),
+        fingerprint=train.fingerprint,
+        val_fingerprint=val.fingerprint,
+    )
+
+
+def _with_names(classes: ClassList, manifests: Path) -> ClassList:
+    """Return *classes* with the names that classes.parquet of the folder gives them, if it does."""
+    try:
+        rows = read_manifest(manifests, CLASSES, ["wnid", "name"])
+    except ManifestError:
+        return classes
+    named = ClassList(tuple(rows["wnid"].to_pylist()), tuple(rows["name"].to_pylist()))
+    return named if named.fingerprint == classes.fingerprint else classes
+
+
+def metric_prefix(manifest: Manifest) -> str:
+    """Return what metrics on *manifest* are called; a dummy split's are not held-out accuracy."""
+    if manifest.header.options.get("split") == "dummy" and manifest.kind is VAL:
+        return "dummy_val"
+    return manifest.kind.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run happens.  Nothing of it changes what is learnt, but for rounding.
+
+    Attributes:
+        manifests: Folder of train.parquet and val.parquet.
+        root: Image root, if the tree has moved since it was hashed.
+        run_dir: What the run writes.
+        device: As torch names it: "cpu", "cuda", ...
+        num_workers: Threads that decode, for each process.
+        device_batch_size: Images in one forward pass; None: as the recipe says, if they fit.
+        recipe_name: What the recipe is called.
+        log_to: Where the log goes beside metrics.jsonl: names of `log_sinks.SINKS`.
+        peak_flops: What one device can do in a second, for MFU; None: it is measured.
+    """
+
+    manifests: Path
+    root: Path | None
+    run_dir: Path
+    device: str
+    num_workers: int
+    device_batch_size: int | None
+    recipe_name: str = ""
+    log_to: tuple[str, ...] = ()
+    peak_flops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fork:
+    """A checkpoint of another run, which a new run begins with: weights, optimizer and step.
+
+    Attributes:
+        run_dir: The other run.
+        step: Of the checkpoint; None: the newest.
+    """
+
+    run_dir: Path
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who hears what the run has to say; called on the first process only."""
+
+    note: Callable[[str], None]
+    warn: Callable[[str], None]
+    forecast: Callable[[Forecast], None]
+    initialised: Callable[[InitReport], None]
+    line: Callable[[Mapping[str, Any]], None]
+    micro_step: Callable[[int, int, int], None]
+    """Hears of every micro-batch: updates made, images of this update so far, images of it."""
+
+
+def _hear_nothing(*_message: object) -> None:
+    pass
+
+
+NOBODY = Listener(
+    note=_hear_nothing,
+    warn=_hear_nothing,
+    forecast=_hear_nothing,
+    initialised=_hear_nothing,
+    line=_hear_nothing,
+    micro_step=_hear_nothing,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What every part of a run is made from."""
+
+    recipe: Recipe
+    place: Place
+    listener: Listener
+    world: World
+    data: SplitData
+    args: Mapping[str, Any]
+    objective: Objective = field(default_factory=Objective)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return torch.device(self.place.device)
+
+
+_MODEL_OVERRIDES = (
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "global_pool",
+    "class_token",
+    "fc_norm",
+    "mlp_ratio",
+    "qkv_bias",
+    "norm_eps",
+    "init_values",
+    "representation_size",
+    "act_layer",
+    "pos_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+    "drop_path_shape",
+    "head_drop_rate",
+)
+# What may differ between a run and its continuation: it changes no weight, but for rounding; and
+# what is done about bad images, so that a run that they stopped can go on.
+_NOT_IDENTITY: dict[str, Any] = {
+    "source": True,
+    "commit": True,
+    "run": True,
+    "parallel": True,
+    "step": {"compile", "attention", "recompute"},
+    "data": {"device_batch_size", "on_bad_image", "max_bad_rate"},
+    "loss": {"tree"},  # what they name is in the state by its content
+    "distill": {"teacher"},
+}
+
+NAMED_BY_CONTENT: dict[str, Any] = {"source": True, "loss": {"tree"}, "distill": {"teacher"}}
+"""Fields that may differ between the processes of a run: a file may have other names elsewhere."""
+
+
+def overrides_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the model's arguments that the recipe sets beside its name."""
+    fields = recipe.model.model_dump(include=set(_MODEL_OVERRIDES))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def model_args_of(recipe: Recipe, *, num_classes: int) -> dict[str, Any]:
+    """Return every argument of the model's constructor."""
+    return model_args(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+
+
+def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
+    """Return the model with its first weights, a function of the recipe alone."""
+    model = get_model(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+    init_vit(
+        model,
+        scheme=recipe.model.init_scheme,
+        head_init=recipe.model.head_init,
+        head_init_std=recipe.model.head_init_std,
+        head_bias_init=recipe.model.head_bias_init,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    freeze(model, recipe)
+    return model
+
+
+def eval_transform_of(recipe: Recipe) -> EvalTransform:
+    """Return what is done to an image in evaluation."""
+    return EvalTransform(
+        recipe.model.img_size,
+        resize=recipe.data.eval_resize,
+        mode=recipe.data.eval_mode,
+        interpolation=recipe.data.eval_interpolation,
+    )
+
+
+def resolve_precision(
+    recipe: Recipe, device: str, world: World, *, run_dir: Path | None, listener: Listener
+) -> Recipe:
+    """Return *recipe* with the precision that `auto` means; say if its precision is emulated.
+
+    A run that is resumed keeps its precision.  Processes must agree: one without bfloat16 means
+    that all compute in float32.
+
+    Args:
+        recipe: What to train and how.
+        device: Where.
+        world: All processes call this.
+        run_dir: The run that is resumed if it has checkpoints; None: a new one.
+        listener: Hears which precision was chosen.
+    """
+    if recipe.precision == "auto":
+        recorded = _recorded_precision(run_dir)
+        wanted = recorded or best_precision(device)
+        votes = torch.tensor([float(wanted == "fp32")], device=device)
+        chosen = "fp32" if world.all_reduce_sum(votes).item() else wanted
+        recipe = recipe.model_copy(update={"precision": chosen})
+        why = "as the run began" if recorded else f"auto, on this {torch.device(device).type}"
+        listener.note(f"precision: {chosen} ({why})")
+    if is_emulated(device, recipe.products_in):
+        listener.warn(
+            f"precision {recipe.precision} is emulated on this {torch.device(device).type}, which "
+            "has no instructions for it: training is many times slower than with "
+            "`--set precision=fp32`, which is another run"
+        )
+    return recipe
+
+
+def _recorded_precision(run_dir: Path | None) -> Precision | None:
+    """Return the precision of the run's checkpoints; None if it has none."""
+    if run_dir is None or not run_dir.is_dir():
+        return None
+    checkpoint = find_latest(run_dir, only=()).checkpoint
+    return None if checkpoint is None else checkpoint.state["recipe"].get("precision")
+
+
+def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return the length of the run in optimizer steps."""
+    return recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+
+
+def curriculum_of(recipe: Recipe, steps_per_epoch: int) -> Curriculum:
+    """Return how much of each image a step sees."""
+    return Curriculum(
+        img_size=recipe.model.img_size,
+        early_img_sizes=recipe.curriculum.img_sizes,
+        patch_drop_rate=recipe.curriculum.patch_drop_rate,
+        full_tail=recipe.curriculum.full_tail,
+        total_steps=total_steps_of(recipe, steps_per_epoch),
+        seed=recipe.seed,
+    )
+
+
+def plan_of(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """Return length, schedule and periods.
+
+    Raises:
+        UsageError: The warm-up is longer than the run.
+    """
+    total_steps = total_steps_of(recipe, steps_per_epoch)
+    return Plan(
+        total_steps=total_steps,
+        global_batch_size=recipe.data.global_batch_size,
+        seed=recipe.seed,
+        lr_factor=lr_schedule_of(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        grad_clip_norm=recipe.optim.grad_clip_norm,
+        log_every_steps=recipe.run.log_every_steps,
+        eval_every_steps=recipe.run.eval_every_steps,
+        save_every_steps=recipe.run.save_every_steps,
+    )
+
+
+def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
+    """Return the `config.json` that travels with the weights."""
+    settings = EvalSettings(
+        img_size=recipe.model.img_size,
+        mode=recipe.data.eval_mode,
+        resize=recipe.data.eval_resize,
+        interpolation=recipe.data.eval_interpolation,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+    )
+    # A softmax of all classes: those of different levels are not weighed against each other.
+    loss_kind = "softmax" if recipe.loss.kind == "semantic_softmax" else recipe.loss.kind
+    return model_config(recipe.model.name, args, classes, settings, loss_kind)
+
+
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what a run must have in common with a checkpoint that it resumes from."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """The state of a run beside its progress.
+
+    Attributes:
+        model: On its device, in train mode; spread over the processes if the recipe says so.
+        optimizers: Of its parameters.
+        ema: The average of its parameters, if the recipe wants one.
+        scaler: Of its loss.
+    """
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    ema: Ema | None
+    scaler: LossScaler
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return any(hasattr(param, "full_tensor") for param in self.model.parameters())
+
+
+def learner_of(setup: RunContext, model: nn.Module) -> TrainState:
+    """Return what learns in the run of *setup*, from the first weights of *model*, or resumed ones.
+
+    Args:
+        setup: The run.
+        model: With the same weights in every process; moved to the device.
+    """
+    recipe = setup.recipe
+    model = model.to(setup.device).train()
+    if recipe.parallel.kind == "fsdp" and setup.world.world_size > 1:
+        from vit21k.training.gradients import shard  # noqa: PLC0415 (takes a second to import)
+
+        shard(model, setup.world, device=setup.device, precision=recipe.products_in)
+    ema = None
+    if recipe.ema.decay is not None:
+        ema = Ema(model, decay=recipe.ema.decay, warmup_steps=recipe.ema.warmup_steps)
+    return TrainState(
+        model=model,
+        optimizers=build_optimizers(model, optim_plan_of(recipe)),
+        ema=ema,
+        scaler=loss_scaler_of(recipe.products_in),
+    )

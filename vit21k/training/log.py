@@ -1,0 +1,478 @@
+"""What a run logs: metrics.jsonl, meters, losses, and non-finite steps."""
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from vit21k import __version__
+from vit21k.atomic import write_atomic
+from vit21k.checkpoint.store import BackgroundWriter, newest, step_of, take_back
+from vit21k.data.loader import Batch
+from vit21k.device import DTYPES, device_name, wait_for
+from vit21k.distributed import whole
+from vit21k.errors import NonFiniteLossError
+from vit21k.models.cost import macs_per_image, num_params
+from vit21k.optim.schedule import is_due
+from vit21k.runs.history import write_facts
+from vit21k.training.context import RunContext
+from vit21k.training.forecast import FLOPS_PER_MAC
+from vit21k.training.loop import Plan, Progress
+from vit21k.training.sinks import DetachedSink, LoggedRun, close_sinks, open_sinks
+
+PEAK_SIDES = {"cpu": 512, "cuda": 8192}
+"""Of the matrices that `measure_peak_flops` multiplies, by type of device."""
+
+_TRIES = 10
+_FLOPS_PER_MAC = 2
+
+
+@dataclass(kw_only=True)
+class Meters:
+    """Measures between two lines of the log.
+
+    Attributes:
+        model: Whose weights' norm is of interest.
+        device: Whose memory is.
+        flops_per_image: Floating-point operations of a training step for each image, forward and
+            backward, recomputation not counted.
+        peak_flops: What all devices of the run together could do in a second.
+    """
+
+    model: nn.Module
+    device: torch.device
+    flops_per_image: float
+    peak_flops: float
+    _waited: float = field(default=0.0, init=False)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield *batches*, and count how long each kept the step waiting."""
+        while True:
+            started_at = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - started_at
+            if batch is None:
+                return
+            yield batch
+
+    def read(self, *, num_images: int, seconds: float) -> dict[str, float]:
+        """Return what the last *seconds* gave, and begin anew; every process must call it.
+
+        Returns:
+            ``weight_norm``: L2 norm of all parameters; ``mfu``: share of the peak that the model's
+            own operations took, over all processes; ``data_wait``: share of the time this process
+            waited for images; ``memory_bytes``: the most that was allocated on a CUDA device,
+            elsewhere what the process holds now.
+        """
+        waited, self._waited = self._waited, 0.0
+        rate = num_images / seconds
+        return {
+            "weight_norm": norm_of(self.model),
+            "mfu": rate * self.flops_per_image / self.peak_flops,
+            "data_wait": min(1.0, waited / seconds),
+            "memory_bytes": memory_bytes(self.device),
+        }
+
+
+def norm_of(model: nn.Module) -> float:
+    """Return the L2 norm of all parameters together, of all parts of them if they are sharded."""
+    return float(whole(nn.utils.get_total_norm([param.detach() for param in model.parameters()])))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the most that was allocated on a CUDA device; elsewhere what this process holds."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # not Linux
+        return 0
+    return int(pages) * 4096
+
+
+def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a square matrix product reaches on *device*, in operations a second.
+
+    The best of a few short ones: 512 on a CPU, a few milliseconds each; 8192 elsewhere.
+    """
+    side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
+    left = torch.randn(side, side, device=device, dtype=torch.float32).to(dtype)
+    best = float("inf")
+    for _ in range(_TRIES):
+        started_at = time.perf_counter()
+        torch.mm(left, left)
+        wait_for(device)
+        best = min(best, time.perf_counter() - started_at)
+    return _FLOPS_PER_MAC * side**3 / best
+
+
+FILE_NAME = "metrics.jsonl"
+
+
+class RunLog:
+    """Averages the losses between two lines, writes the lines, and passes them on.
+
+    A step has one line in ``metrics.jsonl``, however often the run was killed: on a resume, what
+    was written after the checkpoint is taken back.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        progress: Progress,
+        total_steps: int,
+        every_steps: int,
+        peak_lr: float,
+        tell: Callable[[Mapping[str, Any]], None] | None,
+        meters: Meters | None = None,
+        sinks: Sequence[DetachedSink] = (),
+    ) -> None:
+        """Open the log.
+
+        Args:
+            run_dir: Where ``metrics.jsonl`` lies.
+            progress: What earlier processes of this run did.
+            total_steps: Of the whole run.
+            every_steps: How often a line is due.
+            peak_lr: Learning rate at a factor of 1.
+            tell: Receives every line, with ``total_steps`` and ``eta_seconds``; None on all
+                processes but the first, which then write nothing.
+            meters: What else is measured for a line, in every process.
+            sinks: Receive every line of the first process; closed with the log.
+        """
+        self._total_steps = total_steps
+        self._every_steps = every_steps
+        self._peak_lr = peak_lr
+        self._tell = tell
+        self._meters = meters
+        self._sinks = sinks
+        self._seconds_before = 0.0
+        self._started_step = progress.step
+        self._started_at = time.monotonic()
+        self._loss_sum, self._num_losses = progress.loss_sum, progress.num_losses
+        self._window_at = self._started_at
+        self._window_images = progress.images_seen
+        self._file: IO[str] | None = None
+        if tell is not None:
+            path = run_dir / FILE_NAME
+            self._seconds_before = _take_back(path, after_step=progress.step)
+            self._file = path.open("a", encoding="utf-8")
+
+    def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Take ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped`` and ``num_replaced``.
+
+        What the next line needs of it is noted in *progress*: a resumed run has the same mean.
+        """
+        step, images_seen = progress.step, progress.images_seen
+        is_line = is_due(step, every_steps=self._every_steps, total_steps=self._total_steps)
+        if math.isfinite(metrics["loss"]):  # an update without any image has none
+            self._loss_sum += metrics["loss"]
+            self._num_losses += 1
+        mean_loss = self._loss_sum / self._num_losses if self._num_losses else math.nan
+        if is_line:
+            self._loss_sum, self._num_losses = 0.0, 0
+        progress.loss_sum, progress.num_losses = self._loss_sum, self._num_losses
+        if not is_line:
+            return
+        now = time.monotonic()
+        seconds = max(now - self._window_at, 1e-9)
+        num_images = images_seen - self._window_images
+        line = {
+            "step": step,
+            "images_seen": images_seen,
+            "loss": mean_loss,
+            "lr": self._peak_lr * metrics["lr_factor"],
+            "grad_norm": metrics["grad_norm"],
+            "images_per_second": round(num_images / seconds, 2),
+            **(self._meters.read(num_images=num_images, seconds=seconds) if self._meters else {}),
+            "num_skipped": metrics["num_skipped"],
+            "num_replaced": metrics["num_replaced"],
+        }
+        self._window_at, self._window_images = now, images_seen
+        self._write(line, self._seconds_left(step, now))
+
+    def log_evaluation(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of an evaluation; their names tell the split."""
+        seconds_left = self._seconds_left(progress.step, time.monotonic())
+        self._write({"step": progress.step, **metrics}, seconds_left)
+
+    def close(self) -> None:
+        """Close the file and the sinks."""
+        if self._file is not None:
+            self._file.close()
+        close_sinks(self._sinks)
+
+    def _write(self, line: Mapping[str, Any], eta_seconds: float) -> None:
+        if self._file is None or self._tell is None:
+            return
+        seconds = self._seconds_before + time.monotonic() - self._started_at
+        line = {**line, "seconds": round(seconds, 2), "eta_seconds": round(eta_seconds, 1)}
+        self._file.write(json.dumps({name: _finite(line[name]) for name in line}) + "\n")
+        self._file.flush()
+        self._tell({**line, "total_steps": self._total_steps})
+        for sink in self._sinks:
+            sink.write(line)
+
+    def _seconds_left(self, step: int, now: float) -> float:
+        seconds_a_step = (now - self._started_at) / max(step - self._started_step, 1)
+        return (self._total_steps - step) * seconds_a_step
+
+
+def _finite(value: Any) -> Any:
+    """Return *value*, or None for what JSON has no number for: the norm of a skipped update."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _take_back(path: Path, *, after_step: int) -> float:
+    """Remove the lines of steps after *after_step*, and a last line that was cut off.
+
+    Returns:
+        The seconds that training had taken by then.
+    """
+    if not path.exists():
+        return 0.0
+    kept, seconds = [], 0.0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            continue
+        if fields["step"] <= after_step and line.endswith(b"\n"):
+            kept.append(line)
+            seconds = fields.get("seconds", seconds)
+    write_atomic(path, b"".join(kept))
+    return seconds
+
+
+_NUM_NAMED = 3
+
+LossOf = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass
+class LossWatch:
+    """Stands before the loss and remembers the micro-batches of the step that is being made.
+
+    It keeps their losses on their device and looks at none of them, so that no step waits for it.
+
+    Attributes:
+        path_of: Path of an image, by row of the manifest.
+        run_dir: Where the list of images is written.
+        rank: Number of this process; each lists its own images.
+    """
+
+    path_of: Callable[[int], str]
+    run_dir: Path
+    rank: int = 0
+    _step: int = field(default=0, init=False)
+    _seen: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
+
+    def start_step(self, step: int) -> None:
+        """Forget the micro-batches of the step before; *step* updates are made."""
+        self._step = step
+        self._seen.clear()
+
+    def watch(self, loss_of: LossOf) -> LossOf:
+        """Return *loss_of*, whose results are noted."""
+
+        def watched(model: nn.Module, batch: Batch) -> Tensor:
+            loss = loss_of(model, batch)
+            self._seen.append((batch.rows_B, loss.detach()))
+            return loss
+
+        return watched
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Add to a `NonFiniteLossError` of the block which images were in the step."""
+        try:
+            yield
+        except NonFiniteLossError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        bad = [rows_B for rows_B, loss in self._seen if not bool(torch.isfinite(loss).all())]
+        paths = [self.path_of(int(row)) for rows_B in bad for row in rows_B]
+        if not paths:
+            return error
+        path = self.run_dir / f"non-finite-step-{self._step + 1}-rank-{self.rank}.txt"
+        write_atomic(path, "".join(f"{name}\n" for name in paths).encode())
+        named = ", ".join(f"`{name}`" for name in paths[:_NUM_NAMED])
+        more = f" and {len(paths) - _NUM_NAMED:,} more" if len(paths) > _NUM_NAMED else ""
+        return NonFiniteLossError(
+            f"{error.message}\n{len(bad)} of this process's {len(self._seen)} micro-batches had "
+            f"such a loss; their {len(paths):,} images are listed in `{path}`: {named}{more}",
+            hint=f"look at grad_norm in `{self.run_dir / 'metrics.jsonl'}` and at the images"
+            + (_ALL_HINT if len(bad) == len(self._seen) > 1 else "")
+            + f"; {error.hint}",
+        )
+
+
+@contextmanager
+def explaining_divergence(
+    setup: RunContext,
+    progress: Progress,
+    writer: BackgroundWriter,
+    origin: Mapping[str, Any] | None,
+) -> Iterator[None]:
+    """Leave the last good checkpoint as the latest, and say how to continue from it.
+
+    A checkpoint of the weights that the loss came from is none: it is taken back.
+
+    Raises:
+        NonFiniteLossError: Instead of that of the block.
+    """
+    try:
+        yield
+    except NonFiniteLossError as error:
+        folder = setup.place.run_dir / "checkpoints"
+        writer.wait()
+        if setup.world.rank == 0:
+            take_back(folder, progress.step)
+        setup.world.barrier()
+        good = newest(folder)
+        last = "there is no good checkpoint"
+        if good is not None:
+            last = f"the last good checkpoint is that of step {step_of(good):,}"
+        command = _advice(setup, origin, None if good is None else step_of(good))
+        raise NonFiniteLossError(
+            f"{error.message}; {last}", hint=f"{error.hint}; in a new run:\n  {command}"
+        ) from error
+
+
+def _advice(setup: RunContext, origin: Mapping[str, Any] | None, step: int | None) -> str:
+    """Return a command that trains on from the last good state, more carefully."""
+    place, optim, schedule = setup.place, setup.recipe.optim, setup.recipe.schedule
+    words = ["vit21k", "train", "--recipe", str(place.run_dir / "recipe.yaml")]
+    words += ["--manifests", str(place.manifests)]
+    words += [] if place.root is None else ["--root", str(place.root)]
+    if step is not None:
+        words += ["--resume-from", f"{place.run_dir}:{step}"]
+    elif origin is not None and origin["kind"] == "fork":
+        words += ["--resume-from", f"{origin['source']}:{origin['step']}"]
+    elif origin is not None:
+        words += ["--init", origin["source"]]
+        words += [] if origin["head"] == "same-classes" else ["--head", origin["head"]]
+    lr = optim.lr / 2
+    changes = {"optim.lr": lr}
+    for name in ("end_lr", "warmup_start_lr"):
+        if getattr(schedule, name) > lr:
+            changes[f"schedule.{name}"] = getattr(schedule, name) / 2
+    if optim.grad_clip_norm is None:
+        changes["optim.grad_clip_norm"] = 1.0
+    for name, value in changes.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join([*words, "--run-dir", str(_free_run(place.run_dir))])
+
+
+def _free_run(run_dir: Path) -> Path:
+    """Return the name of a run that is not there."""
+    number = 2
+    while (path := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
+        number += 1
+    return path
+
+
+_ALL_HINT = " (all micro-batches are concerned: rather the weights than an image)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """The watchers of a run.
+
+    Attributes:
+        log: Hears of every step and evaluation.
+        meters: Measures for the log.
+        losses: Knows the micro-batches of the step that is being made.
+    """
+
+    log: RunLog
+    meters: Meters
+    losses: LossWatch
+
+
+@contextmanager
+def watching(
+    setup: RunContext,
+    plan: Plan,
+    progress: Progress,
+    model: nn.Module,
+    origin: Mapping[str, Any] | None,
+) -> Iterator[Watching]:
+    """Watch a run while the block lasts: write ``run.json``, open the log, explain bad losses."""
+    is_first = setup.world.rank == 0
+    flops_per_image = float(FLOPS_PER_MAC * macs_per_image(setup.args))
+    peak_flops = _peak_flops(setup) * setup.world.world_size
+    if is_first:
+        write_facts(
+            setup.place.run_dir,
+            {
+                "recipe": setup.place.recipe_name,
+                "total_steps": plan.total_steps,
+                "global_batch_size": plan.global_batch_size,
+                "num_train_images": len(setup.data.train),
+                "num_params": num_params(setup.args),
+                "flops_per_image": flops_per_image,
+                "peak_flops": peak_flops,
+                "device": device_name(setup.device),
+                "world_size": setup.world.world_size,
+                "origin": origin,
+                "vit21k": __version__,
+                "torch": torch.__version__,
+            },
+        )
+    meters = Meters(
+        model=model,
+        device=setup.device,
+        flops_per_image=flops_per_image,
+        peak_flops=peak_flops,
+    )
+    log = RunLog(
+        setup.place.run_dir,
+        progress=progress,
+        total_steps=plan.total_steps,
+        every_steps=plan.log_every_steps,
+        peak_lr=setup.recipe.optim.lr,
+        tell=setup.listener.line if is_first else None,
+        meters=meters,
+        sinks=_sinks(setup, progress) if is_first else (),
+    )
+    losses = LossWatch(setup.data.train.path, setup.place.run_dir, setup.world.rank)
+    try:
+        with losses.explaining():
+            yield Watching(log=log, meters=meters, losses=losses)
+    finally:
+        log.close()
+
+
+def _sinks(setup: RunContext, progress: Progress) -> list[DetachedSink]:
+    run = LoggedRun(
+        run_dir=setup.place.run_dir,
+        recipe=setup.recipe.model_dump(mode="json"),
+        resumed_step=progress.step,
+        warn=setup.listener.warn,
+    )
+    return open_sinks(setup.place.log_to, run)
+
+
+def _peak_flops(setup: RunContext) -> float:
+    """Return what MFU is a share of, for one device, and say where it is from."""
+    if setup.place.peak_flops is not None:
+        return setup.place.peak_flops
+    precision, device = setup.recipe.products_in, setup.device
+    peak = measure_peak_flops(device, DTYPES[precision])
+    side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
+    setup.listener.note(
+        f"MFU is against {peak / 1e12:.3g} TFLOP/s, what a {precision} product of two {side} x "
+        f"{side} matrices reaches here"
+    )
+    return peak
