@@ -1,4 +1,4 @@
-"""A JPEG with restart markers: the same pixels, whole and in parts, compiled and in Python."""
+"""A JPEG with restart markers: the same pixels as the file that it was made of."""
 
 import io
 import random
@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from photolike import encoded, photolike
 from PIL import Image
 
-from vit21k.data.transforms import crop_box
 from vit21k.jpeg.tiles import (
     NotTileableError,
     compiled_recoder,
     parse_jpeg,
-    parse_tile_jpeg,
     tile_jpeg,
     tile_width,
 )
@@ -62,41 +60,7 @@ def test_the_tiled_file_has_the_same_pixels(name):
     again = tiled(content)
 
     assert np.array_equal(pixels(again), pixels(content))
-    assert parse_tile_jpeg(again).size == Image.open(io.BytesIO(content)).size
     assert parse_jpeg(again).restart_interval
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_crop_of_the_tiles_has_the_pixels_of_the_whole(name):
-    content = tiled(VARIANTS[name])
-    whole, tiles = pixels(content), parse_tile_jpeg(content)
-    draws = np.random.default_rng(0).random((25, 24))
-
-    for numbers in draws.tolist():
-        left, top, right, bottom = crop_box(tiles.size, numbers, scale=(0.01, 1), ratio=(0.5, 2))
-        if (cut := tiles.cut((left, top, right, bottom))) is None:
-            continue
-        part = pixels(cut.content)[top - cut.top : bottom - cut.top]
-        part = part[:, left - cut.left : right - cut.left]
-        assert np.array_equal(part, whole[top:bottom, left:right])
-
-
-@pytest.mark.parametrize("width", range(65, 71))
-def test_the_last_columns_have_the_pixels_of_the_whole_however_few_they_are(width):
-    content = encoded(photolike(6, (width, 40)), restart_marker_blocks=1, subsampling=2)
-
-    cut = parse_tile_jpeg(content).cut((width - 1, 1, width, 38))
-
-    part = pixels(cut.content)[1 - cut.top : 38 - cut.top, width - 1 - cut.left]
-    assert np.array_equal(part, pixels(content)[1:38, width - 1])
-
-
-def test_a_small_crop_needs_a_small_part_of_the_file():
-    content = tiled(encoded(photolike(5, (640, 480)), quality=90))
-
-    cut = parse_tile_jpeg(content).cut((300, 200, 340, 240))
-
-    assert len(cut.content) < len(content) / 8
 
 
 def test_tiling_twice_changes_nothing():
@@ -140,11 +104,9 @@ def test_what_cannot_be_tiled_is_told_why(content, why):
         tiled(content)
 
 
-def test_a_plain_jpeg_is_no_tile_jpeg():
-    assert parse_tile_jpeg(VARIANTS["4:2:0 q90"]) is None
+def test_the_size_of_a_jpeg_is_that_of_its_frame():
     frame = parse_jpeg(VARIANTS["4:2:0 q90"]).frame
     assert (frame.width, frame.height) == (203, 117)
-    assert parse_tile_jpeg(b"") is None
 
 
 @settings(max_examples=150)
@@ -161,19 +123,6 @@ def test_damaged_files_are_refused_or_keep_their_pixels(seed, name):
     except NotTileableError:
         return
     assert np.array_equal(pixels(found), pixels(bytes(content)))
-
-
-@settings(max_examples=150)
-@given(seed=st.integers(0, 2**32))
-def test_damaged_tile_jpegs_are_cut_or_left_whole_but_raise_nothing(seed):
-    chance = random.Random(seed)
-    content = bytearray(tiled(VARIANTS["4:2:0 q90"]))
-    for _ in range(chance.randint(1, 4)):
-        content[chance.randrange(len(content))] = chance.randrange(256)
-
-    tiles = parse_tile_jpeg(bytes(content))
-
-    assert tiles is None or tiles.cut((10, 10, 60, 60)) is None or tiles.size
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,8 @@ import re
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
-import pytest
-
-pytest.importorskip("simplejpeg")
-
 import bench_loader
+import pytest
 
 
 @pytest.fixture

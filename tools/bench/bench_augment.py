@@ -21,7 +21,7 @@ from timm.data.auto_augment import auto_augment_transform, rand_augment_transfor
 from torchvision.transforms import v2
 
 from vit21k.data.augment import Policy, PolicyName, augment_in_place, policy_named
-from vit21k.data.image import lazy_image
+from vit21k.data.decode import decode_rgb
 from vit21k.data.rng import uniform_draws
 from vit21k.data.transforms import TrainTransform
 
@@ -47,7 +47,7 @@ def ways(contents: list[bytes]) -> dict[str, Callable[[int], object]]:
     """Return what is timed: each does one round over all images, given its number."""
     crop = TrainTransform(SIDE)
     draws = uniform_draws(0, np.arange(len(contents)), crop.num_draws)
-    crops = np.stack([crop(lazy_image(c), draws[i]) for i, c in enumerate(contents)])
+    crops = np.stack([crop(decode_rgb(c), draws[i]) for i, c in enumerate(contents)])
     images = [Image.fromarray(np.ascontiguousarray(c.transpose(1, 2, 0))) for c in crops]
     tensors = [torch.from_numpy(c) for c in crops]
 
@@ -71,7 +71,7 @@ def ways(contents: list[bytes]) -> dict[str, Callable[[int], object]]:
     tv_auto = v2.AutoAugment(interpolation="bilinear")
     return {
         "decode, crop and resize": lambda _: [
-            crop(lazy_image(c), draws[i]) for i, c in enumerate(contents)
+            crop(decode_rgb(c), draws[i]) for i, c in enumerate(contents)
         ],
         "rand_increasing, m9": lambda n: ours(policy("rand_increasing", 9), n),
         "timm rand-m9-mstd0.5-inc1": lambda _: of_timm(timm_rand),

@@ -5,7 +5,7 @@
 
 Random crops are drawn as training draws them, one of each JPEG of the folder, and taken from the
 file as it is and from its tiles, as `vit21k pack --lossless` stores it. Of tiles, libjpeg-turbo is
-given the whole file, and also a small JPEG of the tiles that cover the crop (`tiles.py`), which
+given the whole file, and also a small JPEG of the tiles that cover the crop (`tile_cuts.py`), which
 is cut out beforehand and not timed. Both decoders are called from C (tools/bench/yardstick/crop_jpeg.c),
 by one thread, and timed in CPU seconds; once they only decode, once the same code resizes what
 each has decoded. Every round runs all of them in turn; ratios are medians of the rounds' own.
@@ -26,10 +26,10 @@ import numpy as np
 import PIL
 from drawn_crops import drawn_crops
 from numpy.typing import NDArray
+from tile_cuts import parse_tile_jpeg
 
 from vit21k.data.transforms import crop_box
 from vit21k.jpeg.crops import crop_decoder
-from vit21k.jpeg.tiles import parse_tile_jpeg
 
 SOURCE = Path(__file__).parent / "yardstick" / "crop_jpeg.c"
 FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-fPIC", "-shared")

@@ -35,7 +35,7 @@ from gpu_parts import (
     training,
 )
 
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchao", "triton", "simplejpeg")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "torchao", "triton")
 Part = Callable[[Bench], dict[str, Any]]
 
 

@@ -32,7 +32,7 @@ from loader_peers import BATCH_SIZE, NUM_WORKERS, PEERS, Data
 
 BASE = "ImageFolder"
 DALI = "DALI (CPU)"
-PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg")
+PACKAGES = ("torch", "torchvision", "pillow")
 PACKAGES_OF = {
     "timm create_loader": "timm",
     "webdataset": "webdataset",

@@ -13,7 +13,7 @@ import numpy as np
 from drawn_crops import drawn_crops, parser_of, report
 
 from vit21k.data.augment import RandomCrops
-from vit21k.data.image import lazy_image
+from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import TrainTransform
 from vit21k.jpeg.crops import crop_decoder
 
@@ -43,7 +43,7 @@ def check(contents: list[bytes], crops: RandomCrops, counts: dict[str, int]) -> 
     counts["refused"] += num_crops - len(filled)
     expected_CHW = np.zeros_like(images_BCHW[0])
     for index in filled:
-        crops(lazy_image(files[index]), index, expected_CHW)
+        crops(decode_rgb(files[index]), index, expected_CHW)
         counts["different"] += not np.array_equal(images_BCHW[index], expected_CHW)
 
 

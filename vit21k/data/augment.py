@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit21k.data.image import LazyImage
 from vit21k.data.transforms import Interpolation, TrainTransform, fill_plain
 from vit21k.jpeg.crops import Crop, CropDecoder
 
@@ -606,12 +605,8 @@ class RandomCrops:
     policy: Policy | None = None
     decoder: CropDecoder | None = None
 
-    def __call__(self, image: LazyImage, index: int, out: NDArray[np.uint8]) -> None:
-        """Write the crop of the image at a place of the batch to *out* (3, H, W).
-
-        Raises:
-            ImageError: The image is damaged.
-        """
+    def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
+        """Write the crop of the image at a place of the batch to *out* (3, H, W)."""
         self.transform(image, self.draws_BD[index], out)
         self._finish(index, out)
 

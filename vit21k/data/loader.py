@@ -14,12 +14,12 @@ from typing import NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from vit21k.data.augment import Policy, RandomCrops
 from vit21k.data.dataset import ImageRows
-from vit21k.data.decode import BadImages, OnBadImage, Reads
-from vit21k.data.image import LazyImage, lazy_image
+from vit21k.data.decode import BadImages, OnBadImage, Reads, decode_rgb
 from vit21k.data.rng import derive_key, uniform_draws
 from vit21k.data.sampler import StepOrder
 from vit21k.data.transforms import EvalTransform, ResizedImages, TrainTransform, compiled_crops
@@ -91,7 +91,7 @@ class Job:
     """
 
     rows_B: NDArray[np.int64]
-    transform: Callable[[LazyImage, int, NDArray[np.uint8]], object]
+    transform: Callable[[Image.Image, int, NDArray[np.uint8]], object]
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     substitute: Callable[[int, int], int] | None = None
     fill: Callable[[Mapping[int, bytes], NDArray[np.uint8]], set[int]] | None = None
@@ -247,7 +247,7 @@ class BatchDecoder:
         try:
             content = self._images.read_bytes(row) if content is None else content
             done.is_any_read = True
-            job.transform(lazy_image(content), index, images_BCHW[index])
+            job.transform(decode_rgb(content), index, images_BCHW[index])
         except UnreadableImageError as error:
             done.num_unreadable += 1
             return self._bad_images.reason(self._images.path(row), error)

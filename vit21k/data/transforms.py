@@ -7,12 +7,14 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from vit21k._native import NoExtensionError
 from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, is_readable_jpeg
-from vit21k.data.image import DecodedImage, LazyImage, resample
 from vit21k.errors import ImageError, UsageError
 from vit21k.jpeg.crops import Crop, CropDecoder, PlainImage, Resampling, crop_decoder
 
@@ -26,12 +28,23 @@ _NUM_TRIES = 10
 _FLIP, _TOP, _LEFT, _FIRST_TRY = range(4)
 
 
+def resample(pixels_HWC: NDArray[np.uint8], size: tuple[int, int], mode: str) -> Tensor:
+    """Resize an RGB image to a tensor (3, height, width), antialiased, by torch's uint8 kernel.
+
+    Args:
+        pixels_HWC: Contiguous and writeable.
+        size: (height, width) of the result.
+        mode: "bilinear" or "bicubic".
+    """
+    image_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+    return F.interpolate(image_1CHW, size, mode=mode, antialias=True)[0]
+
+
 class TrainTransform:
     """A random crop, resized, and flipped with probability *hflip*.
 
-    Only what the crop needs is decoded.  Resizing is antialiased; `resample` says how near Pillow's
-    it is.  (JPEG's decoding at a fraction of the size, Pillow's `draft`, is not used: it changes
-    pixels, and ImageNet's images are rarely large enough for it.)
+    JPEG's decoding at a fraction of the size, Pillow's `draft`, is not used: it changes pixels, and
+    ImageNet's images are rarely large enough for it.
 
     Args:
         img_size: Height and width of the result.
@@ -64,24 +77,20 @@ class TrainTransform:
 
     def __call__(
         self,
-        image: LazyImage | Image.Image,
+        image: Image.Image,
         draws: NDArray[np.float64],
         out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Return the image as (3, H, W), written to *out* if that is given.
 
         Args:
-            image: Decoded or not; of Pillow's, RGB.
+            image: RGB.
             draws: `num_draws` uniform numbers, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
-
-        Raises:
-            ImageError: It was not decoded yet, and is damaged.
         """
-        image = DecodedImage(image) if isinstance(image, Image.Image) else image
         crop = self.crop(image.size, draws.tolist())
         size = (self.img_size, self.img_size)
-        image_CHW = resample(image.region(crop.box), size, self.interpolation)
+        image_CHW = resample(np.array(image.crop(crop.box)), size, self.interpolation)
         if crop.is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
         return _written(image_CHW.numpy(), out)
@@ -261,7 +270,7 @@ def fill_plain(
 
 
 def _is_allowed(image: PlainImage, content: bytes) -> bool:
-    """Return whether `lazy_image` would accept the file, too."""
+    """Return whether `decode_rgb` accepts the header of the file as well."""
     if image.width * image.height > MAX_PIXELS:
         return False
     is_jpeg = content.startswith(_JPEG_START)
@@ -286,13 +295,13 @@ class ResizedImages:
     transform: EvalTransform
     decoder: CropDecoder | None = None
 
-    def __call__(self, image: LazyImage, index: int, out: NDArray[np.uint8]) -> None:
+    def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
         """Write the image at a place of the batch to *out* (3, H, W).
 
         Raises:
-            ImageError: The image is damaged, or too long a strip.
+            ImageError: The image is too long a strip.
         """
-        self.transform(image.image(), out)
+        self.transform(image, out)
 
     def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
         """Write plain images to their places of the batch; return these places.

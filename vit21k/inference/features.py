@@ -30,7 +30,7 @@ from torch import Tensor
 from vit21k.atomic import atomic_file, write_atomic
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.dataset import ImageRows
-from vit21k.data.image import lazy_image
+from vit21k.data.decode import decode_rgb
 from vit21k.device import Precision, autocast
 from vit21k.errors import DataError, ImageError, UsageError
 from vit21k.inference.evaluate import normalise
@@ -324,7 +324,7 @@ def _is_damaged(images: ImageRows, row: int) -> bool:
     except (ImageError, OSError):
         return False
     try:
-        lazy_image(content).image()
+        decode_rgb(content)
     except ImageError:
         return True
     return False
