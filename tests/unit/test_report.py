@@ -111,7 +111,7 @@ def test_what_was_left_out_of_pictures_or_of_the_split_is_counted(tmp_path: Path
     for name, content in files.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(content)
-    hash_tree(tmp_path / "tree", tmp_path / "m")
+    hash_tree(tmp_path / "tree", tmp_path / "m", label_from="folder")
     relabel(tmp_path / "m", max_labels=2)
     split_by_folders(tmp_path / "m", train="train", val="val", held_out=["test"])
 

@@ -1,44 +1,36 @@
 """Curves -> a page or a picture: one HTML file without network or script, or a PNG."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
+from vit21k import charts
 from vit21k.atomic import atomic_file, write_atomic
-from vit21k.errors import MissingExtraError, UsageError
+from vit21k.charts import Line, short
+from vit21k.errors import UsageError
 from vit21k.history.curves import Panel, Plot
-from vit21k.history.svg import NUM_COLOURS, draw, short, style_of
 
 Theme = Literal["light", "dark"]
+NUM_COLOURS = 8
 _COLUMNS = 2
-_INCHES = (6.4, 3.6)  # of a panel
-_DPI = 110
 _LARGE = 10_000
-_PAPER = {"light": ("#ffffff", "#1d2125", "#e1e4e8"), "dark": ("#15181b", "#e6e8ea", "#2b3136")}
-_COLOURS = {  # those of the page
-    "light": (
-        "#1864a8",
-        "#b0530b",
-        "#2b7a3d",
-        "#a1356f",
-        "#7a5c00",
-        "#00737d",
-        "#5b4bb5",
-        "#5c6670",
-    ),
-    "dark": (
-        "#6cb2f2",
-        "#f0a35e",
-        "#79c98b",
-        "#f08cc0",
-        "#e3c14e",
-        "#5fd0d8",
-        "#b1a5ff",
-        "#a2abb3",
-    ),
-}
+COLOURS = {  # of the CSS classes of a chart, and of the page
+    "light": {
+        "page": "#fdfdfb", "ink": "#1d2125", "quiet": "#5c6670", "rule": "#e1e4e8",
+        "c0": "#1864a8", "c1": "#b0530b", "c2": "#2b7a3d", "c3": "#a1356f",
+        "c4": "#7a5c00", "c5": "#00737d", "c6": "#5b4bb5", "c7": "#5c6670",
+    },
+    "dark": {
+        "page": "#15181b", "ink": "#e6e8ea", "quiet": "#a2abb3", "rule": "#2b3136",
+        "c0": "#6cb2f2", "c1": "#f0a35e", "c2": "#79c98b", "c3": "#f08cc0",
+        "c4": "#e3c14e", "c5": "#5fd0d8", "c6": "#b1a5ff", "c7": "#a2abb3",
+    },
+}  # fmt: skip
 
 
 def write_plot(plot: Plot, out: Path, *, title: str, theme: Theme = "light") -> None:
@@ -52,13 +44,13 @@ def write_plot(plot: Plot, out: Path, *, title: str, theme: Theme = "light") -> 
 
     Raises:
         UsageError: Another suffix.
-        MissingExtraError: A PNG needs matplotlib, which is not installed.
     """
     suffix = out.suffix.lower()
     if suffix in (".html", ".htm"):
         write_atomic(out, html_of(plot, title).encode())
     elif suffix == ".png":
-        _write_png(plot, out, title, theme)
+        with atomic_file(out) as file:
+            _image_of(plot, title, COLOURS[theme]).save(file, "PNG")
     else:
         raise UsageError(f"cannot draw `{out}`", hint="give a name that ends in .html or .png")
 
@@ -70,13 +62,14 @@ def html_of(plot: Plot, title: str) -> str:
     return environment.from_string(source).render(
         title=title,
         run_names=plot.run_names,
-        styles=[style_of(index) for index in range(len(plot.run_names))],
+        styles=[_style(run) for run in range(len(plot.run_names))],
+        colours=COLOURS,
         num_colours=NUM_COLOURS,
         panels=[
             {
                 "metric": panel.metric,
                 "is_log": panel.is_log,
-                "svg": draw(panel, plot.x_name, plot.run_names),
+                "svg": _chart(panel, plot),
             }
             for panel in plot.panels
         ],
@@ -96,62 +89,37 @@ def _in_short(value: float) -> str:
     return short(value) if abs(value) >= _LARGE else f"{value:.5g}"
 
 
-def _write_png(plot: Plot, out: Path, title: str, theme: Theme) -> None:
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - takes half a second
-    except ImportError as error:
-        raise MissingExtraError(
-            "a PNG is drawn with matplotlib, which is not installed",
-            hint="pip install 'vit21k[plot]', or give a name that ends in .html",
-        ) from error
-    num_rows = -(-len(plot.panels) // _COLUMNS)
-    width = _INCHES[0] * min(_COLUMNS, len(plot.panels))
-    paper, ink, rule = _PAPER[theme]
-    figure = Figure(figsize=(width, _INCHES[1] * num_rows + 0.8), dpi=_DPI, layout="constrained")
-    figure.set_facecolor(paper)
-    figure.suptitle(title, color=ink)
-    for index, panel in enumerate(plot.panels):
-        columns = min(_COLUMNS, len(plot.panels))
-        axes = figure.add_subplot(num_rows, columns, index + 1)
-        _draw_axes(axes, panel, plot, theme)
-        axes.set_facecolor(paper)
-        axes.grid(color=rule)
-        axes.tick_params(colors=ink)
-        for spine in axes.spines.values():
-            spine.set_color(rule)
-        axes.title.set_color(ink)
-        axes.xaxis.label.set_color(ink)
-    handles = [_handle(index, theme) for index in range(len(plot.run_names))]
-    figure.legend(
-        handles,
-        plot.run_names,
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        labelcolor=ink,
-        frameon=False,
+def _chart(panel: Panel, plot: Plot, *, heading: str = "") -> Markup:
+    return charts.line_chart(
+        [Line(plot.run_names[one.run], one.x, one.y, _style(one.run)) for one in panel.curves],
+        x_name=plot.x_name,
+        y_name=panel.metric,
+        is_log=panel.is_log,
+        heading=heading,
     )
-    with atomic_file(out) as file:
-        figure.savefig(file, format="png", facecolor=paper)
 
 
-def _draw_axes(axes: Any, panel: Panel, plot: Plot, theme: Theme) -> None:
-    for curve in panel.curves:
-        single = {"marker": "o", "markersize": 5} if len(curve.x) == 1 else {}
-        axes.plot(curve.x, curve.y, linewidth=1.6, **_style(curve.run, theme), **single)
-    axes.set_title(panel.metric, fontsize=10)
-    axes.set_xlabel(plot.x_name, fontsize=9)
-    if panel.is_log:
-        axes.set_yscale("log")
+def _style(run: int) -> str:
+    """Return the classes of a run: a colour, and dashes where the colours are used up."""
+    return f"c{run % NUM_COLOURS}" + (" dashed" if run >= NUM_COLOURS else "")
 
 
-def _handle(run: int, theme: Theme) -> Any:
-    from matplotlib.lines import Line2D  # noqa: PLC0415
-
-    return Line2D([], [], **_style(run, theme))
-
-
-def _style(run: int, theme: Theme) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[theme][run % NUM_COLOURS],
-        "linestyle": "--" if run >= NUM_COLOURS else "-",
-    }
+def _image_of(plot: Plot, title: str, colours: Mapping[str, str]) -> Image.Image:
+    """Return the charts below a legend, in two columns."""
+    colours = {
+        **colours, "tick": colours["quiet"], "value": colours["ink"], "grid": colours["rule"]
+    }  # fmt: skip
+    panels = [_chart(panel, plot, heading=panel.metric) for panel in plot.panels]
+    images = [charts.pixels(panel, colours) for panel in panels]
+    width, height = images[0].size
+    columns = min(_COLUMNS, len(images))
+    runs = [Line(name, (), (), _style(run)) for run, name in enumerate(plot.run_names)]
+    head = charts.pixels(charts.legend(title, runs, charts.SIZE[0] * columns), colours)
+    num_rows = -(-len(images) // columns)
+    size = (width * columns, head.height + height * num_rows)
+    whole = Image.new("RGB", size, colours["page"])
+    whole.paste(head)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        whole.paste(image, (width * column, head.height + height * row))
+    return whole

@@ -14,13 +14,14 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from vit21k import charts
 from vit21k.atomic import write_atomic
+from vit21k.charts import Line
 from vit21k.errors import UsageError
 from vit21k.hashing.places import refuse_inside
 from vit21k.manifest.relations import RANKED
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
-from vit21k.report import charts, galleries
-from vit21k.report.charts import Line
+from vit21k.report import galleries
 from vit21k.report.groups import CoOccurrence, MergedPictures
 from vit21k.report.numbers import Numbers, read_numbers
 from vit21k.report.thumbs import ThumbBudget
@@ -159,24 +160,25 @@ def _long_tail(numbers: Numbers) -> Chart:
     before = np.sort(numbers.classes.num_files_K)[::-1]
     after = np.sort(numbers.classes.num_images_K)[::-1]
     single = np.sort(numbers.classes.num_single_K)[::-1]
-    svg = charts.long_tail(
+    ranks = np.arange(1, len(before) + 1).tolist()
+    svg = charts.count_lines(
         [
-            Line("files (before merging)", before.tolist(), "before"),
-            Line("pictures (after merging)", after.tolist(), "after"),
-            Line("pictures of it alone", single.tolist(), "single"),
+            Line("files (before merging)", ranks, before.tolist(), "before"),
+            Line("pictures (after merging)", ranks, after.tolist(), "after"),
+            Line("pictures of it alone", ranks, single.tolist(), "single"),
         ],
         marks=[(VAL_MARK, f"{VAL_MARK}: val"), (LARGE_MARK, f"{LARGE_MARK}: ImageNet-21K-P")],
         x_name="classes, each line by its own size",
         y_name="per class",
     )
     size = len(before)
-    ranks = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
+    places = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
     text = (
         f"{size:,} classes. Below {VAL_MARK} pictures of its own: "
         f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} pictures: "
         f"{int((after > LARGE_MARK).sum()):,}; without any: {int((after == 0).sum()):,}."
     )
-    rows = [(rank + 1, int(before[rank]), int(after[rank]), int(single[rank])) for rank in ranks]
+    rows = [(at + 1, int(before[at]), int(after[at]), int(single[at])) for at in places]
     columns = ["rank", "files", "pictures", "alone"]
     return Chart("Images per class, before and after merging", text, svg, columns, rows)
 
