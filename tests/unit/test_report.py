@@ -166,8 +166,8 @@ def test_the_row_of_a_merge_is_its_row_in_images(world: Path) -> None:
 def test_classes_that_meet_are_counted_once_for_each_picture(world: Path) -> None:
     met = MergedPictures(open_manifest(world / "m", IMAGES)).co_occurrence()
 
-    assert met.num_P.tolist() == [1, 1]
-    assert sorted(zip(met.first_P.tolist(), met.second_P.tolist(), strict=True)) == [(0, 1), (1, 2)]
+    assert met["num_images"].tolist() == [1, 1]
+    assert met[["class_index", "other_index"]].to_numpy().tolist() == [[0, 1], [1, 2]]
 
 
 def test_every_chart_has_its_table(written: tuple[str, ReportSummary]) -> None:

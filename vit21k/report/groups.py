@@ -1,38 +1,16 @@
-"""images.parquet -> the pictures with several labels, the most doubtful first, and who meets whom.
-
-Dimensions: P pairs of classes.
-"""
-
-from typing import NamedTuple
+"""images.parquet -> images with several labels, the most doubtful first, and pairs of classes."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from vit21k.labels.conflicts import conflict_rows, label_pairs
 from vit21k.labels.label_lists import LabelLists
 from vit21k.manifest.hierarchy import Hierarchy
 from vit21k.manifest.reader import Manifest
-from vit21k.manifest.relations import relate
+from vit21k.manifest.relations import RANKED, relate
 from vit21k.manifest.schema import CONFLICTS
-
-Ints = NDArray[np.int64]
-
-
-class CoOccurrence(NamedTuple):
-    """How often two classes meet on one picture, by pair of classes; the most often first.
-
-    Attributes:
-        first_P, second_P: Class indices.
-        num_P: Pictures that carry both.
-        rank_P: How they relate, index into `relations.RANKED`.
-    """
-
-    first_P: Ints
-    second_P: Ints
-    num_P: Ints
-    rank_P: Ints
 
 
 class MergedPictures:
@@ -58,19 +36,19 @@ class MergedPictures:
     def __len__(self) -> int:
         return int(self.conflicts.num_rows)
 
-    def co_occurrence(self) -> CoOccurrence:
-        """Count how often each two classes meet, and tell how they relate."""
-        if not self._pictures.num_rows:
-            nothing = np.empty(0, dtype=np.int64)
-            return CoOccurrence(nothing, nothing, nothing, nothing)
+    def co_occurrence(self) -> pd.DataFrame:
+        """Count how often two classes meet on one image: the pairs that meet most often first.
+
+        Returns:
+            A row for each pair: `class_index`, `other_index`, `num_images`, and how they relate.
+        """
         lists = LabelLists.from_arrow(self._pictures["label_ids"].combine_chunks())
-        pairs = label_pairs(lists)
-        size = len(self._hierarchy)
-        keys, num_P = np.unique(pairs.first_P * size + pairs.second_P, return_counts=True)
-        first_P, second_P = np.divmod(keys, size)
-        rank_P = relate(self._hierarchy, first_P, second_P).rank_P
-        order = np.lexsort((second_P, first_P, -num_P))
-        return CoOccurrence(first_P[order], second_P[order], num_P[order], rank_P[order])
+        met = label_pairs(lists)
+        pairs = pd.DataFrame({"class_index": met.first_P, "other_index": met.second_P})
+        pairs = pairs.groupby(["class_index", "other_index"]).size().reset_index(name="num_images")
+        relations = relate(self._hierarchy, *pairs[["class_index", "other_index"]].to_numpy().T)
+        pairs["relation"] = [str(RANKED[rank]) for rank in relations.rank_P]
+        return pairs.sort_values("num_images", ascending=False, kind="stable", ignore_index=True)
 
 
 def _with_several_labels(images: Manifest) -> pa.Table:

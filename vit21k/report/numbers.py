@@ -1,7 +1,4 @@
-"""Manifests -> the numbers of the page: counts that add up, classes, labels per picture.
-
-Dimensions: K classes.
-"""
+"""Manifests -> the numbers of the page: counts that add up, classes, labels per picture."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
 from vit21k.manifest.kind import ManifestKind
@@ -54,42 +51,18 @@ class Sum(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClassNumbers:
-    """The rows of `classes.parquet` as arrays.
-
-    Attributes:
-        wnids: Names of the folders.
-        names: In words; the wnid where none is known.
-        num_files_K: Files in its folders: before merging.
-        num_images_K: Pictures that carry it: after merging.
-        num_single_K: Pictures that carry it alone.
-    """
-
-    wnids: list[str]
-    names: list[str]
-    num_files_K: NDArray[np.int64]
-    num_images_K: NDArray[np.int64]
-    num_single_K: NDArray[np.int64]
-
-    def title(self, class_index: int) -> str:
-        """Return name and wnid."""
-        name, wnid = self.names[class_index], self.wnids[class_index]
-        return wnid if name == wnid else f"{name} ({wnid})"
-
-
-@dataclass(frozen=True)
 class Numbers:
     """What the page counts.
 
     Attributes:
         manifests: Those that are there, by kind.
-        classes: Their sizes.
+        classes: The rows of `classes.parquet`, and of each its `title`: name and wnid.
         labels_per_picture: How many pictures have 1, 2 ... labels.
         problems: Rows of `problems.parquet`, by kind.
     """
 
     manifests: dict[str, Manifest]
-    classes: ClassNumbers
+    classes: pd.DataFrame
     labels_per_picture: dict[int, int]
     problems: Counter[str]
 
@@ -168,7 +141,7 @@ def read_numbers(manifests: Path) -> Numbers:
     if PROBLEMS.name in found:
         problems.update(found[PROBLEMS.name].read(["kind"])["kind"].to_pylist())
     classes = _read_classes(found[CLASSES.name])
-    if len(classes.wnids) != len(found[IMAGES.name].classes()):
+    if len(classes) != len(found[IMAGES.name].classes()):
         raise ManifestError(
             f"`{manifests}`: images and classes are of different class lists",
             hint="make both again with `vit21k relabel`",
@@ -184,14 +157,8 @@ def _labels_per_picture(images: Manifest) -> dict[int, int]:
     return dict(sorted(counts.items()))
 
 
-def _read_classes(manifest: Manifest) -> ClassNumbers:
-    rows = manifest.read()
-    wnids = rows["wnid"].to_pylist()
-    names = rows["name"].to_pylist()
-    return ClassNumbers(
-        wnids,
-        [name or wnid for name, wnid in zip(names, wnids, strict=True)],
-        rows["num_files"].to_numpy(),
-        rows["num_images"].to_numpy(),
-        rows["num_single_label"].to_numpy(),
-    )
+def _read_classes(manifest: Manifest) -> pd.DataFrame:
+    rows: pd.DataFrame = manifest.read().to_pandas()
+    has_name = rows["name"].fillna("") != ""
+    titles = (rows["name"] + " (" + rows["wnid"] + ")").where(has_name, rows["wnid"])
+    return rows.assign(name=rows["name"].where(has_name, rows["wnid"]), title=titles)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -22,7 +23,7 @@ from vit21k.hashing.places import refuse_inside
 from vit21k.manifest.relations import RANKED
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
 from vit21k.report import galleries
-from vit21k.report.groups import CoOccurrence, MergedPictures
+from vit21k.report.groups import MergedPictures
 from vit21k.report.numbers import Numbers, read_numbers
 from vit21k.report.thumbs import ThumbBudget
 
@@ -157,9 +158,9 @@ def _render(**values: Any) -> str:
 
 
 def _long_tail(numbers: Numbers) -> Chart:
-    before = np.sort(numbers.classes.num_files_K)[::-1]
-    after = np.sort(numbers.classes.num_images_K)[::-1]
-    single = np.sort(numbers.classes.num_single_K)[::-1]
+    columns = ["num_files", "num_images", "num_single_label"]
+    sizes = numbers.classes[columns].apply(lambda size: np.sort(size)[::-1])
+    before, after, single = (sizes[column] for column in columns)
     ranks = np.arange(1, len(before) + 1).tolist()
     svg = charts.count_lines(
         [
@@ -171,16 +172,15 @@ def _long_tail(numbers: Numbers) -> Chart:
         x_name="classes, each line by its own size",
         y_name="per class",
     )
-    size = len(before)
-    places = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
     text = (
-        f"{size:,} classes. Below {VAL_MARK} pictures of its own: "
-        f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} pictures: "
-        f"{int((after > LARGE_MARK).sum()):,}; without any: {int((after == 0).sum()):,}."
+        f"{len(sizes):,} classes. Below {VAL_MARK} pictures of its own: "
+        f"{(single < VAL_MARK).sum():,} classes; above {LARGE_MARK} pictures: "
+        f"{(after > LARGE_MARK).sum():,}; without any: {(after == 0).sum():,}."
     )
-    rows = [(at + 1, int(before[at]), int(after[at]), int(single[at])) for at in places]
-    columns = ["rank", "files", "pictures", "alone"]
-    return Chart("Images per class, before and after merging", text, svg, columns, rows)
+    places = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_TABLE_ROWS)).astype(int)
+    table = sizes.iloc[places].set_axis(places + 1).reset_index().to_numpy().tolist()
+    names = ["rank", "files", "pictures", "alone"]
+    return Chart("Images per class, before and after merging", text, svg, names, table)
 
 
 def _labels_per_picture(numbers: Numbers) -> Chart:
@@ -197,32 +197,18 @@ def _labels_per_picture(numbers: Numbers) -> Chart:
     return Chart("Labels per picture", text, svg, ["labels", "pictures"], rows)
 
 
-def _pairs(numbers: Numbers, met: CoOccurrence) -> Chart:
-    classes = numbers.classes
-    rows = [
-        (classes.title(first), classes.title(second), str(RANKED[rank]), count)
-        for first, second, count, rank in zip(
-            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
-        )
-    ]
-    bars = [
-        (
-            f"{_first_name(classes.names[first])} + {_first_name(classes.names[second])}",
-            count,
-            str(RANKED[rank]),
-        )
-        for first, second, count, rank in zip(
-            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
-        )
-    ]
+def _pairs(numbers: Numbers, met: pd.DataFrame) -> Chart:
+    shown = met.head(NUM_PAIRS)
+    pair = shown[["class_index", "other_index"]].to_numpy()
+    titles = numbers.classes["title"].to_numpy()[pair]
+    names = numbers.classes["name"].str.split(",").str[0].to_numpy()[pair]
+    counts, relations = shown["num_images"].tolist(), shown["relation"].tolist()
+    rows = [(*both, *rest) for both, *rest in zip(titles, relations, counts, strict=True)]
+    bars = [(" + ".join(both), *rest) for both, *rest in zip(names, counts, relations, strict=True)]
     title = "Classes that meet most often on one picture"
-    text = f"{len(met.num_P):,} pairs of classes meet; the first {len(rows):,} are shown."
+    text = f"{len(met):,} pairs of classes meet; the first {len(rows):,} are shown."
     svg = charts.rows(bars, title=title) if bars else Markup("")
     return Chart(title, text, svg, ["class", "class", "relation", "pictures"], rows)
-
-
-def _first_name(name: str) -> str:
-    return name.split(",", maxsplit=1)[0]
 
 
 def _relation_counts(merged: MergedPictures) -> list[tuple[str, str, int]]:
