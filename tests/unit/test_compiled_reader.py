@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from vit21k._native import NoExtensionError, extension
+from vit21k._native import NoExtensionError
 from vit21k.hashing import compiled_reader as module
 from vit21k.hashing.chunk_files import DONE, ChunkFiles
 from vit21k.hashing.compiled_reader import CompiledReader, compiled_reader
@@ -28,11 +28,8 @@ FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 @pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    try:
-        return extension()
-    except NoExtensionError as error:
-        pytest.skip(error.message)
+def library(native_extension: ctypes.CDLL) -> ctypes.CDLL:
+    return native_extension
 
 
 @pytest.fixture

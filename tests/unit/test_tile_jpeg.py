@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import needs_extension
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photolike import encoded, photolike
@@ -51,6 +52,7 @@ def variants() -> dict[str, bytes]:
 VARIANTS = variants()
 
 
+@needs_extension
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_tiled_file_has_the_same_pixels(name):
     content = VARIANTS[name]
@@ -62,6 +64,7 @@ def test_the_tiled_file_has_the_same_pixels(name):
     assert parse_jpeg(again).restart_interval
 
 
+@needs_extension
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_crop_of_the_tiles_has_the_pixels_of_the_whole(name):
     content = tiled(VARIANTS[name])
@@ -87,6 +90,7 @@ def test_the_last_columns_have_the_pixels_of_the_whole_however_few_they_are(widt
     assert np.array_equal(part, pixels(content)[1:38, width - 1])
 
 
+@needs_extension
 def test_a_small_crop_needs_a_small_part_of_the_file():
     content = tiled(encoded(photolike(5, (640, 480)), quality=90))
 
@@ -95,12 +99,14 @@ def test_a_small_crop_needs_a_small_part_of_the_file():
     assert len(cut.content) < len(content) / 8
 
 
+@needs_extension
 def test_tiling_twice_changes_nothing():
     once = tiled(VARIANTS["4:2:0 q90"])
 
     assert tiled(once) == once
 
 
+@needs_extension
 def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
     exif = Image.Exif()
     exif[0x010E] = "a description"
@@ -114,12 +120,14 @@ def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
     assert np.array_equal(pixels(bare), pixels(full))
 
 
+@needs_extension
 def test_what_follows_the_end_is_left_out():
     content = VARIANTS["4:2:0 q90"]
 
     assert tiled(content + b"trailer") == tiled(content)
 
 
+@needs_extension
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -143,6 +151,7 @@ def test_a_plain_jpeg_is_no_tile_jpeg():
     assert parse_tile_jpeg(b"") is None
 
 
+@needs_extension
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(["4:2:0 q90", "grey", "restart markers"]))
 def test_damaged_files_are_refused_or_keep_their_pixels(seed, name):
@@ -159,6 +168,7 @@ def test_damaged_files_are_refused_or_keep_their_pixels(seed, name):
     assert np.array_equal(pixels(found), pixels(bytes(content)))
 
 
+@needs_extension
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_tile_jpegs_are_cut_or_left_whole_but_raise_nothing(seed):
