@@ -4,6 +4,7 @@
 in one folder, and classes of different size.
 """
 
+import ctypes
 import importlib
 import os
 import random
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from vit21k._native import NoExtensionError, extension
 
 # The same examples every time, on a slow machine too; HYPOTHESIS_PROFILE=search looks for others.
 settings.register_profile(
@@ -104,3 +107,15 @@ def make_tree(tmp_path: Path) -> MakeTree:
 @pytest.fixture
 def tiny_tree(make_tree: MakeTree) -> Path:
     return make_tree(TINY_FILES)
+
+
+@pytest.fixture(scope="session")
+def native_extension() -> ctypes.CDLL:
+    """The compiled extension; what asks for it is skipped where it was not built."""
+    try:
+        return extension()
+    except NoExtensionError as error:
+        pytest.skip(error.message)
+
+
+needs_extension = pytest.mark.usefixtures("native_extension")

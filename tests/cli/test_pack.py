@@ -30,8 +30,7 @@ from vit21k.pack.verify import decode_pack, verify_pack
 from vit21k.sources import read
 
 NUM_IMAGES = NUM_PLAIN + len(KINDS)
-LOSSLESS = Lossless(compiled_recoder())
-LEVELS = {"lossless": LOSSLESS, "short side": Resized(LOSSLESS.recode, 64, 90), "raw": Raw(64)}
+LEVELS = ("lossless", "short side", "raw")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,30 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def packs(home):
-    """A pack of each level, in shards of seven."""
-    for name, level in LEVELS.items():
-        pack(home / "m", home / name, level, PackOptions(per_shard=7, num_workers=2))
-    return {name: home / name for name in LEVELS}
+def lossless(native_extension):
+    return Lossless(compiled_recoder())
+
+
+class Packs:
+    """A pack of each level, in shards of seven, made when it is first asked for."""
+
+    def __init__(self, home, request):
+        self._home, self._request = home, request
+
+    def __getitem__(self, name):
+        out, level = self._home / name, Raw(64)
+        if name != "raw":
+            level = self._request.getfixturevalue("lossless")
+        if name == "short side":
+            level = Resized(level.recode, 64, 90)
+        if not out.exists():
+            pack(self._home / "m", out, level, PackOptions(per_shard=7, num_workers=2))
+        return out
+
+
+@pytest.fixture(scope="module")
+def packs(home, request):
+    return Packs(home, request)
 
 
 def files_of(folder):
@@ -103,10 +121,10 @@ def test_what_cannot_be_tiled_goes_in_as_it_is_and_the_index_says_why(home, pack
     assert sum(row["form"] == "tiles" for row in index) == NUM_IMAGES - 2
 
 
-def test_the_bytes_do_not_hang_on_the_number_of_workers(home, packs, tmp_path):
+def test_the_bytes_do_not_hang_on_the_number_of_workers(lossless, home, packs, tmp_path):
     for num_workers in (1, 4):
         out = tmp_path / str(num_workers)
-        pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7, num_workers=num_workers))
+        pack(home / "m", out, lossless, PackOptions(per_shard=7, num_workers=num_workers))
 
         assert files_of(out) == files_of(packs["lossless"])
 
@@ -187,11 +205,11 @@ def test_images_without_a_split_are_packed_as_images(home, tmp_path):
     assert verify_pack(tmp_path / "p").is_same
 
 
-def test_bad_images_are_left_out_listed_and_counted(tmp_path):
+def test_bad_images_are_left_out_listed_and_counted(lossless, tmp_path):
     write_manifests(write_tree(tmp_path / "tree", bad=True), tmp_path / "m")
     (tmp_path / "tree" / "n00000002" / "08.JPEG").unlink()
 
-    summary = pack(tmp_path / "m", tmp_path / "p", LOSSLESS, PackOptions(per_shard=7))
+    summary = pack(tmp_path / "m", tmp_path / "p", lossless, PackOptions(per_shard=7))
 
     skipped = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
     assert {row["path"]: row["kind"] for row in skipped} == {
@@ -205,13 +223,15 @@ def test_bad_images_are_left_out_listed_and_counted(tmp_path):
     assert verify_pack(tmp_path / "p").num_same == NUM_IMAGES - 1
 
 
-def test_an_image_too_long_for_a_jpeg_is_kept_as_it_is(tmp_path):
+def test_an_image_too_long_for_a_jpeg_is_kept_as_it_is(lossless, tmp_path):
     long = Path(__file__).parents[1] / "fixtures" / "images" / "png_70000x4.png"
     root = write_tree(tmp_path / "tree")
     shutil.copy(long, root / "n00000001" / "long.png")
     write_manifests(root, tmp_path / "m")
 
-    summary = pack(tmp_path / "m", tmp_path / "p", LEVELS["short side"], PackOptions(per_shard=99))
+    summary = pack(
+        tmp_path / "m", tmp_path / "p", Resized(lossless.recode, 64, 90), PackOptions(per_shard=99)
+    )
 
     index = open_manifest(tmp_path / "p", PACKED).read().to_pylist()
     (row,) = [row for row in index if row["path"] == "n00000001/long.png"]
@@ -221,7 +241,7 @@ def test_an_image_too_long_for_a_jpeg_is_kept_as_it_is(tmp_path):
     assert summary.num_skipped == 0
 
 
-def test_an_error_while_an_image_is_encoded_is_that_images_problem(tmp_path):
+def test_an_error_while_an_image_is_encoded_is_that_images_problem(lossless, tmp_path):
     """An encoder's OSError is not one of the disk, and must not end the run without a path."""
     write_manifests(write_tree(tmp_path / "tree"), tmp_path / "m")
 
@@ -231,39 +251,41 @@ def test_an_error_while_an_image_is_encoded_is_that_images_problem(tmp_path):
                 raise OSError("encoder error -2")
             return super().__call__(content)
 
-    pack(tmp_path / "m", tmp_path / "p", Failing(LOSSLESS.recode), PackOptions(per_shard=99))
+    pack(tmp_path / "m", tmp_path / "p", Failing(lossless.recode), PackOptions(per_shard=99))
 
     (row,) = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
     assert (row["path"], row["kind"]) == ("n00000001/png.JPEG", "damaged_image")
     assert row["detail"] == "it cannot be packed: encoder error -2"
 
 
-def test_a_image_that_could_not_be_read_is_packed_by_the_next_run(home, packs, tmp_path):
+def test_a_image_that_could_not_be_read_is_packed_by_the_next_run(lossless, home, packs, tmp_path):
     tree = shutil.copytree(home / "tree", tmp_path / "tree")
     away = tree / "n00000002" / "08.JPEG"
     away.rename(tmp_path / "away")
 
-    summary = pack(home / "m", tmp_path / "p", LOSSLESS, PackOptions(per_shard=7), root=tree)
+    summary = pack(home / "m", tmp_path / "p", lossless, PackOptions(per_shard=7), root=tree)
     assert summary.skipped == {"vanished": 1}
     (tmp_path / "away").rename(away)
-    summary = pack(home / "m", tmp_path / "p", LOSSLESS, PackOptions(per_shard=7), root=tree)
+    summary = pack(home / "m", tmp_path / "p", lossless, PackOptions(per_shard=7), root=tree)
 
     assert (summary.num_skipped, summary.num_shards - summary.num_shards_kept) == (0, 1)
     assert files_of(tmp_path / "p") == files_of(packs["lossless"])
 
 
-def test_a_tree_that_is_gone_is_no_pack_of_nothing(home, packs, tmp_path):
+def test_a_tree_that_is_gone_is_no_pack_of_nothing(lossless, home, packs, tmp_path):
     (tmp_path / "not mounted").mkdir()
     options = PackOptions(per_shard=7)
     with pytest.raises(ImageTreeError, match="23 images in a row could not be read below"):
-        pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tmp_path / "not mounted")
+        pack(home / "m", tmp_path / "p", lossless, options, root=tmp_path / "not mounted")
 
-    pack(home / "m", tmp_path / "p", LOSSLESS, options, root=home / "tree")
+    pack(home / "m", tmp_path / "p", lossless, options, root=home / "tree")
 
     assert files_of(tmp_path / "p") == files_of(packs["lossless"])
 
 
-def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, monkeypatch):
+def test_a_tree_that_goes_away_during_the_run_stops_it(
+    lossless, home, packs, tmp_path, monkeypatch
+):
     monkeypatch.setattr(read, "MAX_UNREAD", 2)
     tree = tmp_path / "tree"
     shutil.copytree(home / "tree", tree)
@@ -277,10 +299,10 @@ def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, mo
             tree.mkdir()
 
     with pytest.raises(ImageTreeError, match="2 images in a row could not be read"):
-        pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tree, on_image=unmount)
+        pack(home / "m", tmp_path / "p", lossless, options, root=tree, on_image=unmount)
     tree.rmdir()
     (tmp_path / "away").rename(tree)
-    summary = pack(home / "m", tmp_path / "p", LOSSLESS, options, root=tree)
+    summary = pack(home / "m", tmp_path / "p", lossless, options, root=tree)
 
     assert (summary.num_shards_kept, summary.num_skipped) == (2, 0)
     assert files_of(tmp_path / "p") == files_of(packs["lossless"])
@@ -289,13 +311,13 @@ def test_a_tree_that_goes_away_during_the_run_stops_it(home, packs, tmp_path, mo
 def test_a_finished_pack_is_left_as_it_is(home, packs):
     before = {path: path.stat().st_mtime_ns for path in packs["raw"].glob("[!.]*")}
 
-    summary = pack(home / "m", packs["raw"], LEVELS["raw"], PackOptions(per_shard=7))
+    summary = pack(home / "m", packs["raw"], Raw(64), PackOptions(per_shard=7))
 
     assert summary.num_shards_kept == summary.num_shards == 4
     assert {path: path.stat().st_mtime_ns for path in packs["raw"].glob("[!.]*")} == before
 
 
-def test_finished_shards_are_kept_by_the_next_run(home, packs, tmp_path, monkeypatch):
+def test_finished_shards_are_kept_by_the_next_run(lossless, home, packs, tmp_path, monkeypatch):
     def stop_at(wanted):
         done = []
 
@@ -309,28 +331,28 @@ def test_finished_shards_are_kept_by_the_next_run(home, packs, tmp_path, monkeyp
     out = tmp_path / "p"
     with pytest.raises(KeyboardInterrupt):
         pack(
-            home / "m", out, LOSSLESS, PackOptions(per_shard=7, num_workers=2),
+            home / "m", out, lossless, PackOptions(per_shard=7, num_workers=2),
             on_image=stop_at(18),
         )  # fmt: skip
     num_left = []
-    summary = pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7), on_start=num_left.append)
+    summary = pack(home / "m", out, lossless, PackOptions(per_shard=7), on_start=num_left.append)
 
     assert num_left == [NUM_IMAGES - 14]
     assert summary.num_shards_kept == 2
     assert files_of(out) == files_of(packs["lossless"])
 
 
-def test_a_shard_that_was_cut_short_is_made_again(home, packs, tmp_path):
+def test_a_shard_that_was_cut_short_is_made_again(lossless, home, packs, tmp_path):
     out = tmp_path / "p"
     with pytest.raises(KeyboardInterrupt):
         pack(
-            home / "m", out, LOSSLESS, PackOptions(per_shard=7),
+            home / "m", out, lossless, PackOptions(per_shard=7),
             on_image=_interrupt_after(20),
         )  # fmt: skip
     shard = sorted(out.glob("*.tar"))[0]
     shard.write_bytes(shard.read_bytes()[:-512])
 
-    pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+    pack(home / "m", out, lossless, PackOptions(per_shard=7))
 
     assert files_of(out) == files_of(packs["lossless"])
 
@@ -338,28 +360,28 @@ def test_a_shard_that_was_cut_short_is_made_again(home, packs, tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda old: old[:-40], lambda _old: b"", lambda _old: b"x" * 99]
 )
-def test_a_shard_whose_part_is_damaged_is_made_again(home, packs, tmp_path, damage):
+def test_a_shard_whose_part_is_damaged_is_made_again(lossless, home, packs, tmp_path, damage):
     out = tmp_path / "p"
     with pytest.raises(KeyboardInterrupt):
         pack(
-            home / "m", out, LOSSLESS, PackOptions(per_shard=7),
+            home / "m", out, lossless, PackOptions(per_shard=7),
             on_image=_interrupt_after(20),
         )  # fmt: skip
     part = sorted((out / ".parts").glob("*.parquet"))[1]
     part.write_bytes(damage(part.read_bytes()))
 
-    summary = pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+    summary = pack(home / "m", out, lossless, PackOptions(per_shard=7))
 
     assert summary.num_shards_kept == 1
     assert files_of(out) == files_of(packs["lossless"])
 
 
-def test_a_run_that_cannot_begin_is_in_nobodys_way(home, packs, tmp_path):
+def test_a_run_that_cannot_begin_is_in_nobodys_way(lossless, home, packs, tmp_path):
     out = tmp_path / "p"
     with pytest.raises(ImageTreeError, match="not a folder"):
-        pack(home / "m", out, LEVELS["raw"], PackOptions(), root=tmp_path / "moved")
+        pack(home / "m", out, Raw(64), PackOptions(), root=tmp_path / "moved")
 
-    pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+    pack(home / "m", out, lossless, PackOptions(per_shard=7))
 
     assert files_of(out) == files_of(packs["lossless"])
 
@@ -373,7 +395,7 @@ def test_a_dummy_val_that_is_not_in_train_is_refused(home, tmp_path):
     write_manifest(rows, TRAIN, tmp_path / "m", header, train.classes())
 
     with pytest.raises(ManifestError, match="some are not"):
-        pack(tmp_path / "m", tmp_path / "p", LEVELS["raw"], PackOptions())
+        pack(tmp_path / "m", tmp_path / "p", Raw(64), PackOptions())
 
 
 def test_a_shard_knows_its_rows_without_holding_them():
@@ -395,17 +417,17 @@ def _interrupt_after(number):
     return on_image
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(home, packs, tmp_path):
+def test_a_full_disk_is_told_and_the_next_run_goes_on(lossless, home, packs, tmp_path):
     out, soft_hard = tmp_path / "p", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, soft_hard[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+            pack(home / "m", out, lossless, PackOptions(per_shard=7))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
     left = [path.name for path in out.iterdir()]
 
-    pack(home / "m", out, LOSSLESS, PackOptions(per_shard=7))
+    pack(home / "m", out, lossless, PackOptions(per_shard=7))
 
     assert not any(name.endswith((".partial", ".tar")) for name in left)
     assert files_of(out) == files_of(packs["lossless"])
@@ -425,10 +447,10 @@ def test_another_plan_is_refused_and_fresh_removes_only_what_a_pack_wrote(home, 
     assert verify_pack(out).is_same
 
 
-def test_shards_that_were_lost_are_made_again_and_no_others(tmp_path):
+def test_shards_that_were_lost_are_made_again_and_no_others(lossless, tmp_path):
     write_manifests(write_tree(tmp_path / "tree", bad=True), tmp_path / "m", holdout=True)
     out, options = tmp_path / "p", PackOptions(per_shard=4)
-    pack(tmp_path / "m", out, LOSSLESS, options)
+    pack(tmp_path / "m", out, lossless, options)
     wanted = files_of(out)
     shards = sorted(out.glob("*.tar"))
     shards[2].unlink()
@@ -436,8 +458,8 @@ def test_shards_that_were_lost_are_made_again_and_no_others(tmp_path):
     num_left = []
 
     with pytest.raises(KeyboardInterrupt):
-        pack(tmp_path / "m", out, LOSSLESS, options, on_image=_interrupt_after(2))
-    summary = pack(tmp_path / "m", out, LOSSLESS, options, on_start=num_left.append)
+        pack(tmp_path / "m", out, lossless, options, on_image=_interrupt_after(2))
+    summary = pack(tmp_path / "m", out, lossless, options, on_start=num_left.append)
 
     assert summary.num_shards_kept == len(shards) - 2
     assert num_left == [4 + 2]
@@ -556,10 +578,10 @@ def test_verify_compares_the_images_of_a_manifest_with_the_index(copy):
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "val.parquet", "skipped.parquet"])
-def test_a_manifest_that_is_gone_is_made_again(home, copy, packs, name):
+def test_a_manifest_that_is_gone_is_made_again(lossless, home, copy, packs, name):
     (copy / name).unlink()
 
-    pack(home / "m", copy, LOSSLESS, PackOptions(per_shard=7))
+    pack(home / "m", copy, lossless, PackOptions(per_shard=7))
 
     assert files_of(copy) == files_of(packs["lossless"])
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import needs_extension
 from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
 from vit21k._native import NoExtensionError
@@ -37,6 +38,7 @@ def manifests(tmp_path):
     return write_manifests(write_tree(tmp_path / "tree"), tmp_path / "m")
 
 
+@needs_extension
 def test_a_pack_is_made_and_verified(vit21k, manifests):
     made = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "p", "--per-shard", 9)
     verified = vit21k("verify", "--manifests", "p", "--decode", "--json")
@@ -64,6 +66,7 @@ def test_bad_images_end_it_with_code_3(vit21k, tmp_path):
     assert "skipped.parquet" in made.stderr
 
 
+@needs_extension
 def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
     vit21k("pack", "--short-side", 32, "--manifests", manifests, "--out", "p", "--per-shard", 9)
     shard = tmp_path / "p" / "imagenet21k-train-00001.tar"
@@ -110,6 +113,7 @@ def test_without_the_extension_only_raw_packs_are_made(vit21k, manifests, monkey
     assert raw.code == 0
 
 
+@needs_extension
 def test_training_from_a_lossless_pack_is_training_from_the_files(vit21k, manifests, tmp_path):
     pytest.importorskip("torch")
     vit21k("pack", "--lossless", "--manifests", manifests, "--out", "p")

@@ -8,8 +8,8 @@ import jpeg_kinds
 import malformed_images
 import numpy as np
 import pytest
+from conftest import needs_extension
 
-from vit21k._native import NoExtensionError
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import EvalLoader
 from vit21k.data.transforms import (
@@ -75,12 +75,11 @@ def outcome(function):
         return None
 
 
+@needs_extension
 @pytest.mark.parametrize("name", FILES)
 def test_a_crop_at_the_top_is_refused_where_the_image_is(name):
     """Decoding fewer rows must not make a file acceptable that is not."""
     decoder = compiled_crops()
-    if decoder is None:
-        pytest.skip("no compiler")
     images_BCHW = np.zeros((1, 3, SIDE, SIDE), dtype=np.uint8)
 
     filled = fill_plain(
@@ -97,10 +96,9 @@ def test_a_crop_at_the_top_is_refused_where_the_image_is(name):
         assert np.array_equal(images_BCHW[0], resample(top, (SIDE, SIDE), "bilinear").numpy())
 
 
+@needs_extension
 def test_the_compiled_decoder_accepts_nothing_that_the_policy_refuses():
     decoder = compiled_crops()
-    if decoder is None:
-        pytest.skip("no compiler")
     contents = dict(enumerate(FILES.values()))
     images = np.zeros((len(contents), 3, SIDE, SIDE), dtype=np.uint8)
 
@@ -144,20 +142,18 @@ def test_a_fingerprint_is_of_the_pixels_of_the_policy(name):
     assert found is None or found.pixel_digest == pixel_digest(expected(name))
 
 
-def pack_level(level):
+def pack_level(level, request):
     if level == "raw":
         return Raw(4)
-    try:
-        recode = compiled_recoder()
-    except NoExtensionError as error:
-        pytest.skip(str(error))
+    request.getfixturevalue("native_extension")
+    recode = compiled_recoder()
     return Lossless(recode) if level == "lossless" else Resized(recode, 4, 90)
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("level", ["lossless", "short side", "raw"])
-def test_a_pack_keeps_what_the_policy_accepts(level, name):
-    packed = outcome(lambda: pack_level(level)(FILES[name]))
+def test_a_pack_keeps_what_the_policy_accepts(level, name, request):
+    packed = outcome(lambda: pack_level(level, request)(FILES[name]))
 
     assert (packed is None) == (expected(name) is None)
     if packed and level == "lossless":

@@ -5,14 +5,15 @@ from itertools import product
 
 import numpy as np
 import pytest
+from conftest import needs_extension
 from jpeg_kinds import (
     PLAIN,
     SIZES,
+    VARIANTS,
     Files,
     compiled,
     image,
     jpeg,
-    known_variants,
     mixed_files,
     mutated,
 )
@@ -54,8 +55,9 @@ def filled_and_expected(transform, contents, variant=None):
     return places, images_BCHW, expected_BCHW
 
 
+@needs_extension
 @pytest.mark.parametrize("kind", TRANSFORMS)
-@pytest.mark.parametrize("variant", known_variants())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_plain_image_is_resized_as_pillow_does(kind, variant):
     contents = [jpeg(size, **how) for size, how in product(MORE_SIZES, PLAIN.values())]
     contents += [to_ppm(image(size)) for size in MORE_SIZES]
@@ -64,6 +66,7 @@ def test_every_plain_image_is_resized_as_pillow_does(kind, variant):
     np.testing.assert_array_equal(found_BCHW[list(places)], expected_BCHW[list(places)])
 
 
+@needs_extension
 def test_a_photo_is_resized_as_pillow_does():
     contents = [jpeg((500, 375)), jpeg((333, 500), subsampling=0), jpeg((640, 640), mode="L")]
     for transform in (EvalTransform(224, 256), EvalTransform(384, interpolation="bilinear")):
@@ -72,6 +75,7 @@ def test_a_photo_is_resized_as_pillow_does():
         np.testing.assert_array_equal(found_BCHW, expected_BCHW)
 
 
+@needs_extension
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_columns_go_first_where_pillow_takes_them_first(interpolation):
     contents = [jpeg((width, height)) for width in (20, 31, 64) for height in (20, 40, 61, 90, 128)]
@@ -82,7 +86,8 @@ def test_columns_go_first_where_pillow_takes_them_first(interpolation):
         np.testing.assert_array_equal(found_BCHW, expected_BCHW)
 
 
-@pytest.mark.parametrize("variant", known_variants())
+@needs_extension
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_what_takes_columns_first_can_be_flipped(variant):
     box, images_BCHW = (2, 1, 30, 87), np.zeros((2, 3, 13, 13), dtype=np.uint8)
     crops = [Crop(box, is_flipped, takes_columns_first=True) for is_flipped in (False, True)]
@@ -92,6 +97,7 @@ def test_what_takes_columns_first_can_be_flipped(variant):
     np.testing.assert_array_equal(images_BCHW[0], images_BCHW[1, :, :, ::-1])
 
 
+@needs_extension
 def test_an_older_pillow_takes_rows_first(monkeypatch):
     monkeypatch.setattr(transforms, "_pillow_ever_does", lambda: False)
     transform = EvalTransform(8, mode="squash")
@@ -107,6 +113,7 @@ def test_without_the_compiled_code_nothing_is_filled():
     assert ResizedImages(EvalTransform(8)).fill({0: jpeg()}, images_BCHW) == set()
 
 
+@needs_extension
 def test_no_damage_makes_another_image_or_another_verdict():
     draw, num_filled = random.Random(2), 0
     kinds = [jpeg(draw.choice(MORE_SIZES), **options) for options in PLAIN.values()]
@@ -136,8 +143,8 @@ def batches(files, num_workers):
         return [[part.tolist() for part in batch[:5]] for batch in loader], dict(loader.skipped)
 
 
+@needs_extension
 def test_evaluation_is_the_same_without_a_compiler(monkeypatch):
-    compiled()
     files = mixed_files()
     with_compiler = [batches(files, num_workers) for num_workers in (0, 2)]
     monkeypatch.setattr(loader_module, "compiled_crops", lambda: None)

@@ -13,8 +13,12 @@ from vit21k.cli.app import app
 from vit21k.recipe.load import load_recipe
 
 CHECKOUT = Path(__file__).parents[2]
-PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])
-TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES if "CHANGE" not in page.name}
+PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")])
+TEXTS = {
+    str(page.relative_to(CHECKOUT)): page.read_text(encoding="utf-8")
+    for page in PAGES
+    if page.name != "CHANGELOG.md"
+}
 BLOCK = re.compile(r"^```(?:sh|console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(vit21k [^`]+)`")
 
@@ -70,18 +74,18 @@ def test_what_does_not_exist_is_found() -> None:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_recipes_named_on_a_page_exist(page: str) -> None:
-    for name in re.findall(r"--recipe ([a-z0-9_]+)\b(?!\.)", TEXTS[page]):
+    for name in re.findall(r"--recipe ([a-z0-9_]+)\b(?![./])", TEXTS[page]):
         load_recipe(name)
 
 
 def test_the_recipe_shown_as_an_example_is_usable(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS["recipes.md"], re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS["docs/recipes.md"], re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
 
     assert load_recipe(str(tmp_path / "mine.yaml")).total_steps == 2000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_a_link_leads_to_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
     missing = [

@@ -83,7 +83,6 @@ def test_the_first_screen_shows_the_main_commands_and_what_they_printed() -> Non
         "1",
         "2",
         "3",
-        "4",
         "...",
         "8",
         "9",

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_extension
 from jpeg_kinds import (
     NOT_PLAIN,
     PLAIN,
     SIZES,
+    VARIANTS,
     Files,
     compiled,
     image,
     jpeg,
-    known_variants,
     mixed_files,
     mutated,
 )
 
-from vit21k._native import NoExtensionError
+from vit21k._native import NoExtensionError, variants
 from vit21k.data import loader as loader_module
 from vit21k.data import transforms
 from vit21k.data.augment import policy_named
@@ -34,7 +35,7 @@ MODES = ("bilinear", "bicubic")
 
 
 @pytest.fixture
-def decoder():
+def decoder(native_extension):
     return compiled()
 
 
@@ -78,7 +79,8 @@ def test_what_is_not_plain_is_refused(decoder, kind):
     assert decoder.measure([jpeg(**NOT_PLAIN[kind])]) == [None]
 
 
-@pytest.mark.parametrize("variant", known_variants())
+@needs_extension
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_crops_of_raw_images_are_those_of_torch(variant):
     draw = random.Random(4)
     for size, mode in product((*SIZES, (1, 1), (2, 90)), MODES):
@@ -132,6 +134,7 @@ def test_a_photo_and_a_tall_strip_are_resized_as_torch_does(decoder):
         np.testing.assert_array_equal(found, ordinary_crop(content, crop, 32, "bicubic"))
 
 
+@needs_extension
 def test_crops_of_every_scale_are_those_of_torch_on_any_processor():
     contents = [jpeg((500, 375)), jpeg((7, 301)), jpeg((90, 31))]
     draw = random.Random(1)
@@ -139,7 +142,7 @@ def test_crops_of_every_scale_are_those_of_torch_on_any_processor():
         facts = compiled().measure([content])[0]
         for crop in [random_crop(draw, (facts.width, facts.height)) for _ in range(4)]:
             expected = ordinary_crop(content, crop, side, mode)
-            for variant in known_variants():
+            for variant in variants():
                 found = compiled_crop(compiled(variant), content, crop, side, mode)
                 np.testing.assert_array_equal(found, expected)
 
@@ -216,12 +219,13 @@ REFUSED = {
 }
 
 
+@needs_extension
 @pytest.mark.parametrize("path", sorted(FUZZ_INPUTS.iterdir()), ids=lambda path: path.stem)
 def test_inputs_of_the_fuzz_targets_are_decoded_as_elsewhere_or_refused(path):
     content = path.read_bytes()
     facts = compiled().measure([content])[0]
     assert (facts is None) == (path.stem in REFUSED)
-    for variant in known_variants() if facts else ():
+    for variant in variants() if facts else ():
         crop = Crop((0, 0, facts.width, facts.height))
         found = compiled_crop(compiled(variant), content, crop, 16, "bilinear")
         assert (found is None) == (path.stem == "truncated")

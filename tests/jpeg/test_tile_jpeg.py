@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import needs_extension
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photolike import encoded, photolike
@@ -53,6 +54,7 @@ def variants() -> dict[str, bytes]:
 VARIANTS = variants()
 
 
+@needs_extension
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_tiled_file_has_the_same_pixels(name):
     content = VARIANTS[name]
@@ -63,12 +65,14 @@ def test_the_tiled_file_has_the_same_pixels(name):
     assert parse_jpeg(again).restart_interval
 
 
+@needs_extension
 def test_tiling_twice_changes_nothing():
     once = tiled(VARIANTS["4:2:0 q90"])
 
     assert tiled(once) == once
 
 
+@needs_extension
 def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
     exif = Image.Exif()
     exif[0x010E] = "a description"
@@ -82,12 +86,14 @@ def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
     assert np.array_equal(pixels(bare), pixels(full))
 
 
+@needs_extension
 def test_what_follows_the_end_is_left_out():
     content = VARIANTS["4:2:0 q90"]
 
     assert tiled(content + b"trailer") == tiled(content)
 
 
+@needs_extension
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -109,6 +115,7 @@ def test_the_size_of_a_jpeg_is_that_of_its_frame():
     assert (frame.width, frame.height) == (203, 117)
 
 
+@needs_extension
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(["4:2:0 q90", "grey", "restart markers"]))
 def test_damaged_files_are_refused_or_keep_their_pixels(seed, name):

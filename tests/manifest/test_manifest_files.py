@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vit21k
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, SealingFile, open_manifest, read_manifest
@@ -65,6 +66,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, kind: ManifestKind) -> 
     assert pa.concat_tables(manifest.batches()).equals(_rows(kind))
     assert manifest.header == HEADER
     assert manifest.num_rows == 20
+    frame = vit21k.read_manifest(kind.name, tmp_path).to_pandas()
+    assert pa.Table.from_pandas(frame, kind.schema, preserve_index=False).equals(_rows(kind))
     assert manifest.path == tmp_path / kind.file_name
 
 

@@ -1,5 +1,6 @@
 """`vit21k pack`, killed or with a failing disk: the next run goes on, to the same bytes."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stage(home: Path) -> Stage:
+def stage(home: Path, native_extension: ctypes.CDLL) -> Stage:
     manifests = write_manifests(write_tree(home / "tree"), home / "m")
     (home / "before").mkdir()
 

@@ -22,10 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("readers")
     write_manifests(write_tree(home / "tree"), home / "m", holdout=True)
-    level = Lossless(compiled_recoder())
-    pack(home / "m", home / "p", level, PackOptions(per_shard=6, num_workers=2))
     pack(home / "m", home / "raw", Raw(32), PackOptions(per_shard=6))
     return home
+
+
+@pytest.fixture(scope="module")
+def lossless_pack(home, native_extension):
+    level = Lossless(compiled_recoder())
+    pack(home / "m", home / "p", level, PackOptions(per_shard=6, num_workers=2))
+    return home / "p"
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +47,9 @@ def shards_of(folder, split="train"):
     return [str(path) for path in sorted(folder.glob(f"*-{split}-*.tar"))]
 
 
-def test_webdataset_reads_every_image_with_its_labels(home, expected):
+def test_webdataset_reads_every_image_with_its_labels(lossless_pack, expected):
     wds = pytest.importorskip("webdataset")
-    dataset = wds.WebDataset(shards_of(home / "p"), shardshuffle=False).decode("pil")
+    dataset = wds.WebDataset(shards_of(lossless_pack), shardshuffle=False).decode("pil")
 
     seen = set()
     for sample in dataset:
@@ -70,17 +75,17 @@ def test_webdataset_decodes_raw_pixels(home):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_timm_reads_both_splits_by_the_info_file(home, expected, split):
+def test_timm_reads_both_splits_by_the_info_file(lossless_pack, expected, split):
     create_dataset = pytest.importorskip("timm.data").create_dataset
     pytest.importorskip("webdataset")
     dataset = create_dataset(
-        "wds/pack", root=str(home / "p"), split=split, is_training=False, batch_size=1
+        "wds/pack", root=str(lossless_pack), split=split, is_training=False, batch_size=1
     )
 
     samples = [(np.asarray(image), target) for image, target in dataset]
 
     labels = {(pixels.shape, labels[0]) for labels, pixels in expected.values()}
-    info = json.loads((home / "p" / "_info.json").read_text())
+    info = json.loads((lossless_pack / "_info.json").read_text())
     assert len(dataset) == info["splits"][split]["num_samples"] == len(samples)
     if split == "train":
         assert {(pixels.shape, target) for pixels, target in samples} == labels

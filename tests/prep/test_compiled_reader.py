@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from vit21k._native import NoExtensionError, extension
+from vit21k._native import NoExtensionError
 from vit21k.prep import scan as module
 from vit21k.prep.file_digest import BUFFER_BYTES, PROBE_BYTES, FileReader, image_facts
 from vit21k.prep.hash_chunks import ChunkDigester, digest_in_threads
@@ -24,11 +24,8 @@ FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 @pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    try:
-        return extension()
-    except NoExtensionError as error:
-        pytest.skip(error.message)
+def library(native_extension: ctypes.CDLL) -> ctypes.CDLL:
+    return native_extension
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_a_thousand_malformed_images_have_the_same_verdicts_from_one_process_and
     assert ProblemKind.DECODER_DIED not in kinds
     assert ProblemKind.TOO_SLOW_TO_DECODE not in kinds
     assert {None, ProblemKind.TRUNCATED_IMAGE, ProblemKind.NOT_AN_IMAGE} <= kinds
-    print(  # noqa: T201 (a figure for docs/reliability.md)
+    print(  # noqa: T201 (a figure for docs/internals/reliability.md)
         f"1,000 malformed images, twice: {time.monotonic() - started:.1f} s, "
         f"{sum(verdict.kind is None for verdict in one)} decoded, "
         f"{len(kinds) - 1} kinds of problems, 0 crashes, 0 hangs"

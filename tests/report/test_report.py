@@ -108,7 +108,7 @@ def test_what_was_left_out_of_images_or_of_the_split_is_counted(tmp_path: Path) 
     for name, content in files.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(content)
-    hash_tree(tmp_path / "tree", tmp_path / "m")
+    hash_tree(tmp_path / "tree", tmp_path / "m", label_from="folder")
     relabel(tmp_path / "m", max_labels=2)
     split_by_folders(tmp_path / "m", train="train", val="val", held_out=["test"])
 
@@ -163,8 +163,8 @@ def test_the_row_of_a_merge_is_its_row_in_images(world: Path) -> None:
 def test_classes_that_meet_are_counted_once_for_each_image(world: Path) -> None:
     met = MergedImages(open_manifest(world / "m", IMAGES)).co_occurrence()
 
-    assert met.num_P.tolist() == [1, 1]
-    assert sorted(zip(met.first_P.tolist(), met.second_P.tolist(), strict=True)) == [(0, 1), (1, 2)]
+    assert met["num_images"].tolist() == [1, 1]
+    assert met[["class_index", "other_index"]].to_numpy().tolist() == [[0, 1], [1, 2]]
 
 
 def test_every_chart_has_its_table(written: tuple[str, ReportSummary]) -> None:

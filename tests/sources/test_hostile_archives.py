@@ -105,7 +105,7 @@ def test_hostile_archives_give_rows_or_listed_problems_and_touch_nothing(tmp_pat
     assert not list(Path("/tmp").glob("evil.jpg"))
     assert seconds < 60
     kinds = Counter(problem["kind"] for problem in problems)
-    print(  # noqa: T201 (a figure for docs/reliability.md)
+    print(  # noqa: T201 (a figure for docs/internals/reliability.md)
         f"{NUM_ARCHIVES} hostile archives: {seconds:.1f} s, {len(rows)} rows, "
         f"{len(problems)} problems of {len(kinds)} kinds, 0 crashes, nothing created outside"
     )

@@ -1,6 +1,6 @@
 """Does the loader keep a training step fed?  Real images against synthetic images, in turn.
 
-    python tools/bench/bench_feeding.py data_manifests --out docs/benchmarks.md
+    python tools/bench/bench_feeding.py data_manifests --out docs/internals/benchmarks.md
 
 Both train the same model with the same step (head of 21,841 classes, AdamW, bfloat16).  With real
 images a batch is read, decoded, cropped and handed over meanwhile; synthetic images are there

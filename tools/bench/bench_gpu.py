@@ -1,6 +1,6 @@
 """Everything about a GPU in one call of less than nine minutes, written down as it comes.
 
-    python tools/bench/bench_gpu.py [--out docs/benchmarks-h200.json] [--limit-s 530]
+    python tools/bench/bench_gpu.py [--out docs/internals/benchmarks-h200.json] [--limit-s 530]
     python tools/bench/bench_gpu.py --device cpu --tiny --out tiny.json       the same code, for a test
 
 Parts, in the order of their importance: whether compiled blocks, attention backends, recomputation
@@ -131,7 +131,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", "--dry-run", action="store_true", help="tiny models; no figures")
     parser.add_argument("--limit-s", type=float, default=530.0)
     parser.add_argument("--only", nargs="*", help="parts to run")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks-h200.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/internals/benchmarks-h200.json"))
     options = parser.parse_args(words)
     if options.device != "cuda" and not options.tiny:
         parser.error("without a GPU only --tiny makes sense")

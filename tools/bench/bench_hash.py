@@ -1,6 +1,6 @@
 """Time `vit21k hash` against md5sum, xxhsum, four duplicate finders and a C++ yardstick.
 
-    python tools/bench/bench_hash.py --files 30000 --cold --out docs/benchmarks.md
+    python tools/bench/bench_hash.py --files 30000 --cold --out docs/internals/benchmarks.md
 
 The tree has real-sized JPEGs: those of --images if it is given, else random bytes in a JPEG's
 frame, each with a comment of its own; one in twelve is a copy under another class.  With --dense

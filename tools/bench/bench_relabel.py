@@ -181,7 +181,7 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the result as the Markdown that docs/benchmarks.md keeps."""
+    """Format the result as the Markdown that docs/internals/benchmarks.md keeps."""
     lines = [
         "| command | median s | least s | CPU s | peak GiB | goal |",
         "|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
 """Time `vit21k hash` on a tar of tars against `cat`, and against unpacking it and `md5sum`.
 
-    python tools/bench/bench_tar.py --out docs/benchmarks.md
+    python tools/bench/bench_tar.py --out docs/internals/benchmarks.md
 
 Images are real-sized: random bytes behind a JPEG header, so that nothing compresses.  Every round
 runs each command once, in turn; the table has medians.  With `--cold` the system is told to forget

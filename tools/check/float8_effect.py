@@ -1,7 +1,7 @@
 """Do float8 MLPs learn as well?  The same small runs in float32, bfloat16 and emulated float8.
 
     python tools/check/float8_effect.py MANIFESTS TEST_MANIFESTS [--num-steps 200] [--num-seeds 3] \
-        [--out docs/benchmarks.md]
+        [--out docs/internals/benchmarks.md]
 
 Runs of one seed have the same first weights, images and crops: what differs is rounding.  So the
 difference of bfloat16 to float32, which nobody minds, is what float8's is to be held against.

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of docs/models.md: the models, and the formats of their weights.
+"""Rewrite the tables of models (docs/models.md) and of weight formats (docs/weights.md).
 
 python tools/docs/models_page.py            rewrite
 python tools/docs/models_page.py --check    exit 1 if that is out of date
@@ -101,24 +101,29 @@ def model_line(row: dict[str, Any]) -> str:
 
 
 def format_table() -> str:
-    """Return a row for each format: what is read, what is written, and where that is shown."""
-    lines = ["| format | read | `export --to` | shown by |", "|---|---|---|---|"]
+    """Return a row for each format: what is read, what is written, and the tests of both."""
+    lines = ["| format | read | `export --to` | tests |", "|---|---|---|---|"]
     for name, what in FORMATS.items():
         tests = sorted({test for test in VERIFIED[name] if test})
-        links = ", ".join(f"[{test}](../{_path_of(test)})" for test in tests)
-        lines.append(f"| {name} | {what} | {EXPORTS.get(name, '')} | {links} |")
+        paths = ", ".join(f"`{path_of(test)}`" for test in tests)
+        lines.append(f"| {name} | {what} | {EXPORTS.get(name, '')} | {paths} |")
     return "\n".join(lines)
 
 
-def _path_of(test: str) -> Path:
+def path_of(test: str) -> str:
+    """Return the path of a test file in the checkout, by its name."""
     (path,) = (CHECKOUT / "tests").rglob(f"{test}.py")
-    return path.relative_to(CHECKOUT)
+    return str(path.relative_to(CHECKOUT))
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite or check the page; return the exit status."""
-    blocks = {"models": model_table(), "formats": format_table()}
-    return write_or_check(CHECKOUT / "docs" / "models.md", blocks, check="--check" in arguments)
+    """Rewrite or check both pages; return the exit status."""
+    is_check = "--check" in arguments
+    pages = {"models.md": {"models": model_table()}, "weights.md": {"formats": format_table()}}
+    return max(
+        write_or_check(CHECKOUT / "docs" / name, blocks, check=is_check)
+        for name, blocks in pages.items()
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rewrite docs/recipes.md: for each shipped recipe what its file says of it, and what it sets.
+"""Rewrite the pages of recipes: docs/recipes.md, the overview, and docs/recipes/, one per source.
 
 python tools/docs/recipes_page.py            rewrite
 python tools/docs/recipes_page.py --check    exit 1 if that is out of date
@@ -17,12 +17,20 @@ from vit21k.recipe.load import base_of, load_recipe
 from vit21k.recipe.schema import Recipe
 
 CHECKOUT = Path(__file__).parents[2]
-PAGE = CHECKOUT / "docs" / "recipes.md"
+DOCS = CHECKOUT / "docs"
+EMPTY_PAGE = """\
+# Recipes: {source}
+
+[Recipes](../recipes.md) explains the parts of this page and lists all recipes.
+
+<!-- begin recipes -->
+<!-- end recipes -->
+"""
 _TEST = re.compile(r"\b(tests/\w+/test_\w+\.py)")
 
 
 def overview() -> str:
-    """Return a row for each recipe: the numbers that tell them apart."""
+    """Return a row for each recipe, with its main settings."""
     columns = (
         "from",
         "recipe",
@@ -36,7 +44,11 @@ def overview() -> str:
     lines = [f"| {' | '.join(columns)} |", "|---|---|---|--:|--:|--:|---|---|"]
     for source, group in groupby(by_source(), key=lambda pair: pair[0]):
         for index, (_, name) in enumerate(group):
-            cells = ["" if index else source, f"[`{name}`](#{name})", *numbers(load_recipe(name))]
+            cells = [
+                "" if index else source,
+                f"[`{name}`](recipes/{slug(source)}.md#{name})",
+                *numbers(load_recipe(name)),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -55,44 +67,60 @@ def numbers(recipe: Recipe) -> Iterator[str]:
     yield recipe.loss.kind.replace("_", " ") + smoothing
 
 
-def pages() -> str:
-    """Return a section for each source, and in it one for each recipe."""
-    lines: list[str] = []
-    for source, group in groupby(by_source(), key=lambda pair: pair[0]):
-        link = SOURCES[source]
-        lines += [f"## {'Our own' if source == 'ours' else source}", ""]
-        lines += [f"<{link}>", ""] if link else []
-        for _, name in group:
-            lines += page(name)
+def slug(source: str) -> str:
+    """Return the file name of the page of a source, without its suffix."""
+    return source.lower().replace("_", "-").replace(" ", "-")
+
+
+def source_page(source: str) -> str:
+    """Return the sections of the recipes of one source."""
+    link = SOURCES[source]
+    lines = [f"<{link}>", ""] if link else []
+    for its_source, name in by_source():
+        if its_source == source:
+            lines += section(name)
     return "\n".join(lines)
 
 
-def page(name: str) -> Iterator[str]:
+def section(name: str) -> Iterator[str]:
     """Yield the lines of the section of one recipe."""
     header, base = header_of(name), base_of(name)
-    yield from (f"### {name}", "", header.summary, "")
+    yield from (f"## {name}", "", header.summary, "")
     for title in ("Source", "Reached there", "Which value counts", "Verified here"):
         if title in header.notes:
-            yield from (f"**{title}**: {linked(header.notes[title])}", "")
+            yield from (f"**{title}**: {quoted(header.notes[title])}", "")
     yield from (f"**Commit**: {load_recipe(name).commit}", "")
     yield from ("```sh", header.command, "```", "")
     if base is not None:
-        yield from (f"Like [`{base}`](#{base}), but for:", "")
+        yield from (f"Based on [`{base}`]({link_to(base)}), with these changes:", "")
     yield from ("| field | value | from |", "|---|---|---|")
     for line in lines_of(name):
         yield f"| {' | '.join(cell.replace('|', '/') for cell in line)} |"
     yield ""
 
 
-def linked(text: str) -> str:
-    """Return *text* with links to the tests that it names."""
-    return _TEST.sub(lambda match: f"[{Path(match[1]).stem}](../{match[1]})", text)
+def link_to(recipe: str) -> str:
+    """Return the address of the section of a recipe, from another page of a source."""
+    (source,) = (source for source, name in by_source() if name == recipe)
+    return f"{slug(source)}.md#{recipe}"
+
+
+def quoted(text: str) -> str:
+    """Return *text* with the tests that it names as code."""
+    return _TEST.sub(r"`\1`", text)
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite or check the page; return the exit status."""
-    blocks = {"overview": overview(), "pages": pages()}
-    return write_or_check(PAGE, blocks, check="--check" in arguments)
+    """Rewrite or check all pages; return the exit status."""
+    is_check = "--check" in arguments
+    status = write_or_check(DOCS / "recipes.md", {"overview": overview()}, check=is_check)
+    for source in dict.fromkeys(source for source, _ in by_source()):
+        path = DOCS / "recipes" / f"{slug(source)}.md"
+        if not is_check and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(EMPTY_PAGE.format(source=source), encoding="utf-8")
+        status |= write_or_check(path, {"recipes": source_page(source)}, check=is_check)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Rewrite the generated parts of README.md (commands, exit codes, transcript) and the code map.
+"""Update the generated parts of README.md (transcript) and docs/commands.md (commands, exit codes).
 
 python tools/docs/update_docs.py                      rewrite what follows from the code
 python tools/docs/update_docs.py --check              exit 1 if that is out of date
-python tools/docs/update_docs.py --transcript FILE    also the first screen, from what
-                                                 `vit21k demo > FILE 2>&1` printed
+python tools/docs/update_docs.py --transcript FILE    also the transcript, from the output of
+                                                 `vit21k demo > FILE 2>&1`
 """
 
-import ast
 import sys
 from collections.abc import Iterator
 from itertools import takewhile
@@ -20,8 +19,8 @@ from vit21k.cli.app import app
 from vit21k.errors import EXIT_CODES
 
 CHECKOUT = Path(__file__).parents[2]
-FIRST_SCREEN = ("hash", "relabel", "make-val", "train --stage pretrain", "predict")
-LONG_LINES, HEAD_LINES, TAIL_LINES = 9, 4, 3
+FIRST_SCREEN = ("hash", "relabel", "make-val", "train --stage pretrain")
+LONG_LINES, HEAD_LINES, TAIL_LINES = 9, 3, 3
 
 
 def command_table() -> str:
@@ -50,39 +49,15 @@ def exit_code_table() -> str:
     return "\n".join(["| exit code | meaning |", "|---|---|", *rows])
 
 
-def code_map() -> str:
-    """Return every module with the first line of its docstring, folder by folder."""
-    package = CHECKOUT / "vit21k"
-    lines = ["```text", "vit21k/"]
-    modules = [path for path in package.glob("*.py") if path.name != "__main__.py"]
-    lines += module_lines(modules, indent=2)
-    for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
-        lines.append(f"  {folder.name + '/':<26}{docstring_line(folder / '__init__.py')}")
-        lines += module_lines(list(folder.glob("*.py")), indent=4)
-    return "\n".join([*lines, "```"])
-
-
-def module_lines(modules: list[Path], *, indent: int) -> Iterator[str]:
-    """Yield a line for each module."""
-    for path in sorted(modules):
-        if path.name != "__init__.py":
-            yield f"{' ' * indent}{path.name:<{28 - indent}}{docstring_line(path)}"
-
-
-def docstring_line(path: Path) -> str:
-    """Return the first line of the docstring of the module at *path*."""
-    return first_line(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
-
-
 def first_line(text: str | None) -> str:
     """Return the first line of a docstring."""
     if not text:
-        raise ValueError("a module or command has no docstring")
+        raise ValueError("a command has no docstring")
     return text.strip().splitlines()[0]
 
 
 def first_screen(transcript: str) -> str:
-    """Return the main commands of the demo and what they printed; long output lacks its middle."""
+    """Return the main commands of the demo and their output, without the middle of long ones."""
     lines = []
     for section in transcript.split("\n$ vit21k ")[1:]:
         if section.startswith(FIRST_SCREEN):
@@ -96,12 +71,13 @@ def first_screen(transcript: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Rewrite or check both pages; return the exit status."""
-    blocks = {"commands": command_table(), "exit codes": exit_code_table()}
+    commands_page = {"commands": command_table(), "exit codes": exit_code_table()}
+    readme: dict[str, str] = {}
     if "--transcript" in arguments:
         path = Path(arguments[arguments.index("--transcript") + 1])
-        blocks["transcript"] = first_screen(path.read_text(encoding="utf-8"))
+        readme["transcript"] = first_screen(path.read_text(encoding="utf-8"))
     is_check = "--check" in arguments
-    pages = {"README.md": blocks, "docs/code-map.md": {"code map": code_map()}}
+    pages = {"README.md": readme, "docs/commands.md": commands_page}
     return max(
         write_or_check(CHECKOUT / name, its_blocks, check=is_check)
         for name, its_blocks in pages.items()

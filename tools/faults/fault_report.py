@@ -1,4 +1,4 @@
-"""Kill and starve every command that writes, many times; print what docs/reliability.md keeps.
+"""Kill and starve every command that writes; print the tables of docs/internals/reliability.md.
 
 - Kills at random moments of each command.
 - A kill, a full disk (ENOSPC) and a failing disk (EIO) at every write, fsync and rename of each

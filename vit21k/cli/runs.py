@@ -86,9 +86,9 @@ def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
 
 def plot_command(
     folders: Folders = None,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Ends in .html, or .png (extra `plot`).")
-    ] = Path("curves.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Ends in .html or .png.")] = Path(
+        "curves.html"
+    ),
     metrics: Annotated[
         list[str] | None,
         typer.Option("--metric", metavar="NAME", help="Draw this one only; repeatable."),

@@ -133,7 +133,7 @@ def conflict_rows(multi_label: pa.Table, hierarchy: Hierarchy) -> pa.Table:
 def label_pairs(lists: LabelLists) -> Pairs:
     """Return the labels to compare, two at a time, of images that all have several."""
     num_N = lists.num_N
-    rows, firsts, seconds = [], [], []
+    rows, firsts, seconds = ([np.empty(0, dtype=np.int64)] for _ in range(3))
     for size in np.unique(num_N).tolist():
         row_M = np.flatnonzero(num_N == size)
         labels_MS = lists.label_L[lists.starts[row_M][:, None] + np.arange(size)]

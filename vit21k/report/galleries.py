@@ -164,7 +164,7 @@ def show_groups(
         thumb = budget.thumb(partial(images.read_bytes, conflict["row"]), _GROUP_SIDE)
         if thumb is None:
             break
-        labels = [numbers.classes.title(label) for label in conflict["label_ids"]]
+        labels = numbers.classes["title"].iloc[conflict["label_ids"]].tolist()
         groups.append(Group(thumb, conflict["path"], conflict["relation"], labels))
     return groups
 
@@ -184,7 +184,7 @@ def show_val(numbers: Numbers, budget: ThumbBudget, root: Path | None) -> list[V
         thumbs = _thumbs(budget, [partial(images.read_bytes, row) for row in rows])
         if thumbs is None:
             break
-        title = numbers.classes.title(int(present[place]))
+        title = str(numbers.classes["title"].iloc[present[place]])
         shown.append(ValClass(title, int(counts[place]), thumbs))
     return shown
 

@@ -1,11 +1,6 @@
-"""images.parquet -> the images with several labels, the most doubtful first, and who meets whom.
-
-Dimensions: P pairs of classes.
-
+"""images.parquet -> images with several labels, the most doubtful first, and pairs of classes.
 
 Manifests -> the numbers of the page: counts that add up, classes, labels per image.
-
-Dimensions: K classes.
 """
 
 from collections import Counter
@@ -14,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from vit21k.errors import ManifestError
 from vit21k.labels.conflicts import conflict_rows, label_pairs
@@ -38,24 +33,7 @@ from vit21k.manifest.schema import (
     VAL,
     ManifestKind,
 )
-from vit21k.manifest.wordnet import Hierarchy, relate
-
-Ints = NDArray[np.int64]
-
-
-class CoOccurrence(NamedTuple):
-    """How often two classes meet on one image, by pair of classes; the most often first.
-
-    Attributes:
-        first_P, second_P: Class indices.
-        num_P: Images that carry both.
-        rank_P: How they relate, index into `relations.RANKED`.
-    """
-
-    first_P: Ints
-    second_P: Ints
-    num_P: Ints
-    rank_P: Ints
+from vit21k.manifest.wordnet import RANKED, Hierarchy, relate
 
 
 class MergedImages:
@@ -81,19 +59,19 @@ class MergedImages:
     def __len__(self) -> int:
         return int(self.conflicts.num_rows)
 
-    def co_occurrence(self) -> CoOccurrence:
-        """Count how often each two classes meet, and tell how they relate."""
-        if not self._images.num_rows:
-            nothing = np.empty(0, dtype=np.int64)
-            return CoOccurrence(nothing, nothing, nothing, nothing)
+    def co_occurrence(self) -> pd.DataFrame:
+        """Count how often two classes meet on one image: the pairs that meet most often first.
+
+        Returns:
+            A row for each pair: `class_index`, `other_index`, `num_images`, and how they relate.
+        """
         lists = LabelLists.from_arrow(self._images["label_ids"].combine_chunks())
-        pairs = label_pairs(lists)
-        size = len(self._hierarchy)
-        keys, num_P = np.unique(pairs.first_P * size + pairs.second_P, return_counts=True)
-        first_P, second_P = np.divmod(keys, size)
-        rank_P = relate(self._hierarchy, first_P, second_P).rank_P
-        order = np.lexsort((second_P, first_P, -num_P))
-        return CoOccurrence(first_P[order], second_P[order], num_P[order], rank_P[order])
+        met = label_pairs(lists)
+        pairs = pd.DataFrame({"class_index": met.first_P, "other_index": met.second_P})
+        pairs = pairs.groupby(["class_index", "other_index"]).size().reset_index(name="num_images")
+        relations = relate(self._hierarchy, *pairs[["class_index", "other_index"]].to_numpy().T)
+        pairs["relation"] = [str(RANKED[rank]) for rank in relations.rank_P]
+        return pairs.sort_values("num_images", ascending=False, kind="stable", ignore_index=True)
 
 
 def _with_several_labels(images: Manifest) -> pa.Table:
@@ -133,42 +111,18 @@ class Sum(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClassNumbers:
-    """The rows of `classes.parquet` as arrays.
-
-    Attributes:
-        wnids: Names of the folders.
-        names: In words; the wnid where none is known.
-        num_files_K: Files in its folders: before merging.
-        num_images_K: Images that carry it: after merging.
-        num_single_K: Images that carry it alone.
-    """
-
-    wnids: list[str]
-    names: list[str]
-    num_files_K: NDArray[np.int64]
-    num_images_K: NDArray[np.int64]
-    num_single_K: NDArray[np.int64]
-
-    def title(self, class_index: int) -> str:
-        """Return name and wnid."""
-        name, wnid = self.names[class_index], self.wnids[class_index]
-        return wnid if name == wnid else f"{name} ({wnid})"
-
-
-@dataclass(frozen=True)
 class Numbers:
     """What the page counts.
 
     Attributes:
         manifests: Those that are there, by kind.
-        classes: Their sizes.
+        classes: The rows of `classes.parquet`, and of each its `title`: name and wnid.
         labels_per_image: How many images have 1, 2 ... labels.
         problems: Rows of `problems.parquet`, by kind.
     """
 
     manifests: dict[str, Manifest]
-    classes: ClassNumbers
+    classes: pd.DataFrame
     labels_per_image: dict[int, int]
     problems: Counter[str]
 
@@ -247,7 +201,7 @@ def read_numbers(manifests: Path) -> Numbers:
     if PROBLEMS.name in found:
         problems.update(found[PROBLEMS.name].read(["kind"])["kind"].to_pylist())
     classes = _read_classes(found[CLASSES.name])
-    if len(classes.wnids) != len(found[IMAGES.name].classes()):
+    if len(classes) != len(found[IMAGES.name].classes()):
         raise ManifestError(
             f"`{manifests}`: images and classes are of different class lists",
             hint="make both again with `vit21k relabel`",
@@ -263,14 +217,8 @@ def _labels_per_image(images: Manifest) -> dict[int, int]:
     return dict(sorted(counts.items()))
 
 
-def _read_classes(manifest: Manifest) -> ClassNumbers:
-    rows = manifest.read()
-    wnids = rows["wnid"].to_pylist()
-    names = rows["name"].to_pylist()
-    return ClassNumbers(
-        wnids,
-        [name or wnid for name, wnid in zip(names, wnids, strict=True)],
-        rows["num_files"].to_numpy(),
-        rows["num_images"].to_numpy(),
-        rows["num_single_label"].to_numpy(),
-    )
+def _read_classes(manifest: Manifest) -> pd.DataFrame:
+    rows: pd.DataFrame = manifest.read().to_pandas()
+    has_name = rows["name"].fillna("") != ""
+    titles = (rows["name"] + " (" + rows["wnid"] + ")").where(has_name, rows["wnid"])
+    return rows.assign(name=rows["name"].where(has_name, rows["wnid"]), title=titles)

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from vit21k import charts
 from vit21k.atomic import write_atomic
+from vit21k.charts import Line
 from vit21k.errors import UsageError
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
 from vit21k.manifest.wordnet import RANKED
-from vit21k.report import charts, galleries
-from vit21k.report.charts import Line
+from vit21k.report import galleries
 from vit21k.report.galleries import ThumbBudget
-from vit21k.report.numbers import CoOccurrence, MergedImages, Numbers, read_numbers
+from vit21k.report.numbers import MergedImages, Numbers, read_numbers
 from vit21k.sources.folders import refuse_inside
 
 MAX_BYTES = 5_000_000
@@ -155,29 +157,29 @@ def _render(**values: Any) -> str:
 
 
 def _long_tail(numbers: Numbers) -> Chart:
-    before = np.sort(numbers.classes.num_files_K)[::-1]
-    after = np.sort(numbers.classes.num_images_K)[::-1]
-    single = np.sort(numbers.classes.num_single_K)[::-1]
-    svg = charts.long_tail(
+    columns = ["num_files", "num_images", "num_single_label"]
+    sizes = numbers.classes[columns].apply(lambda size: np.sort(size)[::-1])
+    before, after, single = (sizes[column] for column in columns)
+    ranks = np.arange(1, len(before) + 1).tolist()
+    svg = charts.count_lines(
         [
-            Line("files (before merging)", before.tolist(), "before"),
-            Line("images (after merging)", after.tolist(), "after"),
-            Line("images of it alone", single.tolist(), "single"),
+            Line("files (before merging)", ranks, before.tolist(), "before"),
+            Line("images (after merging)", ranks, after.tolist(), "after"),
+            Line("images of it alone", ranks, single.tolist(), "single"),
         ],
         marks=[(VAL_MARK, f"{VAL_MARK}: val"), (LARGE_MARK, f"{LARGE_MARK}: ImageNet-21K-P")],
         x_name="classes, each line by its own size",
         y_name="per class",
     )
-    size = len(before)
-    ranks = np.unique(np.linspace(0, max(0, size - 1), min(size, MAX_TABLE_ROWS)).astype(int))
     text = (
-        f"{size:,} classes. Below {VAL_MARK} images of its own: "
-        f"{int((single < VAL_MARK).sum()):,} classes; above {LARGE_MARK} images: "
-        f"{int((after > LARGE_MARK).sum()):,}; without any: {int((after == 0).sum()):,}."
+        f"{len(sizes):,} classes. Below {VAL_MARK} images of its own: "
+        f"{(single < VAL_MARK).sum():,} classes; above {LARGE_MARK} images: "
+        f"{(after > LARGE_MARK).sum():,}; without any: {(after == 0).sum():,}."
     )
-    rows = [(rank + 1, int(before[rank]), int(after[rank]), int(single[rank])) for rank in ranks]
-    columns = ["rank", "files", "images", "alone"]
-    return Chart("Images per class, before and after merging", text, svg, columns, rows)
+    places = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_TABLE_ROWS)).astype(int)
+    table = sizes.iloc[places].set_axis(places + 1).reset_index().to_numpy().tolist()
+    names = ["rank", "files", "images", "alone"]
+    return Chart("Images per class, before and after merging", text, svg, names, table)
 
 
 def _labels_per_image(numbers: Numbers) -> Chart:
@@ -194,32 +196,18 @@ def _labels_per_image(numbers: Numbers) -> Chart:
     return Chart("Labels per image", text, svg, ["labels", "images"], rows)
 
 
-def _pairs(numbers: Numbers, met: CoOccurrence) -> Chart:
-    classes = numbers.classes
-    rows = [
-        (classes.title(first), classes.title(second), str(RANKED[rank]), count)
-        for first, second, count, rank in zip(
-            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
-        )
-    ]
-    bars = [
-        (
-            f"{_first_name(classes.names[first])} + {_first_name(classes.names[second])}",
-            count,
-            str(RANKED[rank]),
-        )
-        for first, second, count, rank in zip(
-            *(column[:NUM_PAIRS].tolist() for column in met), strict=True
-        )
-    ]
+def _pairs(numbers: Numbers, met: pd.DataFrame) -> Chart:
+    shown = met.head(NUM_PAIRS)
+    pair = shown[["class_index", "other_index"]].to_numpy()
+    titles = numbers.classes["title"].to_numpy()[pair]
+    names = numbers.classes["name"].str.split(",").str[0].to_numpy()[pair]
+    counts, relations = shown["num_images"].tolist(), shown["relation"].tolist()
+    rows = [(*both, *rest) for both, *rest in zip(titles, relations, counts, strict=True)]
+    bars = [(" + ".join(both), *rest) for both, *rest in zip(names, counts, relations, strict=True)]
     title = "Classes that meet most often on one image"
-    text = f"{len(met.num_P):,} pairs of classes meet; the first {len(rows):,} are shown."
+    text = f"{len(met):,} pairs of classes meet; the first {len(rows):,} are shown."
     svg = charts.rows(bars, title=title) if bars else Markup("")
     return Chart(title, text, svg, ["class", "class", "relation", "images"], rows)
-
-
-def _first_name(name: str) -> str:
-    return name.split(",", maxsplit=1)[0]
 
 
 def _relation_counts(merged: MergedImages) -> list[tuple[str, str, int]]:
