@@ -342,8 +342,6 @@ def bench_command(
     """
     require_torch("bench")
     from vit21k.bench.plan import plan_run
-
-    # FOLDED
     from vit21k.recipe.load import load_recipe
 
     if gpu is None and peak_share is not None:

@@ -145,30 +145,28 @@ def hash_tree(  # noqa: PLR0913
     on_look: OnChunk = lambda _chunk: None,
     on_chunk: OnChunk = lambda _chunk: None,
 ) -> HashSummary:
-    """Hash every image below *root* and write `digests.parquet` and `problems.parquet`.
+    """Hash every image below *root*; write `digests.parquet` and `problems.parquet`.
 
     Args:
-        root: The image root, or an archive; opened read-only.
-        manifests: Folder to write to; not below *root*.
-        algorithm: A key of `algorithms.ALGORITHMS`.
-        num_workers: Threads that read and digest; None: as many as suit the file system.
-        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
-        mode: Read all of every file, or of most files only as much as tells them from all others.
-        is_fresh: Forget what earlier runs have read.
-        recheck: Share of the files that are as they were to read all the same, 0 to 1.
-        shard: Read only its share of the folders, and write to its own folder below *manifests*.
-        engine: Where the chunks are digested; default: in threads of this process.  Nothing is
-            remembered of a run on another one.
-        label_from: Which folder of an image is its class; None: the one it lies in, if that can be
-            a class.
-        splits: Folders of the root that the caller keeps apart, as train and val.
-        on_look: Called with each chunk of the first of the two walks of a quick run.
-        on_chunk: Called, in path order, with each chunk that is done.
+        root: Image root or archive; opened read-only.
+        manifests: Output folder; not below *root*.
+        algorithm: A key of `file_digest.ALGORITHMS`.
+        num_workers: Threads that read and hash; None: a number that suits the file system.
+        follow_symlinks: Read the targets of symbolic links instead of skipping the links.
+        mode: ``full`` hashes every file; ``quick`` only the head and tail of files without copies.
+        is_fresh: Ignore the cache of earlier runs.
+        recheck: Fraction of the unchanged files to re-read anyway, 0 to 1.
+        shard: Hash only this shard, and write to its own folder below *manifests*.
+        engine: Where chunks are hashed; default: in threads.  Other engines have no cache.
+        label_from: Which folder of an image is its class; None: its parent, if unambiguous.
+        splits: Folders of the root that are splits, such as train and val, and never classes.
+        on_look: Called with each chunk of the first walk of a quick run.
+        on_chunk: Called with each hashed chunk, in path order.
 
     Raises:
-        ImageTreeError: No such folder, or no images in it; what was in *manifests* is unchanged.
-        LayoutError: Its folders cannot be classes; likewise.
-        UsageError: *manifests* lies inside *root*; or a quick run on another engine was asked for.
+        ImageTreeError: No such folder, or it has no images; *manifests* is unchanged.
+        LayoutError: The folders cannot be classes; *manifests* is unchanged.
+        UsageError: *manifests* lies inside *root*; or *mode* is quick on another engine.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
@@ -179,9 +177,8 @@ def hash_tree(  # noqa: PLR0913
     layout = Layout(str(root / (archive or "")), label_from=label_from, splits=splits)
     if archive is None:
         look_at(root, layout)
-    options = {"follow_symlinks": follow_symlinks, **_rare_options(mode, shard, archive)}
-    if label_from:
-        options[LABEL_OPTION] = label_from
+    options = _non_default_options(mode, shard, archive, label_from)
+    options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
     digester = (QuickDigester if mode == MODE else ChunkDigester)(
         os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
@@ -189,8 +186,7 @@ def hash_tree(  # noqa: PLR0913
     digester.recheck, digester.is_remote = recheck, is_remote(root)
     digester.label_from = label_from
     out = shard.folder(manifests) if shard else manifests
-    if num_workers is None:
-        num_workers = suitable_workers(digester)
+    num_workers = num_workers or suitable_workers(digester)
     run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
     run.summary.layout = layout
     with (
@@ -202,10 +198,12 @@ def hash_tree(  # noqa: PLR0913
     return run.summary
 
 
-def _rare_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
-    """Return those options of the header that are skipped where they say nothing."""
+def _non_default_options(
+    mode: str, shard: Shard | None, archive: str | None, label_from: LabelFrom | None
+) -> dict[str, Any]:
+    """Return the options that the header holds only where they differ from their default."""
     options = {"mode": "" if mode == "full" else mode}
-    options |= {OPTION: str(shard or ""), ARCHIVE_OPTION: archive or ""}
+    options |= {OPTION: str(shard or ""), ARCHIVE_OPTION: archive, LABEL_OPTION: label_from}
     return {name: value for name, value in options.items() if value}
 
 
