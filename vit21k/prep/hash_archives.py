@@ -15,7 +15,8 @@ import numpy as np
 
 from vit21k.errors import TemporaryFolderError
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.prep.scan import DigestedChunk, FileRows, Memory, NamedRows
+from vit21k.prep.hash_cache import HashCache
+from vit21k.prep.scan import DigestedChunk, FileRows, NamedRows
 from vit21k.sources.folders import IMAGE_SUFFIXES, Chunk, printable, problem_from
 from vit21k.sources.tar import (
     BLOCK_BYTES,
@@ -461,12 +462,12 @@ def is_small(part: ArchivePart, status: os.stat_result) -> bool:
     return (status.st_size if part.end is None else part.end - part.start) <= MAX_BYTES
 
 
-def recall_part(
-    memory: Memory, part: ArchivePart, status: os.stat_result, *, is_remote: bool
+def cached_members(
+    cache: HashCache, part: ArchivePart, status: os.stat_result, *, is_remote: bool
 ) -> Members:
     """Return what is known of the members of *part*; nothing, unless it is known to be all."""
     label = _label(part, status, is_remote=is_remote)
-    known = memory.recall(label, *_EVERYTHING)
+    known = cache.recall(label, *_EVERYTHING)
     if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
         return []  # it had changed too shortly before
     members: Members = []
@@ -495,8 +496,8 @@ def differing_members(known: Members, chunks: Sequence[DigestedChunk]) -> list[s
     ]
 
 
-def note_part(
-    memory: Memory,
+def cache_members(
+    cache: HashCache,
     part: ArchivePart,
     status: os.stat_result,
     chunks: Sequence[DigestedChunk],
@@ -504,18 +505,18 @@ def note_part(
     is_remote: bool,
     read_at: int,
 ) -> None:
-    """Remember the members of *part*, all of them in *chunks*, which were read after *read_at*."""
+    """Cache the members of *part*, all of them in *chunks*, which were read after *read_at*."""
     if any(chunk.problems for chunk in chunks):
         return
     paths = [path.encode() for chunk in chunks for path in chunk.paths]
     rows = np.concatenate([chunk.files.array for chunk in chunks])
     rows["ctime_ns"] = status.st_ctime_ns
     rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
-    memory.note(_label(part, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
+    cache.add(_label(part, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
 
 
 def _label(part: ArchivePart, status: os.stat_result, *, is_remote: bool) -> bytes:
-    """Return what stands for the folder in the memory; no folder's path begins with a slash."""
+    """Return what identifies the archive in the cache; no folder's path begins with a slash."""
     version = [status.st_size, status.st_mtime_ns]
     version += [] if is_remote else [status.st_ctime_ns, status.st_ino]
     return b"/%b/%b" % (part.name, " ".join(map(str, version)).encode())

@@ -31,13 +31,14 @@ from vit21k.prep.hash_archives import (
     DigestedMembers,
     Members,
     UnusableError,
+    cache_members,
+    cached_members,
     differing_members,
     digest_part,
     is_small,
-    note_part,
     problem_beside,
-    recall_part,
 )
+from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import (
     FORMATS,
     HAS_CONTENT,
@@ -50,7 +51,6 @@ from vit21k.prep.scan import (
     ChunkFiles,
     DigestedChunk,
     FileRows,
-    Memory,
     Rows,
     bytes_read,
     compiled_reader_for,
@@ -133,7 +133,7 @@ def _text_buffers(values: Sequence[str | None]) -> list[pa.Buffer]:
     return [pa.py_buffer(offsets), pa.py_buffer(data)]
 
 
-__all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
+__all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest"]
 
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
@@ -149,7 +149,7 @@ class ChunkDigester:
         algorithm: The kind of digest.
         compiled: Reads what is plain of a chunk, where there is a compiler.
         reader: Reads all other files, one by one.
-        memory: What is known of files from earlier runs, and is to be told of this one.
+        cache: What earlier runs read; None: no cache.
         recheck: Share of the files known that are read all the same, 0 to 1.
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
@@ -160,19 +160,28 @@ class ChunkDigester:
 
     only_ends = False
     """Whether a probe is made, and files are read to their end only if there is no way round."""
-    notes_known = True
-    """Whether the memory is told what it has told: it is to last until the next run."""
+    caches_known = True
+    """Whether files found in the cache are written to the cache of the next run, too."""
 
-    def __init__(self, root: bytes, *, algorithm: str, follow_symlinks: bool = False) -> None:
+    def __init__(
+        self,
+        root: bytes,
+        *,
+        algorithm: str,
+        follow_symlinks: bool = False,
+        label_from: LabelFrom | None = None,
+        is_remote: bool = False,
+        recheck: float = 0.0,
+    ) -> None:
         no_follow = 0 if follow_symlinks else os.O_NOFOLLOW
         self.root = root.rstrip(b"/") + b"/"
         self.follow_symlinks = follow_symlinks
         self.is_stopped = False
         self.asks_ahead = False
-        self.recheck = 0.0
-        self.is_remote = False
-        self.memory: Memory | None = None
-        self.label_from: LabelFrom | None = None
+        self.recheck = recheck
+        self.is_remote = is_remote
+        self.cache: HashCache | None = None
+        self.label_from: LabelFrom | None = label_from
         self.file_flags = _FILE_FLAGS | no_follow
         self.reader = FileReader(algorithm, self.file_flags)
         self.algorithm = algorithm
@@ -180,7 +189,7 @@ class ChunkDigester:
         self._folder_flags = _FOLDER_FLAGS | no_follow
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "memory": None, "compiled": None}  # they are of this machine
+        return {**vars(self), "cache": None, "compiled": None}  # they are of this machine
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -224,10 +233,10 @@ class ChunkDigester:
             descriptor = os.open(self.root + part.archive, self.file_flags)
         except OSError as error:
             return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
-        read_at = self.memory.now() if self.memory else 0
+        read_at = self.cache.now() if self.cache else 0
         try:
             status = os.fstat(descriptor)
-            known = self._recall_part(part, status)
+            known = self._cached_members(part, status)
             if known and random.random() >= self.recheck:  # noqa: S311
                 chunks = self._known_chunks(part, fraction, known)
                 return _joined(iter(self._noted(part, status, chunks, read_at)))
@@ -247,7 +256,7 @@ class ChunkDigester:
             os.close(descriptor)
         parts = chain((first,), found)
         chunks = (self._members_chunk(part, fraction, members) for members in parts)
-        if self.memory and not self.is_stopped and is_small(part, status):
+        if self.cache and not self.is_stopped and is_small(part, status):
             held = self._noted(part, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
             chunks = iter(held)
@@ -261,8 +270,8 @@ class ChunkDigester:
         read_at: int,
     ) -> list[DigestedChunk]:
         held = list(chunks)
-        if self.memory:
-            note_part(self.memory, part, status, held, is_remote=self.is_remote, read_at=read_at)
+        if self.cache:
+            cache_members(self.cache, part, status, held, is_remote=self.is_remote, read_at=read_at)
         return held
 
     def _known_chunks(
@@ -293,15 +302,15 @@ class ChunkDigester:
             offsets=members.offsets,
         )
 
-    def _recall_part(self, part: ArchivePart, status: os.stat_result) -> Members:
-        if self.memory is None:
+    def _cached_members(self, part: ArchivePart, status: os.stat_result) -> Members:
+        if self.cache is None:
             return []
-        return recall_part(self.memory, part, status, is_remote=self.is_remote)
+        return cached_members(self.cache, part, status, is_remote=self.is_remote)
 
     def _digest_entries(self, chunk: Chunk, folder: int, done: DigestedChunk) -> None:
         names = [name for name, problem in chunk.entries if problem is None]
         files = ChunkFiles(folder, names)
-        read_at = self.memory.now() if self.memory else 0
+        read_at = self.cache.now() if self.cache else 0
         before = self._find_known(files, chunk.folder)
         self.ask_ahead(files, only_ends=self.only_ends)
         is_known = files.are_done
@@ -312,8 +321,8 @@ class ChunkDigester:
         done.num_bytes_read = int(bytes_read(files.rows[files.are_done & ~is_known]).sum())
         self.read_more(files, done)
         noted = files.put_into(done, chunk)
-        if self.memory and (self.notes_known or done.num_known < len(noted.names)):
-            self.memory.note(chunk.folder, noted, read_at)
+        if self.cache and (self.caches_known or done.num_known < len(noted.names)):
+            self.cache.add(chunk.folder, noted, read_at)
 
     def _find_known(self, files: ChunkFiles, folder: bytes) -> Rows | None:
         """Make those of *files* done that are as an earlier run left them.
@@ -321,9 +330,9 @@ class ChunkDigester:
         Returns:
             What is known of those that are read all the same; None if there are none.
         """
-        if self.memory is None:
+        if self.cache is None:
             return None
-        known = self.memory.recall(folder, files.names[0], files.names[-1])
+        known = self.cache.recall(folder, files.names[0], files.names[-1])
         if not known.names:
             return None
         files.take_known(known)

@@ -14,6 +14,7 @@ Memory: independent of the number of files.
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep.file_digest import UNKNOWN
 from vit21k.prep.hash_archives import with_parts
-from vit21k.prep.hash_cache import remembering
+from vit21k.prep.hash_cache import hash_cache
 from vit21k.prep.hash_chunks import (
     ChunkDigester,
     DigestedChunk,
@@ -181,20 +182,18 @@ def hash_tree(  # noqa: PLR0913
     options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
     digester = (QuickDigester if mode == MODE else ChunkDigester)(
-        os.fsencode(root), algorithm=algorithm, follow_symlinks=follow_symlinks
+        os.fsencode(root),
+        algorithm=algorithm,
+        follow_symlinks=follow_symlinks,
+        label_from=label_from,
+        is_remote=is_remote(root),
+        recheck=recheck,
     )
-    digester.recheck, digester.is_remote = recheck, is_remote(root)
-    digester.label_from = label_from
     out = shard.folder(manifests) if shard else manifests
-    num_workers = num_workers or suitable_workers(digester)
-    run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads)
-    run.summary.layout = layout
-    with (
-        locked(out, command="hash"),
-        remembering(digester, out, header, is_fresh=is_fresh, is_local=not engine) as memory,
-    ):
+    run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads, layout)
+    cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=digester.is_remote)
+    with locked(out, command="hash"), nullcontext() if engine else cache as digester.cache:
         run.write(out, header, on_look, on_chunk)
-        memory.finish()
     return run.summary
 
 
@@ -202,8 +201,12 @@ def _non_default_options(
     mode: str, shard: Shard | None, archive: str | None, label_from: LabelFrom | None
 ) -> dict[str, Any]:
     """Return the options that the header holds only where they differ from their default."""
-    options = {"mode": "" if mode == "full" else mode}
-    options |= {OPTION: str(shard or ""), ARCHIVE_OPTION: archive, LABEL_OPTION: label_from}
+    options = {
+        "mode": "" if mode == "full" else mode,
+        OPTION: str(shard or ""),
+        ARCHIVE_OPTION: archive,
+        LABEL_OPTION: label_from,
+    }
     return {name: value for name, value in options.items() if value}
 
 
@@ -219,14 +222,15 @@ class _Run:
         digester: ChunkDigester,
         archive: str | None,
         shard: Shard | None,
-        num_workers: int,
+        num_workers: int | None,
         engine: Engine,
+        layout: Layout,
     ) -> None:
-        self.summary = HashSummary(is_remote=digester.is_remote)
+        self.summary = HashSummary(is_remote=digester.is_remote, layout=layout)
         self._digester = digester
         self._archive = archive
         self._shard = shard
-        self._num_workers = num_workers
+        self._num_workers = num_workers or suitable_workers(digester)
         self._engine = engine
 
     def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:

@@ -73,9 +73,9 @@ class QuickDigester(ChunkDigester):
         self.candidates = candidates
         self.is_stopped = False
         self.recheck = 0.0
-        self.notes_known = False
-        if self.memory:
-            self.memory.turn_back()
+        self.caches_known = False
+        if self.cache:
+            self.cache.include_current()
 
     def check(self, files: ChunkFiles) -> None:
         """Make those of *files* done that are as their rows say, or were when a walk began."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import random
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -233,22 +233,6 @@ def decode(body: bytes, label_bytes: int, checksum: int) -> NamedRows:
     content = _codec().decompress(packed, num_bytes, asbytes=True)
     end = num_files * ROW.itemsize
     return NamedRows(content[end:].split(b"\0"), np.frombuffer(content[:end], ROW))
-
-
-class Memory(Protocol):
-    """What knows files from earlier runs; see `hash_memory`."""
-
-    def recall(self, folder: bytes, first: bytes, last: bytes, /) -> NamedRows:
-        """Return what is known of files about the names from *first* to *last*."""
-
-    def now(self) -> int:
-        """Return the time, in ns since 1970."""
-
-    def note(self, folder: bytes, files: NamedRows, read_at: int, /) -> None:
-        """Remember *files*, the first of which was read after *read_at*."""
-
-    def turn_back(self) -> None:
-        """Recall from now on what has been noted so far, too."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`hashing.memory`: what was read once is not read again, and nothing else is taken for it."""
+"""`prep.hash_cache`: an unchanged file is not read again, and nothing else is treated as it."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from vit21k.manifest.schema import DIGESTS
 from vit21k.prep import hash_cache as memory_module
 from vit21k.prep import hash_tree as hash_tree_module
 from vit21k.prep.file_digest import FileReader, ImageFacts
-from vit21k.prep.hash_cache import CACHE, JOURNAL, HashMemory
+from vit21k.prep.hash_cache import CACHE, JOURNAL, HashCache
 from vit21k.prep.hash_chunks import DigestedChunk, FileDigest
 from vit21k.prep.hash_tree import HashSummary, hash_tree
 from vit21k.prep.scan import HEAD, FileRows, NamedRows, decode, encode
@@ -48,12 +48,12 @@ def _unnamed(files: NamedRows) -> dict[bytes, FileDigest]:
 
 def test_what_the_latest_run_noted_of_a_file_counts(tmp_path: Path) -> None:
     for number, names in enumerate(([b"a", b"b", b"c"], [b"b", b"d"])):
-        memory = HashMemory(tmp_path, OPTIONS)
-        memory.note(b"f/", _named({name: _digest(number + 1) for name in names}), NOW)
-        memory.close() if number else memory.finish()
-        memory.close()
+        cache = HashCache(tmp_path, OPTIONS)
+        cache.add(b"f/", _named({name: _digest(number + 1) for name in names}), NOW)
+        cache.close() if number else cache.finish()
+        cache.close()
 
-    again = HashMemory(tmp_path, OPTIONS)
+    again = HashCache(tmp_path, OPTIONS)
 
     known = _unnamed(again.recall(b"f/", b"a", b"d"))
     assert {name: file.num_bytes for name, file in known.items()} == {
@@ -197,14 +197,14 @@ def test_a_file_is_remembered_if_its_times_are_older_than_their_granularity(
     column = "mtime_ns" if is_remote else "ctime_ns"
     old = NOW - 1000 * SECOND + 1
     files = {"mtime_ns": old, "ctime_ns": old, column: changed_at}
-    memory = HashMemory(tmp_path, OPTIONS, is_remote=is_remote)
+    cache = HashCache(tmp_path, OPTIONS, is_remote=is_remote)
 
-    memory.note(b"f/", _named({b"a": _digest(**files)}), changed_at + int(age_s * SECOND))
-    memory.turn_back()
+    cache.add(b"f/", _named({b"a": _digest(**files)}), changed_at + int(age_s * SECOND))
+    cache.include_current()
 
-    [file] = _unnamed(memory.recall(b"f/", b"a", b"a")).values()
+    [file] = _unnamed(cache.recall(b"f/", b"a", b"a")).values()
     assert (file.mtime_ns == files["mtime_ns"]) is is_remembered
-    memory.close()
+    cache.close()
 
 
 @pytest.mark.parametrize("suffix", ["", ".tar"])
@@ -215,7 +215,7 @@ def test_a_change_within_a_second_of_the_file_system_is_seen(
     path = tmp_path / "t" / (f"n1{suffix}" if suffix else "n1/a.jpg")
     path.parent.mkdir(parents=True)
     clock = iter([NOW + SECOND // 3, NOW + 100 * SECOND, NOW + 200 * SECOND])
-    monkeypatch.setattr(HashMemory, "now", lambda _self: now)
+    monkeypatch.setattr(HashCache, "now", lambda _self: now)
     monkeypatch.setattr(hash_tree_module, "is_remote", lambda _root: True)
     monkeypatch.setattr(memory_module, "_SKEW_NS", 0)
     known = []
@@ -235,10 +235,10 @@ def test_the_time_is_that_before_reading(
 ) -> None:
     newest = max(path.stat().st_ctime_ns for path in images.rglob("*.JPEG"))
     read = FileReader.digest
-    monkeypatch.setattr(HashMemory, "now", lambda _self: newest + 1)
+    monkeypatch.setattr(HashCache, "now", lambda _self: newest + 1)
 
     def slowly(*args: object) -> object:
-        monkeypatch.setattr(HashMemory, "now", lambda _self: newest + SECOND)
+        monkeypatch.setattr(HashCache, "now", lambda _self: newest + SECOND)
         return read(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FileReader, "digest", slowly)
@@ -360,13 +360,13 @@ def test_records_come_back_as_they_were() -> None:
 
 def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
     names = [b"%03d" % number for number in range(300)]
-    memory = HashMemory(tmp_path, OPTIONS)
+    cache = HashCache(tmp_path, OPTIONS)
     for start in (200, 0, 100):  # threads end in any order
-        memory.note(b"f/", _named({name: _digest() for name in names[start : start + 100]}), NOW)
-    memory.note(b"g/", _named({b"050": _digest(9)}), NOW)
-    memory.close()
+        cache.add(b"f/", _named({name: _digest() for name in names[start : start + 100]}), NOW)
+    cache.add(b"g/", _named({b"050": _digest(9)}), NOW)
+    cache.close()
 
-    again = HashMemory(tmp_path, OPTIONS)
+    again = HashCache(tmp_path, OPTIONS)
 
     assert again.recall(b"f/", names[150], names[159]).names == names[100:200]
     assert again.recall(b"f/", names[99], names[100]).names == names[:200]
@@ -379,17 +379,17 @@ def test_names_are_found_wherever_chunks_began_before(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = HashMemory(tmp_path, OPTIONS)
-    memory.close()
-    monkeypatch.setattr(memory, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+    cache = HashCache(tmp_path, OPTIONS)
+    cache.close()
+    monkeypatch.setattr(cache, "_journal", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
 
     with pytest.raises(OSError, match="No space left"):
-        memory.note(b"f/", _named({b"a": _digest()}), NOW)
-    memory._journal.close()
+        cache.add(b"f/", _named({b"a": _digest()}), NOW)
+    cache._journal.close()
 
 
 def test_nothing_is_left_of_a_run_that_noted_nothing(tmp_path: Path) -> None:
-    HashMemory(tmp_path, OPTIONS).close()
+    HashCache(tmp_path, OPTIONS).close()
 
     assert list(tmp_path.iterdir()) == []
 
