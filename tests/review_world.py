@@ -4,7 +4,6 @@ from pathlib import Path
 
 from photolike import encoded, photolike
 
-from vit21k.manifest.wordnet import names_of
 from vit21k.near.leaks import find_leaks, find_near_duplicates
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
@@ -34,7 +33,7 @@ def make_world(base: Path) -> Path:
         (base / name).write_bytes(content)
     manifests = base / "m"
     hash_tree(base / "tree", manifests, num_workers=1)
-    relabel(manifests, names_of=names_of)
+    relabel(manifests)
     find_leaks(manifests, base / "eval", num_workers=1)
     find_near_duplicates(manifests, num_workers=1)
     return manifests

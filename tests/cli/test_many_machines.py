@@ -38,7 +38,7 @@ def test_shards_are_hashed_and_put_together_as_the_commands_say(
     assert told in hashed[0].output.replace("\n", "")
     assert [folder.name for folder in folders] == ["0001-of-0002", "0002-of-0002"]
     assert merged.exit_code == 0
-    assert "2 shards hold 6 files: digests.parquet is whole" in merged.output
+    assert "2 shards merged: 6 files in digests.parquet" in merged.output
     assert "relabel: 6 files are 4 images" in merged.output
     for name in ("digests.parquet", "problems.parquet"):
         assert (manifests / name).read_bytes() == (whole / name).read_bytes()

@@ -9,7 +9,6 @@ duckdb = pytest.importorskip("duckdb")
 from run_queries import PAGE, as_text, queries, run
 
 from vit21k.labels.conflicts import conflicts
-from vit21k.manifest.wordnet import names_of
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
@@ -32,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tree" / name).write_bytes(content)
     manifests = folder / "data_manifests"
     hash_tree(folder / "tree", manifests)
-    relabel(manifests, names_of=names_of)
+    relabel(manifests)
     make_val(manifests, per_class=1)
     conflicts(manifests, manifests / "labels" / "conflicts")
     return folder

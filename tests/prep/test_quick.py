@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from vit21k.errors import DataError, UsageError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES
+from vit21k.manifest.writer import write_manifest
 from vit21k.prep.file_digest import PROBE_BYTES
 from vit21k.prep.hash_tree import HashSummary, hash_tree
 from vit21k.prep.relabel import relabel
@@ -199,9 +201,25 @@ def test_copies_in_different_shards_are_found(tree: Path, tmp_path: Path) -> Non
 
     merge_shards(folders, tmp_path / "m")
 
-    apart = read_manifest(tmp_path / "m", DIGESTS)["digest"].null_count
+    apart = sum(read_manifest(folder, DIGESTS)["digest"].null_count for folder in folders)
     assert apart > 38  # some copies were unique in their shards
+    one_run = tmp_path / "quick"
+    hash_tree(tree, one_run, mode="quick")
+    for name in ("digests.parquet", "problems.parquet"):
+        assert (tmp_path / "m" / name).read_bytes() == (one_run / name).read_bytes()
     assert _groups(tmp_path / "m") == _groups(tmp_path / "full")
+
+
+def test_quick_shards_that_were_merged_without_reading_candidates_are_refused(
+    tree: Path, tmp_path: Path
+) -> None:
+    rows = pa.concat_tables(read_manifest(f, DIGESTS) for f in _in_shards(tree, tmp_path))
+    header = open_manifest(tmp_path / "shards" / "0001-of-0005", DIGESTS).header
+    write_manifest(rows, DIGESTS, tmp_path / "m", header)
+
+    with pytest.raises(DataError, match=r"files may be duplicates.* have no digest"):
+        relabel(tmp_path / "m")
+    assert not (tmp_path / "m" / "images.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -212,9 +230,8 @@ def test_what_has_changed_since_its_shard_was_hashed_is_refused(
     tree: Path, tmp_path: Path, change: Callable[[Path], None], words: str
 ) -> None:
     folders = _in_shards(tree, tmp_path / "m")
-    merge_shards(folders, tmp_path / "m")
     for path in tree.glob("*/*"):
         change(path)
 
     with pytest.raises(DataError, match=words):
-        relabel(tmp_path / "m")
+        merge_shards(folders, tmp_path / "m")

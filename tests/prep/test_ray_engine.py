@@ -1,4 +1,4 @@
-"""`prep.ray_engine`: on a real cluster of this machine, with workers that die."""
+"""`prep.ray`: on a real cluster of this machine, with workers that die."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from vit21k.errors import Vit21kError
 from vit21k.prep import ray as ray_engine_module
 from vit21k.prep import ray as ray_module
 from vit21k.prep.hash_tree import hash_tree
-from vit21k.prep.ray import copies_on_ray, ray_engine
+from vit21k.prep.ray import RayCluster
 from vit21k.prep.relabel import relabel
 from vit21k.prep.shards import Shard, merge_shards
 
@@ -59,7 +59,7 @@ def test_a_tree_hashed_on_ray_gives_the_bytes_of_a_local_run(
     monkeypatch.setattr(ray_engine_module, "_CHUNKS_PER_TASK", 3)
     hash_tree(root, tmp_path / "local")
 
-    summary = hash_tree(root, tmp_path / "ray", engine=ray_engine())
+    summary = hash_tree(root, tmp_path / "ray", engine=RayCluster().hash_chunks)
 
     assert summary.num_files == 3000
     assert _bytes_of(tmp_path / "ray") == _bytes_of(tmp_path / "local")
@@ -70,7 +70,7 @@ def test_shards_may_be_hashed_on_ray(make_tree: MakeTree, tmp_path: Path) -> Non
     hash_tree(root, tmp_path / "local")
     shards = [Shard(1, 2), Shard(2, 2)]
     for shard in shards:
-        hash_tree(root, tmp_path / "m", shard=shard, engine=ray_engine())
+        hash_tree(root, tmp_path / "m", shard=shard, engine=RayCluster().hash_chunks)
 
     merge_shards([shard.folder(tmp_path / "m") for shard in shards], tmp_path / "m")
 
@@ -97,7 +97,7 @@ def test_a_worker_that_is_killed_in_the_middle_does_not_change_a_byte(
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    hash_tree(root, tmp_path / "ray", engine=ray_engine())
+    hash_tree(root, tmp_path / "ray", engine=RayCluster().hash_chunks)
     is_done.set()
     killer.join()
 
@@ -117,9 +117,7 @@ def test_relabelled_on_ray_in_parts_by_digest_prefix_gives_the_bytes_of_a_local_
         hash_tree(root, tmp_path / name)
     local = relabel(tmp_path / "local", max_labels=9)
 
-    summary = relabel(
-        tmp_path / "ray", max_labels=9, find_copies=copies_on_ray(part_rows=part_rows)
-    )
+    summary = relabel(tmp_path / "ray", max_labels=9, cluster=RayCluster(part_rows=part_rows))
 
     assert summary == local
     assert summary.num_overlabelled_files >= 13
@@ -136,7 +134,7 @@ def test_what_goes_wrong_on_a_worker_is_raised_here(
     monkeypatch.setattr(ray_engine_module, "_digest_chunks", fail)
 
     with pytest.raises(OSError, match="Too many open files"):
-        hash_tree(tiny_tree, tmp_path / "m", engine=ray_engine())
+        hash_tree(tiny_tree, tmp_path / "m", engine=RayCluster().hash_chunks)
 
     assert not list((tmp_path / "m").glob("*.parquet"))
 
@@ -145,4 +143,4 @@ def test_a_cluster_that_is_not_there_is_refused(tiny_tree: Path, tmp_path: Path)
     ray.shutdown()
 
     with pytest.raises(Vit21kError, match="no Ray cluster"):
-        hash_tree(tiny_tree, tmp_path / "m", engine=ray_engine("127.0.0.1:1"))
+        hash_tree(tiny_tree, tmp_path / "m", engine=RayCluster("127.0.0.1:1").hash_chunks)

@@ -217,15 +217,11 @@ def test_classes_without_files_keep_their_index() -> None:
 
 
 def test_names_come_from_the_list_and_then_from_wordnet() -> None:
-    classes = ClassList(("n00000001", "n00000002", "n00000003"), ("mine", None, None))
+    classes = ClassList(("n01440764", "n01443537", "n00000003"), ("mine", None, None))
 
-    _, _, rows, _ = _relabel(
-        [(1, "n00000001")],
-        classes=classes,
-        names_of=lambda _: {"n00000001": "theirs", "n00000002": "bird"},
-    )
+    _, _, rows, _ = _relabel([(1, "n01440764")], classes=classes)
 
-    assert [row["name"] for row in rows] == ["mine", "bird", None]
+    assert [row["name"] for row in rows] == ["mine", "goldfish, Carassius auratus", None]
 
 
 def test_what_is_written_names_what_it_was_made_from(tmp_path: Path) -> None:

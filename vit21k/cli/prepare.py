@@ -30,10 +30,10 @@ from vit21k.cli.options import (
 from vit21k.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from vit21k.prep.hash_chunks import DigestedChunk, Engine
+    from vit21k.prep.hash_chunks import DigestedChunk
     from vit21k.prep.hash_tree import HashSummary
     from vit21k.prep.import_tree import Prepared
-    from vit21k.prep.ray import FindCopies
+    from vit21k.prep.ray import RayCluster
     from vit21k.prep.relabel import RelabelSummary
     from vit21k.prep.shards import Shard
     from vit21k.prep.split import SplitSummary
@@ -218,6 +218,7 @@ def hash_command(
       vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
     share = _shard(shard)
+    cluster = _cluster(engine, address)
     anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
     on_disk = {
         "follow_symlinks": follow_symlinks,
@@ -225,7 +226,7 @@ def hash_command(
         "is_fresh": fresh,
         "recheck": recheck,
         "shard": share,
-        "engine": _engine(engine, address),
+        "engine": cluster.hash_chunks if cluster else None,
     }
     summary = _hash(root, manifests, anywhere, on_disk)
     if as_json:
@@ -286,12 +287,12 @@ def _hash(
         return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 
 
-def _engine(name: str, address: str | None) -> "Engine | None":
-    if not is_on_ray(name, address):
+def _cluster(engine: str, address: str | None) -> "RayCluster | None":
+    if not is_on_ray(engine, address):
         return None
-    from vit21k.prep.ray import ray_engine
+    from vit21k.prep.ray import RayCluster
 
-    return ray_engine(address)
+    return RayCluster(address)
 
 
 def _after_shards(manifests: Path) -> str:
@@ -370,7 +371,6 @@ def relabel_command(
     from vit21k.manifest.class_lists import read_classes
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
-    from vit21k.manifest.wordnet import names_of
     from vit21k.prep.relabel import relabel
 
     asked = read_classes(classes) if classes else None
@@ -378,7 +378,7 @@ def relabel_command(
         from vit21k.prep.shards import merge_shards
 
         num_merged = merge_shards(shards, manifests)
-        console.note(f"{len(shards):,} shards hold {num_merged:,} files: digests.parquet is whole")
+        console.note(f"{len(shards):,} shards merged: {num_merged:,} files in digests.parquet")
     if verify_bytes:
         _compare_bytes(manifests, by)
     summary = relabel(
@@ -386,8 +386,7 @@ def relabel_command(
         classes=asked,
         by=by,
         max_labels=max_labels,
-        find_copies=_copies_on(engine, address),
-        names_of=names_of,
+        cluster=_cluster(engine, address),
     )
     if asked is None:
         found = open_manifest(manifests, IMAGES).classes()
@@ -396,14 +395,6 @@ def relabel_command(
     if as_json:
         console.print_json({**asdict(summary), "num_copies": summary.num_copies})
     _report_relabel(summary, manifests, is_capped=max_labels is not None)
-
-
-def _copies_on(engine: str, address: str | None) -> "FindCopies | None":
-    if not is_on_ray(engine, address):
-        return None
-    from vit21k.prep.ray import copies_on_ray
-
-    return copies_on_ray(address)
 
 
 def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bool) -> None:

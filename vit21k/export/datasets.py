@@ -16,7 +16,7 @@ from vit21k.errors import DataError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
-from vit21k.prep.dedup import ahead
+from vit21k.prep.dedup import prefetched
 from vit21k.sources.folders import refuse_inside
 
 
@@ -80,7 +80,7 @@ def plain_files(manifest: Manifest, columns: list[str]) -> Iterator[pa.Table]:
     Raises:
         DataError: An image lies in an archive, where other libraries do not look.
     """
-    for rows in ahead(manifest.batches([*columns, "archive"])):
+    for rows in prefetched(manifest.batches([*columns, "archive"])):
         if num_packed := pc.sum(rows["archive"].is_valid()).as_py():
             raise DataError(
                 f"{num_packed:,} or more images of `{manifest.path}` lie in archives, which "

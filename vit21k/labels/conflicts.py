@@ -21,7 +21,7 @@ from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import CONFLICTS, IMAGES
 from vit21k.manifest.wordnet import RANKED, Hierarchy, Related, Relation, relate
 from vit21k.manifest.writer import write_manifest
-from vit21k.prep.dedup import ahead
+from vit21k.prep.dedup import prefetched
 
 MANY_LABELS = 50
 """Of an image with more labels, each is compared with the first one only.
@@ -96,7 +96,7 @@ def _multi_label(images: Manifest) -> pa.Table:
     """Return the rows of *images* with several labels."""
     columns = [name for name in CONFLICTS.schema.names if name in IMAGES.schema.names]
     parts = [IMAGES.schema.empty_table().select(columns)]
-    for rows in ahead(images.batches(columns)):
+    for rows in prefetched(images.batches(columns)):
         lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
         parts.append(rows.filter(pa.array(lists.num_N > 1)))
     return pa.concat_tables(parts).combine_chunks()

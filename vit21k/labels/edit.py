@@ -17,7 +17,7 @@ from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL, ManifestKind
 from vit21k.manifest.wordnet import Above, distinct
 from vit21k.manifest.writer import manifest_writer, write_manifest
-from vit21k.prep.dedup import ahead
+from vit21k.prep.dedup import prefetched
 from vit21k.sources.folders import refuse_inside
 
 Ints = NDArray[np.int64]
@@ -350,7 +350,7 @@ class _Writer:
         write_manifest(rows, CLASSES, self._out, header)
 
     def _label_lists(self, source: Manifest) -> Iterator[tuple[LabelLists, LabelLists]]:
-        for rows in ahead(source.batches(["label_ids"])):
+        for rows in prefetched(source.batches(["label_ids"])):
             old = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
             yield old, self._change(old)
 
@@ -365,7 +365,7 @@ class _Writer:
         return writer.num_rows
 
     def _rows(self, source: Manifest) -> Iterator[pa.Table]:
-        for rows in ahead(source.batches()):
+        for rows in prefetched(source.batches()):
             new = self._change(LabelLists.from_arrow(rows["label_ids"].combine_chunks()))
             column = rows.schema.get_field_index("label_ids")
             changed = rows.set_column(column, rows.schema.field(column), new.to_arrow())

@@ -30,7 +30,7 @@ from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import CLASSES, EXPANDED, IMAGES
 from vit21k.manifest.wordnet import Above, Hierarchy, names_of
 from vit21k.manifest.writer import manifest_writer
-from vit21k.prep.dedup import ahead
+from vit21k.prep.dedup import prefetched
 from vit21k.prep.split import SplitSummary, make_val
 
 
@@ -77,7 +77,7 @@ def expand(manifests: Path, out: Path, *, levels: int | None = None) -> ExpandSu
         locked(out, command="labels expand"),
         manifest_writer(EXPANDED, out, header, images.classes()) as writer,
     ):
-        for rows in ahead(images.batches(EXPANDED.schema.names[:-1])):
+        for rows in prefetched(images.batches(EXPANDED.schema.names[:-1])):
             lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
             added = hypernyms(lists, above)
             num_labels += len(lists.label_L)

@@ -14,7 +14,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
 from vit21k.manifest.wordnet import Hierarchy, Ints
-from vit21k.prep.dedup import ahead
+from vit21k.prep.dedup import prefetched
 
 PERSON = "n00007846"
 TEDDY = "n04399382"
@@ -79,7 +79,7 @@ def label_stats(manifests: Path) -> dict[str, Any]:
     num_images_K = np.zeros(size, dtype=np.int64)
     by_num_labels: Counter[int] = Counter()
     num_above = num_redundant = 0
-    for rows in ahead(images.batches(["label_ids"])):
+    for rows in prefetched(images.batches(["label_ids"])):
         lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
         num_images_K += np.bincount(lists.label_L, minlength=size)
         counts = np.bincount(lists.num_N).tolist()

@@ -11,20 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vit21k.errors import UsageError
+from vit21k.errors import DataError, UsageError
 from vit21k.manifest.io import Manifest
 from vit21k.manifest.schema import DIGEST_BYTES
 
 _Item = TypeVar("_Item")
 
 
-def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Yield *items* in order; a thread is always one item ahead.
+def prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Yield *items* in order, and fetch the next one in a thread meanwhile.
 
-    What *items* raises is raised here, where the item would have come.
+    An exception of *items* is raised in place of the item.
     """
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         coming = pool.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
@@ -36,67 +36,85 @@ _SPREAD = np.uint64(0x9E37_79B9_7F4A_7C15)  # odd, so that no two rows have the 
 
 
 @dataclass(frozen=True)
-class LateDigests:
-    """Digests of files that had none in their manifest, and were read later.
-
-    Attributes:
-        row_U: Which rows of the manifest, ascending.
-        digests_U2: Their digests, as two numbers each.
-    """
-
-    row_U: NDArray[np.int64]
-    digests_U2: NDArray[np.uint64]
-
-    def put(self, digests: pa.FixedSizeBinaryArray, start: int) -> pa.FixedSizeBinaryArray:
-        """Return the *digests* of the rows from *start* on, with the late ones in their places."""
-        first, last = np.searchsorted(self.row_U, (start, start + len(digests)))
-        if first == last:
-            return digests
-        is_late = np.zeros(len(digests), dtype=bool)
-        is_late[self.row_U[first:last] - start] = True
-        late = as_digests(self.digests_U2[first:last])
-        return pc.replace_with_mask(digests, pa.array(is_late), late)
-
-
-NO_LATE_DIGESTS = LateDigests(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.uint64))
-
-
-@dataclass(frozen=True)
 class FileKeys:
-    """What each file is compared by, a row group at a time; read again whenever it is gone through.
+    """The keys by which files are compared, a row group at a time; may be iterated repeatedly.
 
-    In place of a digest that is null stands what no other file has: a number made of its row.
+    A null digest is replaced by a key that no other file has, computed from its row.
 
     Attributes:
         digests: The files.
-        by: Their bytes; or their content, and the bytes of what is no JPEG.
-        late: Digests that the manifest does not hold.
+        by: Compare all bytes; or only the content, where the file is a JPEG.
     """
 
     digests: Manifest
     by: Literal["bytes", "content"] = "bytes"
-    late: LateDigests = NO_LATE_DIGESTS
 
     def __iter__(self) -> Iterator[NDArray[np.uint64]]:
         columns = ["digest", "content_digest"] if self.by == "content" else ["digest"]
         start = 0
-        for rows in ahead(self.digests.batches(columns)):
-            keys = self.late.put(rows["digest"].combine_chunks(), start)
+        for rows in prefetched(self.digests.batches(columns)):
+            keys = rows["digest"].combine_chunks()
             if self.by == "content":
                 keys = pc.coalesce(rows["content_digest"].combine_chunks(), keys)
             yield _filled(keys, start)
             start += rows.num_rows
 
 
+PROBE_COLUMNS = ["num_bytes", "probe", "digest"]
+
+
+def repeated_probes(manifests: Iterable[Manifest]) -> NDArray[np.uint64]:
+    """Return the keys of size, head and tail that several files of a quick run share, sorted."""
+    keys = [
+        _probe_keys(rows)
+        for digests in manifests
+        for rows in prefetched(digests.batches(PROBE_COLUMNS))
+    ]
+    ordered = np.sort(np.concatenate(keys))
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def unproven_rows(rows: pa.Table, repeated: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return which of *rows* have no digest although they may be duplicates.
+
+    Args:
+        rows: The columns `PROBE_COLUMNS` of some files.
+        repeated: By `repeated_probes`.
+    """
+    has_digest = rows["digest"].is_valid().to_numpy()
+    return np.flatnonzero(~has_digest & np.isin(_probe_keys(rows), repeated))
+
+
+def _probe_keys(rows: pa.Table) -> NDArray[np.uint64]:
+    sizes = rows["num_bytes"].to_numpy().astype(np.uint64)
+    keys: NDArray[np.uint64] = as_numbers(rows["probe"].combine_chunks())[:, 0] ^ sizes * _SPREAD
+    return keys
+
+
+def refuse_unproven(digests: Manifest) -> None:
+    """Refuse a quick run that has not read all files that may be duplicates.
+
+    Raises:
+        DataError: There are such files: the shards were merged by an earlier version.
+    """
+    repeated = repeated_probes([digests])
+    batches = prefetched(digests.batches(PROBE_COLUMNS))
+    if num_files := sum(len(unproven_rows(rows, repeated)) for rows in batches):
+        raise DataError(
+            f"{num_files:,} files may be duplicates, but have no digest in `{digests.path}`",
+            hint="merge the shards again: `vit21k relabel SHARD...` with all of them",
+        )
+
+
 def refuse_without_content(digests: Manifest) -> None:
-    """Refuse to compare files by content that was not digested.
+    """Refuse to compare files by content where the content was not hashed.
 
     Raises:
         UsageError: The files were not read in full, or not by vit21k.
     """
     if digests.header.options.get("mode") == "quick":
         raise UsageError(
-            "a quick run does not digest the content of files",
+            "a quick run does not hash the content of files",
             hint="run `vit21k hash` without `--mode quick`, or `vit21k relabel` by bytes",
         )
     batches = digests.batches(["format"], as_dictionary=["format"])

@@ -384,12 +384,13 @@ def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
     """Return the files of *chunks* as rows."""
     # Three times as fast as `np.concatenate`.
     rows = np.frombuffer(b"".join([chunk.files.array.tobytes() for chunk in chunks]), ROW)
-    columns = {**_columns_of_files(rows), **_columns_of_chunks(chunks)}
+    columns = {**file_columns(rows), **_columns_of_chunks(chunks)}
     arrays = [columns[field.name] for field in DIGESTS.schema]
     return pa.Table.from_arrays(arrays, schema=DIGESTS.schema)
 
 
-def _columns_of_files(rows: Rows) -> dict[str, pa.Array]:
+def file_columns(rows: Rows) -> dict[str, pa.Array]:
+    """Return the columns of `digests.parquet` that describe the content of files."""
     types = {field.name: field.type for field in DIGESTS.schema}
     columns = {
         name: array_of_numbers(rows[name], types[name], have(rows, flag))

@@ -198,8 +198,7 @@ def prepare(
     splits = (TRAIN_FOLDER, *VAL_FOLDERS) if val is not None else ()
     label_from: LabelFrom | None = "folder" if labels is not None else None
     summary = hash_tree(root, manifests, label_from=label_from, splits=splits)
-    classes = _classes_of(labels, summary.wnids) if labels is not None else None
-    relabelled = relabel(manifests, classes=classes, names_of=lambda wnids: {w: w for w in wnids})
+    relabelled = relabel(manifests, classes=_classes_of(labels, summary.wnids))
     if relabelled.num_classes == 1:
         raise LayoutError(
             f"all images of `{root}` are of one class, `{next(iter(summary.wnids))}`",
@@ -226,12 +225,13 @@ def prepare(
     )
 
 
-def _classes_of(labels: Mapping[str, str], folders: Collection[str]) -> ClassList:
-    """Return the classes of a dataset in the order of its labels, which may be mere numbers."""
+def _classes_of(labels: Mapping[str, str] | None, folders: Collection[str]) -> ClassList:
+    """Return the classes in the order of *labels*, which may be numbers, or else of *folders*."""
     if labels:
-        return ClassList(tuple(labels), tuple(labels.values()))
-    are_numbers = all(folder.isdecimal() for folder in folders)
-    return ClassList(tuple(sorted(folders, key=int if are_numbers else None)))
+        return ClassList(tuple(labels), tuple(name or wnid for wnid, name in labels.items()))
+    are_numbers = labels is not None and all(folder.isdecimal() for folder in folders)
+    wnids = tuple(sorted(folders, key=int if are_numbers else None))
+    return ClassList(wnids, wnids)
 
 
 def val_folder_of(root: Path) -> str | None:

@@ -23,7 +23,7 @@ from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
-from vit21k.prep.dedup import ahead, as_digests
+from vit21k.prep.dedup import as_digests, prefetched
 from vit21k.prep.split import choose, single_labels
 from vit21k.sources.folders import image_root, refuse_inside
 
@@ -340,7 +340,7 @@ def import_md5sum(
         manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header),
     ):
-        for rows in ahead(read(file)):
+        for rows in prefetched(read(file)):
             digests.write(rows)
             paths.add(rows)
             layout.add_rows(rows)
@@ -475,7 +475,7 @@ def _write(
     """Write a line for each image that *is_in* marks (default: all); return how many."""
     num_lines = 0
     with atomic_file(path) as file:
-        for rows in ahead(_marked(manifest, is_in)):
+        for rows in prefetched(_marked(manifest, is_in)):
             _refuse_blanks(rows["path"].combine_chunks(), allow_blanks=allow_blanks)
             file.write(lines_of(rows))
             num_lines += rows.num_rows

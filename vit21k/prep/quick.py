@@ -2,21 +2,32 @@
 
 import os
 from array import array
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError
-from vit21k.manifest.io import Manifest
+from vit21k.manifest.io import Header
 from vit21k.manifest.problems import ProblemKind
-from vit21k.prep.dedup import LateDigests, as_numbers
+from vit21k.prep.dedup import unproven_rows
 from vit21k.prep.file_digest import FileDigest, FileReader
-from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk
-from vit21k.prep.scan import DONE, HAS_DIGEST, HAS_PROBE, TO_DO, ChunkFiles, Rows, have, numbers
+from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk, file_columns
+from vit21k.prep.scan import (
+    DONE,
+    HAS_DIGEST,
+    HAS_PROBE,
+    TO_DO,
+    ChunkFiles,
+    FileRows,
+    Rows,
+    have,
+    numbers,
+)
 
 MODE = "quick"
 
@@ -111,70 +122,53 @@ class QuickDigester(ChunkDigester):
         done.num_bytes_read += int(now["num_bytes"][is_whole].sum())
 
 
-_COLUMNS = ["num_bytes", "probe", "digest"]
 _NUM_WORKERS = 16
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def digest_unproven(digests: Manifest) -> LateDigests:
-    """Read the files of a quick run that may have a copy, and have no digest.
+def hash_unproven(rows: pa.Table, repeated: NDArray[np.uint64], header: Header) -> pa.Table:
+    """Read those of *rows* that may be duplicates of files in other shards; fill in their digests.
 
-    Returns:
-        Their digests: of no file, if the manifest is of one run.
+    Args:
+        rows: Rows of `digests.parquet` of a quick run.
+        repeated: By `dedup.repeated_probes`, of all shards.
+        header: Names the image root and the algorithm.
 
     Raises:
-        DataError: A file has changed since, or is not there any more.
+        DataError: A file has changed since it was hashed, or cannot be read.
+        OSError: The image root cannot be opened.
     """
-    row_U = _unproven_rows(digests)
-    digests_U2 = np.empty((len(row_U), 2), dtype=np.uint64)
-    root = os.open(digests.header.root, os.O_RDONLY | os.O_DIRECTORY) if len(row_U) else -1
+    indices = unproven_rows(rows, repeated)
+    if not len(indices):
+        return rows
+    files = rows.select(["path", "num_bytes", "mtime_ns"]).take(pa.array(indices)).to_pylist()
+    root = os.open(header.root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        read = partial(_read, FileReader(digests.header.algorithm, _FLAGS), root)
+        read = partial(_read, FileReader(header.algorithm, _FLAGS), root)
         with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="quick") as pool:
-            for place, digest in enumerate(pool.map(read, _files(digests, row_U))):
-                digests_U2[place] = np.frombuffer(digest, dtype=np.uint64)
+            found = FileRows.of(pool.map(read, files))
     finally:
-        if root >= 0:
-            os.close(root)
-    return LateDigests(row_U, digests_U2)
+        os.close(root)
+    is_read = np.zeros(rows.num_rows, dtype=bool)
+    is_read[indices] = True
+    for name, column in file_columns(found.array).items():
+        if name != "probe":
+            filled = pc.replace_with_mask(rows[name].combine_chunks(), pa.array(is_read), column)
+            rows = rows.set_column(rows.schema.get_field_index(name), rows.field(name), filled)
+    return rows
 
 
-def _unproven_rows(digests: Manifest) -> NDArray[np.int64]:
-    keys, has_digest = [], []
-    for rows in digests.batches(_COLUMNS):
-        sizes = rows["num_bytes"].to_numpy().astype(np.uint64)
-        probes_B2 = as_numbers(rows["probe"].combine_chunks())
-        keys.append(probes_B2[:, 0] ^ (sizes * np.uint64(0x9E37_79B9_7F4A_7C15)))
-        has_digest.append(rows["digest"].is_valid().to_numpy())
-    key_N = np.concatenate(keys)
-    ordered = np.sort(key_N)
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    return np.flatnonzero(~np.concatenate(has_digest) & np.isin(key_N, repeated))
-
-
-def _files(digests: Manifest, row_U: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and time of the files of *row_U*."""
-    start = 0
-    for rows in digests.batches(["path", "num_bytes", "mtime_ns"]):
-        first, last = np.searchsorted(row_U, (start, start + rows.num_rows))
-        yield from (
-            (row["path"], row["num_bytes"], row["mtime_ns"])
-            for row in rows.take(pa.array(row_U[first:last] - start)).to_pylist()
-        )
-        start += rows.num_rows
-
-
-def _read(reader: FileReader, root: int, file: tuple[str, int, int]) -> bytes:
-    path, num_bytes, mtime_ns = file
+def _read(reader: FileReader, root: int, file: dict[str, Any]) -> FileDigest:
+    path = file["path"]
     found = reader.digest(path.encode(), root)
     if not isinstance(found, FileDigest) or found.digest is None:
         raise DataError(
             f"`{path}` cannot be read any more: {found}",
             hint="run `vit21k hash --mode quick` again",
         )
-    if (found.num_bytes, found.mtime_ns) != (num_bytes, mtime_ns):
+    if (found.num_bytes, found.mtime_ns) != (file["num_bytes"], file["mtime_ns"]):
         raise DataError(
             f"`{path}` has changed since it was hashed",
             hint="run `vit21k hash --mode quick` again for its shard",
         )
-    return found.digest
+    return found

@@ -3,12 +3,13 @@
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from vit21k.errors import MissingExtraError, UsageError, Vit21kError
 from vit21k.manifest.io import Manifest
 from vit21k.prep.dedup import CopyGroups, as_numbers, by_first_row, find_copies
-from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk, Engine
-from vit21k.sources.folders import Chunk
+
+if TYPE_CHECKING:  # `relabel` uses this module and reads no images
+    from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk
+    from vit21k.sources.folders import Chunk
 
 _CHUNKS_PER_TASK = 16
 """About 2,000 files, 0.2 GB: long enough to make a task's millisecond of overhead small."""
@@ -28,34 +31,55 @@ _NUM_RETRIES = 5
 _CONNECT_SECONDS = 10
 
 
-def ray_engine(address: str | None = None) -> Engine:
-    """Return what digests chunks on the cluster at *address*.
+_PART_ROWS = 8_000_000
 
-    Args:
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A Ray cluster that hashes chunks and finds duplicates.
+
+    Attributes:
         address: ``host:port``, or ``auto`` for the cluster this machine belongs to; default: the
             one that ``RAY_ADDRESS`` names, or else one of this machine's processors.
+        part_rows: About how many digests a worker sorts at a time, at 40 bytes each.
 
     Raises:
         MissingExtraError: Ray is not installed.
     """
-    _import_ray()
 
-    def digest(
-        digester: ChunkDigester, chunks: Iterator[Chunk], num_workers: int
-    ) -> Iterator[DigestedChunk]:
-        with ray_cluster(address) as ray:
+    address: str | None = None
+    part_rows: int = _PART_ROWS
+
+    def __post_init__(self) -> None:
+        _import_ray()
+
+    def hash_chunks(
+        self, digester: "ChunkDigester", chunks: Iterator["Chunk"], num_workers: int
+    ) -> Iterator["DigestedChunk"]:
+        """Yield each of *chunks* hashed, in order: the engine of `hash_tree`."""
+        with _connected(self.address) as ray:
             yield from _digest_on(ray, digester, chunks, num_workers)
 
-    return digest
+    def find_copies(self, digests: Manifest) -> CopyGroups:
+        """Group the files of *digests* with equal bytes, as `dedup.find_copies` does.
+
+        Raises:
+            UsageError: *digests* is of a quick run.
+        """
+        if digests.header.options.get("mode") == "quick":
+            raise UsageError("a quick run has no digests for most files", hint="skip --engine")
+        num_parts = -(-digests.num_rows // self.part_rows)
+        with _connected(self.address) as ray:
+            return _find_on(ray, digests.path, num_parts)
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[Any]:
-    """Yield the module `ray`, connected; a connection that was there before is left open.
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connect to a cluster and yield the module `ray`; leave an existing connection open.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        Vit21kError: There is no such cluster.
+        Vit21kError: No cluster at *address*.
     """
     ray = _import_ray()
     is_ours = not ray.is_initialized()
@@ -66,7 +90,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         except (OSError, ValueError, RuntimeError) as error:
             raise Vit21kError(
                 f"no Ray cluster at `{address or 'this machine'}`: {error}",
-                hint="start one with `ray start --head`, or leave `--address` out",
+                hint="start one with `ray start --head`, or run without `--address`",
             ) from error
     try:
         yield ray
@@ -81,34 +105,34 @@ def _knock_at(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
-def num_cpus(ray: Any) -> int:
-    """Return how many tasks the cluster runs at a time."""
+def _num_cpus(ray: Any) -> int:
+    """Return how many tasks the cluster runs in parallel."""
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
 def _digest_on(
-    ray: Any, digester: ChunkDigester, chunks: Iterator[Chunk], num_workers: int
-) -> Iterator[DigestedChunk]:
+    ray: Any, digester: "ChunkDigester", chunks: Iterator["Chunk"], num_workers: int
+) -> Iterator["DigestedChunk"]:
     task = ray.remote(max_retries=_NUM_RETRIES)(_digest_chunks)
     shared = ray.put(digester)
-    num_tasks = _TASKS_PER_CPU * num_cpus(ray)
-    under_way: deque[Any] = deque()
+    num_tasks = _TASKS_PER_CPU * _num_cpus(ray)
+    pending: deque[Any] = deque()
     try:
         while group := list(islice(chunks, _CHUNKS_PER_TASK)):
-            under_way.append(task.remote(shared, group, num_workers))
-            if len(under_way) >= num_tasks:
-                yield from ray.get(under_way.popleft())
-        while under_way:
-            yield from ray.get(under_way.popleft())
+            pending.append(task.remote(shared, group, num_workers))
+            if len(pending) >= num_tasks:
+                yield from ray.get(pending.popleft())
+        while pending:
+            yield from ray.get(pending.popleft())
     finally:
-        for left in under_way:
+        for left in pending:
             ray.cancel(left)
 
 
 def _digest_chunks(
-    digester: ChunkDigester, chunks: list[Chunk], num_workers: int
-) -> list[DigestedChunk]:
-    """Return what became of each of *chunks*; on a worker of the cluster."""
+    digester: "ChunkDigester", chunks: list["Chunk"], num_workers: int
+) -> list["DigestedChunk"]:
+    """Hash *chunks*; runs on a worker of the cluster."""
     with ThreadPoolExecutor(min(num_workers, len(chunks))) as pool:
         return list(pool.map(digester, chunks))
 
@@ -125,28 +149,7 @@ def _import_ray() -> Any:
 
 
 _ROW_GROUPS_PER_TASK = 8
-_PART_ROWS = 8_000_000
 _PREFIXES = 1 << 16
-
-FindCopies = Callable[[Manifest], CopyGroups]
-
-
-def copies_on_ray(address: str | None = None, *, part_rows: int = _PART_ROWS) -> FindCopies:
-    """Return what finds the copies among the files of a manifest, on the cluster at *address*.
-
-    Args:
-        address: As for `ray_engine.ray_engine`.
-        part_rows: About how many digests a worker holds at a time, at 40 bytes each.
-    """
-
-    def find(digests: Manifest) -> CopyGroups:
-        if digests.header.options.get("mode") == "quick":
-            raise UsageError("a quick run has no digests for most files", hint="skip --engine")
-        num_parts = -(-digests.num_rows // part_rows)
-        with ray_cluster(address) as ray:
-            return _find_on(ray, digests.path, num_parts)
-
-    return find
 
 
 def _find_on(ray: Any, path: Path, num_parts: int) -> CopyGroups:

@@ -13,7 +13,7 @@ Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".
 of files the result is the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +29,20 @@ from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES, OVERLABELLED
+from vit21k.manifest.wordnet import names_of
 from vit21k.manifest.writer import manifest_writer
 from vit21k.prep import dedup
 from vit21k.prep.dedup import (
-    NO_LATE_DIGESTS,
-    CopyGroups,
     DedupResult,
     FileKeys,
-    LateDigests,
-    ahead,
     as_digests,
     as_numbers,
     merge_groups,
+    prefetched,
+    refuse_unproven,
     refuse_without_content,
 )
-from vit21k.prep.quick import digest_unproven
+from vit21k.prep.ray import RayCluster
 from vit21k.sources.folders import refuse_inside
 
 _COLUMNS = ["digest", "path", "num_bytes", "archive", "offset"]
@@ -58,13 +57,11 @@ class RowSource:
 
     Attributes:
         digests: Where paths and sizes come from.
-        late: Digests that it does not hold.
         result: What became of its files.
         wnids: The class list.
     """
 
     digests: Manifest
-    late: LateDigests
     result: DedupResult
     wnids: Sequence[str]
 
@@ -82,9 +79,8 @@ class RowSource:
     def _files(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield a row group of files at a time, with the number of its first row."""
         start = 0
-        for files in ahead(self.digests.batches(_COLUMNS)):
-            digests = self.late.put(files["digest"].combine_chunks(), start)
-            yield start, files.set_column(0, "digest", digests)
+        for files in prefetched(self.digests.batches(_COLUMNS)):
+            yield start, files
             start += files.num_rows
 
     def _images(self, start: int, files: pa.Table) -> pa.Table:
@@ -196,8 +192,7 @@ def relabel(
     classes: ClassList | None = None,
     by: Literal["bytes", "content"] = "bytes",
     max_labels: int | None = None,
-    find_copies: Callable[[Manifest], CopyGroups] | None = None,
-    names_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda _wnids: {},
+    cluster: RayCluster | None = None,
 ) -> RelabelSummary:
     """Merge equal files; write `images`, `copies`, `overlabelled` and `classes.parquet`.
 
@@ -206,18 +201,18 @@ def relabel(
         classes: Which class folder is class 0, 1, 2 ...; default: the folders found, by name.
         by: What must be equal: all bytes, or what is left of a JPEG without its metadata.
         max_labels: Skip images with more labels than this.
-        find_copies: Finds the files with equal bytes elsewhere, so that digests are not held here.
-        names_of: Gives the classes' names in words, where *classes* does not.
+        cluster: Finds the duplicates, so that this machine holds no digests.
 
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
-        DataError: It is empty, or a file lies in a folder that is not among *classes*.
+        DataError: It is empty, or a file lies in a folder that is not among *classes*; or it was
+            merged from quick shards without reading what may be duplicates.
         UsageError: *manifests* lies inside the image root; or the content was not digested.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
-    if find_copies and by == "content":
-        raise UsageError("on Ray, files are merged by all their bytes", hint="leave `--by` out")
+    if cluster and by == "content":
+        raise UsageError("on Ray, files are merged by all their bytes", hint="run without `--by`")
     with locked(manifests, command="relabel"):
         digests = open_manifest(manifests, DIGESTS)
         refuse_inside(manifests, digests.header.root)
@@ -226,16 +221,16 @@ def relabel(
         label_N = _replaced(wnid_N, _class_indices(wnids, classes))
         if by == "content":
             refuse_without_content(digests)
-        is_quick = digests.header.options.get("mode") == "quick" and not find_copies
-        late = digest_unproven(digests) if is_quick else NO_LATE_DIGESTS
-        if find_copies:
-            groups = find_copies(digests)
+        if cluster:
+            groups = cluster.find_copies(digests)
         else:
-            groups = dedup.find_copies(FileKeys(digests, by, late), digests.num_rows)
+            if digests.header.options.get("mode") == "quick":
+                refuse_unproven(digests)
+            groups = dedup.find_copies(FileKeys(digests, by), digests.num_rows)
         result = merge_groups(groups, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
-        is_distinct = find_copies is None  # all digests were sorted: no two groups share theirs
+        is_distinct = cluster is None  # all digests were sorted: no two groups share theirs
         with ExitStack() as stack:
             writers = {
                 kind.name: stack.enter_context(
@@ -243,8 +238,8 @@ def relabel(
                 )
                 for kind in (IMAGES, COPIES, OVERLABELLED, CLASSES)
             }
-            writers["classes"].write(class_rows(classes, result, names_of))
-            source = RowSource(digests, late, result, classes.wnids)
+            writers["classes"].write(class_rows(classes, result))
+            source = RowSource(digests, result, classes.wnids)
             for tables in source.batches():
                 for name, rows in tables.items():
                     writers[name].write(rows)
@@ -272,7 +267,7 @@ def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
     wnid_N = np.empty(digests.num_rows, dtype=np.int32)
     index_of: dict[str, int] = {}
     row = 0
-    for rows in ahead(digests.batches(["wnid"], as_dictionary=["wnid"])):
+    for rows in prefetched(digests.batches(["wnid"], as_dictionary=["wnid"])):
         for wnid in rows["wnid"].chunks:
             names = wnid.dictionary.to_pylist()
             found = [index_of.setdefault(name, len(index_of)) for name in names]
@@ -303,12 +298,8 @@ def _replaced(place_N: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[
     return place_N
 
 
-def class_rows(
-    classes: ClassList,
-    result: DedupResult,
-    names_of: Callable[[Sequence[str]], Mapping[str, str]],
-) -> pa.Table:
-    """Return the rows of `classes.parquet`."""
+def class_rows(classes: ClassList, result: DedupResult) -> pa.Table:
+    """Return the rows of `classes.parquet`, named by WordNet where the class list has no name."""
     names = names_of(classes.wnids)
     size = len(classes)
     return pa.table(

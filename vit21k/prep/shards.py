@@ -28,6 +28,8 @@ from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer
+from vit21k.prep.dedup import repeated_probes
+from vit21k.prep.quick import MODE, hash_unproven
 from vit21k.sources.folders import refuse_inside
 
 FOLDER = "shards"
@@ -82,7 +84,9 @@ class Shard:
 
 
 def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
-    """Put the shards of a tree together; write `digests.parquet` and `problems.parquet`.
+    """Merge the shards of a tree; write `digests.parquet` and `problems.parquet`.
+
+    Of a quick run, files that may be duplicates of files in other shards are read and hashed.
 
     Args:
         folders: Those of all its shards, in any order.
@@ -114,9 +118,10 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     ):
         listed.write(_sorted_problems(problems))
         layout = Layout(header.root, label_from=header.options.get(LABEL_OPTION))
+        repeated = repeated_probes(digests) if header.options.get("mode") == MODE else None
         for rows in merged([part.batches() for part in digests]):
             layout.add_rows(rows)
-            out.write(rows)
+            out.write(rows if repeated is None else hash_unproven(rows, repeated, header))
         layout.refuse()
     return out.num_rows
 

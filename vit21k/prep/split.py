@@ -18,7 +18,7 @@ from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, refuse_repeated
-from vit21k.prep.dedup import ahead, as_numbers
+from vit21k.prep.dedup import as_numbers, prefetched
 from vit21k.sources.folders import refuse_inside
 
 _SLICE_ROWS = 1 << 13  # what is made on the way stays in the cache
@@ -128,7 +128,7 @@ def single_labels(images: Manifest) -> Singles:
     label_R = np.empty(images.num_rows, dtype=np.int32)
     num_images_K = np.zeros(num_classes, dtype=np.int64)
     row = num_singles = 0
-    for rows in ahead(images.batches(["label_ids"])):
+    for rows in prefetched(images.batches(["label_ids"])):
         lists = rows["label_ids"].combine_chunks()
         starts = lists.offsets.to_numpy()
         label_ids = lists.values.to_numpy()
@@ -182,7 +182,7 @@ def _lowest(scores: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
 def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]:
     score_R = np.empty(len(singles.label_R), dtype=np.uint64)
     row = num_scores = 0
-    for rows in ahead(images.batches(["digest"])):
+    for rows in prefetched(images.batches(["digest"])):
         if rows["digest"].null_count:
             raise UsageError(
                 "images that a quick run has not read have no digest to draw them by",
@@ -231,7 +231,7 @@ def write_split(
     with manifest_writer(TRAIN, manifests, header, classes, is_distinct=True) as train:
         with manifest_writer(VAL, manifests, header, classes, is_distinct=True) as val:
             row = 0
-            for rows in ahead(images.batches(TRAIN.schema.names)):
+            for rows in prefetched(images.batches(TRAIN.schema.names)):
                 here = slice(row, row + rows.num_rows)
                 val.write(rows.filter(pa.array(in_val[here])))
                 train.write(rows if in_train is None else rows.filter(pa.array(in_train[here])))
@@ -332,7 +332,7 @@ def _lies_in(folders: Sequence[str], images: Manifest, copies: Manifest) -> NDAr
             pc.match_substring_regex(rows["path"], pattern),
             pc.is_in(rows["digest"], value_set=digests.combine_chunks()),
         ).to_numpy()
-        for rows in ahead(images.batches(["digest", "path"]))
+        for rows in prefetched(images.batches(["digest", "path"]))
     ]
     return np.concatenate(lies)
 
@@ -340,7 +340,7 @@ def _lies_in(folders: Sequence[str], images: Manifest, copies: Manifest) -> NDAr
 def _have_one_label(images: Manifest) -> NDArray[np.bool_]:
     counts = [
         pc.list_value_length(rows["label_ids"]).to_numpy()
-        for rows in ahead(images.batches(["label_ids"]))
+        for rows in prefetched(images.batches(["label_ids"]))
     ]
     is_single: NDArray[np.bool_] = np.concatenate(counts) == 1
     return is_single
