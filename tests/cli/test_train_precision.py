@@ -10,7 +10,8 @@ from vit21k import machine
 from vit21k.device import best_precision, is_emulated
 from vit21k.distributed import World
 from vit21k.recipe.load import load_recipe
-from vit21k.training.context import NOBODY, resolve_precision
+from vit21k.training.context import resolve_precision
+from vit21k.training.reporter import Reporter
 
 TRAIN = ["train", "--recipe", "tiny", "--run-dir", "run", "--device", "cpu"]
 SMALL = ["total_steps=4", "schedule.warmup_steps=1", "data.global_batch_size=4"]
@@ -100,7 +101,7 @@ def test_processes_agree_on_a_precision(processor):
     recipe = load_recipe("tiny", ["precision=auto"])
 
     chosen = [
-        resolve_precision(recipe, "cpu", world, run_dir=None, listener=NOBODY).products_in
+        resolve_precision(recipe, "cpu", world, run_dir=None, reporter=Reporter()).products_in
         for world in (World(), WithAnOldProcessor(world_size=2))
     ]
 

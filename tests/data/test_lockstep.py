@@ -24,7 +24,7 @@ def test_as_many_passes_as_the_largest_share_needs(world_size, passes):
 def test_what_is_added_weighs_nothing_and_has_a_loss(num_real):
     real = Batch(*(torch.zeros(1, dtype=torch.int64) for _ in range(5)))
 
-    batches = list(in_lockstep(lambda _: iter([real] * num_real), 3, 16, step=0))
+    batches = list(in_lockstep(iter([real] * num_real), 3, 16, step=0))
 
     assert batches[:num_real] == [real] * num_real
     assert len(batches) == 3

@@ -11,7 +11,7 @@ from vit21k.losses.chunked import chunked_multi_label_loss, wants_chunks
 from vit21k.losses.sparse import multi_label_loss
 from vit21k.models.registry import get_model
 from vit21k.recipe.load import load_recipe
-from vit21k.training.builders import Objective, loss_of
+from vit21k.training.objective import Objective
 
 B, D, K = 12, 16, 50
 
@@ -185,9 +185,7 @@ def test_the_trainer_has_the_same_loss_and_gradients_either_way(monkeypatch):
 
     def found():
         model.zero_grad()
-        loss = loss_of(
-            model, batch, recipe=recipe, device=torch.device("cpu"), objective=Objective()
-        )
+        loss = Objective(recipe=recipe, device=torch.device("cpu")).loss(model, batch)
         loss.backward()
         return loss.detach(), [param.grad for param in model.parameters()]
 

@@ -12,7 +12,8 @@ from vit21k.models.cost import macs_per_image, num_params
 from vit21k.models.init_weights import init_vit
 from vit21k.models.pos_embed import resize_pos_map
 from vit21k.models.registry import get_model, model_args
-from vit21k.optim.optimizers import OptimPlan, build_optimizers
+from vit21k.optim.optimizers import build_optimizers
+from vit21k.recipe.schema import OptimSection
 
 # naver-ai/pit: parameters counted there; GFLOPs of its README, which counts adding up as well.
 GOLDEN = [
@@ -163,7 +164,7 @@ def test_first_weights_are_the_authors_and_a_function_of_the_generator():
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
 def test_every_optimizer_updates_every_parameter(kind):
     model = get_model("pit_ti_224", num_classes=3, **SMALL)
-    optimizers = build_optimizers(model, OptimPlan(kind=kind, lr=0.1, muon_lr=0.1))
+    optimizers = build_optimizers(model, OptimSection(kind=kind, lr=0.1))
 
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     params = [param for group in groups for param in group["params"]]

@@ -11,13 +11,13 @@ import torch
 
 from vit21k.checkpoint.load import load_model
 from vit21k.losses.sparse import multi_label_loss, single_label_loss
-from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr
-from vit21k.optim.param_groups import GroupRules
+from vit21k.optim.optimizers import build_optimizers, set_lr
+from vit21k.recipe.schema import OptimSection
 
 DATA = Path(__file__).parents[1] / "fixtures" / "google_vit"
-PLANS = {
-    "sgd": OptimPlan(kind="sgd", lr=0.01, momentum=0.9),
-    "adamw": OptimPlan(kind="adamw", lr=1e-3, rules=GroupRules(weight_decay=0.1)),
+SECTIONS = {
+    "sgd": OptimSection(kind="sgd", lr=0.01, momentum=0.9),
+    "adamw": OptimSection(kind="adamw", lr=1e-3, weight_decay=0.1, decay_params="all"),
 }
 
 
@@ -42,7 +42,7 @@ def test_losses_and_weights_are_those_of_googles_code(loss_kind, optimizer):
         their_logits = theirs[f"{loss_kind}.{optimizer}.logits"]
     model, _ = load_model(DATA / "ViT-tiny-google.npz")
     model.double().train()
-    optimizers = build_optimizers(model, PLANS[optimizer])
+    optimizers = build_optimizers(model, SECTIONS[optimizer])
     set_lr(optimizers, 1.0)
     loss_of = multi_label_loss if loss_kind == "sigmoid" else single_label_loss
     rows, ids = labels_of(loss_kind, multihot)

@@ -11,15 +11,19 @@ import pytest
 import torch
 
 from vit21k.checkpoint.store import optimizers_to_tensors, tensors_to_optimizers
-from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr
-from vit21k.optim.param_groups import GroupRules
+from vit21k.optim.optimizers import build_optimizers, set_lr
+from vit21k.recipe.schema import OptimSection
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "optax" / "bf16_first_moment.npz"
-PLANS = {
-    "sgd": OptimPlan(kind="sgd", lr=0.1, momentum_dtype="bf16"),
+SECTIONS = {
+    "sgd": OptimSection(kind="sgd", lr=0.1, momentum_dtype="bf16"),
     # optax adds 0.02 p whatever the learning rate; torch's decay is times the learning rate.
-    "adamw": OptimPlan(
-        kind="adamw", lr=0.1, momentum_dtype="bf16", rules=GroupRules(weight_decay=0.02 / 0.1)
+    "adamw": OptimSection(
+        kind="adamw",
+        lr=0.1,
+        momentum_dtype="bf16",
+        weight_decay=0.02 / 0.1,
+        decay_params="all",
     ),
 }
 
@@ -31,7 +35,7 @@ class Numbers(torch.nn.Module):
 
 
 def optimizer_of(model, kind):
-    (optimizer,) = build_optimizers(model, PLANS[kind])
+    (optimizer,) = build_optimizers(model, SECTIONS[kind])
     set_lr([optimizer], 1.0)
     return optimizer
 
@@ -75,13 +79,13 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(kind):
 
 
 def test_weight_decay_is_added_to_the_gradient_as_torchs_sgd_adds_it():
-    rules = GroupRules(weight_decay=0.5)
+    section = OptimSection(
+        kind="sgd", lr=0.1, momentum_dtype="bf16", weight_decay=0.5, decay_params="all"
+    )
     values = np.array([2.0, -1.0], dtype=np.float32)
     ours, theirs = Numbers(values), Numbers(values)
-    (half,) = build_optimizers(
-        ours, OptimPlan(kind="sgd", lr=0.1, momentum_dtype="bf16", rules=rules)
-    )
-    (full,) = build_optimizers(theirs, OptimPlan(kind="sgd", lr=0.1, rules=rules))
+    (half,) = build_optimizers(ours, section)
+    (full,) = build_optimizers(theirs, section.model_copy(update={"momentum_dtype": "fp32"}))
     gradient = np.ones((1, 2), dtype=np.float32)
 
     (first,) = update(ours, half, gradient)

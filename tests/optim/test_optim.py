@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vit21k.models.registry import get_model
-from vit21k.optim.optimizers import OptimPlan, build_optimizers, set_lr, state_bytes, state_bytes_of
-from vit21k.optim.param_groups import GroupRules
+from vit21k.optim.optimizers import build_optimizers, set_lr, state_bytes, state_bytes_of
+from vit21k.recipe.schema import OptimSection
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -26,7 +26,7 @@ def groups_of(model, optimizers):
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "lamb", "muon"])
 def test_every_parameter_is_updated_by_exactly_one_group(model, kind):
-    optimizers = build_optimizers(model, OptimPlan(kind=kind, lr=0.1, muon_lr=0.1))
+    optimizers = build_optimizers(model, OptimSection(kind=kind, lr=0.1))
 
     names = [name for group, _ in groups_of(model, optimizers) for name in group]
 
@@ -35,10 +35,11 @@ def test_every_parameter_is_updated_by_exactly_one_group(model, kind):
 
 def test_all_means_all_and_kernels_means_no_bias_norm_or_position(model):
     everything = build_optimizers(
-        model, OptimPlan(kind="adamw", lr=0.1, rules=GroupRules(weight_decay=0.3))
+        model, OptimSection(kind="adamw", lr=0.1, weight_decay=0.3, decay_params="all")
     )
-    rules = GroupRules(weight_decay=0.3, decay_params="kernels")
-    kernels = build_optimizers(model, OptimPlan(kind="adamw", lr=0.1, rules=rules))
+    kernels = build_optimizers(
+        model, OptimSection(kind="adamw", lr=0.1, weight_decay=0.3, decay_params="kernels")
+    )
 
     assert [group["weight_decay"] for _, group in groups_of(model, everything)] == [0.3]
     decayed, spared = groups_of(model, kernels)
@@ -50,7 +51,7 @@ def test_all_means_all_and_kernels_means_no_bias_norm_or_position(model):
 
 
 def test_muon_updates_the_matrices_of_the_blocks_only(model):
-    optimizers = build_optimizers(model, OptimPlan(kind="muon", lr=1e-3, muon_lr=2e-3))
+    optimizers = build_optimizers(model, OptimSection(kind="muon", lr=1e-3, muon_lr=2e-3))
 
     (muon_names, muon_group), *_ = groups_of(model, optimizers)
 
@@ -63,7 +64,7 @@ def test_muon_updates_the_matrices_of_the_blocks_only(model):
 
 
 def test_the_schedule_scales_every_group_from_its_own_peak(model):
-    optimizers = build_optimizers(model, OptimPlan(kind="muon", lr=1e-3, muon_lr=2e-3))
+    optimizers = build_optimizers(model, OptimSection(kind="muon", lr=1e-3, muon_lr=2e-3))
 
     set_lr(optimizers, 0.5)
 
@@ -75,7 +76,7 @@ def test_sgd_adds_the_decay_to_the_gradient_and_starts_its_momentum_with_it():
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(layer.weight, 2.0)
     (sgd,) = build_optimizers(
-        layer, OptimPlan(kind="sgd", lr=0.1, rules=GroupRules(weight_decay=0.5))
+        layer, OptimSection(kind="sgd", lr=0.1, weight_decay=0.5, decay_params="all")
     )
 
     for _ in range(2):
@@ -92,8 +93,8 @@ KEPT = [(kind, "fp32") for kind in ("adamw", "sgd", "lamb", "muon")]
 
 @pytest.mark.parametrize(("kind", "momentum_dtype"), [*KEPT, ("adamw", "bf16"), ("sgd", "bf16")])
 def test_an_optimizer_keeps_as_many_bytes_as_a_plan_counts(model, kind, momentum_dtype):
-    plan = OptimPlan(kind=kind, lr=0.1, muon_lr=0.1, momentum_dtype=momentum_dtype)
-    optimizers = build_optimizers(model, plan)
+    section = OptimSection(kind=kind, lr=0.1, momentum_dtype=momentum_dtype)
+    optimizers = build_optimizers(model, section)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     for optimizer in optimizers:

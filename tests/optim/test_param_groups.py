@@ -8,8 +8,15 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from vit21k.errors import UsageError
 from vit21k.models.registry import get_model
-from vit21k.optim.optimizers import OptimPlan, build_optimizers
-from vit21k.optim.param_groups import GroupRules, layer_ids, param_groups
+from vit21k.optim.optimizers import build_optimizers
+from vit21k.optim.param_groups import layer_ids, param_groups
+from vit21k.recipe.schema import OptimSection
+
+
+def rules(**fields):
+    """Return a section whose weight decay is of all parameters, unless *fields* say otherwise."""
+    return OptimSection(**{"kind": "adamw", "lr": 1.0, "decay_params": "all", **fields})
+
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 
@@ -45,8 +52,8 @@ def test_layer_decay_is_timms_but_for_the_norm_before_pooling(pool):
         ),
     )
 
-    rules = GroupRules(weight_decay=0.05, decay_params="kernels", layer_decay=0.65)
-    factors = param_groups(vit(global_pool=pool), rules)
+    section = rules(weight_decay=0.05, decay_params="kernels", layer_decay=0.65)
+    factors = param_groups(vit(global_pool=pool), section)
 
     different = {name for name in expected if factors[name] != expected[name]}
     assert factors.keys() == expected.keys()
@@ -65,7 +72,7 @@ def test_kernels_are_what_timm_decays(name):
     )
     ours = get_model(name, num_classes=3)
 
-    factors = param_groups(ours, GroupRules(weight_decay=0.05, decay_params="kernels"))
+    factors = param_groups(ours, rules(weight_decay=0.05, decay_params="kernels"))
 
     assert factors == expected
 
@@ -85,22 +92,22 @@ def test_a_pits_layers_are_counted_through_its_stages():
 
 
 def test_mmpretrains_vit_decays_all_but_tokens_and_positions():
-    rules = GroupRules(weight_decay=0.3, decay_multipliers={"cls_token": 0, "pos_embed": 0})
+    section = rules(weight_decay=0.3, decay_multipliers={"cls_token": 0, "pos_embed": 0})
 
-    factors = param_groups(vit(), rules)
+    factors = param_groups(vit(), section)
 
     spared = {name for name, (_, decay) in factors.items() if decay == 0}
     assert spared == {"cls_token", "pos_embed"}
 
 
 def test_the_first_multiplier_that_matches_counts():
-    rules = GroupRules(
+    section = rules(
         weight_decay=0.1,
         lr_multipliers={"head.bias": 2, "head.*": 10},
         decay_multipliers={"head.*": 0.5},
     )
 
-    factors = param_groups(vit(), rules)
+    factors = param_groups(vit(), section)
 
     assert factors["head.bias"] == (2, 0.05)
     assert factors["head.weight"] == (10, 0.05)
@@ -110,7 +117,7 @@ def test_the_first_multiplier_that_matches_counts():
 @pytest.mark.parametrize("option", ["lr_multipliers", "decay_multipliers"])
 def test_a_pattern_that_matches_nothing_is_an_error(option):
     with pytest.raises(UsageError, match=rf"optim.{option}: `heda.\*` matches no parameter"):
-        param_groups(vit(), GroupRules(**{option: {"heda.*": 2.0}}))
+        param_groups(vit(), rules(**{option: {"heda.*": 2.0}}))
 
 
 def test_what_is_frozen_is_in_no_group():
@@ -118,7 +125,7 @@ def test_what_is_frozen_is_in_no_group():
     for name, param in model.named_parameters():
         param.requires_grad_(name.startswith("head"))
 
-    (optimizer,) = build_optimizers(model, OptimPlan(kind="sgd", lr=0.1))
+    (optimizer,) = build_optimizers(model, OptimSection(kind="sgd", lr=0.1))
 
     (group,) = optimizer.param_groups
     assert [id(param) for param in group["params"]] == [id(p) for p in model.head.parameters()]
@@ -127,8 +134,8 @@ def test_what_is_frozen_is_in_no_group():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_groups_carry_the_rules_numbers_to_the_optimizer(kind):
     model = vit()
-    rules = GroupRules(weight_decay=0.1, decay_params="kernels", layer_decay=0.5)
-    optimizers = build_optimizers(model, OptimPlan(kind=kind, lr=1.0, muon_lr=1.0, rules=rules))
+    section = OptimSection(kind=kind, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    optimizers = build_optimizers(model, section)
 
     given = {}
     for optimizer in optimizers:
@@ -137,4 +144,4 @@ def test_groups_carry_the_rules_numbers_to_the_optimizer(kind):
                 given[id(param)] = (group["peak_lr"], group["weight_decay"])
 
     by_name = {name: given[id(param)] for name, param in model.named_parameters()}
-    assert by_name == param_groups(model, rules)
+    assert by_name == param_groups(model, section)

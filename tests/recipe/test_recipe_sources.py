@@ -12,10 +12,11 @@ import torch
 
 from vit21k.models.layers import DropPath
 from vit21k.models.registry import build_model
-from vit21k.optim.param_groups import GroupRules, param_groups
+from vit21k.optim.param_groups import param_groups
 from vit21k.recipe.comments import header_of, source_name
 from vit21k.recipe.load import load_recipe, shipped_recipes
-from vit21k.training.context import model_args_of, new_model, plan_of
+from vit21k.training.builders import build_schedule
+from vit21k.training.context import model_args_of, new_model
 
 PUBLISHED = [name for name in shipped_recipes() if source_name(name) != "ours"]
 WIDTH, CLASSES = 64, 200
@@ -346,7 +347,7 @@ LEARNING_RATES = {
 def test_the_learning_rates_are_the_sources(name):
     recipe = load_recipe(name)
     steps_per_epoch, expected = LEARNING_RATES[name]
-    factor = plan_of(recipe, steps_per_epoch).lr_factor
+    factor = build_schedule(recipe, steps_per_epoch)
 
     found = {step: factor(step) * recipe.optim.lr for step in expected}
 
@@ -393,13 +394,9 @@ def test_the_sources_parameters_decay(name):
     recipe = small(name)
     with torch.device("meta"):
         model = build_model(model_args_of(recipe, num_classes=3))
-    rules = GroupRules(
-        weight_decay=1.0,
-        decay_params=recipe.optim.decay_params,
-        decay_multipliers=recipe.optim.decay_multipliers,
-    )
+    section = recipe.optim.model_copy(update={"weight_decay": 1.0, "lr_multipliers": {}})
 
-    undecayed = {name for name, (_, decay) in param_groups(model, rules).items() if not decay}
+    undecayed = {name for name, (_, decay) in param_groups(model, section).items() if not decay}
 
     kinds = {"tokens": set(), "norms and biases": set()}
     for param_name, param in model.named_parameters():

@@ -7,7 +7,6 @@ import torch
 
 from vit21k.optim.optimizers import build_optimizers, set_lr
 from vit21k.recipe.load import load_recipe
-from vit21k.training.builders import optim_plan_of
 
 LR, WD = 1e-3, 1e-4  # big_vision/configs/vit_i21k.py
 BETAS, EPS = (0.9, 0.999), 1e-8  # optax's defaults
@@ -42,7 +41,7 @@ def ours(*changes):
     recipe = load_recipe("pretrain_augreg_b16_in21k", ["optim.momentum_dtype=fp32", *changes])
     model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False, dtype=torch.float64))
     model[0].weight.data = first_weights()
-    optimizers = build_optimizers(model, optim_plan_of(recipe))
+    optimizers = build_optimizers(model, recipe.optim)
     for gradient, factor in zip(gradients(), SCHEDULE, strict=True):
         set_lr(optimizers, factor)
         model[0].weight.grad = gradient

@@ -2,7 +2,8 @@
 
 import io
 import shutil
-from dataclasses import replace
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import TrainTransform
+from vit21k.distributed import World
 from vit21k.errors import RecipeError, UsageError
 from vit21k.models.pos_embed import resize_pos_embed
 from vit21k.models.registry import get_model, model_args
@@ -22,14 +24,16 @@ from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.recipe.load import load_recipe
-from vit21k.training.context import NOBODY, Place
+from vit21k.recipe.schema import CurriculumSection
+from vit21k.training.context import RunContext, RunOptions
 from vit21k.training.curriculum import (
     Curriculum,
     PatchDropper,
-    StagedLoader,
     check_curriculum,
     kept_patches,
 )
+from vit21k.training.loop import StagedLoader
+from vit21k.training.reporter import Reporter
 from vit21k.training.run import train_run
 
 CPU = torch.device("cpu")
@@ -41,15 +45,21 @@ def small_model(**args):
     return get_model("vit_tiny_patch16_224", num_classes=5, **{**SMALL, **args}).eval()
 
 
+def curriculum_of(img_size, total_steps, **section):
+    return Curriculum(
+        section=CurriculumSection(**section), img_size=img_size, total_steps=total_steps
+    )
+
+
 def test_stages_share_what_the_tail_leaves():
-    curriculum = Curriculum(img_size=224, early_img_sizes=(96, 128), full_tail=0.2, total_steps=100)
+    curriculum = curriculum_of(224, 100, img_sizes=(96, 128), full_tail=0.2)
 
     assert curriculum.stages() == [(0, 96), (40, 128), (80, 224)]
-    assert Curriculum(img_size=224, full_tail=0.2, total_steps=100).stages() == [(0, 224)]
+    assert curriculum_of(224, 100, full_tail=0.2).stages() == [(0, 224)]
 
 
 def test_patches_are_left_out_until_the_tail():
-    curriculum = Curriculum(img_size=32, patch_drop_rate=0.5, full_tail=0.3, total_steps=10)
+    curriculum = curriculum_of(32, 10, patch_drop_rate=0.5, full_tail=0.3)
 
     dropping = [step for step in range(10) if curriculum.drops_patches_at(step)]
 
@@ -81,7 +91,7 @@ def batch(positions, size=32, step=None):
 
 
 def test_a_dropper_takes_the_step_of_the_batch_and_the_patches_by_the_size():
-    curriculum = Curriculum(img_size=32, patch_drop_rate=0.5, full_tail=0.5, total_steps=4)
+    curriculum = curriculum_of(32, 4, patch_drop_rate=0.5, full_tail=0.5)
     dropper = PatchDropper(curriculum, patch_size=8, device=CPU)
 
     assert dropper(batch([0, 1], step=0)).shape == (2, 8)
@@ -104,9 +114,7 @@ def test_patches_are_left_out_in_just_the_steps_of_the_schedule(
 ):
     if drop_last:
         batch_size = min(batch_size, num_images)
-    curriculum = Curriculum(
-        img_size=16, patch_drop_rate=0.5, full_tail=full_tail, total_steps=total_steps
-    )
+    curriculum = curriculum_of(16, total_steps, patch_drop_rate=0.5, full_tail=full_tail)
     dropper = PatchDropper(curriculum, patch_size=8, device=CPU)
     sampler = StepSampler(num_images, global_batch_size=batch_size, seed=3, drop_last=drop_last)
     loader = TrainLoader(
@@ -197,15 +205,18 @@ def test_smaller_images_are_seen_with_resized_positions_where_that_is_asked_for(
 
 @pytest.mark.parametrize("name", ["pit_ti_224", "vit_small_r26_s32_224"])
 def test_models_that_do_more_than_cut_patches_have_no_curriculum(name):
-    curriculum = Curriculum(img_size=224, patch_drop_rate=0.5, total_steps=1)
+    curriculum = curriculum_of(224, 1, patch_drop_rate=0.5, full_tail=0.0)
 
     with pytest.raises(UsageError, match="plain Vision Transformers"):
         check_curriculum(curriculum, model_args(name))
-    check_curriculum(Curriculum(img_size=224, total_steps=1), model_args(name))
+    check_curriculum(
+        curriculum_of(224, 1, full_tail=0.0),
+        model_args(name),
+    )
 
 
 def test_an_image_is_not_smaller_than_a_patch():
-    curriculum = Curriculum(img_size=224, early_img_sizes=(8,), total_steps=1)
+    curriculum = curriculum_of(224, 1, img_sizes=(8,), full_tail=0.0)
 
     with pytest.raises(UsageError, match="less than a patch"):
         check_curriculum(curriculum, model_args("vit_tiny_patch16_224"))
@@ -218,34 +229,36 @@ def test_a_recipe_says_what_is_wrong_with_its_sizes():
         load_recipe("tiny", ["curriculum.img_sizes=[16, 32]"])
 
 
-def test_a_loader_is_opened_for_each_size_and_skipped_images_add_up():
-    class Loader:
-        def __init__(self, size):
-            self.num_skipped, self.skipped, self.size, self.closed = (
-                1,
-                {f"at {size}": "bad"},
-                size,
-                0,
-            )
-            opened.append(self)
+def test_each_stage_has_a_loader_of_its_size_and_closes_the_one_before():
+    recipe = load_recipe(
+        "tiny",
+        [
+            "total_steps=4",
+            "schedule.warmup_steps=0",
+            "data.global_batch_size=4",
+            "curriculum.img_sizes=[16]",
+            "curriculum.full_tail=0.5",
+        ],
+    )
+    run = RunContext(
+        recipe=recipe,
+        options=SimpleNamespace(num_workers=1),
+        reporter=Reporter(),
+        world=World(),
+        data=SimpleNamespace(train=_Grey(8)),
+        args={},
+        objective=SimpleNamespace(device=CPU),
+    )
+    sampler = StepSampler(8, global_batch_size=4, seed=0)
+    loader = StagedLoader(run, sampler, device_batch_size=4)
 
-        def micro_batches(self, step):
-            yield (step, self.size)
-
-        def close(self):
-            self.closed += 1
-
-    opened = []
-    loader = StagedLoader([(0, 16), (2, 32)], Loader)
-
-    seen = [next(iter(loader.micro_batches(step))) for step in (0, 1, 2, 3)]
+    threads = threading.active_count()
+    sides = [next(iter(loader.micro_batches(step))).images_BCHW.shape[-1] for step in range(4)]
     loader.close()
     loader.close()
 
-    assert seen == [(0, 16), (1, 16), (2, 32), (3, 32)]
-    assert [one.closed for one in opened] == [1, 1]
-    assert loader.num_skipped == 2
-    assert loader.skipped == {"at 16": "bad", "at 32": "bad"}
+    assert sides == [16, 16, 32, 32]
+    assert threading.active_count() == threads
 
 
 @pytest.fixture
@@ -280,8 +293,12 @@ def test_a_resumed_run_sees_the_same_sizes_and_patches_to_the_bit(manifests, tmp
 
     notes = []
 
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
     def train(run_dir):
-        place = Place(
+        options = RunOptions(
             manifests=manifests,
             root=None,
             run_dir=run_dir,
@@ -289,7 +306,7 @@ def test_a_resumed_run_sees_the_same_sizes_and_patches_to_the_bit(manifests, tmp
             num_workers=1,
             device_batch_size=3,
         )
-        train_run(recipe, place, replace(NOBODY, note=notes.append), init=None)
+        train_run(recipe, options, Notes(), init=None)
         return load_file(run_dir / "checkpoints" / "step-00000010" / "model.safetensors")
 
     whole = train(tmp_path / "whole")

@@ -14,8 +14,14 @@ from vit21k.inference.evaluate import normalise
 from vit21k.manifest.classes import ClassList
 from vit21k.models.registry import get_model
 from vit21k.recipe.load import load_recipe
-from vit21k.training.builders import objective_of
-from vit21k.training.distill import Distillation, distillation_loss, open_teacher
+from vit21k.recipe.schema import DistillSection
+from vit21k.training.objective import (
+    Distillation,
+    build_objective,
+    distillation_loss,
+    open_teacher,
+)
+from vit21k.training.reporter import Reporter
 
 CPU = torch.device("cpu")
 SMALL_PIT = {"img_size": 32, "base_dims": [8, 8], "depth": [1, 1], "heads": [1, 2]}
@@ -51,8 +57,8 @@ def images():
 
 
 def distillation(teacher, **changes):
-    fields = {"kind": "soft", "alpha": 0.3, "tau": 2.0, "precision": "fp32", **changes}
-    return Distillation(teacher=teacher, **fields)
+    section = DistillSection(**{"kind": "soft", "alpha": 0.3, "tau": 2.0, **changes})
+    return Distillation(teacher=teacher, section=section, precision="fp32")
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
@@ -136,6 +142,10 @@ def test_what_is_assumed_of_a_teacher_is_warned_of(tmp_path):
     fields = ["loss.kind=softmax", "distill.kind=hard", f"distill.teacher={tmp_path}"]
     warnings = []
 
-    objective_of(load_recipe("tiny", fields), CLASSES, CPU, warn=warnings.append)
+    class Warnings(Reporter):
+        def warn(self, text):
+            warnings.append(text)
+
+    build_objective(load_recipe("tiny", fields), CLASSES, CPU, Warnings())
 
     assert any("the teacher: nothing says how images are prepared" in text for text in warnings)

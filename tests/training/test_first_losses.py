@@ -12,8 +12,8 @@ import torch
 
 from vit21k.data.loader import Batch
 from vit21k.recipe.load import load_recipe
-from vit21k.training.builders import Objective, loss_of
 from vit21k.training.context import new_model
+from vit21k.training.objective import Objective
 
 ROUNDED = 5e-5 + 5e-5
 """Known losses have four decimals; the rest is for float32 sums of 21,843 terms."""
@@ -35,9 +35,7 @@ def first_loss(name, num_classes, *settings, num_images=2):
     )
     model = new_model(recipe, num_classes=num_classes).eval()  # without dropout, no chance
     with torch.no_grad():
-        loss = loss_of(
-            model, batch, recipe=recipe, device=torch.device("cpu"), objective=Objective()
-        )
+        loss = Objective(recipe=recipe, device=torch.device("cpu")).loss(model, batch)
     return loss.item()
 
 

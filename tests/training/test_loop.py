@@ -2,32 +2,34 @@
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vit21k.data.loader import Batch
+from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World
 from vit21k.errors import NonFiniteLossError
-from vit21k.optim.optimizers import LossScaler, OptimPlan, build_optimizers
-from vit21k.training.checkpoints import BestWatch
-from vit21k.training.loop import Hooks, Plan, Progress, train
+from vit21k.optim.optimizers import LossScaler, build_optimizers
+from vit21k.optim.schedule import LrSchedule
+from vit21k.recipe.load import load_recipe
+from vit21k.recipe.schema import CurriculumSection, OptimSection
+from vit21k.training.context import Progress, RunContext, TrainState
+from vit21k.training.curriculum import Curriculum, PatchDropper
+from vit21k.training.loop import Trainer
+from vit21k.training.reporter import Reporter
 
-BATCH = 8
-
-
-def plan(**changes):
-    fields = {
-        "total_steps": 10,
-        "global_batch_size": BATCH,
-        "seed": 0,
-        "lr_factor": lambda step: 1 - step / 10,
-        "grad_clip_norm": 1.0,
-        "log_every_steps": 4,
-        "eval_every_steps": 0,
-        "save_every_steps": 5,
-    }
-    return Plan(**{**fields, **changes})
+BATCH, TOTAL_STEPS = 8, 10
+CPU = torch.device("cpu")
+SETTINGS = [
+    f"data.global_batch_size={BATCH}",
+    "optim.grad_clip_norm=1.0",
+    "run.eval_every_steps=0",
+    "run.save_every_steps=5",
+    "schedule.warmup_steps=0",
+]
 
 
 def micro_batches(step, *, size=BATCH, skip=0):
@@ -50,56 +52,72 @@ class Noisy(torch.nn.Module):
         return self.drop(self.line(images))
 
 
-def fresh(model_class=Noisy):
+def fresh(model_class=Noisy, **changes):
+    """Return the state of a run that begins."""
     torch.manual_seed(0)
     model = model_class()
-    return model, build_optimizers(model, OptimPlan(kind="adamw", lr=0.1))
+    optimizers = build_optimizers(model, OptimSection(kind="adamw", lr=0.1))
+    state = TrainState(model=model, optimizers=optimizers, ema=None, scaler=LossScaler())
+    return replace(state, **changes)
 
 
-def run(model, optimizers, progress=None, *, the_plan=None, scaler=None, **hooks):
+def squared(model, batch, _kept=None):
+    return model(batch.images_BCHW).square().mean()
+
+
+def run(state, progress=None, *, settings=(), total_steps=TOTAL_STEPS, **calls):
+    """Train, with *calls* in place of what reads images, computes the loss, logs and saves."""
     progress = progress or Progress()
-    calls = {
-        "micro_batches": micro_batches,
-        "loss_of": lambda model, batch: model(batch.images_BCHW).square().mean(),
-        "log_step": lambda *_: None,
-        "evaluate": lambda _: {"val/loss": 0.0},
-        "log_evaluation": lambda *_: None,
-        "after_update": lambda _: None,
-        "note_best": lambda *_: (),
-        "save": lambda *_: None,
-        "should_stop": lambda: False,
-        **hooks,
-    }
-    finished = train(
-        the_plan or plan(),
-        progress,
-        model=model,
-        optimizers=optimizers,
-        hooks=Hooks(**calls),
-        world=World(),
-        scaler=scaler,
+    of = {"save": _nothing, "log_step": _nothing, "log_evaluation": _nothing, **calls}
+    recipe = load_recipe("tiny", [*SETTINGS, *settings])
+    stop = of.get("stop", SimpleNamespace(is_asked=False, guarded=lambda batches: batches))
+    curriculum = Curriculum(section=CurriculumSection(), img_size=1, total_steps=total_steps)
+    trainer = Trainer(
+        run=RunContext(
+            recipe=recipe,
+            options=None,
+            reporter=Reporter(),
+            world=World(),
+            data=SimpleNamespace(val_name="val"),
+            args={},
+            objective=SimpleNamespace(loss=of.get("loss", squared)),
+        ),
+        schedule=LrSchedule(total_steps=total_steps, decay="linear"),
+        state=state,
+        sampler=StepSampler(80, global_batch_size=BATCH, seed=0),
+        loader=SimpleNamespace(micro_batches=of.get("micro_batches", micro_batches)),
+        patches=PatchDropper(curriculum, patch_size=1, device=CPU),
+        evaluation=SimpleNamespace(metrics=of.get("metrics", lambda: {"val/loss": 0.0})),
+        log=SimpleNamespace(log_step=of["log_step"], log_evaluation=of["log_evaluation"]),
+        meters=SimpleNamespace(waiting=lambda batches: batches),
+        losses=SimpleNamespace(start_step=_nothing, note=_nothing),
+        checkpoints=SimpleNamespace(save=of["save"], writer=SimpleNamespace(check=_nothing)),
+        stop=stop,
     )
-    return finished, progress
+    return trainer.train(progress), progress
+
+
+def _nothing(*_):
+    pass
 
 
 def test_a_resumed_run_ends_with_the_same_weights_to_the_bit():
-    model, optimizers = fresh()
-    saved = {}
+    state, saved = fresh(), {}
 
-    def save(progress, _):
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        saved[progress.step] = copy.deepcopy((progress, model.state_dict(), states))
+    def save(progress, _best=()):
+        states = [optimizer.state_dict() for optimizer in state.optimizers]
+        saved[progress.step] = copy.deepcopy((progress, state.model.state_dict(), states))
 
-    run(model, optimizers, save=save)
+    run(state, save=save)
     progress, weights, states = saved[5]
-    resumed, resumed_optimizers = fresh()
-    resumed.load_state_dict(weights)
-    for optimizer, state in zip(resumed_optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
+    resumed = fresh()
+    resumed.model.load_state_dict(weights)
+    for optimizer, its in zip(resumed.optimizers, states, strict=True):
+        optimizer.load_state_dict(its)
     torch.manual_seed(12345)
-    run(resumed, resumed_optimizers, progress)
+    run(resumed, progress)
 
-    assert torch.equal(resumed.line.weight, model.line.weight)
+    assert torch.equal(resumed.model.line.weight, state.model.line.weight)
     assert progress == Progress(step=10, images_seen=80)
 
 
@@ -107,8 +125,8 @@ def test_what_happens_when():
     saved, evaluated, logged = [], [], []
 
     finished, _ = run(
-        *fresh(),
-        save=lambda p, _: saved.append(p.step),
+        fresh(),
+        save=lambda p, _=(): saved.append(p.step),
         log_step=lambda p, metrics: logged.append((p.step, sorted(metrics))),
         log_evaluation=lambda p, _: evaluated.append(p.step),
     )
@@ -116,9 +134,8 @@ def test_what_happens_when():
     assert finished
     assert saved == [5, 10]
     assert evaluated == [10]
-    assert logged == [
-        (step, ["grad_norm", "loss", "loss_scale", "lr_factor"]) for step in range(1, 11)
-    ]
+    names = ["grad_norm", "loss", "loss_scale", "lr_factor", "num_replaced", "num_skipped"]
+    assert logged == [(step, names) for step in range(1, 11)]
 
 
 def test_small_micro_batches_give_the_gradient_of_the_whole_batch():
@@ -126,27 +143,27 @@ def test_small_micro_batches_give_the_gradient_of_the_whole_batch():
         def __init__(self):
             super().__init__(3, 2)
 
-    whole, optimizers = fresh(Plain)
-    run(whole, optimizers)
-    parts, optimizers = fresh(Plain)
-    run(parts, optimizers, micro_batches=lambda step: micro_batches(step, size=3))
+    whole, parts = fresh(Plain), fresh(Plain)
+    run(whole)
+    run(parts, micro_batches=lambda step: micro_batches(step, size=3))
 
-    torch.testing.assert_close(parts.weight, whole.weight)
+    torch.testing.assert_close(parts.model.weight, whole.model.weight)
 
 
 def test_a_batch_with_fewer_images_than_planned_is_averaged_over_those_it_has():
-    losses = []
+    lines = []
     expected = next(micro_batches(0, skip=3)).images_BCHW.square().mean().item()
 
     _, progress = run(
-        _Scale(),
-        [],
-        the_plan=plan(total_steps=1, grad_clip_norm=None),
+        fresh(_Scale),
+        total_steps=1,
+        settings=["optim.grad_clip_norm=null"],
         micro_batches=lambda step: micro_batches(step, skip=3),
-        log_step=lambda _, metrics: losses.append(metrics["loss"]),
+        log_step=lambda _, metrics: lines.append(metrics),
     )
 
-    assert losses == [pytest.approx(expected)]
+    assert [line["loss"] for line in lines] == [pytest.approx(expected)]
+    assert [line["num_skipped"] for line in lines] == [3]
     assert progress.images_seen == BATCH - 3
 
 
@@ -160,22 +177,24 @@ class _Scale(torch.nn.Module):
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_before_it_reaches_the_weights():
-    model, optimizers = fresh()
-    before = copy.deepcopy(model.state_dict())
+    state = fresh()
+    before = copy.deepcopy(state.model.state_dict())
 
     with pytest.raises(NonFiniteLossError, match="nan at step 1"):
-        run(model, optimizers, loss_of=lambda m, b: m(b.images_BCHW).mean() * math.nan)
+        run(state, loss=lambda m, b, _: m(b.images_BCHW).mean() * math.nan)
 
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    after = state.model.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
 
 
 def test_a_signal_ends_the_run_between_two_updates_after_a_save():
-    saved, steps = [], iter([False] * 5 + [True] * 5)
-    model, optimizers = fresh()
+    saved, answers = [], iter([False] * 5 + [True] * 5)
 
-    finished, progress = run(
-        model, optimizers, should_stop=lambda: next(steps), save=lambda p, _: saved.append(p.step)
-    )
+    class Stop:
+        is_asked = property(lambda _: next(answers))
+        guarded = staticmethod(lambda batches: batches)
+
+    finished, progress = run(fresh(), stop=Stop(), save=lambda p, _=(): saved.append(p.step))
 
     assert not finished
     assert saved == [progress.step]
@@ -186,33 +205,31 @@ def test_the_gradient_norm_is_that_before_clipping():
     norms = []
 
     run(
-        *fresh(),
-        the_plan=plan(grad_clip_norm=1e-3),
+        fresh(),
+        settings=["optim.grad_clip_norm=0.001"],
         log_step=lambda _, metrics: norms.append(metrics["grad_norm"]),
     )
 
     assert max(norms) > 1e-2
 
 
-def test_an_update_that_float16_overflowed_in_is_left_out_and_counted():
-    model, optimizers = fresh()
-    scaler = LossScaler(scale=2.0**20, is_fixed=False)
+def test_an_update_that_float16_overflowed_in_is_skipped_and_counted():
     updates, scales, weights = [], [], []
+    state = fresh(
+        scaler=LossScaler(scale=2.0**20, is_fixed=False), ema=SimpleNamespace(update=updates.append)
+    )
 
-    def loss_of(model, batch):
-        loss = model(batch.images_BCHW).square().mean()
+    def loss(model, batch, _kept):
+        value = squared(model, batch)
         # At the first scale the gradient overflows, as it would in float16.
-        return _Overflow.apply(loss) if scaler.scale == 2.0**20 else loss
+        return _Overflow.apply(value) if state.scaler.scale == 2.0**20 else value
 
     finished, progress = run(
-        model,
-        optimizers,
-        scaler=scaler,
-        loss_of=loss_of,
-        after_update=updates.append,
+        state,
+        loss=loss,
         log_step=lambda _, metrics: (
             scales.append(metrics["loss_scale"]),
-            weights.append(model.line.weight.detach().clone()),
+            weights.append(state.model.line.weight.detach().clone()),
         ),
     )
 
@@ -220,7 +237,7 @@ def test_an_update_that_float16_overflowed_in_is_left_out_and_counted():
     assert (progress.step, progress.skipped_updates) == (10, 1)
     assert updates == list(range(1, 10))
     assert scales == [2.0**20] + [2.0**19] * 9
-    assert torch.equal(weights[0], fresh()[0].line.weight)
+    assert torch.equal(weights[0], fresh().model.line.weight)
     assert not torch.equal(weights[1], weights[0])
 
 
@@ -235,23 +252,21 @@ class _Overflow(torch.autograd.Function):
 
 
 def test_a_scaled_loss_learns_what_the_plain_one_does_to_the_bit():
-    plain, optimizers = fresh()
-    run(plain, optimizers)
-    scaled, optimizers = fresh()
-    run(scaled, optimizers, scaler=LossScaler(scale=2.0**10, is_fixed=False))
+    plain, scaled = fresh(), fresh(scaler=LossScaler(scale=2.0**10, is_fixed=False))
+    run(plain)
+    run(scaled)
 
-    assert torch.equal(plain.line.weight, scaled.line.weight)
+    assert torch.equal(plain.model.line.weight, scaled.model.line.weight)
 
 
 def test_the_best_checkpoint_is_saved_out_of_turn():
     saved, values = [], iter([3.0, 2.0, 4.0, 1.0, 1.0])
 
     run(
-        *fresh(),
-        the_plan=plan(eval_every_steps=2, save_every_steps=5),
-        evaluate=lambda _: {"val/loss": next(values)},
-        note_best=lambda p, metrics: BestWatch("loss", "val").note(p.best, metrics),
-        save=lambda p, best: saved.append((p.step, list(best), dict(p.best))),
+        fresh(),
+        settings=["run.eval_every_steps=2", "run.best_metric=loss"],
+        metrics=lambda: {"val/loss": next(values)},
+        save=lambda p, best=(): saved.append((p.step, list(best), dict(p.best))),
     )
 
     assert saved == [

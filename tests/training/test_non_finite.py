@@ -5,9 +5,16 @@ import torch
 
 from vit21k.data.loader import Batch
 from vit21k.errors import NonFiniteLossError
-from vit21k.training.log import LossWatch
+from vit21k.training.log import StepLosses
 
 NONE = torch.empty(0, dtype=torch.int64)
+
+
+class Cats:
+    """Images of one folder."""
+
+    def path(self, row):
+        return f"cat/{row}.jpg"
 
 
 def batch(*rows):
@@ -18,13 +25,11 @@ def batch(*rows):
 
 def diverge(tmp_path, losses):
     """Make a step whose micro-batches, of rows 0 1, 2 3, ..., have these *losses*."""
-    watch = LossWatch(lambda row: f"cat/{row}.jpg", tmp_path, rank=1)
-    remaining = iter(losses)
-    loss_of = watch.watch(lambda _model, _batch: torch.tensor(next(remaining)))
-    watch.start_step(7)
-    for index in range(len(losses)):
-        loss_of(torch.nn.Identity(), batch(2 * index, 2 * index + 1))
-    with pytest.raises(NonFiniteLossError) as failure, watch.explaining():
+    noted = StepLosses(Cats(), tmp_path, rank=1)
+    noted.start_step(7)
+    for index, loss in enumerate(losses):
+        noted.note(batch(2 * index, 2 * index + 1), torch.tensor(loss))
+    with pytest.raises(NonFiniteLossError) as failure, noted.explaining():
         raise NonFiniteLossError("the loss is nan at step 8", hint="lower the learning rate")
     return failure.value
 
@@ -58,12 +63,11 @@ def test_a_process_whose_losses_were_good_lists_nothing(tmp_path):
 
 
 def test_a_step_begins_without_the_images_of_the_one_before(tmp_path):
-    watch = LossWatch(str, tmp_path)
-    loss_of = watch.watch(lambda _model, _batch: torch.tensor(float("nan")))
-    loss_of(torch.nn.Identity(), batch(1))
-    watch.start_step(1)
+    noted = StepLosses(Cats(), tmp_path)
+    noted.note(batch(1), torch.tensor(float("nan")))
+    noted.start_step(1)
 
-    with pytest.raises(NonFiniteLossError), watch.explaining():
+    with pytest.raises(NonFiniteLossError), noted.explaining():
         raise NonFiniteLossError("elsewhere")
 
     assert list(tmp_path.iterdir()) == []

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from vit21k.errors import RecipeError, UsageError
+from vit21k.optim.optimizers import build_optimizers
 from vit21k.recipe.load import load_recipe
-from vit21k.training.builders import freeze, loss_options_of, lr_schedule_of, optim_plan_of
+from vit21k.training.builders import build_schedule, freeze
+from vit21k.training.context import new_model
+from vit21k.training.objective import loss_options
 
 SMALL = ["total_steps=1000", "schedule.warmup_steps=0"]
 
 
-def schedule(*settings, total_steps=1000, steps_per_epoch=100):
-    recipe = load_recipe("tiny", [*SMALL, *settings])
-    return lr_schedule_of(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+def schedule(*settings):
+    return build_schedule(load_recipe("tiny", [*SMALL, *settings]), steps_per_epoch=100)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +115,21 @@ def test_the_optimizers_numbers_are_the_recipes():
         ["optim.layer_decay=0.65", "optim.lr_multipliers={head.*: 10}", "optim.weight_decay=0.2"],
     )
 
-    plan = optim_plan_of(recipe)
+    model = new_model(recipe, num_classes=3)
+    (optimizer,) = build_optimizers(model, recipe.optim)
 
-    assert (plan.kind, plan.lr, plan.muon_lr) == ("adamw", 2e-3, 2e-3)
-    assert (plan.rules.weight_decay, plan.rules.decay_params) == (0.2, "kernels")
-    assert (plan.rules.layer_decay, plan.rules.lr_multipliers) == (0.65, {"head.*": 10})
+    assert isinstance(optimizer, torch.optim.AdamW)
+    groups = {id(param): group for group in optimizer.param_groups for param in group["params"]}
+    head, first = groups[id(model.head.weight)], groups[id(model.pos_embed)]
+    assert (head["peak_lr"], head["weight_decay"]) == (pytest.approx(2e-2), 0.2)
+    assert groups[id(model.head.bias)]["weight_decay"] == 0
+    num_layers = len(model.blocks) + 1
+    assert (first["peak_lr"], first["weight_decay"]) == (pytest.approx(2e-3 * 0.65**num_layers), 0)
 
 
 def test_plscs_smoothing_is_the_default_of_the_sigmoid_loss():
-    options = loss_options_of(load_recipe("tiny", ["loss.smoothing=1e-4"]))
-    softmax = loss_options_of(load_recipe("tiny", ["loss.kind=softmax", "loss.smoothing=0.1"]))
+    options = loss_options(load_recipe("tiny", ["loss.smoothing=1e-4"]).loss)
+    softmax = loss_options(load_recipe("tiny", ["loss.kind=softmax", "loss.smoothing=0.1"]).loss)
 
     assert options == {"smoothing": 1e-4, "smoothing_floor": "e", "class_reduction": "sum"}
     assert softmax == {"smoothing": 0.1}

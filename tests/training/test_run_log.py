@@ -5,8 +5,19 @@ import json
 import pytest
 import torch  # noqa: F401 (see conftest.py)
 
+from vit21k.training.context import Progress
 from vit21k.training.log import RunLog
-from vit21k.training.loop import Progress
+from vit21k.training.reporter import Reporter
+
+
+class Lines(Reporter):
+    """Keeps the lines in a list."""
+
+    def __init__(self, lines):
+        self.lines = lines
+
+    def line(self, line):
+        self.lines.append(line)
 
 
 def open_log(tmp_path, told, *, step=0):
@@ -16,7 +27,7 @@ def open_log(tmp_path, told, *, step=0):
         total_steps=6,
         every_steps=2,
         peak_lr=0.5,
-        tell=told.append,
+        reporter=Lines(told),
     )
 
 
@@ -59,7 +70,7 @@ def test_sinks_hear_the_lines_and_are_closed_with_the_log(tmp_path):
         total_steps=2,
         every_steps=2,
         peak_lr=1.0,
-        tell=lambda _line: None,
+        reporter=Reporter(),
         sinks=[sink],
     )
 
@@ -122,7 +133,7 @@ def test_processes_but_the_first_write_nothing(tmp_path):
         total_steps=2,
         every_steps=1,
         peak_lr=1.0,
-        tell=None,
+        reporter=None,
     )
 
     log_steps(log, 1, 2)

@@ -16,11 +16,10 @@ from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler
 from vit21k.training import checkpoints
 from vit21k.training.checkpoints import Saver, restore
-from vit21k.training.context import TrainState
-from vit21k.training.loop import Progress
+from vit21k.training.context import Progress, TrainState
 
 
-def new_learner():
+def new_state():
     torch.manual_seed(0)
     model = get_model(NAME, num_classes=len(CLASSES), **SMALL)
     return TrainState(
@@ -31,13 +30,13 @@ def new_learner():
     )
 
 
-def update(learner):
-    learner.model(torch.ones(2, 3, 16, 16)).sum().backward()
-    learner.optimizers[0].step()
-    learner.ema.update(1)
+def update(state):
+    state.model(torch.ones(2, 3, 16, 16)).sum().backward()
+    state.optimizers[0].step()
+    state.ema.update(1)
 
 
-def saver_of(learner, run_dir, writer, **changes):
+def saver_of(state, run_dir, writer, **changes):
     settings = EvalSettings(
         img_size=16,
         mode="squash",
@@ -49,7 +48,7 @@ def saver_of(learner, run_dir, writer, **changes):
     config = model_config(NAME, model_args(NAME, **SMALL), CLASSES, settings, "softmax")
     fields = {
         "run_dir": run_dir,
-        "learner": learner,
+        "state": state,
         "identity": {"recipe": {}},
         "model_config": config,
         "keep_last": 2,
@@ -68,57 +67,57 @@ def test_an_update_during_the_writing_does_not_reach_the_checkpoint(tmp_path, mo
         return save_checkpoint(*args, **kwargs)
 
     monkeypatch.setattr(checkpoints, "save_checkpoint", slow)
-    learner, progress = new_learner(), Progress(step=1, images_seen=2, best={"best": 0.5})
-    update(learner)
-    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    average = learner.ema.tensors()["head.weight"].clone()
+    state, progress = new_state(), Progress(step=1, images_seen=2, best={"best": 0.5})
+    update(state)
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    average = state.ema.tensors()["head.weight"].clone()
     with BackgroundWriter() as writer:
-        saver_of(learner, tmp_path, writer).save(progress, ["best"])
-        update(learner)
+        saver_of(state, tmp_path, writer).save(progress, ["best"])
+        update(state)
         progress.step = 2
         may_write.set()
 
     checkpoint = find_latest(tmp_path).checkpoint
     assert checkpoint.step == 1
-    assert not torch.equal(learner.model.head.weight, before["head.weight"])
+    assert not torch.equal(state.model.head.weight, before["head.weight"])
     for name, tensor in checkpoint.model_tensors().items():
         assert torch.equal(tensor, before[name])
     assert torch.equal(checkpoint.ema_tensors()["head.weight"], average)
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000001\n"
 
 
-def test_a_learner_that_is_put_back_goes_on_to_the_bit(tmp_path):
-    learner, other = new_learner(), new_learner()
-    update(learner)
+def test_a_train_state_that_is_restored_resumes_bit_identically(tmp_path):
+    state, other = new_state(), new_state()
+    update(state)
     with BackgroundWriter() as writer:
-        saver_of(learner, tmp_path, writer).save(Progress(step=1, skipped_updates=4), [])
+        saver_of(state, tmp_path, writer).save(Progress(step=1, skipped_updates=4), [])
     checkpoint = find_latest(tmp_path).checkpoint
 
     other.model.load_state_dict(checkpoint.model_tensors())
     other.scaler.scale = 1.0
     progress = restore(checkpoint, other)
-    for one in (learner, other):
+    for one in (state, other):
         one.optimizers[0].zero_grad()
         update(one)
 
     assert progress.weight_norm > 0
     assert progress == Progress(step=1, skipped_updates=4, weight_norm=progress.weight_norm)
-    assert other.scaler == learner.scaler
-    for name, tensor in learner.ema.tensors().items():
+    assert other.scaler == state.scaler
+    for name, tensor in state.ema.tensors().items():
         assert torch.equal(tensor, other.ema.tensors()[name])
 
 
 def test_only_the_first_process_copies_and_writes(tmp_path):
     with BackgroundWriter() as writer:
         second = World(rank=1, world_size=2)
-        saver_of(new_learner(), tmp_path, writer, world=second).save(Progress(step=1), [])
+        saver_of(new_state(), tmp_path, writer, world=second).save(Progress(step=1), [])
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_state_is_plain_json(tmp_path):
     with BackgroundWriter() as writer:
-        saver_of(new_learner(), tmp_path, writer).save(Progress(step=3), [])
+        saver_of(new_state(), tmp_path, writer).save(Progress(step=3), [])
 
     path = find_latest(tmp_path).checkpoint.path / "state.json"
     state = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -130,14 +129,14 @@ def test_the_state_is_plain_json(tmp_path):
     (float("nan"), "not finite"), (float("-inf"), "not finite"), (None, ""),
 ])  # fmt: skip
 def test_an_optimizers_state_that_is_not_finite_is_not_saved(tmp_path, bad, message):
-    learner, progress = new_learner(), Progress(step=1)
-    update(learner)
+    state, progress = new_state(), Progress(step=1)
+    update(state)
     if bad is not None:
-        state = next(iter(learner.optimizers[0].state.values()))
-        state["exp_avg_sq"].view(-1)[-1] = bad
+        slots = next(iter(state.optimizers[0].state.values()))
+        slots["exp_avg_sq"].view(-1)[-1] = bad
 
     with BackgroundWriter() as writer:
-        saver = saver_of(learner, tmp_path, writer)
+        saver = saver_of(state, tmp_path, writer)
         if bad is None:
             saver.save(progress, [])
         else:

@@ -19,13 +19,14 @@ from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import build_optimizers, set_lr
 from vit21k.recipe.load import load_recipe, shipped_recipes
 from vit21k.training.builders import (
-    loss_of,
-    objective_of,
-    optim_plan_of,
+    build_schedule,
+    eval_transform_of,
     policy_of,
     train_transform_of,
 )
-from vit21k.training.context import eval_transform_of, model_args_of, new_model, plan_of
+from vit21k.training.context import model_args_of, new_model
+from vit21k.training.objective import build_objective
+from vit21k.training.reporter import Reporter
 
 CPU = torch.device("cpu")
 SIDE, STEPS_PER_EPOCH = 32, 1000
@@ -42,6 +43,13 @@ PUBLISHED_PARAMS = {
     ("pretrain_pit_ti_paddle_in1k", 1000): 4_847_272,
     ("pretrain_pit_b_distilled_in1k", 1000): 74_790_096,
 }
+
+
+class Strict(Reporter):
+    """A reporter for which a warning is a failure."""
+
+    def warn(self, text):
+        pytest.fail(text)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +113,16 @@ def test_its_model_has_as_many_parameters_as_published(name, num_classes):
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_it_takes_a_step(name, teacher):
     recipe = small(name, teacher)
-    plan = plan_of(recipe, STEPS_PER_EPOCH if recipe.epochs else 1)
+    schedule = build_schedule(recipe, STEPS_PER_EPOCH if recipe.epochs else 1)
     model = new_model(recipe, num_classes=len(CLASSES)).train()
-    objective = objective_of(recipe, CLASSES, CPU, warn=pytest.fail)
+    objective = build_objective(recipe, CLASSES, CPU, Strict())
     objective.prepare(model)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    optimizers = build_optimizers(model, optim_plan_of(recipe))
+    optimizers = build_optimizers(model, recipe.optim)
     ema = recipe.ema.decay and Ema(model, decay=recipe.ema.decay, warmup_steps=0)
 
-    set_lr(optimizers, plan.lr_factor(plan.total_steps // 2))
-    loss = loss_of(model, batch_of(recipe), recipe=recipe, device=CPU, objective=objective)
+    set_lr(optimizers, schedule(schedule.total_steps // 2))
+    loss = objective.loss(model, batch_of(recipe))
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -125,7 +133,7 @@ def test_it_takes_a_step(name, teacher):
         name for name, param in model.named_parameters() if not torch.equal(param, before[name])
     }
     assert torch.isfinite(loss)
-    assert 0 < plan.lr_factor(plan.total_steps // 2) <= 1
+    assert 0 < schedule(schedule.total_steps // 2) <= 1
     assert "head.weight" in changed
     assert (changed <= {"head.weight", "head.bias"}) == (recipe.model.freeze == "backbone")
 
@@ -174,6 +182,6 @@ def test_it_evaluates_at_the_size_of_its_model(name):
 def test_its_learning_rate_is_the_sources(name, steps_per_epoch, step, lr):
     recipe = load_recipe(name)
 
-    factor = plan_of(recipe, steps_per_epoch).lr_factor(step)
+    factor = build_schedule(recipe, steps_per_epoch)(step)
 
     assert factor * recipe.optim.lr == pytest.approx(lr, rel=2e-3, abs=1e-12)

@@ -12,9 +12,10 @@ from vit21k.errors import UsageError
 from vit21k.losses.sparse import multi_label_loss
 from vit21k.models.attention import Trial
 from vit21k.models.registry import get_model
+from vit21k.recipe.schema import StepSection
 from vit21k.training import step
 from vit21k.training.step import (
-    StepPlan,
+    StepShape,
     blocks_of,
     compile_blocks,
     prepare_step,
@@ -38,12 +39,13 @@ def loss_of(model, batch):
     return multi_label_loss(logits, batch.label_rows_L, batch.label_ids_L)
 
 
-def plan(**changes):
-    return StepPlan(img_size=32, device_batch_size=2, **changes)
+def shape(dtype=torch.float32):
+    return StepShape(img_size=32, device_batch_size=2, dtype=dtype)
 
 
-def prepare(model, the_plan, run_dir=None):
-    return prepare_step(model, the_plan, loss_of=loss_of, device=CPU, run_dir=run_dir)
+def prepare(model, run_dir=None, dtype=torch.float32, **section):
+    section = StepSection(**section)
+    return prepare_step(model, section, shape(dtype), loss_of=loss_of, device=CPU, run_dir=run_dir)
 
 
 def loss_and_gradients(model):
@@ -57,7 +59,7 @@ def loss_and_gradients(model):
 def test_on_a_cpu_a_small_step_is_left_as_it_is(tmp_path):
     model = small_model()
 
-    assert prepare(model, plan(), tmp_path) == []
+    assert prepare(model, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
     assert all(block._compiled_call_impl is None for block in blocks_of(model))
 
@@ -65,7 +67,7 @@ def test_on_a_cpu_a_small_step_is_left_as_it_is(tmp_path):
 def test_the_words_of_a_recipe_reach_every_block():
     model = small_model()
 
-    prepare(model, plan(recompute="cheap", attention="math"))
+    prepare(model, recompute="cheap", attention="math")
 
     assert all(block.recomputes for block in blocks_of(model))
     assert {block.attn.backend.name for block in blocks_of(model)} == {"MATH"}
@@ -82,13 +84,13 @@ def test_a_trial_is_made_once_in_a_run_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "try_backends", trial)
     model = small_model()
 
-    notes = prepare(model, plan(), tmp_path)
-    again = prepare(small_model(), plan(), tmp_path)
+    notes = prepare(model, tmp_path)
+    again = prepare(small_model(), tmp_path)
 
     assert notes == again == ["attention: math (flash 2.00 ms, math 1.00 ms)"]
     assert asked == [(2, 2, 17, 16)]
     assert {block.attn.backend.name for block in blocks_of(model)} == {"MATH"}
-    prepare(small_model(), plan(dtype=torch.bfloat16), tmp_path)
+    prepare(small_model(), tmp_path, torch.bfloat16)
     assert len(asked) == 2  # another type of numbers
 
 
@@ -101,7 +103,7 @@ def test_compiled_blocks_are_kept_if_they_are_faster(tmp_path, monkeypatch):
     memory = step.TrialMemory(tmp_path / "trials.json", {}, CPU)
     model = small_model()
 
-    notes = step._choose_compile(model, plan(), loss_of, cuda_like, memory, step.World())
+    notes = step._choose_compile(model, "auto", shape(), loss_of, cuda_like, memory, step.World())
     memory.save()
 
     assert notes == ["compile: blocks (none 2000.0 ms, blocks 1000.0 ms)"]
@@ -124,7 +126,7 @@ def test_a_timed_step_leaves_the_model_as_it_was():
     model = small_model()
     before = [param.clone() for param in model.parameters()]
 
-    assert 0 < step_seconds(model, loss_of, plan(), num_rounds=1) < 60
+    assert 0 < step_seconds(model, loss_of, shape(), num_rounds=1) < 60
     assert all(map(torch.equal, model.parameters(), before))
     assert all(param.grad is None for param in model.parameters())
 
@@ -143,7 +145,7 @@ def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, rec
     names = list(model.state_dict())
     loss, gradients = loss_and_gradients(model)
 
-    prepare(model, plan(compile="none", recompute=recompute, attention="flash"))
+    prepare(model, compile="none", recompute=recompute, attention="flash")
     compile_blocks(model, backend=backend)
     compiled_loss, compiled_gradients = loss_and_gradients(model)
 
@@ -167,7 +169,7 @@ def test_every_rate_of_stochastic_depth_shares_what_is_compiled():
 
 def test_float8_is_refused_where_the_device_has_none():
     with pytest.raises(UsageError, match="no 8-bit matrix products"):
-        prepare(small_model(), plan(float8="mlp"))
+        prepare(small_model(), float8="mlp")
 
 
 @pytest.mark.filterwarnings("ignore")  # of torchao

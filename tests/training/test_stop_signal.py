@@ -4,8 +4,7 @@ import signal
 
 import pytest
 
-from vit21k.training import hooks
-from vit21k.training.hooks import StopSignal
+from vit21k.training.loop import StopSignal
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
@@ -30,18 +29,14 @@ def in_foreground():
 
 
 @pytest.mark.usefixtures("in_foreground")
-def test_a_second_ctrl_c_some_seconds_later_interrupts(monkeypatch):
-    monkeypatch.setattr(hooks, "_SAME_REQUEST_SECONDS", -1.0)
-
-    with pytest.raises(KeyboardInterrupt), StopSignal():  # noqa: PT012
+def test_a_second_ctrl_c_some_seconds_later_interrupts():
+    with pytest.raises(KeyboardInterrupt), StopSignal(same_request_seconds=-1.0):  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_sigterm_never_ends_a_run_that_is_saving(monkeypatch):
-    monkeypatch.setattr(hooks, "_SAME_REQUEST_SECONDS", -1.0)
-
-    with StopSignal() as stop:
+def test_a_second_sigterm_never_ends_a_run_that_is_saving():
+    with StopSignal(same_request_seconds=-1.0) as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
 

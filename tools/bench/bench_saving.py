@@ -20,11 +20,10 @@ from vit21k.models.registry import get_model
 from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler
 from vit21k.training.checkpoints import Saver
-from vit21k.training.context import TrainState
-from vit21k.training.loop import Progress
+from vit21k.training.context import Progress, TrainState
 
 
-def learner_of(name: str) -> TrainState:
+def state_of(name: str) -> TrainState:
     """Return a model that has been updated once, with moments and an average."""
     model = get_model(name)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -45,12 +44,12 @@ def longest_wait(stop: threading.Event, waits: list[float]) -> None:
         waits.append(time.perf_counter() - began - 0.001)
 
 
-def measure(learner: TrainState, folder: Path, step: int) -> str:
+def measure(state: TrainState, folder: Path, step: int) -> str:
     """Save once; return the figures as a row of Markdown."""
-    model, optimizer = learner.model, learner.optimizers[0]
+    model, optimizer = state.model, state.optimizers[0]
     states = [value for slots in optimizer.state.values() for value in slots.values()]
-    assert learner.ema is not None  # noqa: S101
-    tensors = [*model.state_dict().values(), *learner.ema.tensors().values(), *states]
+    assert state.ema is not None  # noqa: S101
+    tensors = [*model.state_dict().values(), *state.ema.tensors().values(), *states]
     began = time.perf_counter()
     copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
     copy_seconds = time.perf_counter() - began
@@ -62,7 +61,7 @@ def measure(learner: TrainState, folder: Path, step: int) -> str:
     with BackgroundWriter() as writer:
         saver = Saver(
             run_dir=folder,
-            learner=learner,
+            state=state,
             identity={},
             model_config={},
             total_steps=0,
@@ -90,14 +89,14 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    learner = learner_of(args.model)
+    state = state_of(args.model)
     print(
         "| state | a copy alone | the step waits | until it is on disk | longest wait meanwhile |"
     )
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for step in range(1, args.rounds + 1):
-            print(measure(learner, Path(folder), step), flush=True)
+            print(measure(state, Path(folder), step), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -32,23 +33,23 @@ from vit21k.distributed import World
 from vit21k.inference.evaluate import evaluate
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
+from vit21k.optim.optimizers import set_lr
 from vit21k.recipe.load import load_recipe
 from vit21k.recipe.schema import Recipe
-from vit21k.training.builders import loss_of, sampler_of
+from vit21k.training.builders import build_schedule, eval_transform_of, sampler_of
 from vit21k.training.checkpoints import plain_copy
 from vit21k.training.context import (
-    NOBODY,
-    Place,
     RunContext,
-    eval_transform_of,
-    learner_of,
+    RunOptions,
+    build_train_state,
     model_args_of,
     new_model,
     open_split_data,
-    plan_of,
 )
-from vit21k.training.hooks import train_loader_of
-from vit21k.training.loop import Hooks, Progress, train
+from vit21k.training.gradients import clip, dropout_seed, seed_dropout
+from vit21k.training.loop import StagedLoader
+from vit21k.training.objective import Objective
+from vit21k.training.reporter import Reporter
 
 PAIRS: Sequence[tuple[Way, Way]] = (("bfloat16", "float32"), ("float8", "bfloat16"))
 NUM_CURVE_POINTS = 4
@@ -85,44 +86,36 @@ def recipe_of(options: argparse.Namespace, way: Way, seed: int) -> Recipe:
 def run(options: argparse.Namespace, way: Way, seed: int) -> Result:
     """Train from the start, and evaluate."""
     recipe = recipe_of(options, way, seed)
-    setup = setup_of(options, recipe)
-    model = new_model(recipe, num_classes=len(setup.data.classes))
-    learner = learner_of(setup, in_float8(model) if way == "float8" else model)
-    sampler = sampler_of(recipe, setup.data.train, setup.world)
-    loader = train_loader_of(setup, sampler, recipe.data.device_batch_size)
+    context = context_of(options, recipe)
+    model = new_model(recipe, num_classes=len(context.data.classes))
+    state = build_train_state(context, in_float8(model) if way == "float8" else model)
+    sampler = sampler_of(recipe, context.data.train, context.world)
+    schedule = build_schedule(recipe, sampler.steps_per_epoch)
+    params = [param for param in state.model.parameters() if param.requires_grad]
     losses: list[float] = []
-    hooks = Hooks(
-        micro_batches=loader.micro_batches,
-        loss_of=partial(loss_of, recipe=recipe, device=CPU, objective=setup.objective),
-        log_step=lambda _progress, metrics: losses.append(metrics["loss"]),
-        after_update=lambda _num_updates: None,
-        evaluate=lambda model: {"prec@1": prec1_of(options, setup, model)},
-        log_evaluation=lambda _progress, _metrics: None,
-        note_best=lambda progress, metrics: progress.best.update(metrics) or (),
-        save=lambda _progress, _best: None,
-        should_stop=lambda: False,
-    )
-    progress = Progress()
-    try:
-        train(
-            plan_of(recipe, sampler.steps_per_epoch),
-            progress,
-            model=learner.model,
-            optimizers=learner.optimizers,
-            hooks=hooks,
-            world=setup.world,
-        )
-    finally:
-        loader.close()
-    result = Result(losses, progress.best["prec@1"], learner.model)
+    with closing(StagedLoader(context, sampler, recipe.data.device_batch_size)) as loader:
+        for step in range(schedule.total_steps):
+            seed_dropout(dropout_seed(recipe.seed, step, rank=0), CPU)
+            set_lr(state.optimizers, schedule(step))
+            losses.append(0.0)
+            for batch in loader.micro_batches(step):
+                share = len(batch.rows_B) / recipe.data.global_batch_size
+                loss = context.objective.loss(state.model, batch) * share
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses[-1] += float(loss)
+            clip(params, recipe.optim.grad_clip_norm)
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    result = Result(losses, prec1_of(options, context, state.model), state.model)
     print(way, seed, [round(loss, 4) for loss in result.curve()], result.prec1, flush=True)
     return result
 
 
-def setup_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
+def context_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
     """Return what a run is made from; it writes nothing."""
     data = open_split_data(options.manifests, None)
-    place = Place(
+    run_options = RunOptions(
         manifests=options.manifests,
         root=None,
         run_dir=Path(),
@@ -132,24 +125,25 @@ def setup_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
     )
     return RunContext(
         recipe=recipe,
-        place=place,
-        listener=NOBODY,
+        options=run_options,
+        reporter=Reporter(),
         world=World(),
         data=data,
         args=model_args_of(recipe, num_classes=len(data.classes)),
+        objective=Objective(recipe=recipe, device=CPU),
     )
 
 
-def prec1_of(options: argparse.Namespace, setup: RunContext, model: nn.Module) -> float:
+def prec1_of(options: argparse.Namespace, context: RunContext, model: nn.Module) -> float:
     """Return prec@1 on the test images of a plain model with the weights, as `vit21k eval`."""
-    data, precision = setup.recipe.data, setup.recipe.products_in
+    data, precision = context.recipe.data, context.recipe.products_in
     loader = EvalLoader(
         ImageDataset.from_manifest(open_manifest(options.test_manifests, IMAGES)),
-        eval_transform_of(setup.recipe),
+        eval_transform_of(context.recipe),
         device_batch_size=250,
         num_workers=0,
     )
-    plain = plain_copy(setup.args, model.state_dict(), CPU)
+    plain = plain_copy(context.args, model.state_dict(), CPU)
     with loader:
         metrics = evaluate(plain, loader, mean=data.mean, std=data.std, precision=precision)
     return float(metrics["prec@1"])
@@ -157,15 +151,12 @@ def prec1_of(options: argparse.Namespace, setup: RunContext, model: nn.Module) -
 
 def error_table(options: argparse.Namespace, model: nn.Module) -> str:
     """Return the relative errors of a trained model's MLPs on a batch: means over the MLPs."""
-    setup = setup_of(options, recipe_of(options, "float32", 0))
-    sampler = sampler_of(setup.recipe, setup.data.train, setup.world)
-    loader = train_loader_of(setup, sampler, setup.recipe.data.device_batch_size)
-    batch = next(loader.micro_batches(0))
-    loader.close()
-    calls = mlp_calls(
-        model,
-        partial(loss_of, batch=batch, recipe=setup.recipe, device=CPU, objective=setup.objective),
-    )
+    context = context_of(options, recipe_of(options, "float32", 0))
+    sampler = sampler_of(context.recipe, context.data.train, context.world)
+    device_batch_size = context.recipe.data.device_batch_size
+    with closing(StagedLoader(context, sampler, device_batch_size)) as loader:
+        batch = next(loader.micro_batches(0))
+    calls = mlp_calls(model, partial(context.objective.loss, batch=batch))
     lines = []
     for way in PRECISION:
         columns = zip(*mlp_errors(model, calls, way), strict=True)

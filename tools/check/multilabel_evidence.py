@@ -18,7 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,14 @@ from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.recipe.load import load_recipe
 from vit21k.recipe.schema import Recipe
-from vit21k.training.builders import sampler_of, train_transform_of
-from vit21k.training.context import (
-    NOBODY,
-    Place,
+from vit21k.training.builders import (
+    build_schedule,
     eval_transform_of,
-    new_model,
-    open_split_data,
-    plan_of,
+    sampler_of,
+    train_transform_of,
 )
+from vit21k.training.context import RunOptions, new_model, open_split_data
+from vit21k.training.reporter import Reporter
 from vit21k.training.run import train_run
 
 _SIDE, _PER_MOSAIC = 32, 4
@@ -124,34 +123,35 @@ def prepare(cifar: Path, work: Path, *, num_classes: int, counts: Mapping[str, i
         make_val(manifests, per_class=1)
 
 
-def train_ours(recipe: Recipe, place: Place) -> Result:
+def train_ours(recipe: Recipe, options: RunOptions) -> Result:
     """Run *recipe* from the manifests on."""
     losses: list[float] = []
     at: list[float] = []
 
-    def line(fields: Mapping[str, Any]) -> None:
-        if "lr" in fields:
-            losses.append(fields["loss"])
-            at.append(time.perf_counter())
+    class Losses(Reporter):
+        def line(self, line: Mapping[str, Any]) -> None:
+            if "lr" in line:
+                losses.append(line["loss"])
+                at.append(time.perf_counter())
 
-    train_run(recipe, place, replace(NOBODY, line=line), init=None, fresh=True)
+    train_run(recipe, options, Losses(), init=None, fresh=True)
     seconds = [after - before for before, after in pairwise(at)]
-    return Result(losses, seconds, load_model(place.run_dir)[0].eval())
+    return Result(losses, seconds, load_model(options.run_dir)[0].eval())
 
 
-def train_by_hand(recipe: Recipe, place: Place, *, exact: bool = False) -> Result:
+def train_by_hand(recipe: Recipe, options: RunOptions, *, exact: bool = False) -> Result:
     """Train timm's model with a dense target, on the same batches.
 
     Args:
         recipe: The numbers.
-        place: Where the images are.
+        options: Where the images are.
         exact: Report the loss of the same logits in double precision, untimed.  Of a class that is
             far from its threshold torch's own loss takes the small difference of two numbers near
             the logit, so that in float32 its value, not its gradient, is off by 1e-4 here.
     """
-    data = open_split_data(place.manifests, None)
+    data = open_split_data(options.manifests, None)
     sampler = sampler_of(recipe, data.train, World())
-    plan = plan_of(recipe, sampler.steps_per_epoch)
+    schedule = build_schedule(recipe, sampler.steps_per_epoch)
     model = timm_model(recipe, len(data.classes))
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight")]
     spared = [p for n, p in model.named_parameters() if not (p.ndim > 1 and n.endswith("weight"))]
@@ -166,18 +166,18 @@ def train_by_hand(recipe: Recipe, place: Place, *, exact: bool = False) -> Resul
         eps=optim.eps,
         fused=True,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, plan.lr_factor)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     losses, at = [], []
     loader = TrainLoader(
         data.train,
         sampler,
         train_transform_of(recipe),
         device_batch_size=recipe.data.device_batch_size,
-        num_workers=place.num_workers,
+        num_workers=options.num_workers,
         seed=recipe.seed,
     )
     with loader:
-        for step in range(plan.total_steps):
+        for step in range(schedule.total_steps):
             for batch in loader.micro_batches(step):
                 target = torch.zeros(len(batch.rows_B), len(data.classes))
                 target[batch.label_rows_L, batch.label_ids_L] = 1.0
@@ -188,7 +188,7 @@ def train_by_hand(recipe: Recipe, place: Place, *, exact: bool = False) -> Resul
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip_norm or 1e9)
                 optimizer.step()
-                schedule.step()
+                scheduler.step()
                 losses.append(dense_loss(logits.double(), target) if exact else loss.item())
                 at.append(time.perf_counter())
     seconds = [after - before for before, after in pairwise(at)]
@@ -248,7 +248,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     counts = {"train": args.images, "test": args.test_images}
     prepare(args.cifar, args.work, num_classes=args.classes, counts=counts)
     recipe = load_recipe("tiny", [*_SETTINGS, f"total_steps={args.steps}"])
-    place = Place(
+    options = RunOptions(
         manifests=args.work / f"train-{args.images}-{args.classes}",
         root=None,
         run_dir=args.work / "run",
@@ -257,9 +257,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         device_batch_size=None,
         peak_flops=1e12,
     )
-    rounds = [(train_ours(recipe, place), train_by_hand(recipe, place)) for _ in range(args.rounds)]
+    rounds = [
+        (train_ours(recipe, options), train_by_hand(recipe, options)) for _ in range(args.rounds)
+    ]
     ours, in_float32 = rounds[0]
-    theirs = train_by_hand(recipe, place, exact=True)
+    theirs = train_by_hand(recipe, options, exact=True)
     test = args.work / f"test-{args.test_images}-{args.classes}"
     apart = relative(ours.losses, theirs.losses)
     step = [

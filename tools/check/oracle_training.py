@@ -27,7 +27,8 @@ from vit21k.prep.split import make_val
 from vit21k.recipe.load import load_recipe
 from vit21k.recipe.schema import Recipe
 from vit21k.training.builders import sampler_of
-from vit21k.training.context import NOBODY, Place, SplitData, new_model, open_split_data
+from vit21k.training.context import RunOptions, SplitData, new_model, open_split_data
+from vit21k.training.reporter import Reporter
 from vit21k.training.run import train_run
 
 _WARMUP_STEPS, _START_FACTOR = 10, 0.01
@@ -153,7 +154,7 @@ def _recipe(kind: Kind, size: Size) -> Recipe:
 
 
 def _our_losses(recipe: Recipe, manifests: Path, run_dir: Path) -> Iterator[float]:
-    place = Place(
+    options = RunOptions(
         manifests=manifests,
         root=None,
         run_dir=run_dir,
@@ -161,7 +162,7 @@ def _our_losses(recipe: Recipe, manifests: Path, run_dir: Path) -> Iterator[floa
         num_workers=1,
         device_batch_size=None,
     )
-    train_run(recipe, place, NOBODY, init=None)
+    train_run(recipe, options, Reporter(), init=None)
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
         if "loss" in values:

@@ -31,7 +31,7 @@ from vit21k.cli.options import (
     require_torch,
     workers_or_cores,
 )
-from vit21k.cli.train import listener
+from vit21k.cli.train import console_reporter
 from vit21k.data.dataset import ImageDataset, ImageRows
 from vit21k.device import Precision
 from vit21k.distributed import World
@@ -40,7 +40,7 @@ from vit21k.machine import memory_bytes
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.recipe.schema import Recipe
-from vit21k.training import context
+from vit21k.training import builders, context
 from vit21k.training.builders import activation_bytes_of, bytes_per_param_of
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ def measure(
     seconds: float,
 ) -> Measured:
     """Return the rates of this machine for *recipe*, in about *seconds*."""
-    recipe = context.resolve_precision(recipe, device, World(), run_dir=None, listener=listener())
+    recipe = context.resolve_precision(
+        recipe, device, World(), run_dir=None, reporter=console_reporter()
+    )
     num_classes = source.num_classes or _NUM_CLASSES[recipe.stage]
     args = context.model_args_of(recipe, num_classes=num_classes)
     on = torch.device(device)
@@ -215,7 +217,7 @@ def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
     size = recipe.data.global_batch_size
     return Run(
         args=args,
-        total_steps=context.total_steps_of(recipe, max(1, num_images // size)),
+        total_steps=builders.total_steps_of(recipe, max(1, num_images // size)),
         global_batch_size=size,
         device_batch_size=recipe.data.device_batch_size,
         activation_bytes=activation_bytes_of(recipe, args),

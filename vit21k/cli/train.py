@@ -36,30 +36,46 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport, InitSource
     from vit21k.launch import Job
     from vit21k.recipe.schema import Recipe
-    from vit21k.training.context import Fork, Listener, Place
+    from vit21k.training.context import Fork, RunOptions
     from vit21k.training.dry_run import DryRun
     from vit21k.training.forecast import Forecast
+    from vit21k.training.reporter import Reporter
 
 _LONG_RUN_SECONDS = 14 * 86_400
 _MICRO_STEP_SECONDS = 10.0
 _UNTOLD = ("step", "total_steps", "seconds", "eta_seconds")
 
 
-def listener() -> "Listener":
-    """Return who hears of a run: the terminal."""
-    from vit21k.training.context import Listener
+def console_reporter() -> "Reporter":
+    """Return a reporter that prints to the terminal."""
+    from vit21k.training.reporter import Reporter
 
-    return Listener(
-        note=console.note,
-        warn=console.warn,
-        forecast=_tell_forecast,
-        initialised=_tell_initialised,
-        line=_tell_line,
-        micro_step=_MicroSteps(),
-    )
+    class ConsoleReporter(Reporter):
+        def __init__(self) -> None:
+            self._micro_steps = _MicroSteps()
+
+        def note(self, text: str) -> None:
+            console.note(text)
+
+        def warn(self, text: str) -> None:
+            console.warn(text)
+
+        def forecast(self, forecast: "Forecast") -> None:
+            _print_forecast(forecast)
+
+        def initialised(self, report: "InitReport") -> None:
+            console.note(f"init: {report.in_words()}")
+
+        def line(self, line: Mapping[str, Any]) -> None:
+            _print_line(line)
+
+        def micro_step(self, step: int, num_done: int, num_images: int) -> None:
+            self._micro_steps(step, num_done, num_images)
+
+    return ConsoleReporter()
 
 
-def _tell_forecast(forecast: "Forecast") -> None:
+def _print_forecast(forecast: "Forecast") -> None:
     console.done(
         f"{forecast.num_params / 1e6:,.2f} M parameters, {forecast.num_images:,} images to go, "
         f"{_engineering(forecast.flops)}FLOP; "
@@ -71,10 +87,6 @@ def _tell_forecast(forecast: "Forecast") -> None:
             f"this run would take about {console.duration(forecast.seconds)} on this machine; it "
             "goes on, and can be stopped and resumed at any time"
         )
-
-
-def _tell_initialised(report: "InitReport") -> None:
-    console.note(f"init: {report.in_words()}")
 
 
 class _MicroSteps:
@@ -93,7 +105,7 @@ class _MicroSteps:
             console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
 
 
-def _tell_line(line: Mapping[str, Any]) -> None:
+def _print_line(line: Mapping[str, Any]) -> None:
     head = f"step {line['step']:,}/{line['total_steps']:,}"
     if "lr" not in line:
         names = [name for name in line if name not in _UNTOLD]
@@ -163,7 +175,7 @@ def check_options(
 
 def reckon(
     recipe: "Recipe",
-    place: "Place",
+    options: "RunOptions",
     init: "InitSource | None",
     rate: float | None,
     *,
@@ -174,7 +186,13 @@ def reckon(
     from vit21k.training.dry_run import dry_run
 
     return dry_run(
-        recipe, place, listener(), init=init, fork=fork, fresh=fresh, images_per_second=rate
+        recipe,
+        options,
+        console_reporter(),
+        init=init,
+        fork=fork,
+        fresh=fresh,
+        images_per_second=rate,
     )
 
 
@@ -385,7 +403,7 @@ def train_command(
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
     """
     require_torch("train")
-    from vit21k.training.context import Place
+    from vit21k.training.context import RunOptions
     from vit21k.training.run import train_run
     from vit21k.training.sinks import parse_sinks
 
@@ -394,7 +412,7 @@ def train_command(
     plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     default_dir = Path("runs") / _run_name(plan.stage, recipe)
     fork = None if resume_from is None else _fork(resume_from, default_dir)
-    place = Place(
+    options = RunOptions(
         manifests=manifests,
         root=root,
         run_dir=run_dir or default_dir,
@@ -406,13 +424,13 @@ def train_command(
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
     source = _init_source(init, init_head, init_classes, weights)
-    with _place_with(data, place, is_dry, fresh) as place:
+    with _with_data(data, options, is_dry, fresh) as options:
         if is_dry:
-            found = reckon(plan, place, source, rate, fork=fork, fresh=fresh)
-            report(plan, place.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
+            found = reckon(plan, options, source, rate, fork=fork, fresh=fresh)
+            report(plan, options.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
             return
-        train_run(plan, place, listener(), init=source, fork=fork, fresh=fresh)
-    _tell_finished(place)
+        train_run(plan, options, console_reporter(), init=source, fork=fork, fresh=fresh)
+    _tell_finished(options)
 
 
 def _check_finite(options: Mapping[str, float | None]) -> None:
@@ -421,25 +439,27 @@ def _check_finite(options: Mapping[str, float | None]) -> None:
             raise UsageError(f"{option} is {value}, not a finite number")
 
 
-def _tell_finished(place: "Place") -> None:
+def _tell_finished(options: "RunOptions") -> None:
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        command = for_manifests(f"vit21k eval {place.run_dir}", place.manifests)
+        command = for_manifests(f"vit21k eval {options.run_dir}", options.manifests)
         console.done(f"train: finished; next: `{command}`")
 
 
 @contextmanager
-def _place_with(data: Path | None, place: "Place", is_dry: bool, fresh: bool) -> Iterator["Place"]:
-    """Yield *place*, with manifests of *data* if that is given; a dry run forgets them."""
+def _with_data(
+    data: Path | None, options: "RunOptions", is_dry: bool, fresh: bool
+) -> Iterator["RunOptions"]:
+    """Yield *options*, with manifests of *data* if that is given; a dry run forgets them."""
     if data is None:
-        yield place
+        yield options
         return
-    if place.manifests != DEFAULT_MANIFESTS or place.root is not None:
+    if options.manifests != DEFAULT_MANIFESTS or options.root is not None:
         raise UsageError("--data takes the place of --manifests and --root; give one")
     if not is_dry:
-        yield replace(place, manifests=prepare_data(data, place.run_dir, fresh=fresh))
+        yield replace(options, manifests=prepare_data(data, options.run_dir, fresh=fresh))
         return
     with TemporaryDirectory() as folder:
-        yield replace(place, manifests=prepare_data(data, Path(folder)))
+        yield replace(options, manifests=prepare_data(data, Path(folder)))
 
 
 def _fork(text: str, default_dir: Path) -> "Fork":

@@ -6,15 +6,14 @@ carries ``peak_lr``: the loop sets its ``lr`` to that times the schedule's facto
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vit21k.errors import UsageError
+from vit21k.recipe.schema import OptimSection
 
-DecayParams = Literal["all", "not_1d", "kernels", "none"]
 Named = Sequence[tuple[str, nn.Parameter]]
 
 # A transformer block of a ViT, or of a stage of a PiT; what leads from one stage to the next.
@@ -23,43 +22,24 @@ _POOL = re.compile(r"transformers\.(\d+)\.pool\.")
 _EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupRules:
-    """Learning rate and weight decay by the kind, the place and the name of a parameter.
-
-    Attributes:
-        weight_decay: Of the parameters that *decay_params* names, before the multipliers.
-        decay_params: ``all``; ``not_1d``: all of more than one dimension, position embedding and
-            class token included, which is what MIIL and MindCV decay; ``kernels``: weights of
-            linear and convolution layers only, which for a ViT is what timm, DeiT and big_vision
-            decay; ``none``.
-        decay_multipliers: Name or shell pattern -> factor on the weight decay; the first counts.
-        lr_multipliers: The same for the learning rate.
-        layer_decay: Factor on the learning rate from one layer to the one below; see `layer_ids`.
-    """
-
-    weight_decay: float = 0.0
-    decay_params: DecayParams = "all"
-    decay_multipliers: Mapping[str, float] = field(default_factory=dict)
-    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    layer_decay: float = 1.0
-
-
-def param_groups(model: nn.Module, rules: GroupRules) -> dict[str, tuple[float, float]]:
+def param_groups(model: nn.Module, section: OptimSection) -> dict[str, tuple[float, float]]:
     """Return (factor on the learning rate, weight decay) of every parameter that is trained.
+
+    They depend on the kind, the layer and the name of the parameter; see the fields of *section*
+    and `layer_ids`.
 
     Raises:
         UsageError: A pattern matches no parameter of *model*.
     """
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     for option in ("decay_multipliers", "lr_multipliers"):
-        _check_patterns(getattr(rules, option), dict(model.named_parameters()), option)
+        _check_patterns(getattr(section, option), dict(model.named_parameters()), option)
     layers = layer_ids(trained)
     top = max(layers.values(), default=0)
     return {
         name: (
-            rules.layer_decay ** (top - layers[name]) * _multiplier(rules.lr_multipliers, name),
-            _base_decay(name, param, rules) * _multiplier(rules.decay_multipliers, name),
+            section.layer_decay ** (top - layers[name]) * _multiplier(section.lr_multipliers, name),
+            _base_decay(name, param, section) * _multiplier(section.decay_multipliers, name),
         )
         for name, param in trained.items()
     }
@@ -120,10 +100,10 @@ def _place(match: re.Match[str]) -> tuple[int, int]:
     return int(match[1] or 0), int(match[2])
 
 
-def _base_decay(name: str, param: nn.Parameter, rules: GroupRules) -> float:
+def _base_decay(name: str, param: nn.Parameter, section: OptimSection) -> float:
     is_kernel = param.ndim > 1 and name.endswith(".weight")
     decays = {"all": True, "not_1d": param.ndim > 1, "kernels": is_kernel, "none": False}
-    return rules.weight_decay if decays[rules.decay_params] else 0.0
+    return section.weight_decay if decays[section.decay_params] else 0.0
 
 
 def _multiplier(multipliers: Mapping[str, float], name: str) -> float:

@@ -1,62 +1,24 @@
-"""Recipe sections -> the parts of a run: data, loss, optimizer, memory."""
+"""Build what a run needs from the sections of its recipe: transforms, order, schedule, memory."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vit21k.data.augment import CutoutFirst, Policy, policy_named
 from vit21k.data.dataset import ImageRows
-from vit21k.data.loader import Batch
 from vit21k.data.mix import DeviceTransform, Eraser, Mixer
 from vit21k.data.sampler import ClassRows, StepSampler
-from vit21k.data.transforms import TrainTransform
-from vit21k.device import autocast
+from vit21k.data.transforms import EvalTransform, TrainTransform
 from vit21k.distributed import World
 from vit21k.errors import UsageError
-from vit21k.inference.evaluate import LossFunction, normalise
-from vit21k.losses.chunked import chunked_multi_label_loss, wants_chunks
-from vit21k.losses.hierarchical import Levels, semantic_softmax_loss
-from vit21k.losses.sparse import LOSSES, multi_label_loss
-from vit21k.manifest.classes import ClassList
 from vit21k.models.cost import activation_bytes_per_image
-from vit21k.models.pit import PoolingTransformer
-from vit21k.optim.optimizers import OptimPlan, state_bytes_of
-from vit21k.optim.param_groups import GroupRules
+from vit21k.optim.optimizers import state_bytes_of
 from vit21k.optim.schedule import LrSchedule
 from vit21k.recipe.schema import Recipe
-from vit21k.training.distill import Distillation, open_teacher
+from vit21k.training.curriculum import Curriculum
 from vit21k.training.forecast import fit_device_batch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What the loss needs that is not a number.
-
-    Attributes:
-        levels: Of the classes, for semantic softmax; else None.
-        distillation: The teacher, and how much it counts; None: there is none.
-    """
-
-    levels: Levels | None = None
-    distillation: Distillation | None = None
-
-    @property
-    def fingerprints(self) -> Mapping[str, str | None]:
-        """What a run must have in common with its continuation, by name."""
-        return {
-            "tree of classes": None if self.levels is None else self.levels.fingerprint,
-            "teacher": None if self.distillation is None else self.distillation.teacher.fingerprint,
-        }
-
-    def prepare(self, model: nn.Module) -> None:
-        """Let a model with a head of its own for a teacher answer with both heads in training."""
-        if self.distillation is not None and isinstance(model, PoolingTransformer):
-            model.answers_apart = True
 
 
 def train_transform_of(recipe: Recipe, img_size: int | None = None) -> TrainTransform:
@@ -67,6 +29,16 @@ def train_transform_of(recipe: Recipe, img_size: int | None = None) -> TrainTran
         crop_ratio=recipe.data.crop_ratio,
         interpolation=recipe.data.interpolation,
         hflip=recipe.data.hflip_rate,
+    )
+
+
+def eval_transform_of(recipe: Recipe) -> EvalTransform:
+    """Return what is done to an image in evaluation."""
+    return EvalTransform(
+        recipe.model.img_size,
+        resize=recipe.data.eval_resize,
+        mode=recipe.data.eval_mode,
+        interpolation=recipe.data.eval_interpolation,
     )
 
 
@@ -111,6 +83,16 @@ def device_transform_of(recipe: Recipe) -> DeviceTransform:
     )
 
 
+def build_curriculum(recipe: Recipe, steps_per_epoch: int) -> Curriculum:
+    """Build what says how much of each image a step sees."""
+    return Curriculum(
+        section=recipe.curriculum,
+        img_size=recipe.model.img_size,
+        total_steps=total_steps_of(recipe, steps_per_epoch),
+        seed=recipe.seed,
+    )
+
+
 def sampler_of(recipe: Recipe, pixels: ImageRows, world: World) -> StepSampler:
     """Return the order of the images for this process.
 
@@ -144,24 +126,19 @@ def sampler_of(recipe: Recipe, pixels: ImageRows, world: World) -> StepSampler:
     )
 
 
-_RULES = ("weight_decay", "decay_params", "decay_multipliers", "lr_multipliers", "layer_decay")
-_OTHER = ("kind", "lr", "betas", "eps", "momentum", "momentum_dtype")
+def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return the length of the run in optimizer steps."""
+    return recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
 
 
-def optim_plan_of(recipe: Recipe) -> OptimPlan:
-    """Return which optimizer, with which numbers."""
-    fields = recipe.optim.model_dump(include={*_OTHER})
-    rules = GroupRules(**recipe.optim.model_dump(include={*_RULES}))
-    return OptimPlan(**fields, muon_lr=recipe.optim.muon_lr or recipe.optim.lr, rules=rules)
-
-
-def lr_schedule_of(recipe: Recipe, *, total_steps: int, steps_per_epoch: int) -> LrSchedule:
-    """Return the factor on the peak learning rate, by the number of updates made.
+def build_schedule(recipe: Recipe, steps_per_epoch: int) -> LrSchedule:
+    """Build the length of the run, and the factor on the peak learning rate of each update.
 
     Raises:
         UsageError: The warm-up, or warm-up and cooldown, are longer than the run.
     """
     fields, peak_lr = recipe.schedule, recipe.optim.lr
+    total_steps = total_steps_of(recipe, steps_per_epoch)
     warmup_steps = _warmup_steps(recipe, total_steps, steps_per_epoch)
     cooldown_steps = fields.cooldown_steps or _share(fields.cooldown_percent, total_steps)
     decay_end = fields.decay_epochs and fields.decay_epochs * steps_per_epoch
@@ -187,18 +164,6 @@ def lr_schedule_of(recipe: Recipe, *, total_steps: int, steps_per_epoch: int) ->
         steps_per_epoch=steps_per_epoch,
         first_epoch=fields.first_epoch,
     )
-
-
-def loss_options_of(recipe: Recipe) -> dict[str, Any]:
-    """Return the options of the loss function beside logits and labels."""
-    loss = recipe.loss
-    if loss.kind != "sigmoid":
-        return {"smoothing": loss.smoothing}
-    return {
-        "smoothing": loss.smoothing,
-        "smoothing_floor": loss.smoothing_floor or "e",
-        "class_reduction": loss.class_reduction,
-    }
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:
@@ -242,105 +207,6 @@ def _warmup_field(recipe: Recipe) -> str:
     names = ("warmup_epochs", "warmup_images", "warmup_percent")
     given = (name for name in names if getattr(recipe.schedule, name) is not None)
     return next(given, "warmup_steps")
-
-
-def objective_of(
-    recipe: Recipe, classes: ClassList, device: torch.device, *, warn: Callable[[str], None]
-) -> Objective:
-    """Return what the loss of *recipe* needs beside its numbers.
-
-    Raises:
-        UsageError: A teacher is asked for and none is named, or it is for other classes.
-        CheckpointError: The teacher is damaged, or there is none.
-        ManifestError: The tree of classes is missing, damaged, or for another class list.
-    """
-    levels = None
-    if recipe.loss.kind == "semantic_softmax":
-        tree = recipe.loss.tree
-        levels = Levels.of(classes) if tree is None else Levels.read(Path(tree), classes)
-        if not levels.classes_HC:
-            raise UsageError("loss.kind `semantic_softmax` needs classes, at least two of a level")
-        levels = levels.to(device)
-    return Objective(levels=levels, distillation=_distillation_of(recipe, classes, device, warn))
-
-
-def _distillation_of(
-    recipe: Recipe, classes: ClassList, device: torch.device, warn: Callable[[str], None]
-) -> Distillation | None:
-    fields = recipe.distill
-    if fields.kind is None:
-        return None
-    if fields.teacher is None:
-        raise UsageError(
-            f"the recipe learns from a teacher (distill.kind `{fields.kind}`), and none was given",
-            hint="name one with --teacher RUN, or do without: `--set distill.kind=null`",
-        )
-    teacher = open_teacher(fields.teacher, classes, device)
-    for warning in teacher.card.warnings:
-        warn(f"the teacher: {warning}; `vit21k export --to safetensors` keeps what is right")
-    if teacher.card.classes.fingerprint != classes.fingerprint:
-        warn(
-            "the teacher's classes are called otherwise than the images'; they are taken to be "
-            "in the same order"
-        )
-    return Distillation(
-        teacher=teacher,
-        kind=fields.kind,
-        alpha=fields.alpha,
-        tau=fields.tau,
-        precision=recipe.products_in,
-    )
-
-
-def label_loss_of(recipe: Recipe, objective: Objective) -> LossFunction:
-    """Return the loss of labels, but for its smoothing."""
-    if objective.levels is not None:
-        return partial(semantic_softmax_loss, levels=objective.levels)
-    if recipe.loss.kind == "sigmoid":
-        return partial(multi_label_loss, class_reduction=recipe.loss.class_reduction)
-    return LOSSES[recipe.loss.kind]
-
-
-def loss_of(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    recipe: Recipe,
-    device: torch.device,
-    objective: Objective,
-    drop_patches: Callable[[Batch], Tensor | None] | None = None,
-) -> Tensor:
-    """Return the mean loss over the images of one micro-batch: forward pass and loss.
-
-    Args:
-        model: In train mode, on *device*.
-        batch: The images.
-        recipe: What the loss is.
-        device: Where.
-        objective: What it is beside numbers.
-        drop_patches: Returns which patches of each image are seen; None: all.
-    """
-    kept = None if drop_patches is None else drop_patches(batch)
-    pixels, rows, ids, weights = device_transform_of(recipe)(batch, device)
-    images = normalise(pixels, recipe.data.mean, recipe.data.std)
-    inputs = (images,) if kept is None else (images, kept)
-    if recipe.loss.mixed_labels == "whole":
-        weights = None
-    options = {"label_weights_L": weights, **loss_options_of(recipe)}
-    if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
-        with autocast(device, recipe.products_in):
-            whole: Any = model  # has `features` and a linear `head`, or it would not want chunks
-            return chunked_multi_label_loss(
-                whole.features(*inputs), whole.head, rows, ids, **options
-            )
-    with autocast(device, recipe.products_in):
-        answer = model(*inputs)
-    label_loss = label_loss_of(recipe, objective)
-    if objective.distillation is None:
-        return label_loss(answer, rows, ids, **options)
-    return objective.distillation.loss(
-        answer, pixels, lambda logits: label_loss(logits, rows, ids, **options)
-    )
 
 
 _FLOAT_BYTES = 4

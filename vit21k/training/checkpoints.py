@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from vit21k.checkpoint.initialise import InitSource, origin_of
 from vit21k.checkpoint.model_folder import WEIGHTS
 from vit21k.checkpoint.store import (
     BEST,
@@ -30,50 +31,38 @@ from vit21k.checkpoint.store import (
 from vit21k.distributed import World, local_part, whole
 from vit21k.errors import CheckpointError, NonFiniteLossError, UsageError
 from vit21k.models.registry import build_model
-from vit21k.training.context import Fork, TrainState
+from vit21k.training.context import Fork, Progress, TrainState
 from vit21k.training.log import norm_of
-from vit21k.training.loop import DIVERGED_HINT, Progress
+from vit21k.training.reporter import Reporter
 
 _LESS_IS_BETTER = ("loss",)
 
 
-@dataclass(frozen=True)
-class BestWatch:
-    """Watches a metric of the weights, and of their average.
+DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the gradient"
 
-    Attributes:
-        metric: Its name without the split: "prec@1", "top5", "loss"; None: nothing is watched.
+
+def note_best(
+    best: dict[str, float], metrics: Mapping[str, float], *, metric: str | None, val_name: str
+) -> list[str]:
+    """Put the values that are better than all before into *best*; return their checkpoints' names.
+
+    Args:
+        best: The best values so far, of the weights and of their average, by name of the
+            checkpoint; changed in place.
+        metrics: Of an evaluation, by full name.
+        metric: Name without the split: "prec@1", "top5", "loss"; None: no checkpoint is the best.
         val_name: Of the split, as in `SplitData`.
     """
-
-    metric: str | None
-    val_name: str
-
-    def note(self, best: dict[str, float], metrics: Mapping[str, float]) -> list[str]:
-        """Put what is better than ever into *best*; return the names of those checkpoints.
-
-        Args:
-            best: The best values so far, by name of the checkpoint; changed in place.
-            metrics: Of an evaluation, by full name.
-        """
-        improved: list[str] = []
-        if self.metric is None:
-            return improved
-        for pointer, split in ((BEST, self.val_name), (BEST_EMA, f"{self.val_name}_ema")):
-            value = metrics.get(f"{split}/{self.metric}")
-            if (
-                value is not None
-                and math.isfinite(value)
-                and self._is_better(value, best.get(pointer))
-            ):
-                best[pointer] = value
-                improved.append(pointer)
-        return improved
-
-    def _is_better(self, value: float, best: float | None) -> bool:
-        if best is None:
-            return True
-        return value < best if self.metric in _LESS_IS_BETTER else value > best
+    improved = []
+    for pointer, split in ((BEST, val_name), (BEST_EMA, f"{val_name}_ema")):
+        value = None if metric is None else metrics.get(f"{split}/{metric}")
+        if value is None or not math.isfinite(value):
+            continue
+        before = best.get(pointer)
+        if before is None or (value < before if metric in _LESS_IS_BETTER else value > before):
+            best[pointer] = value
+            improved.append(pointer)
+    return improved
 
 
 _MOST_GROWTH = 100.0
@@ -87,7 +76,7 @@ class Saver:
 
     Attributes:
         run_dir: The run.
-        learner: What is saved.
+        state: What is saved.
         identity: What else ``state.json`` keeps: which run this is.
         model_config: From `model_config`.
         keep_last: How many checkpoints stay; at least two before the last step, because the
@@ -98,7 +87,7 @@ class Saver:
     """
 
     run_dir: Path
-    learner: TrainState
+    state: TrainState
     identity: Mapping[str, Any]
     model_config: Mapping[str, Any]
     keep_last: int
@@ -106,8 +95,8 @@ class Saver:
     world: World
     writer: BackgroundWriter
 
-    def save(self, progress: Progress, best: Sequence[str]) -> None:
-        """Copy the state of the run, and have it written.
+    def save(self, progress: Progress, best: Sequence[str] = ()) -> None:
+        """Copy the state of the run, and have it written; it is also the *best* of these names.
 
         Raises:
             NonFiniteLossError: The weights or the optimizer's state are not finite, or have
@@ -117,7 +106,7 @@ class Saver:
         self.writer.wait()
         self._check(progress)
         is_last = progress.step == self.total_steps
-        model, optimizers, ema = self.learner.model, self.learner.optimizers, self.learner.ema
+        model, optimizers, ema = self.state.model, self.state.optimizers, self.state.ema
         model_state = self._copies(model.state_dict())
         ema_state = None if ema is None else self._copies(ema.tensors())
         optimizer_state = self._copies(optimizers_to_tensors(model, optimizers))
@@ -134,7 +123,7 @@ class Saver:
                 state={
                     **self.identity,
                     "progress": asdict(progress),
-                    "scaler": self.learner.scaler.state(),
+                    "scaler": self.state.scaler.state(),
                 },
                 keep_last=self.keep_last if is_last else max(2, self.keep_last),
                 ema_state=ema_state,
@@ -144,11 +133,11 @@ class Saver:
 
     def _check(self, progress: Progress) -> None:
         """Raise if the state is of no use; note its norm, for the next time."""
-        model, before = self.learner.model, progress.weight_norm
+        model, before = self.state.model, progress.weight_norm
         norm = norm_of(model)
-        moments = optimizers_to_tensors(model, self.learner.optimizers).values()
+        moments = optimizers_to_tensors(model, self.state.optimizers).values()
         has_bad_moments = not _are_finite(moments)
-        if self.learner.is_sharded:
+        if self.state.is_sharded:
             has_bad_moments = self.world.is_any(has_bad_moments)
         problem = None
         if not math.isfinite(norm):
@@ -183,8 +172,6 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
         sums.setdefault(total.device, []).append(total)
     return all(bool(torch.stack(totals).isfinite().all()) for totals in sums.values())
 
-
-OriginOf = Callable[[], Mapping[str, Any]]
 
 # What decides which weights a run begins with; the rest of an origin is for people.
 _ORIGIN_KEYS = ("kind", "weights", "head", "classes", "step")
@@ -262,10 +249,11 @@ def find_begin(
     *,
     identity: Identity,
     total_steps: int,
-    init_origin: OriginOf | None,
+    init: str | InitSource | None,
+    args: Mapping[str, Any],
     fork: Fork | None,
     fresh: bool,
-    warn: Callable[[str], None],
+    reporter: Reporter,
 ) -> Begin:
     """Return the checkpoint that a run of *total_steps* in *run_dir* begins with.
 
@@ -283,7 +271,7 @@ def find_begin(
     found = None
     if not fresh:
         found = find_resumable(
-            run_dir, identity=identity, init_origin=init_origin, fork=fork, warn=warn
+            run_dir, identity=identity, init=init, args=args, fork=fork, reporter=reporter
         )
     if found is not None:
         return Begin(found, origin=found.state.get("origin"))
@@ -303,19 +291,20 @@ def find_resumable(
     run_dir: Path,
     *,
     identity: Identity,
-    init_origin: OriginOf | None,
+    init: str | InitSource | None,
+    args: Mapping[str, Any],
     fork: Fork | None,
-    warn: Callable[[str], None],
+    reporter: Reporter,
 ) -> Checkpoint | None:
     """Return the newest intact checkpoint in *run_dir*; None if there is none yet.
 
     Args:
         run_dir: The run.
         identity: Of the run.
-        init_origin: Returns what identifies the weights that it is to have begun with; None:
-            whatever it began with.
+        init: The weights that it is to have begun with; None: whatever it began with.
+        args: Every argument of the model's constructor.
         fork: The checkpoint of another run that it is to have begun with; None: the same.
-        warn: Called with what is wrong with newer checkpoints, and with what cannot be checked.
+        reporter: Warns of damaged newer checkpoints, and of what cannot be checked.
 
     Raises:
         CheckpointError: All are damaged, or they are of another recipe, of other data, or of a run
@@ -323,7 +312,7 @@ def find_resumable(
     """
     checkpoint, warnings = find_latest(run_dir)
     for warning in warnings:
-        warn(warning)
+        reporter.warn(warning)
     if checkpoint is None:
         return None
     different = list(_differences(_recipe_of(checkpoint), identity.recipe))
@@ -334,7 +323,7 @@ def find_resumable(
             f"fork it: `--resume-from {run_dir} --run-dir NEW`; or start over with --fresh",
         )
     identity.check(checkpoint.state, run_dir)
-    _check_origin(checkpoint, run_dir, init_origin, fork, warn)
+    _check_origin(checkpoint, run_dir, init=init, args=args, fork=fork, reporter=reporter)
     return checkpoint
 
 
@@ -379,19 +368,19 @@ def short_digest(value: Any) -> str | None:
     return xxhash.xxh3_128_hexdigest(text.encode())[:12]
 
 
-def restore(checkpoint: Checkpoint, learner: TrainState) -> Progress:
+def restore(checkpoint: Checkpoint, state: TrainState) -> Progress:
     """Put everything but the weights, which its model has, back to where the checkpoint was.
 
     Raises:
         CheckpointError: Its state is that of other parameters, or lacks the averages.
     """
-    tensors_to_optimizers(checkpoint.optimizer_tensors(), learner.model, learner.optimizers)
-    if learner.ema is not None:
+    tensors_to_optimizers(checkpoint.optimizer_tensors(), state.model, state.optimizers)
+    if state.ema is not None:
         averages = checkpoint.ema_tensors()
         if averages is None:
             raise CheckpointError(f"`{checkpoint.path}` has no averaged weights")
-        learner.ema.load(averages)
-    learner.scaler.load_state(checkpoint.state.get("scaler", learner.scaler.state()))
+        state.ema.load(averages)
+    state.scaler.load_state(checkpoint.state.get("scaler", state.scaler.state()))
     return Progress(**checkpoint.state["progress"])
 
 
@@ -428,22 +417,25 @@ def _shown(found: Mapping[str, Any], names: list[str]) -> str:
 def _check_origin(
     checkpoint: Checkpoint,
     run_dir: Path,
-    init_origin: OriginOf | None,
+    init: str | InitSource | None,
+    args: Mapping[str, Any],
     fork: Fork | None,
-    warn: Callable[[str], None],
+    reporter: Reporter,
 ) -> None:
     """Check that the run began with the weights that were asked for, if any were."""
-    if init_origin is None and fork is None:
+    if init is None and fork is None:
         return
     option = "--init" if fork is None else "--resume-from"
     if "origin" not in checkpoint.state:
-        warn(f"`{run_dir}` does not say which weights it began with; {option} is not compared")
+        reporter.warn(
+            f"`{run_dir}` does not say which weights it began with; {option} is not compared"
+        )
         return
     its = checkpoint.state["origin"]
     try:
-        asked = init_origin() if init_origin else _fork_origin(fork)
+        asked = _fork_origin(fork) if init is None else origin_of(init, args)
     except (CheckpointError, OSError) as error:
-        warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
+        reporter.warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
         return
     if its is None or any(its.get(key) != asked.get(key) for key in _ORIGIN_KEYS):
         raise CheckpointError(

@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.checkpoint.initialise import InitReport
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
 from vit21k.checkpoint.store import find_latest
 from vit21k.data.dataset import ImageDataset
-from vit21k.data.transforms import EvalTransform
 from vit21k.device import Precision, best_precision, is_emulated
 from vit21k.distributed import World
 from vit21k.errors import ManifestError
@@ -26,10 +24,9 @@ from vit21k.models.vit import ImageClassifier
 from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
 from vit21k.recipe.schema import Recipe
-from vit21k.training.builders import Objective, freeze, lr_schedule_of, optim_plan_of
-from vit21k.training.curriculum import Curriculum
-from vit21k.training.forecast import Forecast
-from vit21k.training.loop import Plan
+from vit21k.training.builders import freeze
+from vit21k.training.objective import Objective
+from vit21k.training.reporter import Reporter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +99,8 @@ def metric_prefix(manifest: Manifest) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a run happens.  Nothing of it changes what is learnt, but for rounding.
+class RunOptions:
+    """Where a run happens.  None of it changes what is learnt, but for rounding.
 
     Attributes:
         manifests: Folder of train.parquet and val.parquet.
@@ -142,48 +139,31 @@ class Fork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listener:
-    """Who hears what the run has to say; called on the first process only."""
-
-    note: Callable[[str], None]
-    warn: Callable[[str], None]
-    forecast: Callable[[Forecast], None]
-    initialised: Callable[[InitReport], None]
-    line: Callable[[Mapping[str, Any]], None]
-    micro_step: Callable[[int, int, int], None]
-    """Hears of every micro-batch: updates made, images of this update so far, images of it."""
-
-
-def _hear_nothing(*_message: object) -> None:
-    pass
-
-
-NOBODY = Listener(
-    note=_hear_nothing,
-    warn=_hear_nothing,
-    forecast=_hear_nothing,
-    initialised=_hear_nothing,
-    line=_hear_nothing,
-    micro_step=_hear_nothing,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What every part of a run is made from."""
+    """What every part of a run is made from.
+
+    Attributes:
+        recipe: What to train and how.
+        options: Where.
+        reporter: Silent on all processes but the first.
+        world: The processes that train together.
+        data: The images.
+        args: Every argument of the model's constructor.
+        objective: The loss.
+    """
 
     recipe: Recipe
-    place: Place
-    listener: Listener
+    options: RunOptions
+    reporter: Reporter
     world: World
     data: SplitData
     args: Mapping[str, Any]
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return torch.device(self.place.device)
+        return self.objective.device
 
 
 _MODEL_OVERRIDES = (
@@ -251,18 +231,8 @@ def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
     return model
 
 
-def eval_transform_of(recipe: Recipe) -> EvalTransform:
-    """Return what is done to an image in evaluation."""
-    return EvalTransform(
-        recipe.model.img_size,
-        resize=recipe.data.eval_resize,
-        mode=recipe.data.eval_mode,
-        interpolation=recipe.data.eval_interpolation,
-    )
-
-
 def resolve_precision(
-    recipe: Recipe, device: str, world: World, *, run_dir: Path | None, listener: Listener
+    recipe: Recipe, device: str, world: World, *, run_dir: Path | None, reporter: Reporter
 ) -> Recipe:
     """Return *recipe* with the precision that `auto` means; say if its precision is emulated.
 
@@ -274,7 +244,7 @@ def resolve_precision(
         device: Where.
         world: All processes call this.
         run_dir: The run that is resumed if it has checkpoints; None: a new one.
-        listener: Hears which precision was chosen.
+        reporter: Reports the precision that was chosen.
     """
     if recipe.precision == "auto":
         recorded = _recorded_precision(run_dir)
@@ -283,9 +253,9 @@ def resolve_precision(
         chosen = "fp32" if world.all_reduce_sum(votes).item() else wanted
         recipe = recipe.model_copy(update={"precision": chosen})
         why = "as the run began" if recorded else f"auto, on this {torch.device(device).type}"
-        listener.note(f"precision: {chosen} ({why})")
+        reporter.note(f"precision: {chosen} ({why})")
     if is_emulated(device, recipe.products_in):
-        listener.warn(
+        reporter.warn(
             f"precision {recipe.precision} is emulated on this {torch.device(device).type}, which "
             "has no instructions for it: training is many times slower than with "
             "`--set precision=fp32`, which is another run"
@@ -299,42 +269,6 @@ def _recorded_precision(run_dir: Path | None) -> Precision | None:
         return None
     checkpoint = find_latest(run_dir, only=()).checkpoint
     return None if checkpoint is None else checkpoint.state["recipe"].get("precision")
-
-
-def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Return the length of the run in optimizer steps."""
-    return recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
-
-
-def curriculum_of(recipe: Recipe, steps_per_epoch: int) -> Curriculum:
-    """Return how much of each image a step sees."""
-    return Curriculum(
-        img_size=recipe.model.img_size,
-        early_img_sizes=recipe.curriculum.img_sizes,
-        patch_drop_rate=recipe.curriculum.patch_drop_rate,
-        full_tail=recipe.curriculum.full_tail,
-        total_steps=total_steps_of(recipe, steps_per_epoch),
-        seed=recipe.seed,
-    )
-
-
-def plan_of(recipe: Recipe, steps_per_epoch: int) -> Plan:
-    """Return length, schedule and periods.
-
-    Raises:
-        UsageError: The warm-up is longer than the run.
-    """
-    total_steps = total_steps_of(recipe, steps_per_epoch)
-    return Plan(
-        total_steps=total_steps,
-        global_batch_size=recipe.data.global_batch_size,
-        seed=recipe.seed,
-        lr_factor=lr_schedule_of(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
-        grad_clip_norm=recipe.optim.grad_clip_norm,
-        log_every_steps=recipe.run.log_every_steps,
-        eval_every_steps=recipe.run.eval_every_steps,
-        save_every_steps=recipe.run.save_every_steps,
-    )
 
 
 def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
@@ -352,15 +286,48 @@ def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList)
     return model_config(recipe.model.name, args, classes, settings, loss_kind)
 
 
-def identity_of(recipe: Recipe) -> dict[str, Any]:
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """Return what a run must have in common with a checkpoint that it resumes from."""
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
     return fields
 
 
+@dataclass
+class Progress:
+    """Progress of the run.  Saved in every checkpoint."""
+
+    step: int = 0
+    """Optimizer updates made, or skipped."""
+    images_seen: int = 0
+    """Images trained on, over all processes; an image counts once each time."""
+    skipped_updates: int = 0
+    """Updates that the loss scaler skipped, because float16 had overflowed."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The best value so far of the recipe's `best_metric`, by the name of the checkpoint."""
+    images_replaced: int = 0
+    """Of the images seen, those that replaced bad ones."""
+    empty_updates: int = 0
+    """Of the skipped updates those without a single good image."""
+    loss_sum: float = 0.0
+    """Sum of the losses since the last line of the log."""
+    num_losses: int = 0
+    """How many these are."""
+    owes_evaluation: bool = False
+    """Whether an error ended the evaluation that was due at this step."""
+    weight_norm: float | None = None
+    """L2 norm of the weights at the last checkpoint."""
+
+    def advance(self, num_images: int, *, is_update: bool) -> None:
+        """Count a step of *num_images*, whether or not the weights were updated."""
+        self.step += 1
+        self.images_seen += num_images
+        self.skipped_updates += not is_update
+        self.empty_updates += not num_images
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """The state of a run beside its progress.
+    """The state of a run besides its progress.
 
     Attributes:
         model: On its device, in train mode; spread over the processes if the recipe says so.
@@ -380,25 +347,25 @@ class TrainState:
         return any(hasattr(param, "full_tensor") for param in self.model.parameters())
 
 
-def learner_of(setup: RunContext, model: nn.Module) -> TrainState:
-    """Return what learns in the run of *setup*, from the first weights of *model*, or resumed ones.
+def build_train_state(run: RunContext, model: nn.Module) -> TrainState:
+    """Build the train state of *run* from the first weights of *model*, or resumed ones.
 
     Args:
-        setup: The run.
+        run: The run.
         model: With the same weights in every process; moved to the device.
     """
-    recipe = setup.recipe
-    model = model.to(setup.device).train()
-    if recipe.parallel.kind == "fsdp" and setup.world.world_size > 1:
+    recipe = run.recipe
+    model = model.to(run.device).train()
+    if recipe.parallel.kind == "fsdp" and run.world.world_size > 1:
         from vit21k.training.gradients import shard  # noqa: PLC0415 (takes a second to import)
 
-        shard(model, setup.world, device=setup.device, precision=recipe.products_in)
+        shard(model, run.world, device=run.device, precision=recipe.products_in)
     ema = None
     if recipe.ema.decay is not None:
         ema = Ema(model, decay=recipe.ema.decay, warmup_steps=recipe.ema.warmup_steps)
     return TrainState(
         model=model,
-        optimizers=build_optimizers(model, optim_plan_of(recipe)),
+        optimizers=build_optimizers(model, recipe.optim),
         ema=ema,
         scaler=loss_scaler_of(recipe.products_in),
     )

@@ -2,30 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.checkpoint.initialise import InitSource, initialise_from, origin_of
+from vit21k.checkpoint.initialise import InitSource, initialise_from
 from vit21k.distributed import World
 from vit21k.models.cost import macs_per_image, num_params
 from vit21k.optim.optimizers import build_optimizers, state_bytes
+from vit21k.optim.schedule import LrSchedule
 from vit21k.recipe.schema import Recipe
-from vit21k.training import builders, context
 from vit21k.training.builders import (
-    Objective,
     activation_bytes_of,
+    build_schedule,
     device_batch_size_of,
-    optim_plan_of,
     sampler_of,
 )
 from vit21k.training.checkpoints import Begin, find_begin
-from vit21k.training.context import Fork, Listener, Place, SplitData, open_split_data
-from vit21k.training.forecast import FLOPS_PER_MAC, measure_images_per_second
-from vit21k.training.loop import Plan
+from vit21k.training.context import (
+    Fork,
+    RunOptions,
+    SplitData,
+    model_args_of,
+    new_model,
+    open_split_data,
+    resolve_precision,
+)
+from vit21k.training.forecast import TRAIN_FLOPS_PER_MAC, measure_images_per_second
+from vit21k.training.objective import Objective, build_objective
+from vit21k.training.reporter import Reporter
 from vit21k.training.run import identity_of
 
 _NUM_SAMPLES = 400
@@ -60,8 +67,8 @@ class DryRun:
 
 def dry_run(
     recipe: Recipe,
-    place: Place,
-    listener: Listener,
+    options: RunOptions,
+    reporter: Reporter,
     *,
     init: InitSource | None,
     fork: Fork | None = None,
@@ -72,12 +79,12 @@ def dry_run(
 
     Args:
         recipe: What to train and how.
-        place: Where; the run's folder is neither made nor locked.
-        listener: Hears what is found out on the way.
+        options: Where; the run's folder is neither made nor locked.
+        reporter: Reports what is found on the way.
         init: Weights to start from; they are loaded, to see whether they fit.
         fork: A checkpoint of another run to start from.
         fresh: Start over although there are checkpoints.
-        images_per_second: Rate to reckon with; None: four images are trained on, to measure it,
+        images_per_second: Rate to compute with; None: four images are trained on, to measure it,
             without compiling anything.
 
     Raises:
@@ -85,37 +92,42 @@ def dry_run(
         DataError: The manifests or the weights are missing or damaged, or the run that is there is
             another one.
     """
-    recipe = context.resolve_precision(
-        recipe, place.device, World(), run_dir=None if fresh else place.run_dir, listener=listener
+    recipe = resolve_precision(
+        recipe,
+        options.device,
+        World(),
+        run_dir=None if fresh else options.run_dir,
+        reporter=reporter,
     )
-    data = open_split_data(place.manifests, place.root, listener.note)
-    args = context.model_args_of(recipe, num_classes=len(data.classes))
-    device = torch.device(place.device)
+    data = open_split_data(options.manifests, options.root, reporter.note)
+    args = model_args_of(recipe, num_classes=len(data.classes))
+    device = torch.device(options.device)
     sampler = sampler_of(recipe, data.train, World())
-    plan = context.plan_of(recipe, sampler.steps_per_epoch)
-    objective = builders.objective_of(recipe, data.classes, device, warn=listener.warn)
+    schedule = build_schedule(recipe, sampler.steps_per_epoch)
+    objective = build_objective(recipe, data.classes, device, reporter)
     begin = find_begin(
-        place.run_dir,
+        options.run_dir,
         identity=identity_of(recipe, data, objective),
-        total_steps=plan.total_steps,
-        init_origin=None if init is None else partial(origin_of, init, args),
+        total_steps=schedule.total_steps,
+        init=init,
+        args=args,
         fork=fork,
         fresh=fresh,
-        warn=listener.warn,
+        reporter=reporter,
     )
-    model = _model(recipe, data, args, objective, init, listener, begin)
-    optimizers = build_optimizers(model, optim_plan_of(recipe))
+    model = _model(recipe, data, args, objective, init, reporter, begin)
+    optimizers = build_optimizers(model, recipe.optim)
     rate = images_per_second or _measured_rate(recipe, model, objective, device)
-    steps = _steps(plan, sampler.steps_per_epoch, begin)
-    num_images = (plan.total_steps - steps["resumes_at"]) * plan.global_batch_size
+    steps = _steps(recipe, schedule, begin)
+    num_images = (schedule.total_steps - steps["resumes_at"]) * recipe.data.global_batch_size
     return DryRun(
         data=_data(data),
         model=_cost(recipe, args),
         groups=[row for optimizer in optimizers for row in _groups(optimizer, recipe.optim.lr)],
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        memory=_memory(recipe, place, args, model, optimizers),
+        memory=_memory(recipe, options, args, model, optimizers),
         steps=steps,
-        schedule=_schedule(plan, recipe.optim.lr),
+        schedule=_schedule(schedule, recipe.optim.lr),
         time=_time(num_images, rate, is_measured=images_per_second is None),
     )
 
@@ -134,37 +146,36 @@ def _model(
     args: Mapping[str, Any],
     objective: Objective,
     init: InitSource | None,
-    listener: Listener,
+    reporter: Reporter,
     begin: Begin,
 ) -> nn.Module:
     """Return the model with the weights that it begins with."""
-    model = context.new_model(recipe, num_classes=len(data.classes))
+    model = new_model(recipe, num_classes=len(data.classes))
     objective.prepare(model)
     if begin.checkpoint is not None:
         model.load_state_dict(begin.checkpoint.model_tensors())
     elif init is not None:
         resize = recipe.model.pos_embed_resize
-        listener.initialised(
+        reporter.initialised(
             initialise_from(model, init, args=args, classes=data.classes, pos_embed_mode=resize)
         )
     elif recipe.stage == "finetune":
-        listener.warn("fine-tuning needs first weights: name them with `--init`")
+        reporter.warn("fine-tuning needs first weights: name them with `--init`")
     return model
 
 
 def _measured_rate(
     recipe: Recipe, model: nn.Module, objective: Objective, device: torch.device
 ) -> float:
-    loss_of = partial(builders.loss_of, recipe=recipe, device=device, objective=objective)
     model = model.to(device).train()
-    return measure_images_per_second(model, loss_of, img_size=recipe.model.img_size)
+    return measure_images_per_second(model, objective.loss, img_size=recipe.model.img_size)
 
 
 def _cost(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": recipe.model.name,
         "num_params": num_params(args),
-        "flops_per_image": FLOPS_PER_MAC * macs_per_image(args),
+        "flops_per_image": TRAIN_FLOPS_PER_MAC * macs_per_image(args),
     }
 
 
@@ -194,14 +205,14 @@ def _groups(optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
 
 def _memory(
     recipe: Recipe,
-    place: Place,
+    options: RunOptions,
     args: Mapping[str, Any],
     model: nn.Module,
     optimizers: Sequence[Optimizer],
 ) -> dict[str, int]:
     """Estimate the memory of one process that holds the whole model, in bytes."""
     device_batch_size = device_batch_size_of(
-        recipe, args, asked=place.device_batch_size, device=torch.device(place.device)
+        recipe, args, asked=options.device_batch_size, device=torch.device(options.device)
     )
     params = list(model.parameters())
     trained = [
@@ -224,19 +235,19 @@ def _memory(
     }
 
 
-def _steps(plan: Plan, steps_per_epoch: int, begin: Begin) -> dict[str, Any]:
+def _steps(recipe: Recipe, schedule: LrSchedule, begin: Begin) -> dict[str, Any]:
     found = begin.checkpoint
     return {
-        "total_steps": plan.total_steps,
-        "steps_per_epoch": steps_per_epoch,
-        "epochs": plan.total_steps / steps_per_epoch,
-        "global_batch_size": plan.global_batch_size,
+        "total_steps": schedule.total_steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "epochs": schedule.total_steps / schedule.steps_per_epoch,
+        "global_batch_size": recipe.data.global_batch_size,
         "resumes_at": 0 if found is None else found.step,
     }
 
 
-def _schedule(plan: Plan, lr: float) -> list[tuple[int, float]]:
-    last = plan.total_steps - 1
-    count = min(_NUM_SAMPLES, plan.total_steps)
+def _schedule(schedule: LrSchedule, lr: float) -> list[tuple[int, float]]:
+    last = schedule.total_steps - 1
+    count = min(_NUM_SAMPLES, schedule.total_steps)
     steps = sorted({round(index * last / max(1, count - 1)) for index in range(count)})
-    return [(step, lr * plan.lr_factor(step)) for step in steps]
+    return [(step, lr * schedule(step)) for step in steps]

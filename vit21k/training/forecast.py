@@ -73,7 +73,7 @@ class TrialMemory:
 
 
 # A multiply-accumulate is two operations; the backward pass costs two forward passes.
-FLOPS_PER_MAC = 6
+TRAIN_FLOPS_PER_MAC = 6
 _MEMORY_SHARE = 0.5
 # Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
 _TRIAL_IMAGES = 4
@@ -106,7 +106,7 @@ def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: flo
     return Forecast(
         num_params=num_params(args),
         num_images=num_images,
-        flops=float(FLOPS_PER_MAC * macs_per_image(args) * num_images),
+        flops=float(TRAIN_FLOPS_PER_MAC * macs_per_image(args) * num_images),
         images_per_second=images_per_second,
     )
 

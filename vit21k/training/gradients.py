@@ -1,6 +1,6 @@
 """Processes that train together: sharded weights, gradients summed, seeds of dropout."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,18 +45,18 @@ def most_passes(sampler: StepSampler, device_batch_size: int) -> int:
 
 
 def in_lockstep(
-    micro_batches: Callable[[int], Iterator[Batch]], num_passes: int, img_size: int, step: int
+    micro_batches: Iterable[Batch], num_passes: int, img_size: int, step: int
 ) -> Iterator[Batch]:
-    """Yield the micro-batches of a step, and after them some that count for nothing."""
+    """Yield the micro-batches of a step, and after them dummy batches that weigh nothing."""
     num_done = 0
-    for batch in micro_batches(step):
+    for batch in micro_batches:
         yield batch
         num_done += 1
     for _ in range(num_done, num_passes):
-        yield _batch_of_nothing(img_size, step)
+        yield _dummy_batch(img_size, step)
 
 
-def _batch_of_nothing(img_size: int, step: int) -> Batch:
+def _dummy_batch(img_size: int, step: int) -> Batch:
     """Return two grey images that are no images: their loss has the weight 0."""
     none = torch.empty(0, dtype=torch.int64)
     grey = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vit21k import __version__
 from vit21k.atomic import write_atomic
 from vit21k.checkpoint.store import BackgroundWriter, newest, step_of, take_back
+from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import Batch
 from vit21k.device import DTYPES, device_name, wait_for
 from vit21k.distributed import whole
@@ -23,9 +24,9 @@ from vit21k.errors import NonFiniteLossError
 from vit21k.models.cost import macs_per_image, num_params
 from vit21k.optim.schedule import is_due
 from vit21k.runs.history import write_facts
-from vit21k.training.context import RunContext
-from vit21k.training.forecast import FLOPS_PER_MAC
-from vit21k.training.loop import Plan, Progress
+from vit21k.training.context import Progress, RunContext
+from vit21k.training.forecast import TRAIN_FLOPS_PER_MAC
+from vit21k.training.reporter import Reporter
 from vit21k.training.sinks import DetachedSink, LoggedRun, close_sinks, open_sinks
 
 PEAK_SIDES = {"cpu": 512, "cuda": 8192}
@@ -132,7 +133,7 @@ class RunLog:
         total_steps: int,
         every_steps: int,
         peak_lr: float,
-        tell: Callable[[Mapping[str, Any]], None] | None,
+        reporter: Reporter | None,
         meters: Meters | None = None,
         sinks: Sequence[DetachedSink] = (),
     ) -> None:
@@ -144,15 +145,15 @@ class RunLog:
             total_steps: Of the whole run.
             every_steps: How often a line is due.
             peak_lr: Learning rate at a factor of 1.
-            tell: Receives every line, with ``total_steps`` and ``eta_seconds``; None on all
-                processes but the first, which then write nothing.
+            reporter: Reports every line; None on all processes but the first, which then write
+                nothing.
             meters: What else is measured for a line, in every process.
             sinks: Receive every line of the first process; closed with the log.
         """
         self._total_steps = total_steps
         self._every_steps = every_steps
         self._peak_lr = peak_lr
-        self._tell = tell
+        self._reporter = reporter
         self._meters = meters
         self._sinks = sinks
         self._seconds_before = 0.0
@@ -162,7 +163,7 @@ class RunLog:
         self._window_at = self._started_at
         self._window_images = progress.images_seen
         self._file: IO[str] | None = None
-        if tell is not None:
+        if reporter is not None:
             path = run_dir / FILE_NAME
             self._seconds_before = _take_back(path, after_step=progress.step)
             self._file = path.open("a", encoding="utf-8")
@@ -212,13 +213,13 @@ class RunLog:
         close_sinks(self._sinks)
 
     def _write(self, line: Mapping[str, Any], eta_seconds: float) -> None:
-        if self._file is None or self._tell is None:
+        if self._file is None or self._reporter is None:
             return
         seconds = self._seconds_before + time.monotonic() - self._started_at
         line = {**line, "seconds": round(seconds, 2), "eta_seconds": round(eta_seconds, 1)}
         self._file.write(json.dumps({name: _finite(line[name]) for name in line}) + "\n")
         self._file.flush()
-        self._tell({**line, "total_steps": self._total_steps})
+        self._reporter.line({**line, "total_steps": self._total_steps})
         for sink in self._sinks:
             sink.write(line)
 
@@ -255,22 +256,20 @@ def _take_back(path: Path, *, after_step: int) -> float:
 
 _NUM_NAMED = 3
 
-LossOf = Callable[[nn.Module, Batch], Tensor]
-
 
 @dataclass
-class LossWatch:
-    """Stands before the loss and remembers the micro-batches of the step that is being made.
+class StepLosses:
+    """The losses of the micro-batches of the current step.
 
-    It keeps their losses on their device and looks at none of them, so that no step waits for it.
+    It keeps them on their device and looks at none of them, so that no step waits for it.
 
     Attributes:
-        path_of: Path of an image, by row of the manifest.
+        dataset: The training images.
         run_dir: Where the list of images is written.
-        rank: Number of this process; each lists its own images.
+        rank: Index of this process; each lists its own images.
     """
 
-    path_of: Callable[[int], str]
+    dataset: ImageRows
     run_dir: Path
     rank: int = 0
     _step: int = field(default=0, init=False)
@@ -281,15 +280,9 @@ class LossWatch:
         self._step = step
         self._seen.clear()
 
-    def watch(self, loss_of: LossOf) -> LossOf:
-        """Return *loss_of*, whose results are noted."""
-
-        def watched(model: nn.Module, batch: Batch) -> Tensor:
-            loss = loss_of(model, batch)
-            self._seen.append((batch.rows_B, loss.detach()))
-            return loss
-
-        return watched
+    def note(self, batch: Batch, loss: Tensor) -> None:
+        """Note the *loss* of a micro-batch."""
+        self._seen.append((batch.rows_B, loss.detach()))
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -301,7 +294,7 @@ class LossWatch:
 
     def _explained(self, error: NonFiniteLossError) -> NonFiniteLossError:
         bad = [rows_B for rows_B, loss in self._seen if not bool(torch.isfinite(loss).all())]
-        paths = [self.path_of(int(row)) for rows_B in bad for row in rows_B]
+        paths = [self.dataset.path(int(row)) for rows_B in bad for row in rows_B]
         if not paths:
             return error
         path = self.run_dir / f"non-finite-step-{self._step + 1}-rank-{self.rank}.txt"
@@ -319,7 +312,7 @@ class LossWatch:
 
 @contextmanager
 def explaining_divergence(
-    setup: RunContext,
+    run: RunContext,
     progress: Progress,
     writer: BackgroundWriter,
     origin: Mapping[str, Any] | None,
@@ -334,29 +327,29 @@ def explaining_divergence(
     try:
         yield
     except NonFiniteLossError as error:
-        folder = setup.place.run_dir / "checkpoints"
+        folder = run.options.run_dir / "checkpoints"
         writer.wait()
-        if setup.world.rank == 0:
+        if run.world.rank == 0:
             take_back(folder, progress.step)
-        setup.world.barrier()
+        run.world.barrier()
         good = newest(folder)
         last = "there is no good checkpoint"
         if good is not None:
             last = f"the last good checkpoint is that of step {step_of(good):,}"
-        command = _advice(setup, origin, None if good is None else step_of(good))
+        command = _advice(run, origin, None if good is None else step_of(good))
         raise NonFiniteLossError(
             f"{error.message}; {last}", hint=f"{error.hint}; in a new run:\n  {command}"
         ) from error
 
 
-def _advice(setup: RunContext, origin: Mapping[str, Any] | None, step: int | None) -> str:
+def _advice(run: RunContext, origin: Mapping[str, Any] | None, step: int | None) -> str:
     """Return a command that trains on from the last good state, more carefully."""
-    place, optim, schedule = setup.place, setup.recipe.optim, setup.recipe.schedule
-    words = ["vit21k", "train", "--recipe", str(place.run_dir / "recipe.yaml")]
-    words += ["--manifests", str(place.manifests)]
-    words += [] if place.root is None else ["--root", str(place.root)]
+    options, optim, schedule = run.options, run.recipe.optim, run.recipe.schedule
+    words = ["vit21k", "train", "--recipe", str(options.run_dir / "recipe.yaml")]
+    words += ["--manifests", str(options.manifests)]
+    words += [] if options.root is None else ["--root", str(options.root)]
     if step is not None:
-        words += ["--resume-from", f"{place.run_dir}:{step}"]
+        words += ["--resume-from", f"{options.run_dir}:{step}"]
     elif origin is not None and origin["kind"] == "fork":
         words += ["--resume-from", f"{origin['source']}:{origin['step']}"]
     elif origin is not None:
@@ -371,7 +364,7 @@ def _advice(setup: RunContext, origin: Mapping[str, Any] | None, step: int | Non
         changes["optim.grad_clip_norm"] = 1.0
     for name, value in changes.items():
         words += ["--set", f"{name}={value}"]
-    return shlex.join([*words, "--run-dir", str(_free_run(place.run_dir))])
+    return shlex.join([*words, "--run-dir", str(_free_run(options.run_dir))])
 
 
 def _free_run(run_dir: Path) -> Path:
@@ -385,93 +378,74 @@ def _free_run(run_dir: Path) -> Path:
 _ALL_HINT = " (all micro-batches are concerned: rather the weights than an image)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watching:
-    """The watchers of a run.
-
-    Attributes:
-        log: Hears of every step and evaluation.
-        meters: Measures for the log.
-        losses: Knows the micro-batches of the step that is being made.
-    """
-
-    log: RunLog
-    meters: Meters
-    losses: LossWatch
-
-
-@contextmanager
-def watching(
-    setup: RunContext,
-    plan: Plan,
-    progress: Progress,
-    model: nn.Module,
-    origin: Mapping[str, Any] | None,
-) -> Iterator[Watching]:
-    """Watch a run while the block lasts: write ``run.json``, open the log, explain bad losses."""
-    is_first = setup.world.rank == 0
-    flops_per_image = float(FLOPS_PER_MAC * macs_per_image(setup.args))
-    peak_flops = _peak_flops(setup) * setup.world.world_size
-    if is_first:
-        write_facts(
-            setup.place.run_dir,
-            {
-                "recipe": setup.place.recipe_name,
-                "total_steps": plan.total_steps,
-                "global_batch_size": plan.global_batch_size,
-                "num_train_images": len(setup.data.train),
-                "num_params": num_params(setup.args),
-                "flops_per_image": flops_per_image,
-                "peak_flops": peak_flops,
-                "device": device_name(setup.device),
-                "world_size": setup.world.world_size,
-                "origin": origin,
-                "vit21k": __version__,
-                "torch": torch.__version__,
-            },
-        )
-    meters = Meters(
+def build_meters(run: RunContext, model: nn.Module) -> Meters:
+    """Build the meters of *run*, and report what MFU is relative to."""
+    return Meters(
         model=model,
-        device=setup.device,
-        flops_per_image=flops_per_image,
-        peak_flops=peak_flops,
+        device=run.device,
+        flops_per_image=float(TRAIN_FLOPS_PER_MAC * macs_per_image(run.args)),
+        peak_flops=_peak_flops(run) * run.world.world_size,
     )
-    log = RunLog(
-        setup.place.run_dir,
+
+
+def write_run_facts(
+    run: RunContext, total_steps: int, meters: Meters, origin: Mapping[str, Any] | None
+) -> None:
+    """Write ``run.json``, on the first process."""
+    if run.world.rank != 0:
+        return
+    write_facts(
+        run.options.run_dir,
+        {
+            "recipe": run.options.recipe_name,
+            "total_steps": total_steps,
+            "global_batch_size": run.recipe.data.global_batch_size,
+            "num_train_images": len(run.data.train),
+            "num_params": num_params(run.args),
+            "flops_per_image": meters.flops_per_image,
+            "peak_flops": meters.peak_flops,
+            "device": device_name(run.device),
+            "world_size": run.world.world_size,
+            "origin": origin,
+            "vit21k": __version__,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def open_log(run: RunContext, total_steps: int, progress: Progress, meters: Meters) -> RunLog:
+    """Open ``metrics.jsonl`` and the sinks; to be closed."""
+    is_first = run.world.rank == 0
+    return RunLog(
+        run.options.run_dir,
         progress=progress,
-        total_steps=plan.total_steps,
-        every_steps=plan.log_every_steps,
-        peak_lr=setup.recipe.optim.lr,
-        tell=setup.listener.line if is_first else None,
+        total_steps=total_steps,
+        every_steps=run.recipe.run.log_every_steps,
+        peak_lr=run.recipe.optim.lr,
+        reporter=run.reporter if is_first else None,
         meters=meters,
-        sinks=_sinks(setup, progress) if is_first else (),
+        sinks=_sinks(run, progress) if is_first else (),
     )
-    losses = LossWatch(setup.data.train.path, setup.place.run_dir, setup.world.rank)
-    try:
-        with losses.explaining():
-            yield Watching(log=log, meters=meters, losses=losses)
-    finally:
-        log.close()
 
 
-def _sinks(setup: RunContext, progress: Progress) -> list[DetachedSink]:
-    run = LoggedRun(
-        run_dir=setup.place.run_dir,
-        recipe=setup.recipe.model_dump(mode="json"),
+def _sinks(run: RunContext, progress: Progress) -> list[DetachedSink]:
+    logged = LoggedRun(
+        run_dir=run.options.run_dir,
+        recipe=run.recipe.model_dump(mode="json"),
         resumed_step=progress.step,
-        warn=setup.listener.warn,
+        warn=run.reporter.warn,
     )
-    return open_sinks(setup.place.log_to, run)
+    return open_sinks(run.options.log_to, logged)
 
 
-def _peak_flops(setup: RunContext) -> float:
+def _peak_flops(run: RunContext) -> float:
     """Return what MFU is a share of, for one device, and say where it is from."""
-    if setup.place.peak_flops is not None:
-        return setup.place.peak_flops
-    precision, device = setup.recipe.products_in, setup.device
+    if run.options.peak_flops is not None:
+        return run.options.peak_flops
+    precision, device = run.recipe.products_in, run.device
     peak = measure_peak_flops(device, DTYPES[precision])
     side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
-    setup.listener.note(
+    run.reporter.note(
         f"MFU is against {peak / 1e12:.3g} TFLOP/s, what a {precision} product of two {side} x "
         f"{side} matrices reaches here"
     )

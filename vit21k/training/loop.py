@@ -1,163 +1,224 @@
 """The training loop.  Read this file first.
 
 One step: take the micro-batches of the global batch, add up their gradients, clip, update.  Now
-and then: log, evaluate, save.  Everything else in the package exists to feed this loop, and what
-it does is on this page.
+and then: log, evaluate, save.  `Trainer` calls all of it by name.
 
-`Progress` is all the state there is beside tensors and the loss scaler's: the order of the
+`Progress` is all the state there is besides tensors and the loss scaler's: the order of the
 images, their augmentation, dropout and the learning rate are functions of its step, so a resumed
-run is the uninterrupted one to the bit.
+run is bit-identical to an uninterrupted one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from vit21k.data.loader import Batch
-from vit21k.distributed import World
-from vit21k.errors import NonFiniteLossError
-from vit21k.optim.optimizers import LossScaler, set_lr
-from vit21k.optim.schedule import is_due
-from vit21k.training.gradients import GradientSums, clip, dropout_seed, seed_dropout
+from vit21k.data.loader import Batch, EvalLoader, TrainLoader
+from vit21k.data.sampler import StepSampler
+from vit21k.errors import ImageError, NonFiniteLossError, Vit21kError
+from vit21k.inference.evaluate import evaluate
+from vit21k.inference.metrics import SemanticAccuracy
+from vit21k.optim.optimizers import set_lr
+from vit21k.optim.schedule import LrSchedule, is_due
+from vit21k.training.builders import (
+    build_curriculum,
+    eval_transform_of,
+    policy_of,
+    train_transform_of,
+)
+from vit21k.training.checkpoints import DIVERGED_HINT, Saver, note_best, plain_copy
+from vit21k.training.context import Progress, RunContext, TrainState
+from vit21k.training.curriculum import PatchDropper
+from vit21k.training.gradients import (
+    GradientSums,
+    clip,
+    dropout_seed,
+    in_lockstep,
+    most_passes,
+    seed_dropout,
+)
+from vit21k.training.log import Meters, RunLog, StepLosses
 
-DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the gradient"
-
-
-@dataclass
-class Progress:
-    """How far the run is.  Saved in every checkpoint."""
-
-    step: int = 0
-    """Optimizer updates made, or skipped."""
-    images_seen: int = 0
-    """Images trained on, over all processes; an image counts once each time."""
-    skipped_updates: int = 0
-    """Updates that the loss scaler skipped, because float16 had overflowed."""
-    best: dict[str, float] = field(default_factory=dict)
-    """The best value so far of the metric that is watched, by the name of the checkpoint."""
-    images_replaced: int = 0
-    """Of the images seen, those that stood in for bad ones."""
-    empty_updates: int = 0
-    """Of the skipped updates those without a single good image."""
-    loss_sum: float = 0.0
-    """Sum of the losses since the last line of the log."""
-    num_losses: int = 0
-    """How many these are."""
-    owes_evaluation: bool = False
-    """Whether an error ended the evaluation that was due at this step."""
-    weight_norm: float | None = None
-    """L2 norm of the weights at the last checkpoint."""
-
-    def advance(self, num_images: int, *, is_update: bool) -> None:
-        """Count a step of *num_images*, whether or not the weights were updated."""
-        self.step += 1
-        self.images_seen += num_images
-        self.skipped_updates += not is_update
-        self.empty_updates += not num_images
+# torchrun passes on what it gets, so that its processes receive one request twice.
+_SAME_REQUEST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long to train, and how often to do the rest, in optimizer updates."""
+class Trainer:
+    """Trains a model.  Every process has one and calls it at the same time.
 
-    total_steps: int
-    global_batch_size: int
-    seed: int
-    lr_factor: Callable[[int], float]
-    """Factor on the peak learning rate, from the number of updates made."""
-    grad_clip_norm: float | None
-    log_every_steps: int
-    eval_every_steps: int
-    save_every_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What the loop calls.  Called on every process; they decide which one writes."""
-
-    micro_batches: Callable[[int], Iterator[Batch]]
-    """This process's share of the global batch, by the number of updates made."""
-    loss_of: Callable[[nn.Module, Batch], Tensor]
-    """Mean loss over the images of one micro-batch."""
-    log_step: Callable[[Progress, dict[str, float]], None]
-    """Receives ``loss``, ``lr_factor``, ``grad_norm`` and ``loss_scale`` of every step."""
-    after_update: Callable[[int], None]
-    """Takes the new weights in (EMA), after so many updates."""
-    evaluate: Callable[[nn.Module], dict[str, float] | None]
-    """Returns metrics by name, or None if an error of the data ended it, in every process; leaves
-    the model in train mode."""
-    log_evaluation: Callable[[Progress, dict[str, float]], None]
-    note_best: Callable[[Progress, dict[str, float]], Sequence[str]]
-    """Notes in *progress* what is better than ever; returns the names of those checkpoints."""
-    save: Callable[[Progress, Sequence[str]], None]
-    """Writes a checkpoint; it is also the best of the names given."""
-    should_stop: Callable[[], bool]
-    """Whether a signal or an error of the data asked this process to stop."""
-
-
-def train(
-    plan: Plan,
-    progress: Progress,
-    *,
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    hooks: Hooks,
-    world: World,
-    scaler: LossScaler | None = None,
-) -> bool:
-    """Train until `plan.total_steps`, starting from *progress*.
-
-    Args:
-        plan: Length, schedule and periods.
-        progress: Advanced in place; not at 0 when the run is resumed.
-        model: On its device, in train mode; updated in place.
-        optimizers: Over the parameters of *model*; their ``lr`` is overwritten.
-        hooks: The rest of the program.
-        world: The processes that train together.
-        scaler: Of the loss, for float16; advanced in place.
-
-    Returns:
-        Whether the run is finished; False if `hooks.should_stop` or an evaluation ended it, after
-        a save.
-
-    Raises:
-        NonFiniteLossError: The loss or its gradient is infinite or not a number; the weights are
-            those before.
+    Attributes:
+        run: What the run is made from.
+        schedule: Length of the run and learning rate.
+        state: Updated in place; the learning rates of its optimizers are overwritten.
+        sampler: Order of the images.
+        loader: The images, in micro-batches.
+        patches: Which patches of the images the model sees.
+        evaluation: Of the weights and their average.
+        log: Lines of metrics.
+        meters: What else the log measures.
+        losses: Of the current step, to explain one that is not finite.
+        checkpoints: Where the state is saved.
+        stop: What asks this process to stop.
     """
-    scaler = scaler or LossScaler()
-    sums = GradientSums(model, world)
-    device = sums.params[0].device
-    if progress.owes_evaluation and not _evaluate(progress, model, hooks):
-        return False
-    while progress.step < plan.total_steps:
-        seed_dropout(dropout_seed(plan.seed, progress.step, world.rank), device)
-        factor = plan.lr_factor(progress.step)
-        set_lr(optimizers, factor)
 
-        total = _accumulate(sums, model, plan, progress.step, hooks, world, scaler.scale)
-        if total.stop:
-            hooks.save(progress, ())
+    run: RunContext
+    schedule: LrSchedule
+    state: TrainState
+    sampler: StepSampler
+    loader: "StagedLoader"
+    patches: PatchDropper
+    evaluation: "Evaluation"
+    log: RunLog
+    meters: Meters
+    losses: StepLosses
+    checkpoints: Saver
+    stop: "StopSignal"
+
+    def train(self, progress: Progress) -> bool:
+        """Train until the end of the schedule, starting from *progress*, which is advanced.
+
+        Returns:
+            Whether the run is finished; False if a signal or an error of the data ended it, after
+            a checkpoint.
+
+        Raises:
+            NonFiniteLossError: The loss or its gradient is infinite or not a number; the weights
+                are those before.
+        """
+        recipe, state, world = self.run.recipe, self.state, self.run.world
+        sums = GradientSums(state.model, world)
+        device = sums.params[0].device
+        if progress.owes_evaluation and not self._evaluate(progress):
             return False
-        metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": 0.0}
-        metrics["loss_scale"] = scaler.scale
-        is_update = False
-        if total.num_images:  # else every image was bad: the step counts, the weights stay
-            _check(total.loss, progress.step + 1)
-            metrics["grad_norm"] = clip(sums.params, plan.grad_clip_norm)
-            is_update = scaler.accepts(metrics["grad_norm"], step=progress.step + 1)
-        _update(optimizers, is_update=is_update)
-        progress.advance(total.num_images, is_update=is_update)
-        progress.images_replaced += total.num_replaced
-        if is_update:
-            hooks.after_update(progress.step - progress.skipped_updates)
-        if not _do_what_is_due(plan, progress, model, hooks, metrics):
+        while progress.step < self.schedule.total_steps:
+            seed_dropout(dropout_seed(recipe.seed, progress.step, world.rank), device)
+            factor = self.schedule(progress.step)
+            set_lr(state.optimizers, factor)
+
+            total = self._accumulate(sums, progress.step)
+            if total.stop:
+                self.checkpoints.save(progress)
+                return False
+            metrics = {"loss": total.loss, "lr_factor": factor, "grad_norm": 0.0}
+            metrics["loss_scale"] = state.scaler.scale
+            is_update = False
+            if total.num_images:  # else every image was bad: the step counts, the weights stay
+                _check(total.loss, progress.step + 1)
+                metrics["grad_norm"] = clip(sums.params, recipe.optim.grad_clip_norm)
+                is_update = state.scaler.accepts(metrics["grad_norm"], step=progress.step + 1)
+            _update(state.optimizers, is_update=is_update)
+            progress.advance(total.num_images, is_update=is_update)
+            progress.images_replaced += total.num_replaced
+            if is_update and state.ema is not None:
+                state.ema.update(progress.step - progress.skipped_updates)
+            if not self._do_what_is_due(progress, metrics):
+                return False
+        return True
+
+    def _accumulate(self, sums: GradientSums, step: int) -> "_Total":
+        """Add up the gradient of the mean loss over one global batch, in every process."""
+        global_batch_size, loss_scale = self.run.recipe.data.global_batch_size, self._loss_scale
+        loss_sum, num_images, num_replaced = torch.zeros(()), 0, 0
+        for batch, is_last in _and_whether_last(self._micro_batches(sums, step)):
+            if self.stop.is_asked and not sums.in_lockstep:
+                break
+            loss = self.run.objective.loss(self.state.model, batch, self.patches(batch))
+            self.losses.note(batch, loss)
+            loss = loss * (len(batch.rows_B) / global_batch_size)
+            sums.backward(loss * loss_scale, is_last=is_last)
+            loss_sum = loss_sum.to(loss.device) + loss.detach()
+            num_images += len(batch.rows_B)
+            num_replaced += batch.num_replaced
+        sums.finish()
+        # The one point where the host waits for the device.
+        mine = [float(loss_sum), num_images, num_replaced, self.stop.is_asked]
+        totals = self.run.world.all_reduce_sum(torch.tensor(mine, dtype=torch.float64))
+        loss_total, images_total, replaced_total, num_stops = totals.tolist()
+        if num_stops:
+            self.state.model.zero_grad(set_to_none=True)
+            return _Total(math.nan, 0, 0, stop=True)
+
+        # Fewer images than planned: the last batch of an epoch, or some that could not be decoded.
+        scale = global_batch_size / images_total if images_total else math.nan
+        for param in sums.params if scale != loss_scale else ():
+            if param.grad is not None:
+                param.grad.mul_(scale / loss_scale)
+        return _Total(loss_total * scale, int(images_total), int(replaced_total), stop=False)
+
+    @property
+    def _loss_scale(self) -> float:
+        return self.state.scaler.scale
+
+    def _micro_batches(self, sums: GradientSums, step: int) -> Iterator[Batch]:
+        """Yield this process's micro-batches of a step, and report each one."""
+        self.losses.start_step(step)
+        batches = self.meters.waiting(self.stop.guarded(self.loader.micro_batches(step)))
+        batches = self._reported(batches, step)
+        if sums.in_lockstep:
+            num_passes = most_passes(self.sampler, self.loader.device_batch_size)
+            batches = in_lockstep(batches, num_passes, self.run.recipe.model.img_size, step)
+        return batches
+
+    def _reported(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
+        num_done, num_images = 0, self.sampler.num_rows(step)
+        for batch in batches:
+            yield batch
+            num_done += len(batch.rows_B)
+            self.run.reporter.micro_step(step, num_done, num_images)
+
+    def _do_what_is_due(self, progress: Progress, metrics: dict[str, float]) -> bool:
+        """Log, evaluate and save, each in its period; return whether the run may continue."""
+        periods, total_steps = self.run.recipe.run, self.schedule.total_steps
+        self.checkpoints.writer.check()  # report an error of the last checkpoint before the next
+        # Over all processes, and since the run began, however often it was resumed.
+        num_skipped = self.sampler.num_before(progress.step) - progress.images_seen
+        counts = {"num_skipped": num_skipped, "num_replaced": progress.images_replaced}
+        self.log.log_step(progress, {**metrics, **counts})
+        is_save_due = is_due(
+            progress.step, every_steps=periods.save_every_steps, total_steps=total_steps
+        )
+        if is_due(progress.step, every_steps=periods.eval_every_steps, total_steps=total_steps):
+            return self._evaluate(progress, is_save_due=is_save_due)
+        if is_save_due:
+            self.checkpoints.save(progress)
+        return True
+
+    def _evaluate(self, progress: Progress, *, is_save_due: bool = True) -> bool:
+        """Evaluate, save if that is due or there is a best; return whether the run may continue.
+
+        An evaluation that an error ended is owed: the state is saved, and a resumed run begins with
+        it.
+        """
+        metrics = self.evaluation.metrics()
+        progress.owes_evaluation = metrics is None
+        if metrics is None:
+            self.checkpoints.save(progress)
             return False
-    return True
+        self.log.log_evaluation(progress, metrics)
+        metric, val_name = self.run.recipe.run.best_metric, self.run.data.val_name
+        best = note_best(progress.best, metrics, metric=metric, val_name=val_name)
+        if best or is_save_due:
+            self.checkpoints.save(progress, best)
+        return True
+
+
+class _Total(NamedTuple):
+    """Totals of a global batch, over all processes."""
+
+    loss: float
+    """Mean over the images; not a number if there are none."""
+    num_images: int
+    num_replaced: int
+    stop: bool
+    """Whether any process was asked to stop; then there is no gradient."""
 
 
 def _update(optimizers: Sequence[Optimizer], *, is_update: bool) -> None:
@@ -168,92 +229,9 @@ def _update(optimizers: Sequence[Optimizer], *, is_update: bool) -> None:
 
 
 def _check(loss: float, step: int) -> None:
-    """Raise if the loss of an update is no number."""
+    """Raise if the loss of an update is not a finite number."""
     if not math.isfinite(loss):
-        raise NonFiniteLossError(
-            f"the loss is {loss} at step {step}",
-            hint=DIVERGED_HINT,
-        )
-
-
-def _do_what_is_due(
-    plan: Plan, progress: Progress, model: nn.Module, hooks: Hooks, metrics: dict[str, float]
-) -> bool:
-    """Log, evaluate and save, each in its period; return whether the run may continue."""
-    step, total_steps = progress.step, plan.total_steps
-    hooks.log_step(progress, metrics)
-    is_save_due = is_due(step, every_steps=plan.save_every_steps, total_steps=total_steps)
-    if is_due(step, every_steps=plan.eval_every_steps, total_steps=total_steps):
-        return _evaluate(progress, model, hooks, is_save_due=is_save_due)
-    if is_save_due:
-        hooks.save(progress, ())
-    return True
-
-
-def _evaluate(
-    progress: Progress, model: nn.Module, hooks: Hooks, *, is_save_due: bool = True
-) -> bool:
-    """Evaluate, and save if that is due or there is a best; return whether the run may continue.
-
-    An evaluation that an error ended is owed: the state is saved, and a resumed run begins with it.
-    """
-    evaluated = hooks.evaluate(model)
-    progress.owes_evaluation = evaluated is None
-    if evaluated is None:
-        hooks.save(progress, ())
-        return False
-    hooks.log_evaluation(progress, evaluated)
-    best = hooks.note_best(progress, evaluated)
-    if best or is_save_due:
-        hooks.save(progress, best)
-    return True
-
-
-class _Total(NamedTuple):
-    """What came of a global batch, over all processes."""
-
-    loss: float
-    """Mean over the images; not a number if there are none."""
-    num_images: int
-    num_replaced: int
-    stop: bool
-    """Whether any process was asked to stop; then there is no gradient."""
-
-
-def _accumulate(
-    sums: GradientSums,
-    model: nn.Module,
-    plan: Plan,
-    step: int,
-    hooks: Hooks,
-    world: World,
-    loss_scale: float,
-) -> _Total:
-    """Add up the gradient of the mean loss over one global batch, in every process."""
-    loss_sum, num_images, num_replaced = torch.zeros(()), 0, 0
-    for batch, is_last in _and_whether_last(hooks.micro_batches(step)):
-        if hooks.should_stop() and not sums.in_lockstep:
-            break
-        loss = hooks.loss_of(model, batch) * (len(batch.rows_B) / plan.global_batch_size)
-        sums.backward(loss * loss_scale, is_last=is_last)
-        loss_sum = loss_sum.to(loss.device) + loss.detach()
-        num_images += len(batch.rows_B)
-        num_replaced += batch.num_replaced
-    sums.finish()
-    # The one point where the host waits for the device.
-    mine = [float(loss_sum), num_images, num_replaced, hooks.should_stop()]
-    totals = world.all_reduce_sum(torch.tensor(mine, dtype=torch.float64))
-    loss_total, images_total, replaced_total, num_stops = totals.tolist()
-    if num_stops:
-        model.zero_grad(set_to_none=True)
-        return _Total(math.nan, 0, 0, stop=True)
-
-    # Fewer images than planned: the last batch of an epoch, or some that could not be decoded.
-    scale = plan.global_batch_size / images_total if images_total else math.nan
-    for param in sums.params if scale != loss_scale else ():
-        if param.grad is not None:
-            param.grad.mul_(scale / loss_scale)
-    return _Total(loss_total * scale, int(images_total), int(replaced_total), stop=False)
+        raise NonFiniteLossError(f"the loss is {loss} at step {step}", hint=DIVERGED_HINT)
 
 
 def _and_whether_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -265,3 +243,182 @@ def _and_whether_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         before = batch
     if before is not None:
         yield before, True
+
+
+class StagedLoader:
+    """The training images of each step, in the size that its stage of the curriculum has.
+
+    There is one `TrainLoader` for each stage, opened at its first step.
+    """
+
+    def __init__(self, run: RunContext, sampler: StepSampler, device_batch_size: int) -> None:
+        """Open nothing yet.
+
+        Args:
+            run: Its images, augmentation and curriculum.
+            sampler: Order of the images.
+            device_batch_size: The most images of a micro-batch.
+        """
+        self.device_batch_size = device_batch_size
+        self._run = run
+        self._sampler = sampler
+        self._stages = build_curriculum(run.recipe, sampler.steps_per_epoch).stages()
+        self._img_size = 0
+        self._loader: TrainLoader | None = None
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Yield the images of the 0-based *step*; see `TrainLoader.micro_batches`."""
+        img_size = next(size for first, size in reversed(self._stages) if step >= first)
+        if self._loader is None or img_size != self._img_size:
+            self.close()
+            self._img_size, self._loader = img_size, self._open(img_size)
+        yield from self._loader.micro_batches(step)
+
+    def close(self) -> None:
+        """Join the threads."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def _open(self, img_size: int) -> TrainLoader:
+        recipe = self._run.recipe
+        return TrainLoader(
+            self._run.data.train,
+            self._sampler,
+            train_transform_of(recipe, img_size),
+            policy=policy_of(recipe),
+            device_batch_size=self.device_batch_size,
+            num_workers=self._run.options.num_workers,
+            seed=recipe.seed,
+            on_bad_image=recipe.data.on_bad_image,
+            max_bad_rate=recipe.data.max_bad_rate,
+            device=self._run.device,
+        )
+
+
+class StopSignal:
+    """While it is entered, a signal is noted instead of ending the process.
+
+    SIGTERM: Kubernetes, Slurm's preemption, torchrun to its processes.  SIGUSR1: Slurm some minutes
+    before the time limit (``--signal=USR1@...``).  SIGINT: Ctrl-C.
+
+    Only a second Ctrl-C, some seconds after the first signal, does what it did before: whoever
+    sends SIGTERM again has SIGKILL.
+
+    Attributes:
+        received: The signal that came first, if one did.
+        error: Error of the data of this process; it is raised once the state is saved.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, same_request_seconds: float = _SAME_REQUEST_SECONDS) -> None:
+        self.received: signal.Signals | None = None
+        self.error: Vit21kError | OSError | None = None
+        self._same_request_seconds = same_request_seconds
+        self._received_at = 0.0
+        self._previous = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is a reason to stop."""
+        return self.received is not None or self.error is not None
+
+    def guarded(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield *batches* until one fails; its error is noted."""
+        try:
+            yield from batches
+        except (Vit21kError, OSError) as error:
+            self.error = self.error or error
+
+    def __enter__(self) -> Self:
+        for signum in self._SIGNALS:
+            signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(signum), now
+        elif signum == signal.SIGINT and now - self._received_at > self._same_request_seconds:
+            signal.signal(signum, self._previous[signal.SIGINT])
+            signal.raise_signal(signum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluates a run on its val split.
+
+    Attributes:
+        run: Its images and loss.
+        state: The weights, and their average if there is one.
+        device_batch_size: Images of one forward pass.
+        stop: Notes an error of the data.
+    """
+
+    run: RunContext
+    state: TrainState
+    device_batch_size: int
+    stop: StopSignal
+
+    def metrics(self) -> dict[str, float] | None:
+        """Evaluate the weights and their average, on all processes together.
+
+        The model is in train mode afterwards.
+
+        Returns:
+            Metrics by name, in every process; None: an error of the data ended it.
+        """
+        model, args, device = self.state.model, self.run.args, self.run.device
+        if self.state.is_sharded:
+            # A complete copy: in eval the processes have different numbers of batches.
+            model = plain_copy(args, model.state_dict(), device)
+        metrics = self._metrics_of(model, self.run.data.val_name)
+        if metrics is not None and self.state.ema is not None:
+            averaged = plain_copy(args, self.state.ema.tensors(), device)
+            of_average = self._metrics_of(averaged, f"{self.run.data.val_name}_ema")
+            metrics = None if of_average is None else {**metrics, **of_average}
+        return metrics
+
+    def _metrics_of(self, model: nn.Module, split: str) -> dict[str, float] | None:
+        recipe, world, objective = self.run.recipe, self.run.world, self.run.objective
+        loader = EvalLoader(
+            self.run.data.val,
+            eval_transform_of(recipe),
+            device_batch_size=self.device_batch_size,
+            num_workers=self.run.options.num_workers,
+            rank=world.rank,
+            world_size=world.world_size,
+            on_bad_image="fail" if recipe.data.on_bad_image == "fail" else "skip",
+        )
+        measures = [] if objective.levels is None else [SemanticAccuracy(objective.levels)]
+        metrics: dict[str, float] = {}
+        try:
+            metrics = evaluate(
+                model,
+                self.stop.guarded(loader),
+                loss_function=objective.label_loss,
+                mean=recipe.data.mean,
+                std=recipe.data.std,
+                device=self.run.device,
+                world=world,
+                precision=recipe.products_in,
+                measures=measures,
+            )
+        except ImageError as error:  # in every process: not one image could be decoded
+            self.stop.error = self.stop.error or error
+        finally:
+            loader.close()
+        if world.is_any(self.stop.error is not None):
+            return None
+        metrics.update((measure.name, measure.value()) for measure in measures)
+        return {f"{split}/{name}": value for name, value in metrics.items()}

@@ -15,7 +15,6 @@ import signal
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import nn
 
 from vit21k import __version__
 from vit21k.atomic import write_atomic
-from vit21k.checkpoint.initialise import InitReport, InitSource, initialise_from, origin_of
+from vit21k.checkpoint.initialise import InitReport, InitSource, initialise_from
 from vit21k.checkpoint.store import BackgroundWriter, Checkpoint, set_run_aside
 from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World, explaining_lost_peers, init_world
@@ -36,39 +35,60 @@ from vit21k.errors import (
     Vit21kError,
 )
 from vit21k.lock import locked
+from vit21k.optim.schedule import LrSchedule
 from vit21k.recipe.load import dump_recipe
 from vit21k.recipe.schema import Recipe
-from vit21k.training import builders, context
-from vit21k.training.builders import Objective, device_batch_size_of, sampler_of, whole_pairs
+from vit21k.training.builders import (
+    build_curriculum,
+    build_schedule,
+    device_batch_size_of,
+    sampler_of,
+    whole_pairs,
+)
 from vit21k.training.checkpoints import (
     Identity,
+    Saver,
     check_same_start,
     find_begin,
     restore,
     short_digest,
 )
 from vit21k.training.context import (
-    NOBODY,
+    NAMED_BY_CONTENT,
     Fork,
-    Listener,
-    Place,
+    Progress,
     RunContext,
+    RunOptions,
     SplitData,
     TrainState,
-    learner_of,
+    build_train_state,
+    model_args_of,
+    model_config_of,
+    new_model,
     open_split_data,
+    recipe_identity,
+    resolve_precision,
 )
+from vit21k.training.curriculum import PatchDropper, check_curriculum
 from vit21k.training.forecast import forecast, measure_images_per_second
-from vit21k.training.hooks import StopSignal, hooks_of, saver_of, train_loader_of
-from vit21k.training.log import explaining_divergence, norm_of, watching
-from vit21k.training.loop import Hooks, Plan, Progress, train
+from vit21k.training.log import (
+    StepLosses,
+    build_meters,
+    explaining_divergence,
+    norm_of,
+    open_log,
+    write_run_facts,
+)
+from vit21k.training.loop import Evaluation, StagedLoader, StopSignal, Trainer
+from vit21k.training.objective import Objective, build_objective
+from vit21k.training.reporter import Reporter
 from vit21k.training.step import TRIALS_FILE, prepare_model
 
 
 def train_run(
     recipe: Recipe,
-    place: Place,
-    listener: Listener,
+    options: RunOptions,
+    reporter: Reporter,
     *,
     init: str | InitSource | None,
     fork: Fork | None = None,
@@ -78,8 +98,8 @@ def train_run(
 
     Args:
         recipe: What to train and how.
-        place: Where.
-        listener: Hears about it.
+        options: Where.
+        reporter: Used on the first process only.
         init: Weights to start from: what `load_model` takes, or more of it; on a resume, what the
             run must have begun with.
         fork: A checkpoint of another run to start from, with its optimizer and step; on a resume,
@@ -98,41 +118,41 @@ def train_run(
     """
     if init is not None and fork is not None:
         raise UsageError("--init and --resume-from both say what to begin with; give one")
-    world = init_world(place.device)
+    world = init_world(options.device)
     try:
         with explaining_lost_peers(world), ExitStack() as stack:
             with world.in_agreement():
                 if world.rank == 0:
-                    stack.enter_context(locked(place.run_dir, command="train"))
+                    stack.enter_context(locked(options.run_dir, command="train"))
                 stop = stack.enter_context(StopSignal())
-            hears = listener if world.rank == 0 else NOBODY
-            recipe = context.resolve_precision(
+            reporter = reporter if world.rank == 0 else Reporter()
+            recipe = resolve_precision(
                 recipe,
-                place.device,
+                options.device,
                 world,
-                run_dir=None if fresh else place.run_dir,
-                listener=hears,
+                run_dir=None if fresh else options.run_dir,
+                reporter=reporter,
             )
             with world.in_agreement():
-                setup = _setup(recipe, place, hears, world)
-            if not _train(setup, stop, init=init, fork=fork, fresh=fresh):
-                raise _stopped(world, stop, place.run_dir)
+                run = _context(recipe, options, reporter, world)
+            with world.in_agreement():
+                start = _start(run, init=init, fork=fork, fresh=fresh)
+            if not _train(run, start, stop):
+                raise _stopped(world, stop, options.run_dir)
     finally:
         world.close()
 
 
-def _setup(recipe: Recipe, place: Place, hears: Listener, world: World) -> RunContext:
-    data = open_split_data(place.manifests, place.root, hears.note)
+def _context(recipe: Recipe, options: RunOptions, reporter: Reporter, world: World) -> RunContext:
+    data = open_split_data(options.manifests, options.root, reporter.note)
     return RunContext(
         recipe=recipe,
-        place=place,
-        listener=hears,
+        options=options,
+        reporter=reporter,
         world=world,
         data=data,
-        args=context.model_args_of(recipe, num_classes=len(data.classes)),
-        objective=builders.objective_of(
-            recipe, data.classes, torch.device(place.device), warn=hears.warn
-        ),
+        args=model_args_of(recipe, num_classes=len(data.classes)),
+        objective=build_objective(recipe, data.classes, torch.device(options.device), reporter),
     )
 
 
@@ -142,7 +162,7 @@ class _Start:
 
     Attributes:
         sampler: The order of its images.
-        plan: Its length and periods.
+        schedule: Its length and learning rate.
         model: With its first weights, or those of *checkpoint*; on the CPU.
         identity: What every checkpoint says of the run.
         checkpoint: Of this run, or of the one that it is a fork of; None: it begins.
@@ -150,7 +170,7 @@ class _Start:
     """
 
     sampler: StepSampler
-    plan: Plan
+    schedule: LrSchedule
     model: nn.Module
     identity: Mapping[str, Any]
     checkpoint: Checkpoint | None
@@ -158,29 +178,30 @@ class _Start:
 
 
 def _start(
-    setup: RunContext, *, init: str | InitSource | None, fork: Fork | None, fresh: bool
+    run: RunContext, *, init: str | InitSource | None, fork: Fork | None, fresh: bool
 ) -> _Start:
     """Find out what the run starts from; no process waits for another here."""
-    recipe, run_dir = setup.recipe, setup.place.run_dir
-    sampler = sampler_of(recipe, setup.data.train, setup.world)
-    plan = context.plan_of(recipe, sampler.steps_per_epoch)
-    identity = identity_of(recipe, setup.data, setup.objective)
+    recipe, run_dir = run.recipe, run.options.run_dir
+    sampler = sampler_of(recipe, run.data.train, run.world)
+    schedule = build_schedule(recipe, sampler.steps_per_epoch)
+    identity = identity_of(recipe, run.data, run.objective)
     begin = find_begin(
         run_dir,
         identity=identity,
-        total_steps=plan.total_steps,
-        init_origin=None if init is None else partial(origin_of, init, setup.args),
+        total_steps=schedule.total_steps,
+        init=init,
+        args=run.args,
         fork=fork,
         fresh=fresh,
-        warn=setup.listener.warn,
+        reporter=run.reporter,
     )
-    model, report = _model(setup, init, begin.checkpoint)
+    model, report = _model(run, init, begin.checkpoint)
     origin = begin.origin if report is None else report.origin
-    if fresh and setup.world.rank == 0 and (kept := set_run_aside(run_dir)):
-        setup.listener.note(f"starting over; the run that was here is kept in `{kept}`")
+    if fresh and run.world.rank == 0 and (kept := set_run_aside(run_dir)):
+        run.reporter.note(f"starting over; the run that was here is kept in `{kept}`")
     return _Start(
         sampler=sampler,
-        plan=plan,
+        schedule=schedule,
         model=model,
         identity={**asdict(identity), "origin": origin, "best_metric": recipe.run.best_metric},
         checkpoint=begin.checkpoint,
@@ -191,96 +212,101 @@ def _start(
 def identity_of(recipe: Recipe, data: SplitData, objective: Objective) -> Identity:
     """Return what a run and its continuation have in common."""
     return Identity(
-        recipe=context.identity_of(recipe),
+        recipe=recipe_identity(recipe),
         train_manifest=data.fingerprint,
         val_manifest=data.val_fingerprint,
         objective=dict(objective.fingerprints),
     )
 
 
-def _train(
-    setup: RunContext,
-    stop: StopSignal,
-    *,
-    init: str | InitSource | None,
-    fork: Fork | None,
-    fresh: bool,
-) -> bool:
-    """Put the parts together and train; return whether the run came to its end."""
-    world = setup.world
-    with world.in_agreement():
-        start = _start(setup, init=init, fork=fork, fresh=fresh)
-    _check_same_start(setup, start)
+def _train(run: RunContext, start: _Start, stop: StopSignal) -> bool:
+    """Build everything that takes part, and train; return whether the run came to its end."""
+    world, sampler, total_steps = run.world, start.sampler, start.schedule.total_steps
+    origin = start.identity["origin"]
+    _check_same_start(run, start)
     if start.checkpoint is None:
         for tensor in start.model.state_dict().values():
             world.broadcast(tensor)  # rounding may differ between processors
-    plan, sampler = start.plan, start.sampler
-    device_batch_size = _device_batch_size(setup)
-    model = prepare_model(setup, start.model, device_batch_size=device_batch_size)
-    learner = learner_of(setup, model)
+    device_batch_size = _device_batch_size(run)
+    model = prepare_model(run, start.model, device_batch_size=device_batch_size)
+    state = build_train_state(run, model)
     with world.in_agreement():
-        progress = _restored(setup, start, learner)
-
-    if steps_left := plan.total_steps - progress.step:
-        _tell_forecast(setup, learner, steps_left * plan.global_batch_size)
-
-    loader = train_loader_of(setup, sampler, device_batch_size)
-    _write_recipe(setup)
+        progress = _restored(run, start, state)
+    if steps_left := total_steps - progress.step:
+        _report_forecast(run, state, steps_left * run.recipe.data.global_batch_size)
+    patches = _patch_dropper(run, sampler)
+    loader = StagedLoader(run, sampler, device_batch_size)
+    _write_recipe(run)
     # The writer leaves last: whatever happens, what is being written is finished.
-    with (
-        BackgroundWriter() as writer,
-        closing(loader),
-        watching(setup, plan, progress, learner.model, start.identity["origin"]) as watchers,
-    ):
-        saver = saver_of(
-            setup, learner, writer, identity=start.identity, total_steps=plan.total_steps
-        )
-        hooks = hooks_of(
-            setup,
-            learner,
-            loader=loader,
-            sampler=sampler,
-            watching=watchers,
-            device_batch_size=device_batch_size,
-            stop=stop,
-            saver=saver,
-        )
-        with explaining_divergence(setup, progress, writer, start.identity["origin"]):
-            finished = _train_from(start, progress, learner, hooks, world)
+    with BackgroundWriter() as writer, closing(loader):
+        meters = build_meters(run, state.model)
+        write_run_facts(run, total_steps, meters, origin)
+        losses = StepLosses(run.data.train, run.options.run_dir, world.rank)
+        with (
+            closing(open_log(run, total_steps, progress, meters)) as log,
+            losses.explaining(),
+            explaining_divergence(run, progress, writer, origin),
+        ):
+            trainer = Trainer(
+                run=run,
+                schedule=start.schedule,
+                state=state,
+                sampler=sampler,
+                loader=loader,
+                patches=patches,
+                evaluation=Evaluation(
+                    run=run, state=state, device_batch_size=device_batch_size, stop=stop
+                ),
+                log=log,
+                meters=meters,
+                losses=losses,
+                checkpoints=_saver(run, start, state, writer),
+                stop=stop,
+            )
+            if progress.weight_norm is None:
+                progress.weight_norm = norm_of(state.model)
+            if start.is_fork:
+                # The other run may be gone when this one is resumed.
+                trainer.checkpoints.save(progress)
+            finished = trainer.train(progress)
     world.barrier()  # nobody leaves before the last checkpoint is written
-    _tell_what_was_left_out(setup, progress, sampler)
+    _report_skipped(run, progress, sampler)
     return finished
 
 
-def _write_recipe(setup: RunContext) -> None:
-    if setup.world.rank == 0:
-        text = dump_recipe(setup.recipe)
-        write_atomic(setup.place.run_dir / "recipe.yaml", text.encode())
+def _write_recipe(run: RunContext) -> None:
+    if run.world.rank == 0:
+        write_atomic(run.options.run_dir / "recipe.yaml", dump_recipe(run.recipe).encode())
 
 
-def _train_from(
-    start: _Start, progress: Progress, learner: TrainState, hooks: Hooks, world: World
-) -> bool:
-    """Train to the end; return whether it was reached."""
-    if progress.weight_norm is None:
-        progress.weight_norm = norm_of(learner.model)
-    if start.is_fork:
-        hooks.save(progress, ())  # the other run may be gone when this one is resumed
-    return train(
-        start.plan,
-        progress,
-        model=learner.model,
-        optimizers=learner.optimizers,
-        hooks=hooks,
-        world=world,
-        scaler=learner.scaler,
+def _saver(run: RunContext, start: _Start, state: TrainState, writer: BackgroundWriter) -> Saver:
+    return Saver(
+        run_dir=run.options.run_dir,
+        state=state,
+        identity=start.identity,
+        model_config=model_config_of(run.recipe, run.args, run.data.classes),
+        keep_last=run.recipe.run.keep_last,
+        total_steps=start.schedule.total_steps,
+        world=run.world,
+        writer=writer,
     )
 
 
-def _check_same_start(setup: RunContext, start: _Start) -> None:
+def _patch_dropper(run: RunContext, sampler: StepSampler) -> PatchDropper:
+    """Return what says which patches are seen.
+
+    Raises:
+        UsageError: The model cannot see less of an image, and the recipe wants it to.
+    """
+    curriculum = build_curriculum(run.recipe, sampler.steps_per_epoch)
+    check_curriculum(curriculum, run.args)
+    return PatchDropper(curriculum, patch_size=run.args["patch_size"], device=run.device)
+
+
+def _check_same_start(run: RunContext, start: _Start) -> None:
     """Check that all processes begin with the same state."""
-    checkpoint, trials = start.checkpoint, setup.place.run_dir / TRIALS_FILE
-    recipe = setup.recipe.model_dump(mode="json", exclude=context.NAMED_BY_CONTENT)
+    checkpoint, trials = start.checkpoint, run.options.run_dir / TRIALS_FILE
+    recipe = run.recipe.model_dump(mode="json", exclude=NAMED_BY_CONTENT)
     facts = {
         "step": 0 if checkpoint is None else checkpoint.step,
         "checkpoint": None if checkpoint is None else short_digest(checkpoint.state),
@@ -293,45 +319,42 @@ def _check_same_start(setup: RunContext, start: _Start) -> None:
         "vit21k": __version__,
         "torch": torch.__version__,
     }
-    check_same_start(setup.world, facts, setup.place.run_dir)
+    check_same_start(run.world, facts, run.options.run_dir)
 
 
-def _restored(setup: RunContext, start: _Start, learner: TrainState) -> Progress:
-    """Return how far the run is, and put the learner where the checkpoint was."""
+def _restored(run: RunContext, start: _Start, state: TrainState) -> Progress:
+    """Return the progress of the run, and put the train state where the checkpoint was."""
     checkpoint = start.checkpoint
     if checkpoint is None:
         return Progress()
-    progress = restore(checkpoint, learner)
-    metric = setup.recipe.run.best_metric
+    progress = restore(checkpoint, state)
+    metric = run.recipe.run.best_metric
     if start.is_fork or checkpoint.state.get("best_metric", metric) != metric:
         progress.best = {}  # of another run, or by another metric
     verb = "forking" if start.is_fork else "resuming"
-    setup.listener.note(f"{verb} from step {checkpoint.step:,} of `{checkpoint.path}`")
+    run.reporter.note(f"{verb} from step {checkpoint.step:,} of `{checkpoint.path}`")
     return progress
 
 
-def _tell_forecast(setup: RunContext, learner: TrainState, num_images: int) -> None:
-    """Measure a step, and tell how long so many images take."""
-    loss_of = partial(
-        builders.loss_of, recipe=setup.recipe, device=setup.device, objective=setup.objective
-    )
-    img_size = setup.recipe.model.img_size
-    rate = measure_images_per_second(learner.model, loss_of, img_size=img_size)
-    setup.listener.forecast(forecast(setup.args, num_images=num_images, images_per_second=rate))
+def _report_forecast(run: RunContext, state: TrainState, num_images: int) -> None:
+    """Measure a step, and report how long training on so many images takes."""
+    img_size = run.recipe.model.img_size
+    rate = measure_images_per_second(state.model, run.objective.loss, img_size=img_size)
+    run.reporter.forecast(forecast(run.args, num_images=num_images, images_per_second=rate))
 
 
-def _tell_what_was_left_out(setup: RunContext, progress: Progress, sampler: StepSampler) -> None:
-    listener = setup.listener
+def _report_skipped(run: RunContext, progress: Progress, sampler: StepSampler) -> None:
+    reporter = run.reporter
     if overflows := progress.skipped_updates - progress.empty_updates:
-        listener.note(f"{overflows:,} updates were skipped: float16 overflowed")
+        reporter.note(f"{overflows:,} updates were skipped: float16 overflowed")
     if progress.empty_updates:
-        listener.warn(
+        reporter.warn(
             f"{progress.empty_updates:,} updates were skipped: every image of the batch was bad"
         )
     if num_skipped := sampler.num_before(progress.step) - progress.images_seen:
-        listener.warn(f"{num_skipped:,} images could not be decoded and were skipped")
+        reporter.warn(f"{num_skipped:,} images could not be decoded and were skipped")
     if progress.images_replaced:
-        listener.warn(f"{progress.images_replaced:,} images could not be decoded and were replaced")
+        reporter.warn(f"{progress.images_replaced:,} images could not be decoded and were replaced")
 
 
 def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSError:
@@ -355,21 +378,19 @@ def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSE
 
 
 def _model(
-    setup: RunContext, init: str | InitSource | None, checkpoint: Checkpoint | None
+    run: RunContext, init: str | InitSource | None, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, InitReport | None]:
     """Return the model with the weights to start from, and where the first ones came from."""
-    recipe, classes = setup.recipe, setup.data.classes
-    model = context.new_model(recipe, num_classes=len(classes))
-    setup.objective.prepare(model)
+    recipe, classes = run.recipe, run.data.classes
+    model = new_model(recipe, num_classes=len(classes))
+    run.objective.prepare(model)
     report = None
     if checkpoint:
         model.load_state_dict(checkpoint.model_tensors())
     elif init is not None:
         resize = recipe.model.pos_embed_resize
-        report = initialise_from(
-            model, init, args=setup.args, classes=classes, pos_embed_mode=resize
-        )
-        setup.listener.initialised(report)
+        report = initialise_from(model, init, args=run.args, classes=classes, pos_embed_mode=resize)
+        run.reporter.initialised(report)
     elif recipe.stage == "finetune":
         raise UsageError(
             "fine-tuning starts from a pretrained model, and none was given",
@@ -378,12 +399,12 @@ def _model(
     return model, report
 
 
-def _device_batch_size(setup: RunContext) -> int:
-    asked, wanted = setup.place.device_batch_size, setup.recipe.data.device_batch_size
-    fitting = device_batch_size_of(setup.recipe, setup.args, asked=asked, device=setup.device)
-    if asked is None and fitting < whole_pairs(setup.recipe, wanted):
-        setup.listener.note(
+def _device_batch_size(run: RunContext) -> int:
+    asked, wanted = run.options.device_batch_size, run.recipe.data.device_batch_size
+    fitting = device_batch_size_of(run.recipe, run.args, asked=asked, device=run.device)
+    if asked is None and fitting < whole_pairs(run.recipe, wanted):
+        run.reporter.note(
             f"{fitting} images in one forward pass, not {wanted}: more do not fit into memory "
-            f"(the global batch stays {setup.recipe.data.global_batch_size:,})"
+            f"(the global batch stays {run.recipe.data.global_batch_size:,})"
         )
     return fitting

@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
-from vit21k.data.sampler import StepSampler
 from vit21k.device import DTYPES, device_name, wait_for
 from vit21k.distributed import World
 from vit21k.errors import MissingExtraError, UsageError
-from vit21k.models.attention import AttentionShape, Trial, fastest, try_backends, use_backend
+from vit21k.models.attention import (
+    AttentionName,
+    AttentionShape,
+    Trial,
+    fastest,
+    try_backends,
+    use_backend,
+)
 from vit21k.models.layers import Attention, Block
 from vit21k.models.vit import VisionTransformer
-from vit21k.training import context
-from vit21k.training.builders import loss_of
+from vit21k.recipe.schema import StepSection
 from vit21k.training.context import RunContext
-from vit21k.training.curriculum import PatchDropper, check_curriculum
 from vit21k.training.forecast import TrialMemory, dummy_batch
 
 _FIRST_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
@@ -90,23 +93,15 @@ LossOf = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """How a step is to be computed; the words are those of the recipe's section `step`.
+class StepShape:
+    """What one forward and backward pass computes on.
 
     Attributes:
-        compile: "auto", "none" or "blocks".
-        attention: "auto" or the name of an implementation.
-        recompute: "none" or "cheap".
-        float8: "none" or "mlp".
         img_size: Side of an image, in pixels.
         device_batch_size: Images of one forward pass.
         dtype: Of matrix products.
     """
 
-    compile: Literal["auto", "none", "blocks"] = "auto"
-    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    recompute: Literal["none", "cheap"] = "none"
-    float8: Literal["none", "mlp"] = "none"
     img_size: int
     device_batch_size: int
     dtype: torch.dtype = torch.float32
@@ -114,18 +109,20 @@ class StepPlan:
 
 def prepare_step(
     model: nn.Module,
-    plan: StepPlan,
+    section: StepSection,
+    shape: StepShape,
     *,
     loss_of: LossOf,
     device: torch.device,
     run_dir: Path | None = None,
     world: World | None = None,
 ) -> list[str]:
-    """Make *model* compute as *plan* says, and return in words what was found out.
+    """Make *model* compute as the recipe's *section* says, and return in words what was chosen.
 
     Args:
         model: On *device*, in train mode; changed in place, its names and weights are not.
-        plan: How.
+        section: How.
+        shape: On what.
         loss_of: Mean loss of a micro-batch, for the trial of compiled blocks.
         device: Where.
         run_dir: Remembers trials; None: nothing is remembered.
@@ -136,15 +133,15 @@ def prepare_step(
         MissingExtraError: float8 is asked for and torchao is not installed.
     """
     world = world or World()
-    facts = {**asdict(plan), "dtype": str(plan.dtype)}
+    facts = {**section.model_dump(), **asdict(shape), "dtype": str(shape.dtype)}
     memory = TrialMemory(None if run_dir is None else run_dir / TRIALS_FILE, facts, device)
     notes = []
-    if plan.float8 == "mlp":
+    if section.float8 == "mlp":
         notes.append(f"float8: {use_float8_mlps(model, device)} linear layers of MLPs")
     for block in blocks_of(model):
-        block.recomputes = plan.recompute == "cheap"
-    notes += _choose_attention(model, plan, device, memory, world)
-    notes += _choose_compile(model, plan, loss_of, device, memory, world)
+        block.recomputes = section.recompute == "cheap"
+    notes += _choose_attention(model, section.attention, shape, device, memory, world)
+    notes += _choose_compile(model, section.compile, shape, loss_of, device, memory, world)
     if world.rank == 0:
         memory.save()
     return notes
@@ -173,17 +170,22 @@ def _uncompile_blocks(model: nn.Module) -> None:
 
 
 def _choose_attention(
-    model: nn.Module, plan: StepPlan, device: torch.device, memory: TrialMemory, world: World
+    model: nn.Module,
+    wanted: AttentionName | Literal["auto"],
+    shape: StepShape,
+    device: torch.device,
+    memory: TrialMemory,
+    world: World,
 ) -> list[str]:
-    if plan.attention != "auto":
-        use_backend(model, plan.attention)
+    if wanted != "auto":
+        use_backend(model, wanted)
         return []
-    shape = _attention_shape(model, plan, device)
-    if shape is None:
+    attention = _attention_shape(model, shape, device)
+    if attention is None:
         return []
     if (name := memory.recall("attention")) is None:
         trials = try_backends(
-            shape, device=device, dtype=plan.dtype, dropout=_attention_dropout(model)
+            attention, device=device, dtype=shape.dtype, dropout=_attention_dropout(model)
         )
         times = torch.tensor([min(trial.seconds, 1e9) for trial in trials], dtype=torch.float64)
         summed = world.all_reduce_sum(times).tolist()
@@ -195,7 +197,7 @@ def _choose_attention(
 
 
 def _attention_shape(
-    model: nn.Module, plan: StepPlan, device: torch.device
+    model: nn.Module, shape: StepShape, device: torch.device
 ) -> AttentionShape | None:
     """Return what attention of the first block is computed on; None if it is too little to try."""
     attention = next((m for m in model.modules() if isinstance(m, Attention)), None)
@@ -204,9 +206,9 @@ def _attention_shape(
         return None
     num_tokens = grid[0] * grid[1] + int(getattr(model, "num_prefix_tokens", 0))
     width = attention.qkv.in_features
-    if 4 * plan.device_batch_size * num_tokens**2 * width < _FLOPS_WORTH_A_TRIAL:
+    if 4 * shape.device_batch_size * num_tokens**2 * width < _FLOPS_WORTH_A_TRIAL:
         return None
-    num_images = plan.device_batch_size
+    num_images = shape.device_batch_size
     if device.type == "cpu":
         num_images = min(num_images, _CPU_TRIAL_IMAGES)
     return AttentionShape(num_images, attention.num_heads, num_tokens, width // attention.num_heads)
@@ -222,22 +224,23 @@ def _shown(trial: Trial, world: World) -> str:
 
 def _choose_compile(
     model: nn.Module,
-    plan: StepPlan,
+    wanted: Literal["auto", "none", "blocks"],
+    shape: StepShape,
     loss_of: LossOf,
     device: torch.device,
     memory: TrialMemory,
     world: World,
 ) -> list[str]:
     """Compile the blocks if that is asked for, or pays."""
-    if plan.compile == "none" or (plan.compile == "auto" and device.type != "cuda"):
+    if wanted == "none" or (wanted == "auto" and device.type != "cuda"):
         return []
     compile_blocks(model)
-    if plan.compile == "blocks":
+    if wanted == "blocks":
         return []
     if (choice := memory.recall("compile")) is None:
-        compiled = step_seconds(model, loss_of, plan)
+        compiled = step_seconds(model, loss_of, shape)
         _uncompile_blocks(model)
-        plain = step_seconds(model, loss_of, plan)
+        plain = step_seconds(model, loss_of, shape)
         times = world.all_reduce_sum(torch.tensor([plain, compiled], dtype=torch.float64)).tolist()
         choice = "blocks" if times[1] < _WORTHWHILE * times[0] else "none"
         shown = {"none": f"{1e3 * plain:.1f} ms", "blocks": f"{1e3 * compiled:.1f} ms"}
@@ -249,13 +252,13 @@ def _choose_compile(
 
 
 def step_seconds(
-    model: nn.Module, loss_of: LossOf, plan: StepPlan, *, num_rounds: int = _NUM_ROUNDS
+    model: nn.Module, loss_of: LossOf, shape: StepShape, *, num_rounds: int = _NUM_ROUNDS
 ) -> float:
     """Return the median time of a forward and backward pass on grey images; two are not timed.
 
     The model is as before, afterwards.
     """
-    batch = dummy_batch(plan.device_batch_size, plan.img_size)
+    batch = dummy_batch(shape.device_batch_size, shape.img_size)
     device = next(model.parameters()).device
     seconds = []
     for _ in range(num_rounds + 2):
@@ -267,47 +270,30 @@ def step_seconds(
     return statistics.median(seconds[2:])
 
 
-def prepare_model(setup: RunContext, model: nn.Module, *, device_batch_size: int) -> nn.Module:
+def prepare_model(run: RunContext, model: nn.Module, *, device_batch_size: int) -> nn.Module:
     """Return *model* on its device, in train mode, and fast; to be sharded after this, not before.
 
     Raises:
         UsageError: The device has no float8.
         MissingExtraError: float8 is asked for and torchao is not installed.
     """
-    recipe = setup.recipe
+    recipe = run.recipe
     if recipe.curriculum.img_sizes and isinstance(model, VisionTransformer):
         model.takes_smaller_images = True
-    model = model.to(setup.device).train()
+    model = model.to(run.device).train()
     notes = prepare_step(
         model,
-        StepPlan(
-            **recipe.step.model_dump(),
+        recipe.step,
+        StepShape(
             img_size=recipe.model.img_size,
             device_batch_size=device_batch_size,
             dtype=DTYPES[recipe.products_in],
         ),
-        loss_of=partial(loss_of, recipe=recipe, device=setup.device, objective=setup.objective),
-        device=setup.device,
-        run_dir=setup.place.run_dir,
-        world=setup.world,
+        loss_of=run.objective.loss,
+        device=run.device,
+        run_dir=run.options.run_dir,
+        world=run.world,
     )
     for note in notes:
-        setup.listener.note(note)
+        run.reporter.note(note)
     return model
-
-
-def patch_dropper_of(setup: RunContext, sampler: StepSampler) -> PatchDropper | None:
-    """Return what says which patches are seen; None: all are, in the whole run.
-
-    Raises:
-        UsageError: The model cannot see less of an image, and the recipe wants it to.
-    """
-    curriculum = context.curriculum_of(setup.recipe, sampler.steps_per_epoch)
-    check_curriculum(curriculum, setup.args)
-    if not curriculum.patch_drop_rate:
-        return None
-    return PatchDropper(
-        curriculum,
-        patch_size=setup.args["patch_size"],
-        device=setup.device,
-    )

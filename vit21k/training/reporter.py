@@ -1,0 +1,39 @@
+"""What a run reports to the user while it trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit21k.checkpoint.initialise import InitReport
+from vit21k.training.forecast import Forecast
+
+
+class Reporter:
+    """Report nothing: the reporter of tests, and of all processes but the first.
+
+    `vit21k train` has one that prints.  All messages but warnings of log sinks come from the thread
+    that trains.
+    """
+
+    def note(self, text: str) -> None:
+        """Report a fact."""
+
+    def warn(self, text: str) -> None:
+        """Report something that may be wrong."""
+
+    def forecast(self, forecast: Forecast) -> None:
+        """Report what the run will take."""
+
+    def initialised(self, report: InitReport) -> None:
+        """Report where the first weights came from."""
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Report a line of ``metrics.jsonl``, with ``total_steps`` and ``eta_seconds``."""
+
+    def micro_step(self, step: int, num_done: int, num_images: int) -> None:
+        """Report a micro-batch: a step can take hours on a CPU.
+
+        Args:
+            step: Updates made before this one.
+            num_done: Images of this update so far.
+            num_images: Images of this update.
+        """
