@@ -209,7 +209,7 @@ def _combined_file(path: Path, manifests: Path) -> AbstractContextManager[IO[byt
     from vit21k.atomic import atomic_file
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import DIGESTS
-    from vit21k.sources.folders import refuse_inside
+    from vit21k.manifest.writer import refuse_inside
 
     root = open_manifest(manifests, DIGESTS).header.root
     refuse_inside(path.absolute().parent, root, option="--combined")

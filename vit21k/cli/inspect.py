@@ -267,8 +267,8 @@ def _sheets(
 ) -> list[str]:
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import KINDS
+    from vit21k.manifest.writer import refuse_inside
     from vit21k.near.sheet import PairImages, sheet_pairs, write_sheets
-    from vit21k.sources.folders import refuse_inside
 
     manifest = open_manifest(manifests, KINDS[kind])
     for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
@@ -377,11 +377,11 @@ def review_command(
     require_serving("review")
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
+    from vit21k.manifest.writer import refuse_inside
     from vit21k.review.decisions import FILE_NAME, DecisionLog
     from vit21k.review.queue import open_queue
     from vit21k.review.server import HOST, LIMITS, ReviewSession, review_app
     from vit21k.serving.server import address_of, bind, serve
-    from vit21k.sources.folders import refuse_inside
 
     queue = open_queue(manifests, root=root)
     path = decisions or manifests / FILE_NAME

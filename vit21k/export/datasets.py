@@ -16,8 +16,8 @@ from vit21k.errors import DataError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
+from vit21k.manifest.writer import refuse_inside
 from vit21k.prep.dedup import prefetched
-from vit21k.sources.folders import refuse_inside
 
 
 @dataclass(frozen=True, kw_only=True)

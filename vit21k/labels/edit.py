@@ -16,9 +16,8 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL, ManifestKind
 from vit21k.manifest.wordnet import Above, distinct
-from vit21k.manifest.writer import manifest_writer, write_manifest
+from vit21k.manifest.writer import manifest_writer, refuse_inside, write_manifest
 from vit21k.prep.dedup import prefetched
-from vit21k.sources.folders import refuse_inside
 
 Ints = NDArray[np.int64]
 

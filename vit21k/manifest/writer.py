@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_file
-from vit21k.errors import ManifestError
+from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, Manifest, Metadata, SealingFile, to_metadata
 from vit21k.manifest.schema import ManifestKind
@@ -281,3 +281,21 @@ def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
         if name not in kind.may_be_null and rows[name].null_count:
             raise ManifestError(f"column `{name}` of the {kind.name} manifest must not hold nulls")
     return rows
+
+
+def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> None:
+    """Refuse to write into *folder* if it lies below the image root.
+
+    Args:
+        folder: Where a command would write.
+        root: An absolute path, or "" if the image root is not known.
+        option: The option that names *folder*.
+
+    Raises:
+        UsageError: *folder* lies below *root*.
+    """
+    if root and folder.resolve().is_relative_to(Path(root).resolve()):
+        raise UsageError(
+            f"`{folder}` lies inside the image root `{root}`, where nothing is ever written",
+            hint=f"name a folder outside it with `{option} DIR`",
+        )

@@ -24,7 +24,7 @@ from vit21k.manifest.schema import (
     VAL,
     ManifestKind,
 )
-from vit21k.manifest.writer import write_manifest
+from vit21k.manifest.writer import refuse_inside, write_manifest
 from vit21k.near.fingerprint import (
     DEFAULT_NUM_WORKERS,
     FingerprintSet,
@@ -34,7 +34,7 @@ from vit21k.near.fingerprint import (
     scan_images,
 )
 from vit21k.near.search import Level, Pairs, find_pairs
-from vit21k.sources.folders import Skipped, refuse_inside
+from vit21k.sources.folders import Skipped
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vit21k.errors import ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
+from vit21k.manifest.writer import refuse_inside
 from vit21k.pack.index import INFO, OPTION, has_val, is_whole, write_index
 from vit21k.pack.levels import Level
 from vit21k.pack.plan import (
@@ -37,7 +38,6 @@ from vit21k.pack.plan import (
     shard_pattern,
 )
 from vit21k.pack.shards import ShardBuilder
-from vit21k.sources.folders import refuse_inside
 
 _FROM_INDEX = [name for name in PART_SCHEMA.names if name not in ("row", "problem", "detail")]
 

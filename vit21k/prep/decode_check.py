@@ -26,12 +26,11 @@ from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, UNDECODABLE
-from vit21k.manifest.writer import manifest_writer
+from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.decode_worker import SIZE_BYTES
 from vit21k.prep.dedup import FileKeys, find_copies
 from vit21k.prep.hash_chunks import problem_rows
 from vit21k.prep.verify import tree_of
-from vit21k.sources.folders import refuse_inside
 from vit21k.sources.read import read_again, refuse_gone, why_unread
 
 SECONDS = 30.0

@@ -27,7 +27,7 @@ from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import LabelFrom, Layout, stem_of
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.manifest.writer import manifest_writer
+from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.file_digest import UNKNOWN
 from vit21k.prep.hash_archives import with_parts
 from vit21k.prep.hash_cache import hash_cache
@@ -48,7 +48,6 @@ from vit21k.sources.folders import (
     is_remote,
     look_at,
     printable,
-    refuse_inside,
     refuse_parquet,
     walk,
 )

@@ -22,10 +22,10 @@ from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
-from vit21k.manifest.writer import manifest_writer
+from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.dedup import as_digests, prefetched
 from vit21k.prep.split import choose, single_labels
-from vit21k.sources.folders import image_root, refuse_inside
+from vit21k.sources.folders import image_root
 
 HINT = "it must be all of what `md5sum FILE...`, or `md5sum -z FILE...`, has printed"
 

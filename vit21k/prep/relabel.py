@@ -30,7 +30,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES, OVERLABELLED
 from vit21k.manifest.wordnet import names_of
-from vit21k.manifest.writer import manifest_writer
+from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep import dedup
 from vit21k.prep.dedup import (
     DedupResult,
@@ -43,7 +43,6 @@ from vit21k.prep.dedup import (
     refuse_without_content,
 )
 from vit21k.prep.ray import RayCluster
-from vit21k.sources.folders import refuse_inside
 
 _COLUMNS = ["digest", "path", "num_bytes", "archive", "offset"]
 

@@ -27,10 +27,9 @@ from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
-from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer
+from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer, refuse_inside
 from vit21k.prep.dedup import repeated_probes
 from vit21k.prep.quick import MODE, hash_unproven
-from vit21k.sources.folders import refuse_inside
 
 FOLDER = "shards"
 OPTION = "shard"

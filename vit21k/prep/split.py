@@ -17,9 +17,8 @@ from vit21k.errors import UsageError
 from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
-from vit21k.manifest.writer import manifest_writer, refuse_repeated
+from vit21k.manifest.writer import manifest_writer, refuse_inside, refuse_repeated
 from vit21k.prep.dedup import as_numbers, prefetched
-from vit21k.sources.folders import refuse_inside
 
 _SLICE_ROWS = 1 << 13  # what is made on the way stays in the cache
 

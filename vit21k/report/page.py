@@ -21,10 +21,10 @@ from vit21k.charts import Line
 from vit21k.errors import UsageError
 from vit21k.manifest.schema import IMAGES, LEAKS, NEAR_DUPLICATES, PROBLEMS, VAL
 from vit21k.manifest.wordnet import RANKED
+from vit21k.manifest.writer import refuse_inside
 from vit21k.report import galleries
 from vit21k.report.galleries import ThumbBudget
 from vit21k.report.numbers import MergedImages, Numbers, read_numbers
-from vit21k.sources.folders import refuse_inside
 
 MAX_BYTES = 5_000_000
 MAX_TABLE_ROWS = 200

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from vit21k.errors import ImageTreeError, LayoutError, UsageError
+from vit21k.errors import ImageTreeError, LayoutError
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.read import OUR_OWN_LIMITS
@@ -461,24 +461,6 @@ def _first_of(folder: Path, count: int) -> list[Path]:
         return list(islice(folder.iterdir(), count))
     except OSError:  # the walk says what is wrong
         return []
-
-
-def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> None:
-    """Refuse to write into *folder* if it lies below the image root.
-
-    Args:
-        folder: Where a command would write.
-        root: An absolute path, or "" if the image root is not known.
-        option: With which the user says where to write.
-
-    Raises:
-        UsageError: It does.
-    """
-    if root and folder.resolve().is_relative_to(Path(root).resolve()):
-        raise UsageError(
-            f"`{folder}` lies inside the image root `{root}`, where nothing is ever written",
-            hint=f"name a folder outside it with `{option} DIR`",
-        )
 
 
 _NO_IMAGES = (
