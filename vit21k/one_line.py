@@ -1,4 +1,6 @@
-"""Names that are shown: those of files may hold line breaks, and codes that steer a terminal."""
+"""Names that are shown: those of files may hold line breaks, codes for a terminal, any bytes."""
+
+import os
 
 _CODES = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}
@@ -15,3 +17,8 @@ def without_codes(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Return *text*, control characters and line breaks as ``\n``, ``\x1b``, ``\u2028``."""
     return text.translate(_ESCAPES)
+
+
+def printable(path: bytes | str | os.PathLike[str]) -> str:
+    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

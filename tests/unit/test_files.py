@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 from vit21k.cli.picture_options import open_rows
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
-from vit21k.inference.files import Files, RowRange, find_pictures, printable
+from vit21k.inference.files import Files, RowRange, find_pictures
+from vit21k.one_line import printable
 
 
 def test_folders_are_searched_in_depth_and_in_order(tmp_path):

@@ -16,13 +16,12 @@ from vit21k.bench.device_rates import best_seconds
 from vit21k.data.loader import Batch
 from vit21k.inference.evaluate import normalise
 from vit21k.losses.sparse import LOSSES
-from vit21k.models.cost import macs_per_image
+from vit21k.models.cost import train_flops_per_image
 from vit21k.models.precision import Precision, autocast
 from vit21k.models.registry import build_model
 from vit21k.models.shapes import is_pit
 from vit21k.training.grey_batch import grey_batch
 
-_FLOPS_PER_MAC = 6
 _SHALLOW = (1, 3)
 _GREY = (0.5, 0.5, 0.5)
 
@@ -67,7 +66,7 @@ def measure_step(
         num_images: Of a pass; None: as many as fit the time, up to 64.
         seconds: About how long to measure.
     """
-    flops = _FLOPS_PER_MAC * macs_per_image(args)
+    flops = train_flops_per_image(args)
     rounds = 4  # with the first one, which is not timed; at half of the ceiling
     if num_images is None:
         num_images = max(2, min(64, int(seconds * matmul_flops / 2 / (rounds * flops))))

@@ -66,7 +66,7 @@ def explain_command(
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.atomic import write_atomic
     from vit21k.inference.explain_picture import draw_explanation
-    from vit21k.inference.files import printable
+    from vit21k.one_line import printable
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"`{out}` must end in .png")
@@ -87,7 +87,8 @@ def explain_command(
 def _explain(model: "ImageClassifier", card: "ModelCard", path: Path) -> "Explanation":
     from vit21k.errors import ImageError
     from vit21k.inference.explain import explain
-    from vit21k.inference.files import Files, printable
+    from vit21k.inference.files import Files
+    from vit21k.one_line import printable
 
     try:
         return explain(model, card, Files([path]).read_bytes(0))

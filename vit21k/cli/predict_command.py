@@ -36,7 +36,7 @@ from vit21k.cli.picture_options import (
 )
 from vit21k.cli.requires import require_torch
 from vit21k.errors import UsageError
-from vit21k.one_line import one_line
+from vit21k.one_line import one_line, printable
 
 if TYPE_CHECKING:
     from vit21k.hashing.folder import Skipped
@@ -159,8 +159,6 @@ def _watched(
     predictions: "Iterable[Prediction]", problems: list[Path], progress: console.Progress | None
 ) -> "Iterator[Prediction]":
     """Pass *predictions* on; name and note the pictures that could not be read."""
-    from vit21k.inference.files import printable
-
     for prediction in predictions:
         if prediction.problem:
             console.warn(
@@ -174,8 +172,6 @@ def _watched(
 
 def _show(predictions: "Iterable[Prediction]") -> None:
     """Print predictions as they come."""
-    from vit21k.inference.files import printable
-
     for prediction in predictions:
         if prediction.problem:
             continue
@@ -188,7 +184,6 @@ def _show(predictions: "Iterable[Prediction]") -> None:
 
 
 def _as_dict(prediction: "Prediction") -> dict[str, object]:
-    from vit21k.inference.files import printable
 
     return {
         "path": printable(prediction.path),

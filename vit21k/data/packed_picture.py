@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, decode_rgb
-from vit21k.data.picture import Box, DecodedPicture, Picture, decode_jpeg
+from vit21k.data.picture import DecodedPicture, Picture, decode_jpeg
 from vit21k.errors import ImageError
+from vit21k.jpeg.crops import Box
 from vit21k.jpeg.ppm import parse_ppm
 from vit21k.jpeg.tiles import TileJpeg, parse_tile_jpeg
 

@@ -15,14 +15,12 @@ from PIL import Image
 
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
+from vit21k.jpeg.crops import Box
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
-
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom; right and bottom are outside."""
 
 _LEFT_OVER = "extraneous bytes before marker 0xd9"
 """What libjpeg says when it skips to the end of the image."""

@@ -12,8 +12,9 @@ from PIL import Image
 from vit21k.data.decode import decode_rgb, is_readable_jpeg
 from vit21k.data.jpeg_frame import JpegFrame, cut_below, find_frame
 from vit21k.data.packed_picture import open_packed
-from vit21k.data.picture import Box, DecodedPicture, Picture, decode_jpeg
+from vit21k.data.picture import DecodedPicture, Picture, decode_jpeg
 from vit21k.errors import ImageError
+from vit21k.jpeg.crops import Box
 
 
 class JpegPicture(Picture):

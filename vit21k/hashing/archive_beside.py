@@ -14,8 +14,9 @@ from vit21k.archives.names import archive_stem, is_gzip
 from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import BombError, FileSource, GzipSource, Window
 from vit21k.hashing.archive_names import flaw_of_name
-from vit21k.hashing.entry_problems import printable, problem_from
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.one_line import printable
 
 _HOP_BYTES = 4096
 _SIZE_OF_GZIP = 4  # at its end: the size of what it unpacks to, modulo 2**32

@@ -25,9 +25,10 @@ from vit21k.hashing.archive_runs import (
     by_folder,
     disjoint,
 )
-from vit21k.hashing.entry_problems import printable, problem_from
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.hashing.spool import Spool
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.one_line import printable
 
 _Digest = TypeVar("_Digest")
 RUN_MEMBERS = 8192

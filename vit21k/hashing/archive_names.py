@@ -2,8 +2,9 @@
 
 from vit21k.archives.members import MAX_MEMBER_BYTES
 from vit21k.archives.names import archive_stem, is_gzip_name
-from vit21k.hashing.entry_problems import IMAGE_SUFFIXES, printable
+from vit21k.hashing.entry_problems import is_image_name
 from vit21k.manifest.problems import ProblemKind
+from vit21k.one_line import printable
 
 
 def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
@@ -26,7 +27,7 @@ def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
         return ProblemKind.ARCHIVE_TOO_DEEP, ""
     if name.startswith(b".") or b"/." in path:
         return ProblemKind.HIDDEN, ""
-    if name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+    if not is_image_name(name):
         return ProblemKind.OTHER_SUFFIX, ""
     try:
         path.decode()

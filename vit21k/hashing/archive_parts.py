@@ -14,9 +14,10 @@ from vit21k.archives.names import archive_stem, is_gzip
 from vit21k.archives.part import ArchivePart
 from vit21k.archives.window import FileSource, Window
 from vit21k.hashing.archive_names import flaw_of_class_tar
-from vit21k.hashing.entry_problems import printable, problem_from
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.hashing.walk import Chunk
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.one_line import printable
 
 _HOP_BYTES = 4096
 """Read at a time where only headers are wanted."""

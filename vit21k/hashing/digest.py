@@ -24,7 +24,7 @@ from vit21k.hashing.archive_runs import DigestedMembers, UnusableError
 from vit21k.hashing.chunk_files import ChunkFiles
 from vit21k.hashing.compiled_reader import compiled_reader_for
 from vit21k.hashing.digested import DigestedChunk, Memory
-from vit21k.hashing.entry_problems import printable, problem_from
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.hashing.file_digest import (
     BUFFER_BYTES,
     WHOLE_BYTES,
@@ -36,6 +36,7 @@ from vit21k.hashing.file_rows import FileRows, Rows, bytes_read
 from vit21k.hashing.picture_facts import NOT_IMAGES
 from vit21k.hashing.walk import Chunk
 from vit21k.manifest.layout import LabelFrom, class_of
+from vit21k.one_line import printable
 
 __all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest", "Memory"]
 

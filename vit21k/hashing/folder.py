@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit21k.archives.names import archive_stem
-from vit21k.hashing.entry_problems import printable
 from vit21k.hashing.walk import walk
 from vit21k.manifest.problems import ProblemKind
+from vit21k.one_line import printable
 
 _NO_IMAGES = (
     "", ".cfg", ".cls", ".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".m", ".mat",

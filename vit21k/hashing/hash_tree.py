@@ -21,7 +21,6 @@ from vit21k.hashing.archive_parts import with_parts
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
 from vit21k.hashing.digest_rows import RowWriter
 from vit21k.hashing.engine import Engine, digest_in_threads, suitable_workers
-from vit21k.hashing.entry_problems import printable
 from vit21k.hashing.memory import remembering
 from vit21k.hashing.mounts import is_remote
 from vit21k.hashing.places import image_root, look_at, refuse_inside, refuse_parquet
@@ -36,6 +35,7 @@ from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
+from vit21k.one_line import printable
 
 DEFAULT_ALGORITHM = "xxh3_128"
 ARCHIVE_OPTION = "archive"

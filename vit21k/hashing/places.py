@@ -7,8 +7,9 @@ from typing import NoReturn
 
 from vit21k.archives.names import archive_stem
 from vit21k.errors import ImageTreeError, LayoutError, UsageError
-from vit21k.hashing.entry_problems import is_image_name, printable
+from vit21k.hashing.entry_problems import is_image_name
 from vit21k.manifest.layout import Layout
+from vit21k.one_line import printable
 
 _MAX_LOOKED_INTO, _MAX_LOOKED_AT = 8, 64
 

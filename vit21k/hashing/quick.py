@@ -12,14 +12,13 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
+from vit21k.data.mix64 import GOLDEN_GAMMA
 from vit21k.hashing.chunk_files import DONE, TO_DO, ChunkFiles
 from vit21k.hashing.digest import ChunkDigester, DigestedChunk
 from vit21k.hashing.file_rows import HAS_DIGEST, HAS_PROBE, Rows, have, numbers
 from vit21k.manifest.problems import ProblemKind
 
 MODE = "quick"
-
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 _CHANGED = ProblemKind.CHANGED_WHILE_READ, "between the two walks of a quick run"
@@ -54,7 +53,7 @@ class Candidates:
 
 
 def _keys(rows: Rows) -> NDArray[np.uint64]:
-    return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * _SPREAD
+    return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * GOLDEN_GAMMA
 
 
 class QuickDigester(ChunkDigester):

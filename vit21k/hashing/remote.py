@@ -15,7 +15,7 @@ from vit21k.hashing.algorithms import ALGORITHMS
 from vit21k.hashing.digest import DigestedChunk
 from vit21k.hashing.digest_rows import digest_rows, problem_rows
 from vit21k.hashing.engine import digest_in_threads
-from vit21k.hashing.entry_problems import printable, problem_from
+from vit21k.hashing.entry_problems import problem_from
 from vit21k.hashing.file_digest import WHOLE_BYTES, FileDigest, FileReader, Flaw, no_image
 from vit21k.hashing.file_rows import FileRows
 from vit21k.hashing.hash_tree import DEFAULT_ALGORITHM
@@ -28,6 +28,7 @@ from vit21k.manifest.layout import OPTION, LabelFrom, Layout, class_of
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
+from vit21k.one_line import printable
 
 _NUM_WORKERS = 32
 """Answers of a server take longer than those of a disk."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from vit21k.archives.names import archive_stem
 from vit21k.archives.part import ArchivePart
-from vit21k.hashing.entry_problems import are_usual, is_utf8, printable, problem_from, problem_of
+from vit21k.hashing.entry_problems import are_usual, is_utf8, problem_from, problem_of
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.one_line import printable
 
 CHUNK_FILES = 128
 """Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""

@@ -15,6 +15,7 @@ from vit21k.errors import UsageError
 from vit21k.history.facts import FILE_NAME as FACTS
 from vit21k.history.facts import read_facts
 from vit21k.lock import is_locked
+from vit21k.sinks.sink import flat
 
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
@@ -176,12 +177,3 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return flat(values) if isinstance(values, dict) else {}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested *values* by their dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        inside = isinstance(value, Mapping)
-        result |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
-    return result

@@ -33,10 +33,11 @@ from vit21k.inference.feature_shards import (
     schema_of,
     write_shard,
 )
-from vit21k.inference.files import RowRange, printable
+from vit21k.inference.files import RowRange
 from vit21k.inference.predict import picture_loader
 from vit21k.models.base import ImageClassifier
 from vit21k.models.precision import Precision, autocast
+from vit21k.one_line import printable
 
 JOB = "features.json"
 _SHARD_BYTES = 64 << 20
@@ -157,7 +158,7 @@ def _compute_part(
             values = compute_features(model, card, batch.images_BCHW, plan)
             tables.append(
                 rows_of(
-                    [printable(Path(part.path(row))) for row in batch.rows_B.tolist()],
+                    [printable(part.path(row)) for row in batch.rows_B.tolist()],
                     batch.label_rows_L.numpy(),
                     batch.label_ids_L.numpy(),
                     values.numpy(),
@@ -213,7 +214,7 @@ def _identity(
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for row in range(len(pictures)):
-        names.update(printable(Path(pictures.path(row))).encode() + b"\0")
+        names.update(printable(pictures.path(row)).encode() + b"\0")
     return {
         "weights": weights.hexdigest(),
         "preprocessing": asdict(card.eval_settings),

@@ -19,11 +19,10 @@ from vit21k.archives.names import archive_stem, is_gzip, is_gzip_name
 from vit21k.archives.window import WINDOW_BYTES, BombError, FileSource, GzipSource, Window
 from vit21k.data.rows import PictureRows
 from vit21k.errors import ImageError
+from vit21k.hashing.entry_problems import IMAGE_SUFFIXES
 from vit21k.hashing.folder import Skipped, list_folder, may_be_image
 from vit21k.manifest.problems import ProblemKind
-
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as a picture in a folder or an archive, in lower case."""
+from vit21k.one_line import printable
 
 
 class Files:
@@ -144,13 +143,8 @@ def list_archive(path: Path) -> tuple[list[str], list[Skipped]]:
     return found, [Skipped("", words, any(map(may_be_image, others)))]
 
 
-def printable(path: Path) -> str:
-    r"""Return *path* with bytes that are not UTF-8 as `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return os.fsencode(path.suffix.lower()) in IMAGE_SUFFIXES
 
 
 def _is_archive(path: Path) -> bool:

@@ -18,6 +18,7 @@ from vit21k.data.transforms import EvalTransform
 from vit21k.inference.evaluate import normalise
 from vit21k.inference.files import Files
 from vit21k.inference.scores import probabilities
+from vit21k.machine import num_threads
 from vit21k.models.base import ImageClassifier
 from vit21k.models.precision import Precision, autocast
 
@@ -103,7 +104,7 @@ def picture_loader(
         pictures,
         eval_transform(card.eval_settings),
         device_batch_size=device_batch_size,
-        num_workers=len(os.sched_getaffinity(0)) if num_workers is None else num_workers,
+        num_workers=num_threads() if num_workers is None else num_workers,
         on_bad_image="skip",
     )
 

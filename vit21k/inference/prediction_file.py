@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit21k.atomic import atomic_file
-from vit21k.inference.files import printable
 from vit21k.inference.predict import Prediction
+from vit21k.one_line import printable
 
 ROW_GROUP_ROWS = 8192
 

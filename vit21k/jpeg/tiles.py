@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit21k.jpeg.crops import Box
 from vit21k.jpeg.headers import (
     APP0,
     APP15,
@@ -35,9 +36,6 @@ _RESTARTS = [bytes([0xFF, RST0 + index]) for index in range(8)]
 _END = bytes([0xFF, EOI])
 _DRI = bytes([0xFF, DRI, 0, 4])
 _SOS = bytes([0xFF, SOS])
-
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are the first that are outside."""
 
 
 class Cut(NamedTuple):

@@ -190,3 +190,12 @@ def _in_words(error: BaseException) -> str:
         return f"{error.message}; {error.hint}" if error.hint else error.message
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested *values* by their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inside = isinstance(value, Mapping)
+        result |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return result

@@ -1,6 +1,9 @@
 """The seed of dropout and of stochastic depth: a function of where the run is."""
 
+import numpy as np
 import torch
+
+from vit21k.data.mix64 import MASK64, mix64
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
@@ -17,11 +20,6 @@ def seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return a seed of its own for every step and process (splitmix64's mixer)."""
-    mask = (1 << 64) - 1
-    mixed = (
-        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    ) & mask
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    return (mixed ^ (mixed >> 31)) >> 1
+    """Return a seed of its own for every step and process."""
+    place = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    return int(mix64(np.array([place & MASK64], dtype=np.uint64))[0]) >> 1

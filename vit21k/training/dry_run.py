@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 from vit21k.checkpoint.initialise import InitSource, initialise_from, origin_of
 from vit21k.config.schema import Recipe
 from vit21k.distributed import World
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.optim.optimizers import build_optimizers
 from vit21k.optim.state_bytes import state_bytes
 from vit21k.training import loss_parts, parts
 from vit21k.training.data_parts import sampler_of
 from vit21k.training.forecast import (
-    FLOPS_PER_MAC,
     measure_images_per_second,
 )
 from vit21k.training.loop import Plan
@@ -166,7 +165,7 @@ def _cost(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": recipe.model.name,
         "num_params": num_params(args),
-        "flops_per_image": FLOPS_PER_MAC * macs_per_image(args),
+        "flops_per_image": train_flops_per_image(args),
     }
 
 

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from vit21k.data.loader import Batch
 from vit21k.device import wait_for
 from vit21k.machine import memory_bytes
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.training.grey_batch import grey_batch
 
-# A multiply-accumulate is two operations; the backward pass costs two forward passes.
-FLOPS_PER_MAC = 6
 _MEMORY_SHARE = 0.5
 # Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
 _TRIAL_IMAGES = 4
@@ -48,7 +46,7 @@ def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: flo
     return Forecast(
         num_params=num_params(args),
         num_images=num_images,
-        flops=float(FLOPS_PER_MAC * macs_per_image(args) * num_images),
+        flops=float(train_flops_per_image(args) * num_images),
         images_per_second=images_per_second,
     )
 

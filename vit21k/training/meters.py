@@ -1,5 +1,6 @@
 """What a run's lines say beside the loss: the weights' norm, MFU, waiting for pictures, memory."""
 
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,12 +12,12 @@ from torch import nn
 from vit21k.data.loader import Batch
 from vit21k.device import wait_for
 from vit21k.distributed import whole
+from vit21k.models.cost import FLOPS_PER_MAC
 
 PEAK_SIDES = {"cpu": 512, "cuda": 8192}
 """Of the matrices that `measure_peak_flops` multiplies, by type of device."""
 
 _TRIES = 10
-_FLOPS_PER_MAC = 2
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,7 @@ def memory_bytes(device: torch.device) -> int:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:  # not Linux
         return 0
-    return int(pages) * 4096
+    return int(pages) * resource.getpagesize()
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -95,4 +96,4 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         torch.mm(left, left)
         wait_for(device)
         best = min(best, time.perf_counter() - started_at)
-    return _FLOPS_PER_MAC * side**3 / best
+    return FLOPS_PER_MAC * side**3 / best

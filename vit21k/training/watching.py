@@ -11,10 +11,9 @@ from torch import nn
 from vit21k import __version__
 from vit21k.device import device_name
 from vit21k.history.facts import write_facts
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.models.precision import DTYPES
 from vit21k.sinks.sink import DetachedSink, LoggedRun, open_sinks
-from vit21k.training.forecast import FLOPS_PER_MAC
 from vit21k.training.loop import Plan, Progress
 from vit21k.training.meters import PEAK_SIDES, Meters, measure_peak_flops
 from vit21k.training.non_finite import LossWatch
@@ -47,7 +46,7 @@ def watching(
 ) -> Iterator[Watching]:
     """Watch a run while the block lasts: write ``run.json``, open the log, explain bad losses."""
     is_first = setup.world.rank == 0
-    flops_per_image = float(FLOPS_PER_MAC * macs_per_image(setup.args))
+    flops_per_image = float(train_flops_per_image(setup.args))
     peak_flops = _peak_flops(setup) * setup.world.world_size
     if is_first:
         write_facts(

@@ -12,7 +12,7 @@ from torch import Tensor
 from vit21k.errors import CheckpointError
 from vit21k.weights.layout import Converted
 from vit21k.weights.named import known_architecture
-from vit21k.weights.naming import Names
+from vit21k.weights.naming import Names, renamed
 
 _NAMES = Names(
     block="encoder.layers.encoder_layer_{}.",
@@ -48,19 +48,15 @@ def from_torchvision(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
     Its class has one activation, one pooling and one epsilon; the heads are in the name of the
     model, if *config* tells that.
     """
-    converted: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in tensors.items():
-        today = name
-        for old, new in _OLD.items():
-            today = today.replace(old, new)
-        ours = _NAMES.to_ours(today)
-        if ours is None:
-            dropped.append(name)
-        else:
-            converted[ours] = tensor
+    converted, dropped = renamed(tensors, _to_ours)
     known = {**known_architecture(config, converted)[0], **_OWN}
-    return Converted(converted, known, tuple(dropped))
+    return Converted(converted, known, dropped)
+
+
+def _to_ours(name: str) -> str | None:
+    for old, new in _OLD.items():
+        name = name.replace(old, new)
+    return _NAMES.to_ours(name)
 
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
