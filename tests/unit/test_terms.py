@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-ROOTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
+ROOTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data_manifests", "docs")
 """Files, and folders whose files are read, of the suffixes below."""
 SUFFIXES = {".c", ".h", ".html", ".j2", ".js", ".md", ".py", ".yaml", ".yml"}
 NOT_READ: set[str] = set()
