@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TRAIN := $(VENV)/.installed-train
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 
-.PHONY: help install demo test test-lowest test-newest test-extras fuzz check clean
+.PHONY: help install demo test test-lowest test-newest test-extras fuzz check docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,9 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(BIN)/python tools/check/check_wheel.py
 	$(MAKE) test
 
+docs: $(DOCS) ## Build the documentation as a web site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .venvs build dist vit21k/_native/*.so demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find vit21k tools tests -name __pycache__ -prune -exec rm -rf {} +
@@ -59,4 +63,8 @@ $(TRAIN): pyproject.toml $(NATIVE) | $(BIN)/python
 
 $(DEV): $(TRAIN)
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
+
+$(DOCS): $(DEV)
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev,docs]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Names that are shown: those of files may hold line breaks, and codes that steer a terminal.
+"""Names that are shown: those of files may hold line breaks, codes for a terminal, any bytes.
 
 Every exception vit21k raises on purpose.
 
@@ -24,6 +24,8 @@ Anything else that escapes is a bug in vit21k and keeps its traceback, except `O
 (no space, no permission, a failing disk), which ends a command with exit code 74.
 """
 
+import os
+
 _CODES = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}
 
@@ -39,6 +41,11 @@ def without_codes(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Return *text*, control characters and line breaks as ``\n``, ``\x1b``, ``\u2028``."""
     return text.translate(_ESCAPES)
+
+
+def printable(path: bytes | str | os.PathLike[str]) -> str:
+    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 EXIT_DONE = 0

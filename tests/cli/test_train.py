@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_processes import run_command
 from safetensors.torch import load_file
 
 from vit21k.lock import locked
@@ -76,6 +77,13 @@ def finish(manifests, run_dir, *extra):
     process = start(manifests, run_dir, *extra)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def finish_here(manifests, run_dir, *extra):
+    """Do the same in this process, which spares an import of torch."""
+    options = [*SMALL, "--manifests", manifests, "--run-dir", run_dir, *extra]
+    result = run_command("train", *options, cwd=run_dir.parent)
+    return result.returncode, result.stderr
 
 
 def wait_for_step(run_dir, step):
@@ -160,7 +168,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 def test_two_runs_in_one_folder_are_one_too_many(manifests, tmp_path):
     with locked(tmp_path / "run", command="train"):
-        code, _, err = finish(manifests, tmp_path / "run")
+        code, err = finish_here(manifests, tmp_path / "run")
 
     assert code == 75
     assert f"process {os.getpid()}" in err
@@ -169,7 +177,7 @@ def test_two_runs_in_one_folder_are_one_too_many(manifests, tmp_path):
 def test_a_checkpoint_of_another_recipe_is_refused_by_the_fields_that_differ(
     manifests, uninterrupted
 ):
-    code, _, err = finish(manifests, uninterrupted, "--set", "optim.lr=0.5")
+    code, err = finish_here(manifests, uninterrupted, "--set", "optim.lr=0.5")
 
     assert code == 3
     assert "optim.lr is 0.002, not 0.5" in err
@@ -177,17 +185,16 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_the_fields_that_differ(
 
 
 def test_fine_tuning_needs_something_to_start_from(manifests, tmp_path):
-    code, _, err = finish(manifests, tmp_path / "run", "--set", "stage=finetune")
+    code, err = finish_here(manifests, tmp_path / "run", "--set", "stage=finetune")
 
     assert code == 2
     assert "--init" in err
 
 
-@pytest.mark.slow
 def test_fine_tuning_replaces_the_head_and_resizes_the_positions(
     manifests, uninterrupted, tmp_path
 ):
-    code, _, err = finish(
+    code, err = finish_here(
         manifests,
         tmp_path / "run",
         "--set=stage=finetune",
@@ -213,13 +220,7 @@ def test_a_class_list_that_is_not_the_checkpoints_is_refused_by_eval(
     )
     make_val(tmp_path / "other", per_class=2)
 
-    result = subprocess.run(
-        [sys.executable, "-m", "vit21k", "eval", uninterrupted, "--manifests", tmp_path / "other"],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_command("eval", uninterrupted, "--manifests", tmp_path / "other", cwd=tmp_path)
 
     assert result.returncode == 3
     assert "is for other classes" in result.stderr
@@ -263,14 +264,7 @@ def test_two_processes_learn_what_one_does(manifests, tmp_path):
     ],
 )
 def test_wrong_input_is_one_message_and_an_exit_code(tmp_path, args, code, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "vit21k", "train", *args],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_command("train", *args, cwd=tmp_path)
 
     assert result.returncode == code, result.stderr
     assert message in result.stderr

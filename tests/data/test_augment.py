@@ -145,7 +145,7 @@ def test_auto_augments_pairs_are_torchvisions():
 
 def test_auto_augments_levels_are_torchvisions(original):
     v2 = pytest.importorskip("torchvision.transforms.v2")
-    theirs = v2.AutoAugment(interpolation="bicubic", fill=list(CANVAS.fill))
+    theirs = v2.AutoAugment(interpolation=v2.InterpolationMode.BICUBIC, fill=list(CANVAS.fill))
     names = {"posterize": "Posterize", "solarize": "Solarize", "rotate": "Rotate", "color": "Color"}
     names |= {"contrast": "Contrast", "sharpness": "Sharpness", "shear_x": "ShearX"}
 

@@ -20,6 +20,7 @@ TEXTS = {
     if page.name != "CHANGELOG.md"
 }
 BLOCK = re.compile(r"^```(?:sh|console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS: Any = typer.main.get_command(app)
 INLINE = re.compile(r"`(vit21k [^`]+)`")
 
 
@@ -41,7 +42,7 @@ def examples_of(command: Any) -> Iterator[str]:
 def unknown_of(line: str) -> list[str]:
     """Return the options of a command line that the command does not have, or its name."""
     words = shlex.split(line, comments=True)[1:]
-    command: Any = typer.main.get_command(app)
+    command = COMMANDS
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     if hasattr(command, "commands"):
@@ -60,7 +61,7 @@ def test_commands_on_a_page_and_their_options_exist(page: str) -> None:
 
 
 def test_examples_in_the_help_exist() -> None:
-    lines = list(examples_of(typer.main.get_command(app)))
+    lines = list(examples_of(COMMANDS))
 
     assert len(lines) > 40
     assert {line: unknown for line in lines if (unknown := unknown_of(line))} == {}

@@ -67,6 +67,24 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    pattern = r"(?<![\w./])(?:tests|tools|docs|vit21k)/[\w./-]+\.(?:py|md|cpp|yaml)\b"
+    named = set(re.findall(pattern, page.read_text(encoding="utf-8")))
+
+    assert [name for name in sorted(named) if not (CHECKOUT / name).is_file()] == []
+
+
+def test_task_pages_fit_on_three_screens() -> None:
+    lines = {
+        page.name: page.read_text(encoding="utf-8").count("\n")
+        for page in CHECKOUT.glob("docs/*.md")
+        if page.name not in {"queries.md"}
+    }
+
+    assert {name: count for name, count in lines.items() if count > 150} == {}
+
+
 def test_the_readme_is_short_enough_to_be_read() -> None:
     lines = (CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()
 

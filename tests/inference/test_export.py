@@ -261,6 +261,7 @@ def test_npz_is_read_by_timms_reader_for_googles_files(make, tmp_path):
         assert torch.equal(theirs(IMAGES), logits(model))
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.10
 def test_torch_export_loads_without_vit21k_for_any_batch(make, tmp_path):
     model, _ = make("torch-export", representation_size=16)
 

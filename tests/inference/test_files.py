@@ -9,8 +9,8 @@ import torch  # noqa: F401 (see conftest.py)
 
 from vit21k.cli.options import open_rows
 from vit21k.data.dataset import ImageRows
-from vit21k.errors import ImageError
-from vit21k.inference.files import Files, RowRange, find_images, printable
+from vit21k.errors import ImageError, printable
+from vit21k.inference.files import Files, RowRange, find_images
 
 
 def test_folders_are_searched_in_depth_and_in_order(tmp_path):

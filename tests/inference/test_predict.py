@@ -117,6 +117,16 @@ def test_no_images_are_no_predictions():
     assert list(predict(*model_and_card(), [])) == []
 
 
+def test_a_quota_of_the_cpu_limits_the_threads_that_decode(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("vit21k.inference.predict.num_threads", lambda: asked.append(1) or 1)
+    path = draw(tmp_path / "a.png", 1)
+
+    list(predict(*model_and_card(), [path]))
+
+    assert asked == [1]
+
+
 def test_a_threshold_keeps_all_classes_that_reach_it_and_no_other(tmp_path):
     model, card = model_and_card()
     paths = [draw(tmp_path / f"{number}.png", number) for number in range(6)]

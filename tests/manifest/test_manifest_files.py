@@ -262,6 +262,15 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint == "make it with `vit21k relabel`"
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_no_column_is_encoded_as_duckdb_1_cannot_read(kind: ManifestKind, tmp_path: Path) -> None:
+    write_manifest(_rows(kind), kind, tmp_path, HEADER, CLASSES)
+
+    groups = pq.read_metadata(tmp_path / kind.file_name).row_group(0)
+    columns = [groups.column(index) for index in range(groups.num_columns)]
+    assert not [c.path_in_schema for c in columns if "BYTE_STREAM_SPLIT" in c.encodings]
+
+
 def test_columns_that_may_be_null_need_not_be_given(tmp_path: Path) -> None:
     given = ["path", "wnid", "digest"]
 

@@ -1,6 +1,7 @@
 """What a line says beside the loss, against figures by hand."""
 
 import mmap
+import resource
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def test_the_memory_of_the_process_grows_with_what_it_holds():
         grown = memory_bytes(CPU) - before
 
     assert 60e6 < grown < 200e6
+
+
+def test_memory_is_counted_in_the_pages_of_the_system(monkeypatch):
+    monkeypatch.setattr(resource, "getpagesize", lambda: 1 << 40)  # no process has half of one
+
+    assert memory_bytes(CPU) >= 1 << 40
 
 
 def test_a_matrix_product_reaches_something_a_cpu_can_do():

@@ -7,6 +7,7 @@ python tools/docs/recipes_page.py --check    exit 1 if that is out of date
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -29,6 +30,12 @@ EMPTY_PAGE = """\
 _TEST = re.compile(r"\b(tests/\w+/test_\w+\.py)")
 
 
+@cache
+def sources() -> dict[str, str]:
+    """Return each recipe with its source, in the order of the pages; this loads all recipes."""
+    return {name: source for source, name in by_source()}
+
+
 def overview() -> str:
     """Return a row for each recipe, with its main settings."""
     columns = (
@@ -42,8 +49,8 @@ def overview() -> str:
         "loss",
     )
     lines = [f"| {' | '.join(columns)} |", "|---|---|---|--:|--:|--:|---|---|"]
-    for source, group in groupby(by_source(), key=lambda pair: pair[0]):
-        for index, (_, name) in enumerate(group):
+    for source, group in groupby(sources(), key=sources().__getitem__):
+        for index, name in enumerate(group):
             cells = [
                 "" if index else source,
                 f"[`{name}`](recipes/{slug(source)}.md#{name})",
@@ -76,7 +83,7 @@ def source_page(source: str) -> str:
     """Return the sections of the recipes of one source."""
     link = SOURCES[source]
     lines = [f"<{link}>", ""] if link else []
-    for its_source, name in by_source():
+    for name, its_source in sources().items():
         if its_source == source:
             lines += section(name)
     return "\n".join(lines)
@@ -101,8 +108,7 @@ def section(name: str) -> Iterator[str]:
 
 def link_to(recipe: str) -> str:
     """Return the address of the section of a recipe, from another page of a source."""
-    (source,) = (source for source, name in by_source() if name == recipe)
-    return f"{slug(source)}.md#{recipe}"
+    return f"{slug(sources()[recipe])}.md#{recipe}"
 
 
 def quoted(text: str) -> str:
@@ -114,7 +120,7 @@ def main(arguments: list[str]) -> int:
     """Rewrite or check all pages; return the exit status."""
     is_check = "--check" in arguments
     status = write_or_check(DOCS / "recipes.md", {"overview": overview()}, check=is_check)
-    for source in dict.fromkeys(source for source, _ in by_source()):
+    for source in dict.fromkeys(sources().values()):
         path = DOCS / "recipes" / f"{slug(source)}.md"
         if not is_check and not path.exists():
             path.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 
 ASSUMED_COPY_BYTES = 20e9
 """A second, from host memory to a GPU: PCIe 4.0 x16 has 32 GB/s."""
@@ -68,7 +68,6 @@ GPUS = {
 """By the names that `vit21k bench --gpu` takes."""
 
 
-_FLOPS_PER_MAC = 6
 _GRADIENT_BYTES = 4  # sums are in float32
 _COMM_SHARE = 0.7  # of a link's published rate, that sums over all devices reach
 _BACKWARD_SHARE = 2 / 3  # of a step; sums run beside the backward pass of the last micro-batch
@@ -171,7 +170,7 @@ def plan_run(run: Run, cluster: Cluster) -> Plan:
     share = -(-run.global_batch_size // cluster.num_devices)
     micro_batch = min(run.device_batch_size, share)
     num_micro_batches = -(-share // micro_batch)
-    flops_per_image = _FLOPS_PER_MAC * macs_per_image(run.args)
+    flops_per_image = train_flops_per_image(run.args)
     compute_seconds = share * flops_per_image / cluster.flops
     sum_seconds = _sum_seconds(num_params(run.args) * _GRADIENT_BYTES, cluster)
     hidden = _BACKWARD_SHARE * compute_seconds / num_micro_batches

@@ -21,7 +21,7 @@ from vit21k.data.transforms import Interpolation, TrainTransform
 from vit21k.device import Precision, autocast, device_name, wait_for
 from vit21k.inference.evaluate import normalise
 from vit21k.losses.sparse import LOSSES
-from vit21k.models.cost import is_pit, macs_per_image
+from vit21k.models.cost import is_pit, train_flops_per_image
 from vit21k.models.registry import build_model
 from vit21k.training.forecast import dummy_batch
 
@@ -242,7 +242,6 @@ def _photolike(seed: int) -> bytes:
     return file.getvalue()
 
 
-_FLOPS_PER_MAC = 6
 _SHALLOW = (1, 3)
 _GREY = (0.5, 0.5, 0.5)
 
@@ -287,7 +286,7 @@ def measure_step(
         num_images: Of a pass; None: as many as fit the time, up to 64.
         seconds: About how long to measure.
     """
-    flops = _FLOPS_PER_MAC * macs_per_image(args)
+    flops = train_flops_per_image(args)
     rounds = 4  # with the first one, which is not timed; at half of the ceiling
     if num_images is None:
         num_images = max(2, min(64, int(seconds * matmul_flops / 2 / (rounds * flops))))

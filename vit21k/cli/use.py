@@ -40,7 +40,7 @@ from vit21k.cli.options import (
     warn_of_skipped,
     workers_or_cores,
 )
-from vit21k.errors import UsageError, one_line
+from vit21k.errors import UsageError, one_line, printable
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.foreign import WeightsChoice
@@ -169,8 +169,6 @@ def _watched(
     predictions: "Iterable[Prediction]", problems: list[Path], progress: console.Progress | None
 ) -> "Iterator[Prediction]":
     """Pass *predictions* on; name and note the images that could not be read."""
-    from vit21k.inference.files import printable
-
     for prediction in predictions:
         if prediction.problem:
             console.warn(
@@ -184,8 +182,6 @@ def _watched(
 
 def _show(predictions: "Iterable[Prediction]") -> None:
     """Print predictions as they come."""
-    from vit21k.inference.files import printable
-
     for prediction in predictions:
         if prediction.problem:
             continue
@@ -198,7 +194,6 @@ def _show(predictions: "Iterable[Prediction]") -> None:
 
 
 def _as_dict(prediction: "Prediction") -> dict[str, object]:
-    from vit21k.inference.files import printable
 
     return {
         "path": printable(prediction.path),
@@ -371,8 +366,8 @@ def explain_command(
     require_torch("explain")
     how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.atomic import write_atomic
+    from vit21k.errors import printable
     from vit21k.inference.explain import draw_explanation
-    from vit21k.inference.files import printable
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"`{out}` must end in .png")
@@ -391,9 +386,9 @@ def explain_command(
 
 
 def _explain(model: "ImageClassifier", card: "ModelCard", path: Path) -> "Explanation":
-    from vit21k.errors import ImageError
+    from vit21k.errors import ImageError, printable
     from vit21k.inference.explain import explain
-    from vit21k.inference.files import Files, printable
+    from vit21k.inference.files import Files
 
     try:
         return explain(model, card, Files([path]).read_bytes(0))

@@ -4,7 +4,7 @@ Their names of tensors <-> ours, as tables of prefixes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,6 +59,15 @@ class Names:
             inner = _replaced(match[2], {ours: theirs for theirs, ours in self.inside.items()})
             return None if inner is None else self.block.format(match[1]) + inner
         return _replaced(name, {ours: theirs for theirs, ours in self.outside.items()})
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], to_ours: Callable[[str], str | None]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return *tensors* under our names, and the names of those that we have not."""
+    ours = {name: to_ours(name) for name in tensors}
+    known = {new: tensors[name] for name, new in ours.items() if new is not None}
+    return known, tuple(name for name, new in ours.items() if new is None)
 
 
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vit21k.convert.architecture import known_architecture
-from vit21k.convert.naming import Converted, Names
+from vit21k.convert.naming import Converted, Names, renamed
 
 _PADDLEVIT = Names(
     block="encoder.layers.{}.",
@@ -56,16 +56,9 @@ def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_paddlevit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
     """Return *tensors*, transposed already, under our names: those of either release of theirs."""
-    converted: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in tensors.items():
-        ours = _PADDLEVIT.to_ours(name)
-        if ours is None:
-            dropped.append(name)
-        else:
-            converted[ours] = tensor
+    converted, dropped = renamed(tensors, _PADDLEVIT.to_ours)
     known = {**known_architecture(config, converted)[0], **_OWN}
-    return Converted(converted, known, tuple(dropped))
+    return Converted(converted, known, dropped)
 
 
 def from_plsc(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
@@ -73,10 +66,10 @@ def from_plsc(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conve
 
     PLSC's H/14 alone has no bias on queries, keys and values, and paddle's own layer norm.
     """
-    renamed = {
+    ours = {
         f"pre_logits.fc.{name.removeprefix('head0.')}" if name.startswith("head0.") else name: value
         for name, value in tensors.items()
     }
-    is_h14 = "blocks.0.attn.qkv.bias" not in renamed
-    known = {**known_architecture(config, renamed)[0], **_OWN}
-    return Converted(renamed, {**known, "norm_eps": 1e-5 if is_h14 else 1e-6})
+    is_h14 = "blocks.0.attn.qkv.bias" not in ours
+    known = {**known_architecture(config, ours)[0], **_OWN}
+    return Converted(ours, {**known, "norm_eps": 1e-5 if is_h14 else 1e-6})

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vit21k.convert.architecture import known_architecture
-from vit21k.convert.naming import Converted, Names
+from vit21k.convert.naming import Converted, Names, renamed
 from vit21k.errors import CheckpointError
 
 _NAMES = Names(
@@ -47,19 +47,15 @@ def from_torchvision(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
     Its class has one activation, one pooling and one epsilon; the heads are in the name of the
     model, if *config* tells that.
     """
-    converted: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in tensors.items():
-        today = name
-        for old, new in _OLD.items():
-            today = today.replace(old, new)
-        ours = _NAMES.to_ours(today)
-        if ours is None:
-            dropped.append(name)
-        else:
-            converted[ours] = tensor
+    converted, dropped = renamed(tensors, _to_ours)
     known = {**known_architecture(config, converted)[0], **_OWN}
-    return Converted(converted, known, tuple(dropped))
+    return Converted(converted, known, dropped)
+
+
+def _to_ours(name: str) -> str | None:
+    for old, new in _OLD.items():
+        name = name.replace(old, new)
+    return _NAMES.to_ours(name)
 
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vit21k.convert.naming import Converted, Names, fuse_qkv, split_qkv
+from vit21k.convert.naming import Converted, Names, fuse_qkv, renamed, split_qkv
 from vit21k.errors import CheckpointError
 
 _OUTSIDE = {
@@ -74,17 +74,14 @@ def from_transformers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
     Raises:
         CheckpointError: It is another architecture, or computes with another activation.
     """
-    converted: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in tensors.items():
-        bare = name.removeprefix("vit.")
-        ours = _V4.to_ours(bare) or _V5.to_ours(bare)
-        if ours is None:
-            dropped.append(name)
-        else:
-            converted[ours] = tensor
+    converted, dropped = renamed(tensors, _to_ours)
     known = _known(config)
-    return Converted(fuse_qkv(converted), known, tuple(dropped), {"norm_eps": 1e-12})
+    return Converted(fuse_qkv(converted), known, dropped, {"norm_eps": 1e-12})
+
+
+def _to_ours(name: str) -> str | None:
+    bare = name.removeprefix("vit.")
+    return _V4.to_ours(bare) or _V5.to_ours(bare)
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ UInt64s = NDArray[np.uint64]
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 """What SplitMix64 adds from one output to the next."""
 
-_MASK = (1 << 64) - 1
+MASK64 = (1 << 64) - 1
 
 
 def mix64(values: UInt64s) -> UInt64s:
@@ -21,7 +21,7 @@ def mix64(values: UInt64s) -> UInt64s:
 
 def derive_key(*parts: int) -> int:
     """Return a 64-bit key that depends on every one of *parts* and on their order."""
-    return int(derive_keys(*(np.array([part & _MASK], dtype=np.uint64) for part in parts))[0])
+    return int(derive_keys(*(np.array([part & MASK64], dtype=np.uint64) for part in parts))[0])
 
 
 def derive_keys(*parts: UInt64s) -> UInt64s:
@@ -52,6 +52,7 @@ def uniform_draws(seed: int, positions: NDArray[np.int64], num_draws: int) -> ND
 
 
 _NUM_ROUNDS = 6
+_MASK = (1 << 64) - 1
 
 
 def permute(positions: NDArray[np.int64], num_items: int, key: int) -> NDArray[np.int64]:

@@ -32,9 +32,9 @@ from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.dataset import ImageRows
 from vit21k.data.decode import decode_rgb
 from vit21k.device import Precision, autocast
-from vit21k.errors import DataError, ImageError, UsageError
+from vit21k.errors import DataError, ImageError, UsageError, printable
 from vit21k.inference.evaluate import normalise
-from vit21k.inference.files import RowRange, printable
+from vit21k.inference.files import RowRange
 from vit21k.inference.predict import image_loader
 from vit21k.models.vit import ImageClassifier
 
@@ -302,7 +302,7 @@ def _compute_part(
             values = compute_features(model, card, batch.images_BCHW, plan)
             tables.append(
                 rows_of(
-                    [printable(Path(part.path(row))) for row in batch.rows_B.tolist()],
+                    [printable(part.path(row)) for row in batch.rows_B.tolist()],
                     batch.label_rows_L.numpy(),
                     batch.label_ids_L.numpy(),
                     values.numpy(),
@@ -358,7 +358,7 @@ def _identity(
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for row in range(len(images)):
-        names.update(printable(Path(images.path(row))).encode() + b"\0")
+        names.update(printable(images.path(row)).encode() + b"\0")
     return {
         "weights": weights.hexdigest(),
         "preprocessing": asdict(card.eval_settings),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.data.dataset import ImageRows
-from vit21k.errors import ImageError
+from vit21k.errors import ImageError, printable
 from vit21k.manifest.problems import ProblemKind
-from vit21k.sources.folders import Skipped, list_folder, may_be_image
+from vit21k.sources.folders import IMAGE_SUFFIXES, Skipped, list_folder, may_be_image
 from vit21k.sources.tar import (
     MAX_MEMBER_BYTES,
     WINDOW_BYTES,
@@ -31,9 +31,6 @@ from vit21k.sources.tar import (
     is_gzip_name,
     read_members,
 )
-
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as an image in a folder or an archive, in lower case."""
 
 
 class Files:
@@ -154,13 +151,8 @@ def list_archive(path: Path) -> tuple[list[str], list[Skipped]]:
     return found, [Skipped("", words, any(map(may_be_image, others)))]
 
 
-def printable(path: Path) -> str:
-    r"""Return *path* with bytes that are not UTF-8 as `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return os.fsencode(path.suffix.lower()) in IMAGE_SUFFIXES
 
 
 def _is_archive(path: Path) -> bool:

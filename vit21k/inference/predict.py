@@ -23,9 +23,11 @@ from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import EvalLoader
 from vit21k.data.transforms import EvalTransform
 from vit21k.device import Precision, autocast
+from vit21k.errors import printable
 from vit21k.inference.evaluate import normalise
-from vit21k.inference.files import Files, printable
+from vit21k.inference.files import Files
 from vit21k.inference.metrics import probabilities
+from vit21k.machine import num_threads
 from vit21k.models.vit import ImageClassifier
 
 ImagePath = str | os.PathLike[str]
@@ -110,7 +112,7 @@ def image_loader(
         images,
         eval_transform(card.eval_settings),
         device_batch_size=device_batch_size,
-        num_workers=len(os.sched_getaffinity(0)) if num_workers is None else num_workers,
+        num_workers=num_threads() if num_workers is None else num_workers,
         on_bad_image="skip",
     )
 

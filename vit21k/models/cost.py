@@ -51,6 +51,10 @@ def pit_sides(args: Mapping[str, Any]) -> list[int]:
     return sides
 
 
+FLOPS_PER_MAC = 2
+"""A multiply-accumulate is two floating-point operations."""
+
+_TRAIN_PASSES = 3  # the backward pass costs two forward passes
 _ROOT_WIDTH = 64  # of a hybrid's ResNet
 
 
@@ -88,9 +92,8 @@ def num_params(args: Mapping[str, Any]) -> int:
 def macs_per_image(args: Mapping[str, Any]) -> int:
     """Return the multiplications of one forward pass in matrix products, head included.
 
-    A training step takes 6 floating-point operations for each: 2 forward, 4 backward.  Element-wise
-    operations are not counted; and the last block counts in full, as everybody does, although it
-    need not compute more than the class token.
+    Element-wise operations are not counted; and the last block counts in full, as everybody does,
+    although it need not compute more than the class token.
 
     Source: the count agrees with timm's and MMPretrain's published tables.
     """
@@ -103,6 +106,11 @@ def macs_per_image(args: Mapping[str, Any]) -> int:
     representation = args["representation_size"] or 0
     features = representation or width
     return stem + patch + blocks + width * representation + features * args["num_classes"]
+
+
+def train_flops_per_image(args: Mapping[str, Any]) -> int:
+    """Return the floating-point operations of an image in training, forward and backward."""
+    return _TRAIN_PASSES * FLOPS_PER_MAC * macs_per_image(args)
 
 
 def activation_bytes_per_image(

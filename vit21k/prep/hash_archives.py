@@ -13,11 +13,11 @@ from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from vit21k.errors import TemporaryFolderError
+from vit21k.errors import TemporaryFolderError, printable
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import DigestedChunk, FileRows, NamedRows
-from vit21k.sources.folders import IMAGE_SUFFIXES, Chunk, printable, problem_from
+from vit21k.sources.folders import Chunk, is_image_name, problem_from
 from vit21k.sources.tar import (
     BLOCK_BYTES,
     MAX_MEMBER_BYTES,
@@ -55,7 +55,7 @@ def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
         return ProblemKind.ARCHIVE_TOO_DEEP, ""
     if name.startswith(b".") or b"/." in path:
         return ProblemKind.HIDDEN, ""
-    if name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+    if not is_image_name(name):
         return ProblemKind.OTHER_SUFFIX, ""
     try:
         path.decode()

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k import machine
+from vit21k.errors import printable
 from vit21k.manifest.layout import LabelFrom, class_of
 from vit21k.manifest.problems import Problem
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
@@ -56,7 +57,7 @@ from vit21k.prep.scan import (
     compiled_reader_for,
     have,
 )
-from vit21k.sources.folders import Chunk, printable, problem_from
+from vit21k.sources.folders import Chunk, problem_from
 from vit21k.sources.tar import ArchivePart
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vit21k.errors import ImageTreeError, MissingExtraError
+from vit21k.errors import ImageTreeError, MissingExtraError, printable
 from vit21k.lock import locked
 from vit21k.manifest.io import Header
 from vit21k.manifest.layout import OPTION, LabelFrom, Layout, class_of
@@ -30,7 +30,7 @@ from vit21k.prep.file_digest import (
 from vit21k.prep.hash_chunks import DigestedChunk, digest_in_threads, digest_rows, problem_rows
 from vit21k.prep.hash_tree import DEFAULT_ALGORITHM, HashSummary
 from vit21k.prep.scan import FileRows
-from vit21k.sources.folders import Chunk, Level, Walker, printable, problem_from
+from vit21k.sources.folders import Chunk, Level, Walker, problem_from
 from vit21k.sources.tar import archive_stem
 
 _NUM_WORKERS = 32

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vit21k.errors import ImageTreeError, UsageError
+from vit21k.errors import ImageTreeError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.io import Header
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
@@ -47,7 +47,6 @@ from vit21k.sources.folders import (
     image_root,
     is_remote,
     look_at,
-    printable,
     refuse_parquet,
     walk,
 )

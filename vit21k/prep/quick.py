@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vit21k.data.rng import GOLDEN_GAMMA
 from vit21k.errors import DataError
 from vit21k.manifest.io import Header
 from vit21k.manifest.problems import ProblemKind
@@ -30,8 +31,6 @@ from vit21k.prep.scan import (
 )
 
 MODE = "quick"
-
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 _CHANGED = ProblemKind.CHANGED_WHILE_READ, "between the two walks of a quick run"
@@ -66,7 +65,7 @@ class Candidates:
 
 
 def _keys(rows: Rows) -> NDArray[np.uint64]:
-    return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * _SPREAD
+    return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * GOLDEN_GAMMA
 
 
 class QuickDigester(ChunkDigester):

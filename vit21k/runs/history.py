@@ -199,15 +199,6 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return flat(values) if isinstance(values, dict) else {}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested *values* by their dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        inside = isinstance(value, Mapping)
-        result |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
-    return result
-
-
 _NO_DIFFERENCE = ("source",)
 
 
@@ -253,3 +244,12 @@ def _reached(run: Run, metric: str) -> dict[str, float] | None:
     if metric == "loss" or ("/" in metric and not metric.endswith("/num_images")):
         reached |= {"best": best.value, "best_step": best.step}
     return reached
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested *values* by their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inside = isinstance(value, Mapping)
+        result |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return result

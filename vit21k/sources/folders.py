@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from vit21k.errors import ImageTreeError, LayoutError
+from vit21k.errors import ImageTreeError, LayoutError, printable
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.read import OUR_OWN_LIMITS
@@ -46,7 +46,7 @@ def problem_of(folder: bytes, name: bytes, odd: Oddities) -> Problem | None:
         kind = ProblemKind.HIDDEN
     elif name in odd:
         kind, detail = odd[name]
-    elif name[name.rfind(b".") :].lower() not in IMAGE_SUFFIXES:
+    elif not is_image_name(name):
         kind = ProblemKind.OTHER_SUFFIX
     elif not is_utf8(folder) or not is_utf8(name):
         kind = ProblemKind.NAME_NOT_UTF8
@@ -77,11 +77,6 @@ def problem_from(path: bytes, error: OSError) -> Problem:
         raise error
     kind = _KIND_OF_ERRNO.get(error.errno or 0, ProblemKind.UNREADABLE)
     return Problem(printable(path), kind, error.strerror or str(error))
-
-
-def printable(path: bytes) -> str:
-    r"""Return *path* as text; bytes that are not UTF-8 as ``\xNN``."""
-    return path.decode("utf-8", "backslashreplace")
 
 
 def is_image_name(name: bytes) -> bool:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from vit21k.checkpoint.initialise import InitSource, initialise_from
 from vit21k.distributed import World
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.optim.optimizers import build_optimizers, state_bytes
 from vit21k.optim.schedule import LrSchedule
 from vit21k.recipe.schema import Recipe
@@ -30,7 +30,7 @@ from vit21k.training.context import (
     open_split_data,
     resolve_precision,
 )
-from vit21k.training.forecast import TRAIN_FLOPS_PER_MAC, measure_images_per_second
+from vit21k.training.forecast import measure_images_per_second
 from vit21k.training.objective import Objective, build_objective
 from vit21k.training.reporter import Reporter
 from vit21k.training.run import identity_of
@@ -175,7 +175,7 @@ def _cost(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": recipe.model.name,
         "num_params": num_params(args),
-        "flops_per_image": TRAIN_FLOPS_PER_MAC * macs_per_image(args),
+        "flops_per_image": train_flops_per_image(args),
     }
 
 

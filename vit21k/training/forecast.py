@@ -15,7 +15,7 @@ from vit21k.atomic import write_atomic
 from vit21k.data.loader import Batch
 from vit21k.device import device_name, wait_for
 from vit21k.machine import memory_bytes
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import num_params, train_flops_per_image
 
 
 def dummy_batch(num_images: int, img_size: int) -> Batch:
@@ -72,8 +72,6 @@ class TrialMemory:
             write_atomic(self._path, content.encode())
 
 
-# A multiply-accumulate is two operations; the backward pass costs two forward passes.
-TRAIN_FLOPS_PER_MAC = 6
 _MEMORY_SHARE = 0.5
 # Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
 _TRIAL_IMAGES = 4
@@ -106,7 +104,7 @@ def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: flo
     return Forecast(
         num_params=num_params(args),
         num_images=num_images,
-        flops=float(TRAIN_FLOPS_PER_MAC * macs_per_image(args) * num_images),
+        flops=float(train_flops_per_image(args) * num_images),
         images_per_second=images_per_second,
     )
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vit21k.data.loader import Batch
+from vit21k.data.rng import MASK64, mix64
 from vit21k.data.sampler import StepSampler
 from vit21k.device import DTYPES, Precision
 from vit21k.distributed import World, whole
@@ -28,14 +30,9 @@ def seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return a seed of its own for every step and process (splitmix64's mixer)."""
-    mask = (1 << 64) - 1
-    mixed = (
-        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    ) & mask
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    return (mixed ^ (mixed >> 31)) >> 1
+    """Return a seed of its own for every step and process."""
+    place = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    return int(mix64(np.array([place & MASK64], dtype=np.uint64))[0]) >> 1
 
 
 def most_passes(sampler: StepSampler, device_batch_size: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,10 @@ from vit21k.data.loader import Batch
 from vit21k.device import DTYPES, device_name, wait_for
 from vit21k.distributed import whole
 from vit21k.errors import NonFiniteLossError
-from vit21k.models.cost import macs_per_image, num_params
+from vit21k.models.cost import FLOPS_PER_MAC, num_params, train_flops_per_image
 from vit21k.optim.schedule import is_due
 from vit21k.runs.history import write_facts
 from vit21k.training.context import Progress, RunContext
-from vit21k.training.forecast import TRAIN_FLOPS_PER_MAC
 from vit21k.training.reporter import Reporter
 from vit21k.training.sinks import DetachedSink, LoggedRun, close_sinks, open_sinks
 
@@ -33,7 +33,6 @@ PEAK_SIDES = {"cpu": 512, "cuda": 8192}
 """Of the matrices that `measure_peak_flops` multiplies, by type of device."""
 
 _TRIES = 10
-_FLOPS_PER_MAC = 2
 
 
 @dataclass(kw_only=True)
@@ -96,7 +95,7 @@ def memory_bytes(device: torch.device) -> int:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:  # not Linux
         return 0
-    return int(pages) * 4096
+    return int(pages) * resource.getpagesize()
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -112,7 +111,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         torch.mm(left, left)
         wait_for(device)
         best = min(best, time.perf_counter() - started_at)
-    return _FLOPS_PER_MAC * side**3 / best
+    return FLOPS_PER_MAC * side**3 / best
 
 
 FILE_NAME = "metrics.jsonl"
@@ -383,7 +382,7 @@ def build_meters(run: RunContext, model: nn.Module) -> Meters:
     return Meters(
         model=model,
         device=run.device,
-        flops_per_image=float(TRAIN_FLOPS_PER_MAC * macs_per_image(run.args)),
+        flops_per_image=float(train_flops_per_image(run.args)),
         peak_flops=_peak_flops(run) * run.world.world_size,
     )
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import MissingExtraError, UsageError, Vit21kError
+from vit21k.runs.history import flat
 
 SINKS = ("tensorboard", "wandb", "mlflow")
 """The names that `--log` takes; each is the module ``<name>_sink`` beside this one."""
@@ -310,7 +311,7 @@ class MlflowSink:
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         run_id = str(self._client.create_run(experiment, run_name=run.run_dir.name).info.run_id)
-        for key, value in _flat(run.recipe).items():
+        for key, value in flat(run.recipe).items():
             self._client.log_param(run_id, key, str(value)[:_MAX_LETTERS])
         return run.keep_id(_MLFLOW_SINK_ID_FILE, run_id)
 
@@ -322,14 +323,6 @@ def _tracking_uri(run_dir: Path) -> str:
     # MLflow 3 wants a database or this; its small package, mlflow-skinny, has no database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return (run_dir.absolute().parent / "mlruns").as_uri()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inside = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
-    return flat
 
 
 _OPENERS: dict[str, Callable[[LoggedRun], Sink]] = {
