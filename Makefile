@@ -45,7 +45,7 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(MAKE) test
 
 docs: $(DOCS) ## Build the documentation as a web site in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .venvs build dist vit21k/_native/*.so demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,7 +22,7 @@ def pages_in(nav: object) -> list[str]:
 
 
 def test_the_navigation_has_every_page_once() -> None:
-    config = yaml.safe_load((CHECKOUT / "mkdocs.yml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((CHECKOUT / ".mkdocs.yml").read_text(encoding="utf-8"))
     docs = CHECKOUT / "docs"
     written = {str(path.relative_to(docs)) for path in docs.rglob("*.md")}
 
