@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vit21k._native import variants
+from vit21k.data.transforms import crop_decoder
 from vit21k.errors import ImageError
-from vit21k.jpeg.crops import crop_decoder
 
 SIZES = ((67, 53), (64, 48), (5, 9), (33, 17))
 

@@ -14,8 +14,8 @@ from vit21k.checkpoint import preprocessing as reading
 from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import EvalSettings
 from vit21k.checkpoint.preprocessing import Preprocessing, find_preprocessing
+from vit21k.data.transforms import normalise
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.inference.evaluate import normalise
 from vit21k.inference.predict import eval_transform
 from vit21k.models.registry import get_model
 

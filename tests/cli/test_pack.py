@@ -18,7 +18,6 @@ from PIL import Image
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
-from vit21k.jpeg.tiles import compiled_recoder
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
@@ -26,6 +25,7 @@ from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
 from vit21k.pack.plan import Plan
 from vit21k.pack.shards import member_header, sample_key
+from vit21k.pack.tiles import compiled_recoder
 from vit21k.pack.verify import decode_pack, verify_pack
 from vit21k.sources import read
 

@@ -13,6 +13,7 @@ from conftest import needs_extension
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import EvalLoader
 from vit21k.data.transforms import (
+    Crop,
     EvalTransform,
     ResizedImages,
     compiled_crops,
@@ -21,10 +22,9 @@ from vit21k.data.transforms import (
 )
 from vit21k.errors import ImageError
 from vit21k.inference.files import Files
-from vit21k.jpeg.crops import Crop
-from vit21k.jpeg.tiles import compiled_recoder
 from vit21k.near.fingerprint import fingerprint, pixel_digest
 from vit21k.pack.levels import Lossless, Raw, Resized
+from vit21k.pack.tiles import compiled_recoder
 from vit21k.prep.decode_worker import verdict_on
 
 DATA = Path(__file__).parents[1] / "fixtures" / "images"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vit21k.data import mix
 from vit21k.data.loader import Batch
 from vit21k.data.mix import DeviceTransform, Eraser, Mixer, mix_images, mix_labels
-from vit21k.inference.evaluate import normalise
+from vit21k.data.transforms import normalise
 from vit21k.losses.sparse import multi_label_loss, single_label_loss
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,9 +23,9 @@ from vit21k.data import loader as loader_module
 from vit21k.data import transforms
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import EvalLoader
-from vit21k.data.transforms import EvalTransform, ResizedImages
+from vit21k.data.transforms import Crop, EvalTransform, ResizedImages
 from vit21k.errors import ImageError
-from vit21k.jpeg.crops import Crop, to_ppm
+from vit21k.pack.levels import to_ppm
 
 TRANSFORMS = {
     "as usual": EvalTransform(224, 256),

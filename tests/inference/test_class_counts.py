@@ -9,7 +9,8 @@ metrics = pytest.importorskip("sklearn.metrics")
 
 from vit21k.data.loader import Batch
 from vit21k.distributed import World
-from vit21k.inference.metrics import NUM_BINS, ClassCounts, log_odds, probabilities, summary
+from vit21k.inference.metrics import NUM_BINS, ClassCounts, log_odds, summary
+from vit21k.models.vit import probabilities
 
 NUM_IMAGES, NUM_CLASSES = 400, 60
 EMPTY = 7  # a class without images

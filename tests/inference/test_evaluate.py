@@ -4,9 +4,10 @@ import torch
 from torch.nn import functional as F
 
 from vit21k.data.loader import Batch
+from vit21k.data.transforms import normalise
 from vit21k.distributed import World
 from vit21k.errors import ImageError
-from vit21k.inference.evaluate import evaluate, normalise
+from vit21k.inference.evaluate import evaluate
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 

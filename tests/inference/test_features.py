@@ -13,8 +13,8 @@ from small_run import save_run
 
 from vit21k.checkpoint.load import load_model
 from vit21k.data.decode import decode_rgb
+from vit21k.data.transforms import normalise
 from vit21k.errors import DataError, UsageError
-from vit21k.inference.evaluate import normalise
 from vit21k.inference.features import FeaturePlan, extract_features, merge_shards, problems_in
 from vit21k.inference.files import Files
 from vit21k.inference.predict import eval_transform

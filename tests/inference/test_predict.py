@@ -7,7 +7,7 @@ from PIL import Image
 
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard
 from vit21k.data.decode import decode_rgb
-from vit21k.inference.evaluate import normalise
+from vit21k.data.transforms import normalise
 from vit21k.inference.predict import eval_transform, predict
 from vit21k.manifest.classes import ClassList
 from vit21k.models.registry import get_model, model_args

@@ -6,9 +6,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vit21k.data.loader import Batch
-from vit21k.losses import chunked as chunked_loss
-from vit21k.losses.chunked import chunked_multi_label_loss, wants_chunks
-from vit21k.losses.sparse import multi_label_loss
+from vit21k.losses import sparse as chunked_loss
+from vit21k.losses.sparse import chunked_multi_label_loss, multi_label_loss, wants_chunks
 from vit21k.models.registry import get_model
 from vit21k.recipe.load import load_recipe
 from vit21k.training.objective import Objective

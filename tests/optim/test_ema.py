@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from vit21k.optim.ema import Ema
+from vit21k.optim.schedule import Ema
 
 
 def changed(model, step):

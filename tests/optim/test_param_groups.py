@@ -8,8 +8,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from vit21k.errors import UsageError
 from vit21k.models.registry import get_model
-from vit21k.optim.optimizers import build_optimizers
-from vit21k.optim.param_groups import layer_ids, param_groups
+from vit21k.optim.optimizers import build_optimizers, layer_ids, param_groups
 from vit21k.recipe.schema import OptimSection
 
 

@@ -9,11 +9,11 @@ from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
-from vit21k.jpeg.tiles import compiled_recoder
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw
+from vit21k.pack.tiles import compiled_recoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 

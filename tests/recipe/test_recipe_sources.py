@@ -12,7 +12,7 @@ import torch
 
 from vit21k.models.layers import DropPath
 from vit21k.models.registry import build_model
-from vit21k.optim.param_groups import param_groups
+from vit21k.optim.optimizers import param_groups
 from vit21k.recipe.comments import header_of, source_name
 from vit21k.recipe.load import load_recipe, shipped_recipes
 from vit21k.training.builders import build_schedule

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import digest_of_tensors
+from vit21k.data.transforms import normalise
 from vit21k.errors import CheckpointError, UsageError
-from vit21k.inference.evaluate import normalise
 from vit21k.manifest.classes import ClassList
 from vit21k.models.registry import get_model
 from vit21k.recipe.load import load_recipe

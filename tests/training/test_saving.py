@@ -12,8 +12,8 @@ from vit21k.checkpoint.store import BackgroundWriter, find_latest, save_checkpoi
 from vit21k.distributed import World
 from vit21k.errors import NonFiniteLossError
 from vit21k.models.registry import get_model, model_args
-from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler
+from vit21k.optim.schedule import Ema
 from vit21k.training import checkpoints
 from vit21k.training.checkpoints import Saver, restore
 from vit21k.training.context import Progress, TrainState

@@ -15,8 +15,8 @@ from vit21k.data.augment import augment_in_place
 from vit21k.data.loader import Batch
 from vit21k.models.cost import num_params
 from vit21k.models.registry import build_model
-from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import build_optimizers, set_lr
+from vit21k.optim.schedule import Ema
 from vit21k.recipe.load import load_recipe, shipped_recipes
 from vit21k.training.builders import (
     build_schedule,

@@ -28,8 +28,7 @@ from drawn_crops import drawn_crops
 from numpy.typing import NDArray
 from tile_cuts import parse_tile_jpeg
 
-from vit21k.data.transforms import crop_box
-from vit21k.jpeg.crops import crop_decoder
+from vit21k.data.transforms import crop_box, crop_decoder
 
 SOURCE = Path(__file__).parent / "yardstick" / "crop_jpeg.c"
 FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-fPIC", "-shared")

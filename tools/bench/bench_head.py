@@ -21,8 +21,7 @@ import torch
 from bench_loss import dense_loss
 from torch import Tensor, nn
 
-from vit21k.losses.chunked import chunked_multi_label_loss
-from vit21k.losses.sparse import multi_label_loss
+from vit21k.losses.sparse import chunked_multi_label_loss, multi_label_loss
 
 Way = Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]
 

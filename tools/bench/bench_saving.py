@@ -17,8 +17,8 @@ import torch
 from vit21k.checkpoint.store import BackgroundWriter
 from vit21k.distributed import World
 from vit21k.models.registry import get_model
-from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler
+from vit21k.optim.schedule import Ema
 from vit21k.training.checkpoints import Saver
 from vit21k.training.context import Progress, TrainState
 

@@ -11,8 +11,8 @@ from peer_models import blocks_of
 from torch import Tensor, nn
 
 from vit21k.data.loader import Batch
+from vit21k.data.transforms import normalise
 from vit21k.device import autocast, wait_for
-from vit21k.inference.evaluate import normalise
 from vit21k.losses.sparse import LOSSES
 from vit21k.models.attention import AttentionName, use_backend
 from vit21k.models.cost import macs_per_image

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from vit21k.bench.rates import MadeImages, matmul_flops
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
-from vit21k.data.transforms import TrainTransform
+from vit21k.data.transforms import TrainTransform, normalise
 from vit21k.device import autocast, wait_for
-from vit21k.inference.evaluate import normalise
 from vit21k.models.attention import AttentionShape, fastest, try_backends, use_backend
 from vit21k.models.registry import build_model
 from vit21k.training.step import blocks_of, compile_blocks, use_float8_mlps

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit21k.jpeg.tiles import (
+from vit21k.pack.tiles import (
     DRI,
     EOI,
     RST0,

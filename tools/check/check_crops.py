@@ -12,10 +12,8 @@ import sys
 import numpy as np
 from drawn_crops import drawn_crops, parser_of, report
 
-from vit21k.data.augment import RandomCrops
 from vit21k.data.decode import decode_rgb
-from vit21k.data.transforms import TrainTransform
-from vit21k.jpeg.crops import crop_decoder
+from vit21k.data.transforms import RandomCrops, TrainTransform, crop_decoder
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vit21k.data.rng import uniform_draws
 from vit21k.data.transforms import TrainTransform
-from vit21k.jpeg.tiles import NotTileableError, compiled_recoder, tile_jpeg
+from vit21k.pack.tiles import NotTileableError, compiled_recoder, tile_jpeg
 
 
 class Drawn(NamedTuple):

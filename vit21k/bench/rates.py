@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from vit21k.data.augment import Interpolation
 from vit21k.data.dataset import ImageRows
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
-from vit21k.data.transforms import Interpolation, TrainTransform
+from vit21k.data.transforms import TrainTransform, normalise
 from vit21k.device import Precision, autocast, device_name, wait_for
-from vit21k.inference.evaluate import normalise
 from vit21k.losses.sparse import LOSSES
 from vit21k.models.cost import is_pit, train_flops_per_image
 from vit21k.models.registry import build_model

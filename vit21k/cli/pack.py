@@ -126,8 +126,8 @@ def pack_command(
 def _level(
     lossless: bool, short_side: int | None, quality: int | None, *, raw: bool, keep_metadata: bool
 ) -> "Level":
-    from vit21k.jpeg.tiles import compiled_recoder
     from vit21k.pack.levels import Lossless, Raw, Resized
+    from vit21k.pack.tiles import compiled_recoder
 
     _refuse_contradictions(lossless, short_side, quality, raw=raw, keep_metadata=keep_metadata)
     if raw and short_side is not None:

@@ -1,8 +1,7 @@
-"""Augmentation policies on uint8 images, and the random crops before them."""
+"""Augmentation policies on uint8 images: RandAugment, AutoAugment, 3-Augment and their kind."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal, NamedTuple, Protocol
 
@@ -10,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit21k.data.transforms import Interpolation, TrainTransform, fill_plain
-from vit21k.jpeg.crops import Crop, CropDecoder
+Interpolation = Literal["bicubic", "bilinear"]
 
 Amount = Callable[[float, int, int], float]
 Scale = Mapping[str, Amount]
@@ -584,51 +582,3 @@ IMAGENET_PAIRS: tuple[tuple[tuple[str, float, int], ...], ...] = (
     (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
 )
 """Name, rate and level of both operations of each pair."""
-
-
-@dataclass(frozen=True)
-class RandomCrops:
-    """Crops of a batch.  Two ways lead to the same pixels, to the bit.
-
-    `fill` takes many images with two calls of compiled code, and skips what is neither a
-    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
-
-    Attributes:
-        transform: Crop and flip.
-        draws_BD: Uniform numbers of each image: those of the transform, then those of the policy.
-        policy: What is done to a crop; None: nothing.
-        decoder: The compiled code; None: `fill` fills nothing.
-    """
-
-    transform: TrainTransform
-    draws_BD: NDArray[np.float64]
-    policy: Policy | None = None
-    decoder: CropDecoder | None = None
-
-    def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
-        """Write the crop of the image at a place of the batch to *out* (3, H, W)."""
-        self.transform(image, self.draws_BD[index], out)
-        self._finish(index, out)
-
-    def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
-        """Write the crops of plain images to their places of the batch; return these places.
-
-        Args:
-            contents: Files, by place in the batch.
-            images_BCHW: The batch.
-        """
-        if not self.decoder:
-            return set()
-        mode = self.transform.interpolation
-        filled = fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
-        for place in filled:
-            self._finish(place, images_BCHW[place])
-        return filled
-
-    def _crop(self, place: int, size: tuple[int, int]) -> Crop:
-        return self.transform.crop(size, self.draws_BD[place].tolist())
-
-    def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
-        if self.policy:
-            draws = self.draws_BD[index, self.transform.num_draws :].tolist()
-            augment_in_place(image_CHW, self.policy, draws)

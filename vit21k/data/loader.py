@@ -2,28 +2,33 @@
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from vit21k.data.augment import Policy, RandomCrops
+from vit21k.data.augment import Policy
 from vit21k.data.dataset import ImageRows
-from vit21k.data.decode import BadImages, OnBadImage, Reads, decode_rgb
+from vit21k.data.decode import decode_rgb
 from vit21k.data.rng import derive_key, uniform_draws
 from vit21k.data.sampler import StepOrder
-from vit21k.data.transforms import EvalTransform, ResizedImages, TrainTransform, compiled_crops
-from vit21k.errors import ImageError, UnreadableImageError
+from vit21k.data.transforms import (
+    EvalTransform,
+    RandomCrops,
+    ResizedImages,
+    TrainTransform,
+    compiled_crops,
+)
+from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
 
 _CHUNK = 32
 """Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
@@ -32,6 +37,112 @@ _NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _NUM_SUBSTITUTES = 10
 """How many others are tried in place of a bad image, before it is skipped after all."""
+
+
+OnBadImage = Literal["fail", "skip", "replace"]
+
+_LEAST_JUDGED = 1000
+"""Images before which no rate is a rate."""
+
+_NUM_NAMED = 10
+"""Bad images that an error names."""
+
+_MAX_UNREADABLE = 100
+"""Files in a row that cannot be read, before the image tree is taken to be gone."""
+
+_FEW_UNREADABLE = 10
+"""The same, where the bad images are too many anyway: what to say of them."""
+
+_LOST_HINT = (
+    "check that the disk of the image tree is mounted and may be read, or say where the tree is "
+    "now with `--root`"
+)
+
+
+class Reads(NamedTuple):
+    """What came of reading some files, one after the other.
+
+    Attributes:
+        num_unreadable: Files that could not be opened or read.
+        is_any_read: Whether one of them could.
+    """
+
+    num_unreadable: int
+    is_any_read: bool
+
+
+class BadImages:
+    """Counts bad images, as long as they are tolerated.
+
+    Args:
+        on_bad_image: "fail": raise at the first one; else it is noted.
+        hint: What to do about a bad image.
+        max_rate: Raise when more of the images were bad, and more than that of 1,000.
+
+    Attributes:
+        reasons: Why each was bad, by path.
+        num: How often one was met.
+    """
+
+    def __init__(self, on_bad_image: OnBadImage, *, hint: str, max_rate: float = 1.0) -> None:
+        self.reasons: dict[str, str] = {}
+        self.num = 0
+        self._num_done = 0
+        self._num_unreadable_in_a_row = 0
+        self._on_bad_image = on_bad_image
+        self._hint = hint
+        self._max_rate = max_rate
+
+    def reason(self, path: str, error: ImageError) -> str:
+        """Return what is wrong with an image.
+
+        Raises:
+            ImageError: Bad images are not tolerated.
+        """
+        if self._on_bad_image != "fail":
+            return error.message
+        raise ImageError(f"`{path}`: {error.message}", hint=error.hint or self._hint) from error
+
+    def note(
+        self, num_done: int, bad: Sequence[tuple[str, str]], reads: Sequence[Reads] = ()
+    ) -> None:
+        """Count *num_done* more images, and (path, reason) of those that are bad.
+
+        Args:
+            num_done: Bad ones included.
+            bad: An image that was tried several times comes as often.
+            reads: Of their files, in order.
+
+        Raises:
+            ImageTreeError: The last files could not be read, so many that the tree must be gone.
+            ImageError: Too many are bad.
+        """
+        self._num_done += num_done
+        self.num += len(bad)
+        self.reasons.update(bad)
+        for num_unreadable, is_any_read in reads:
+            before = 0 if is_any_read else self._num_unreadable_in_a_row
+            self._num_unreadable_in_a_row = before + (0 if is_any_read else num_unreadable)
+        in_a_row = self._num_unreadable_in_a_row
+        too_many = self.num > self._max_rate * max(self._num_done, _LEAST_JUDGED)
+        if in_a_row >= (_FEW_UNREADABLE if too_many else _MAX_UNREADABLE):
+            path, why = list(self.reasons.items())[-1]
+            raise ImageTreeError(
+                f"{in_a_row:,} images in a row could not be read, the last one `{path}`: {why}",
+                hint=_LOST_HINT,
+            )
+        if too_many:
+            self._raise_too_many()
+
+    def _raise_too_many(self) -> None:
+        named = [f"`{path}`: {why}" for path, why in list(self.reasons.items())[:_NUM_NAMED]]
+        more = len(self.reasons) - len(named)
+        raise ImageError(
+            f"{self.num:,} of {self._num_done:,} images could not be decoded, more "
+            f"than {self._max_rate:.2%}:\n"
+            + "\n".join([*named, *([f"and {more:,} more"] if more else [])]),
+            hint="find all of them with `vit21k verify --decode`, or raise data.max_bad_rate",
+        )
 
 
 @dataclass
@@ -82,19 +193,16 @@ class Job:
 
     Attributes:
         rows_B: Row of each image in the manifest.
-        transform: (image, place in the batch, (3, H, W) array to fill).
+        crops: What decodes, crops and resizes the images.
         positions_B: How many images the run has seen before each; empty: nothing is drawn.
         substitute: (place in the batch, number of tries so far) -> another row.
-        fill: (files by place in the batch, (B, 3, H, W) array) -> the places that it filled: the
-            same as *transform*, for many images at a time; None: there is no such way.
         step: Of the run; None in evaluation.
     """
 
     rows_B: NDArray[np.int64]
-    transform: Callable[[Image.Image, int, NDArray[np.uint8]], object]
+    crops: RandomCrops | ResizedImages
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     substitute: Callable[[int, int], int] | None = None
-    fill: Callable[[Mapping[int, bytes], NDArray[np.uint8]], set[int]] | None = None
     step: int | None = None
 
 
@@ -206,9 +314,9 @@ class BatchDecoder:
     def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
         """Decode a chunk into its place; return what of it is bad."""
         done = _Chunk()
-        contents = self._read(job, chunk) if job.fill else {}
+        contents = self._read(job, chunk)
         done.is_any_read = bool(contents)
-        filled = job.fill(contents, images_BCHW) if job.fill else set()
+        filled = job.crops.fill(contents, images_BCHW)
         for index in chunk:
             if index in filled:
                 continue
@@ -247,7 +355,7 @@ class BatchDecoder:
         try:
             content = self._images.read_bytes(row) if content is None else content
             done.is_any_read = True
-            job.transform(decode_rgb(content), index, images_BCHW[index])
+            job.crops(decode_rgb(content), index, images_BCHW[index])
         except UnreadableImageError as error:
             done.num_unreadable += 1
             return self._bad_images.reason(self._images.path(row), error)
@@ -317,8 +425,6 @@ def _finish(copy: _Copy) -> Batch:
     batch.images_BCHW.record_stream(computing)
     return batch
 
-
-__all__ = ["Batch", "EvalLoader", "OnBadImage", "TrainLoader"]
 
 _CPU = torch.device("cpu")
 _SUBSTITUTES = 0x737562  # keeps these draws apart from those of the crops
@@ -448,7 +554,7 @@ class TrainLoader(_Loader):
         draws_BD = uniform_draws(self._seed, positions_B, num_columns)
         crops = RandomCrops(self._transform, draws_BD, policy, self._crop_decoder)
         substitutes = self._substitutes(positions_B) if self._replaces else None
-        return Job(rows_B, crops, positions_B, substitutes, crops.fill, step)
+        return Job(rows_B, crops, positions_B, substitutes, step)
 
     def _substitutes(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
         """Return what gives another row for a place of a batch."""
@@ -514,4 +620,4 @@ class EvalLoader(_Loader):
         for start in self._starts:
             last = min(start + self._starts.step, self._last)
             rows_B = np.arange(start, last, dtype=np.int64)
-            yield Job(rows_B, self._resized, fill=self._resized.fill)
+            yield Job(rows_B, self._resized)

@@ -1,10 +1,22 @@
-"""RGB images -> uint8 arrays of one size: random crops, or resize and center crop."""
+"""Image files -> uint8 batches of one size: random crops, or resize and center crop.
 
+Two decoders give the same pixels.  `CropDecoder` (crop.c of the compiled extension) decodes,
+resizes, crops and flips many images with one call, without the interpreter's lock: baseline JPEGs,
+with or without restart markers, and the raw images of `vit21k pack --raw`.  What it refuses, and
+all files where the extension was not built, are decoded by Pillow in full (`decode_rgb`), then
+cropped and resized by torch (training) or Pillow (evaluation).
+
+Dimensions: B images of a batch, C colours, H W pixels.
+"""
+
+import ctypes
 import math
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +25,40 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit21k._native import NoExtensionError
+from vit21k._native import NoExtensionError, Variant, extension, variants
+from vit21k.data.augment import Interpolation, Policy, augment_in_place
 from vit21k.data.decode import MAX_JPEG_SIDE, MAX_PIXELS, MAX_SIDE, is_readable_jpeg
 from vit21k.errors import ImageError, UsageError
-from vit21k.jpeg.crops import Crop, CropDecoder, PlainImage, Resampling, crop_decoder
-
-Interpolation = Literal["bicubic", "bilinear"]
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
 _NUM_TRIES = 10
+_LARGEST = 255.0
 _FLIP, _TOP, _LEFT, _FIRST_TRY = range(4)
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom; right and bottom are outside."""
+
+
+class Crop(NamedTuple):
+    """What is wanted of an image: a window of a box of it that is resized.
+
+    Attributes:
+        box: What is resized.
+        is_flipped: The result is, from left to right.
+        resized: Width and height of the box then; None: those of the result.
+        window: Left and top of the result in that.
+        takes_columns_first: They are resized before rows, and rounded to 8 bits in between.
+    """
+
+    box: Box
+    is_flipped: bool = False
+    resized: tuple[int, int] | None = None
+    window: tuple[int, int] = (0, 0)
+    takes_columns_first: bool = False
 
 
 def resample(pixels_HWC: NDArray[np.uint8], size: tuple[int, int], mode: str) -> Tensor:
@@ -221,6 +254,136 @@ def _written(image_CHW: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDA
     return out
 
 
+def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return uint8 images as float32: ``(x / 255 - mean) / std`` for each colour."""
+    scale = [1 / (_LARGEST * deviation) for deviation in std]
+    shift = [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]
+    scale_C11 = torch.tensor(scale, device=images_BCHW.device).view(-1, 1, 1)
+    shift_C11 = torch.tensor(shift, device=images_BCHW.device).view(-1, 1, 1)
+    return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11)
+
+
+_DONE = 0
+_FACTS, _NUMBERS = 3, 10  # int32 of an image, of a crop
+_PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
+
+Resampling = Literal["torch", "pillow"]
+"""Whose antialiased resampling of uint8 it is, to the bit."""
+
+
+class PlainImage(NamedTuple):
+    """An image that can be decoded here, as far as its headers tell.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        has_odd_metadata: Another reader may trip over its metadata.
+    """
+
+    width: int
+    height: int
+    has_odd_metadata: bool
+
+
+class CropDecoder:
+    """The functions of crop.c; any number of threads may share them."""
+
+    def __init__(self, library: ctypes.CDLL, variant: Variant) -> None:
+        names = ("new_decoder", "free_decoder", "measure", "crop_all")
+        self._threads = threading.local()
+        self._new, self._free, self._measure, self._crop_all = (
+            getattr(library, f"{name}_{variant}") for name in names
+        )
+        place, number = ctypes.c_void_p, ctypes.c_int
+        self._new.restype, self._new.argtypes = place, []
+        self._free.restype, self._free.argtypes = None, [place]
+        self._measure.restype = self._crop_all.restype = None
+        self._measure.argtypes = [place, place, number, place]
+        self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
+
+    def measure(self, contents: Sequence[bytes]) -> list[PlainImage | None]:
+        """Return what the headers of each file say; None for what cannot be decoded here."""
+        num = len(contents)
+        facts = (ctypes.c_int32 * (_FACTS * num))()
+        self._measure(*_as_c(contents), num, facts)
+        rows = zip(*[iter(facts)] * _FACTS, strict=True)
+        return [PlainImage(w, h, bool(odd)) if w else None for w, h, odd in rows]
+
+    def crop(
+        self,
+        contents: Sequence[bytes],
+        crops: Sequence[Crop],
+        images_BCHW: NDArray[np.uint8],
+        places: Sequence[int],
+        mode: str,
+        resampling: Resampling = "torch",
+    ) -> list[bool]:
+        """Write each crop to its place; return for each whether that was done.
+
+        What was not has to be decoded elsewhere.
+
+        Args:
+            contents: Files that can be decoded here.
+            crops: Of each, within the image.
+            images_BCHW: Contiguous, as high as wide.
+            places: Where in it each crop goes.
+            mode: "bilinear" or "bicubic".
+            resampling: Whose; torch's only of whole boxes.
+        """
+        num = len(contents)
+        if not num:
+            return []
+        size, is_bicubic = images_BCHW.shape[-1], mode == "bicubic"
+        numbers = [number for crop in crops for number in _numbers(crop, size)]
+        first, step = images_BCHW.ctypes.data, images_BCHW.strides[0]
+        outs = (ctypes.c_void_p * num)(*(first + step * place for place in places))
+        statuses = (ctypes.c_int32 * num)()
+        crops_C = (ctypes.c_int32 * (_NUMBERS * num))(*numbers)
+        how = (size, is_bicubic, _PRECISIONS[resampling])
+        self._crop_all(self._decoder(), *_as_c(contents), crops_C, num, *how, outs, statuses)
+        return [status == _DONE for status in statuses]
+
+    def _decoder(self) -> int:
+        """Return what this thread keeps from image to image: tables, and room to work in."""
+        if not hasattr(self._threads, "decoder"):
+            self._threads.decoder = _Decoder(self._new(), self._free)
+        address: int = self._threads.decoder.address
+        return address
+
+
+class _Decoder:
+    """Memory of a thread, freed when the thread ends."""
+
+    def __init__(self, address: int | None, free: Callable[[int], None]) -> None:
+        if not address:
+            raise MemoryError
+        self.address = address
+        weakref.finalize(self, free, address).atexit = False
+
+
+def _numbers(crop: Crop, size: int) -> tuple[int, ...]:
+    resized = crop.resized or (size, size)
+    return (*crop.box, *resized, *crop.window, crop.is_flipped, crop.takes_columns_first)
+
+
+def _as_c(contents: Sequence[bytes]) -> tuple[Any, Any]:
+    num = len(contents)
+    return (ctypes.c_char_p * num)(*contents), (ctypes.c_int64 * num)(*map(len, contents))
+
+
+@cache
+def crop_decoder(variant: Variant | None = None) -> CropDecoder:
+    """Return the compiled decoder.
+
+    Args:
+        variant: One of `variants()`; default: the fastest that this processor can run.
+
+    Raises:
+        NoExtensionError: There is no compiled extension.
+    """
+    return CropDecoder(extension(), variant or variants()[0])
+
+
 _JPEG_START = b"\xff\xd8"
 _LONG_BYTES = 16 << 20
 """A JPEG of fewer bytes that is decoded from top to bottom is within the budget of `open_image`."""
@@ -278,6 +441,54 @@ def _is_allowed(image: PlainImage, content: bytes) -> bool:
         return False
     may_be_refused = image.has_odd_metadata or len(content) > _LONG_BYTES
     return not (is_jpeg and may_be_refused) or is_readable_jpeg(content)
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Crops of a batch.  Two ways lead to the same pixels, to the bit.
+
+    `fill` takes many images with two calls of compiled code, and skips what is neither a
+    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
+
+    Attributes:
+        transform: Crop and flip.
+        draws_BD: Uniform numbers of each image: those of the transform, then those of the policy.
+        policy: What is done to a crop; None: nothing.
+        decoder: The compiled code; None: `fill` fills nothing.
+    """
+
+    transform: TrainTransform
+    draws_BD: NDArray[np.float64]
+    policy: Policy | None = None
+    decoder: CropDecoder | None = None
+
+    def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
+        """Write the crop of the image at a place of the batch to *out* (3, H, W)."""
+        self.transform(image, self.draws_BD[index], out)
+        self._finish(index, out)
+
+    def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
+        """Write the crops of plain images to their places of the batch; return these places.
+
+        Args:
+            contents: Files, by place in the batch.
+            images_BCHW: The batch.
+        """
+        if not self.decoder:
+            return set()
+        mode = self.transform.interpolation
+        filled = fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
+        for place in filled:
+            self._finish(place, images_BCHW[place])
+        return filled
+
+    def _crop(self, place: int, size: tuple[int, int]) -> Crop:
+        return self.transform.crop(size, self.draws_BD[place].tolist())
+
+    def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
+        if self.policy:
+            draws = self.draws_BD[index, self.transform.num_draws :].tolist()
+            augment_in_place(image_CHW, self.policy, draws)
 
 
 @dataclass(frozen=True)

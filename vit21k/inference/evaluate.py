@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.loader import Batch
+from vit21k.data.transforms import normalise
 from vit21k.device import Precision, autocast
 from vit21k.distributed import World
 from vit21k.errors import ImageError
@@ -27,7 +28,6 @@ from vit21k.losses.sparse import LOSSES
 LossKind = Literal["sigmoid", "softmax"]
 LossFunction = Callable[..., Tensor]
 """(logits_BK, label_rows_L, label_ids_L, smoothing=...) -> mean over images."""
-_LARGEST = 255.0
 
 
 class Measure(Protocol):
@@ -111,15 +111,6 @@ def _labels_to(batch: Batch, device: str | torch.device) -> Batch:
     return batch._replace(
         label_rows_L=batch.label_rows_L.to(device), label_ids_L=batch.label_ids_L.to(device)
     )
-
-
-def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return uint8 images as float32: ``(x / 255 - mean) / std`` for each colour."""
-    scale = [1 / (_LARGEST * deviation) for deviation in std]
-    shift = [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]
-    scale_C11 = torch.tensor(scale, device=images_BCHW.device).view(-1, 1, 1)
-    shift_C11 = torch.tensor(shift, device=images_BCHW.device).view(-1, 1, 1)
-    return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vit21k.checkpoint.model_folder import ModelCard, check_head
 from vit21k.data.decode import decode_rgb
+from vit21k.data.transforms import normalise
 from vit21k.errors import UsageError, one_line
-from vit21k.inference.evaluate import normalise
 from vit21k.inference.predict import ClassScore, Selection, class_scores, eval_transform, select
 from vit21k.models.layers import Attention
 from vit21k.models.vit import ImageClassifier, VisionTransformer

@@ -31,9 +31,9 @@ from vit21k.atomic import atomic_file, write_atomic
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.dataset import ImageRows
 from vit21k.data.decode import decode_rgb
+from vit21k.data.transforms import normalise
 from vit21k.device import Precision, autocast
 from vit21k.errors import DataError, ImageError, UsageError, printable
-from vit21k.inference.evaluate import normalise
 from vit21k.inference.files import RowRange
 from vit21k.inference.predict import image_loader
 from vit21k.models.vit import ImageClassifier

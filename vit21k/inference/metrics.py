@@ -1,7 +1,7 @@
 """Logits and sparse labels -> metrics of a split and of each class."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +12,7 @@ from vit21k.distributed import World
 from vit21k.errors import UsageError
 from vit21k.losses.hierarchical import Levels, semantic_hits
 from vit21k.manifest.classes import ClassList
-
-Activation = Literal["sigmoid", "softmax"]
-
-
-def probabilities(logits_BK: Tensor, activation: Activation) -> Tensor:
-    """Return the probabilities that *logits_BK* mean, float32: sigmoid or softmax."""
-    logits_BK = logits_BK.float()
-    return logits_BK.sigmoid() if activation == "sigmoid" else logits_BK.softmax(dim=1)
-
+from vit21k.models.vit import Activation, probabilities
 
 _TOP = 5
 _LOSS_SUM, _TOP1_HITS, _TOP5_HITS, _NUM_IMAGES = range(4)

@@ -21,14 +21,12 @@ from vit21k.atomic import atomic_file
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, check_head
 from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import EvalLoader
-from vit21k.data.transforms import EvalTransform
+from vit21k.data.transforms import EvalTransform, normalise
 from vit21k.device import Precision, autocast
 from vit21k.errors import printable
-from vit21k.inference.evaluate import normalise
 from vit21k.inference.files import Files
-from vit21k.inference.metrics import probabilities
 from vit21k.machine import num_threads
-from vit21k.models.vit import ImageClassifier
+from vit21k.models.vit import ImageClassifier, probabilities
 
 ImagePath = str | os.PathLike[str]
 

@@ -29,6 +29,8 @@ from vit21k.models.layers import (
 from vit21k.models.pos_embed import resize_pos_embed
 from vit21k.models.resnet_stem import StemEps
 
+Activation = Literal["sigmoid", "softmax"]
+
 
 class ImageClassifier(nn.Module):
     """Square images of one size -> features -> logits.
@@ -66,6 +68,12 @@ class ImageClassifier(nn.Module):
     def forward_head(self, tokens_BND: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits_BK of tokens_BND, or what the head would read if *pre_logits*."""
         raise NotImplementedError
+
+
+def probabilities(logits_BK: Tensor, activation: Activation) -> Tensor:
+    """Return the probabilities that *logits_BK* mean, float32: sigmoid or softmax."""
+    logits_BK = logits_BK.float()
+    return logits_BK.sigmoid() if activation == "sigmoid" else logits_BK.softmax(dim=1)
 
 
 class VisionTransformer(ImageClassifier):

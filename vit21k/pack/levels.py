@@ -2,7 +2,7 @@
 
 | level | an image becomes | what is lost |
 |---|---|---|
-| `Lossless` | a tile JPEG (`vit21k.jpeg.tiles`); what cannot be tiled stays as it is | nothing |
+| `Lossless` | a tile JPEG (`vit21k.pack.tiles`); what cannot be tiled stays as it is | nothing |
 | `Resized` | a tile JPEG of a given short side | detail, and JPEG's loss once more |
 | `Raw` | uint8 pixels of a given short side | detail |
 """
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, features
 
 from vit21k.data.decode import MAX_JPEG_SIDE, decode_rgb
 from vit21k.errors import ImageError
-from vit21k.jpeg.crops import to_ppm
-from vit21k.jpeg.tiles import NotTileableError, Recode, tile_jpeg, tile_width
+from vit21k.pack.tiles import NotTileableError, Recode, tile_jpeg, tile_width
 
 TILES, AS_IS, RESIZED, RAW = "tiles", "as_is", "resized", "raw"
 """What an image became: a tile JPEG of the same pixels; its own file; a smaller one; pixels."""
@@ -76,7 +76,7 @@ class Lossless:
     """Every coefficient, with restart markers.
 
     Attributes:
-        recode: What `vit21k.jpeg.tiles.compiled_recoder` returned.
+        recode: What `vit21k.pack.tiles.compiled_recoder` returned.
         keep_metadata: Keep EXIF, colour profiles and comments.
     """
 
@@ -111,7 +111,7 @@ class Resized:
     """JPEG of a given short side, tiled; what is not larger than that is tiled as it is.
 
     Attributes:
-        recode: What `vit21k.jpeg.tiles.compiled_recoder` returned.
+        recode: What `vit21k.pack.tiles.compiled_recoder` returned.
         short_side: Pixels; the other side is rounded down, as torchvision's `Resize` does.
         quality: Of the JPEG, 1 to 100.
     """
@@ -189,6 +189,12 @@ class Raw:
         image = _shrunk(decode_rgb(content), self.short_side)
         pixels_HWC = np.asarray(image)
         return Packed(to_ppm(pixels_HWC), "ppm", RAW, None, image.size)
+
+
+def to_ppm(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """Return RGB *pixels_HWC* as a file."""
+    height, width, _ = pixels_HWC.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + pixels_HWC.tobytes()
 
 
 def _shrunk(image: Image.Image, short_side: int) -> Image.Image:

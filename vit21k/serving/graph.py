@@ -9,12 +9,11 @@ import torch
 
 from vit21k.checkpoint.model_folder import ModelCard, read_model_card
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing, override
+from vit21k.data.transforms import normalise
 from vit21k.device import Precision
 from vit21k.errors import CheckpointError, MissingExtraError
-from vit21k.inference.evaluate import normalise
-from vit21k.inference.metrics import probabilities
 from vit21k.inference.predict import class_scores
-from vit21k.models.vit import ImageClassifier
+from vit21k.models.vit import ImageClassifier, probabilities
 from vit21k.serving.batcher import Pixels, Score
 
 GRAPH = "model.onnx"

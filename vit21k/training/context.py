@@ -21,8 +21,8 @@ from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 from vit21k.models.init_weights import init_vit
 from vit21k.models.registry import get_model, model_args
 from vit21k.models.vit import ImageClassifier
-from vit21k.optim.ema import Ema
 from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
+from vit21k.optim.schedule import Ema
 from vit21k.recipe.schema import Recipe
 from vit21k.training.builders import freeze
 from vit21k.training.objective import Objective

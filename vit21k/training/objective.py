@@ -22,12 +22,12 @@ from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
 from vit21k.data.loader import Batch
 from vit21k.data.mix import DeviceTransform
+from vit21k.data.transforms import normalise
 from vit21k.device import Precision, autocast
 from vit21k.errors import UsageError
-from vit21k.inference.evaluate import LossFunction, normalise
-from vit21k.losses.chunked import chunked_multi_label_loss, wants_chunks
+from vit21k.inference.evaluate import LossFunction
 from vit21k.losses.hierarchical import Levels, semantic_softmax_loss
-from vit21k.losses.sparse import LOSSES, multi_label_loss
+from vit21k.losses.sparse import LOSSES, chunked_multi_label_loss, multi_label_loss, wants_chunks
 from vit21k.manifest.classes import ClassList
 from vit21k.models.pit import PoolingTransformer
 from vit21k.recipe.schema import DistillSection, LossSection, Recipe

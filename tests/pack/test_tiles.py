@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from photolike import encoded, photolike
 from PIL import Image
 
-from vit21k.jpeg.tiles import (
+from vit21k.pack.tiles import (
     NotTileableError,
     compiled_recoder,
     parse_jpeg,

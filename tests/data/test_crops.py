@@ -27,9 +27,9 @@ from vit21k.data.augment import policy_named
 from vit21k.data.decode import decode_rgb, is_readable_jpeg
 from vit21k.data.loader import TrainLoader
 from vit21k.data.sampler import StepSampler
-from vit21k.data.transforms import TrainTransform, resample
+from vit21k.data.transforms import Crop, TrainTransform, resample
 from vit21k.errors import ImageError
-from vit21k.jpeg.crops import Crop, to_ppm
+from vit21k.pack.levels import to_ppm
 
 MODES = ("bilinear", "bicubic")
 

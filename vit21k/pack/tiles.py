@@ -244,7 +244,7 @@ class CompiledRecoder:
     def __call__(
         self, data: memoryview, layout: Layout, tables: list[Table]
     ) -> tuple[bytes, list[Table]]:
-        """Return the recoded data and the new tables, as `vit21k.jpeg.tiles.recode` does."""
+        """Return the recoded data and the new tables, as `vit21k.pack.tiles.recode` does."""
         source = bytes(data)
         packed = _Tables.from_buffer(bytearray(b"".join(map(_packed, tables))))
         num_restarts = layout.mcus_x * layout.mcus_y // layout.restart_out

@@ -1,1 +1,0 @@
-"""JPEG files as marker segments and Huffman symbols, taken apart and put together."""
