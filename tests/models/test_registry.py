@@ -1,11 +1,20 @@
+import inspect
 import json
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from vit21k.errors import UsageError
-from vit21k.models.registry import get_model, list_models, model_args
+from vit21k.models.registry import (
+    PIT_ARGUMENTS,
+    VIT_ARGUMENTS,
+    get_model,
+    list_models,
+    model_args,
+)
+from vit21k.recipe.schema import ModelSection
 
 
 def test_all_published_sizes_are_listed_at_224_and_384():
@@ -36,6 +45,30 @@ def test_arguments_are_complete_and_plain():
     assert args["embed_dim"] == 1024
     assert args["num_classes"] == 21_841
     assert args["qkv_bias"] is True
+
+
+def test_a_constructor_takes_the_declared_arguments_and_has_no_defaults_of_its_own():
+    vit = pytest.importorskip("vit21k.models.vit", exc_type=ImportError)
+    pit = pytest.importorskip("vit21k.models.pit", exc_type=ImportError)
+
+    for model, declared in (
+        (vit.VisionTransformer, VIT_ARGUMENTS),
+        (pit.PoolingTransformer, PIT_ARGUMENTS),
+    ):
+        parameters = inspect.signature(model).parameters
+        assert list(parameters) == list(declared)
+        assert {each.default for each in parameters.values()} == {inspect.Parameter.empty}
+
+
+def test_a_recipe_offers_the_choices_of_the_models():
+    offered = {
+        name: get_args(field.annotation)
+        for name, field in ModelSection.model_fields.items()
+        if name in VIT_ARGUMENTS and get_origin(field.annotation) is Literal
+    }
+
+    assert offered == {name: VIT_ARGUMENTS[name].choices for name in offered}
+    assert {"global_pool", "act_layer", "drop_path_shape"} == set(offered)
 
 
 def test_a_model_is_built_from_its_arguments_alone():

@@ -1,13 +1,13 @@
-"""The published sizes of the models; needs no torch.
+"""The names of the models, and the arguments behind each name; needs no torch.
 
-The names of the models, and the arguments behind each name; needs no torch.
-
-Names are timm's, for timm's arguments.  `variants.py` holds the published sizes.
+Names and arguments are timm's.  An argument of a model is declared once, in `VIT_ARGUMENTS` or
+`PIT_ARGUMENTS`: its default, and which values it takes.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vit21k.errors import UsageError
 from vit21k.models.cost import grid_side, is_pit
@@ -131,82 +131,102 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = _variants()
 """Name -> the arguments that make it what it is, from small to large."""
 
 
+_MOST_IN_STAGE, _MOST_STAGES, _MOST_RATE = 4096, 8, 10_000
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a model's constructor.
+
+    Attributes:
+        default: Where neither the name of the model nor the caller says otherwise.
+        kind: "count": a whole number; "rate": a number; "stages": a list of whole numbers.
+        least: Of a count.
+        most: Of a count.  No model comes near, and a larger number would take memory or time before
+            anything fails.
+        choices: Of a choice.
+        may_be_none: Whether None is a value.
+    """
+
+    default: Any
+    kind: Literal["count", "rate", "flag", "choice", "stages"]
+    least: int = 1
+    most: int = 0
+    choices: tuple[str, ...] = ()
+    may_be_none: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """Return what *value* must be if it is of another kind or immense; None: it is good.
+
+        Choices are checked with the whole model: what fits depends on its family.
+        """
+        if (value is None and self.may_be_none) or self.kind == "choice":
+            return None
+        if self.kind == "stages":
+            good = _is_stages(value)
+            wanted = f"a list of up to {_MOST_STAGES} numbers from 1 to {_MOST_IN_STAGE:,}"
+        elif self.kind == "count":
+            good = type(value) is int and self.least <= value <= self.most
+            wanted = f"a whole number from {self.least} to {self.most:,}"
+        elif self.kind == "rate":
+            good = type(value) in (int, float) and 0 <= value <= _MOST_RATE
+            wanted = f"a number from 0 to {_MOST_RATE:,}"
+        else:
+            good, wanted = isinstance(value, bool), "true or false"
+        return None if good else wanted
+
+
+_DROP_PATH_SHAPES = ("linear", "linear_exclusive", "constant")
 _DROP_RATES = {
-    "pos_drop_rate": 0.0,
-    "proj_drop_rate": 0.0,
-    "attn_drop_rate": 0.0,
-    "drop_path_rate": 0.0,
-    "drop_path_shape": "linear",
-    "head_drop_rate": 0.0,
+    "pos_drop_rate": Argument(0.0, "rate"),
+    "proj_drop_rate": Argument(0.0, "rate"),
+    "attn_drop_rate": Argument(0.0, "rate"),
+    "drop_path_rate": Argument(0.0, "rate"),
+    "drop_path_shape": Argument("linear", "choice", choices=_DROP_PATH_SHAPES),
+    "head_drop_rate": Argument(0.0, "rate"),
 }
 
-_DEFAULTS: Mapping[str, Any] = {
-    "img_size": 224,
-    "patch_size": 16,
-    "in_chans": 3,
-    "num_classes": 1000,
-    "global_pool": "token",
-    "class_token": True,
-    "fc_norm": None,
-    "embed_dim": 768,
-    "depth": 12,
-    "num_heads": 12,
-    "mlp_ratio": 4.0,
-    "qkv_bias": True,
-    "representation_size": None,
-    "act_layer": "gelu",
-    "norm_eps": 1e-6,
-    "init_values": None,
-    "resnet_layers": None,
-    "stem_eps": "google",
+VIT_ARGUMENTS: Mapping[str, Argument] = {
+    "img_size": Argument(224, "count", most=8192),
+    "patch_size": Argument(16, "count", most=1024),
+    "in_chans": Argument(3, "count", most=1024),
+    "num_classes": Argument(1000, "count", least=0, most=10_000_000),
+    "global_pool": Argument("token", "choice", choices=("token", "avg")),
+    "class_token": Argument(True, "flag"),
+    "fc_norm": Argument(None, "flag", may_be_none=True),
+    "embed_dim": Argument(768, "count", most=32_768),
+    "depth": Argument(12, "count", most=256),
+    "num_heads": Argument(12, "count", most=1024),
+    "mlp_ratio": Argument(4.0, "rate"),
+    "qkv_bias": Argument(True, "flag"),
+    "representation_size": Argument(None, "count", most=65_536, may_be_none=True),
+    "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh")),
+    "norm_eps": Argument(1e-6, "rate"),
+    "init_values": Argument(None, "rate", may_be_none=True),
+    "resnet_layers": Argument(None, "stages", may_be_none=True),
+    "stem_eps": Argument("google", "choice", choices=("google", "timm")),
     **_DROP_RATES,
 }
+"""Arguments of `VisionTransformer`, in the order of its constructor."""
 
-_PIT_DEFAULTS: Mapping[str, Any] = {
-    "img_size": 224,
-    "patch_size": 16,
-    "stride": 8,
-    "in_chans": 3,
-    "num_classes": 1000,
-    "global_pool": "token",
-    "base_dims": [48, 48, 48],
-    "depth": [2, 6, 4],
-    "heads": [2, 4, 8],
-    "mlp_ratio": 4.0,
-    "distilled": False,
-    "act_layer": "gelu",
+PIT_ARGUMENTS: Mapping[str, Argument] = {
+    "img_size": VIT_ARGUMENTS["img_size"],
+    "patch_size": VIT_ARGUMENTS["patch_size"],
+    "stride": Argument(8, "count", most=1024),
+    "in_chans": VIT_ARGUMENTS["in_chans"],
+    "num_classes": VIT_ARGUMENTS["num_classes"],
+    "global_pool": VIT_ARGUMENTS["global_pool"],
+    "base_dims": Argument([48, 48, 48], "stages"),
+    "depth": Argument([2, 6, 4], "stages"),
+    "heads": Argument([2, 4, 8], "stages"),
+    "mlp_ratio": VIT_ARGUMENTS["mlp_ratio"],
+    "distilled": Argument(False, "flag"),
+    "act_layer": VIT_ARGUMENTS["act_layer"],
     **_DROP_RATES,
 }
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "global_pool": ("token", "avg"),
-    "act_layer": ("gelu", "gelu_tanh"),
-    "drop_path_shape": ("linear", "linear_exclusive", "constant"),
-    "stem_eps": ("google", "timm"),
-}
+"""Arguments of `PoolingTransformer`, in the order of its constructor."""
 
 _STAGES = ("base_dims", "depth", "heads")
-# No model comes near, and a larger number would take memory or time before anything fails.
-_MOST: Mapping[str, int] = {
-    "img_size": 8192,
-    "patch_size": 1024,
-    "stride": 1024,
-    "in_chans": 1024,
-    "num_classes": 10_000_000,
-    "embed_dim": 32_768,
-    "depth": 256,
-    "num_heads": 1024,
-    "representation_size": 65_536,
-}
-_MOST_IN_STAGE, _MOST_STAGES, _MOST_RATE = 4096, 8, 10_000
-_MAY_BE_NONE = ("fc_norm", "representation_size", "init_values", "resnet_layers")
-_RATES = (
-    *(name for name in _DROP_RATES if name.endswith("_rate")),
-    "mlp_ratio",
-    "norm_eps",
-    "init_values",
-)
-_FLAGS = ("class_token", "fc_norm", "qkv_bias", "distilled")
 
 
 def list_models() -> list[str]:
@@ -229,15 +249,18 @@ def model_args(name: str, **overrides: Any) -> dict[str, Any]:
             f"no model is called `{name}`",
             hint=_did_you_mean(name, list(VARIANTS)) or "`vit21k models` lists them",
         )
-    defaults = _PIT_DEFAULTS if is_pit(VARIANTS[name]) else _DEFAULTS
+    known = PIT_ARGUMENTS if is_pit(VARIANTS[name]) else VIT_ARGUMENTS
     for argument in overrides:
-        if argument not in defaults:
+        if argument not in known:
             raise UsageError(
                 f"a model has no argument `{argument}`",
-                hint=_did_you_mean(argument, list(defaults)) or f"arguments: {', '.join(defaults)}",
+                hint=_did_you_mean(argument, list(known)) or f"arguments: {', '.join(known)}",
             )
+    defaults = {argument: known[argument].default for argument in known}
     args = {**defaults, **VARIANTS[name], **overrides}
-    _check_kinds(args)
+    for argument, value in args.items():
+        if wanted := known[argument].problem(value):
+            raise UsageError(f"`{argument}` is {value!r:.60}; it must be {wanted}")
     _check_pit(args) if is_pit(args) else _check(args)
     return args
 
@@ -282,26 +305,6 @@ def build_model(args: Mapping[str, Any]) -> "ImageClassifier":
     return PoolingTransformer(**args) if is_pit(args) else VisionTransformer(**args)
 
 
-def _check_kinds(args: Mapping[str, Any]) -> None:
-    """Raise a `UsageError` if an argument is of another kind than the constructor's, or immense."""
-    for argument, value in args.items():
-        if value is None and argument in _MAY_BE_NONE:
-            continue
-        if argument in (*_STAGES, "resnet_layers") and (argument != "depth" or is_pit(args)):
-            good = _is_stages(value)
-            wanted = f"a list of up to {_MOST_STAGES} numbers from 1 to {_MOST_IN_STAGE:,}"
-        elif argument in _MOST:
-            good = type(value) is int and (argument != "num_classes") <= value <= _MOST[argument]
-            wanted = f"a whole number from {int(argument != 'num_classes')} to {_MOST[argument]:,}"
-        elif argument in _RATES:
-            good = type(value) in (int, float) and 0 <= value <= _MOST_RATE
-            wanted = f"a number from 0 to {_MOST_RATE:,}"
-        else:
-            good, wanted = argument not in _FLAGS or isinstance(value, bool), "true or false"
-        if not good:
-            raise UsageError(f"`{argument}` is {value!r:.60}; it must be {wanted}")
-
-
 def _is_stages(value: object) -> bool:
     return (
         isinstance(value, list | tuple)
@@ -335,8 +338,9 @@ def _check(args: Mapping[str, Any]) -> None:
         raise UsageError(
             f"`embed_dim` {args['embed_dim']} is not a multiple of `num_heads` {args['num_heads']}"
         )
-    for argument in _CHOICES:
-        _check_choice(args, argument)
+    for argument, declared in VIT_ARGUMENTS.items():
+        if declared.kind == "choice":
+            _check_choice(args, argument)
     if args["global_pool"] == "token" and not args["class_token"]:
         raise UsageError("without a class token there is none to pool", hint="set global_pool=avg")
 
@@ -347,6 +351,7 @@ def _did_you_mean(word: str, known: list[str]) -> str | None:
 
 
 def _check_choice(args: Mapping[str, Any], argument: str) -> None:
-    if args[argument] not in _CHOICES[argument]:
-        choices = " or ".join(_CHOICES[argument])
-        raise UsageError(f"`{argument}` is `{args[argument]!s:.60}`; it must be {choices}")
+    choices = VIT_ARGUMENTS[argument].choices
+    if args[argument] not in choices:
+        wanted = " or ".join(choices)
+        raise UsageError(f"`{argument}` is `{args[argument]!s:.60}`; it must be {wanted}")

@@ -19,7 +19,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 from vit21k.models.init_weights import init_vit
-from vit21k.models.registry import get_model, model_args
+from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS, get_model, model_args
 from vit21k.models.vit import ImageClassifier
 from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
 from vit21k.optim.schedule import Ema
@@ -166,28 +166,6 @@ class RunContext:
         return self.objective.device
 
 
-_MODEL_OVERRIDES = (
-    "img_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "global_pool",
-    "class_token",
-    "fc_norm",
-    "mlp_ratio",
-    "qkv_bias",
-    "norm_eps",
-    "init_values",
-    "representation_size",
-    "act_layer",
-    "pos_drop_rate",
-    "proj_drop_rate",
-    "attn_drop_rate",
-    "drop_path_rate",
-    "drop_path_shape",
-    "head_drop_rate",
-)
 # What may differ between a run and its continuation: it changes no weight, but for rounding; and
 # what is done about bad images, so that a run that they stopped can go on.
 _NOT_IDENTITY: dict[str, Any] = {
@@ -207,7 +185,7 @@ NAMED_BY_CONTENT: dict[str, Any] = {"source": True, "loss": {"tree"}, "distill":
 
 def overrides_of(recipe: Recipe) -> dict[str, Any]:
     """Return the model's arguments that the recipe sets beside its name."""
-    fields = recipe.model.model_dump(include=set(_MODEL_OVERRIDES))
+    fields = recipe.model.model_dump(include={*VIT_ARGUMENTS, *PIT_ARGUMENTS})
     return {name: value for name, value in fields.items() if value is not None}
 
 
