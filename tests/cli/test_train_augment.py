@@ -15,7 +15,11 @@ ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join(
-        [str(REPOSITORY / "tests"), *map(str, (REPOSITORY / "tools").glob("[!_.]*/"))]
+        [
+            str(REPOSITORY),
+            str(REPOSITORY / "tests"),
+            *map(str, (REPOSITORY / "tools").glob("[!_.]*/")),
+        ]
     ),
 }
 

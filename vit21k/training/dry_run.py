@@ -92,13 +92,8 @@ def dry_run(
         DataError: The manifests or the weights are missing or damaged, or the run that is there is
             another one.
     """
-    recipe = resolve_precision(
-        recipe,
-        options.device,
-        World(),
-        run_dir=None if fresh else options.run_dir,
-        reporter=reporter,
-    )
+    run_dir = None if fresh else options.run_dir
+    recipe = resolve_precision(recipe, options.device, World(), run_dir=run_dir, reporter=reporter)
     data = open_split_data(options.manifests, options.root, reporter.note)
     args = model_args_of(recipe, num_classes=len(data.classes))
     device = torch.device(options.device)

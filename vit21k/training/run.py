@@ -222,16 +222,12 @@ def identity_of(recipe: Recipe, data: SplitData, objective: Objective) -> Identi
 def _train(run: RunContext, start: _Start, stop: StopSignal) -> bool:
     """Build everything that takes part, and train; return whether the run came to its end."""
     world, sampler, total_steps = run.world, start.sampler, start.schedule.total_steps
-    origin = start.identity["origin"]
-    _check_same_start(run, start)
-    if start.checkpoint is None:
-        for tensor in start.model.state_dict().values():
-            world.broadcast(tensor)  # rounding may differ between processors
-    device_batch_size = _device_batch_size(run)
-    model = prepare_model(run, start.model, device_batch_size=device_batch_size)
-    state = build_train_state(run, model)
+    origin, device_batch_size = start.identity["origin"], _device_batch_size(run)
+    state = _train_state(run, start, device_batch_size)
     with world.in_agreement():
         progress = _restored(run, start, state)
+    if progress.weight_norm is None:
+        progress.weight_norm = norm_of(state.model)
     if steps_left := total_steps - progress.step:
         _report_forecast(run, state, steps_left * run.recipe.data.global_batch_size)
     patches = _patch_dropper(run, sampler)
@@ -263,15 +259,22 @@ def _train(run: RunContext, start: _Start, stop: StopSignal) -> bool:
                 checkpoints=_saver(run, start, state, writer),
                 stop=stop,
             )
-            if progress.weight_norm is None:
-                progress.weight_norm = norm_of(state.model)
-            if start.is_fork:
-                # The other run may be gone when this one is resumed.
+            if start.is_fork:  # the other run may be gone when this one is resumed
                 trainer.checkpoints.save(progress)
             finished = trainer.train(progress)
     world.barrier()  # nobody leaves before the last checkpoint is written
     _report_skipped(run, progress, sampler)
     return finished
+
+
+def _train_state(run: RunContext, start: _Start, device_batch_size: int) -> TrainState:
+    """Build the train state that all processes begin with; they check that it is the same."""
+    _check_same_start(run, start)
+    if start.checkpoint is None:
+        for tensor in start.model.state_dict().values():
+            run.world.broadcast(tensor)  # rounding may differ between processors
+    model = prepare_model(run, start.model, device_batch_size=device_batch_size)
+    return build_train_state(run, model)
 
 
 def _write_recipe(run: RunContext) -> None:
