@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
-from vit21k.checkpoint.initialise import InitSource, origin_of
 from vit21k.checkpoint.model_folder import WEIGHTS
 from vit21k.checkpoint.store import (
     BEST,
@@ -34,6 +33,9 @@ from vit21k.models.registry import build_model
 from vit21k.training.context import Fork, Progress, TrainState
 from vit21k.training.log import norm_of
 from vit21k.training.reporter import Reporter
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitSource
 
 _LESS_IS_BETTER = ("loss",)
 
@@ -249,7 +251,7 @@ def find_begin(
     *,
     identity: Identity,
     total_steps: int,
-    init: str | InitSource | None,
+    init: "str | InitSource | None",
     args: Mapping[str, Any],
     fork: Fork | None,
     fresh: bool,
@@ -291,7 +293,7 @@ def find_resumable(
     run_dir: Path,
     *,
     identity: Identity,
-    init: str | InitSource | None,
+    init: "str | InitSource | None",
     args: Mapping[str, Any],
     fork: Fork | None,
     reporter: Reporter,
@@ -417,7 +419,7 @@ def _shown(found: Mapping[str, Any], names: list[str]) -> str:
 def _check_origin(
     checkpoint: Checkpoint,
     run_dir: Path,
-    init: str | InitSource | None,
+    init: "str | InitSource | None",
     args: Mapping[str, Any],
     fork: Fork | None,
     reporter: Reporter,
@@ -433,7 +435,7 @@ def _check_origin(
         return
     its = checkpoint.state["origin"]
     try:
-        asked = _fork_origin(fork) if init is None else origin_of(init, args)
+        asked = _fork_origin(fork) if init is None else _init_origin(init, args)
     except (CheckpointError, OSError) as error:
         reporter.warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
         return
@@ -443,6 +445,12 @@ def _check_origin(
             f"not with {_origin_in_words(asked)}",
             hint=f"name a new run with --run-dir; or leave {option} out to resume this one",
         )
+
+
+def _init_origin(init: "str | InitSource", args: Mapping[str, Any]) -> Mapping[str, Any]:
+    from vit21k.checkpoint.initialise import origin_of  # noqa: PLC0415 (reads every format)
+
+    return origin_of(init, args)
 
 
 def _fork_origin(fork: Fork | None) -> Mapping[str, Any]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
 from vit21k.data.loader import Batch
 from vit21k.data.mix import DeviceTransform
@@ -244,6 +243,8 @@ def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher
         UsageError: It is for another number of classes.
         OSError: An address cannot be read.
     """
+    from vit21k.checkpoint.load import load_model  # noqa: PLC0415 (reads every format)
+
     model, card = load_model(path, device=str(device))
     if len(card.classes) != len(classes):
         raise UsageError(

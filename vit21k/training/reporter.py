@@ -1,10 +1,12 @@
 """What a run reports to the user while it trains."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vit21k.checkpoint.initialise import InitReport
 from vit21k.training.forecast import Forecast
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitReport
 
 
 class Reporter:
@@ -23,7 +25,7 @@ class Reporter:
     def forecast(self, forecast: Forecast) -> None:
         """Report what the run will take."""
 
-    def initialised(self, report: InitReport) -> None:
+    def initialised(self, report: "InitReport") -> None:
         """Report where the first weights came from."""
 
     def line(self, line: Mapping[str, Any]) -> None:

@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vit21k import __version__
 from vit21k.atomic import write_atomic
-from vit21k.checkpoint.initialise import InitReport, InitSource, initialise_from
 from vit21k.checkpoint.store import BackgroundWriter, Checkpoint, set_run_aside
 from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World, explaining_lost_peers, init_world
@@ -84,13 +83,16 @@ from vit21k.training.objective import Objective, build_objective
 from vit21k.training.reporter import Reporter
 from vit21k.training.step import TRIALS_FILE, prepare_model
 
+if TYPE_CHECKING:
+    from vit21k.checkpoint.initialise import InitReport, InitSource
+
 
 def train_run(
     recipe: Recipe,
     options: RunOptions,
     reporter: Reporter,
     *,
-    init: str | InitSource | None,
+    init: "str | InitSource | None",
     fork: Fork | None = None,
     fresh: bool = False,
 ) -> None:
@@ -178,7 +180,7 @@ class _Start:
 
 
 def _start(
-    run: RunContext, *, init: str | InitSource | None, fork: Fork | None, fresh: bool
+    run: RunContext, *, init: "str | InitSource | None", fork: Fork | None, fresh: bool
 ) -> _Start:
     """Find out what the run starts from; no process waits for another here."""
     recipe, run_dir = run.recipe, run.options.run_dir
@@ -381,8 +383,8 @@ def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSE
 
 
 def _model(
-    run: RunContext, init: str | InitSource | None, checkpoint: Checkpoint | None
-) -> tuple[nn.Module, InitReport | None]:
+    run: RunContext, init: "str | InitSource | None", checkpoint: Checkpoint | None
+) -> tuple[nn.Module, "InitReport | None"]:
     """Return the model with the weights to start from, and where the first ones came from."""
     recipe, classes = run.recipe, run.data.classes
     model = new_model(recipe, num_classes=len(classes))
@@ -391,6 +393,8 @@ def _model(
     if checkpoint:
         model.load_state_dict(checkpoint.model_tensors())
     elif init is not None:
+        from vit21k.checkpoint.initialise import initialise_from  # noqa: PLC0415 (all formats)
+
         resize = recipe.model.pos_embed_resize
         report = initialise_from(model, init, args=run.args, classes=classes, pos_embed_mode=resize)
         run.reporter.initialised(report)
