@@ -64,7 +64,7 @@ def options(**changes):
 
 @pytest.mark.parametrize("level", [0.0, 3.3, 5.0, 7.0, 9.0, 10.0])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("scale_name", ["PLAIN", "INCREASING"])
+@pytest.mark.parametrize("scale_name", ["STANDARD", "INCREASING"])
 def test_every_operation_is_timms_to_the_pixel(original, monkeypatch, level, sign, scale_name):
     timm_ops = pytest.importorskip("timm.data.auto_augment")
     scale = getattr(augment, scale_name)
@@ -90,7 +90,7 @@ def test_every_operation_is_timms_to_the_pixel(original, monkeypatch, level, sig
 def test_the_lists_of_operations_are_timms():
     timm_ops = pytest.importorskip("timm.data.auto_augment")
 
-    plain = [TIMM_NAMES[name] for name in augment.PLAIN]
+    plain = [TIMM_NAMES[name] for name in augment.STANDARD]
 
     assert sorted(plain) == sorted(timm_ops._RAND_TRANSFORMS)
     assert len(timm_ops._RAND_INCREASING_TRANSFORMS) == len(augment.INCREASING)
@@ -184,10 +184,10 @@ def test_auto_augments_levels_are_torchvisions(original):
 def test_a_policy_is_a_function_of_its_draws(original, name):
     policy = policy_named(name, **options())
     random = np.random.default_rng(0)
-    draws = random.random((30, policy.num_draws)).tolist()
+    uniforms = random.random((30, policy.num_uniforms)).tolist()
 
-    first = [np.asarray(policy(original, row)) for row in draws]
-    again = [np.asarray(policy(original, row)) for row in draws]
+    first = [np.asarray(policy(original, row)) for row in uniforms]
+    again = [np.asarray(policy(original, row)) for row in uniforms]
 
     assert np.array_equal(first, again)
     assert len({image.tobytes() for image in first}) > 10
@@ -196,7 +196,7 @@ def test_a_policy_is_a_function_of_its_draws(original, name):
 
 def test_the_array_is_changed_as_the_image_is(original):
     policy = policy_named("rand_big_vision", **options(magnitude=15.0))
-    for row in np.random.default_rng(1).random((40, policy.num_draws)).tolist():
+    for row in np.random.default_rng(1).random((40, policy.num_uniforms)).tolist():
         pixels = np.ascontiguousarray(np.asarray(original).transpose(2, 0, 1))
 
         augment_in_place(pixels, policy, row)
@@ -210,7 +210,7 @@ def test_rand_augment_takes_every_operation_equally_often_and_half_of_them(origi
         monkeypatch.setitem(OPS, name, lambda image, *_, name=name: done.append(name) or image)
     policy = policy_named("rand_increasing", **options())
 
-    for row in np.random.default_rng(2).random((6000, policy.num_draws)).tolist():
+    for row in np.random.default_rng(2).random((6000, policy.num_uniforms)).tolist():
         policy(original, row)
 
     names, counts = np.unique(done, return_counts=True)
@@ -294,9 +294,9 @@ def test_auto_augment_takes_every_pair(original, monkeypatch):
     assert done == expected
 
 
-def first_pair(name, original, monkeypatch, pair, draws):
+def first_pair(name, original, monkeypatch, pair, uniforms):
     monkeypatch.setattr("vit21k.data.augment.IMAGENET_PAIRS", (pair,))
-    return np.asarray(policy_named(name, **options())(original, draws))
+    return np.asarray(policy_named(name, **options())(original, uniforms))
 
 
 @pytest.mark.parametrize("sign", [0.2, 0.8])
@@ -362,16 +362,16 @@ def test_miils_levels_are_those_of_the_package_randaugment():
 
 
 def test_miils_cutout_is_a_square_of_one_colour_as_pillow_draws_it(original):
-    draws = [0.0, 0.9, 0.25, 0.5, 0.999]
+    uniforms = [0.0, 0.9, 0.25, 0.5, 0.999]
     expected = original.copy()
     x, y, half = 0, int(0.9 * SIDE), SIDE // 4
     box = [max(0, x - half), y - half, x + half, min(SIDE, y + half)]
     ImageDraw.Draw(expected).rectangle(box, fill=(64, 128, 255))
 
-    found = CutoutFirst(0.5, None)(original, draws)
+    found = CutoutFirst(0.5, None)(original, uniforms)
 
     assert np.array_equal(found, expected)
     before = CutoutFirst(0.5, AutoAugment(CANVAS))
-    assert before.num_draws == 5 + AutoAugment.num_draws
+    assert before.num_uniforms == 5 + AutoAugment.num_uniforms
     rest = [0.5, 0.0, 0.0, 0.0, 0.0]
-    assert np.array_equal(before(original, draws + rest), AutoAugment(CANVAS)(expected, rest))
+    assert np.array_equal(before(original, uniforms + rest), AutoAugment(CANVAS)(expected, rest))

@@ -155,7 +155,7 @@ def test_no_damage_makes_another_image_or_another_verdict(decoder):
         facts = decoder.measure([content])[0]
         if not facts or facts.width * facts.height > 100_000:
             continue
-        assert facts.has_odd_metadata or is_readable_jpeg(content)
+        assert facts.has_unusual_metadata or is_readable_jpeg(content)
         crop = random_crop(draw, (facts.width, facts.height))
         found = compiled_crop(decoder, content, crop, 16, "bilinear")
         if found is not None and is_readable_jpeg(content):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit21k.data.rng import mix64, uniform_draws
+from vit21k.data.rng import mix64, uniform_values
 
 
 def test_the_hash_is_splitmix64():
@@ -21,36 +21,36 @@ def test_the_hash_is_splitmix64():
 @given(
     seed=st.integers(0, 2**63),
     positions=st.lists(st.integers(0, 2**62), min_size=1, max_size=5),
-    num_draws=st.integers(1, 30),
+    num_uniforms=st.integers(1, 30),
 )
 @settings(max_examples=60)
-def test_a_number_hangs_on_seed_position_and_column_alone(seed, positions, num_draws):
-    draws = uniform_draws(seed, np.array(positions), num_draws)
+def test_a_number_hangs_on_seed_position_and_column_alone(seed, positions, num_uniforms):
+    uniforms = uniform_values(seed, np.array(positions), num_uniforms)
 
-    for row, position in zip(draws, positions, strict=True):
-        alone = uniform_draws(seed, np.array([position]), 30)[0]
-        assert row.tolist() == alone[:num_draws].tolist()
+    for row, position in zip(uniforms, positions, strict=True):
+        alone = uniform_values(seed, np.array([position]), 30)[0]
+        assert row.tolist() == alone[:num_uniforms].tolist()
 
 
 def test_numbers_are_uniform_from_0_to_below_1():
-    draws = uniform_draws(5, np.arange(20_000), 8)
+    uniforms = uniform_values(5, np.arange(20_000), 8)
 
-    assert draws.dtype == np.float64
-    assert 0.0 <= draws.min() < 1e-4
-    assert 1 - 1e-4 < draws.max() < 1.0
-    counts, _ = np.histogram(draws, bins=100, range=(0, 1))
+    assert uniforms.dtype == np.float64
+    assert 0.0 <= uniforms.min() < 1e-4
+    assert 1 - 1e-4 < uniforms.max() < 1.0
+    counts, _ = np.histogram(uniforms, bins=100, range=(0, 1))
     chi_square = ((counts - 1600) ** 2 / 1600).sum()
     assert abs(chi_square - 99) < 6 * (2 * 99) ** 0.5
 
 
 @pytest.mark.parametrize("lag", [1, 2, 7])
 def test_columns_neighbours_and_seeds_are_independent(lag):
-    draws = uniform_draws(0, np.arange(20_000), 8)
-    other = uniform_draws(lag, np.arange(20_000), 8)
+    uniforms = uniform_values(0, np.arange(20_000), 8)
+    other = uniform_values(lag, np.arange(20_000), 8)
 
     for left, right in [
-        (draws[:, 0], draws[:, lag]),
-        (draws[:-lag, 0], draws[lag:, 0]),
-        (draws[:, 0], other[:, 0]),
+        (uniforms[:, 0], uniforms[:, lag]),
+        (uniforms[:-lag, 0], uniforms[lag:, 0]),
+        (uniforms[:, 0], other[:, 0]),
     ]:
         assert abs(np.corrcoef(left, right)[0, 1]) < 0.03

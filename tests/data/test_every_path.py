@@ -17,7 +17,7 @@ from vit21k.data.transforms import (
     EvalTransform,
     ResizedImages,
     compiled_crops,
-    fill_plain,
+    fill_fast,
     resample,
 )
 from vit21k.errors import ImageError
@@ -82,7 +82,7 @@ def test_a_crop_at_the_top_is_refused_where_the_image_is(name):
     decoder = compiled_crops()
     images_BCHW = np.zeros((1, 3, SIDE, SIDE), dtype=np.uint8)
 
-    filled = fill_plain(
+    filled = fill_fast(
         decoder,
         {0: FILES[name]},
         images_BCHW,

@@ -15,7 +15,7 @@ from vit21k.data.augment import policy_named
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import EvalLoader, TrainLoader
-from vit21k.data.rng import uniform_draws
+from vit21k.data.rng import uniform_values
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import EvalTransform, TrainTransform
 from vit21k.errors import ImageError, ImageTreeError
@@ -83,11 +83,11 @@ def expected(root):
 def test_a_batch_is_what_sampler_draws_and_transform_say(root):
     sampler = StepSampler(NUM_IMAGES, global_batch_size=20, seed=SEED)
     rows, positions = sampler.batch(4)
-    draws = uniform_draws(SEED, positions, TrainTransform.num_draws)
+    uniforms = uniform_values(SEED, positions, TrainTransform.num_uniforms)
     dataset = images_in(root)
     images = [
         TrainTransform(16)(decode_rgb(dataset.read_bytes(row)), numbers)
-        for row, numbers in zip(rows.tolist(), draws, strict=True)
+        for row, numbers in zip(rows.tolist(), uniforms, strict=True)
     ]
 
     with train_loader(root) as loader:

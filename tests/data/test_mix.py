@@ -160,9 +160,9 @@ def test_erased_boxes_are_timms(monkeypatch, side):
     random_erasing = pytest.importorskip("timm.data.random_erasing")
     rng = np.random.default_rng(0)
     for _ in range(100):
-        draws = rng.random(mix._FIRST_TRY + 2 * mix._NUM_TRIES).tolist()
-        shapes = iter(draws[mix._FIRST_TRY :])
-        places = iter(draws[mix._TOP : mix._FIRST_TRY])
+        uniforms = rng.random(mix._FIRST_TRY + 2 * mix._NUM_TRIES).tolist()
+        shapes = iter(uniforms[mix._FIRST_TRY :])
+        places = iter(uniforms[mix._TOP : mix._FIRST_TRY])
         fake = SimpleNamespace(
             random=lambda: 0.0,
             uniform=lambda low, high, shapes=shapes: low + next(shapes) * (high - low),
@@ -172,7 +172,7 @@ def test_erased_boxes_are_timms(monkeypatch, side):
         image = torch.ones(3, side, side)
         random_erasing.RandomErasing(probability=1, mode="const", device="cpu")(image)
 
-        top, bottom, left, right = mix._box(draws, side)
+        top, bottom, left, right = mix._box(uniforms, side)
 
         expected = torch.ones(3, side, side)
         expected[:, top:bottom, left:right] = 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit21k.data.rng import uniform_draws
+from vit21k.data.rng import uniform_values
 from vit21k.data.transforms import EvalTransform, TrainTransform, crop_box
 from vit21k.errors import ImageError, UsageError
 
@@ -25,8 +25,8 @@ def original(width, height):
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draws_of(position, num_draws=TrainTransform.num_draws):
-    return uniform_draws(0, np.array([position]), num_draws)[0]
+def draws_of(position, num_uniforms=TrainTransform.num_uniforms):
+    return uniform_values(0, np.array([position]), num_uniforms)[0]
 
 
 def chw(image):
@@ -36,9 +36,9 @@ def chw(image):
 class Numbers:
     """Feeds given uniform numbers to torchvision in the order in which it asks for them."""
 
-    def __init__(self, draws):
-        self.tries = iter(draws[3:])
-        self.places = iter(draws[1:3])
+    def __init__(self, uniforms):
+        self.tries = iter(uniforms[3:])
+        self.places = iter(uniforms[1:3])
 
     def uniform_(self, low, high):
         self.value = float(low) + next(self.tries) * (float(high) - float(low))
@@ -60,8 +60,8 @@ class Numbers:
 def test_the_crop_is_torchvisions_for_the_same_numbers(width, height, position, scale):
     transforms = pytest.importorskip("torchvision.transforms.transforms")
     torch = pytest.importorskip("torch")
-    draws = draws_of(position).tolist()
-    numbers = Numbers(draws)
+    uniforms = draws_of(position).tolist()
+    numbers = Numbers(uniforms)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", lambda _: numbers)
@@ -76,18 +76,18 @@ def test_the_crop_is_torchvisions_for_the_same_numbers(width, height, position, 
             Image.new("RGB", (width, height)), list(scale), list(RATIO)
         )
 
-    box = crop_box((width, height), draws, scale=scale, ratio=RATIO)
+    box = crop_box((width, height), uniforms, scale=scale, ratio=RATIO)
     assert box == (left, top, left + w, top + h)
 
 
 @given(
     width=st.integers(1, 400),
     height=st.integers(1, 400),
-    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=23, max_size=23),
+    uniforms=st.lists(st.floats(0, 1, exclude_max=True), min_size=23, max_size=23),
 )
 @settings(max_examples=200)
-def test_a_crop_lies_within_the_image(width, height, draws):
-    left, top, right, bottom = crop_box((width, height), draws, scale=SCALE, ratio=RATIO)
+def test_a_crop_lies_within_the_image(width, height, uniforms):
+    left, top, right, bottom = crop_box((width, height), uniforms, scale=SCALE, ratio=RATIO)
 
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -96,8 +96,8 @@ def test_a_crop_lies_within_the_image(width, height, draws):
 def test_crops_have_uniform_areas_and_reach_every_corner():
     boxes = np.array(
         [
-            crop_box((1000, 1000), draws.tolist(), scale=(0.2, 0.6), ratio=RATIO)
-            for draws in uniform_draws(1, np.arange(4000), 23)
+            crop_box((1000, 1000), uniforms.tolist(), scale=(0.2, 0.6), ratio=RATIO)
+            for uniforms in uniform_values(1, np.arange(4000), 23)
         ]
     )
     left, top, right, bottom = boxes.T
@@ -123,12 +123,12 @@ def test_a_train_image_is_the_crop_resized(interpolation, img_size):
     mode = functional.InterpolationMode(interpolation)
 
     for position in range(10):
-        draws = draws_of(position)
-        left, top, right, bottom = crop_box(image.size, draws.tolist(), scale=SCALE, ratio=RATIO)
+        uniforms = draws_of(position)
+        left, top, right, bottom = crop_box(image.size, uniforms.tolist(), scale=SCALE, ratio=RATIO)
         expected = functional.resized_crop(
             image, top, left, bottom - top, right - left, [img_size, img_size], mode
         )
-        difference = np.abs(transform(image, draws).astype(int) - chw(expected))
+        difference = np.abs(transform(image, uniforms).astype(int) - chw(expected))
         assert difference.mean() <= 0.4
         assert np.mean(difference > 1) <= (0 if interpolation == "bilinear" else 0.001)
 
@@ -148,10 +148,10 @@ def test_flips_come_with_their_probability_and_mirror_the_image():
 
     num_flips = 0
     for position in range(300):
-        draws = draws_of(position)
-        mirrored = plain(image, draws)[:, :, ::-1]
-        assert np.array_equal(flipped(image, draws), mirrored)
-        num_flips += np.array_equal(half(image, draws), mirrored)
+        uniforms = draws_of(position)
+        mirrored = plain(image, uniforms)[:, :, ::-1]
+        assert np.array_equal(flipped(image, uniforms), mirrored)
+        num_flips += np.array_equal(half(image, uniforms), mirrored)
 
     assert num_flips == pytest.approx(150, abs=45)
 
@@ -165,12 +165,12 @@ def test_small_images_are_enlarged():
 
 def test_the_result_is_written_in_place():
     out = np.zeros((2, 3, 32, 32), dtype=np.uint8)
-    image, draws = original(50, 40), draws_of(0)
+    image, uniforms = original(50, 40), draws_of(0)
 
-    TrainTransform(32)(image, draws, out[0])
+    TrainTransform(32)(image, uniforms, out[0])
     EvalTransform(32)(image, out[1])
 
-    assert np.array_equal(out[0], TrainTransform(32)(image, draws))
+    assert np.array_equal(out[0], TrainTransform(32)(image, uniforms))
     assert np.array_equal(out[1], EvalTransform(32)(image))
 
 

@@ -86,9 +86,9 @@ def batch_of(recipe):
     crops = np.empty((4, 3, SIDE, SIDE), dtype=np.uint8)
     for crop in crops:
         image = Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8))
-        transform(image, generator.random(transform.num_draws), crop)
+        transform(image, generator.random(transform.num_uniforms), crop)
         if policy is not None:
-            augment_in_place(crop, policy, generator.random(policy.num_draws).tolist())
+            augment_in_place(crop, policy, generator.random(policy.num_uniforms).tolist())
     rows = torch.arange(4)
     return Batch(torch.from_numpy(crops), rows, rows % len(CLASSES), rows, positions_B=rows)
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from vit21k.data.augment import Policy, PolicyName, augment_in_place, policy_named
 from vit21k.data.decode import decode_rgb
-from vit21k.data.rng import uniform_draws
+from vit21k.data.rng import uniform_values
 from vit21k.data.transforms import TrainTransform
 
 MEAN = (0.485, 0.456, 0.406)
@@ -46,13 +46,13 @@ def policy(name: PolicyName, magnitude: float) -> Policy:
 def ways(contents: list[bytes]) -> dict[str, Callable[[int], object]]:
     """Return what is timed: each does one round over all images, given its number."""
     crop = TrainTransform(SIDE)
-    draws = uniform_draws(0, np.arange(len(contents)), crop.num_draws)
-    crops = np.stack([crop(decode_rgb(c), draws[i]) for i, c in enumerate(contents)])
+    uniforms = uniform_values(0, np.arange(len(contents)), crop.num_uniforms)
+    crops = np.stack([crop(decode_rgb(c), uniforms[i]) for i, c in enumerate(contents)])
     images = [Image.fromarray(np.ascontiguousarray(c.transpose(1, 2, 0))) for c in crops]
     tensors = [torch.from_numpy(c) for c in crops]
 
     def ours(applied: Policy, number: int) -> None:
-        numbers = uniform_draws(number, np.arange(len(crops)), applied.num_draws).tolist()
+        numbers = uniform_values(number, np.arange(len(crops)), applied.num_uniforms).tolist()
         for pixels, row in zip(crops.copy(), numbers, strict=True):
             augment_in_place(pixels, applied, row)
 
@@ -71,7 +71,7 @@ def ways(contents: list[bytes]) -> dict[str, Callable[[int], object]]:
     tv_auto = v2.AutoAugment(interpolation="bilinear")
     return {
         "decode, crop and resize": lambda _: [
-            crop(decode_rgb(c), draws[i]) for i, c in enumerate(contents)
+            crop(decode_rgb(c), uniforms[i]) for i, c in enumerate(contents)
         ],
         "rand_increasing, m9": lambda n: ours(policy("rand_increasing", 9), n),
         "timm rand-m9-mstd0.5-inc1": lambda _: of_timm(timm_rand),

@@ -120,12 +120,15 @@ def files_of(folder: Path) -> tuple[Files, Files, Files]:
     """Return JPEGs that crop.c decodes: as they are, tiled, and the tiles that cover the crop."""
     originals, tiled, cut = Files([], []), Files([], []), Files([], [])
     num_files = sum(1 for _ in folder.rglob("*.[jJ][pP]*[gG]"))
-    for content, tiles, draws_BD in drawn_crops(folder, num_files, seed=0):
+    for content, tiles, uniforms_BD in drawn_crops(folder, num_files, seed=0):
         (facts,) = crop_decoder().measure([content])
         if facts is None or tiles is None:
             continue
         box = crop_box(
-            (facts.width, facts.height), draws_BD[0].tolist(), scale=(0.08, 1), ratio=(3 / 4, 4 / 3)
+            (facts.width, facts.height),
+            uniforms_BD[0].tolist(),
+            scale=(0.08, 1),
+            ratio=(3 / 4, 4 / 3),
         )
         small = None if (parsed := parse_tile_jpeg(tiles)) is None else parsed.cut(box)
         left, top = (small.left, small.top) if small else (0, 0)

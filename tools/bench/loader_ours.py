@@ -91,7 +91,7 @@ def ours(data: Data, folder: str) -> Epoch:
 def differences(data: Data, folder: str, num_steps: int = 16) -> dict[str, float]:
     """Compare crops with Pillow's; return the mean and the largest difference, of 255."""
     from vit21k.data.decode import decode_rgb  # noqa: PLC0415
-    from vit21k.data.rng import uniform_draws  # noqa: PLC0415
+    from vit21k.data.rng import uniform_values  # noqa: PLC0415
     from vit21k.data.transforms import TrainTransform, crop_box  # noqa: PLC0415
 
     loader, dataset, _ = our_loader(data, folder)
@@ -99,9 +99,9 @@ def differences(data: Data, folder: str, num_steps: int = 16) -> dict[str, float
     means, worst = [], 0
     for step in range(num_steps):
         for batch in loader.micro_batches(step):
-            draws = uniform_draws(SEED, batch.positions_B.numpy(), TrainTransform.num_draws)
+            uniforms = uniform_values(SEED, batch.positions_B.numpy(), TrainTransform.num_uniforms)
             images = zip(
-                batch.rows_B.tolist(), batch.images_BCHW.numpy(), draws.tolist(), strict=True
+                batch.rows_B.tolist(), batch.images_BCHW.numpy(), uniforms.tolist(), strict=True
             )
             for row, image_CHW, numbers in images:
                 whole = decode_rgb(dataset.read_bytes(row))

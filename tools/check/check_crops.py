@@ -23,8 +23,8 @@ def main() -> int:
     args = parser.parse_args()
     transform = TrainTransform(args.img_size, interpolation="bilinear")
     counts = dict.fromkeys(("crops", "compiled", "refused", "different"), 0)
-    for content, tiled, draws_BD in drawn_crops(args.folder, args.crops, args.seed):
-        crops = RandomCrops(transform, draws_BD, decoder=crop_decoder())
+    for content, tiled, uniforms_BD in drawn_crops(args.folder, args.crops, args.seed):
+        crops = RandomCrops(transform, uniforms_BD, decoder=crop_decoder())
         check([content, tiled or content], crops, counts)
     report(counts)
     return 1 if counts["different"] or not counts["compiled"] else 0
@@ -32,7 +32,7 @@ def main() -> int:
 
 def check(contents: list[bytes], crops: RandomCrops, counts: dict[str, int]) -> None:
     """Make every crop of *crops* in both ways, of each of *contents* in turn, and count them."""
-    num_crops, side = len(crops.draws_BD), crops.transform.img_size
+    num_crops, side = len(crops.uniforms_BD), crops.transform.img_size
     images_BCHW = np.zeros((num_crops, 3, side, side), dtype=np.uint8)
     files = {index: contents[index % len(contents)] for index in range(num_crops)}
     filled = crops.fill(files, images_BCHW)

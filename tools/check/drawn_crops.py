@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.data.rng import uniform_draws
+from vit21k.data.rng import uniform_values
 from vit21k.data.transforms import TrainTransform
 from vit21k.pack.tiles import NotTileableError, compiled_recoder, tile_jpeg
 
@@ -19,7 +19,7 @@ class Drawn(NamedTuple):
     content: bytes
     tiled: bytes | None
     """As `vit21k pack --lossless` tiles it; None: it cannot be."""
-    draws_BD: NDArray[np.float64]
+    uniforms_BD: NDArray[np.float64]
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def drawn_crops(folder: Path, num_crops: int, seed: int) -> Iterator[Drawn]:
             tiled = tile_jpeg(content, recode)
         except NotTileableError:
             tiled = None
-        yield Drawn(content, tiled, uniform_draws(seed, positions_B, TrainTransform.num_draws))
+        yield Drawn(content, tiled, uniform_values(seed, positions_B, TrainTransform.num_uniforms))
 
 
 def report(counts: Mapping[str, int]) -> None:

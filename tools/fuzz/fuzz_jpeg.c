@@ -10,7 +10,7 @@
 typedef struct Decoder Decoder;
 
 typedef struct { /* as in crop.c */
-    int32_t box[4], resized[2], window[2], is_flipped, is_turned;
+    int32_t box[4], resized[2], window[2], is_flipped, is_transposed;
 } Crop;
 
 typedef struct {
@@ -67,7 +67,7 @@ static Wanted wanted_of(const int32_t *facts, uint64_t *random) {
         crop->resized[i] = wanted.size + (is_pillow ? (int)below(random, 100) : 0);
         crop->window[i] = (int)below(random, (size_t)(crop->resized[i] - wanted.size + 1));
     }
-    crop->is_flipped = (int)below(random, 2), crop->is_turned = is_pillow && below(random, 2);
+    crop->is_flipped = (int)below(random, 2), crop->is_transposed = is_pillow && below(random, 2);
     if (below(random, 32) == 0) { /* nonsense */
         int32_t *number = &crop->box[0] + below(random, 8);
         *number = (int32_t)next_random(random);
@@ -224,7 +224,7 @@ static uint64_t recode_input(const uint8_t *content, size_t size, const Wanted *
     Table *tables = allocated(2 * NUM_SLOTS * sizeof *tables);
     take_tables(&header, tables);
     long written = recode(scan, num_bytes, &layout, tables, out, capacity);
-    REQUIRE(written <= (long)capacity && written >= -NO_ROOM);
+    REQUIRE(written <= (long)capacity && written >= -NO_SPACE);
     uint64_t digest = digest_of(FIRST_DIGEST, &written, sizeof written);
     if (written >= 0) {
         digest = digest_of(digest_of(digest, out, (size_t)written), tables, 2 * NUM_SLOTS * sizeof *tables);

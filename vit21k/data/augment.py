@@ -22,7 +22,7 @@ def _none(_level: float, _sign: int, _side: int) -> float:
     return 0.0
 
 
-def _rotate(level: float, sign: int, _side: int) -> float:
+def _rotation_degrees(level: float, sign: int, _side: int) -> float:
     return sign * level / _TOP * 30.0
 
 
@@ -56,9 +56,9 @@ def _addition(level: float, _sign: int, _side: int) -> float:
 
 _UNSCALED: Scale = {"auto_contrast": _none, "equalize": _none, "invert": _none}
 
-PLAIN: Scale = {
+STANDARD: Scale = {
     **_UNSCALED,
-    "rotate": _rotate,
+    "rotate": _rotation_degrees,
     "posterize": _bits,
     "solarize": _threshold,
     "solarize_add": _addition,
@@ -74,7 +74,7 @@ PLAIN: Scale = {
 """timm's and MindCV's RandAugment: colours at level 5 are nearly as they were."""
 
 INCREASING: Scale = {
-    **PLAIN,
+    **STANDARD,
     "posterize": lambda level, sign, side: 4 - _bits(level, sign, side),
     "solarize": lambda level, sign, side: 256 - _threshold(level, sign, side),
     "color": _enhance_increasing,
@@ -86,7 +86,7 @@ INCREASING: Scale = {
 
 BIG_VISION: Scale = {
     **_UNSCALED,
-    "rotate": _rotate,
+    "rotate": _rotation_degrees,
     "posterize": _bits,
     "solarize": lambda level, _sign, _side: int(level / _TOP * 256),
     "color": _enhance,
@@ -164,7 +164,7 @@ def _invert(image: Image.Image, _amount: float, _canvas: Canvas) -> Image.Image:
     return ImageOps.invert(image)
 
 
-def _image_ops_rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
+def _rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
     return image.rotate(degrees, resample=canvas.resampling, fillcolor=canvas.fill)
 
 
@@ -254,7 +254,7 @@ OPS: dict[str, Op] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "invert": _invert,
-    "rotate": _image_ops_rotate,
+    "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
@@ -288,19 +288,21 @@ class Policy(Protocol):
     """Does something random to an image.
 
     Attributes:
-        num_draws: How many numbers one image takes.
+        num_uniforms: How many numbers one image takes.
     """
 
-    num_draws: int
+    num_uniforms: int
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
-        """Return the RGB image, changed; *draws* are uniform, 0 <= x < 1."""
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
+        """Return the RGB image, changed; *uniforms* are uniform, 0 <= x < 1."""
 
 
-def augment_in_place(pixels_CHW: NDArray[np.uint8], policy: Policy, draws: Sequence[float]) -> None:
+def augment_in_place(
+    pixels_CHW: NDArray[np.uint8], policy: Policy, uniforms: Sequence[float]
+) -> None:
     """Apply *policy* to a uint8 image."""
     image = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels_CHW])
-    changed = policy(image, draws)
+    changed = policy(image, uniforms)
     if changed is not image:
         for channel, band in zip(pixels_CHW, changed.split(), strict=True):
             np.copyto(channel, np.asarray(band))
@@ -325,7 +327,7 @@ class RandAugment:
     `distort_image_with_randaugment` in big_vision/pp/archive/autoaugment.py.
     """
 
-    _draws_of_an_op = 7  # which, whether, level (2), sign, place of a cutout (2)
+    _uniforms_per_op = 7  # which, whether, level (2), sign, place of a cutout (2)
 
     def __init__(
         self,
@@ -342,12 +344,14 @@ class RandAugment:
         self._std = magnitude_std
         self._rate = rate
         self._canvas = canvas
-        self.num_draws = num_ops * self._draws_of_an_op
+        self.num_uniforms = num_ops * self._uniforms_per_op
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
         """Return the image after every chosen operation."""
-        for start in range(0, self.num_draws, self._draws_of_an_op):
-            which, whether, radius, angle, sign, x, y = draws[start : start + self._draws_of_an_op]
+        for start in range(0, self.num_uniforms, self._uniforms_per_op):
+            which, whether, radius, angle, sign, x, y = uniforms[
+                start : start + self._uniforms_per_op
+            ]
             if whether >= self._rate:
                 continue
             name, amount_of = self._ops[int(which * len(self._ops))]
@@ -378,7 +382,7 @@ class AutoAugment:
     Source: table 9 of arXiv:1805.09501, as in torchvision, MMPretrain and paddle_pit.
     """
 
-    num_draws = 5  # which pair; whether and sign of both
+    num_uniforms = 5  # which pair; whether and sign of both
 
     def __init__(
         self,
@@ -391,10 +395,12 @@ class AutoAugment:
         self._rotation = rotation or canvas
         self._scale = scale
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
         """Return the image after one pair of operations."""
-        pair = IMAGENET_PAIRS[int(draws[0] * len(IMAGENET_PAIRS))]
-        for (name, rate, level), whether, sign in zip(pair, draws[1::2], draws[2::2], strict=True):
+        pair = IMAGENET_PAIRS[int(uniforms[0] * len(IMAGENET_PAIRS))]
+        for (name, rate, level), whether, sign in zip(
+            pair, uniforms[1::2], uniforms[2::2], strict=True
+        ):
             if whether < rate:
                 amount = self._scale[name](level, _sign(sign), image.width)
                 canvas = self._rotation if name == "rotate" else self._canvas
@@ -409,16 +415,16 @@ class MiilRandAugment:
     data_loader.py imports.
     """
 
-    num_draws = 12  # twice: which, whether, level, sign, place of a cutout (2)
+    num_uniforms = 12  # twice: which, whether, level, sign, place of a cutout (2)
 
     _canvas = Canvas(Image.Resampling.NEAREST, _GREY)
     _sheared = Canvas(Image.Resampling.BICUBIC, _GREY)
     _cut_out = Canvas(Image.Resampling.NEAREST, (125, 122, 113))
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
         """Return the image after both operations."""
         scale = list(RANDAUGMENT.items())
-        for which, whether, level, sign, x, y in (draws[:6], draws[6:]):
+        for which, whether, level, sign, x, y in (uniforms[:6], uniforms[6:]):
             if whether >= _HALF:
                 continue
             name, amount_of = scale[int(which * len(scale))]
@@ -442,23 +448,23 @@ class CutoutFirst:
     Source: MIIL's `CutoutPIL` (Pillow draws the last row and column as well).
     """
 
-    _own_draws = 5  # centre (2), colour (3)
+    _own_uniforms = 5  # centre (2), colour (3)
 
     def __init__(self, share: float, policy: Policy | None) -> None:
         self._share = share
         self._policy = policy
-        self.num_draws = self._own_draws + (policy.num_draws if policy else 0)
+        self.num_uniforms = self._own_uniforms + (policy.num_uniforms if policy else 0)
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
         """Return the image with the square, and after the other policy."""
-        x, y, *color = draws[: self._own_draws]
+        x, y, *color = uniforms[: self._own_uniforms]
         half = int(self._share * image.width + _HALF) // 2
         x, y = int(x * image.width), int(y * image.height)
         image = image.copy()
         red, green, blue = (int(value * (_LARGEST + 1)) for value in color)
         box = (max(0, x - half), max(0, y - half), x + half + 1, y + half + 1)
         image.paste((red, green, blue), box)
-        return self._policy(image, draws[self._own_draws :]) if self._policy else image
+        return self._policy(image, uniforms[self._own_uniforms :]) if self._policy else image
 
 
 class ThreeAugment:
@@ -470,15 +476,15 @@ class ThreeAugment:
     Source: DeiT III (arXiv:2204.07118), `new_data_aug_generator` in deit/augment.py.
     """
 
-    num_draws = 6  # which, radius, order, three factors
+    num_uniforms = 6  # which, radius, order, three factors
 
     def __init__(self, color_jitter: float) -> None:
         self._jitter = color_jitter
         self._canvas = Canvas(Image.Resampling.BICUBIC, _GREY)
 
-    def __call__(self, image: Image.Image, draws: Sequence[float]) -> Image.Image:
+    def __call__(self, image: Image.Image, uniforms: Sequence[float]) -> Image.Image:
         """Return the image, grey, solarised or blurred, and jittered."""
-        which, radius, order, *factors = draws
+        which, radius, order, *factors = uniforms
         name, amount = (("grayscale", 0.0), ("solarize", 128.0), ("gaussian_blur", _blur(radius)))[
             int(which * 3)
         ]
@@ -547,7 +553,7 @@ def _blur(draw: float) -> float:
 
 
 _SCALES: Mapping[str, Scale] = {
-    "rand": PLAIN,
+    "rand": STANDARD,
     "rand_increasing": INCREASING,
     "rand_big_vision": BIG_VISION,
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 from vit21k.data.augment import Policy
 from vit21k.data.dataset import ImageRows
 from vit21k.data.decode import decode_rgb
-from vit21k.data.rng import derive_key, uniform_draws
+from vit21k.data.rng import derive_key, uniform_values
 from vit21k.data.sampler import StepOrder
 from vit21k.data.transforms import (
     EvalTransform,
@@ -427,7 +427,7 @@ def _finish(copy: _Copy) -> Batch:
 
 
 _CPU = torch.device("cpu")
-_SUBSTITUTES = 0x737562  # keeps these draws apart from those of the crops
+_SUBSTITUTES = 0x737562  # separates these random values from those of the crops
 _SKIP_HINT = "repair it, or leave such images out: `--set data.on_bad_image=skip`"
 _REPAIR_HINT = (
     "repair it, or leave such images out: `vit21k eval --on-bad-image skip`, "
@@ -550,9 +550,9 @@ class TrainLoader(_Loader):
 
     def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64], step: int) -> Job:
         policy = self._policy
-        num_columns = self._transform.num_draws + (policy.num_draws if policy else 0)
-        draws_BD = uniform_draws(self._seed, positions_B, num_columns)
-        crops = RandomCrops(self._transform, draws_BD, policy, self._crop_decoder)
+        num_columns = self._transform.num_uniforms + (policy.num_uniforms if policy else 0)
+        uniforms_BD = uniform_values(self._seed, positions_B, num_columns)
+        crops = RandomCrops(self._transform, uniforms_BD, policy, self._crop_decoder)
         substitutes = self._substitutes(positions_B) if self._replaces else None
         return Job(rows_B, crops, positions_B, substitutes, step)
 
@@ -561,7 +561,7 @@ class TrainLoader(_Loader):
 
         def substitute(index: int, num_tries: int) -> int:
             key, position = derive_key(_SUBSTITUTES, self._seed), positions_B[index : index + 1]
-            draw = uniform_draws(key, position, num_tries + 1)[0, num_tries]
+            draw = uniform_values(key, position, num_tries + 1)[0, num_tries]
             return int(draw * self._num_images)
 
         return substitute

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit21k.data.loader import Batch
-from vit21k.data.rng import derive_key, uniform_draws
+from vit21k.data.rng import derive_key, uniform_values
 
 EraseFill = Literal["pixel", "zero"]
 
-_STREAM = 0x6572617365  # keeps these draws apart from those of the crops
+_STREAM = 0x6572617365  # separates these random values from those of the crops
 _WHETHER, _TOP, _LEFT, _FIRST_TRY = range(4)
 _NUM_TRIES = 10
 _AREA = (0.02, 1 / 3)
@@ -53,30 +53,30 @@ class Eraser:
     def boxes(self, positions_B: NDArray[np.int64], side: int) -> list[ErasedBox]:
         """Return what is erased in the images at *positions_B* of the run, of *side* pixels."""
         key = derive_key(_STREAM, self.seed)
-        draws = uniform_draws(key, positions_B, _FIRST_TRY + 2 * _NUM_TRIES)
+        uniforms = uniform_values(key, positions_B, _FIRST_TRY + 2 * _NUM_TRIES)
         found = []
-        for index in np.flatnonzero(draws[:, _WHETHER] < self.rate).tolist():
-            box = _box(draws[index].tolist(), side)
+        for index in np.flatnonzero(uniforms[:, _WHETHER] < self.rate).tolist():
+            box = _box(uniforms[index].tolist(), side)
             if box is not None:
                 noise_seed = derive_key(key, int(positions_B[index])) >> 1
                 found.append(ErasedBox(index, *box, noise_seed))
         return found
 
 
-def _box(draws: list[float], side: int) -> tuple[int, int, int, int] | None:
+def _box(uniforms: list[float], side: int) -> tuple[int, int, int, int] | None:
     """Return top, bottom, left and right, or None if none of the tries fits."""
     for column in range(_FIRST_TRY, _FIRST_TRY + 2 * _NUM_TRIES, 2):
-        area = side * side * (_AREA[0] + draws[column] * (_AREA[1] - _AREA[0]))
-        ratio = math.exp(_LOG_RATIO[0] + draws[column + 1] * (_LOG_RATIO[1] - _LOG_RATIO[0]))
+        area = side * side * (_AREA[0] + uniforms[column] * (_AREA[1] - _AREA[0]))
+        ratio = math.exp(_LOG_RATIO[0] + uniforms[column + 1] * (_LOG_RATIO[1] - _LOG_RATIO[0]))
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if height < side and width < side:
-            top = int(draws[_TOP] * (side - height + 1))
-            left = int(draws[_LEFT] * (side - width + 1))
+            top = int(uniforms[_TOP] * (side - height + 1))
+            left = int(uniforms[_LEFT] * (side - width + 1))
             return top, top + height, left, left + width
     return None
 
 
-_MIX_STREAM = 0x6D6978  # keeps these draws apart from those of the crops
+_MIX_STREAM = 0x6D6978  # separates these random values from those of the crops
 _MIX_WHETHER, _WHICH, _Y, _X, _MIX_FIRST_TRY = range(5)
 _MIX_NUM_TRIES = 40
 _ID_BITS = 32
@@ -128,17 +128,17 @@ class Mixer:
         """
         B = len(positions_B)
         first_P = np.flatnonzero((positions_B[:-1] % 2 == 0) & (np.diff(positions_B) == 1))
-        draws = uniform_draws(
+        uniforms = uniform_values(
             derive_key(_MIX_STREAM, self.seed),
             positions_B[first_P] // 2,
             _MIX_FIRST_TRY + 2 * _MIX_NUM_TRIES,
         )
-        mixed_P = draws[:, _MIX_WHETHER] < self.mix_rate
-        first_P, draws = first_P[mixed_P], draws[mixed_P]
-        cut_P = draws[:, _WHICH] < self._share_of_cutmix()
+        mixed_P = uniforms[:, _MIX_WHETHER] < self.mix_rate
+        first_P, uniforms = first_P[mixed_P], uniforms[mixed_P]
+        cut_P = uniforms[:, _WHICH] < self._share_of_cutmix()
         alphas_P = np.where(cut_P, self.cutmix_alpha, self.mixup_alpha)
-        shares_P = _beta(alphas_P, draws[:, _MIX_FIRST_TRY:])
-        boxes_P4 = _boxes(shares_P, draws[:, _Y], draws[:, _X], side)
+        shares_P = _beta(alphas_P, uniforms[:, _MIX_FIRST_TRY:])
+        boxes_P4 = _boxes(shares_P, uniforms[:, _Y], uniforms[:, _X], side)
         shares_P = np.where(cut_P, 1 - _areas(boxes_P4) / side**2, shares_P)
 
         plan = MixPlan(
@@ -196,16 +196,16 @@ def mix_labels(
     return keys_L >> _ID_BITS, keys_L & ((1 << _ID_BITS) - 1), sums_L
 
 
-def _beta(alphas_P: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
+def _beta(alphas_P: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return Beta(a, a) numbers from (P, 2 tries) uniform ones.
 
     Source: Johnk, "Erzeugung von betaverteilten und gammaverteilten Zufallszahlen" (1964).  For
     a <= 1 at least half of the tries succeed.
     """
     inverse_P1 = 1 / alphas_P[:, None]
-    x, y = draws[:, 0::2] ** inverse_P1, draws[:, 1::2] ** inverse_P1
+    x, y = uniforms[:, 0::2] ** inverse_P1, uniforms[:, 1::2] ** inverse_P1
     accepted = (x + y <= 1) & (x + y > 0)
-    rows, tries = np.arange(len(draws)), accepted.argmax(axis=1)
+    rows, tries = np.arange(len(uniforms)), accepted.argmax(axis=1)
     x_P, y_P = x[rows, tries], y[rows, tries]
     found_P = accepted[rows, tries]
     return np.where(found_P, x_P / np.where(found_P, x_P + y_P, 1), 0.5)

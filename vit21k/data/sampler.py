@@ -89,7 +89,7 @@ def _labels(
     return (places + start).astype(np.int32), ids.astype(np.int32)
 
 
-_STREAM = 0x6F726465  # keeps the order apart from the draws, which depend on the same seed
+_STREAM = 0x6F726465  # separates the order from the uniforms, which have the same seed
 
 
 class StepRows(NamedTuple):

@@ -87,12 +87,12 @@ class TrainTransform:
         hflip: Probability of a flip.
 
     Attributes:
-        num_draws: How many numbers one image takes.
+        num_uniforms: How many numbers one image takes.
 
     Source: torchvision's `RandomResizedCrop`, tries and fallback included.
     """
 
-    num_draws = _FIRST_TRY + 2 * _NUM_TRIES
+    num_uniforms = _FIRST_TRY + 2 * _NUM_TRIES
 
     def __init__(
         self,
@@ -111,27 +111,27 @@ class TrainTransform:
     def __call__(
         self,
         image: Image.Image,
-        draws: NDArray[np.float64],
+        uniforms: NDArray[np.float64],
         out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Return the image as (3, H, W), written to *out* if that is given.
 
         Args:
             image: RGB.
-            draws: `num_draws` uniform numbers, 0 <= x < 1.
+            uniforms: `num_uniforms` uniform numbers, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
         """
-        crop = self.crop(image.size, draws.tolist())
+        crop = self.crop(image.size, uniforms.tolist())
         size = (self.img_size, self.img_size)
         image_CHW = resample(np.array(image.crop(crop.box)), size, self.interpolation)
         if crop.is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
         return _written(image_CHW.numpy(), out)
 
-    def crop(self, size: tuple[int, int], draws: Sequence[float]) -> Crop:
-        """Return what is taken of an image of (width, height), by its `num_draws` numbers."""
-        box = crop_box(size, draws, scale=self.crop_scale, ratio=self.crop_ratio)
-        return Crop(box, draws[_FLIP] < self.hflip)
+    def crop(self, size: tuple[int, int], uniforms: Sequence[float]) -> Crop:
+        """Return what is taken of an image of (width, height), by its `num_uniforms` numbers."""
+        box = crop_box(size, uniforms, scale=self.crop_scale, ratio=self.crop_ratio)
+        return Crop(box, uniforms[_FLIP] < self.hflip)
 
 
 class EvalTransform:
@@ -207,7 +207,7 @@ class EvalTransform:
 
 def crop_box(
     size: tuple[int, int],
-    draws: Sequence[float],
+    uniforms: Sequence[float],
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -219,20 +219,20 @@ def crop_box(
 
     Args:
         size: (width, height) of the image.
-        draws: As `TrainTransform` takes them: flip, top, left, then area and ratio of each try.
+        uniforms: As `TrainTransform` takes them: flip, top, left, then area and ratio of each try.
         scale: Smallest and largest area, as fractions of the image.
         ratio: Smallest and largest width / height.
     """
     width, height = size
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for index in range(_FIRST_TRY, _FIRST_TRY + 2 * _NUM_TRIES, 2):
-        area = width * height * (scale[0] + draws[index] * (scale[1] - scale[0]))
-        aspect = math.exp(log_low + draws[index + 1] * (log_high - log_low))
+        area = width * height * (scale[0] + uniforms[index] * (scale[1] - scale[0]))
+        aspect = math.exp(log_low + uniforms[index + 1] * (log_high - log_low))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = int(draws[_TOP] * (height - h + 1))
-            left = int(draws[_LEFT] * (width - w + 1))
+            top = int(uniforms[_TOP] * (height - h + 1))
+            left = int(uniforms[_LEFT] * (width - w + 1))
             return left, top, left + w, top + h
     return _middle_box(size, ratio)
 
@@ -271,18 +271,18 @@ Resampling = Literal["torch", "pillow"]
 """Whose antialiased resampling of uint8 it is, to the bit."""
 
 
-class PlainImage(NamedTuple):
-    """An image that can be decoded here, as far as its headers tell.
+class ImageFacts(NamedTuple):
+    """What the header of an image that the compiled code supports says.
 
     Attributes:
         width: Pixels.
         height: Pixels.
-        has_odd_metadata: Another reader may trip over its metadata.
+        has_unusual_metadata: Another reader may refuse its metadata.
     """
 
     width: int
     height: int
-    has_odd_metadata: bool
+    has_unusual_metadata: bool
 
 
 class CropDecoder:
@@ -301,13 +301,13 @@ class CropDecoder:
         self._measure.argtypes = [place, place, number, place]
         self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
 
-    def measure(self, contents: Sequence[bytes]) -> list[PlainImage | None]:
+    def measure(self, contents: Sequence[bytes]) -> list[ImageFacts | None]:
         """Return what the headers of each file say; None for what cannot be decoded here."""
         num = len(contents)
         facts = (ctypes.c_int32 * (_FACTS * num))()
         self._measure(*_as_c(contents), num, facts)
         rows = zip(*[iter(facts)] * _FACTS, strict=True)
-        return [PlainImage(w, h, bool(odd)) if w else None for w, h, odd in rows]
+        return [ImageFacts(w, h, bool(odd)) if w else None for w, h, odd in rows]
 
     def crop(
         self,
@@ -344,7 +344,7 @@ class CropDecoder:
         return [status == _DONE for status in statuses]
 
     def _decoder(self) -> int:
-        """Return what this thread keeps from image to image: tables, and room to work in."""
+        """Return what this thread keeps from image to image: tables and an arena."""
         if not hasattr(self._threads, "decoder"):
             self._threads.decoder = _Decoder(self._new(), self._free)
         address: int = self._threads.decoder.address
@@ -397,7 +397,7 @@ def compiled_crops() -> CropDecoder | None:
         return None
 
 
-def fill_plain(
+def fill_fast(
     decoder: CropDecoder,
     contents: Mapping[int, bytes],
     images_BCHW: NDArray[np.uint8],
@@ -405,7 +405,7 @@ def fill_plain(
     mode: Literal["bicubic", "bilinear"],
     resampling: Resampling,
 ) -> set[int]:
-    """Write crops of plain images to their places of the batch; return these places.
+    """Write the crops that the compiled code can make to the batch; return their indices.
 
     Args:
         decoder: From `compiled_crops`.
@@ -432,43 +432,43 @@ def fill_plain(
     return {place for place, is_filled in zip(crops, are_filled, strict=True) if is_filled}
 
 
-def _is_allowed(image: PlainImage, content: bytes) -> bool:
+def _is_allowed(image: ImageFacts, content: bytes) -> bool:
     """Return whether `decode_rgb` accepts the header of the file as well."""
     if image.width * image.height > MAX_PIXELS:
         return False
     is_jpeg = content.startswith(_JPEG_START)
     if max(image.width, image.height) > (MAX_JPEG_SIDE if is_jpeg else MAX_SIDE):
         return False
-    may_be_refused = image.has_odd_metadata or len(content) > _LONG_BYTES
+    may_be_refused = image.has_unusual_metadata or len(content) > _LONG_BYTES
     return not (is_jpeg and may_be_refused) or is_readable_jpeg(content)
 
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Crops of a batch.  Two ways lead to the same pixels, to the bit.
+    """Random crops of a batch, by either decoder, bit-identical.
 
-    `fill` takes many images with two calls of compiled code, and skips what is neither a
-    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
+    `fill` makes many with two calls of compiled code, and skips files that it does not support or
+    that are damaged; calling the instance takes one decoded image.
 
     Attributes:
         transform: Crop and flip.
-        draws_BD: Uniform numbers of each image: those of the transform, then those of the policy.
+        uniforms_BD: Random values of each image: those of the transform, then of the policy.
         policy: What is done to a crop; None: nothing.
         decoder: The compiled code; None: `fill` fills nothing.
     """
 
     transform: TrainTransform
-    draws_BD: NDArray[np.float64]
+    uniforms_BD: NDArray[np.float64]
     policy: Policy | None = None
     decoder: CropDecoder | None = None
 
     def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
         """Write the crop of the image at a place of the batch to *out* (3, H, W)."""
-        self.transform(image, self.draws_BD[index], out)
+        self.transform(image, self.uniforms_BD[index], out)
         self._finish(index, out)
 
     def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
-        """Write the crops of plain images to their places of the batch; return these places.
+        """Write the crops that the compiled code can make to the batch; return their indices.
 
         Args:
             contents: Files, by place in the batch.
@@ -477,26 +477,26 @@ class RandomCrops:
         if not self.decoder:
             return set()
         mode = self.transform.interpolation
-        filled = fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
+        filled = fill_fast(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
         for place in filled:
             self._finish(place, images_BCHW[place])
         return filled
 
     def _crop(self, place: int, size: tuple[int, int]) -> Crop:
-        return self.transform.crop(size, self.draws_BD[place].tolist())
+        return self.transform.crop(size, self.uniforms_BD[place].tolist())
 
     def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
         if self.policy:
-            draws = self.draws_BD[index, self.transform.num_draws :].tolist()
-            augment_in_place(image_CHW, self.policy, draws)
+            uniforms = self.uniforms_BD[index, self.transform.num_uniforms :].tolist()
+            augment_in_place(image_CHW, self.policy, uniforms)
 
 
 @dataclass(frozen=True)
 class ResizedImages:
-    """Images of a batch.  Two ways lead to the same pixels, to the bit.
+    """Resized images of a batch, by either decoder, bit-identical.
 
-    `fill` takes many images with two calls of compiled code, and skips what is neither a
-    plain JPEG nor raw, or damaged in any way; calling the instance takes one image of any kind.
+    `fill` makes many with two calls of compiled code, and skips files that it does not support or
+    that are damaged; calling the instance takes one decoded image.
 
     Attributes:
         transform: What is done to each.
@@ -515,7 +515,7 @@ class ResizedImages:
         self.transform(image, out)
 
     def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
-        """Write plain images to their places of the batch; return these places.
+        """Write the images that the compiled code can resize to the batch; return their indices.
 
         Args:
             contents: Files, by place in the batch.
@@ -524,7 +524,7 @@ class ResizedImages:
         if not self.decoder:
             return set()
         mode = self.transform.interpolation
-        return fill_plain(self.decoder, contents, images_BCHW, self._crop, mode, "pillow")
+        return fill_fast(self.decoder, contents, images_BCHW, self._crop, mode, "pillow")
 
     def _crop(self, _place: int, size: tuple[int, int]) -> Crop | None:
         try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit21k.data.loader import Batch
-from vit21k.data.rng import derive_key, uniform_draws
+from vit21k.data.rng import derive_key, uniform_values
 from vit21k.errors import UsageError
 from vit21k.models.cost import is_pit
 from vit21k.recipe.schema import CurriculumSection
@@ -75,11 +75,11 @@ def kept_patches(
         seed: Of the run.
     """
     key = derive_key(_STREAM, seed) & _SEED_BITS
-    draws_BP = uniform_draws(key, positions_B, num_patches)
+    uniforms_BP = uniform_values(key, positions_B, num_patches)
     num_kept = max(1, round((1 - drop_rate) * num_patches))
     if num_kept == num_patches:
-        return np.broadcast_to(np.arange(num_patches), draws_BP.shape).copy()
-    return np.sort(np.argpartition(draws_BP, num_kept, axis=1)[:, :num_kept], axis=1)
+        return np.broadcast_to(np.arange(num_patches), uniforms_BP.shape).copy()
+    return np.sort(np.argpartition(uniforms_BP, num_kept, axis=1)[:, :num_kept], axis=1)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     struct jpeg_decompress_struct jpeg;
     Errors errors;
-    Decoder decoder; /* its room holds pixels and the resampler */
+    Decoder decoder; /* its arena holds pixels and the resampler */
     uint32_t *pixels;
     size_t num_pixels;
 } Turbo;
@@ -117,14 +117,14 @@ static void decode_lines(Turbo *turbo, int height, size_t stride) {
 /* Read the rows of the crop, which is *shift* pixels inside them, and resize it. */
 static void resize_lines(Turbo *turbo, const Crop *crop, int size, int shift, size_t stride, uint8_t *out) {
     Resize resize = resize_of(crop, size, 0, 0);
-    Room *room = &turbo->decoder.room;
+    Arena *arena = &turbo->decoder.arena;
     Resampler resampler;
     int width = crop->box[2] - crop->box[0], height = crop->box[3] - crop->box[1], num_taken = 0;
     for (int is_second = 0; is_second < 2; is_second++) {
-        empty(room);
-        lay_out_resampler(&resampler, room, &resize, width, height);
-        if (room->used <= room->capacity) break;
-        enlarge(room);
+        empty(arena);
+        lay_out_resampler(&resampler, arena, &resize, width, height);
+        if (arena->used <= arena->capacity) break;
+        enlarge(arena);
     }
     turbo->pixels = enlarged(turbo->pixels, &turbo->num_pixels, stride * ROWS_AT_ONCE);
     start_resampler(&resampler, &resize, 0, 0);
@@ -182,7 +182,7 @@ double run_turbo(const Work *work) {
                                          work->size, work->out + num_out * (size_t)i) == DONE;
     double seconds = cpu_seconds() - start;
     jpeg_destroy_decompress(&turbo->jpeg);
-    drop_room(&turbo->decoder.room);
+    drop_arena(&turbo->decoder.arena);
     free(turbo->pixels);
     free(turbo);
     return seconds;

@@ -31,7 +31,7 @@ static inline void interpolate(const uint16_t *restrict sums, size_t count, int 
 }
 
 /* One row of chroma from *left* on, at full width, to *out*, before which one byte may be written
- * and behind which two.  sums: room for width / 2 + 4. */
+ * and behind which two.  sums: scratch of width / 2 + 4. */
 static void upsample_row(const Plane *plane, const Component *luma, int y, int left, int width,
                          uint16_t *restrict sums, uint8_t *restrict out) {
     int near = luma->v == 2 ? y >> 1 : y, far = near;

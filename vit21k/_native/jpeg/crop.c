@@ -1,9 +1,9 @@
-/* Plain images -> crops of one size: decoded, resized, flipped; many with one call.
+/* Baseline JPEGs -> crops of one size: decoded, resized, flipped; many with one call.
  *
- * Plain is a JPEG that is Huffman-coded from top to bottom in one scan, with 8 bits, grey or YCbCr
- * at 4:4:4, 4:2:2 or 4:2:0, and nothing odd about it; and a raw image of ours.  Pixels are those
+ * Supported is a JPEG that is Huffman-coded from top to bottom in one scan, with 8 bits, grey or YCbCr
+ * at 4:4:4, 4:2:2 or 4:2:0, and no unusual segment; and a raw image of `vit21k pack`.  Pixels are those
  * of libjpeg-turbo (its accurate integer transform, its triangle filter for chroma) and of torch's
- * resampling, or of Pillow's, to the bit: the tests compare them.  Whatever is not plain, is
+ * resampling, or of Pillow's, to the bit: the tests compare them.  Whatever is unsupported, is
  * damaged, or might leave the 16 bits of libjpeg-turbo's vector code is refused, and the caller
  * takes libjpeg-turbo.  So a refusal costs time, and changes no result.
  *
@@ -30,7 +30,7 @@ enum { MAX_KEPT = 1 << 26 }; /* bytes that a thread keeps from image to image */
  * it is resized, left and top of the window of that, whether the window is flipped, and whether
  * columns are resized before rows. */
 typedef struct {
-    int32_t box[4], resized[2], window[2], is_flipped, is_turned;
+    int32_t box[4], resized[2], window[2], is_flipped, is_transposed;
 } Crop;
 
 /* One row of the region -> its pixels. */
@@ -67,40 +67,40 @@ static void resample_rows(Region *region, const int32_t *box, int first) {
     take_rows(&region->resampler, rows, first);
 }
 
-/* The same with columns, which have been turned. */
+/* The same with columns, which have been transposed. */
 static void resample_columns(Region *region, const int32_t *box, int first) {
     const uint32_t *columns[ROWS_AT_ONCE];
     for (int i = 0; i < ROWS_AT_ONCE; i++) {
         int x = at_most(first + i, box[2] - box[0] - 1);
-        columns[i] = region->turned.pixels + region->turned.stride * (size_t)x;
+        columns[i] = region->transposed.pixels + region->transposed.stride * (size_t)x;
     }
     take_rows(&region->resampler, columns, first);
 }
 
 /* Write the result, row by row as soon as the rows are taken that it is made of. */
 static void resample(Region *region, const Resize *resize, const int32_t *box, uint8_t *out) {
-    int size = resize->across.count, num_taken = 0, is_turned = resize->is_turned;
-    uint8_t *planes = is_turned ? region->turned.planes : out;
-    for (int y = box[1]; is_turned && y < box[3]; y++) {
+    int size = resize->across.count, num_taken = 0, is_transposed = resize->is_transposed;
+    uint8_t *planes = is_transposed ? region->transposed.planes : out;
+    for (int y = box[1]; is_transposed && y < box[3]; y++) {
         make_pixels(region, box, y, region->pixels);
-        turn_row(&region->turned, region->pixels, box[2] - box[0], y - box[1]);
+        transpose_row(&region->transposed, region->pixels, box[2] - box[0], y - box[1]);
     }
     for (int y = 0; y < size; y++) {
         int needed = num_rows_for(&region->resampler, y);
         for (; num_taken < needed; num_taken += ROWS_AT_ONCE)
-            (is_turned ? resample_columns : resample_rows)(region, box, num_taken);
+            (is_transposed ? resample_columns : resample_rows)(region, box, num_taken);
         write_planes(&region->resampler, y, (size_t)size * size, planes + (size_t)y * size);
     }
-    if (is_turned) turn_back(&region->turned, size, resize->is_flipped, out);
+    if (is_transposed) transpose_back(&region->transposed, size, resize->is_flipped, out);
 }
 
 /* Return what is done to both sides; where nonsense is asked for, sides have no pixels. */
 static Resize resize_of(const Crop *crop, int size, int is_bicubic, int precision) {
     Resize resize = {.is_bicubic = is_bicubic, .precision = precision};
-    int is_turned = crop->is_turned;
-    Side *sides[] = {is_turned ? &resize.down : &resize.across,
-                     is_turned ? &resize.across : &resize.down};
-    resize.is_flipped = crop->is_flipped, resize.is_turned = is_turned;
+    int is_transposed = crop->is_transposed;
+    Side *sides[] = {is_transposed ? &resize.down : &resize.across,
+                     is_transposed ? &resize.across : &resize.down};
+    resize.is_flipped = crop->is_flipped, resize.is_transposed = is_transposed;
     for (int i = 0; i < 2; i++) {
         int from = crop->box[i + 2] - crop->box[i], to = crop->resized[i], first = crop->window[i];
         if (size < 1 || first < 0 || first > to - size) from = 0;
@@ -111,9 +111,9 @@ static Resize resize_of(const Crop *crop, int size, int is_bicubic, int precisio
 
 /* Write what of the box the window is made of. */
 static void find_needed(const Resize *resize, const int32_t *box, int32_t *needed) {
-    int is_turned = resize->is_turned;
-    const Side *sides[] = {is_turned ? &resize->down : &resize->across,
-                           is_turned ? &resize->across : &resize->down};
+    int is_transposed = resize->is_transposed;
+    const Side *sides[] = {is_transposed ? &resize->down : &resize->across,
+                           is_transposed ? &resize->across : &resize->down};
     for (int i = 0; i < 2; i++) {
         double support = support_of(sides[i], resize->is_bicubic);
         needed[i] = box[i] + start_of(sides[i], sides[i]->first, support);
@@ -134,7 +134,7 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
     int32_t box[4];
     int status = read_any_header(&header, content, num_bytes);
     if (status || (status = make_region(&region, crop->box))) return status;
-    if (resize->across.from < 1 || resize->down.from < 1) return NOT_PLAIN;
+    if (resize->across.from < 1 || resize->down.from < 1) return UNSUPPORTED;
     find_needed(resize, crop->box, box);
     if ((status = make_region(&region, box))) return status;
     if (header.num_components) {
@@ -145,8 +145,8 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
         region.raw = content + header.scan_start;
         if (reserve(&region, 0, box, resize)) return NO_MEMORY;
     }
-    int left = box[0] - crop->box[0], top = box[1] - crop->box[1], is_turned = resize->is_turned;
-    start_resampler(&region.resampler, resize, is_turned ? top : left, is_turned ? left : top);
+    int left = box[0] - crop->box[0], top = box[1] - crop->box[1], is_transposed = resize->is_transposed;
+    start_resampler(&region.resampler, resize, is_transposed ? top : left, is_transposed ? left : top);
     resample(&region, resize, box, out);
     return DONE;
 }
@@ -156,17 +156,17 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
 Decoder *VARIANT(new_decoder)(void) { return calloc(1, sizeof(Decoder)); }
 
 void VARIANT(free_decoder)(Decoder *decoder) {
-    if (decoder) drop_room(&decoder->room);
+    if (decoder) drop_arena(&decoder->arena);
     free(decoder);
 }
 
-/* Write width, height and whether there is odd metadata to *facts*; width 0: not plain. */
+/* Write width, height and whether there is unusual metadata to *facts*; width 0: unsupported. */
 void VARIANT(measure)(const uint8_t *const *contents, const int64_t *num_bytes, int count, int32_t *facts) {
     for (int i = 0; i < count; i++, facts += 3) {
         Header header;
         int status = read_any_header(&header, contents[i], (size_t)num_bytes[i]);
         facts[0] = status ? 0 : header.width, facts[1] = header.height;
-        facts[2] = header.has_odd_metadata;
+        facts[2] = header.has_unusual_metadata;
     }
 }
 
@@ -180,7 +180,7 @@ void VARIANT(crop_all)(Decoder *decoder, const uint8_t *const *contents, const i
         Resize resize = resize_of(&crops[i], size, is_bicubic, precision);
         statuses[i] = crop_one(decoder, contents[i], (size_t)num_bytes[i], &crops[i], &resize,
                                outs[i]);
-        if (decoder->room.capacity > MAX_KEPT) drop_room(&decoder->room);
+        if (decoder->arena.capacity > MAX_KEPT) drop_arena(&decoder->arena);
     }
 }
 

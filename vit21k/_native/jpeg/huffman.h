@@ -76,7 +76,7 @@ static void make_steps(Huffman *table, const Step *firsts) {
 /* counts_values: 16 counts and as many values as they say. */
 static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind) {
     int total = 0, code = 0, index = 0;
-    Step room[NUM_VIEWS], *firsts = kind == AC ? room : table->steps;
+    Step scratch[NUM_VIEWS], *firsts = kind == AC ? scratch : table->steps;
     for (int length = 0; length < 16; length++) total += counts_values[length];
     if (table->is_made && !memcmp(table->counts + 1, counts_values, 16) &&
         !memcmp(table->values, counts_values + 16, total))
@@ -91,11 +91,11 @@ static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind) {
     for (int length = 1; length <= 16; length++) {
         table->offset_of[length] = index - code;
         for (int n = 0; n < table->counts[length]; n++, code++, index++) {
-            if (code >= 1 << length || (kind == DC && table->values[index] > 15)) return NOT_PLAIN;
+            if (code >= 1 << length || (kind == DC && table->values[index] > 15)) return UNSUPPORTED;
             if (length <= VIEW_BITS)
                 add_code(table, code, length, table->values[index], kind, firsts);
         }
-        if (code > 1 << length) return NOT_PLAIN;
+        if (code > 1 << length) return UNSUPPORTED;
         table->end_of[length] = code << (16 - length);
         code <<= 1;
     }

@@ -13,7 +13,7 @@ typedef int32_t Lanes __attribute__((vector_size(32)));
 
 /* Where the coefficient at (x, y) lies in a block, as in a table of quantisers.  The transform
  * takes y and y + 4 as the two halves of a number of 32 bits, and so x and x + 4 after it has
- * turned rows into columns: 8 numbers for y, those of x = 0, 4, 1, 5, 2, 6, 3, 7. */
+ * transposed rows into columns: 8 numbers for y, those of x = 0, 4, 1, 5, 2, 6, 3, 7. */
 static inline int place_of(int x, int y) {
     return (y & 3) * 16 + (x & 3) * 4 + (x >> 2) * 2 + (y >> 2);
 }

@@ -53,10 +53,10 @@ static inline void transpose(const __m256i rows[8], __m256i x[4]) {
 
 /* Four columns -> bytes, clamped: rows 0 to 3, then 4 to 7. */
 static inline __m256i four_across(const __m256i x[4]) {
-    const __m128i turned = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m128i transposed = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m256i left = _mm256_packs_epi32(x[0], x[1]), right = _mm256_packs_epi32(x[2], x[3]);
     __m256i bytes = _mm256_packus_epi16(left, right);
-    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turned));
+    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(transposed));
 }
 
 static inline void write_two_rows(__m128i rows, uint8_t *out, int stride) {

@@ -20,10 +20,10 @@ typedef struct {
 
 static size_t in_steps(int count) { return (size_t)(count + STEP - 1) / STEP * STEP; }
 
-static void lay_out_pairs(Room *room, Pairs *pairs, const Taps *taps, int size) {
+static void lay_out_pairs(Arena *arena, Pairs *pairs, const Taps *taps, int size) {
     pairs->num_pairs = taps->num_taps / 2 + 1; /* at most */
-    pairs->starts = take(room, 4 * in_steps(size));
-    pairs->weights = take(room, 8 * in_steps(size) * (size_t)pairs->num_pairs);
+    pairs->starts = take(arena, 4 * in_steps(size));
+    pairs->weights = take(arena, 8 * in_steps(size) * (size_t)pairs->num_pairs);
 }
 
 static uint32_t in_pair(int32_t first, int32_t second) {
@@ -44,7 +44,7 @@ static void measure_pairs(Pairs *pairs, const Taps *taps, int size) {
     }
 }
 
-/* Fill *pairs*, which has its room, and behind *size* with zeros. */
+/* Fill *pairs*, which is laid out, and behind *size* with zeros. */
 static void make_pairs(Pairs *pairs, const Taps *taps, int size, int is_flipped) {
     measure_pairs(pairs, taps, size);
     int num_pairs = pairs->num_pairs, low = (1 << LOW_BITS) - 1;

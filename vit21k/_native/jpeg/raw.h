@@ -27,13 +27,13 @@ static int read_raw_header(Header *header, const uint8_t *content, size_t num_by
     const uint8_t *at = content + 3, *end = content + num_bytes;
     memset(header, 0, sizeof *header);
     header->components[0].h = header->components[0].v = 1;
-    if (!(at = read_number(at, end, ' ', &header->width))) return NOT_PLAIN;
-    if (!(at = read_number(at, end, '\n', &header->height))) return NOT_PLAIN;
-    if (end - at < 4 || memcmp(at, "255\n", 4)) return NOT_PLAIN;
+    if (!(at = read_number(at, end, ' ', &header->width))) return UNSUPPORTED;
+    if (!(at = read_number(at, end, '\n', &header->height))) return UNSUPPORTED;
+    if (end - at < 4 || memcmp(at, "255\n", 4)) return UNSUPPORTED;
     header->scan_start = (size_t)(at + 4 - content);
-    if (header->width > UINT16_MAX || header->height > UINT16_MAX) return NOT_PLAIN;
+    if (header->width > UINT16_MAX || header->height > UINT16_MAX) return UNSUPPORTED;
     size_t num_pixels = (size_t)header->width * (size_t)header->height;
-    return num_pixels && num_bytes - header->scan_start == 3 * num_pixels ? DONE : NOT_PLAIN;
+    return num_pixels && num_bytes - header->scan_start == 3 * num_pixels ? DONE : UNSUPPORTED;
 }
 
 /* *width* pixels of three bytes -> as many of four. */

@@ -13,7 +13,7 @@
 
 #include "block.h"
 
-enum { NO_ROOM = 4, MAX_DC_BITS = 11, MAX_AC_BITS = 10, MAX_BLOCKS = 10 };
+enum { NO_SPACE = 4, MAX_DC_BITS = 11, MAX_AC_BITS = 10, MAX_BLOCKS = 10 };
 
 /* What the caller knows from the headers; `recode.py` has the same layout. */
 typedef struct {
@@ -34,7 +34,7 @@ typedef struct {
 /* A scan on its way: its data from restart to restart, without stuffed bytes. */
 typedef struct {
     const uint8_t *at, *end;
-    uint8_t *room;
+    uint8_t *scratch;
     Reader reader;
     const Huffman *tables; /* for DC, then for AC */
 } Scan;
@@ -52,7 +52,7 @@ typedef struct {
 
 /* Have the reader at what lies before the next marker. */
 static int start_reading(Scan *scan) {
-    uint8_t *out = scan->room;
+    uint8_t *out = scan->scratch;
     scan->reader = (Reader){.at = out};
     while (scan->end - scan->at >= 2) {
         const uint8_t *found = memchr(scan->at, 0xFF, (size_t)(scan->end - scan->at - 1));
@@ -296,22 +296,22 @@ static int make_tables(const Table *tables, Huffman *made) {
 /* Recodes `num_bytes` of `data`, which end with the marker after the scan and what follows it.
  *
  * `tables`: 4 for DC, then 4 for AC; replaced by the new ones.  Returns the bytes written to `out`,
- * or -DAMAGED, -NO_MEMORY, -NO_ROOM.
+ * or -DAMAGED, -NO_MEMORY, -NO_SPACE.
  */
 long recode(const uint8_t *data, size_t num_bytes, const Layout *layout, Table *tables, uint8_t *out, size_t capacity) {
     Writer writer = {out, out + capacity, 0, 0, 0};
     Huffman *made = calloc(2 * NUM_SLOTS, sizeof *made);
-    uint8_t *room = malloc(num_bytes + PADDING);
+    uint8_t *scratch = malloc(num_bytes + PADDING);
     Symbols symbols = {malloc((num_bytes + 64) * sizeof(uint32_t)), 0, num_bytes + 64};
-    Scan scan = {.at = data, .end = data + num_bytes, .room = room, .tables = made};
-    int status = made && room && symbols.items ? DONE : NO_MEMORY;
+    Scan scan = {.at = data, .end = data + num_bytes, .scratch = scratch, .tables = made};
+    int status = made && scratch && symbols.items ? DONE : NO_MEMORY;
     if (!status) status = make_tables(tables, made);
     if (!status) status = read_all(&scan, layout, &symbols);
     if (!status) status = best_tables(&symbols, tables);
     if (!status) write_all(&writer, layout, &symbols, tables);
-    if (!status && writer.is_full) status = NO_ROOM;
+    if (!status && writer.is_full) status = NO_SPACE;
     free(symbols.items);
-    free(room);
+    free(scratch);
     free(made);
     return status ? -status : writer.at - out;
 }

@@ -10,8 +10,8 @@
 #include "header.h"
 #include "inverse.h"
 #include "resample.h"
-#include "room.h"
-#include "turned.h"
+#include "arena.h"
+#include "transposed.h"
 
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
@@ -20,7 +20,7 @@ typedef struct {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
     int16_t quant[NUM_SLOTS][BLOCK];
     uint8_t places[NUM_PLACES]; /* of coefficients, in zigzag order */
-    Room room;
+    Arena arena;
 } Decoder;
 
 typedef struct {
@@ -37,17 +37,17 @@ typedef struct {
     uint32_t *pixels;         /* ROWS_AT_ONCE rows of the region */
     size_t stride;            /* of those, in pixels */
     Resampler resampler;
-    Turned turned;
+    Transposed transposed;
 } Region;
 
 static int make_region(Region *region, const int32_t *box) {
     const Header *header = region->header;
     int width = 8 * header->components[0].h, height = 8 * header->components[0].v;
-    if (box[0] < 0 || box[1] < 0 || box[2] <= box[0] || box[3] <= box[1]) return NOT_PLAIN;
-    if (box[2] > header->width || box[3] > header->height) return NOT_PLAIN;
+    if (box[0] < 0 || box[1] < 0 || box[2] <= box[0] || box[3] <= box[1]) return UNSUPPORTED;
+    if (box[2] > header->width || box[3] > header->height) return UNSUPPORTED;
     region->mcus_x = (header->width + width - 1) / width;
     region->mcus_y = (header->height + height - 1) / height;
-    if (header->restart_interval && region->mcus_x % header->restart_interval) return NOT_PLAIN;
+    if (header->restart_interval && region->mcus_x % header->restart_interval) return UNSUPPORTED;
     region->first_x = at_least(box[0] - MARGIN, 0) / width;
     region->first_y = at_least(box[1] - MARGIN, 0) / height;
     region->last_x = (at_most(box[2] + MARGIN, header->width) - 1) / width;
@@ -67,7 +67,7 @@ static int make_tables(Decoder *decoder, const Header *header) {
         int dc = header->components[c].dc, ac = NUM_SLOTS + header->components[c].ac;
         if (make_table(&decoder->tables[dc], header->huffman[dc], DC) ||
             make_table(&decoder->tables[ac], header->huffman[ac], AC))
-            return NOT_PLAIN;
+            return UNSUPPORTED;
     }
     return DONE;
 }
@@ -84,32 +84,32 @@ static void lay_out_planes(Region *region) {
         plane->width = (region->header->width * component->h + luma->h - 1) / luma->h;
         plane->height = (region->header->height * component->v + luma->v - 1) / luma->v;
         size_t num_bytes = (size_t)plane->stride * rows * component->v * 8;
-        plane->samples = take(&region->decoder->room, num_bytes);
+        plane->samples = take(&region->decoder->arena, num_bytes);
     }
 }
 
 static void lay_out(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
-    Room *room = &region->decoder->room;
-    int columns = box[2] - box[0], rows = box[3] - box[1], is_turned = resize->is_turned;
+    Arena *arena = &region->decoder->arena;
+    int columns = box[2] - box[0], rows = box[3] - box[1], is_transposed = resize->is_transposed;
     size_t width = (size_t)columns;
-    empty(room);
+    empty(arena);
     lay_out_planes(region);
-    region->data = take(room, num_bytes + PADDING);
-    region->chroma = take(room, 2 * width);
-    region->sums = take(room, 2 * width);
+    region->data = take(arena, num_bytes + PADDING);
+    region->chroma = take(arena, 2 * width);
+    region->sums = take(arena, 2 * width);
     region->stride = (width + 15) & ~(size_t)15;
-    region->pixels = take(room, 4 * ROWS_AT_ONCE * region->stride);
-    lay_out_resampler(&region->resampler, room, resize, is_turned ? rows : columns,
-                      is_turned ? columns : rows);
-    if (is_turned) lay_out_turned(&region->turned, room, columns, rows, resize->across.count);
+    region->pixels = take(arena, 4 * ROWS_AT_ONCE * region->stride);
+    lay_out_resampler(&region->resampler, arena, resize, is_transposed ? rows : columns,
+                      is_transposed ? columns : rows);
+    if (is_transposed) lay_out_transposed(&region->transposed, arena, columns, rows, resize->across.count);
 }
 
-/* Have room for a region whose file has *num_bytes*. */
+/* Allocate memory for a region whose file has *num_bytes*. */
 static int reserve(Region *region, size_t num_bytes, const int32_t *box, const Resize *resize) {
-    Room *room = &region->decoder->room;
+    Arena *arena = &region->decoder->arena;
     lay_out(region, num_bytes, box, resize);
-    if (room->used <= room->capacity) return DONE;
-    if (enlarge(room)) return NO_MEMORY;
+    if (arena->used <= arena->capacity) return DONE;
+    if (enlarge(arena)) return NO_MEMORY;
     lay_out(region, num_bytes, box, resize);
     return DONE;
 }

@@ -11,24 +11,24 @@
  * Source: `upsample_avx_bilinear_bicubic_uint8` in aten/src/ATen/native/cpu/ of PyTorch, and
  * `ImagingResampleInner` in Pillow's Resample.c.
  *
- * A resampler is made room for, started, and given rows of pixels in order, ROWS_AT_ONCE with a
+ * A resampler is laid out, started, and given rows of pixels in order, ROWS_AT_ONCE with a
  * call; as soon as it has the rows that a row of the result is made of, it writes that.
  */
-#include "room.h"
+#include "arena.h"
 #include "taps.h"
 
-static void lay_out_taps(Room *room, Taps *taps, const Side *side, int is_bicubic) {
+static void lay_out_taps(Arena *arena, Taps *taps, const Side *side, int is_bicubic) {
     taps->num_taps = num_taps_of(side, is_bicubic);
-    taps->starts = take(room, 4 * (size_t)side->count);
-    taps->weights = take(room, 4 * (size_t)side->count * (size_t)taps->num_taps);
+    taps->starts = take(arena, 4 * (size_t)side->count);
+    taps->weights = take(arena, 4 * (size_t)side->count * (size_t)taps->num_taps);
 }
 
-/* Room for what make_taps needs besides. */
-static double *lay_out_numbers(Room *room, const Taps *across, const Taps *down,
+/* Lay out the scratch numbers of make_taps. */
+static double *lay_out_numbers(Arena *arena, const Taps *across, const Taps *down,
                                const Resize *resize) {
     size_t first = (size_t)resize->across.count * (size_t)across->num_taps;
     size_t second = (size_t)resize->down.count * (size_t)down->num_taps;
-    return take(room, 8 * (first > second ? first : second));
+    return take(arena, 8 * (first > second ? first : second));
 }
 
 #if defined(USE_AVX2)

@@ -13,19 +13,19 @@ typedef struct {
     int32_t width, height, size, is_flipped;
 } Resampler;
 
-/* Make room to resize *width* x *height* pixels to *size* x *size*. */
-static void lay_out_resampler(Resampler *resampler, Room *room, const Resize *resize,
+/* Lay out what is needed to resize *width* x *height* pixels to *size* x *size*. */
+static void lay_out_resampler(Resampler *resampler, Arena *arena, const Resize *resize,
                               int width, int height) {
     size_t size = (size_t)resize->across.count;
     *resampler = (Resampler){.width = width, .height = height, .size = (int)size};
-    lay_out_taps(room, &resampler->across, &resize->across, resize->is_bicubic);
-    lay_out_taps(room, &resampler->down, &resize->down, resize->is_bicubic);
+    lay_out_taps(arena, &resampler->across, &resize->across, resize->is_bicubic);
+    lay_out_taps(arena, &resampler->down, &resize->down, resize->is_bicubic);
     resampler->numbers =
-        lay_out_numbers(room, &resampler->across, &resampler->down, resize);
-    resampler->wide = take(room, 16 * (size_t)(width + resampler->across.num_taps));
-    resampler->wide_out = take(room, 16 * size);
-    resampler->rows = take(room, 4 * size * (size_t)(height + resampler->down.num_taps));
-    resampler->out = take(room, 4 * size);
+        lay_out_numbers(arena, &resampler->across, &resampler->down, resize);
+    resampler->wide = take(arena, 16 * (size_t)(width + resampler->across.num_taps));
+    resampler->wide_out = take(arena, 16 * size);
+    resampler->rows = take(arena, 4 * size * (size_t)(height + resampler->down.num_taps));
+    resampler->out = take(arena, 4 * size);
 }
 
 static void start_resampler(Resampler *resampler, const Resize *resize, int left, int top) {
@@ -33,7 +33,7 @@ static void start_resampler(Resampler *resampler, const Resize *resize, int left
               resampler->numbers);
     make_taps(&resampler->down, &resize->down, resize->is_bicubic, top, resize->precision,
               resampler->numbers);
-    resampler->is_flipped = resize->is_flipped && !resize->is_turned;
+    resampler->is_flipped = resize->is_flipped && !resize->is_transposed;
 }
 
 /* How many rows of pixels there have to be for row y of the result. */

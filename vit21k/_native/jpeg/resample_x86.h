@@ -38,22 +38,22 @@ typedef struct {
     int32_t width, height, size, num_slots;
 } Resampler;
 
-/* Make room to resize *width* x *height* pixels to *size* x *size*. */
-static void lay_out_resampler(Resampler *resampler, Room *room, const Resize *resize,
+/* Lay out what is needed to resize *width* x *height* pixels to *size* x *size*. */
+static void lay_out_resampler(Resampler *resampler, Arena *arena, const Resize *resize,
                               int width, int height) {
     int size = resize->across.count;
     Taps *across = &resampler->taps_across, *down = &resampler->taps_down;
     *resampler = (Resampler){.width = width, .height = height, .size = size};
-    lay_out_taps(room, across, &resize->across, resize->is_bicubic);
-    lay_out_taps(room, down, &resize->down, resize->is_bicubic);
-    resampler->numbers = lay_out_numbers(room, across, down, resize);
-    lay_out_pairs(room, &resampler->across, across, size);
-    lay_out_pairs(room, &resampler->down, down, size);
+    lay_out_taps(arena, across, &resize->across, resize->is_bicubic);
+    lay_out_taps(arena, down, &resize->down, resize->is_bicubic);
+    resampler->numbers = lay_out_numbers(arena, across, down, resize);
+    lay_out_pairs(arena, &resampler->across, across, size);
+    lay_out_pairs(arena, &resampler->down, down, size);
     size_t num_blocks = in_steps(width) / 2 + (size_t)resampler->across.num_pairs;
-    resampler->blocks = take(room, BLOCK_BYTES * num_blocks);
+    resampler->blocks = take(arena, BLOCK_BYTES * num_blocks);
     resampler->num_slots = resampler->down.num_pairs + 1;
     resampler->stride = PAIR_BYTES * in_steps(size);
-    resampler->ring = take(room, resampler->stride * (size_t)resampler->num_slots);
+    resampler->ring = take(arena, resampler->stride * (size_t)resampler->num_slots);
 }
 
 static void start_resampler(Resampler *resampler, const Resize *resize, int left, int top) {
@@ -61,7 +61,7 @@ static void start_resampler(Resampler *resampler, const Resize *resize, int left
     int is_bicubic = resize->is_bicubic, precision = resize->precision, size = resampler->size;
     make_taps(across, &resize->across, is_bicubic, left, precision, resampler->numbers);
     make_taps(down, &resize->down, is_bicubic, top, precision, resampler->numbers);
-    make_pairs(&resampler->across, across, size, resize->is_flipped && !resize->is_turned);
+    make_pairs(&resampler->across, across, size, resize->is_flipped && !resize->is_transposed);
     make_pairs(&resampler->down, down, size, 0);
 }
 

@@ -18,10 +18,10 @@ typedef struct {
 } Side;
 
 /* What is done to an image: both sides resized, then perhaps flipped from left to right.
- * Turned: rows and columns are exchanged before, and back at the end; `across` is of its height. */
+ * Transposed: rows and columns are exchanged before, and back at the end; `across` is of its height. */
 typedef struct {
     Side across, down;
-    int32_t is_bicubic, is_flipped, is_turned;
+    int32_t is_bicubic, is_flipped, is_transposed;
     int32_t precision; /* bits of a weight's fraction; 0: as torch has them, see make_taps */
 } Resize;
 
@@ -83,7 +83,7 @@ static int make_weights(const Side *side, int i, int is_bicubic, int num_taps, d
     return count;
 }
 
-/* Fill *taps*, which has its room; numbers: more room, of side->count * num_taps.
+/* Fill *taps*, which is laid out; numbers: scratch, of side->count * num_taps.
  * skipped: the pixel that starts are counted from.
  * precision: 0: as many bits as let weights fit into 16 with their sign, which is torch's way, and
  * only for a side of which all is asked for. */

@@ -1,5 +1,5 @@
-#ifndef ROOM_H
-#define ROOM_H
+#ifndef ARENA_H
+#define ARENA_H
 /* Memory that a thread keeps from image to image, laid out anew for each. */
 #include <stddef.h>
 #include <stdint.h>
@@ -10,7 +10,7 @@
 typedef struct {
     uint8_t *bytes;
     size_t capacity, used; /* used: laid out; more than there is: what was taken is NULL */
-} Room;
+} Arena;
 
 #ifdef CHECK_ROOM /* for fuzzing: the address sanitizer reports accesses beyond the spare bytes */
 #include <sanitizer/asan_interface.h>
@@ -24,33 +24,33 @@ enum { FORBIDDEN = 0 };
 #endif
 
 /* Begin to lay out anew. */
-static void empty(Room *room) {
-    PERMIT(room->bytes, room->capacity);
-    room->used = 0;
+static void empty(Arena *arena) {
+    PERMIT(arena->bytes, arena->capacity);
+    arena->used = 0;
 }
 
 /* The next *num_bytes*, with some to spare behind them. */
-static void *take(Room *room, size_t num_bytes) {
-    size_t place = room->used;
-    room->used += ((num_bytes + 256 + 63) & ~(size_t)63) + FORBIDDEN;
-    if (room->used > room->capacity) return NULL;
-    FORBID(room->bytes + room->used - FORBIDDEN);
-    return room->bytes + place;
+static void *take(Arena *arena, size_t num_bytes) {
+    size_t place = arena->used;
+    arena->used += ((num_bytes + 256 + 63) & ~(size_t)63) + FORBIDDEN;
+    if (arena->used > arena->capacity) return NULL;
+    FORBID(arena->bytes + arena->used - FORBIDDEN);
+    return arena->bytes + place;
 }
 
-static void drop_room(Room *room) {
-    empty(room);
-    free(room->bytes);
-    *room = (Room){.bytes = NULL};
+static void drop_arena(Arena *arena) {
+    empty(arena);
+    free(arena->bytes);
+    *arena = (Arena){.bytes = NULL};
 }
 
 /* Have as much as was laid out, which has to be laid out again. */
-static int enlarge(Room *room) {
-    size_t capacity = room->used + room->used / 4;
+static int enlarge(Arena *arena) {
+    size_t capacity = arena->used + arena->used / 4;
     void *bytes = NULL;
-    drop_room(room);
+    drop_arena(arena);
     if (posix_memalign(&bytes, 64, capacity)) return NO_MEMORY;
-    *room = (Room){.bytes = bytes, .capacity = capacity};
+    *arena = (Arena){.bytes = bytes, .capacity = capacity};
     return DONE;
 }
 
