@@ -30,7 +30,7 @@ TARGETS = {
     "fuzz_scan": (SOURCES / "fuzz_scan.c",),
 }
 FLAGS = ("-O1", "-g", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-Wno-unknown-warning-option")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCHECK_ROOM")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCHECK_ARENA")
 
 
 class Build(NamedTuple):

@@ -5,9 +5,9 @@
  * and called by tools/bench/bench_crop_decoder.py.
  */
 #if defined(__x86_64__) && !defined(PORTABLE)
-#include "../../vit21k/_native/jpeg/crop_avx2.c"
+#include "../../../vit21k/_native/jpeg/crop_avx2.c"
 #else
-#include "../../vit21k/_native/jpeg/crop.c"
+#include "../../../vit21k/_native/jpeg/crop.c"
 #endif
 
 #include <setjmp.h>

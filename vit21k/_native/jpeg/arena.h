@@ -12,7 +12,7 @@ typedef struct {
     size_t capacity, used; /* used: laid out; more than there is: what was taken is NULL */
 } Arena;
 
-#ifdef CHECK_ROOM /* for fuzzing: the address sanitizer reports accesses beyond the spare bytes */
+#ifdef CHECK_ARENA /* for fuzzing: the address sanitizer reports accesses beyond the spare bytes */
 #include <sanitizer/asan_interface.h>
 enum { FORBIDDEN = 64 };
 #define FORBID(bytes) __asan_poison_memory_region(bytes, FORBIDDEN)
