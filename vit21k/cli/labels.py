@@ -213,8 +213,8 @@ def _report(verb: str, summary: "RewriteSummary", folder: Path) -> None:
         console.note(f"{name}: {count:,} images carried over")
     console.done(
         f"{verb}: {summary.num_before:,} images: {summary.num_changed:,} with other labels, "
-        f"{summary.num_images - summary.num_changed:,} as before, {summary.num_skipped:,} skipped "
-        f"; {summary.num_labels_before:,} labels are now {summary.num_labels:,}; in `{folder}`"
+        f"{summary.num_images - summary.num_changed:,} as before, {summary.num_skipped:,} skipped; "
+        f"{summary.num_labels_before:,} labels are now {summary.num_labels:,}; in `{folder}`"
     )
     command = "train --stage pretrain" if summary.splits else "make-val"
     console.note(f"next: `vit21k {command} --manifests {folder}`")
