@@ -100,7 +100,10 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "num_skipped": 1,
         "problems": {"empty": 1, "not_in_class_folder": 1, "other_suffix": 1},
     }
-    assert "hash: 5 entries: 2 files in 2 classes (0.0 MB), 2 bad, 1 skipped" in result.stderr
+    assert (
+        "hash: 5 files scanned, 2 images in 2 classes (0.0 MB), 2 errors, 1 skipped"
+        in result.stderr
+    )
     assert "warning: 1 x empty: The file holds no bytes." in result.stderr
     assert "listed in `data_manifests/problems.parquet`" in result.stderr
 
@@ -111,7 +114,7 @@ def test_files_that_are_only_left_out_give_exit_code_0(make_tree: MakeTree, tmp_
     result = _vit21k("hash", root, cwd=tmp_path)
 
     assert result.returncode == 0
-    assert "0 bad, 2 skipped" in result.stderr
+    assert "0 errors, 2 skipped" in result.stderr
 
 
 def test_json_goes_to_stdout_and_adds_up(tiny_tree: Path, tmp_path: Path) -> None:
@@ -406,7 +409,7 @@ def test_a_class_list_that_changes_is_pointed_out(make_tree: MakeTree, tmp_path:
     second = _vit21k("relabel", cwd=tmp_path)
 
     assert "warning" not in first.stderr
-    assert "warning: the class list was another one before (2 classes, now 3)" in second.stderr
+    assert "warning: the class list has changed (2 classes before, now 3)" in second.stderr
 
 
 def test_names_come_from_wordnet(tiny_tree: Path, tmp_path: Path) -> None:

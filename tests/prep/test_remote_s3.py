@@ -55,7 +55,7 @@ def test_a_bucket_gives_the_rows_of_the_same_tree_on_a_disk(
     relabelled = CliRunner().invoke(app, ["relabel", *remote])
 
     assert hashed.exit_code == 3, hashed.output  # the empty file
-    assert "304 entries: 302 files" in hashed.output
+    assert "304 files scanned, 302 images" in hashed.output
     assert relabelled.exit_code == 0, relabelled.output
     for kind in (DIGESTS, PROBLEMS):
         on_s3, on_disk = (

@@ -1,4 +1,4 @@
-"""`verify`, `diff`, `status`: is everything still as the manifests say?"""
+"""`verify`, `diff`, `status`: compare manifests with files and with each other."""
 
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
@@ -39,8 +39,7 @@ def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_
     console.done(
         f"verify: {summary.num_images:,} packed images: {summary.num_same:,} same, "
         f"{summary.num_different:,} different, {summary.num_missing:,} missing; "
-        f"{summary.num_shards_same:,} of {summary.num_shards:,} shards are the same to the last "
-        "byte; "
+        f"{summary.num_shards_same:,} of {summary.num_shards:,} shards are byte-identical; "
         + (
             f"{len(summary.manifest_problems):,} manifests differ"
             if summary.manifest_problems
@@ -54,8 +53,9 @@ def verify_pack_folder(folder: Path, combined: Path | None, *, decode: bool, as_
         )
     if not summary.is_same:
         console.note(
-            "next: copy the damaged files again; or remove them, and give the command that packed "
-            "them again: it makes what is missing"
+            "next: restore the damaged files from a copy; or remove them and rerun the command "
+            "that "
+            "packed them, which rebuilds what is missing"
         )
         raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.problems:
@@ -120,31 +120,30 @@ def verify_command(
     root: ImageRoot = None,
     combined: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a line for every file, also for those unchanged."),
+        typer.Option(metavar="FILE", help="Write a line for every file, unchanged ones too."),
     ] = None,
     decode: Annotated[
         bool,
         typer.Option(
             "--decode",
-            help="Decode every image in full as well: at most 5 s and 1 GiB for each. Those that "
-            "cannot be go to undecodable.parquet.",
+            help="Also decode every image, with at most 5 s and 1 GiB each; failures are listed in "
+            "undecodable.parquet.",
         ),
     ] = False,
     num_workers: Annotated[
-        int | None, typer.Option(min=1, help="Files read at a time.", show_default="8")
+        int | None, typer.Option(min=1, help="Number of files read in parallel.", show_default="8")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read the image tree again, and compare it with digests.parquet.
+    """Hash the image tree again, and compare it with digests.parquet.
 
     Lines are those of `rclone check --combined`: `= path` is the same, `* path` has other bytes,
     `+ path` is new, `- path` is missing, `! path` cannot be read. Without --combined, those that
     differ go to stdout. The exit code is 4 if there are any, 3 if an image cannot be decoded.
 
-    The other manifests of the folder are read to their ends, so that damage is found.
+    The other manifests of the folder are read in full and checked for damage.
 
-    Where --manifests is a pack, its shards and manifests are read again, and compared with
-    packed.parquet.
+    If --manifests is a pack, its shards and manifests are compared with packed.parquet.
 
     [bold]Examples[/bold]
 
@@ -257,7 +256,7 @@ def _report_verify(summary: "VerifySummary") -> None:
         f"{summary.num_unreadable:,} unreadable; {summary.num_new:,} not listed"
     )
     if not summary.is_same:
-        console.note("next: put the files right, or run `vit21k hash` again")
+        console.note("next: restore the files, or run `vit21k hash` again")
 
 
 def _report_decode(decoded: "DecodeSummary", manifests: Path) -> None:
@@ -337,7 +336,7 @@ def register_status(app: typer.Typer) -> None:
 
 
 def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = False) -> None:
-    """Show which manifests are there, which are stale, and what to type next.
+    """Show which manifests exist, which are stale, and the next command.
 
     [bold]Examples[/bold]
 

@@ -62,49 +62,52 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
 def report_hash(
     summary: "HashSummary", manifests: Path, *, next_command: str | None = None
 ) -> None:
-    """Say what was found, what is wrong, and what comes next (stderr)."""
+    """Report counts, problems and the next command (stderr)."""
     for kind, count in sorted(summary.problems.items()):
         say = console.note if kind.is_left_out else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
-    _warn_of_odd_folders(summary.wnids)
-    _report_what_was_known(summary)
+    _warn_of_unusual_folders(summary.wnids)
+    _report_cached(summary)
     if summary.problems:
         console.note(f"listed in `{manifests / 'problems.parquet'}`")
     console.done(
-        f"hash: {summary.num_entries:,} entries: "
-        f"{summary.num_files:,} files in {len(summary.wnids):,} classes "
+        f"hash: {summary.num_entries:,} files scanned, "
+        f"{summary.num_files:,} images in {len(summary.wnids):,} classes "
         f"({_size(summary.num_bytes)}), "
-        f"{summary.num_bad:,} bad, {summary.num_skipped:,} skipped"
+        f"{summary.num_bad:,} error{'' if summary.num_bad == 1 else 's'}, "
+        f"{summary.num_skipped:,} skipped"
     )
     console.note(f"next: `{next_command or for_manifests('vit21k relabel', manifests)}`")
 
 
-def _report_what_was_known(summary: "HashSummary") -> None:
+def _report_cached(summary: "HashSummary") -> None:
     if summary.num_known:
         console.note(
-            f"{summary.num_known:,} files are as an earlier run left them; "
+            f"{summary.num_known:,} files are unchanged since an earlier run; "
             f"{_size(summary.num_bytes_read)} read"
         )
     if summary.num_known and summary.is_remote:
         console.warn(
-            "on a network file system, files are known by size and modification time alone; "
-            "`--recheck 0.01` reads some all the same, `--fresh` all"
+            "on a network file system, unchanged files are detected by size and modification "
+            "time only; "
+            "`--recheck 0.01` re-reads some anyway, `--fresh` all"
         )
     if summary.num_unknown:
         console.warn(
-            f"{summary.num_unknown:,} files begin like no image format that is known; `format` in "
-            "digests.parquet tells which, `vit21k verify --decode` whether they can be decoded"
+            f"{summary.num_unknown:,} files are not of a known image format (see `format` in "
+            "digests.parquet); `vit21k verify --decode` reports which can be decoded"
         )
     if summary.num_without_digest:
         console.note(
-            f"{summary.num_without_digest:,} files are unlike all others and have no digest; "
+            f"{summary.num_without_digest:,} files have no duplicates and were not hashed in full; "
             f"{_size(summary.num_bytes_read)} read"
         )
     if summary.silently_changed:
         console.warn(
-            f"{len(summary.silently_changed):,} files have other content than before, though their "
-            f"size and times have not changed: {console.some(summary.silently_changed)}; "
-            "is the disk failing? read all with `--fresh`"
+            f"{len(summary.silently_changed):,} files have changed content, although their size "
+            f"and "
+            f"times are unchanged: {console.some(summary.silently_changed)}; "
+            "the disk may be failing; re-read everything with `--fresh`"
         )
 
 
@@ -112,17 +115,17 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _warn_of_odd_folders(wnids: set[str]) -> None:
-    """Point at folders that are not named like the others: each would be a class of its own."""
+def _warn_of_unusual_folders(wnids: set[str]) -> None:
+    """Warn about folders that are not named like the others: each becomes a class."""
     if len(wnids) == 1 and not any(map(_WNID.fullmatch, wnids)):
         console.warn(
             f"all images are of one class, `{next(iter(wnids))}`: is there a folder for each class?"
         )
-    odd = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
-    if odd and len(odd) * 10 <= len(wnids):
+    unusual = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
+    if unusual and len(unusual) * 10 <= len(wnids):
         console.warn(
-            f"{console.some(odd)} will be classes, though not named like the other "
-            f"{len(wnids) - len(odd):,} (n01440764 ...)"
+            f"{console.some(unusual)} will be classes, although not named like the other "
+            f"{len(wnids) - len(unusual):,} (n01440764 ...)"
         )
 
 
@@ -142,34 +145,40 @@ def hash_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     algorithm: Annotated[
         Literal["xxh3_128", "md5", "blake2b_128"],
-        typer.Option(help="What digests are made with: fast, known everywhere, or unforgeable."),
+        typer.Option(
+            help="Hash algorithm: xxh3_128 (fastest), md5 (PLSC-compatible), blake2b_128 "
+            "(collision-resistant)."
+        ),
     ] = "xxh3_128",
     num_workers: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Files read at a time.",
+            help="Number of files read in parallel.",
             show_default="8; 2 without a C compiler; 32 on a network file system or at a URL",
         ),
     ] = None,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Read what symbolic links lead to.")
+        bool, typer.Option("--follow-symlinks", help="Follow symbolic links.")
     ] = False,
     mode: Annotated[
         Literal["full", "quick"],
         typer.Option(
-            help="quick reads both ends of most files only, and to the end just those that may "
-            "have a copy: less than a quarter of the bytes, and the same copies. But unique files "
-            "get no digest, so that `verify` cannot check them nor `--by content` merge them.",
+            help="quick: hash only the head and tail of each file, and the full content of "
+            "potential "
+            "duplicates: reads less than a quarter of the bytes and finds the same duplicates. "
+            "Unique "
+            "files get no digest, so `verify` checks only their size, and `--by content` is "
+            "refused.",
         ),
     ] = "full",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Read everything, whatever earlier runs have read.")
+        bool, typer.Option("--fresh", help="Ignore the cache of earlier runs.")
     ] = False,
     recheck: Annotated[
         float,
         typer.Option(
-            min=0, max=1, metavar="P", help="Share of the unchanged files to read all the same."
+            min=0, max=1, metavar="P", help="Fraction of unchanged files to re-read anyway."
         ),
     ] = 0.0,
     label_from: LabelSource = None,
@@ -177,7 +186,7 @@ def hash_command(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Read only the I-th of N shares of the folders; other machines read the others.",
+            help="Hash only the I-th of N shards of the folders; other machines hash the others.",
         ),
     ] = None,
     engine: OnEngine = "local",
@@ -186,16 +195,15 @@ def hash_command(
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
 
-    The class of an image is the name of the folder it lies in, at any depth.  Where that cannot be
-    right (train/ and val/, shards, dog/2021), the tree is refused; `--label-from` settles it.
+    The class of an image is the name of its folder, at any depth.  An ambiguous tree (train/ and
+    val/, shards, dog/2021) is refused; `--label-from` selects the folder.
 
-    Tar archives (.tar, .tar.gz, .tgz) are read where they lie, class tars in a tar as well, as if
-    each had been unpacked to a folder of its name.
+    Tar archives (.tar, .tar.gz, .tgz) and class tars in a tar are read in place, as if each had
+    been unpacked to a folder of its name.
 
-    Run again after it was killed, it goes on where it was; files that have not changed since are
-    not read again (size, times and inode tell).
+    An interrupted run resumes; unchanged files (same size, times and inode) are not read again.
 
-    Files that cannot be used are listed and do not stop the run; the exit code is then 3.
+    Files that cannot be used are listed in problems.parquet, and the exit code is 3.
 
     [bold]Examples[/bold]
 
@@ -243,7 +251,7 @@ def _shard(text: str | None) -> "Shard | None":
 
 
 def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> None:
-    """Report *summary*, and end with the exit code that it has."""
+    """Report *summary*, and exit with its exit code."""
     if share:
         report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
     else:
@@ -257,7 +265,7 @@ def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> N
 def _hash(
     root: str, manifests: Path, anywhere: dict[str, Any], on_disk: dict[str, Any]
 ) -> "HashSummary":
-    """Hash with those options that go with a tree anywhere, and those for one on a disk."""
+    """Hash a tree on disk with all options, or a URL with the options *anywhere*."""
     from vit21k.prep.hash_remote import hash_remote, is_url
     from vit21k.prep.hash_tree import hash_tree
 
@@ -280,9 +288,8 @@ def _hash(
             )
         if any(value and value != "full" for value in on_disk.values()):
             raise errors.UsageError(
-                "of a URL everything is read, by this machine, each time",
-                hint="of the options only `--algorithm`, `--num-workers` and `--label-from` go "
-                "with a URL",
+                "a URL is always read in full, by this machine",
+                hint="a URL supports only `--algorithm`, `--num-workers` and `--label-from`",
             )
         return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 
@@ -311,7 +318,7 @@ def relabel_command(
         typer.Argument(
             metavar="[SHARD]...",
             show_default=False,
-            help="What `hash --shard` wrote, all shares of it: put together first.",
+            help="Output folders of `hash --shard`, all of them: merged first.",
         ),
     ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
@@ -319,38 +326,37 @@ def relabel_command(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What fixes the class indices: a known list (fall11, in1k ...), a file with one "
-            "class folder per line, or another tree; default: the folders found, sorted.",
+            help="Class list: a known list (fall11, in1k ...), a file with one class folder per "
+            "line, "
+            "or another tree; default: the folders found, sorted.",
         ),
     ] = None,
     by: Annotated[
         Literal["bytes", "content"],
         typer.Option(
-            help="What makes files equal: all their bytes, or those of the image, so that copies "
-            "with another comment or EXIF are merged too."
+            help="Merge files with equal bytes, or with equal image content, so that copies with "
+            "another comment or EXIF are merged too."
         ),
     ] = "bytes",
     max_labels: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Skip images under more classes than this: placeholders, perhaps."
-        ),
+        typer.Option(min=1, help="Skip images with more labels than this: placeholders, perhaps."),
     ] = None,
     verify_bytes: Annotated[
         bool,
         typer.Option(
             "--verify-bytes",
-            help="Before files are merged, compare their bytes, not only their digests.",
+            help="Compare the bytes of duplicates, not only their digests, before merging.",
         ),
     ] = False,
     engine: OnEngine = "local",
     address: OnAddress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge files with equal content, with the labels of them all: digests -> images.parquet.
+    """Merge duplicate files and their labels: digests.parquet -> images.parquet.
 
-    Also written: copies.parquet, the files that were merged away; overlabelled.parquet, skipped
-    by --max-labels; and classes.parquet.
+    Also writes copies.parquet (the duplicates), overlabelled.parquet (skipped by --max-labels)
+    and classes.parquet.  Reads no images, except to merge quick shards or for --verify-bytes.
 
     [bold]Examples[/bold]
 
@@ -402,15 +408,15 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
 
     if summary.num_classes_before is not None:
         console.warn(
-            "the class list was another one before "
-            f"({summary.num_classes_before:,} classes, now {summary.num_classes:,}): "
-            "class indices have moved, and models trained until now do not fit"
+            "the class list has changed "
+            f"({summary.num_classes_before:,} classes before, now {summary.num_classes:,}): "
+            "class indices have moved, and models trained before do not match"
         )
     if summary.num_overlabelled:
         console.warn(
-            f"{summary.num_overlabelled:,} images lie under more than {MANY_LABELS} classes each: "
-            "placeholders, perhaps; look at those with the most `label_ids` in images.parquet; "
-            f"`--max-labels {MANY_LABELS}` leaves them out"
+            f"{summary.num_overlabelled:,} images have more than {MANY_LABELS} labels each: "
+            "placeholders, perhaps; inspect those with the most `label_ids` in images.parquet; "
+            f"`--max-labels {MANY_LABELS}` skips them"
         )
     if summary.num_classes_without_files:
         console.warn(
@@ -418,9 +424,9 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
             "they keep their class indices"
         )
     console.done(
-        f"relabel: {summary.num_files:,} files are {summary.num_images:,} images "
-        f"({summary.num_multi_label:,} with several labels) and {summary.num_copies:,} copies, "
-        f"in {summary.num_classes:,} classes"
+        f"relabel: {summary.num_files:,} files -> {summary.num_images:,} unique images "
+        f"({summary.num_multi_label:,} multi-label), {summary.num_copies:,} duplicates, "
+        f"{summary.num_classes:,} classes"
         + (f", {summary.num_overlabelled_files:,} skipped" if is_capped else "")
     )
     console.note(f"next: `{for_manifests('vit21k make-val', manifests)}`")
@@ -431,35 +437,37 @@ def _compare_bytes(manifests: Path, by: str) -> None:
 
     if by != "bytes":
         raise errors.UsageError(
-            "`--verify-bytes` compares files that are to be equal in all bytes",
-            hint="skip one of `--by content` and `--verify-bytes`",
+            "`--verify-bytes` needs `--by bytes`",
+            hint="use one of `--by content` and `--verify-bytes`",
         )
     num_pairs = compare_copies(manifests)
-    console.note(f"{num_pairs:,} files compared with the one they are merged into: all equal")
+    console.note(f"{num_pairs:,} files compared byte by byte with their duplicates: all equal")
 
 
 def make_val_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     per_class: Annotated[
-        int, typer.Option(min=1, help="Images to choose of each class, where there are so many.")
+        int, typer.Option(min=1, help="Images to choose per class, where there are enough.")
     ] = 20,
     holdout: Annotated[
-        bool, typer.Option("--holdout", help="Take them out of train, with all their copies.")
+        bool, typer.Option("--holdout", help="Remove them from train, with all their duplicates.")
     ] = False,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=2**64 - 1, help="Draw them by a hash of their content; default: the first."
+            min=0,
+            max=2**64 - 1,
+            help="Choose them at random, by a hash of their content; default: the first.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose images to validate on: images.parquet -> val.parquet, train.parquet.
+    """Choose validation images: images.parquet -> val.parquet, train.parquet.
 
     Only images with one label are chosen.
 
-    Without --holdout they stay in train as well, as in PLSC: a dummy split, to watch a training
-    run by; its metrics are named dummy_val/...
+    Without --holdout they stay in train as well, as in PLSC: a dummy split, for monitoring a
+    training run; its metrics are named dummy_val/...
 
     [bold]Examples[/bold]
 
@@ -513,19 +521,19 @@ def get_dataset_command(
     name: Annotated[Literal["cifar10", "cifar100"], typer.Argument(metavar="cifar10|cifar100")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where it goes; default: a folder of that name."),
+        typer.Option(metavar="DIR", help="Output folder; default: the name of the dataset."),
     ] = None,
     archive: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The archive, if it is here already: the published python .tar.gz, or a .zip of "
-            "`train/<class>/` and `test/<class>/`; default: loaded by torchvision.",
+            help="A local archive: the published python .tar.gz, or a .zip of `train/<class>/` and "
+            "`test/<class>/`; default: downloaded by torchvision.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch CIFAR into an image tree and manifests: OUT/images, OUT/manifests.
+    """Download CIFAR as an image tree with manifests: OUT/images, OUT/manifests.
 
     Images become PNG files, `train/frog/00000.png`, whose number is torchvision's; those of a zip
     stay as they are. The test images are val.parquet.
@@ -542,7 +550,7 @@ def get_dataset_command(
     folder = out or Path(name)
     file = archive or _downloaded(name, folder)
     if not file.is_file():
-        raise UsageError(f"no archive at `{file}`", hint="leave --archive out to load it")
+        raise UsageError(f"no archive at `{file}`", hint="run without --archive to download it")
     is_zip = file.suffix.lower() == ".zip"
     md5 = _md5_of(file)
     if not is_zip:
@@ -560,12 +568,12 @@ def get_dataset_command(
 
 
 def in_words(prepared: "Prepared") -> str:
-    """Return what became of the files, in counts that add up."""
-    problems = f", {prepared.num_problems:,} of no use" if prepared.num_problems else ""
-    unused = f", {prepared.num_unused:,} for neither" if prepared.num_unused else ""
+    """Format the counts of files; they add up."""
+    problems = f", {prepared.num_problems:,} unusable" if prepared.num_problems else ""
+    unused = f", {prepared.num_unused:,} in neither" if prepared.num_unused else ""
     return (
-        f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} images to train "
-        f"on, {prepared.num_val:,} to validate on ({prepared.split}){unused}, "
+        f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} images in train, "
+        f"{prepared.num_val:,} in val ({prepared.split}){unused}, "
         f"{prepared.num_classes:,} classes"
     )
 
@@ -653,7 +661,7 @@ def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> Non
 def _downloaded(name: str, folder: Path) -> Path:
     from vit21k.prep.cifar_download import download_cifar
 
-    console.note(f"{name}: loaded by torchvision, unless it is in `{folder}` already")
+    console.note(f"{name}: downloaded by torchvision, unless it is already in `{folder}`")
     return download_cifar(name, folder)
 
 
