@@ -67,9 +67,9 @@ def test_the_pipeline_says_what_it_did(tiny_tree: Path, tmp_path: Path) -> None:
     assert sorted(_manifests(tmp_path / "data_manifests")) == [
         "classes.parquet",
         "copies.parquet",
-        "overlabelled.parquet",
         "digests.parquet",
         "images.parquet",
+        "overlabelled.parquet",
         "problems.parquet",
         "train.parquet",
         "val.parquet",
@@ -396,7 +396,9 @@ def test_folders_that_are_not_named_like_the_others_are_pointed_out(
 
     result = _vit21k("hash", root, cwd=tmp_path)
 
-    assert "warning: `images` will be classes, though not named like the other 20" in result.stderr
+    assert (
+        "warning: `images` will be classes, although not named like the other 20" in result.stderr
+    )
 
 
 def test_a_class_list_that_changes_is_pointed_out(make_tree: MakeTree, tmp_path: Path) -> None:

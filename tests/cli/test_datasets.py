@@ -32,7 +32,7 @@ def test_an_archive_becomes_a_tree_and_manifests(vit21k, archive, tmp_path):
     assert (train.num_rows, val.num_rows) == (15, 3)
     assert all(path.startswith("test/") for path in val["path"].to_pylist())
     assert "18 files in `cifar10/images`" in result.stderr
-    assert "15 images to train on, 3 to validate on (the folder `test`)" in result.stderr
+    assert "15 images in train, 3 in val (the folder `test`)" in result.stderr
     assert "vit21k train --recipe cifar10_cpu --manifests cifar10/manifests" in result.stderr
 
 
@@ -124,7 +124,7 @@ def test_any_folder_of_class_folders_is_trained_on_by_naming_it(vit21k, photos, 
     again = vit21k(*command, "--set=run.log_every_steps=1")
 
     assert result.code == 0, result.stderr
-    assert "12 images to train on, 2 to validate on (1 of each class, held out)" in result.stderr
+    assert "12 images in train, 2 in val (1 of each class, held out)" in result.stderr
     assert "manifests in `run/data/manifests`" in result.stderr
     assert sorted(photos.rglob("*")) == before
     assert "val/prec@1" in (tmp_path / "run/metrics.jsonl").read_text()
@@ -182,7 +182,7 @@ def test_a_hugging_face_dataset_is_trained_on_by_naming_it(vit21k, tmp_path):
     result = vit21k(*finetune(vit21k, tmp_path, tmp_path / "saved"))
 
     assert result.code == 0, result.stderr
-    assert "8 images to train on, 2 to validate on (the folder `test`)" in result.stderr
+    assert "8 images in train, 2 in val (the folder `test`)" in result.stderr
     tree = tmp_path / "run/data/tree/images"
     assert (tree / "train/cat/00000000.png").read_bytes() == photo(0)
 

@@ -39,7 +39,7 @@ def test_shards_are_hashed_and_put_together_as_the_commands_say(
     assert [folder.name for folder in folders] == ["0001-of-0002", "0002-of-0002"]
     assert merged.exit_code == 0
     assert "2 shards merged: 6 files in digests.parquet" in merged.output
-    assert "relabel: 6 files are 4 images" in merged.output
+    assert "relabel: 6 files -> 4 unique images" in merged.output
     for name in ("digests.parquet", "problems.parquet"):
         assert (manifests / name).read_bytes() == (whole / name).read_bytes()
 
@@ -60,8 +60,8 @@ def test_a_missing_shard_is_asked_for_by_its_command(tiny_tree: Path, tmp_path: 
         (["hash", "tree", "--shard", "4/3"], "`4/3` is not a shard"),
         (["hash", "tree", "--address", "a:1"], "`--address` is of a Ray cluster"),
         (["relabel", "--address", "a:1"], "`--address` is of a Ray cluster"),
-        (["hash", "s3://bucket", "--shard", "1/2"], "of a URL everything is read"),
-        (["hash", "s3://bucket", "--mode", "quick"], "of a URL everything is read"),
+        (["hash", "s3://bucket", "--shard", "1/2"], "a URL is always read in full"),
+        (["hash", "s3://bucket", "--mode", "quick"], "a URL is always read in full"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: list[str], message: str) -> None:
