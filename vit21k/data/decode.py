@@ -34,7 +34,7 @@ MAX_SECONDS = 5.0
 """Estimated time that decoding one file may take."""
 
 MAX_BYTES = 1 << 30
-"""Estimated memory that decoding one file may take, beside the file."""
+"""Estimated memory that decoding one file may take, in addition to the file."""
 
 MAX_UNPACKED_BYTES = 64 << 20
 """Of gzip'd images, as in `vit21k hash`: what decompresses to more is refused."""
@@ -71,7 +71,7 @@ _JPEG_SCAN_SECONDS = 5e-6
 _ARITHMETIC_FACTOR = 10
 _READ_SECONDS = 3e-6  # a call of Pillow's parsers in Python, and what they do with its result
 
-# Bytes a pixel beside the image itself, by decoder.
+# Bytes a pixel in addition to the image itself, by decoder.
 _PIXEL_BYTES = {"webp": 18, "bmp_rle": 3, "ppm_plain": 8, "ppm": 8, "libtiff": 4, "gif": 4}
 _WIDE_MODE_BYTES = 4
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}

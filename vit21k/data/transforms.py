@@ -135,7 +135,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """The whole image or its middle, resized to one size by Pillow: torchvision's to the pixel.
+    """The complete image or its center, resized to one size by Pillow: torchvision's to the pixel.
 
     Args:
         img_size: Height and width of the result.
@@ -307,7 +307,7 @@ class CropDecoder:
         facts = (ctypes.c_int32 * (_FACTS * num))()
         self._measure(*_as_c(contents), num, facts)
         rows = zip(*[iter(facts)] * _FACTS, strict=True)
-        return [ImageFacts(w, h, bool(odd)) if w else None for w, h, odd in rows]
+        return [ImageFacts(w, h, bool(unusual)) if w else None for w, h, unusual in rows]
 
     def crop(
         self,

@@ -1,9 +1,6 @@
-"""Model and images -> the most probable classes of each.
+"""Predict the most probable classes of images, and write predictions to a Parquet file.
 
 Dimensions: B images, C colours, H W pixels, K classes, T top classes.
-
-
-Predictions -> a Parquet file, written as they come, there when it is whole.
 """
 
 import os

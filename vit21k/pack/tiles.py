@@ -27,7 +27,7 @@ class NotTileableError(Exception):
 
 
 class Segment(NamedTuple):
-    """Where a marker segment lies: content[start:end], the marker included."""
+    """Offsets of a marker segment: content[start:end], the marker included."""
 
     marker: int
     start: int
@@ -50,7 +50,7 @@ class Frame:
         width: Pixels.
         height: Pixels.
         components: In the order of the file.
-        segment: Where it lies.
+        segment: Its offsets.
     """
 
     width: int
@@ -339,7 +339,7 @@ def tile_jpeg(content: bytes, recode: Recode, *, keep_metadata: bool = False) ->
 def tile_width(mcus: int) -> int:
     """Return how many MCUs a tile is to have: a divisor of *mcus*, those of a row.
 
-    The one nearest to `TILE_MCUS`; a whole row where none is near.
+    The one nearest to `TILE_MCUS`; a complete row where none is near.
     """
     divisors = [k for k in range(_MIN_TILE, min(_MAX_TILE, mcus) + 1) if mcus % k == 0]
     return min(divisors, key=lambda k: max(k / TILE_MCUS, TILE_MCUS / k), default=mcus)
