@@ -135,7 +135,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """The complete image or its center, resized to one size by Pillow: torchvision's to the pixel.
+    """The complete image or its center, resized by Pillow: torchvision's to the pixel.
 
     Args:
         img_size: Height and width of the result.
