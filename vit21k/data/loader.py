@@ -396,7 +396,7 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 def started_ahead(
     items: Iterator[Batch], start: Callable[[Batch], _T], finish: Callable[[_T], Batch]
 ) -> Iterator[Batch]:
-    """Yield each item started and finished, in order; two are started ahead of the one that is used.
+    """Yield each item started and finished, in order; two are started ahead of it.
 
     An error in *items* is met up to two items early.
     """
