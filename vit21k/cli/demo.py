@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple, TextIO
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
+import vit21k
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.options import require_torch
-from vit21k.demo_tree import DemoTree
-from vit21k.manifest.api import read_manifest
+
+if TYPE_CHECKING:
+    from vit21k.demo_tree import DemoTree
 
 PER_CLASS = 10
 TIMES_CHANCE = 4
@@ -57,7 +59,7 @@ class Step:
     exit_code: int = errors.EXIT_DONE
 
 
-def steps_of(tree: DemoTree, manifests: Path, runs: Path) -> Iterator[Step]:
+def steps_of(tree: "DemoTree", manifests: Path, runs: Path) -> Iterator[Step]:
     """Yield the steps in their order; each may use what the steps before it have made."""
     yield Step(
         command=f"vit21k hash {tree.root.name}",
@@ -101,32 +103,36 @@ def steps_of(tree: DemoTree, manifests: Path, runs: Path) -> Iterator[Step]:
     )
 
 
-def _check_hash(tree: DemoTree, manifests: Path) -> Iterator[Check]:
-    problems = read_manifest("problems", manifests).to_pylist()
-    yield _count("files hashed", read_manifest("digests", manifests).num_rows, tree.num_files)
+def _check_hash(tree: "DemoTree", manifests: Path) -> Iterator[Check]:
+    problems = vit21k.read_manifest("problems", manifests).to_pylist()
+    yield _count(
+        "files hashed", vit21k.read_manifest("digests", manifests).num_rows, tree.num_files
+    )
     yield Check(
         "the empty file is the one problem",
         [(row["path"], row["kind"]) for row in problems] == [(tree.empty.as_posix(), "empty")],
     )
 
 
-def _check_relabel(tree: DemoTree, manifests: Path) -> Iterator[Check]:
-    images = read_manifest("images", manifests)
+def _check_relabel(tree: "DemoTree", manifests: Path) -> Iterator[Check]:
+    images = vit21k.read_manifest("images", manifests)
     num_multi_label = sum(len(labels) > 1 for labels in images["label_ids"].to_pylist())
     yield _count("images", images.num_rows, tree.num_images)
-    yield _count("copies merged", read_manifest("copies", manifests).num_rows, tree.num_copies)
+    yield _count(
+        "copies merged", vit21k.read_manifest("copies", manifests).num_rows, tree.num_copies
+    )
     yield _count("images of several classes", num_multi_label, tree.num_multi_label)
 
 
-def _check_make_val(tree: DemoTree, manifests: Path) -> Iterator[Check]:
-    train, val = (read_manifest(split, manifests) for split in ("train", "val"))
+def _check_make_val(tree: "DemoTree", manifests: Path) -> Iterator[Check]:
+    train, val = (vit21k.read_manifest(split, manifests) for split in ("train", "val"))
     both = set(train["digest"].to_pylist()) & set(val["digest"].to_pylist())
     yield _count("val images", val.num_rows, PER_CLASS * tree.num_classes)
     yield _count("train images", train.num_rows, tree.num_images - val.num_rows)
     yield Check("no image is in both", not both)
 
 
-def _check_train(tree: DemoTree, run_dir: Path, printed: Printed) -> Iterator[Check]:
+def _check_train(tree: "DemoTree", run_dir: Path, printed: Printed) -> Iterator[Check]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     yield Check(f"the loss fell from {losses[0]:.3f} to {losses[-1]:.3f}", losses[-1] < losses[0])
@@ -134,7 +140,7 @@ def _check_train(tree: DemoTree, run_dir: Path, printed: Printed) -> Iterator[Ch
     yield _beats_chance(tree, [line for line in lines if "val/prec@1" in line][-1])
 
 
-def _check_eval(tree: DemoTree, printed: Printed) -> Iterator[Check]:
+def _check_eval(tree: "DemoTree", printed: Printed) -> Iterator[Check]:
     report = json.loads(printed.out)
     yield _count("val images judged", report["val/num_images"], PER_CLASS * tree.num_classes)
     yield _beats_chance(tree, report)
@@ -144,7 +150,7 @@ def _check_predict(wnid: str, printed: Printed) -> Iterator[Check]:
     yield Check(f"{wnid} is among the classes it names", wnid in printed.out)
 
 
-def _beats_chance(tree: DemoTree, metrics: dict[str, Any]) -> Check:
+def _beats_chance(tree: "DemoTree", metrics: dict[str, Any]) -> Check:
     accuracy, chance = metrics["val/prec@1"], 1 / tree.num_classes
     text = f"val/prec@1 is {accuracy:.3f}, {accuracy / chance:.0f} times chance ({chance:.3f})"
     return Check(text, accuracy >= TIMES_CHANCE * chance)
@@ -157,8 +163,8 @@ def _count(what: str, found: int, expected: int) -> Check:
 
 def _a_val_image(manifests: Path) -> tuple[str, str]:
     """Return path and wnid of the last image held out."""
-    row = read_manifest("val", manifests).to_pylist()[-1]
-    wnids = read_manifest("classes", manifests)["wnid"].to_pylist()
+    row = vit21k.read_manifest("val", manifests).to_pylist()[-1]
+    wnids = vit21k.read_manifest("classes", manifests)["wnid"].to_pylist()
     return row["path"], wnids[row["label_ids"][0]]
 
 
