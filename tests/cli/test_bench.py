@@ -8,7 +8,7 @@ import torch  # noqa: F401 (see conftest.py)
 from PIL import Image
 from typer.testing import CliRunner
 
-from vit21k.cli import bench as bench_module
+from vit21k.cli import bench_measure as bench_module
 from vit21k.cli.app import app
 from vit21k.errors import ManifestError, UsageError
 from vit21k.prep.hash_tree import hash_tree
