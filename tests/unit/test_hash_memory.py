@@ -236,12 +236,12 @@ def test_a_change_within_a_second_of_the_file_system_is_seen(
 def test_the_time_is_that_before_reading(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newest = max(path.stat().st_ctime_ns for path in pictures.rglob("*.JPEG"))
+    times = [path.stat().st_ctime_ns for path in pictures.rglob("*.JPEG")]
     read = FileReader.digest
-    monkeypatch.setattr(HashMemory, "now", lambda _self: newest + 1)
+    monkeypatch.setattr(HashMemory, "now", lambda _self: min(times) + 1)
 
     def slowly(*args: object) -> object:
-        monkeypatch.setattr(HashMemory, "now", lambda _self: newest + SECOND)
+        monkeypatch.setattr(HashMemory, "now", lambda _self: max(times) + SECOND)
         return read(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FileReader, "digest", slowly)
