@@ -21,7 +21,7 @@ test: $(DEV) ## Run all tests; FAST=1 leaves the slow ones out
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu$(if $(FAST), and not slow)"
 
 fuzz: ## Fuzz the compiled code for two minutes; needs only Python and a C compiler
-	$(PYTHON) tools/check/fuzz_native.py --seconds 120
+	$(PYTHON) tools/fuzz/fuzz_native.py --seconds 120
 
 test-lowest: $(DEV) ## Run the fast tests with the lowest versions that pyproject.toml allows
 	$(BIN)/python tools/check/check_versions.py lowest --python $(PYTHON)

@@ -7,6 +7,7 @@ Processes are started by torchrun, never by us::
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,8 @@ def init_world(device: str) -> World:
             )
         on_gpu = torch.device(device).type == "cuda"
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+            with _stdout_to_stderr():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         except (RuntimeError, ValueError) as error:
             at = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
             why = str(error).partition("\n")[0]
@@ -172,6 +174,19 @@ def _error_of(rank: int, report: Mapping[str, Any]) -> Vit21kError:
     error = Vit21kError(f"process {rank}: {report['message']}", hint=report["hint"])
     error.exit_code = report["exit_code"]
     return error
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what C++ prints: torch 2.10's gloo counts its peers on stdout."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -121,9 +121,7 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_passes_a_signal_on_and_the_same_command_goes_on(tmp_path):
-    subprocess.run(
-        [sys.executable, train_layouts.__file__, tmp_path], check=True, env=ENVIRONMENT, timeout=100
-    )
+    _make_images(tmp_path, num_classes=3, per_class=7)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "vit21k", "train", *train_layouts.SMALL, *train_layouts.LONG]
     command += ["--set=total_steps=400", f"--manifests={tmp_path / 'manifests'}"]

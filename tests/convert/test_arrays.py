@@ -243,7 +243,7 @@ def test_a_config_of_immense_or_odd_numbers_builds_nothing(change):
 
 
 def mutate_weights():
-    path = Path(__file__).parents[2] / "tools" / "mutate_weights.py"
+    path = Path(__file__).parents[2] / "tools/check/mutate_weights.py"
     spec = importlib.util.spec_from_file_location("mutate_weights", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutate_weights"] = module

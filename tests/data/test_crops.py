@@ -212,6 +212,34 @@ def test_without_the_extension_there_is_another_way(monkeypatch):
     assert len(batches(files, "fail", num_workers=0)[0]) == 3
 
 
+@needs_extension
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pixels_do_not_depend_on_the_files_before(variant):
+    """Tables are kept from file to file, and small files begin with slower ones."""
+    own = [
+        jpeg(size, optimize=True, quality=quality)
+        for size, quality in zip(SIZES, (30, 75, 90, 95), strict=True)
+    ]
+    contents = [
+        own[0],
+        own[1],
+        own[0],
+        own[0],
+        jpeg(),
+        jpeg(SIZES[1]),
+        own[2],
+        own[2],
+        own[3],
+        jpeg(),
+    ]
+    expected = [ordinary_crop(content, Crop((0, 0, 5, 9)), 16, "bilinear") for content in contents]
+    images_BCHW = np.zeros((len(contents), 3, 16, 16), dtype=np.uint8)
+    crops = [Crop((0, 0, 5, 9))] * len(contents)
+    done = compiled(variant).crop(contents, crops, images_BCHW, range(len(contents)), "bilinear")
+    assert all(done)
+    np.testing.assert_array_equal(images_BCHW, np.stack(expected))
+
+
 FUZZ_INPUTS = Path(__file__).parents[1] / "fixtures" / "fuzz"
 REFUSED = {
     *("411", "440", "adobe_ycc", "cmyk", "ff00_header", "fill_bytes", "height_at_end"),

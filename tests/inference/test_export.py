@@ -279,7 +279,7 @@ def test_torch_export_loads_without_vit21k_for_any_batch(make, tmp_path):
     [
         (NAME, {"representation_size": 16}),
         ("pit_ti_distilled_224", {"img_size": 32, "depth": [1, 1, 1]}),
-        ("vit_small_r26_s32_224", {"patch_size": 1, "img_size": 32}),
+        ("vit_small_r26_s32_224", {"patch_size": 1, "img_size": 32, "resnet_layers": [1, 1]}),
     ],
 )
 def test_onnxruntime_gives_the_same_logits_for_any_batch(make, tmp_path, name, overrides):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -167,10 +166,12 @@ def test_what_has_changed_is_read_and_nothing_else(
 
 
 def test_a_file_that_changed_just_before_it_was_read_is_read_again(
-    tree: Path, tmp_path: Path
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree / "n00000000" / "0300.JPEG"
     os.utime(path)
+    just_after = path.stat().st_ctime_ns + SECOND // 25  # however slow the machine is
+    monkeypatch.setattr(HashCache, "now", lambda _self: just_after)
 
     hash_tree(tree, tmp_path / "m")
 
@@ -233,12 +234,12 @@ def test_a_change_within_a_second_of_the_file_system_is_seen(
 def test_the_time_is_that_before_reading(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newest = max(path.stat().st_ctime_ns for path in images.rglob("*.JPEG"))
+    times = [path.stat().st_ctime_ns for path in images.rglob("*.JPEG")]
     read = FileReader.digest
-    monkeypatch.setattr(HashCache, "now", lambda _self: newest + 1)
+    monkeypatch.setattr(HashCache, "now", lambda _self: min(times) + 1)
 
     def slowly(*args: object) -> object:
-        monkeypatch.setattr(HashCache, "now", lambda _self: newest + SECOND)
+        monkeypatch.setattr(HashCache, "now", lambda _self: max(times) + SECOND)
         return read(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FileReader, "digest", slowly)
@@ -443,34 +444,44 @@ def test_archives_are_remembered_by_their_own_state(archives: Path, tmp_path: Pa
     assert after.num_known == 700 - 233
 
 
-KILLED = """
-import sys
+KILLER = """
+import os, random, signal, sys, time
+from contextlib import suppress
 from pathlib import Path
 from vit21k.prep.hash_tree import hash_tree
-hash_tree(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=2, mode=sys.argv[3])
+
+root, manifests, mode, num_kills, journal = sys.argv[1:]
+random_ = random.Random(int(num_kills))
+
+def has_begun(started_at):  # whether a run has begun to write its journal since then
+    with suppress(FileNotFoundError):  # the run moves them about
+        journals = Path(manifests).glob(f"{journal}*")
+        return any(path.stat().st_ctime_ns > started_at for path in journals)
+    return False
+
+def has_ended(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+for _ in range(int(num_kills)):
+    started_at = time.time_ns() - 10_000_000
+    child = os.fork()
+    if child == 0:
+        hash_tree(Path(root), Path(manifests), num_workers=2, mode=mode)
+        os._exit(0)
+    while not has_begun(started_at) and not has_ended(child):
+        time.sleep(0.001)  # a run that neither begins nor ends would be the system's fault
+    time.sleep(random_.random() * 0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 """
+"""Kills runs at random moments: children of a process that has imported what they need."""
 
 
 def _kill_at_random(root: Path, manifests: Path, mode: str, num_kills: int) -> HashSummary:
     """Kill runs at random moments; check what each leaves, and return the counts of the last."""
-    random_ = random.Random(num_kills)
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    for _ in range(num_kills):
-        started_at = time.time_ns() - 10_000_000
-        command = [sys.executable, "-c", KILLED, str(root), str(manifests), mode]
-        with subprocess.Popen(command, env=environment) as process:
-            while not _has_begun(manifests, started_at) and process.poll() is None:
-                time.sleep(0.001)  # a run that neither begins nor ends would be the system's fault
-            time.sleep(random_.random() * 0.1)
-            process.kill()
+    command = [sys.executable, "-c", KILLER, root, manifests, mode, str(num_kills), JOURNAL]
+    subprocess.run(command, check=True)
     return hash_tree(root, manifests, mode=mode)  # type: ignore[arg-type]
-
-
-def _has_begun(manifests: Path, started_at: int) -> bool:
-    """Return whether a run has begun to write its journal since then."""
-    with suppress(FileNotFoundError):  # the run moves them about
-        return any(path.stat().st_ctime_ns > started_at for path in manifests.glob(f"{JOURNAL}*"))
-    return False
 
 
 def _check_kills(root: Path, tmp_path: Path, mode: str, num_kills: int) -> None:

@@ -2,6 +2,7 @@
 
     python tools/bench/bench_crop_decoder.py FOLDER --rounds 7
     python tools/bench/bench_crop_decoder.py FOLDER --libjpeg /path/to/libjpeg.so.62
+    python tools/bench/bench_crop_decoder.py FOLDER --portable --side 32
 
 Random crops are drawn as training draws them, one of each JPEG of the folder, and taken from the
 file as it is and from its tiles, as `vit21k pack --lossless` stores it. Of tiles, libjpeg-turbo is
@@ -9,6 +10,8 @@ given the whole file, and also a small JPEG of the tiles that cover the crop (`t
 is cut out beforehand and not timed. Both decoders are called from C (tools/bench/yardstick/crop_jpeg.c),
 by one thread, and timed in CPU seconds; once they only decode, once the same code resizes what
 each has decoded. Every round runs all of them in turn; ratios are medians of the rounds' own.
+Finally crop.c is called from Python, as by a loader, and compared with a loader without the
+extension (Pillow, torch).
 
 Needs a C compiler and the header files of libjpeg-turbo (Debian: libjpeg62-turbo-dev).
 """
@@ -18,22 +21,24 @@ import ctypes
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
+import torch
 from drawn_crops import drawn_crops
 from numpy.typing import NDArray
 from tile_cuts import parse_tile_jpeg
 
-from vit21k.data.transforms import crop_box, crop_decoder
+from vit21k.data.decode import decode_rgb
+from vit21k.data.transforms import Crop, crop_box, crop_decoder, resample
 
 SOURCE = Path(__file__).parent / "yardstick" / "crop_jpeg.c"
 FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-fPIC", "-shared")
-SIDE = 224
-
+CHUNK = 32  # crops of a call from Python
 Box = tuple[int, int, int, int]
 
 
@@ -73,6 +78,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--libjpeg", type=Path, help="default: the one that Pillow's wheel has")
+    parser.add_argument("--side", type=int, default=224, help="of the resized crops")
     parser.add_argument("--portable", action="store_true", help="crop.c without AVX2")
     args = parser.parse_args()
     library, name = built(args.libjpeg or bundled(), is_portable=args.portable)
@@ -90,11 +96,13 @@ def main() -> None:
     }
     print(f"{len(originals.contents)} crops, {args.rounds} rounds, {name}\n")
     print("| files | what | decoder | ms per crop | ratio |\n|---|---|---|---|---|")
-    seconds = measured(groups, args.rounds)
-    for group, size in ((group, size) for group in groups for size in (0, SIDE)):
+    seconds = measured(groups, args.rounds, args.side)
+    for group, size in ((group, size) for group in groups for size in (0, args.side)):
         report(group, size, seconds[group, size], len(originals.contents))
+    report("originals", args.side, from_python(originals, args), len(originals.contents))
     for group, ways in groups.items():
-        print(f"\n{group}: {same_pixels(ways)} of {len(originals.contents)} have the same pixels")
+        num_same = same_pixels(ways, args.side)
+        print(f"\n{group}: {num_same} of {len(originals.contents)} have the same pixels")
 
 
 def bundled() -> Path | None:
@@ -144,13 +152,13 @@ def files_of(folder: Path) -> tuple[Files, Files, Files]:
 
 
 def measured(
-    groups: dict[str, dict[str, Way]], num_rounds: int
+    groups: dict[str, dict[str, Way]], num_rounds: int, side: int
 ) -> dict[tuple[str, int], dict[str, list[float]]]:
     """Return CPU seconds of each round, of each group and size, of each way."""
     seconds: dict[tuple[str, int], dict[str, list[float]]] = {}
     for number in range(num_rounds):
         for group, ways in groups.items():
-            for size in (0, SIDE):
+            for size in (0, side):
                 names = list(ways) if number % 2 else list(ways)[::-1]
                 for name in names:
                     taken = run(ways[name], size)[0]
@@ -180,16 +188,43 @@ def run(way: Way, size: int) -> tuple[float, NDArray[np.uint8]]:
 def report(group: str, size: int, seconds: dict[str, list[float]], num_crops: int) -> None:
     """Print rows of the table; the ratio of a way is its time over that of crop.c."""
     what = f"decoded, resized to {size}" if size else "decoded"
+    first = next(iter(seconds.values()))
     for name, times in seconds.items():
-        ratios = [taken / ours for taken, ours in zip(times, seconds["crop.c"], strict=True)]
+        ratios = [taken / ours for taken, ours in zip(times, first, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         milliseconds = 1000 * statistics.median(times) / num_crops
         print(f"| {group} | {what} | {name} | {milliseconds:.3f} | {spread} |")
 
 
-def same_pixels(ways: dict[str, Way]) -> int:
+def from_python(files: Files, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Return CPU seconds of each round: called from Python, and without the extension."""
+    decoder, side, num = (
+        crop_decoder("portable" if args.portable else None),
+        args.side,
+        len(files[0]),
+    )
+    images_BCHW = np.zeros((CHUNK, 3, side, side), dtype=np.uint8)
+    seconds: dict[str, list[float]] = {"crop.c": [], "without the extension": []}
+    torch.set_num_threads(1)
+    for _ in range(args.rounds):
+        start = time.process_time()
+        for first in range(0, num, CHUNK):
+            contents = files.contents[first : first + CHUNK]
+            crops = [Crop(box) for box in files.boxes[first : first + CHUNK]]
+            decoder.crop(contents, crops, images_BCHW, range(len(crops)), "bilinear")
+        middle = time.process_time()
+        for content, box in zip(*files, strict=True):
+            left, top, right, bottom = box
+            pixels_HWC = np.array(decode_rgb(content))[top:bottom, left:right]
+            resample(np.ascontiguousarray(pixels_HWC), (side, side), "bilinear")
+        seconds["crop.c"].append(middle - start)
+        seconds["without the extension"].append(time.process_time() - middle)
+    return {f"{name}, from Python": times for name, times in seconds.items()}
+
+
+def same_pixels(ways: dict[str, Way], side: int) -> int:
     """Return how many resized crops are the same in all *ways*."""
-    first, *others = (run(way, SIDE)[1] for way in ways.values())
+    first, *others = (run(way, side)[1] for way in ways.values())
     return int(sum(all_equal(first[i], [other[i] for other in others]) for i in range(len(first))))
 
 

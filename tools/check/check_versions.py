@@ -11,6 +11,7 @@ downloads a few gigabytes.  Exit status: pytest's; 1 if the versions cannot be i
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,13 +101,10 @@ def run_tests(python: Path, kind: str, arguments: Sequence[str]) -> int:
 
 
 def tests_of_extras() -> list[str]:
-    """Return the files with tests that need what the extra `dev` lacks."""
+    """Return the files with tests that need what `dev` lacks, or that do more with it."""
     files = sorted((CHECKOUT / "tests").rglob("test_*.py"))
-    return [
-        str(path)
-        for path in files
-        if "conftest import" in (text := path.read_text()) and "needs_" in text
-    ]
+    wanted = re.compile(r"from conftest import .*(needs_|WITH_EXTRAS)")
+    return [str(path) for path in files if wanted.search(path.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":

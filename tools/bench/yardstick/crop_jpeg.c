@@ -60,7 +60,7 @@ static int decode_ours(Decoder *decoder, const uint8_t *content, size_t num_byte
     Resize resize = resize_of(crop, 1, 0, 0);
     int status = read_header(&header, content, num_bytes), width = crop->box[2] - crop->box[0];
     if (status || (status = make_region(&region, crop->box))) return status;
-    if ((status = make_tables(decoder, &header))) return status;
+    if ((status = make_tables(decoder, &header, num_bytes))) return status;
     if (reserve(&region, num_bytes, crop->box, &resize)) return NO_MEMORY;
     if ((status = read_region(&region, content, num_bytes))) return status;
     size_t stride = ((size_t)width + 31) & ~(size_t)15;

@@ -138,7 +138,7 @@ static int crop_one(Decoder *decoder, const uint8_t *content, size_t num_bytes, 
     find_needed(resize, crop->box, box);
     if ((status = make_region(&region, box))) return status;
     if (header.num_components) {
-        if ((status = make_tables(decoder, &header))) return status;
+        if ((status = make_tables(decoder, &header, num_bytes))) return status;
         if (reserve(&region, num_bytes, box, resize)) return NO_MEMORY;
         if ((status = read_region(&region, content, num_bytes))) return status;
     } else {

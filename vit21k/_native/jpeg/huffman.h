@@ -22,11 +22,16 @@ typedef struct {
 /* What a table is of: codes of DC, of AC, or codes whose steps are not needed. */
 typedef enum { DC, AC, CODES } Kind;
 
+/* Whether to make steps.  That takes longer than reading a small file without them, so the first
+ * small file with a table goes without, and others with the same table have them. */
+typedef enum { AT_ONCE, IF_USED_AGAIN } When;
+
 /* A Huffman table, and the bytes of DHT that it was made from. */
 typedef struct {
     uint8_t counts[17];
     uint8_t values[256];
-    uint8_t is_made;
+    uint8_t is_made, has_steps;
+    uint8_t has_only_slow; /* steps: all of them are SLOW */
     uint16_t look[NUM_VIEWS]; /* code length << 8 | value; 0: a longer code */
     Step steps[NUM_VIEWS];
     int32_t end_of[18]; /* first 16-bit number after the codes of each length */
@@ -50,7 +55,7 @@ static void add_code(Huffman *table, int code, int length, int value, Kind kind,
     int run = kind == DC ? 0 : value >> 4, size = value & 15, num_bits = length + size;
     for (int view = first; view < first + num_views; view++)
         table->look[view] = (uint16_t)(length << 8 | value);
-    if (kind == CODES || num_bits > VIEW_BITS) return;
+    if (!table->has_steps || num_bits > VIEW_BITS) return;
     /* libjpeg takes any other that has no bits for the end, too */
     Step step = {.num_bits = (uint8_t)num_bits, .first_bits = (uint8_t)num_bits};
     step.to_first = (uint8_t)(kind == AC && !size && run != 15 ? END : run + 1);
@@ -74,20 +79,23 @@ static void make_steps(Huffman *table, const Step *firsts) {
 }
 
 /* counts_values: 16 counts and as many values as they say. */
-static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind) {
+static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind, When when) {
     int total = 0, code = 0, index = 0;
-    Step scratch[NUM_VIEWS], *firsts = kind == AC ? scratch : table->steps;
     for (int length = 0; length < 16; length++) total += counts_values[length];
-    if (table->is_made && !memcmp(table->counts + 1, counts_values, 16) &&
-        !memcmp(table->values, counts_values + 16, total))
-        return DONE;
+    int is_again = table->is_made && !memcmp(table->counts + 1, counts_values, 16) &&
+        !memcmp(table->values, counts_values + 16, total);
+    if (is_again && (table->has_steps || kind == CODES)) return DONE;
     table->is_made = 0;
+    table->has_steps = kind != CODES && (when == AT_ONCE || is_again);
     memcpy(table->counts + 1, counts_values, 16);
     memset(table->values, 0, sizeof table->values);
     memcpy(table->values, counts_values + 16, total);
     memset(table->look, 0, sizeof table->look);
-    for (int view = 0; view < NUM_VIEWS && kind != CODES; view++)
+    Step scratch[NUM_VIEWS], *firsts = kind == AC && table->has_steps ? scratch : table->steps;
+    int is_filled = kind == CODES || (table->has_only_slow && !table->has_steps);
+    for (int view = 0; view < NUM_VIEWS && !is_filled; view++)
         firsts[view] = (Step){.to_first = SLOW};
+    table->has_only_slow = kind != CODES && !table->has_steps;
     for (int length = 1; length <= 16; length++) {
         table->offset_of[length] = index - code;
         for (int n = 0; n < table->counts[length]; n++, code++, index++) {
@@ -99,7 +107,7 @@ static int make_table(Huffman *table, const uint8_t *counts_values, Kind kind) {
         table->end_of[length] = code << (16 - length);
         code <<= 1;
     }
-    if (kind == AC) make_steps(table, firsts);
+    if (kind == AC && table->has_steps) make_steps(table, firsts);
     table->is_made = 1;
     return DONE;
 }

@@ -288,7 +288,7 @@ static int make_tables(const Table *tables, Huffman *made) {
     for (int slot = 0; slot < 2 * NUM_SLOTS; slot++) {
         int total = 0;
         for (int length = 1; length <= 16; length++) total += tables[slot].counts[length];
-        if (total > 256 || make_table(&made[slot], tables[slot].counts + 1, CODES)) return DAMAGED;
+        if (total > 256 || make_table(&made[slot], tables[slot].counts + 1, CODES, AT_ONCE)) return DAMAGED;
     }
     return DONE;
 }

@@ -13,6 +13,7 @@
 #include "arena.h"
 #include "transposed.h"
 
+enum { SMALL_SCAN = 4096 }; /* bytes */
 enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
 
 /* What a thread keeps from image to image: most share their Huffman tables. */
@@ -55,7 +56,10 @@ static int make_region(Region *region, const int32_t *box) {
     return DONE;
 }
 
-static int make_tables(Decoder *decoder, const Header *header) {
+/* num_bytes: of the file. */
+static int make_tables(Decoder *decoder, const Header *header, size_t num_bytes) {
+    When when = num_bytes - header->scan_start < SMALL_SCAN ? IF_USED_AGAIN : AT_ONCE;
+    uint32_t made = 0; /* a bit for each table */
     memset(decoder->places, BLOCK, sizeof decoder->places); /* behind the last one */
     for (int k = 0; k < BLOCK; k++) {
         int place = place_of(ZIGZAG[k] & 7, ZIGZAG[k] >> 3);
@@ -63,11 +67,12 @@ static int make_tables(Decoder *decoder, const Header *header) {
         for (int slot = 0; slot < NUM_SLOTS; slot++)
             decoder->quant[slot][place] = (int16_t)header->quant[slot][k];
     }
-    for (int c = 0; c < header->num_components; c++) {
-        int dc = header->components[c].dc, ac = NUM_SLOTS + header->components[c].ac;
-        if (make_table(&decoder->tables[dc], header->huffman[dc], DC) ||
-            make_table(&decoder->tables[ac], header->huffman[ac], AC))
-            return UNSUPPORTED;
+    for (int c = 0; c < 2 * header->num_components; c++) {
+        const Component *component = &header->components[c / 2];
+        int kind = c % 2 ? AC : DC, slot = kind == AC ? NUM_SLOTS + component->ac : component->dc;
+        if (made >> slot & 1) continue; /* else it would seem to be used again */
+        if (make_table(&decoder->tables[slot], header->huffman[slot], kind, when)) return UNSUPPORTED;
+        made |= 1u << slot;
     }
     return DONE;
 }

@@ -5,8 +5,8 @@ tools/fuzz/driver.c, built by GCC. Both targets run at the same time. What crash
 different results in two variants of the code is an error: its input is kept. Needs nothing but
 Python and a C compiler; where there is none, nothing is fuzzed.
 
-    python tools/check/fuzz_native.py --seconds 120
-    python tools/check/fuzz_native.py --seconds 0 FILE    run a kept input again
+    python tools/fuzz/fuzz_native.py --seconds 120
+    python tools/fuzz/fuzz_native.py --seconds 0 FILE    run a kept input again
 
 Exit code 1: an error was found.
 """
@@ -157,7 +157,7 @@ def report(target: str, process: "subprocess.Popen[bytes]", folder: Path) -> boo
     if inputs:
         shutil.copyfile(inputs[0], kept)
     print(f"{target}: FAILED with {exit_code}; its input is {kept.name}. To run it again:")
-    print(f"    python tools/check/fuzz_native.py --seconds 0 {kept.name}")
+    print(f"    python tools/fuzz/fuzz_native.py --seconds 0 {kept.name}")
     return True
 
 
