@@ -88,13 +88,13 @@ def test_a_model_that_guesses_is_noticed(finished: tuple[Path, str, str], tree: 
 def test_the_readmes_python_runs_where_the_demo_ran(finished: tuple[Path, str, str]) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     code = readme.partition("```python\n")[2].partition("```")[0]
-    (finished[0] / "photo.jpg").write_bytes(b"<html>")
+    (finished[0] / "cat.jpg").write_bytes(b"<html>")
     command = [sys.executable, "-c", code]
 
     result = subprocess.run(command, cwd=finished[0], capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stderr
-    assert "photo.jpg" in result.stdout
+    assert "cat.jpg" in result.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`vit21k.archives`: what a tar holds, block by block; `tarfile` and GNU tar are the oracles."""
+"""`vit21k.sources.tar`: what a tar holds, block by block; `tarfile` and GNU tar are the oracles."""
 
 import gzip
 import io

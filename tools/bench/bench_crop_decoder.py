@@ -20,6 +20,7 @@ import argparse
 import ctypes
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +30,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 import torch
-from drawn_crops import drawn_crops
 from numpy.typing import NDArray
 from tile_cuts import parse_tile_jpeg
 
 from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import Crop, crop_box, crop_decoder, resample
+
+sys.path.append(str(Path(__file__).parents[1] / "check"))
+
+from drawn_crops import drawn_crops
 
 SOURCE = Path(__file__).parent / "yardstick" / "crop_jpeg.c"
 FLAGS = ("-O3", "-g0", "-ffp-contract=off", "-fwrapv", "-Wno-psabi", "-fPIC", "-shared")

@@ -14,6 +14,7 @@ import json
 import random
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -25,12 +26,15 @@ from unittest import mock
 
 import numpy as np
 import torch
-from generated_block import write_or_check
 from PIL import Image
 
 from vit21k.data.loader import EvalLoader
 from vit21k.data.transforms import EvalTransform
 from vit21k.inference.files import Files, find_images
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 BATCH_SIZE = 64
 NUM_WORKERS = 2

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generated_block import write_or_check
 from gpu_cases import Size, synthetic_batch, trainer
 
 from vit21k.data.dataset import ImageDataset
@@ -27,6 +26,10 @@ from vit21k.data.transforms import TrainTransform
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.models.registry import get_model, model_args
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 NUM_CLASSES = 21_841
 CPU = torch.device("cpu")

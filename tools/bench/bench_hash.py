@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
 from generated_block import write_or_check
 
 _HERE = Path(__file__).parent

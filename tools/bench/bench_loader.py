@@ -26,9 +26,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from generated_block import write_or_check
 from loader_ours import OURS, PACKS, differences, ours, prepare
 from loader_peers import BATCH_SIZE, NUM_WORKERS, PEERS, Data
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 BASE = "ImageFolder"
 DALI = "DALI (CPU)"

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
 from generated_block import write_or_check
 
 NUM_FILES = 14_197_122

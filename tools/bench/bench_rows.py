@@ -26,7 +26,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from generated_block import write_or_check
 from numpy.typing import NDArray
 
 from vit21k.data.dataset import ImageDataset
@@ -35,6 +34,10 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, open_manifest
 from vit21k.manifest.schema import DIGEST_BYTES, TRAIN
 from vit21k.manifest.writer import manifest_writer
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 NUM_ROWS = 14_197_122
 _NUM_CLASSES = 21_841

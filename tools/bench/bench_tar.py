@@ -21,6 +21,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
 from generated_block import write_or_check
 
 _JPEG = (

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
+
 from fuzz_native import TARGETS, Build, build_target, seeds
 
 OPTIMIZE = ("-O3", "-g0")

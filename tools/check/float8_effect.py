@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 from emulated_float8 import CPU, PRECISION, Way, in_float8, mlp_calls, mlp_errors
-from generated_block import write_or_check
 from torch import nn
 
 from vit21k.data.dataset import ImageDataset
@@ -50,6 +49,10 @@ from vit21k.training.gradients import clip, dropout_seed, seed_dropout
 from vit21k.training.loop import StagedLoader
 from vit21k.training.objective import Objective
 from vit21k.training.reporter import Reporter
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 PAIRS: Sequence[tuple[Way, Way]] = (("bfloat16", "float32"), ("float8", "bfloat16"))
 NUM_CURVE_POINTS = 4

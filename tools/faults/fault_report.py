@@ -40,6 +40,9 @@ from faults import (
     run_undisturbed,
     wait_for,
 )
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
 from generated_block import write_or_check
 
 TITLES = {

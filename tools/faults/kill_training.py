@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from generated_block import write_or_check
 from training_children import (
     HOT_SCALER,
     finish,
@@ -31,6 +30,10 @@ from training_children import (
     start,
     wait_for_step,
 )
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from generated_block import write_or_check
 
 NUM_STEPS = 12
 _STEP_SECONDS = 0.03
