@@ -77,7 +77,7 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
 def test_the_help_of_a_command_loads_nothing_but_typers_own_pydantic(
     command: tuple[str, ...],
 ) -> None:
-    assert _heavy_modules(*command, "-h") == "['pydantic']"
+    assert _heavy_modules(*command, "-h") in ("['pydantic']", "[]")  # older typers do without
 
 
 def test_no_arguments_show_the_help() -> None:
