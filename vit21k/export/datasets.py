@@ -122,7 +122,7 @@ HF_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         _LABELS,
-        ("digest", pa.binary(16)),
+        ("digest", pa.binary()),  # `datasets` before 5.1 refuses binary values of fixed size
         ("archive", pa.string()),
         ("offset", pa.int64()),
         ("num_bytes", pa.int64()),
