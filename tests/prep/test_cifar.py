@@ -97,6 +97,26 @@ def test_what_is_not_whole_is_refused(tmp_path, change, message):
         list(read_cifar(write_archive(tmp_path / "c.tar.gz", files), "cifar10"))
 
 
+class AnyShape:
+    def __reduce__(self):
+        return np.ndarray, ((1 << 40,),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\xff.",  # LONG_BINPUT 4294967295: 64 GB of memo
+        b"}p4294967295\n.",
+        pickle.dumps({"data": AnyShape(), "labels": []}, protocol=2),
+    ],
+)
+def test_a_pickle_that_asks_for_more_memory_than_it_has_bytes_is_refused(tmp_path, content):
+    archive = write_archive(tmp_path / "c.tar.gz", {**cifar10_files(), "data_batch_1": content})
+
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_cifar(archive, "cifar10"))
+
+
 def test_a_label_without_a_class_is_refused(tmp_path):
     files = cifar10_files()
     files["batches.meta"] = pickle.dumps({"label_names": ["airplane"]}, protocol=2)

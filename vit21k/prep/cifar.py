@@ -12,18 +12,20 @@ Source of the format: A. Krizhevsky, https://www.cs.toronto.edu/~kriz/cifar.html
 
 import io
 import pickle
+import pickletools
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct
 from PIL import Image
 
 from vit21k.errors import DataError
 
 _SIDE = 32
+_MAX_FILE_BYTES = 1 << 30
+"""The largest file of the published archives has 155 MB."""
 _TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
@@ -91,6 +93,8 @@ def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 if member.isfile() and name in wanted:
+                    if member.size > _MAX_FILE_BYTES:
+                        raise DataError(f"`{archive}` is damaged: `{name}` is too large")
                     file = tar.extractfile(member)
                     found[name] = file.read() if file else b""
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -107,10 +111,21 @@ def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
 
 def _load(content: bytes, archive: Path) -> dict[str, Any]:
     try:
+        _refuse_sparse_memo(content)
         loaded = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"`{archive}` cannot be read: {error}") from error
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _refuse_sparse_memo(content: bytes) -> None:
+    """Refuse a pickle that stores an object at a number larger than it has bytes.
+
+    The unpickler allocates all numbers up to the largest: nine bytes would take gigabytes.
+    """
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name.endswith("PUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError("it stores an object at a number that is too large")
 
 
 def _field(values: Mapping[str, Any], key: str, archive: Path) -> Any:
@@ -132,12 +147,23 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle may call."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return _empty_array
+        if (module, name) == ("numpy", "ndarray"):
+            return _ArrayType
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
         if (module, name) == ("_codecs", "encode"):  # how Python 3 pickles bytes in protocol 2
             return _encode
         raise pickle.UnpicklingError(f"a pickle names `{module}.{name}`, which is not allowed")
+
+
+class _ArrayType:
+    """Stands for `numpy.ndarray`, which could be called with a shape of any size."""
+
+
+def _empty_array(_kind: type, _shape: object, _code: object) -> np.ndarray[Any, Any]:
+    """Return the array that a pickle fills; its state says the shape and has the bytes."""
+    return np.empty(0, np.uint8)
 
 
 def _encode(text: str, encoding: str) -> bytes:
