@@ -238,6 +238,7 @@ def _verify_result(summary: "VerifySummary", decoded: "DecodeSummary | None") ->
             "num_images": decoded.num_images,
             "num_decoded": decoded.num_decoded,
             "problems": {str(kind): count for kind, count in sorted(decoded.problems.items())},
+            "num_known_problems": decoded.num_known_problems,
         }
     return result
 
@@ -260,8 +261,12 @@ def _report_verify(summary: "VerifySummary") -> None:
 
 
 def _report_decode(decoded: "DecodeSummary", manifests: Path) -> None:
+    from vit21k.manifest import known_problems
+
     for kind, count in sorted(decoded.problems.items()):
         console.warn(f"{count:,} x {kind}: {kind.doc}")
+    if known := known_problems.in_words(decoded.num_known_problems):
+        console.note(known)
     if decoded.problems:
         console.note(f"listed in `{manifests / 'undecodable.parquet'}`")
     console.done(

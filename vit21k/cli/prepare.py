@@ -56,6 +56,7 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
         "num_bad": summary.num_bad,
         "num_skipped": summary.num_skipped,
         "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
+        "num_known_problems": summary.num_known_problems,
     }
 
 
@@ -63,9 +64,13 @@ def report_hash(
     summary: "HashSummary", manifests: Path, *, next_command: str | None = None
 ) -> None:
     """Report counts, problems and the next command (stderr)."""
+    from vit21k.manifest import known_problems
+
     for kind, count in sorted(summary.problems.items()):
         say = console.note if kind.is_left_out else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
+    if known := known_problems.in_words(summary.num_known_problems):
+        console.note(known)
     _warn_of_unusual_folders(summary.wnids)
     _report_cached(summary)
     if summary.problems:
@@ -364,7 +369,7 @@ def relabel_command(
 
       vit21k relabel --classes fall11
 
-      vit21k relabel --classes winter21.txt
+      vit21k relabel --classes winter21
 
       vit21k relabel --by content --max-labels 20
 

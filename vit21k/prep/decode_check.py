@@ -24,6 +24,7 @@ from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, UNDECODABLE
 from vit21k.manifest.writer import manifest_writer, refuse_inside
@@ -216,11 +217,13 @@ class DecodeSummary:
         num_images: Distinct contents.
         num_decoded: Those that were decoded to the last pixel.
         problems: The others, by kind.
+        num_known_problems: Of them, files that are known to be unreadable in fall11.
     """
 
     num_images: int = 0
     num_decoded: int = 0
     problems: Counter[ProblemKind] = field(default_factory=Counter)
+    num_known_problems: int = 0
 
 
 def find_undecodable(
@@ -263,6 +266,7 @@ def find_undecodable(
                 else:
                     summary.problems[verdict.kind] += 1
                     problem = Problem(images.path(verdict.row), verdict.kind, verdict.detail)
+                    summary.num_known_problems += num_known([problem.path])
                     writer.write(problem_rows([problem]))
                 on_verdict(verdict)
     return summary

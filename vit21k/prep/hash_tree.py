@@ -23,6 +23,7 @@ from typing import Any, Literal
 from vit21k.errors import ImageTreeError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.io import Header
+from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import LabelFrom, Layout, stem_of
 from vit21k.manifest.problems import ProblemKind
@@ -69,6 +70,7 @@ class HashSummary:
         is_remote: Whether files were taken for what they were by size and time alone.
         wnids: Names of the class folders.
         problems: Rows of `problems.parquet`, by kind.
+        num_known_problems: Of them, files that are known to be unreadable in fall11.
         layout: What the folders say of the classes.
         other_suffixes: Of the files that are no images by their names.
     """
@@ -84,6 +86,7 @@ class HashSummary:
     is_remote: bool = False
     wnids: set[str] = field(default_factory=set)
     problems: Counter[ProblemKind] = field(default_factory=Counter)
+    num_known_problems: int = 0
     layout: Layout = field(default_factory=lambda: Layout(""))
     other_suffixes: Counter[str] = field(default_factory=Counter)
 
@@ -110,6 +113,8 @@ class HashSummary:
         self.num_unknown += int(is_unknown.sum())
         self.silently_changed += chunk.silently_changed
         self.problems.update(problem.kind for problem in chunk.problems)
+        bad = [problem.path for problem in chunk.problems if not problem.kind.is_left_out]
+        self.num_known_problems += num_known(bad)
         others = [p.path for p in chunk.problems if p.kind is ProblemKind.OTHER_SUFFIX]
         self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)
         stem = stem_of(chunk.archive) if chunk.archive else None
