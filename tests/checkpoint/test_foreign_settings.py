@@ -14,10 +14,7 @@ def test_heads_of_known_sizes_are_named_with_a_warning(name: str) -> None:
 
     assert found.guess is not None
     assert f"`{name}`" in found.guess
-    if KNOWN_LISTS[name].file is None:
-        assert found.classes.wnids[:2] == ("0", "1")
-    else:
-        assert found.classes == known_list(name)
+    assert found.classes == known_list(name)
 
 
 def test_a_head_of_another_size_has_indices_and_no_guess() -> None:

@@ -40,7 +40,10 @@ def test_lists_prints_every_known_list_with_its_length() -> None:
         "google": 21_843,
         "microsoft": 21_842,
         "in1k": 1_000,
+        "in1k-devkit": 1_000,
+        "persons-unsafe": 1_593,
     }
+    assert all(row["source"] for row in result)
     assert all(name in shown for name in KNOWN_LISTS)
 
 
@@ -54,6 +57,7 @@ def test_a_tree_is_identified_as_the_list_it_is(tmp_path: Path) -> None:
     assert "identify: 1,000 classes: this is `in1k`" in result.stderr
     assert (found["is"], found["part_of"]) == ("in1k", ["microsoft"])
     assert found["lists"][1]["list"] == "in21k-p-winter21"
+    assert "in1k-devkit" not in {row["list"] for row in found["lists"]}
 
 
 def test_a_part_is_identified_as_a_part(tmp_path: Path) -> None:
@@ -99,16 +103,12 @@ def test_the_same_classes_in_another_order_are_not_the_list(tmp_path: Path) -> N
     assert "those of `in1k`, but in another order" in result.stderr
 
 
-def test_what_may_be_winter21_is_said_with_what_is_not_known(tmp_path: Path) -> None:
-    inside = set(known_list("in21k-p-winter21").wnids)
-    rest = [wnid for wnid in known_list("fall11").wnids if wnid not in inside]
-    wnids = sorted([*inside, *rest[: KNOWN_LISTS["winter21"].num_classes - len(inside)]])
-    (tmp_path / "w21.txt").write_text("\n".join(wnids))
+def test_winter21_is_identified(tmp_path: Path) -> None:
+    (tmp_path / "w21.txt").write_text("\n".join(known_list("winter21").wnids))
 
     result = _vit21k("classes", "identify", tmp_path / "w21.txt")
 
-    assert "19,167 classes: as many as winter21 has" in result.stderr
-    assert "in no package to compare with" in result.stderr
+    assert "19,167 classes: this is `winter21`" in result.stderr
 
 
 def test_identify_writes_a_list_that_relabel_takes(tiny_tree: Path, tmp_path: Path) -> None:

@@ -290,6 +290,16 @@ def test_keeping_a_list_gives_the_indices_of_that_list(manifests: Path) -> None:
     assert [row["label_ids"] for row in tench] == [[0], [0, 1]]
 
 
+def test_classes_of_people_that_are_unsafe_can_be_dropped(tmp_path: Path) -> None:
+    safe, unsafe = "n10763383", known_list("persons-unsafe").wnids[0]
+    manifests = write_folder(tmp_path / "m", [(DOG,), (safe,), (unsafe,)], (DOG, safe, unsafe))
+
+    summary = select(manifests, manifests / "out", Selection(drop=["persons-unsafe"]))
+
+    assert summary.gone == (unsafe,)
+    assert open_manifest(manifests / "out", IMAGES).classes().wnids == (DOG, safe)
+
+
 def test_a_list_and_more_gives_the_classes_that_fit_all(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{TENCH}\n{DOG}\n{BEAGLE}\n")
     keep = [str(tmp_path / "list.txt"), DOUGHNUT]

@@ -3,40 +3,46 @@
 from pathlib import Path
 
 import pytest
-from build_class_lists import table, timm_folder
+from build_class_lists import table, timm_file, timm_folder
 
 from vit21k.errors import UsageError
 from vit21k.manifest.class_lists import (
+    DEVKIT,
     KNOWN_LISTS,
+    OTHER_LISTS,
+    UNSAFE_PERSONS,
     class_folders,
     known_list,
     lists_with,
     map_ids,
     read_classes,
-    shipped_lists,
 )
 
 TEDDY = "n04399382"
 
 
-@pytest.mark.parametrize("name", shipped_lists())
+LISTS = {**KNOWN_LISTS, **OTHER_LISTS}
+
+
+@pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_the_length_and_the_fingerprint_it_is_known_by(name: str) -> None:
-    assert len(known_list(name)) == KNOWN_LISTS[name].num_classes
-    assert known_list(name).fingerprint == KNOWN_LISTS[name].fingerprint
+    assert len(known_list(name)) == LISTS[name].num_classes
+    assert known_list(name).fingerprint == LISTS[name].fingerprint
 
 
 def test_lists_are_those_of_timms_files() -> None:
     folder = timm_folder()
     if folder is None:
         pytest.skip("timm is not installed")
-    rows = table(folder)
+    rows = table(folder, None)
 
     assert rows.num_rows == 21_844  # of all lists together
-    for name in shipped_lists():
+    for name, known in LISTS.items():
         listed = rows.filter(rows[name].is_valid()).sort_by(name)["wnid"].to_pylist()
         assert tuple(listed) == known_list(name).wnids
-        wnids = (folder / f"{KNOWN_LISTS[name].file}.txt").read_text().split()
-        assert wnids == listed
+        assert rows.schema.metadata[name.encode()].decode() == known.source
+        if file := timm_file(known):
+            assert (folder / file).read_text().split() == listed
 
 
 def test_google_has_two_classes_more_than_fall11() -> None:
@@ -55,7 +61,7 @@ def test_microsoft_has_the_classes_of_imagenet_1k_first_and_the_teddy_with_them(
     assert list(microsoft[1000:]) == sorted(microsoft[1000:])
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_lists() if name != "microsoft"])
+@pytest.mark.parametrize("name", [name for name in LISTS if name not in ("microsoft", DEVKIT)])
 def test_every_other_list_is_in_ascending_order(name: str) -> None:
     assert list(known_list(name).wnids) == sorted(known_list(name).wnids)
 
@@ -83,11 +89,23 @@ def test_imagenet_12k_lacks_seven_classes_of_imagenet_1k() -> None:
     assert len(set(known_list("in1k").wnids) - set(known_list("in12k").wnids)) == 7
 
 
-def test_a_list_that_no_package_has_says_where_to_take_it_from() -> None:
-    with pytest.raises(UsageError, match="does not come with") as caught:
-        read_classes("winter21")
+def test_winter21_is_fall11_without_2674_classes_the_unsafe_people_among_them() -> None:
+    fall11, winter21 = (set(known_list(name).wnids) for name in ("fall11", "winter21"))
+    removed = fall11 - winter21
 
-    assert "--write winter21.txt" in (caught.value.hint or "")
+    assert winter21 < fall11
+    assert len(removed) == 2_674
+    assert set(known_list(UNSAFE_PERSONS).wnids) < removed
+    assert set(known_list("in21k-p-winter21").wnids) < winter21
+    assert set(known_list("in1k").wnids) - winter21 == {TEDDY}
+
+
+def test_the_devkit_numbers_the_classes_of_imagenet_1k_in_another_order() -> None:
+    devkit = known_list(DEVKIT).wnids
+
+    assert set(devkit) == set(known_list("in1k").wnids)
+    assert devkit[0] == "n02119789"  # kit fox: ILSVRC2012_ID 1
+    assert devkit[489] == "n01751748"  # sea snake: ILSVRC2012_val_00000001 is 490
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:

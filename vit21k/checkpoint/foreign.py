@@ -68,19 +68,13 @@ def _customary(num_classes: int) -> FoundClasses:
     if known is None:
         return FoundClasses(ClassList(_indices(num_classes)))
     unknown = f"nothing says what the {num_classes:,} outputs mean"
-    if known.file is None:
-        return FoundClasses(
-            ClassList(_indices(num_classes)),
-            f"{unknown}; perhaps the list `{known.name}`, which does not come with vit21k: classes "
-            "are called by their index",
-        )
     return FoundClasses(known_list(known.name), f"{unknown}; taken for the list `{known.name}`")
 
 
 def _wnids_named(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return the wnids of a known list whose classes have these names, else indices."""
     customary = _CUSTOMARY.get(len(texts))
-    if customary is not None and customary.file is not None:
+    if customary is not None:
         known = known_list(customary.name)
         pairs = zip(texts, known.names, strict=True)
         if sum(_lemma(text) == _lemma(other or "") for text, other in pairs) > len(texts) // 2:

@@ -90,12 +90,12 @@ def _wnid_of(text: str, class_list: str) -> str:
 
 
 def _num_below(wnid: str) -> dict[str, int]:
-    """Return how many classes of each shipped list are *wnid* or a kind of it."""
-    from vit21k.manifest.class_lists import known_list, shipped_lists
+    """Return how many classes of each known list are *wnid* or a kind of it."""
+    from vit21k.manifest.class_lists import KNOWN_LISTS, known_list
     from vit21k.manifest.wordnet import load_synsets
 
     is_in = load_synsets().subtree(wnid)
-    rows = {name: load_synsets().rows_of(known_list(name).wnids) for name in shipped_lists()}
+    rows = {name: load_synsets().rows_of(known_list(name).wnids) for name in KNOWN_LISTS}
     return {name: int(is_in[row_K].sum()) for name, row_K in rows.items()}
 
 
@@ -237,7 +237,7 @@ def register_classes(app: typer.Typer) -> None:
 
 
 def lists_command(as_json: AsJson = False) -> None:
-    """Print the known class lists: name, length, fingerprint, what it is.
+    """Print the known class lists: name, length, fingerprint, what it is; with --json the source.
 
     [bold]Examples[/bold]
 
@@ -245,14 +245,15 @@ def lists_command(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from vit21k.manifest.class_lists import KNOWN_LISTS
+    from vit21k.manifest.class_lists import KNOWN_LISTS, OTHER_LISTS
 
+    lists = [*KNOWN_LISTS.values(), *OTHER_LISTS.values()]
     if as_json:
-        console.print_json([asdict(known) for known in KNOWN_LISTS.values()])
+        console.print_json([asdict(known) for known in lists])
         return
     rows = [
-        [known.name, f"{known.num_classes:,}", known.fingerprint[:12] or "-", known.what]
-        for known in KNOWN_LISTS.values()
+        [known.name, f"{known.num_classes:,}", known.fingerprint[:12], known.what]
+        for known in lists
     ]
     console.print_table(["list", "classes", "fingerprint", "what it is"], rows)
 
@@ -278,7 +279,7 @@ def identify_command(
 
       vit21k classes identify data_manifests
 
-      vit21k classes identify /data/winter21 --write winter21.txt
+      vit21k classes identify /data/my_images --write classes.txt
     """
     from vit21k.manifest.class_lists import identify
 
@@ -365,11 +366,6 @@ def _verdict(classes: "ClassList", matches: list["Match"]) -> str:
             return f"{size}: this is `{match.name}`"
         if not (match.missing or match.extra):
             return f"{size}: those of `{match.name}`, but in another order: other class indices"
-    if _may_be_winter21(classes, matches):
-        return (
-            f"{size}: as many as winter21 has, all of them in fall11, and all of in21k-p-winter21 "
-            "among them; winter21's own list is in no package to compare with"
-        )
     if parts := [match for match in matches if match.is_part]:
         wholes = ", ".join(f"`{m.name}` ({m.num_common:,} of {m.num_known:,})" for m in parts)
         return f"{size}: a part of {wholes}"
@@ -381,17 +377,6 @@ def _verdict(classes: "ClassList", matches: list["Match"]) -> str:
             f"{_some(best.extra)}"
         )
     return f"{size}: none of them in any list of ImageNet"
-
-
-def _may_be_winter21(classes: "ClassList", matches: list["Match"]) -> bool:
-    from vit21k.manifest.class_lists import KNOWN_LISTS
-
-    by_name = {match.name: match for match in matches}
-    return (
-        len(classes) == KNOWN_LISTS["winter21"].num_classes
-        and not by_name["fall11"].extra
-        and not by_name["in21k-p-winter21"].missing
-    )
 
 
 def _some(wnids: tuple[str, ...]) -> str:

@@ -20,22 +20,25 @@ from vit21k.manifest.wordnet import names_of
 
 @dataclass(frozen=True, kw_only=True)
 class KnownList:
-    """A class list that somebody published a data set or a model with.
+    """A class list that comes with vit21k.
 
     Attributes:
-        name: What it is called on the command line.
+        name: Its name on the command line.
         num_classes: Its length.
-        file: Name of timm's file with it, without suffix; None: it is not shipped.
         what: What is labelled by it, and what is known of its order.
-        fingerprint: That of its `ClassList`; "" if it is not shipped.
+        source: Repository and path of the file it was read from, with its licence.
+        fingerprint: That of its `ClassList`.
     """
 
     name: str
     num_classes: int
-    file: str | None
     what: str
-    fingerprint: str = ""
+    source: str
+    fingerprint: str
 
+
+TIMM = "timm, timm/data/_info/{}.txt, Apache-2.0"
+"""Source of the lists that the installed package timm has."""
 
 KNOWN_LISTS = {
     known.name: known
@@ -43,42 +46,43 @@ KNOWN_LISTS = {
         KnownList(
             name="fall11",
             num_classes=21_841,
-            file="imagenet22k_synsets",
+            source=TIMM.format("imagenet22k_synsets"),
             what='fall11_whole.tar, the whole ImageNet-21K ("22k"); ascending, as PLSC numbers it',
             fingerprint="6320b72b72e43c09a768f0253d28c3b55707760bbf3b9d308887800b0d86658d",
         ),
         KnownList(
             name="winter21",
             num_classes=19_167,
-            file=None,
-            what="winter21_whole.tar.gz: fall11 without 2,674 classes, most of them people; "
-            "in no package, take it from your own copy",
+            source="birder-project/birder, public_datasets_metadata/imagenet-21k-classes.txt "
+            "at commit 207a7a9, Apache-2.0",
+            what="winter21_whole.tar.gz: fall11 without 2,674 classes of people; ascending",
+            fingerprint="9d503206d24cc44fee69542e5b011b82aa513ec614129060886ebeec52ace22c",
         ),
         KnownList(
             name="in21k-p",
             num_classes=11_221,
-            file="imagenet21k_miil_synsets",
+            source=TIMM.format("imagenet21k_miil_synsets"),
             what="ImageNet-21K-P from fall11: classes with more than 500 images; ascending",
             fingerprint="e96927e3af1cf32cd60c35b4407ba6e16396a2696feefed66c4017b403c5596a",
         ),
         KnownList(
             name="in21k-p-winter21",
             num_classes=10_450,
-            file="imagenet21k_miil_w21_synsets",
+            source=TIMM.format("imagenet21k_miil_w21_synsets"),
             what="ImageNet-21K-P from winter21; ascending",
             fingerprint="68202583aa200623fa7f326a1a4f8ff8f9a2e33ee8cd78ae16d52fb34e345dd4",
         ),
         KnownList(
             name="in12k",
             num_classes=11_821,
-            file="imagenet12k_synsets",
+            source=TIMM.format("imagenet12k_synsets"),
             what="timm's ImageNet-12k: the larger classes of fall11; ascending",
             fingerprint="009d4c9f19667ccf35878fb10718a90ccc9afe27004b4d42880d5feab073a3b1",
         ),
         KnownList(
             name="google",
             num_classes=21_843,
-            file="imagenet21k_goog_synsets",
+            source=TIMM.format("imagenet21k_goog_synsets"),
             what="BiT, ViT, big_vision: fall11 and n03931044, n09859684; ascending in timm's file, "
             "which was not compared with one of Google's",
             fingerprint="c03345e3490e010defaeac86b00012db28ecb79af13daba0b72525fa37c66e94",
@@ -86,30 +90,56 @@ KNOWN_LISTS = {
         KnownList(
             name="microsoft",
             num_classes=21_842,
-            file="imagenet22k_ms_synsets",
+            source=TIMM.format("imagenet22k_ms_synsets"),
             what="Swin and others: ImageNet-1k first, then the rest of fall11; with the teddy",
             fingerprint="57d68b4f40ef1181c022b488650d3fcb08ab4a95dc7d75d286fff16922ee6c2d",
         ),
         KnownList(
             name="in1k",
             num_classes=1_000,
-            file="imagenet_synsets",
+            source=TIMM.format("imagenet_synsets"),
             what="ILSVRC 2012; ascending; n04399382 (teddy, index 850) is not in fall11",
             fingerprint="385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
         ),
     )
 }
-"""Every list by its name.  Source of the files: timm/data/_info, Apache-2.0."""
+"""The class lists that data sets and models are numbered by, by name."""
+
+DEVKIT, UNSAFE_PERSONS = "in1k-devkit", "persons-unsafe"
+
+OTHER_LISTS = {
+    known.name: known
+    for known in (
+        KnownList(
+            name=DEVKIT,
+            num_classes=1_000,
+            source="map_clsloc.txt of PatrykChrabaszcz/Imagenet32_Scripts at commit 108b120, MIT",
+            what="in1k in the order of ILSVRC2012_ID, 1 to 1,000: the numbers of the development "
+            "kit's ground truth; no model is numbered like this",
+            fingerprint="930a31901625f2149f8bab016254025ad225daf9efafa3f00011daf6f5f919f9",
+        ),
+        KnownList(
+            name=UNSAFE_PERSONS,
+            num_classes=1_593,
+            source="image-net.org's annotation as in Bernardo1998/FairGRAPE, "
+            "csv/synsets_safety.csv at commit b677eb9, MIT",
+            what="classes of people that Yang et al. (FAT* 2020, doi 10.1145/3351095.3375709) "
+            "annotated as offensive (437) or sensitive (1,156); for `labels select --drop`",
+            fingerprint="c8d6dd0f88e98439a5f1a6c06911cdb4f6bcb34504f577b59091019b549f5656",
+        ),
+    )
+}
+"""Lists to read labels by or to select classes with, that no data set or model is numbered by."""
 
 _FILE = Path(__file__).parent / "data" / "class_lists.parquet"
 
 
 @cache
 def known_list(name: str) -> ClassList:
-    """Return a known list, with the names of its classes.
+    """Return a list of `KNOWN_LISTS` or `OTHER_LISTS`, with the names of its classes.
 
     Raises:
-        UsageError: No list is called *name*, or it is not shipped.
+        UsageError: No list is called *name*.
         ManifestError: The table of lists was not installed with vit21k, or is damaged.
     """
     wnids = wnids_of(name)
@@ -120,20 +150,20 @@ def known_list(name: str) -> ClassList:
 @cache
 def wnids_of(name: str) -> tuple[str, ...]:
     """Return the wnids of a known list; errors are those of `known_list`."""
-    if name not in KNOWN_LISTS:
-        raise UsageError(
-            f"no class list is called `{name}`", hint=f"known lists: {', '.join(KNOWN_LISTS)}"
-        )
-    if KNOWN_LISTS[name].file is None:
-        raise UsageError(
-            f"the list `{name}` ({KNOWN_LISTS[name].num_classes:,} classes) does not come with "
-            "vit21k: no package has it",
-            hint=f"take it from your own copy: `vit21k classes identify DIR --write {name}.txt`, "
-            f"then name `{name}.txt` instead",
-        )
+    if not is_known(name):
+        raise UsageError(f"no class list is called `{name}`", hint=f"known lists: {_names()}")
     table = _table()
     table = table.select(["wnid", name]).filter(table[name].is_valid()).sort_by(name)
     return tuple(table["wnid"].to_pylist())
+
+
+def is_known(name: str) -> bool:
+    """Return whether a list that comes with vit21k is called *name*."""
+    return name in KNOWN_LISTS or name in OTHER_LISTS
+
+
+def _names() -> str:
+    return ", ".join([*KNOWN_LISTS, *OTHER_LISTS])
 
 
 @cache
@@ -144,19 +174,14 @@ def _table() -> pa.Table:
         return pq.read_table(_FILE, page_checksum_verification=True)
 
 
-def shipped_lists() -> list[str]:
-    """Return the names of the lists that come with vit21k."""
-    return [known.name for known in KNOWN_LISTS.values() if known.file]
-
-
 def read_classes(name: str) -> ClassList:
     """Return the class list called *name*: a known list, a file, or a folder of class folders.
 
     Raises:
-        UsageError: It is none of these, or a known list that is not shipped.
+        UsageError: It is none of these.
         ManifestError: The file is not a class list.
     """
-    if name in KNOWN_LISTS:
+    if is_known(name):
         return known_list(name)
     path = Path(name)
     if path.is_dir():
@@ -165,7 +190,7 @@ def read_classes(name: str) -> ClassList:
         return ClassList.read_text(path)
     raise UsageError(
         f"`{name}` is neither a known class list nor a file nor a folder",
-        hint=f"known lists: {', '.join(KNOWN_LISTS)}; a file has one class folder per line",
+        hint=f"known lists: {_names()}; a file has one class folder per line",
     )
 
 
@@ -210,21 +235,23 @@ def map_ids(source: ClassList, target: ClassList) -> NDArray[np.int64]:
 
 
 def lists_with(wnid: str) -> dict[str, int]:
-    """Return the class index of *wnid* in each shipped list that has it."""
-    return {
-        name: wnids.index(wnid) for name in shipped_lists() if wnid in (wnids := wnids_of(name))
-    }
+    """Return the class index of *wnid* in each list of `KNOWN_LISTS` that has it."""
+    return {name: wnids.index(wnid) for name in KNOWN_LISTS if wnid in (wnids := wnids_of(name))}
 
 
-def table_of(lists: Mapping[str, Iterable[str]], metadata: Mapping[str, str]) -> pa.Table:
-    """Return the table of *lists*: a row for each wnid, its class index in each list or null."""
+def table_of(lists: Mapping[str, Iterable[str]]) -> pa.Table:
+    """Return the table of *lists*: a row for each wnid, its class index in each list or null.
+
+    The metadata say where each list comes from.
+    """
     index_of = {name: {w: k for k, w in enumerate(wnids)} for name, wnids in lists.items()}
     wnids = sorted(set().union(*index_of.values()))
     columns = {"wnid": pa.array(wnids)} | {
         name: pa.array([index.get(wnid) for wnid in wnids], pa.int32())
         for name, index in index_of.items()
     }
-    return pa.table(columns).replace_schema_metadata(metadata)
+    known = {**KNOWN_LISTS, **OTHER_LISTS}
+    return pa.table(columns).replace_schema_metadata({name: known[name].source for name in lists})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,12 +286,12 @@ class Match:
 
 
 def identify(classes: ClassList) -> list[Match]:
-    """Compare *classes* with every list that is shipped; the most alike come first.
+    """Compare *classes* with every list of `KNOWN_LISTS`; the most alike come first.
 
     Raises:
         ManifestError: The table of lists was not installed with vit21k, or is damaged.
     """
-    matches = [_match(name, classes.wnids) for name in shipped_lists()]
+    matches = [_match(name, classes.wnids) for name in KNOWN_LISTS]
     return sorted(matches, key=lambda match: (len(match.missing) + len(match.extra), match.name))
 
 
@@ -285,5 +312,5 @@ def _match(name: str, wnids: Sequence[str]) -> Match:
 def wholes(classes: ClassList) -> list[Match]:
     """Return the known lists that *classes* are only a part of, the shortest first."""
     here = set(classes.wnids)
-    names = [name for name in shipped_lists() if here < set(wnids_of(name))]
+    names = [name for name in KNOWN_LISTS if here < set(wnids_of(name))]
     return sorted((_match(name, classes.wnids) for name in names), key=lambda m: m.num_known)
