@@ -361,6 +361,7 @@ def test_every_kind_of_problem_says_what_it_is() -> None:
         ProblemKind.OTHER_SUFFIX,
         ProblemKind.HIDDEN,
         ProblemKind.SYMLINK,
+        ProblemKind.UNLABELLED,
     }
     assert json.dumps({ProblemKind.EMPTY: 1}) == '{"empty": 1}'
     assert ProblemKind("empty") is ProblemKind.EMPTY

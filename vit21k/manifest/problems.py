@@ -92,6 +92,19 @@ class ProblemKind(StrEnum):
         "Decoding it would take more memory than the budget, or did.",
     )
     DECODER_DIED = "decoder_died", "Decoding it ended the process that did it."
+    LABEL_MISSING = (
+        "label_missing",
+        "Its label is missing, malformed, or contradicts another one; `detail` says which.",
+    )
+    SEVERAL_IMAGES = (
+        "several_images",
+        "Images of a WebDataset that share a key; `--image-column` selects one of them.",
+    )
+    SHARD_DIFFERS = (
+        "shard_differs",
+        "A shard does not hold as many images as `_info.json` lists.",
+    )
+    UNLABELLED = "unlabelled", "Its label is withheld (-1), as in published test sets.", True
     ALREADY_UNPACKED = (
         "already_unpacked",
         "The folder, or archive, of its name was read instead, and has all images of this one.",

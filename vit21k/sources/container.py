@@ -6,6 +6,7 @@ one container, or a `Problem`, in the container's order.  It lists malformed con
 the user has to settle.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -35,6 +36,27 @@ class ByteSource(Protocol):
 
     def tell(self) -> int:
         """Return the position."""
+
+
+class Entry(NamedTuple):
+    """An entry of a folder of a source."""
+
+    name: str
+    is_folder: bool
+
+
+class SourceTree(Protocol):
+    """Folders and files that are hashed, on a disk or behind a URL; never written to."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the root, for messages."""
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Return what is in *folder* (`""`: the root), sorted by name."""
+
+    def open(self, path: str) -> ByteSource:
+        """Open the file *path*, relative to the root, for reading."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,7 @@ class ContainerImage(NamedTuple):
 
     Attributes:
         path: Relative to the root: path of the container, `/`, name inside; unique.
-        label: Class name; None: unlabelled.
+        label: Class name; several are one row each; None: unlabelled, which is listed.
         offset: Of its bytes in the container; as `storage` defines it.
         num_bytes: Size of the image.
         storage: None: stored as it is; `deflate`, `gzip`, `parquet:COLUMN` as in the schema.
@@ -92,12 +114,47 @@ class ContainerImage(NamedTuple):
     """
 
     path: str
-    label: str | None
+    label: str | tuple[str, ...] | None
     offset: int
     num_bytes: int
     storage: str | None
     content: memoryview | bytes
     split: str | None = None
+
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {alias: split for split, aliases in _SPLITS.items() for alias in aliases}
+_MAX_CLASS_NAME = 1000
+
+
+def split_of(path: str) -> str | None:
+    """Return the published split of the container or folder at *path*: `train`, `validation`, ...
+
+    A folder counts if its whole name is that of a split, the topmost first; a container if a word
+    of its name is (`train-00000-of-00002.parquet`), and only one.
+
+    Args:
+        path: Relative to the root; that of a folder ends in `/`.
+    """
+    *folders, name = path.lower().split("/")
+    for folder in folders:
+        if folder in _SPLIT_OF:
+            return _SPLIT_OF[folder]
+    found = {_SPLIT_OF[word] for word in re.findall("[a-z]+", name) if word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def flaw_of_class_name(name: str) -> str | None:
+    """Return why a text that a container stores cannot be the name of a class; None if it can."""
+    if not name.strip():
+        return "an empty class name"
+    if len(name) > _MAX_CLASS_NAME or not name.isprintable():
+        return f"{name[:40]!r} is no class name"
+    return None
 
 
 ContainerItems = Iterator[ContainerImage | Problem]
