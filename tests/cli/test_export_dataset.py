@@ -194,7 +194,7 @@ def test_what_is_there_is_not_written_over_and_the_tree_never_written_to(
 def test_links_need_a_tree_and_files_outside_archives(manifests: Path, tmp_path: Path) -> None:
     images = open_manifest(manifests, IMAGES)
     rows = images.read()
-    column = rows.schema.get_field_index("archive")
+    column = rows.schema.get_field_index("container")
     packed = rows.set_column(column, rows.schema.field(column), [["a.tar"] * rows.num_rows])
     write_manifest(packed, IMAGES, tmp_path / "packed", images.header, images.classes())
     command = ("export-dataset", "--to", "imagefolder", "--manifests")

@@ -142,7 +142,7 @@ def test_members_are_as_tar_and_webdataset_have_them(packs):
                 row = index[key]
                 assert first.name == f"{key}.cls"
                 assert fields.name == f"{key}.json"
-                assert (row["archive"], row["offset"]) == (shard.name, image.offset_data)
+                assert (row["container"], row["offset"]) == (shard.name, image.offset_data)
                 assert suffix == ("png" if "png" in key else "jpg")
                 said = json.loads(tar.extractfile(fields).read())
                 assert said["filename"] == row["path"]
@@ -505,7 +505,7 @@ def compared(folder):
 
 def test_verify_names_the_image_whose_bytes_have_changed(copy):
     row = open_manifest(copy, PACKED).read().to_pylist()[9]
-    shard = copy / row["archive"]
+    shard = copy / row["container"]
     content = bytearray(shard.read_bytes())
     content[row["offset"] + 400] ^= 4
     shard.write_bytes(content)

@@ -249,7 +249,7 @@ def test_the_fingerprint_covers_rows_header_and_classes(tmp_path: Path) -> None:
 def test_another_kind_is_refused_with_the_command_that_makes_the_right_one(tmp_path: Path) -> None:
     write_manifest(_rows(TRAIN), TRAIN, tmp_path, HEADER, CLASSES)
 
-    with pytest.raises(ManifestError, match="kind train, version 2; expected images") as caught:
+    with pytest.raises(ManifestError, match="kind train, version 3; expected images") as caught:
         open_manifest(tmp_path / "train.parquet", IMAGES)
 
     assert caught.value.hint == "make it with `vit21k relabel`"
@@ -259,7 +259,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     older = ManifestKind(**{**vars(IMAGES), "version": 1})
     write_manifest(_rows(IMAGES), older, tmp_path, HEADER, CLASSES)
 
-    with pytest.raises(ManifestError, match="version 1; expected images, version 2") as caught:
+    with pytest.raises(ManifestError, match="version 1; expected images, version 3") as caught:
         open_manifest(tmp_path, IMAGES)
 
     assert caught.value.hint == "make it with `vit21k relabel`"

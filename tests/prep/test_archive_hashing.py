@@ -122,7 +122,7 @@ def test_images_in_archives_are_read_at_their_offset(kind: str, tmp_path: Path) 
         for row in range(len(images)):
             assert images.read_bytes(row) == TINY_FILES[images.path(row)]
     copies = read_manifest(tmp_path / "m", COPIES)
-    assert copies["archive"].null_count == 0
+    assert copies["container"].null_count == 0
     assert copies["offset"].null_count == 0
 
 
@@ -134,7 +134,7 @@ def test_rows_say_where_members_lie(tmp_path: Path) -> None:
     content = root.read_bytes()
     for row in read_manifest(tmp_path / "m", DIGESTS).to_pylist():
         found = content[row["offset"] : row["offset"] + row["num_bytes"]]
-        assert row["archive"] == "whole.tar"
+        assert row["container"] == "whole.tar"
         assert found == TINY_FILES[row["path"]]
 
 
@@ -142,8 +142,9 @@ def test_files_beside_archives_have_no_archive(tmp_path: Path) -> None:
     _hash(_laid_out("a mix", tmp_path), tmp_path / "m")
 
     rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
-    assert [row["archive"] for row in rows[:3]] == [None] * 3
-    assert {row["archive"] for row in rows[3:]} == {"n01443537.tar.gz", "n02512053.tar.gz"}
+    assert [row["container"] for row in rows[:3]] == [None] * 3
+    assert {row["container"] for row in rows[3:]} == {"n01443537.tar.gz", "n02512053.tar.gz"}
+    assert [row["storage"] for row in rows] == [None] * 3 + ["gzip"] * (len(rows) - 3)
 
 
 def test_images_in_compressed_archives_cannot_be_read_and_a_way_out_is_named(

@@ -413,7 +413,7 @@ def test_rechecking_finds_the_members_that_changed_without_a_sign(
     monkeypatch.setattr(memory_module, "_SKEW_NS", 0)
     hash_tree(archives, tmp_path / "m")
     member = read_manifest(tmp_path / "m", DIGESTS).to_pylist()[300]
-    archive = archives / member["archive"]
+    archive = archives / member["container"]
     status = archive.stat()
     with archive.open("r+b") as file:
         file.seek(member["offset"])

@@ -27,7 +27,7 @@ files_strategy = st.lists(
     st.tuples(st.integers(0, 7), st.sampled_from(WNIDS)), min_size=1, max_size=40
 )
 
-File = tuple[int, str]
+File = tuple[int, str] | tuple[int, str, str | None]
 
 
 def _digest(content: int) -> bytes:
@@ -43,8 +43,9 @@ def _write_digests(folder: Path, files: Sequence[File], root: str = "/nowhere") 
             "num_bytes": 10 * number,
             "mtime_ns": 0,
             "digest": _digest(content),
+            "source_split": split[0] if split else None,
         }
-        for number, (content, wnid) in enumerate(files)
+        for number, (content, wnid, *split) in enumerate(files)
     ]
     header = Header(algorithm="md5", root=root)
     write_manifest(pa.Table.from_pylist(rows, schema=DIGESTS.schema), DIGESTS, folder, header)
@@ -71,13 +72,33 @@ def _oracle(files: Sequence[File], wnids: Sequence[str]) -> list[dict[str, Any]]
             "num_bytes": None,
             "label_ids": [],
             "num_files": 0,
-            "archive": None,
+            "container": None,
             "offset": None,
+            "storage": None,
+            "source_split": None,
         }
         image = images.setdefault(_digest(content), new)
         image["label_ids"] = sorted({*image["label_ids"], wnids.index(wnid)})
         image["num_files"] += 1
     return sorted(images.values(), key=lambda image: image["label_ids"][0])
+
+
+def test_a_copy_that_is_held_out_holds_out_the_image() -> None:
+    files: list[File] = [
+        (1, "n00000001", "train"),
+        (2, "n00000001", "train"),
+        (3, "n00000001", None),
+        (4, "n00000001", "validation"),
+        (2, "n00000002", "validation"),
+        (3, "n00000002", "train"),
+        (4, "n00000002", "train"),
+        (4, "n00000003", "test"),
+    ]
+
+    images, copies, _, _ = _relabel(files)
+
+    assert [image["source_split"] for image in images] == ["train", "validation", "train", "test"]
+    assert [copy["source_split"] for copy in copies] == ["validation", "train", "train", "test"]
 
 
 def test_one_content_in_two_folders_is_one_image_with_two_labels() -> None:
@@ -90,8 +111,10 @@ def test_one_content_in_two_folders_is_one_image_with_two_labels() -> None:
             "num_bytes": None,
             "label_ids": [0, 1],
             "num_files": 2,
-            "archive": None,
+            "container": None,
             "offset": None,
+            "storage": None,
+            "source_split": None,
         }
     ]
     assert [(copy["digest"], copy["path"], copy["wnid"]) for copy in copies] == [

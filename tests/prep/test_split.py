@@ -42,8 +42,10 @@ def _images(labels: Sequence[list[int]], numbers: Sequence[int] | None = None) -
             "num_bytes": None if number % 3 else number,
             "label_ids": label_ids,
             "num_files": 1,
-            "archive": None if number % 2 else "n1.tar",
+            "container": None if number % 2 else "n1.tar",
             "offset": None if number % 2 else 512 * number,
+            "storage": None if number % 4 else "deflate",
+            "source_split": None,
         }
         for number, label_ids in zip(numbers or range(len(labels)), labels, strict=True)
     ]

@@ -16,7 +16,8 @@ from tar_files import END, header, padded, tar_of
 
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
-from vit21k.sources.read import ArchiveReader
+from vit21k.manifest.schema import LOCATOR_COLUMNS
+from vit21k.sources.read import ImageReader, Locator
 from vit21k.sources.tar import (
     BombError,
     FileSource,
@@ -322,13 +323,13 @@ def test_members_are_read_from_many_archives_by_many_threads(tmp_path: Path) -> 
     contents = [os.urandom(2000) for _ in range(20)]
     for number, content in enumerate(contents):
         (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": content}))
-    reader = ArchiveReader(str(tmp_path), max_open=3)
+    reader = ImageReader(tmp_path, max_open=3)
     wrong: list[int] = []
 
     def read(start: int) -> None:
         for step in range(200):
             number = (start * 7 + step) % len(contents)
-            if reader.read(f"{number}.tar", 512, 2000) != contents[number]:
+            if reader.read("x", f"{number}.tar", 512, 2000) != contents[number]:
                 wrong.append(number)
 
     threads = [threading.Thread(target=read, args=(start,)) for start in range(8)]
@@ -352,10 +353,10 @@ def test_archives_kept_open_stay_within_what_a_process_may_open(
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, limit))
     for number in range(2 * expected):
         (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": b"a"}))
-    reader, before = ArchiveReader(str(tmp_path)), _num_open()
+    reader, before = ImageReader(tmp_path), _num_open()
 
     for number in range(2 * expected):
-        reader.read(f"{number}.tar", 512, 1)
+        reader.read("x", f"{number}.tar", 512, 1)
 
     assert _num_open() - before == expected
 
@@ -364,12 +365,12 @@ def test_archives_are_closed_where_others_have_opened_too_many_files(tmp_path: P
     """120 class tars, and a limit that leaves room for ten more descriptors."""
     for number in range(120):
         (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": b"%03d" % number}))
-    reader = ArchiveReader(str(tmp_path), max_open=256)
+    reader = ImageReader(tmp_path, max_open=256)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
     try:
-        found = [reader.read(f"{number}.tar", 512, 3) for number in (*range(120), *range(120))]
+        found = [reader.read("x", f"{number}.tar", 512, 3) for number in (*range(120), *range(120))]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -383,7 +384,7 @@ def _num_open() -> int:
 def test_an_archive_that_is_not_there_or_too_short_or_compressed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of({"a.jpg": b"a"}))
     (tmp_path / "z.tar").write_bytes(tar_of({"a.jpg": b"a"}, compressed=True))
-    reader = ArchiveReader(str(tmp_path))
+    reader = ImageReader(tmp_path)
 
     for archive, offset, words in [
         ("b.tar", 512, "is not there"),
@@ -391,7 +392,7 @@ def test_an_archive_that_is_not_there_or_too_short_or_compressed_is_refused(tmp_
         ("z.tar", 512, "is compressed"),
     ]:
         with pytest.raises(ImageError, match=words):
-            reader.read(archive, offset, 10)
+            reader.read("x", archive, offset, 10)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=30), st.data())
@@ -422,3 +423,12 @@ class _Bytes:
 
     def can_jump(self) -> bool:
         return True
+
+
+def test_a_manifest_has_the_columns_of_a_locator() -> None:
+    assert list(Locator._fields) == LOCATOR_COLUMNS
+
+
+def test_a_storage_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"`n1/a\.jpg` is stored as `lzma`"):
+        ImageReader(tmp_path).read("n1/a.jpg", "n1.tar", 512, 10, "lzma")

@@ -89,15 +89,15 @@ def test_hostile_archives_give_rows_or_listed_problems_and_touch_nothing(tmp_pat
 
     rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
     problems = read_manifest(tmp_path / "m", PROBLEMS).to_pylist()
-    spoken_of = {row["archive"].partition(".")[0] for row in rows}
+    spoken_of = {row["container"].partition(".")[0] for row in rows}
     spoken_of |= {problem["path"].partition("/")[0].partition(".")[0] for problem in problems}
     assert spoken_of == {path.name.partition(".")[0] for path in root.iterdir()}
     assert {problem["kind"] for problem in problems} <= KINDS
     for row in rows:
         assert row["path"].startswith("h")
         assert ".." not in row["path"].split("/")
-        if row["archive"].endswith(".tar"):
-            assert row["offset"] + row["num_bytes"] <= (root / row["archive"]).stat().st_size
+        if row["container"].endswith(".tar"):
+            assert row["offset"] + row["num_bytes"] <= (root / row["container"]).stat().st_size
     assert {path: state for path, state in _state(tmp_path).items() if path in before} == before
     assert set(_state(tmp_path)) - set(before) <= set((tmp_path / "m").rglob("*")) | {
         tmp_path / "m"

@@ -270,8 +270,8 @@ def _say_if_packed(manifests: Path) -> None:
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
 
-    archives = open_manifest(manifests, IMAGES).read(["archive"])["archive"]
-    if num_packed := len(archives) - archives.null_count:
+    containers = open_manifest(manifests, IMAGES).read(["container"])["container"]
+    if num_packed := len(containers) - containers.null_count:
         console.warn(
             f"{num_packed:,} images lie in archives: unpack each to a folder of its name before "
             "PLSC reads the lists"

@@ -1,7 +1,6 @@
 """Manifest rows -> paths, bytes and labels of images, by row, from mapped arrays."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +14,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_folder
-from vit21k.errors import ImageTreeError, ManifestError, UnreadableImageError
+from vit21k.errors import ImageTreeError, ManifestError
 from vit21k.lock import locked
 from vit21k.machine import user_cache
 from vit21k.manifest.io import Manifest, open_manifest
-from vit21k.manifest.schema import IMAGE_KINDS
-from vit21k.sources.read import GZIP_HINT, ArchiveReader
-from vit21k.sources.tar import is_gzip_name
+from vit21k.manifest.schema import IMAGE_KINDS, LOCATOR_COLUMNS
+from vit21k.sources.read import (
+    GZIP,
+    GZIP_HINT,
+    MOVED_HINT,
+    ImageReader,
+    Locator,
+)
 
 
 @runtime_checkable
@@ -48,74 +52,65 @@ class ImageRows(Protocol):
         """Return label_rows_L and label_ids_L of a batch; empty where labels are not known."""
 
 
-PLACE_COLUMNS = ["archive", "offset", "num_bytes"]
-
-
-class PlaceColumns(NamedTuple):
-    """Archive, offset and size of each image: 20 bytes an image.
+class LocatorColumns(NamedTuple):
+    """Where each image is in a container: 21 bytes an image.
 
     Attributes:
-        archives: Their paths, relative to the image root.
-        archive_B: int32, an index into them; -1 for a file of its own.
-        offset_B: int64, bytes.
-        num_bytes_B: int64; 0 where it is not known.
+        containers: Their paths, relative to the image root; None last, which -1 picks.
+        storages: The ways in which they store images; None last.
+        container_B: int32, an index into *containers*; -1 for a plain file.
+        offset_B: int64, bytes; 0 for a plain file.
+        num_bytes_B: int64; 0 for a plain file.
+        storage_B: int8, an index into *storages*; -1 where images are stored as they are.
     """
 
-    archives: tuple[str, ...]
-    archive_B: NDArray[np.int32]
+    containers: tuple[str | None, ...]
+    storages: tuple[str | None, ...]
+    container_B: NDArray[np.int32]
     offset_B: NDArray[np.int64]
     num_bytes_B: NDArray[np.int64]
+    storage_B: NDArray[np.int8]
 
     @classmethod
     def from_rows(cls, rows: pa.Table) -> Self:
-        """Read `COLUMNS` of a manifest."""
-        column = rows["archive"].dictionary_encode().unify_dictionaries().combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        """Read `LOCATOR_COLUMNS` of a manifest."""
+        containers, container_B = _encoded(rows["container"], np.dtype(np.int32))
+        storages, storage_B = _encoded(rows["storage"], np.dtype(np.int8))
         return cls(
-            tuple(column.dictionary.to_pylist()),
-            column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32),
+            containers,
+            storages,
+            container_B,
             rows["offset"].fill_null(0).to_numpy(),
             rows["num_bytes"].fill_null(0).to_numpy(),
+            storage_B,
+        )
+
+    def locate(self, path: str, row: int) -> Locator:
+        """Return the locator of the image in *row*, which is called *path*."""
+        return Locator(
+            path,
+            self.containers[self.container_B[row]],
+            int(self.offset_B[row]),
+            int(self.num_bytes_B[row]),
+            self.storages[self.storage_B[row]],
         )
 
 
-class Places:
-    """Reads images that lie in archives."""
-
-    def __init__(self, columns: PlaceColumns, root: Path) -> None:
-        """Make an instance for archives below *root*.
-
-        Raises:
-            ImageTreeError: An archive is compressed, so that its members cannot be read singly.
-        """
-        if compressed := [name for name in columns.archives if is_gzip_name(name)]:
-            raise ImageTreeError(
-                f"`{compressed[0]}` is compressed: its images cannot be read", hint=GZIP_HINT
-            )
-        self._columns = columns
-        self._reader = ArchiveReader(str(root))
-
-    def read(self, row: int) -> bytes | None:
-        """Return the content of an image; None if it is a file of its own.
-
-        Raises:
-            ImageError: The archive is not there, or too short.
-            OSError: It cannot be read.
-        """
-        columns = self._columns
-        archive = columns.archive_B[row]
-        if archive < 0:
-            return None
-        return self._reader.read(
-            columns.archives[archive], int(columns.offset_B[row]), int(columns.num_bytes_B[row])
-        )
+def _encoded(
+    column: pa.ChunkedArray, dtype: np.dtype[Any]
+) -> tuple[tuple[str | None, ...], NDArray[Any]]:
+    """Return the distinct texts of *column* and None; and the index of each row's, -1 for null."""
+    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype)
+    return (*encoded.dictionary.to_pylist(), None), indices
 
 
-COLUMNS = ["path", "label_ids", *PLACE_COLUMNS]
+COLUMNS = ["label_ids", *LOCATOR_COLUMNS]
 
 
 class FlatRows(NamedTuple):
-    """Paths, labels and places in archives; in memory, or mapped from files.
+    """Paths, labels and locators; in memory, or mapped from files.
 
     Attributes:
         path_text_T: uint8; all paths in UTF-8, one after the other.
@@ -123,7 +118,7 @@ class FlatRows(NamedTuple):
         label_ids_L: int32, which holds the index of any class.
         label_starts_B: int64; where those of each row begin, and where the last ones end.
         num_multi_label: How many rows have more than one label.
-        places: Where rows lie in archives; None if all are files.
+        locators: Where images are in containers; None if all are plain files.
     """
 
     path_text_T: NDArray[np.uint8]
@@ -131,11 +126,11 @@ class FlatRows(NamedTuple):
     label_ids_L: NDArray[np.int32]
     label_starts_B: NDArray[np.int64]
     num_multi_label: int
-    places: PlaceColumns | None
+    locators: LocatorColumns | None
 
     @classmethod
     def from_arrow(
-        cls, paths: pa.Array, label_lists: pa.Array, in_archives: PlaceColumns | None = None
+        cls, paths: pa.Array, label_lists: pa.Array, locators: LocatorColumns | None = None
     ) -> Self:
         """Take string *paths* and list *label_lists*, without nulls."""
         paths = paths.cast(pa.large_string())
@@ -147,16 +142,15 @@ class FlatRows(NamedTuple):
             label_lists.values.to_numpy(zero_copy_only=False).astype(np.int32),
             label_starts_B,
             int((np.diff(label_starts_B) > 1).sum()),
-            in_archives,
+            locators,
         )
 
     @classmethod
     def from_table(cls, rows: pa.Table) -> Self:
         """Take `COLUMNS` of a manifest."""
-        columns = PlaceColumns.from_rows(rows)
-        return cls.from_arrow(
-            _whole(rows["path"]), _whole(rows["label_ids"]), columns if columns.archives else None
-        )
+        is_plain = rows["container"].null_count == rows.num_rows
+        locators = None if is_plain else LocatorColumns.from_rows(rows)
+        return cls.from_arrow(_whole(rows["path"]), _whole(rows["label_ids"]), locators)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -174,18 +168,19 @@ def _offsets(array: pa.Array) -> NDArray[np.int64]:
     return offsets[array.offset : array.offset + len(array) + 1]
 
 
-_VERSION = 1
+_VERSION = 2
 _CARD = "index.json"
 _DTYPES = {
     "path_text": "u1",
     "path_starts": "<i8",
     "label_ids": "<i4",
     "label_starts": "<i8",
-    "archive": "<i4",
+    "container": "<i4",
     "offset": "<i8",
     "num_bytes": "<i8",
+    "storage": "i1",
 }
-_PLACES = ("archive", "offset", "num_bytes")
+_LOCATORS = ("container", "offset", "num_bytes", "storage")
 
 
 class IndexWriter:
@@ -198,7 +193,8 @@ class IndexWriter:
             name: self._stack.enter_context((folder / name).open("wb")) for name in _DTYPES
         }
         self._counts = dict.fromkeys(_DTYPES, 0)
-        self._archives: dict[str, int] = {}
+        self._containers: dict[str | None, int] = {}
+        self._storages: dict[str | None, int] = {}
         self._num_multi_label = 0
         for name in ("path_starts", "label_starts"):
             self._append(name, np.zeros(1))
@@ -208,20 +204,21 @@ class IndexWriter:
         self._append_lists("path", rows.path_text_T, rows.path_starts_B, "text")
         self._append_lists("label", rows.label_ids_L, rows.label_starts_B, "ids")
         self._num_multi_label += rows.num_multi_label
-        self._append_places(rows.places, len(rows.path_starts_B) - 1)
+        self._append_locators(rows.locators, len(rows.path_starts_B) - 1)
 
     def finish(self) -> None:
         """Write what is needed to open the files, and close them."""
         self._stack.close()
-        if not self._archives:
-            for name in _PLACES:
+        if not self._containers:
+            for name in _LOCATORS:
                 self._counts[name] = 0
                 (self._folder / name).write_bytes(b"")
         card = {
             "version": _VERSION,
             "counts": self._counts,
             "num_multi_label": self._num_multi_label,
-            "archives": list(self._archives),
+            "containers": list(self._containers),
+            "storages": list(self._storages),
         }
         (self._folder / _CARD).write_text(json.dumps(card), encoding="utf-8")
 
@@ -240,17 +237,25 @@ class IndexWriter:
         self._append(f"{name}_starts", starts_B[1:] + before)
         self._append(f"{name}_{what}", values[starts_B[0] : starts_B[-1]])
 
-    def _append_places(self, columns: PlaceColumns | None, num_rows: int) -> None:
+    def _append_locators(self, columns: LocatorColumns | None, num_rows: int) -> None:
         if columns is None:
-            self._append("archive", np.full(num_rows, -1))
-            self._append("offset", np.zeros(num_rows))
-            self._append("num_bytes", np.zeros(num_rows))
+            for name in _LOCATORS:
+                value = -1 if name in {"container", "storage"} else 0
+                self._append(name, np.full(num_rows, value))
             return
-        numbers = [self._archives.setdefault(n, len(self._archives)) for n in columns.archives]
-        # The last one is what -1 picks.
-        self._append("archive", np.array([*numbers, -1])[columns.archive_B])
+        container_B = _renumbered(columns.container_B, columns.containers, self._containers)
+        self._append("container", container_B)
         self._append("offset", columns.offset_B)
         self._append("num_bytes", columns.num_bytes_B)
+        self._append("storage", _renumbered(columns.storage_B, columns.storages, self._storages))
+
+
+def _renumbered(
+    index_B: NDArray[Any], texts: tuple[str | None, ...], index_of: dict[str | None, int]
+) -> NDArray[np.int64]:
+    """Return *index_B*, indices into *texts*, as indices by *index_of*; it gets the new texts."""
+    new = [index_of.setdefault(text, len(index_of)) for text in texts[:-1]]
+    return np.array([*new, -1])[index_B]
 
 
 def map_index(folder: Path) -> FlatRows | None:
@@ -262,14 +267,15 @@ def map_index(folder: Path) -> FlatRows | None:
         arrays = {name: _mapped(folder / name, card["counts"][name]) for name in _DTYPES}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    archives = tuple(card["archives"])
+    containers, storages = (*card["containers"], None), (*card["storages"], None)
+    locators = LocatorColumns(containers, storages, *(arrays[name] for name in _LOCATORS))
     return FlatRows(
         arrays["path_text"],
         arrays["path_starts"],
         arrays["label_ids"],
         arrays["label_starts"],
         card["num_multi_label"],
-        PlaceColumns(archives, *(arrays[name] for name in _PLACES)) if archives else None,
+        locators if card["containers"] else None,
     )
 
 
@@ -370,14 +376,10 @@ def _remove_stale(manifests: Path, indexes: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-_READ_BYTES = 1 << 18  # of a file at once: more than most images have
-_WHERE_NOW = "if the image tree has moved, say where it is now with `--root`"
-
-
 class ImageDataset:
     """Paths and labels of a manifest, in flat arrays: no Python object for a row.
 
-    14.2 million images take about 0.8 GB (1.1 GB in archives), once, whatever the number of
+    14.2 million images take about 0.8 GB (1.1 GB in containers), once, whatever the number of
     threads; mapped, they take the page cache, which all processes of a machine share.
 
     Attributes:
@@ -389,14 +391,15 @@ class ImageDataset:
         """Make an instance of *rows*.
 
         Raises:
-            ImageTreeError: An archive is compressed.
+            ImageTreeError: A container is compressed.
         """
         self.root = root
         self.index = index
         self._rows = rows
         self._path_text = memoryview(rows.path_text_T.data)
-        places = rows.places
-        self._in_archives = Places(places, root) if places and places.archives else None
+        if rows.locators:
+            refuse_sequential(rows.locators)
+        self._reader = ImageReader(root)
 
     @classmethod
     def from_arrow(
@@ -404,14 +407,14 @@ class ImageDataset:
         root: Path,
         paths: pa.Array,
         label_lists: pa.Array,
-        in_archives: PlaceColumns | None = None,
+        locators: LocatorColumns | None = None,
     ) -> Self:
         """Take string *paths* and list *label_lists*, without nulls.
 
         Raises:
-            ImageTreeError: An archive is compressed.
+            ImageTreeError: A container is compressed.
         """
-        return cls(root, FlatRows.from_arrow(paths, label_lists, in_archives))
+        return cls(root, FlatRows.from_arrow(paths, label_lists, locators))
 
     @classmethod
     def from_manifest(
@@ -431,7 +434,7 @@ class ImageDataset:
             note: Hears what is done for that, if it takes long.
 
         Raises:
-            ImageTreeError: The image root is not there, or not known, or an archive in it is
+            ImageTreeError: The image root is not there, or not known, or a container in it is
                 compressed.
             ManifestError: The manifest is damaged.
         """
@@ -442,7 +445,7 @@ class ImageDataset:
             )
         root = Path(manifest.header.root) if root is None else root
         if not root.is_dir():
-            raise ImageTreeError(f"the image root `{root}` is not a folder", hint=_WHERE_NOW)
+            raise ImageTreeError(f"the image root `{root}` is not a folder", hint=MOVED_HINT)
         index = open_index(manifest, note) if mapped else None
         rows = index.rows if index else FlatRows.from_table(manifest.read(COLUMNS))
         return cls(root, rows, index)
@@ -483,32 +486,27 @@ class ImageDataset:
         )
 
     def read_bytes(self, row: int) -> bytes:
-        """Return the content of an image's file, or member of an archive; from any thread.
+        """Return the content of an image's file, or image in a container; from any thread.
 
         Raises:
             UnreadableImageError: The file is not there.
-            ImageError: An archive is shorter than it was.
+            ImageError: A container is shorter than it was.
             OSError: It cannot be read.
         """
-        if self._in_archives and (content := self._in_archives.read(row)) is not None:
-            return content
-        try:
-            return _content(f"{self.root}/{self.path(row)}")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise UnreadableImageError("the file is not there", hint=_WHERE_NOW) from None
+        path, locators = self.path(row), self._rows.locators
+        if locators is None:
+            return self._reader.read(path)
+        return self._reader.read(*locators.locate(path, row))
 
 
-def _content(path: str) -> bytes:
-    """Return what is in a file.
+def refuse_sequential(locators: LocatorColumns) -> None:
+    """Refuse containers whose images cannot be read in any order.
 
-    Every call of the system hands the interpreter's lock to another thread and asks for it again,
-    so there are as few as can be: a file object makes twice as many.
+    Raises:
+        ImageTreeError: One is compressed.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(descriptor, _READ_BYTES):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    if GZIP not in locators.storages:
+        return
+    row = np.flatnonzero(locators.storage_B == locators.storages.index(GZIP))[:1]
+    container = locators.containers[locators.container_B[row[0]]] if len(row) else ""
+    raise ImageTreeError(f"`{container}` is compressed: its images cannot be read", hint=GZIP_HINT)

@@ -80,8 +80,8 @@ def plain_files(manifest: Manifest, columns: list[str]) -> Iterator[pa.Table]:
     Raises:
         DataError: An image lies in an archive, where other libraries do not look.
     """
-    for rows in prefetched(manifest.batches([*columns, "archive"])):
-        if num_packed := pc.sum(rows["archive"].is_valid()).as_py():
+    for rows in prefetched(manifest.batches([*columns, "container"])):
+        if num_packed := pc.sum(rows["container"].is_valid()).as_py():
             raise DataError(
                 f"{num_packed:,} or more images of `{manifest.path}` lie in archives, which "
                 "cannot be linked to",
@@ -123,9 +123,10 @@ HF_SCHEMA = pa.schema(
         ("path", pa.string()),
         _LABELS,
         ("digest", pa.binary()),  # `datasets` before 5.1 refuses binary values of fixed size
-        ("archive", pa.string()),
+        ("container", pa.string()),
         ("offset", pa.int64()),
         ("num_bytes", pa.int64()),
+        ("storage", pa.string()),
     ]
 )
 IMAGEFOLDER_SCHEMA = pa.schema([("file_name", pa.string()), _LABELS])
@@ -155,7 +156,7 @@ def write_hf(splits: Splits, out: Path, *, rows_per_file: int | None = ROWS_PER_
 
 
 def _hf_rows(manifest: Manifest) -> Iterator[pa.Table]:
-    columns = ["path", "label_ids", "digest", "archive", "offset", "num_bytes"]
+    columns = ["path", "label_ids", "digest", "container", "offset", "num_bytes", "storage"]
     for rows in manifest.batches(columns):
         yield rows.select(columns).rename_columns(HF_SCHEMA.names).cast(HF_SCHEMA)
 
@@ -235,7 +236,7 @@ def _write(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, classes: C
             schema.with_metadata(metadata),
             compression="zstd",
             write_page_checksum=True,
-            use_dictionary=["archive"],
+            use_dictionary=["container", "storage"],
         ) as writer,
     ):
         for table in tables:

@@ -110,9 +110,9 @@ class Layout:
         changes = np.flatnonzero(np.diff(codes.indices.to_numpy())) + 1
         ends = np.unique(np.concatenate([[0], changes, changes - 1, [rows.num_rows - 1]]))
         rows = rows.take(pa.array(ends))
-        archives = rows["archive"].to_pylist() if "archive" in rows.column_names else ()
-        for path, archive in zip_longest(rows["path"].to_pylist(), archives):
-            self.add(path.rpartition("/")[0], stem_of(archive) if archive else None)
+        containers = rows["container"].to_pylist() if "container" in rows.column_names else ()
+        for path, container in zip_longest(rows["path"].to_pylist(), containers):
+            self.add(path.rpartition("/")[0], stem_of(container) if container else None)
 
     def add_split(self, folder: str) -> None:
         """Note a folder that lies above others, and may be a split."""

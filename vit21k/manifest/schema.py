@@ -63,31 +63,53 @@ DIGEST = column(
     "Digest of the file's bytes, by the algorithm named in the metadata; null if a quick run has "
     "proven without reading all of it that no other file is equal.",
 )
-ARCHIVE = column(
-    "archive",
+CONTAINER = column(
+    "container",
     pa.string(),
-    "POSIX path of the tar that holds the file, relative to the image root; null for a plain file.",
+    "POSIX path of the tar, zip or Parquet file that holds the image, relative to the image root; "
+    "null for a plain file.",
 )
 OFFSET = column(
-    "offset", pa.int64(), "Where its bytes begin in the archive; null for a plain file."
+    "offset",
+    pa.int64(),
+    "Where its bytes begin in the container, or its row in a Parquet file; null for a plain file.",
+)
+STORAGE = column(
+    "storage",
+    pa.string(),
+    "How the container stores it. Null: as it is. `deflate`: a raw deflate stream begins at "
+    "`offset`. `gzip`: `offset` counts in what the compressed tar unpacks to. `parquet:COLUMN`: "
+    "`offset` is the row in that column.",
 )
 MEMBER_BYTES = column(
     "num_bytes",
     pa.int64(),
-    "How many bytes it has in the archive; null for a plain file, whose size the system knows.",
+    "Size of an image in a container; null for a plain file, whose size the file system knows.",
 )
+SOURCE_SPLITS = ("train", "validation", "test")
+"""Values of `source_split`; of copies that differ, the image has the last."""
+
+SOURCE_SPLIT = column(
+    "source_split",
+    pa.string(),
+    "Published split it is from: `train`, `validation` or `test`; null where the source has none.",
+)
+LOCATOR_COLUMNS = ["path", "container", "offset", "num_bytes", "storage"]
+"""Where the bytes of an image are: the fields of `sources.read.Locator`."""
+
 LABEL_IDS = column(
     "label_ids",
     pa.list_(pa.int64()),
     "Class indices of the image, ascending, without repeats; rows of classes.parquet.",
 )
 
-MAY_BE_NULL_IN_IMAGES = frozenset({"digest", "num_bytes", "archive", "offset"})
+MAY_BE_NULL_IN_COPIES = frozenset({"num_bytes", "container", "offset", "storage", "source_split"})
+MAY_BE_NULL_IN_IMAGES = MAY_BE_NULL_IN_COPIES | {"digest"}
 
 
 DIGESTS = ManifestKind(
     name="digests",
-    version=3,
+    version=4,
     schema=pa.schema(
         [
             PATH,
@@ -112,8 +134,10 @@ DIGESTS = ManifestKind(
             column("height", pa.int32(), "Pixels; null if its header does not say."),
             column("components", pa.int32(), "Colour components; null if it does not say."),
             column("has_end", pa.bool_(), "Whether the end marker was seen; null if not looked."),
-            ARCHIVE,
+            CONTAINER,
             OFFSET,
+            STORAGE,
+            SOURCE_SPLIT,
         ]
     ),
     row="file",
@@ -131,8 +155,10 @@ DIGESTS = ManifestKind(
             "height",
             "components",
             "has_end",
-            "archive",
+            "container",
             "offset",
+            "storage",
+            "source_split",
         }
     ),
 )
@@ -163,7 +189,7 @@ UNDECODABLE = ManifestKind(
 
 IMAGES = ManifestKind(
     name="images",
-    version=2,
+    version=3,
     schema=pa.schema(
         [
             DIGEST,
@@ -171,8 +197,10 @@ IMAGES = ManifestKind(
             MEMBER_BYTES,
             LABEL_IDS,
             column("num_files", pa.int64(), "How many files have this content."),
-            ARCHIVE,
+            CONTAINER,
             OFFSET,
+            STORAGE,
+            SOURCE_SPLIT,
         ]
     ),
     row="image (distinct content)",
@@ -184,7 +212,7 @@ IMAGES = ManifestKind(
 
 COPIES = ManifestKind(
     name="copies",
-    version=2,
+    version=3,
     schema=pa.schema(
         [
             column(
@@ -194,24 +222,27 @@ COPIES = ManifestKind(
             ),
             PATH,
             WNID,
-            ARCHIVE,
+            MEMBER_BYTES,
+            CONTAINER,
             OFFSET,
+            STORAGE,
+            SOURCE_SPLIT,
         ]
     ),
     row="file that was merged into another",
     order="in digests order",
     made_by="vit21k relabel",
-    may_be_null=frozenset({"archive", "offset"}),
+    may_be_null=MAY_BE_NULL_IN_COPIES,
 )
 
 OVERLABELLED = ManifestKind(
     name="overlabelled",
-    version=1,
-    schema=pa.schema([DIGEST, PATH, WNID, ARCHIVE, OFFSET]),
+    version=2,
+    schema=pa.schema([DIGEST, PATH, WNID, MEMBER_BYTES, CONTAINER, OFFSET, STORAGE, SOURCE_SPLIT]),
     row="file skipped by `relabel --max-labels`: its image lies under too many classes",
     order="in digests order",
     made_by="vit21k relabel",
-    may_be_null=frozenset({"archive", "offset"}),
+    may_be_null=MAY_BE_NULL_IN_COPIES,
 )
 
 CLASSES = ManifestKind(
@@ -233,11 +264,11 @@ CLASSES = ManifestKind(
     may_be_null=frozenset({"name"}),
 )
 
-_SPLIT_SCHEMA = pa.schema([DIGEST, KEPT_PATH, MEMBER_BYTES, LABEL_IDS, ARCHIVE, OFFSET])
+_SPLIT_SCHEMA = pa.schema([DIGEST, KEPT_PATH, MEMBER_BYTES, LABEL_IDS, CONTAINER, OFFSET, STORAGE])
 
 TRAIN = ManifestKind(
     name="train",
-    version=2,
+    version=3,
     schema=_SPLIT_SCHEMA,
     row="image to train on",
     order="in images order",
@@ -247,7 +278,7 @@ TRAIN = ManifestKind(
 )
 VAL = ManifestKind(
     name="val",
-    version=2,
+    version=3,
     schema=_SPLIT_SCHEMA,
     row="image to validate on",
     order="in images order",
@@ -342,7 +373,7 @@ CHANGES = ManifestKind(
 )
 EXPANDED = ManifestKind(
     name="expanded",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             *_SPLIT_SCHEMA,
@@ -363,7 +394,7 @@ EXPANDED = ManifestKind(
 
 CONFLICTS = ManifestKind(
     name="conflicts",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             *_SPLIT_SCHEMA,
@@ -392,7 +423,7 @@ CONFLICTS = ManifestKind(
 
 PACKED = ManifestKind(
     name="packed",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             column(
@@ -402,7 +433,7 @@ PACKED = ManifestKind(
             ),
             column("path", pa.string(), "Path of that file, relative to its image root."),
             column("split", pa.string(), "`train` or `validation`."),
-            column("archive", pa.string(), "Name of the shard."),
+            column("container", pa.string(), "Name of the shard."),
             column("offset", pa.int64(), "Where the image begins in the shard."),
             column("num_bytes", pa.int64(), "How many bytes it has there."),
             column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),

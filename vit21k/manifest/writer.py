@@ -21,7 +21,10 @@ from vit21k.manifest.schema import ManifestKind
 
 ROW_GROUP_ROWS = 131_072
 
-_REPETITIVE = ("wnid", "kind", "archive", "format", "num_files", "width", "height")
+_REPETITIVE = (
+    "wnid", "kind", "container", "storage", "source_split", "format", "num_files", "width",
+    "height",
+)  # fmt: skip
 _INCOMPRESSIBLE = ("digest", "content_digest", "probe")
 _ENCODING = {
     "path": "DELTA_BYTE_ARRAY",

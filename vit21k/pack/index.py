@@ -45,11 +45,11 @@ class PlacesInShards:
     """
 
     def __init__(self, parts: Parts, shards: Sequence[ShardFacts], num_rows: int) -> None:
-        self._archives = [shard.file_name for shard in shards]
+        self._containers = [shard.file_name for shard in shards]
         self._shard_R = self._array(parts, np.int32, num_rows)  # from 1; 0: in none
         self._offset_R = self._array(parts, np.int64, num_rows)
         self._num_bytes_R = self._array(parts, np.int64, num_rows)
-        for number, name in enumerate(self._archives, start=1):
+        for number, name in enumerate(self._containers, start=1):
             packed = parts.rows(name, ["row", "offset", "num_bytes", "problem"])
             packed = packed.filter(pc.is_null(packed["problem"]))
             rows = packed["row"].to_numpy()
@@ -61,13 +61,14 @@ class PlacesInShards:
         """Return *rows*, which have these *numbers_B*, with their places; those that have any."""
         is_in = self._shard_R[numbers_B] > 0
         rows, numbers_B = rows.filter(pa.array(is_in)), numbers_B[is_in]
-        archives = pa.DictionaryArray.from_arrays(
-            pa.array(self._shard_R[numbers_B] - 1), pa.array(self._archives, pa.string())
+        containers = pa.DictionaryArray.from_arrays(
+            pa.array(self._shard_R[numbers_B] - 1), pa.array(self._containers, pa.string())
         ).cast(pa.string())
         columns = {
-            "archive": archives,
+            "container": containers,
             "offset": pa.array(self._offset_R[numbers_B]),
             "num_bytes": pa.array(self._num_bytes_R[numbers_B]),
+            "storage": pa.nulls(rows.num_rows, pa.string()),
         }
         for name, values in columns.items():
             rows = rows.set_column(rows.schema.get_field_index(name), name, values)
@@ -220,7 +221,7 @@ def _packed_rows(shard: ShardFacts, parts: Parts, digests: NDArray[Any]) -> pa.T
             pa.binary(DIGEST_BYTES), count, [None, of_files]
         ),
         "split": pa.array([shard.split] * count, pa.string()),
-        "archive": pa.array([shard.file_name] * count, pa.string()),
+        "container": pa.array([shard.file_name] * count, pa.string()),
         **{name: rows[name] for name in _SAME_NAMES},
     }
     return pa.table(columns)

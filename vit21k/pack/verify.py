@@ -27,13 +27,13 @@ from vit21k.pack.plan import TRAIN_SPLIT, VAL_SPLIT
 from vit21k.pack.shards import read_tar_digest
 from vit21k.prep.decode_check import check_images
 from vit21k.prep.dedup import as_numbers
-from vit21k.sources.read import ArchiveReader
+from vit21k.sources.read import ImageReader
 
 Sign = Literal["=", "*", "-", "+"]
 OnFile = Callable[[Sign, str], None]
 OnShard = Callable[[int, int], None]
 
-_PLACE = ["archive", "offset", "num_bytes", "digest"]
+_PLACE = ["container", "offset", "num_bytes", "digest"]
 _OFFSET_BITS = 40
 
 
@@ -99,7 +99,7 @@ def verify_pack(
     summary.manifest_problems = manifest_problems(folder, index)
     for name in summary.manifest_problems:
         on_file("*" if (folder / name).is_file() else "-", name)
-    reader = ArchiveReader(str(folder))
+    reader = ImageReader(folder)
     for facts, rows in _by_shard(index, shards):
         if _is_same(folder / facts["file_name"], facts):
             summary.num_shards_same += 1
@@ -150,7 +150,7 @@ class _Places:
 
     def __init__(self, index: Manifest) -> None:
         shards = index.header.options["shards"]
-        self._archives = pa.array([facts["file_name"] for facts in shards], pa.string())
+        self._containers = pa.array([facts["file_name"] for facts in shards], pa.string())
         self._num_in: Counter[str] = Counter()
         for facts in shards:
             self._num_in[facts["split"]] += facts["num_images"]
@@ -187,7 +187,7 @@ class _Places:
 
     def _numbers(self, rows: pa.Table) -> NDArray[np.uint64]:
         """Return place, size and half of the digest of each image."""
-        shard_R = pc.fill_null(pc.index_in(rows["archive"], self._archives), -1).to_numpy()
+        shard_R = pc.fill_null(pc.index_in(rows["container"], self._containers), -1).to_numpy()
         offset_R = pc.fill_null(rows["offset"], 0).to_numpy()
         size_R = pc.fill_null(rows["num_bytes"], 0).to_numpy()
         half_R = as_numbers(rows["digest"].combine_chunks())[:, 0]
@@ -199,9 +199,9 @@ def _by_shard(
     index: Manifest, shards: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """Yield each shard with its rows; those of a shard follow each other."""
-    batches = index.batches(["path", "archive", "offset", "num_bytes", "packed_digest"])
+    batches = index.batches(["path", "container", "offset", "num_bytes", "packed_digest"])
     rows = index.kind.schema.empty_table().select(
-        ["path", "archive", "offset", "num_bytes", "packed_digest"]
+        ["path", "container", "offset", "num_bytes", "packed_digest"]
     )
     for facts in shards:
         while rows.num_rows < facts["num_images"]:
@@ -220,13 +220,13 @@ def _is_same(path: Path, facts: dict[str, Any]) -> bool:
 
 
 def _compare_images(
-    reader: ArchiveReader, rows: pa.Table, summary: VerifyPackSummary, on_file: OnFile
+    reader: ImageReader, rows: pa.Table, summary: VerifyPackSummary, on_file: OnFile
 ) -> bool:
     """Compare images one by one; return whether any of them is why the shard differs."""
     num_bad = summary.num_different + summary.num_missing
     for row in rows.to_pylist():
         try:
-            content = reader.read(row["archive"], row["offset"], row["num_bytes"])
+            content = reader.read(row["path"], row["container"], row["offset"], row["num_bytes"])
         except ImageError:
             summary.num_missing += 1
             on_file("-", row["path"])
@@ -261,8 +261,8 @@ def decode_pack(
         ManifestError: The index is missing or damaged.
     """
     index = open_manifest(folder, PACKED)
-    reader = ArchiveReader(str(folder))
-    for rows in index.batches(["path", "archive", "offset", "num_bytes"]):
+    reader = ImageReader(folder)
+    for rows in index.batches(["path", "container", "offset", "num_bytes"]):
         read = _reader_of(rows, reader)
         for verdict in check_images(read, range(rows.num_rows), num_workers=num_workers):
             if verdict.kind is None:
@@ -273,8 +273,7 @@ def decode_pack(
             on_verdict(verdict.kind is not None)
 
 
-def _reader_of(rows: pa.Table, reader: ArchiveReader) -> Callable[[int], bytes]:
+def _reader_of(rows: pa.Table, reader: ImageReader) -> Callable[[int], bytes]:
     """Return what reads the image in a row of *rows*; from any thread."""
-    archives = rows["archive"]
-    offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
-    return lambda row: reader.read(archives[row].as_py(), int(offsets[row]), int(sizes[row]))
+    columns = [rows[name] for name in ("path", "container", "offset", "num_bytes")]
+    return lambda row: reader.read(*(column[row].as_py() for column in columns))

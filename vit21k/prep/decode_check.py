@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.data.dataset import PLACE_COLUMNS, ImageDataset, PlaceColumns
+from vit21k.data.dataset import ImageDataset, LocatorColumns
 from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.manifest.schema import DIGESTS, UNDECODABLE
+from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, UNDECODABLE
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.decode_worker import SIZE_BYTES
 from vit21k.prep.dedup import FileKeys, find_copies
@@ -278,11 +278,11 @@ def _distinct(digests: Manifest, root: Path) -> tuple[ImageDataset, NDArray[np.i
     is_copy = np.zeros(digests.num_rows, dtype=bool)
     is_copy[groups.rows_M] = True
     is_copy[groups.rows_M[groups.starts_G]] = False
-    rows = digests.read(["path", *PLACE_COLUMNS])
+    rows = digests.read(LOCATOR_COLUMNS)
     no_labels = pa.LargeListArray.from_arrays(
         pa.array(np.zeros(rows.num_rows + 1, dtype=np.int64)), pa.array([], pa.int64())
     )
     paths = rows["path"].cast(pa.large_string()).combine_chunks()
     paths = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
-    images = ImageDataset.from_arrow(root, paths, no_labels, PlaceColumns.from_rows(rows))
+    images = ImageDataset.from_arrow(root, paths, no_labels, LocatorColumns.from_rows(rows))
     return images, np.flatnonzero(~is_copy)

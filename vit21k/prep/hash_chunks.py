@@ -58,7 +58,8 @@ from vit21k.prep.scan import (
     have,
 )
 from vit21k.sources.folders import Chunk, problem_from
-from vit21k.sources.tar import ArchivePart
+from vit21k.sources.read import GZIP
+from vit21k.sources.tar import ArchivePart, is_gzip
 
 
 def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
@@ -236,10 +237,10 @@ class ChunkDigester:
             return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
         read_at = self.cache.now() if self.cache else 0
         try:
-            status = os.fstat(descriptor)
+            status, is_compressed = os.fstat(descriptor), is_gzip(descriptor)
             known = self._cached_members(part, status)
             if known and random.random() >= self.recheck:  # noqa: S311
-                chunks = self._known_chunks(part, fraction, known)
+                chunks = self._known_chunks(part, fraction, known, is_compressed=is_compressed)
                 return _joined(iter(self._noted(part, status, chunks, read_at)))
 
             def digest_member(content: memoryview) -> FileDigest:
@@ -256,7 +257,10 @@ class ChunkDigester:
         finally:
             os.close(descriptor)
         parts = chain((first,), found)
-        chunks = (self._members_chunk(part, fraction, members) for members in parts)
+        chunks = (
+            self._members_chunk(part, fraction, members, is_compressed=is_compressed)
+            for members in parts
+        )
         if self.cache and not self.is_stopped and is_small(part, status):
             held = self._noted(part, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
@@ -276,7 +280,7 @@ class ChunkDigester:
         return held
 
     def _known_chunks(
-        self, part: ArchivePart, fraction: float, known: Members
+        self, part: ArchivePart, fraction: float, known: Members, *, is_compressed: bool
     ) -> Iterator[DigestedChunk]:
         for folder, paths, files in known:
             yield DigestedChunk(
@@ -285,12 +289,18 @@ class ChunkDigester:
                 paths=paths,
                 files=files,
                 num_known=len(files),
-                archive=part.archive.decode(),
+                container=part.archive.decode(),
                 offsets=files.array["inode"].tolist(),
+                storages=[GZIP] * len(files) if is_compressed else (),
             )
 
     def _members_chunk(
-        self, part: ArchivePart, fraction: float, members: DigestedMembers[FileDigest]
+        self,
+        part: ArchivePart,
+        fraction: float,
+        members: DigestedMembers[FileDigest],
+        *,
+        is_compressed: bool,
     ) -> DigestedChunk:
         return DigestedChunk(
             class_of(members.folder, self.label_from),
@@ -299,8 +309,9 @@ class ChunkDigester:
             files=FileRows.of(members.digests),
             num_bytes_read=sum(file.num_bytes for file in members.digests),
             problems=members.problems,
-            archive=part.archive.decode(),
+            container=part.archive.decode(),
             offsets=members.offsets,
+            storages=[GZIP] * len(members.names) if is_compressed else (),
         )
 
     def _cached_members(self, part: ArchivePart, status: os.stat_result) -> Members:
@@ -411,17 +422,36 @@ def file_columns(rows: Rows) -> dict[str, pa.Array]:
 
 def _columns_of_chunks(chunks: Sequence[DigestedChunk]) -> dict[str, pa.Array]:
     num_files = [len(chunk.files) for chunk in chunks]
-    number = np.repeat(np.arange(len(chunks)), num_files)
-    in_archive = np.repeat([chunk.archive is not None for chunk in chunks], num_files)
+    in_container = np.repeat([chunk.container is not None for chunk in chunks], num_files)
     offsets = [at for chunk in chunks for at in chunk.offsets or [0] * len(chunk.files)]
     return {
         "path": arrow_array([path for chunk in chunks for path in chunk.paths], pa.string()),
-        "wnid": array_of_texts([chunk.wnid for chunk in chunks], number),
-        "archive": array_of_texts(
-            [chunk.archive or "" for chunk in chunks], _places(number, in_archive)
-        ),
-        "offset": array_of_numbers(np.array(offsets, np.int64), pa.int64(), in_archive),
+        "wnid": _per_row([chunk.wnids or chunk.wnid for chunk in chunks], num_files),
+        "container": _per_row([chunk.container for chunk in chunks], num_files),
+        "offset": array_of_numbers(np.array(offsets, np.int64), pa.int64(), in_container),
+        "storage": _per_row([chunk.storages or None for chunk in chunks], num_files),
+        "source_split": _per_row([chunk.source_split for chunk in chunks], num_files),
     }
+
+
+def _per_row(values: Sequence[str | Sequence[str | None] | None], num_rows: list[int]) -> pa.Array:
+    """Return a string column.
+
+    Args:
+        values: Of each chunk: the value of all its rows, or those of each.
+        num_rows: Of each chunk.
+    """
+    if all(value is None for value in values):
+        return pa.nulls(sum(num_rows), pa.string())
+    if not all(value is None or isinstance(value, str) for value in values):
+        rows = [
+            [value] * count if value is None or isinstance(value, str) else value
+            for value, count in zip(values, num_rows, strict=True)
+        ]
+        return arrow_array(list(chain.from_iterable(rows)), pa.string())
+    is_valid = np.repeat([value is not None for value in values], num_rows)
+    chunk = np.repeat(np.arange(len(values)), num_rows)
+    return array_of_texts([str(value or "") for value in values], _places(chunk, is_valid))
 
 
 def _places(numbers: NDArray[np.integer], is_valid: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -117,9 +117,9 @@ class HashSummary:
         self.num_known_problems += num_known(bad)
         others = [p.path for p in chunk.problems if p.kind is ProblemKind.OTHER_SUFFIX]
         self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)
-        stem = stem_of(chunk.archive) if chunk.archive else None
+        stem = stem_of(chunk.container) if chunk.container else None
+        self.wnids |= chunk.classes
         if chunk.files:
-            self.wnids.add(chunk.wnid)
             self.layout.add(chunk.paths[0].rpartition("/")[0], stem)
         self.layout.add_files(chunk.paths, others, stem)
 

@@ -28,7 +28,15 @@ from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Header, Manifest, open_manifest
-from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES, OVERLABELLED
+from vit21k.manifest.schema import (
+    CLASSES,
+    COPIES,
+    DIGESTS,
+    IMAGES,
+    LOCATOR_COLUMNS,
+    OVERLABELLED,
+    SOURCE_SPLITS,
+)
 from vit21k.manifest.wordnet import names_of
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep import dedup
@@ -44,7 +52,7 @@ from vit21k.prep.dedup import (
 )
 from vit21k.prep.ray import RayCluster
 
-_COLUMNS = ["digest", "path", "num_bytes", "archive", "offset"]
+_COLUMNS = ["digest", *LOCATOR_COLUMNS, "source_split"]
 
 ROWS_IN_MEMORY = 2_000_000
 """How many rows of `images` are held at a time when they must be put in another order."""
@@ -58,11 +66,14 @@ class RowSource:
         digests: Where paths and sizes come from.
         result: What became of its files.
         wnids: The class list.
+        split_N: Published split of each image at its kept file, an index into `SOURCE_SPLITS`, -1
+            for none; None if no file has one.
     """
 
     digests: Manifest
     result: DedupResult
     wnids: Sequence[str]
+    split_N: NDArray[np.int8] | None = None
 
     def batches(self) -> Iterator[dict[str, pa.Table]]:
         """Yield rows of `images`, `copies` and `overlabelled`, each in manifest order."""
@@ -90,13 +101,23 @@ class RowSource:
         columns = [
             kept["digest"],
             kept["path"],
-            pc.if_else(kept["archive"].is_valid(), kept["num_bytes"], None),
+            _bytes_in_container(kept),
             label_ids,
             pa.array(num_files),
-            kept["archive"],
+            kept["container"],
             kept["offset"],
+            kept["storage"],
+            self._source_splits(start, kept, ~self.result.is_copy_N[start:stop]),
         ]
         return pa.table(columns, schema=IMAGES.schema)
+
+    def _source_splits(
+        self, start: int, kept: pa.Table, is_kept_B: NDArray[np.bool_]
+    ) -> pa.Array | pa.ChunkedArray:
+        if self.split_N is None:
+            return kept["source_split"]
+        splits_B = self.split_N[start : start + len(is_kept_B)][is_kept_B]
+        return pa.array(SOURCE_SPLITS).take(pa.array(splits_B, mask=splits_B < 0))
 
     def _reordered(self, place: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Yield the images by *place*, reading the files once for each part that is held."""
@@ -113,6 +134,11 @@ class RowSource:
                 places.append(its_place[is_in])
             order = np.argsort(np.concatenate(places))
             yield pa.concat_tables(parts).take(pa.array(order))
+
+
+def _bytes_in_container(files: pa.Table) -> pa.ChunkedArray:
+    """Return `num_bytes` of *files*, null for plain files."""
+    return pc.if_else(files["container"].is_valid(), files["num_bytes"], None)
 
 
 class _NotKept:
@@ -140,7 +166,16 @@ class _NotKept:
         digests_C2[~is_overlabelled_C] = self._digests_G2[group_C[~is_overlabelled_C]]
         files = files.take(pa.array(row_C - start))
         wnids = self._wnids.take(pa.array(self._dedup.label_N[row_C]))
-        columns = [as_digests(digests_C2), files["path"], wnids, files["archive"], files["offset"]]
+        columns = [
+            as_digests(digests_C2),
+            files["path"],
+            wnids,
+            _bytes_in_container(files),
+            files["container"],
+            files["offset"],
+            files["storage"],
+            files["source_split"],
+        ]
         rows = pa.table(columns, schema=COPIES.schema)
         return {
             "copies": rows.filter(pa.array(~is_overlabelled_C)),
@@ -238,7 +273,7 @@ def relabel(
                 for kind in (IMAGES, COPIES, OVERLABELLED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, result))
-            source = RowSource(digests, result, classes.wnids)
+            source = RowSource(digests, result, classes.wnids, read_splits(digests, result))
             for tables in source.batches():
                 for name, rows in tables.items():
                     writers[name].write(rows)
@@ -274,6 +309,33 @@ def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
             wnid_N[row : row + len(wnid)] = indices
             row += len(wnid)
     return wnid_N, list(index_of)
+
+
+def read_splits(digests: Manifest, result: DedupResult) -> NDArray[np.int8] | None:
+    """Return the published split of each image at its kept file; None if no file has one.
+
+    Of copies in several splits, the image has the split that is used for training the least: no
+    image that is held out somewhere is trained on.
+
+    Returns:
+        split_N, indices into `SOURCE_SPLITS`, -1 for none.
+    """
+    split_N = np.full(digests.num_rows, -1, dtype=np.int8)
+    row, is_any = 0, False
+    for rows in prefetched(digests.batches(["source_split"])):
+        if rows["source_split"].null_count < rows.num_rows:
+            found = pc.index_in(rows["source_split"], value_set=pa.array(SOURCE_SPLITS))
+            split_N[row : row + rows.num_rows] = found.fill_null(-1).to_numpy()
+            is_any = True
+        row += rows.num_rows
+    if not is_any:
+        return None
+    split_G = split_N[result.first_row_G]
+    is_copy_C = result.group_C >= 0
+    copies = result.copy_row_C[is_copy_C]
+    np.maximum.at(split_G, result.group_C[is_copy_C], split_N[copies])
+    split_N[result.first_row_G] = split_G
+    return split_N
 
 
 def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:

@@ -240,14 +240,17 @@ class DigestedChunk:
     """What became of a chunk: rows of `digests.parquet` and of `problems.parquet`, in path order.
 
     Attributes:
-        wnid: Name of the folder all files lie in.
+        wnid: The class of all files, unless *wnids* says otherwise.
         fraction: Share of the tree up to here.
         num_bytes_read: Bytes that were read for it.
         num_known: Files that were not read, because they are as they were.
         silently_changed: Paths of files that are not what they were, though all says so.
-        archive: The archive they lie in; None for files of their own.
-        offsets: Where each begins in the archive.
-        more: What comes after it in the same archive, in other folders.
+        container: The container they are in; None for plain files.
+        offsets: Where each begins in the container.
+        wnids: The class of each file, where they differ.
+        storages: How the container stores each, as in `digests.parquet`; empty: all as they are.
+        source_split: Published split that all files are from, if any.
+        more: What comes after it in the same container, in other folders.
     """
 
     wnid: str
@@ -258,12 +261,20 @@ class DigestedChunk:
     num_bytes_read: int = 0
     num_known: int = 0
     silently_changed: list[str] = field(default_factory=list)
-    archive: str | None = None
+    container: str | None = None
     offsets: list[int] = field(default_factory=list)
+    wnids: Sequence[str] = ()
+    storages: Sequence[str | None] = ()
+    source_split: str | None = None
     more: Iterable["DigestedChunk"] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "more": list(self.more)}  # to another process, all of it
+
+    @property
+    def classes(self) -> set[str]:
+        """The classes of the files; none if there are no files."""
+        return set(self.wnids or [self.wnid]) if self.files else set()
 
     @property
     def num_bytes(self) -> int:

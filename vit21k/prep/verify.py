@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vit21k.errors import DataError, ImageError, ImageTreeError
 from vit21k.manifest.io import Manifest, damaged_manifests, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.manifest.schema import DIGESTS, PROBLEMS
+from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
 from vit21k.prep.hash_chunks import (
     ChunkDigester,
@@ -27,7 +27,7 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of
 from vit21k.prep.scan import FileRows, numbers
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.sources.read import ArchiveReader
+from vit21k.sources.read import ImageReader, Locator
 
 Sign = Literal["=", "*", "+", "-", "!"]
 
@@ -255,18 +255,7 @@ def _known_problems(manifests: Path) -> set[str]:
 
 
 _AT_ONCE = 4096
-_COLUMNS = ["path", "archive", "offset", "num_bytes"]
-_AGAIN_HINT = "it has gone since it was hashed; run `vit21k hash` again"
 _HINT = "hash again with `vit21k hash --algorithm blake2b_128`, which cannot be made to collide"
-
-
-class _Place(NamedTuple):
-    """Where a file's bytes are."""
-
-    path: str
-    archive: str | None
-    offset: int | None
-    num_bytes: int | None
 
 
 def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: int = 16) -> int:
@@ -290,14 +279,14 @@ def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: in
     digests = open_manifest(manifests, DIGESTS)
     root = tree_of(digests, root)
     groups = find_copies(FileKeys(digests), digests.num_rows)
-    places = _places(digests, groups.rows_M)
+    locators = _locators(digests, groups.rows_M)
     first_M = np.repeat(groups.starts_G, groups.sizes_G)
-    copies = [place for place in range(len(places)) if first_M[place] != place]
-    reader = ArchiveReader(str(root))
+    copies = [place for place in range(len(locators)) if first_M[place] != place]
+    reader = ImageReader(root)
 
     def compare(copy: int) -> None:
-        one, other = places[first_M[copy]], places[copy]
-        if _byte_compare_read(one, reader, root) != _byte_compare_read(other, reader, root):
+        one, other = locators[first_M[copy]], locators[copy]
+        if _read_named(reader, one) != _read_named(reader, other):
             raise DataError(
                 f"`{one.path}` and `{other.path}` have the same digest, but not the same bytes",
                 hint=_HINT,
@@ -310,14 +299,21 @@ def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: in
     return len(copies)
 
 
-def _places(digests: Manifest, rows_M: NDArray[np.int64]) -> list[_Place]:
-    """Return where the files of *rows_M* are, in its order."""
+def _read_named(reader: ImageReader, locator: Locator) -> bytes:
+    try:
+        return reader.read(*locator)
+    except ImageError as error:
+        raise ImageError(f"`{locator.path}`: {error.message}", hint=error.hint) from None
+
+
+def _locators(digests: Manifest, rows_M: NDArray[np.int64]) -> list[Locator]:
+    """Return the locators of the files of *rows_M*, in its order."""
     order = np.argsort(rows_M)
-    found: list[_Place] = []
+    found: list[Locator] = []
     for start, files in _numbered(digests):
         first, last = np.searchsorted(rows_M[order], (start, start + files.num_rows))
         chosen = files.take(pa.array(rows_M[order][first:last] - start))
-        found += [_Place(**row) for row in chosen.to_pylist()]
+        found += [Locator(**row) for row in chosen.to_pylist()]
     place_of = np.empty_like(order)
     place_of[order] = np.arange(len(order))
     return [found[place] for place in place_of]
@@ -325,15 +321,6 @@ def _places(digests: Manifest, rows_M: NDArray[np.int64]) -> list[_Place]:
 
 def _numbered(digests: Manifest) -> Iterator[tuple[int, pa.Table]]:
     start = 0
-    for files in digests.batches(_COLUMNS):
+    for files in digests.batches(LOCATOR_COLUMNS):
         yield start, files
         start += files.num_rows
-
-
-def _byte_compare_read(place: _Place, reader: ArchiveReader, root: Path) -> bytes:
-    if place.archive is None:
-        try:
-            return (root / place.path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise ImageError(f"`{place.path}` is not there", hint=_AGAIN_HINT) from None
-    return reader.read(place.archive, place.offset or 0, place.num_bytes or 0)

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
 from vit21k.sources.tar import is_gzip
@@ -89,14 +89,38 @@ def refuse_gone(
 
 
 MAX_OPEN = 256
-"""Archives kept open at most: a quarter of what Linux lets a process have."""
+"""Containers kept open at most: a quarter of what Linux lets a process have."""
 
 _TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
+
+GZIP = "gzip"
+"""`storage` of images in a compressed tar."""
 
 GZIP_HINT = (
     "a member of a compressed archive cannot be read without all that come before it; unpack the "
     "outer layer (`gunzip -k FILE.tar.gz`), and run `vit21k hash` on the .tar again"
 )
+MOVED_HINT = "if the image tree has moved, say where it is now with `--root`"
+
+_READ_BYTES = 1 << 18  # of a file at once: more than most images have
+
+
+class Locator(NamedTuple):
+    """Where the bytes of an image are; the columns of these names in a manifest.
+
+    Attributes:
+        path: Relative to the root.
+        container: Path of the tar, zip or Parquet file that holds it; None for a plain file.
+        offset: Where it begins in the container, in bytes; in a Parquet file its row.
+        num_bytes: Its size; None for a plain file.
+        storage: How the container stores it; None: as it is.
+    """
+
+    path: str
+    container: str | None = None
+    offset: int | None = None
+    num_bytes: int | None = None
+    storage: str | None = None
 
 
 class _OpenFile:
@@ -110,30 +134,70 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-class ArchiveReader:
-    """Reads members of the archives below *root*, a limited number of which it keeps open."""
+class ImageReader:
+    """Reads images below *root*; keeps a limited number of containers open.  Thread-safe."""
 
-    def __init__(self, root: str, *, max_open: int | None = None) -> None:
-        self._root = root
+    def __init__(self, root: str | Path, *, max_open: int | None = None) -> None:
+        self._root = str(root)
         self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
 
-    def read(self, archive: str, offset: int, num_bytes: int) -> bytes:
-        """Return *num_bytes* of *archive*, a path relative to the root, from *offset*.
+    def read(
+        self,
+        path: str,
+        container: str | None = None,
+        offset: int | None = None,
+        num_bytes: int | None = None,
+        storage: str | None = None,
+    ) -> bytes:
+        """Return the bytes of an image; the arguments are the fields of `Locator`.
 
         Raises:
-            UnreadableImageError: The archive is not there.
-            ImageError: It is compressed, or shorter than that.
+            UnreadableImageError: The file or the container is not there.
+            ImageError: The container is shorter than it was, or cannot be read at random.
             OSError: It cannot be read.
         """
-        file = self._file(archive)  # held: whoever closes it must wait
+        if container is None:
+            return self._read_file(path)
+        if storage is None:
+            return self._read_range(container, offset or 0, num_bytes or 0)
+        if storage == GZIP:
+            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
+        raise ImageError(
+            f"`{path}` is stored as `{storage}`, which this version of vit21k does not read",
+            hint="run `vit21k hash` again with this version",
+        )
+
+    def _read_file(self, path: str) -> bytes:
+        """Return the content of a plain file.
+
+        Each system call releases and takes the interpreter's lock: a file object makes twice as
+        many.
+        """
+        try:
+            descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UnreadableImageError("the file is not there", hint=MOVED_HINT) from None
+        try:
+            parts = []
+            while part := os.read(descriptor, _READ_BYTES):
+                parts.append(part)
+        except IsADirectoryError:
+            raise UnreadableImageError("the file is not there", hint=MOVED_HINT) from None
+        finally:
+            os.close(descriptor)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_range(self, container: str, offset: int, num_bytes: int) -> bytes:
+        """Return *num_bytes* of *container* from *offset*."""
+        file = self._file(container)  # held: whoever closes it must wait
         parts = []
         while num_bytes:
             part = os.pread(file.descriptor, num_bytes, offset)
             if not part:
                 raise ImageError(
-                    f"`{archive}` ends before its member does",
+                    f"`{container}` ends before its member does",
                     hint="it has changed since it was hashed; run `vit21k hash` again",
                 )
             parts.append(part)
@@ -141,24 +205,24 @@ class ArchiveReader:
             num_bytes -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _file(self, archive: str) -> _OpenFile:
+    def _file(self, container: str) -> _OpenFile:
         with self._lock:
-            file = self._open.pop(archive, None) or self._opened(archive)
-            self._open[archive] = file  # the last one used
+            file = self._open.pop(container, None) or self._opened(container)
+            self._open[container] = file  # the last one used
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return file
 
-    def _opened(self, archive: str) -> _OpenFile:
+    def _opened(self, container: str) -> _OpenFile:
         try:
-            file = self._open_file(f"{self._root}/{archive}")
+            file = self._open_file(f"{self._root}/{container}")
         except (FileNotFoundError, NotADirectoryError):
             raise UnreadableImageError(
-                f"the archive `{archive}` is not there",
-                hint="if the image tree has moved, say where it is now with `--root`",
+                f"the container `{container}` is not there",
+                hint=MOVED_HINT,
             ) from None
         if is_gzip(file.descriptor):
-            raise ImageError(f"`{archive}` is compressed", hint=GZIP_HINT)
+            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
         return file
 
     def _open_file(self, path: str) -> _OpenFile:
@@ -174,6 +238,6 @@ class ArchiveReader:
 
 
 def _suitable_max() -> int:
-    """Return how many archives to keep open: a quarter of what this process may open."""
+    """Return how many containers to keep open: a quarter of what this process may open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPEN if limit == resource.RLIM_INFINITY else max(min(MAX_OPEN, limit // 4), 1)
