@@ -5,7 +5,7 @@ from pathlib import Path
 import docs_site
 import typer.main
 import yaml
-from update_docs import commands
+from command_options import option_lines
 
 from vit21k.cli.app import app
 
@@ -34,8 +34,8 @@ def test_the_navigation_has_every_page_once() -> None:
 def test_the_reference_has_every_command_and_option() -> None:
     page = docs_site.cli_page()
 
-    names = [name for _, name, _ in commands(typer.main.get_command(app))]
-    assert [name for name in names if f"\n### vit21k {name}\n" not in page] == []
+    names = [words for _, words, _ in docs_site.commands(typer.main.get_command(app))]
+    assert [name for name in names if f"\n### {name}\n" not in page] == []
     assert "| `--per-class " in page
     assert "env var: VIT21K\\_LABELS\\_NEAR\\_DUPLICATES\\_NUM\\_WORKERS" in page
 
@@ -82,3 +82,10 @@ def test_every_field_of_a_recipe_is_in_the_reference() -> None:
 
     assert "| `optim.lr` |" in page
     assert "\n## schedule\n" in page
+
+
+def test_options_are_listed_with_their_defaults() -> None:
+    lines = list(option_lines())
+
+    assert "vit21k labels near-duplicates: --max-pairs <int range> = 480" in lines
+    assert "vit21k verify: --decode" in lines

@@ -7,12 +7,11 @@ python tools/docs/update_docs.py --transcript FILE    also the transcript, from 
 """
 
 import sys
-from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import typer
+from docs_site import commands
 from generated_block import write_or_check
 
 from vit21k.cli.app import app
@@ -26,21 +25,12 @@ LONG_LINES, HEAD_LINES, TAIL_LINES = 9, 3, 3
 def command_table() -> str:
     """Return every command in the order of `--help`, with the first line of its help."""
     panels: dict[str, list[str]] = {}
-    for panel, name, doc in commands(typer.main.get_command(app)):
+    for panel, words, command in commands(typer.main.get_command(app)):
         rows = panels.setdefault(panel, [])
-        rows.append(f"| {'' if rows else panel} | `{name}` | {doc} |")
+        name = words.removeprefix("vit21k ")
+        rows.append(f"| {'' if rows else panel} | `{name}` | {first_line(command.help)} |")
     lines = [line for rows in panels.values() for line in rows]
     return "\n".join(["| | command | what it does |", "|---|---|---|", *lines])
-
-
-def commands(parent: Any, prefix: str = "", panel: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield help panel, name and first line of help of each command below *parent*."""
-    for name, command in parent.commands.items():
-        own_panel = panel or str(getattr(command, "rich_help_panel", "") or "")
-        if getattr(command, "commands", None):
-            yield from commands(command, f"{prefix}{name} ", own_panel)
-        else:
-            yield own_panel, prefix + name, first_line(command.help)
 
 
 def exit_code_table() -> str:
