@@ -113,7 +113,7 @@ def test_eval_of_bad_images_alone_is_refused(vit21k, images, run_dir, tmp_path):
     result = vit21k("eval", run_dir, "--on-bad-image", "skip")
 
     assert result.code == 3
-    assert "error: there is no image that can be decoded" in result.stderr
+    assert "error: no image could be decoded" in result.stderr
 
 
 def test_eval_writes_a_row_for_each_class(vit21k, images, run_dir, tmp_path):
@@ -157,7 +157,7 @@ def test_eval_shows_the_classes_that_are_confused(vit21k, images, run_dir):
     shown = {(row["label"], row["predicted"]): row["num_images"] for row in metrics["confused"]}
     wnids = CLASSES.wnids
     assert shown == {(wnids[label], wnids[top]): count for (label, top), count in wrong.items()}
-    assert table.splitlines()[-2].split() == ["label", "taken", "for", "images"]
+    assert table.splitlines()[-2].split() == ["label", "predicted", "images"]
 
 
 def test_eval_with_a_flip_is_the_mean_of_both_views(vit21k, images, run_dir, tmp_path):

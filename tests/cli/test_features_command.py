@@ -39,7 +39,7 @@ def test_a_folder_of_shards_is_not_made_twice(vit21k, images, run_dir, tmp_path)
     assert "`tree/bad.jpg`: " in first.stderr
     assert "`tree/bad.jpg`: " in again.stderr
     assert "7 images: 6 written, 1 could not be read; `f`" in first.stderr
-    assert "7 images (7 of them before): 6 written" in again.stderr
+    assert "7 images (7 by an earlier run): 6 written" in again.stderr
 
 
 def test_another_job_does_not_touch_the_folder(vit21k, images, run_dir):

@@ -1,32 +1,12 @@
-"""`vit21k.cli.options`: paragraphs are one line each, examples stay as they are."""
+"""Help texts: paragraphs are one line each, examples stay as they are."""
 
-import typer
+from typer.testing import CliRunner
 
-from vit21k.cli.options import join_paragraphs, joined
-
-
-def test_the_lines_of_a_paragraph_are_joined() -> None:
-    assert joined("One\ntwo.\n\nThree\nfour.") == "One two.\n\nThree four."
+from vit21k.cli.app import app
 
 
-def test_indented_lines_stay_lines() -> None:
-    text = "One.\n\n    vit21k hash A\n    vit21k hash B"
+def test_the_lines_of_a_paragraph_are_joined_and_those_of_examples_are_not() -> None:
+    text = CliRunner().invoke(app, ["labels", "expand", "-h"], env={"COLUMNS": "300"}).output
 
-    assert joined(text) == text
-
-
-def test_commands_of_a_group_are_joined_too() -> None:
-    app, group = typer.Typer(), typer.Typer()
-
-    @group.command()
-    def command() -> None:
-        """First.
-
-        Second
-        line.
-        """
-
-    app.add_typer(group, name="group")
-    join_paragraphs(app)
-
-    assert group.registered_commands[0].help == "First.\n\nSecond line."
+    assert "With --into-labels: new images, train and val manifests whose labels" in text
+    assert "vit21k labels expand --levels 1" in [line.strip() for line in text.splitlines()]

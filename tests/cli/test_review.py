@@ -50,9 +50,9 @@ def test_ctrl_c_ends_it_and_apply_uses_what_was_decided(manifests: Path, tmp_pat
     result = run(app, ["labels", "apply", *decisions, "--out", str(tmp_path / "out"), "--json"])
 
     assert process.returncode == 0
-    assert "review: 4 items; 2 decisions stand on 2 items: 1 x leak, 1 x merge" in told
+    assert "review: 4 items; 2 decisions in effect on 2 items: 1 x leak, 1 x merge" in told
     assert json.loads(result.stdout)["num_applied"] == 2
-    assert "apply: 2 decisions: 2 applied, 0 confirm what is there, 0 not applied" in result.stderr
+    assert "apply: 2 decisions: 2 applied, 0 confirmed, 0 not applied" in result.stderr
     assert "5 images became 4, 2 of the old ones changed" in result.stderr
     assert result.exit_code == 0
 

@@ -15,12 +15,12 @@ from vit21k.checkpoint.load import load_model
 from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import normalise
 from vit21k.errors import DataError, UsageError
-from vit21k.inference.features import FeaturePlan, extract_features, merge_shards, problems_in
+from vit21k.inference.features import FeatureOptions, extract_features, merge_shards, problems_in
 from vit21k.inference.files import Files
 from vit21k.inference.predict import eval_transform
 
 NUM_IMAGES = 23
-PLAN = FeaturePlan(device_batch_size=3, shard_rows=5)  # shards of 6
+PLAN = FeatureOptions(device_batch_size=3, shard_rows=5)  # shards of 6
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def inputs(card, paths):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_features_are_the_models_in_the_order_of_the_images(tmp_path, loaded, paths, kind, dtype):
     model, card = loaded
-    plan = FeaturePlan(kind=kind, dtype=dtype, device_batch_size=3, shard_rows=6)
+    plan = FeatureOptions(kind=kind, dtype=dtype, device_batch_size=3, shard_rows=6)
 
     report = extract_features(model, card, Files(paths), tmp_path, plan)
     merge_shards(report.shards, tmp_path / "all.parquet")
@@ -133,7 +133,7 @@ def compute(*arguments):
     return plain(*arguments)
 
 features.compute_features = compute
-plan = features.FeaturePlan(device_batch_size=3, shard_rows=5)
+plan = features.FeatureOptions(device_batch_size=3, shard_rows=5)
 features.extract_features(*load_model(run), Files(paths), Path(folder), plan)
 """
 
@@ -158,9 +158,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, loaded, paths
 @pytest.mark.parametrize(
     "change",
     [
-        {"plan": FeaturePlan(device_batch_size=3, shard_rows=5, dtype="float16")},
-        {"plan": FeaturePlan(device_batch_size=3, shard_rows=5, kind="tokens")},
-        {"plan": FeaturePlan(device_batch_size=2, shard_rows=6)},
+        {"plan": FeatureOptions(device_batch_size=3, shard_rows=5, dtype="float16")},
+        {"plan": FeatureOptions(device_batch_size=3, shard_rows=5, kind="tokens")},
+        {"plan": FeatureOptions(device_batch_size=2, shard_rows=6)},
         {"num_images": 22},
         {"other_weights": True},
     ],

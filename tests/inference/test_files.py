@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 (see conftest.py)
 
-from vit21k.cli.options import open_rows
+from vit21k.cli.options import ImageOptions
 from vit21k.data.dataset import ImageRows
 from vit21k.errors import ImageError, printable
 from vit21k.inference.files import Files, RowRange, find_images
@@ -252,6 +252,6 @@ def test_names_that_are_not_utf_8_can_be_printed():
 def test_a_list_of_paths_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
 
-    rows = open_rows(None, None, tmp_path / "list.txt", None, [])
+    rows = ImageOptions(from_file=tmp_path / "list.txt").open([])
 
     assert [rows.path(row) for row in range(len(rows))] == ["a.jpg", "b.jpg"]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vit21k.checkpoint.load import load_model
 from vit21k.checkpoint.model_folder import EvalSettings, model_config, write_model_folder
 from vit21k.export.model import export_model
-from vit21k.inference.features import FeaturePlan, compute_features
+from vit21k.inference.features import FeatureOptions, compute_features
 from vit21k.inference.files import Files, find_images
 from vit21k.inference.predict import image_loader, predict
 from vit21k.manifest.classes import ClassList
@@ -60,7 +60,7 @@ def save_model(folder: Path, name: str) -> None:
 def ours(folder: Path) -> dict[str, Way]:
     """Return vit21k's ways."""
     model, card = load_model(folder)
-    plan = FeaturePlan(device_batch_size=BATCH_SIZE)
+    plan = FeatureOptions(device_batch_size=BATCH_SIZE)
 
     def predicted(paths: list[Path]) -> Values:
         found = predict(model, card, paths, device_batch_size=BATCH_SIZE, num_workers=1)

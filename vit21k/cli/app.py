@@ -5,8 +5,11 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, getdoc, signature
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -28,7 +31,6 @@ from vit21k.cli import (
     train,
     use,
 )
-from vit21k.cli.options import join_paragraphs
 from vit21k.errors import Vit21kError
 
 app = typer.Typer(
@@ -132,34 +134,139 @@ def root(
     """ImageNet-21K, cleaned and split, and a Vision Transformer trained on it."""
 
 
-for _register in (  # in the order of `--help`
-    prepare.register_hash,
-    prepare.register_data,
-    prepare.register_datasets,
-    check.register_check,
-    inspect.register_leaks,
-    inspect.register_report,
-    inspect.register_review,
-    classes.register_classes,
-    labels.register,
-    pack.register_lists,
-    pack.register_export_dataset,
-    pack.register_pack,
-    train.register_train,
-    train.register_launch,
-    runs.register,
-    recipes.register,
-    bench.register,
-    evaluate.register,
-    use.register_predict,
-    use.register_features,
-    use.register_explain,
-    use.register_export,
-    use.register_serve,
-    use.register_models,
-    check.register_status,
-    demo.register,
-    doctor.register,
-):
-    _register(app)
-join_paragraphs(app)
+class _Group(NamedTuple):
+    """Commands below one word: `vit21k labels select`."""
+
+    help: str
+    commands: "Commands"
+
+
+Commands = Mapping[str, Callable[..., None] | _Group]
+
+
+def _add(app: typer.Typer, commands: Commands, *, panel: str | None = None) -> None:
+    """Add *commands*, by name, to *app*; their help is their docstring."""
+    for name, command in commands.items():
+        if isinstance(command, _Group):
+            group = typer.Typer(no_args_is_help=True, help=command.help)
+            _add(group, command.commands)
+            app.add_typer(group, name=name, rich_help_panel=panel)
+        else:
+            text = _joined(getdoc(command) or "")
+            app.command(name, help=text, rich_help_panel=panel)(_expanded(command))
+
+
+def _joined(text: str) -> str:
+    """Return *text* with the lines of each paragraph joined, except those that are indented."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else paragraph.replace("\n", " ")
+        for paragraph in paragraphs
+    )
+
+
+def _expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of *command* that is a dataclass of options by its fields."""
+    own = signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: param.annotation
+        for name, param in own.parameters.items()
+        if is_dataclass(param.annotation)
+    }
+
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    expanded: list[Parameter] = []
+    for name, param in own.parameters.items():
+        parts = signature(groups[name]).parameters.values() if name in groups else [param]
+        expanded += (part.replace(kind=Parameter.KEYWORD_ONLY) for part in parts)
+    run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
+    return run
+
+
+_COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
+    "Prepare the data (in this order)": {
+        "hash": prepare.hash_command,
+        "relabel": prepare.relabel_command,
+        "make-val": prepare.make_val_command,
+        "get-dataset": prepare.get_dataset_command,
+        "verify": check.verify_command,
+        "diff": check.diff_command,
+        "leaks": inspect.leaks_command,
+        "report": inspect.report_command,
+        "review": inspect.review_command,
+        "classes": _Group(
+            "Class lists, and what their classes are.",
+            {
+                "lists": classes.lists_command,
+                "identify": classes.identify_command,
+                "show": classes.show_command,
+                "search": classes.search_command,
+                "map": classes.map_command,
+                "stats": classes.stats_command,
+            },
+        ),
+        "labels": _Group(
+            "New manifests with other labels; the old ones stay as they are.",
+            {
+                "stats": labels.stats_command,
+                "conflicts": labels.conflicts_command,
+                "reduce": labels.reduce_command,
+                "expand": labels.expand_command,
+                "select": labels.select_command,
+                "tree": labels.tree_command,
+                "near-duplicates": inspect.near_duplicates_command,
+                "apply": inspect.apply_command,
+            },
+        ),
+        "import-md5sum": pack.import_md5sum_command,
+        "export-lists": pack.export_lists_command,
+        "export-dataset": pack.export_dataset_command,
+        "pack": pack.pack_command,
+    },
+    "Train": {
+        "train": train.train_command,
+        "launch": _Group(
+            "Train on a cluster: Slurm, Kubernetes.",
+            {"slurm": train.slurm_command, "k8s": train.k8s_command},
+        ),
+        "runs": _Group(
+            "List, compare and plot training runs.",
+            {
+                "list": runs.list_command,
+                "compare": runs.compare_command,
+                "plot": runs.plot_command,
+            },
+        ),
+        "recipes": _Group(
+            "List, show and check training recipes.",
+            {
+                "list": recipes.list_command,
+                "show": recipes.show_command,
+                "check": recipes.check_command,
+                "fields": recipes.fields_command,
+                "sheet": recipes.sheet_command,
+            },
+        ),
+        "bench": bench.bench_command,
+    },
+    "Use a trained model": {
+        "eval": evaluate.eval_command,
+        "predict": use.predict_command,
+        "features": use.features_command,
+        "explain": use.explain_command,
+        "export": use.export_command,
+        "serve": use.serve_command,
+        "models": use.models_command,
+    },
+    "Help": {
+        "status": check.status_command,
+        "demo": demo.demo_command,
+        "doctor": doctor.doctor_command,
+    },
+}
+for _panel, _its_commands in _COMMANDS.items():
+    _add(app, _its_commands, panel=_panel)

@@ -27,11 +27,6 @@ _DEFAULT_RECIPE = "pretrain_l16_in21k"
 GpuKind = Literal["a100", "h100", "h200"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add `bench` to *app*."""
-    app.command("bench", rich_help_panel="Train")(bench_command)
-
-
 def bench_command(
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="What would be trained.")

@@ -11,7 +11,6 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
-    PREPARE_PANEL,
     AsJson,
     ImageRoot,
     Manifests,
@@ -107,12 +106,6 @@ def _result(summary: "VerifyPackSummary") -> dict[str, Any]:
 
 
 _MARKS = {"added": "+", "removed": "-", "relabelled": "*", "moved": ">"}
-
-
-def register_check(app: typer.Typer) -> None:
-    """Add the check commands to *app*."""
-    app.command("verify", rich_help_panel=PREPARE_PANEL)(verify_command)
-    app.command("diff", rich_help_panel=PREPARE_PANEL)(diff_command)
 
 
 def verify_command(
@@ -333,11 +326,6 @@ def _report_diff(summary: "DiffSummary") -> None:
         f"{summary.num_same:,} same, {counts['added']:,} added, {counts['removed']:,} removed, "
         f"{counts['relabelled']:,} with other labels, {counts['moved']:,} in another split"
     )
-
-
-def register_status(app: typer.Typer) -> None:
-    """Add `status` to *app*."""
-    app.command("status", rich_help_panel="Help")(status_command)
 
 
 def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = False) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vit21k.cli import console
-from vit21k.cli.options import PREPARE_PANEL, AsJson
+from vit21k.cli.options import AsJson
 from vit21k.errors import ManifestError, UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ ListName = Annotated[
         "--list", metavar="LIST", help="A known list, or a file or folder that holds one."
     ),
 ]
-
-
-def register_class_lookup(classes: typer.Typer) -> None:
-    """Add the commands to the group `classes`."""
-    classes.command("show")(show_command)
-    classes.command("search")(search_command)
-    classes.command("map")(map_command)
-    classes.command("stats")(stats_command)
 
 
 def show_command(
@@ -225,15 +217,6 @@ def stats_command(
         f"stats: {facts['num_classes']:,} classes: {facts['num_leaves']:,} leaves, "
         f"{facts['num_inner']:,} with others below them"
     )
-
-
-def register_classes(app: typer.Typer) -> None:
-    """Add the `classes` commands to *app*."""
-    classes = typer.Typer(no_args_is_help=True, help="Class lists, and what their classes are.")
-    classes.command("lists")(lists_command)
-    classes.command("identify")(identify_command)
-    register_class_lookup(classes)
-    app.add_typer(classes, name="classes", rich_help_panel=PREPARE_PANEL)
 
 
 def lists_command(as_json: AsJson = False) -> None:

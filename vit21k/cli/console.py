@@ -20,22 +20,22 @@ from vit21k.errors import Vit21kError, one_line
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-_NUMBER = re.compile(r"%[-.0-9]*l*[duxi]|\d+")  # or what stands for one in a message of C
+_NUMBER = re.compile(r"%[-.0-9]*l*[duxi]|\d+")  # or a format code in a message of C
 _PLAIN_LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 _ENDLESS = 1 << 20  # columns
 
 
 def _safe(message: str) -> str:
-    """Return *message* without what steers a terminal: it may hold names of files."""
+    """Return *message* without control characters: it may contain file names."""
     return "\n".join(one_line(line) for line in message.split("\n"))
 
 
 @contextmanager
 def decoder_messages_counted() -> Iterator[None]:
-    """Count what Pillow and libtiff say meanwhile, instead of printing it; report it at the end.
+    """Count the warnings of Pillow and libtiff, and report them at the end.
 
-    It would appear in the middle of a progress line, once for each file.
+    Printed, they would break up the progress line, once per file.
     """
     counts: Counter[str] = Counter()
     shown = warnings.showwarning
@@ -80,17 +80,17 @@ def done(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Say something worth knowing (stderr)."""
+    """Print additional information (stderr)."""
     err.print(_safe(message), markup=False, style="dim")
 
 
 def warn(message: str) -> None:
-    """Say what the user should look at (stderr)."""
+    """Print a warning (stderr)."""
     err.print(Text.assemble(("warning: ", "yellow"), _safe(message)))
 
 
 def fail(error: Vit21kError) -> None:
-    """Print an expected error: what is wrong, then what to do (stderr)."""
+    """Print an expected error and its hint (stderr)."""
     fail_with(error.message, error.hint)
 
 
@@ -108,14 +108,14 @@ def print_json(value: Any) -> None:
 
 
 def print_lines(text: str) -> None:
-    """Print text as it is (stdout)."""
+    """Print text unchanged (stdout)."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Print a table without borders (stdout); numbers are right-aligned.
 
-    A row is folded to the width of a terminal; elsewhere it stays one line, for `grep`.
+    Rows are folded to the width of a terminal; otherwise each is one line, for `grep`.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
@@ -129,7 +129,7 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 
 def print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
-    """Print a fact a line (stdout); what is made of several, below its name."""
+    """Print one fact per line (stdout); the items of a mapping below its name."""
     for name, value in facts.items():
         words = str(name).removeprefix("num_").replace("_", " ")
         if isinstance(value, Mapping):
@@ -147,21 +147,21 @@ def _is_number(cell: str) -> bool:
 
 
 class Progress:
-    """Counts what is done, and shows it: a line that moves on a terminal, one every 10 s elsewhere.
+    """Progress of a step: a line that is updated on a terminal, a line every 10 s elsewhere.
 
     Attributes:
         num_done: Units done so far.
         num_bytes: Bytes read so far.
-        num_problems: Problems met so far.
-        total: Units in all, once known.
-        fraction: Share that is done, 0 to 1, where *total* is not known.
+        num_problems: Problems so far.
+        total: Number of units, once known.
+        fraction: Fraction done, 0 to 1, if *total* is not known.
     """
 
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, total: int | None = None) -> None:
         self.num_done = 0
         self.num_bytes = 0
         self.num_problems = 0
-        self.total: int | None = None
+        self.total = total
         self.fraction: float | None = None
         self._title = title
         self._unit = unit
@@ -177,7 +177,7 @@ class Progress:
         num_problems: int = 0,
         fraction: float | None = None,
     ) -> None:
-        """Count, and show the line if it is time; the first call starts the clock."""
+        """Count, and show the line if it is due; the first call starts the clock."""
         now = time.monotonic()
         if self._started_at is None:
             self._started_at = self._shown_at = now
@@ -190,7 +190,7 @@ class Progress:
             self._show(now - self._started_at)
 
     def clear(self) -> None:
-        """Remove the moving line."""
+        """Remove the line from the terminal."""
         if self._moving:
             err.file.write("\r\x1b[2K")
             err.file.flush()
@@ -204,7 +204,7 @@ class Progress:
             err.print(line, markup=False)
 
     def line(self, seconds: float) -> str:
-        """Return what is shown after *seconds*: done, rates, time left, problems."""
+        """Return the line after *seconds*: done, rates, ETA, problems."""
         rate = self.num_done / max(seconds, 1e-9)
         parts = [f"{self._title}: {self.num_done:,}"]
         if self.total:
@@ -225,13 +225,25 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, *, unit: str = "files") -> Iterator[Progress]:
-    """Yield a progress line for the time of the block."""
-    line = Progress(title, unit)
+def progress(title: str, *, unit: str = "files", total: int | None = None) -> Iterator[Progress]:
+    """Yield a progress line that is removed when the block ends."""
+    line = Progress(title, unit, total)
     try:
         yield line
     finally:
         line.clear()
+
+
+def number(value: float | None) -> str:
+    """Return a count with separators, a fraction with four digits; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def size(num_bytes: int) -> str:
+    """Return a number of bytes in MB or GB."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -172,11 +172,6 @@ _MARKER = ".made-by-vit21k-demo"
 _TREE, _MANIFESTS, _RUNS = "ImageNet21K", "data_manifests", "runs"
 
 
-def register(app: typer.Typer) -> None:
-    """Add `demo` to *app*."""
-    app.command("demo", rich_help_panel="Help")(demo_command)
-
-
 def demo_command(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where; what an earlier demo left is replaced.")

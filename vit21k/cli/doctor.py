@@ -265,11 +265,6 @@ def pair_fact(error: str | None) -> Fact:
     return Fact(name, error.splitlines()[0], "bad", hint)
 
 
-def register(app: typer.Typer) -> None:
-    """Add `doctor` to *app*."""
-    app.command("doctor", rich_help_panel="Help")(doctor_command)
-
-
 def doctor_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,

@@ -2,7 +2,8 @@
 
 import secrets
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,6 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
-    PREPARE_PANEL,
     AsJson,
     ImageRoot,
     Manifests,
@@ -22,32 +22,52 @@ from vit21k.cli.options import (
 from vit21k.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vit21k.near.leaks import PairSummary
 
 _NUM_NAMED = 5
 
-NumWorkers = Annotated[
-    int, typer.Option(min=1, help="Images read and decoded at a time; about the number of cores.")
-]
-Sheets = Annotated[
-    Path | None,
-    typer.Option("--sheets", metavar="DIR", help="Write contact sheets of the pairs here, PNG."),
-]
-MaxPairs = Annotated[
-    int, typer.Option(min=1, help="Pairs on the contact sheets at most, the surest first.")
-]
 
+@dataclass(frozen=True, kw_only=True)
+class SheetOptions:
+    """Options of commands that find pairs of images."""
 
-def register_leaks(app: typer.Typer) -> None:
-    """Add `leaks` to *app*."""
-    app.command("leaks", rich_help_panel=PREPARE_PANEL)(leaks_command)
+    sheets: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheets", metavar="DIR", help="Write contact sheets of the pairs here, PNG."
+        ),
+    ] = None
+    max_pairs: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of pairs on the sheets, most certain first."),
+    ] = 480
+    num_workers: Annotated[
+        int,
+        typer.Option(min=1, help="Images read and decoded in parallel; about one per core."),
+    ] = 4
 
+    def write(self, manifests: Path, kind: str, root: Path | None) -> dict[str, list[str]]:
+        """Write the sheets of the *kind* manifest, if asked for; return their paths for JSON."""
+        if self.sheets is None:
+            return {}
+        from vit21k.manifest.io import open_manifest
+        from vit21k.manifest.schema import KINDS
+        from vit21k.manifest.writer import refuse_inside
+        from vit21k.near.sheet import PairImages, sheet_pairs, write_sheets
 
-def register_near_duplicates(labels: typer.Typer) -> None:
-    """Add `near-duplicates` to the `labels` commands."""
-    labels.command("near-duplicates")(near_duplicates_command)
+        manifest = open_manifest(manifests, KINDS[kind])
+        for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
+            refuse_inside(self.sheets, image_root, option="--sheets")
+        pairs = PairImages(manifest, root=root, max_pairs=self.max_pairs)
+        unread: list[str] = []
+        written = write_sheets(sheet_pairs(pairs), self.sheets, on_unread=unread.append)
+        if unread:
+            console.warn(f"{len(unread):,} images on the sheets could not be read: {unread[0]}")
+        console.note(
+            f"{len(pairs):,} of {manifest.num_rows:,} pairs are on {len(written):,} contact sheets "
+            f"in `{self.sheets}`"
+        )
+        return {"sheets": [str(path) for path in written]}
 
 
 def leaks_command(
@@ -56,30 +76,29 @@ def leaks_command(
         typer.Option(
             "--against",
             metavar="DIR|MANIFEST",
-            help="The evaluation set: a folder of images, or manifests of one.",
+            help="The evaluation set: a folder of images, or its manifests.",
         ),
     ],
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
     remove: Annotated[
         Literal["exact", "pixel", "near"] | None,
-        typer.Option(help="Write a train manifest without what leaks, at this level or surer."),
+        typer.Option(help="Write a train manifest without leaks of this level or a surer one."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the cleaned train manifest goes, with --remove."),
+        typer.Option(metavar="DIR", help="Folder of the cleaned train manifest, with --remove."),
     ] = None,
-    sheets: Sheets = None,
-    max_pairs: MaxPairs = 480,
-    num_workers: NumWorkers = 4,
+    *,
+    sheets: SheetOptions,
     as_json: AsJson = False,
 ) -> None:
     """Find training images that are in an evaluation set: images, train -> leaks.parquet.
 
     At three levels: exact, the same bytes; pixel, the same pixels after decoding; near, the same
-    image encoded anew, resized, cropped by up to 5 %, in grey, or mirrored.
+    image re-encoded, resized, cropped by up to 5 %, in grayscale, or mirrored.
 
-    Every image is decoded once; what it is compared by is kept in fingerprints.parquet.
+    Every image is decoded once; its fingerprint is stored in fingerprints.parquet.
 
     [bold]Examples[/bold]
 
@@ -92,18 +111,21 @@ def leaks_command(
     from vit21k.near.leaks import find_leaks
     from vit21k.near.search import num_views
 
-    _check_remove(remove, out)
+    if (remove is None) != (out is None):
+        raise UsageError(
+            "`--remove` and `--out` go together",
+            hint="for example: `--remove near --out clean_manifests`",
+        )
     with (
         console.progress("leaks: images", unit="images") as progress,
         console.progress("leaks: evaluation set", unit="images") as others,
-        console.progress("leaks: search", unit="views") as views,
+        console.progress("leaks: search", unit="views", total=num_views(within=False)) as views,
     ):
-        views.total = num_views(within=False)
         summary = find_leaks(
             manifests,
             against,
             root=root,
-            num_workers=num_workers,
+            num_workers=sheets.num_workers,
             on_images=_counting(progress),
             on_others=_counting(others),
             on_view=views.advance,
@@ -112,21 +134,12 @@ def leaks_command(
     result["other_skipped"] = [one._asdict() for one in summary.other_skipped]
     if remove and out:
         result["removed"] = _remove(manifests, remove, out)
-    if sheets:
-        result["sheets"] = _sheets(manifests, "leaks", sheets, root, max_pairs)
+    result |= sheets.write(manifests, "leaks", root)
     if as_json:
         console.print_json(result)
     _report_leaks(summary, is_removed=remove is not None)
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
-
-
-def _check_remove(remove: str | None, out: Path | None) -> None:
-    if (remove is None) != (out is None):
-        raise UsageError(
-            "`--remove` and `--out` go together",
-            hint="for example: `--remove near --out clean_manifests`",
-        )
 
 
 def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
@@ -140,24 +153,23 @@ def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
         f"{_not_read(len(summary.unread))}; "
         f"{others_found:,} of its {summary.num_others:,} images are in train"
         f"{_not_read(len(summary.other_unread))}"
-        + (f"; {num_skipped:,} entries not looked at" if num_skipped else "")
+        + (f"; {num_skipped:,} entries skipped" if num_skipped else "")
     )
     if not is_removed and found:
         console.note(
-            "next: look at them with `--sheets DIR` or `vit21k review`; "
-            "`--remove near --out DIR` leaves them out"
+            "next: inspect them with `--sheets DIR` or `vit21k review`; "
+            "`--remove near --out DIR` removes them"
         )
 
 
 def near_duplicates_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
-    sheets: Sheets = None,
-    max_pairs: MaxPairs = 480,
-    num_workers: NumWorkers = 4,
+    *,
+    sheets: SheetOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Find images that occur twice but for their bytes: images -> near_duplicates.parquet.
+    """Find images that occur twice with different bytes: images -> near_duplicates.parquet.
 
     [bold]Examples[/bold]
 
@@ -170,19 +182,18 @@ def near_duplicates_command(
 
     with (
         console.progress("near-duplicates: images", unit="images") as progress,
-        console.progress("near-duplicates: search", unit="views") as views,
+        console.progress(
+            "near-duplicates: search", unit="views", total=num_views(within=True)
+        ) as views,
     ):
-        views.total = num_views(within=True)
         summary = find_near_duplicates(
             manifests,
             root=root,
-            num_workers=num_workers,
+            num_workers=sheets.num_workers,
             on_images=_counting(progress),
             on_view=views.advance,
         )
-    result = asdict(summary)
-    if sheets:
-        result["sheets"] = _sheets(manifests, "near_duplicates", sheets, root, max_pairs)
+    result = asdict(summary) | sheets.write(manifests, "near_duplicates", root)
     if as_json:
         console.print_json(result)
     _warn(summary)
@@ -194,12 +205,12 @@ def near_duplicates_command(
         f"{_not_read(len(summary.unread))}"
     )
     if found:
-        console.note("next: look at them with `--sheets DIR` or `vit21k review`")
+        console.note("next: inspect them with `--sheets DIR` or `vit21k review`")
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _counting(progress: console.Progress) -> "Callable[[int, int], None]":
+def _counting(progress: console.Progress) -> Callable[[int, int], None]:
     def count(num_done: int, total: int) -> None:
         progress.total = total
         progress.advance(num_done)
@@ -211,20 +222,24 @@ def _levels(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {level}" for level, count in counts.items())
 
 
+def _not_read(num_unread: int) -> str:
+    return f", {num_unread:,} not read" if num_unread else ""
+
+
 def _warn(summary: "PairSummary") -> None:
     if summary.num_problems:
         console.warn(
             f"{summary.num_problems:,} images cannot be decoded and were compared by their bytes "
-            "only; column `problem` of fingerprints.parquet says why"
+            "only; column `problem` of fingerprints.parquet has the reason"
         )
-    _warn_of(summary.unread, "`{}` could not be read and was not compared: {}")
-    _warn_of(
+    _warn_each(summary.unread, "`{}` could not be read and was not compared: {}")
+    _warn_each(
         summary.other_unread,
         "`{}` of the evaluation set could not be read and was not compared: {}",
     )
     if summary.unread or summary.other_unread:
-        console.note("next: the same command reads them again")
-    _warn_of(
+        console.note("next: rerun the same command to read them again")
+    _warn_each(
         summary.other_problems, "`{}` of the evaluation set was compared by its bytes only: {}"
     )
     if summary.other_skipped:
@@ -233,21 +248,17 @@ def _warn(summary: "PairSummary") -> None:
         console.warn(f"of the evaluation set, {one_line(in_words(summary.other_skipped))}")
     if summary.num_overfull:
         console.warn(
-            f"{summary.num_overfull:,} times too many images looked nearly the same to compare "
-            "each with each; near pairs among them may be missing"
+            f"{summary.num_overfull:,} groups of similar images were too large to compare all "
+            "pairs; near pairs within them may be missing"
         )
 
 
-def _warn_of(reasons: dict[str, str], words: str) -> None:
-    """Warn of the first files in *reasons*, in *words* with room for path and reason."""
+def _warn_each(reasons: dict[str, str], message: str) -> None:
+    """Warn about the first files in *reasons*; *message* has a slot for path and reason."""
     for path, reason in list(reasons.items())[:_NUM_NAMED]:
-        console.warn(words.format(one_line(path), one_line(reason)))
+        console.warn(message.format(one_line(path), one_line(reason)))
     if (more := len(reasons) - _NUM_NAMED) > 0:
         console.warn(f"and {more:,} more; all are in `--json`")
-
-
-def _not_read(num_unread: int) -> str:
-    return f", {num_unread:,} not read" if num_unread else ""
 
 
 def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:
@@ -262,48 +273,20 @@ def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:
     return {**asdict(summary), "num_left": summary.num_left, "out": str(out)}
 
 
-def _sheets(
-    manifests: Path, kind: str, folder: Path, root: Path | None, max_pairs: int
-) -> list[str]:
-    from vit21k.manifest.io import open_manifest
-    from vit21k.manifest.schema import KINDS
-    from vit21k.manifest.writer import refuse_inside
-    from vit21k.near.sheet import PairImages, sheet_pairs, write_sheets
-
-    manifest = open_manifest(manifests, KINDS[kind])
-    for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
-        refuse_inside(folder, image_root, option="--sheets")
-    pairs = PairImages(manifest, root=root, max_pairs=max_pairs)
-    unread: list[str] = []
-    written = write_sheets(sheet_pairs(pairs), folder, on_unread=unread.append)
-    if unread:
-        console.warn(f"{len(unread):,} images on the sheets could not be read: {unread[0]}")
-    console.note(
-        f"{len(pairs):,} of {manifest.num_rows:,} pairs are on {len(written):,} contact sheets "
-        f"in `{folder}`"
-    )
-    return [str(path) for path in written]
-
-
-def register_report(app: typer.Typer) -> None:
-    """Add `report` to *app*."""
-    app.command("report", rich_help_panel=PREPARE_PANEL)(report_command)
-
-
 def report_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The page; default: report.html beside the manifests."),
+        typer.Option(metavar="FILE", help="The page; default: report.html in the manifest folder."),
     ] = None,
     root: ImageRoot = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "vit21k report",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "vit21k report",
     as_json: AsJson = False,
 ) -> None:
-    """Show what was found, in numbers, charts and images: manifests -> report.html.
+    """Write a page with counts, charts and images: manifests -> report.html.
 
-    One file of at most 5 MB that opens from disk, without network or scripts. It is made of what is
-    there: leaks and near-duplicates are shown once they have been looked for.
+    A single file of at most 5 MB that opens from disk, without network or scripts. It shows the
+    manifests that exist: leaks and near-duplicates after their commands have run.
 
     [bold]Examples[/bold]
 
@@ -327,12 +310,12 @@ def report_command(
     if summary.num_unread:
         console.warn(
             f"{summary.num_unread:,} images could not be read and are not shown: mount their disk, "
-            "or say where the image tree is now with `--root`"
+            "or name the current image root with `--root`"
         )
     if summary.num_unread or not summary.do_counts_add_up:
         raise typer.Exit(errors.EXIT_BAD_DATA)
     review = for_manifests("vit21k review", manifests)
-    console.note(f"next: open it in a browser; `{review}` goes through the doubtful ones")
+    console.note(f"next: open it in a browser; `{review}` shows the doubtful images")
 
 
 DecisionsFile = Annotated[
@@ -340,19 +323,9 @@ DecisionsFile = Annotated[
     typer.Option(
         "--decisions",
         metavar="FILE",
-        help="Where decisions are kept; default: decisions.jsonl beside the manifests.",
+        help="File of the decisions; default: decisions.jsonl in the manifest folder.",
     ),
 ]
-
-
-def register_review(app: typer.Typer) -> None:
-    """Add `review` to *app*."""
-    app.command("review", rich_help_panel=PREPARE_PANEL)(review_command)
-
-
-def register_labels_apply(labels: typer.Typer) -> None:
-    """Add `apply` to the `labels` commands."""
-    labels.command("apply")(apply_command)
 
 
 def review_command(
@@ -360,13 +333,13 @@ def review_command(
     decisions: DecisionsFile = None,
     root: ImageRoot = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="To listen on; 0: any that is free.")
+        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: a free one.")
     ] = 0,
 ) -> None:
-    """Go through leaks, near-duplicates and doubtful merges in a browser, by keyboard.
+    """Review leaks, near-duplicates and doubtful merges in a browser, by keyboard.
 
-    The page is served to this machine alone, at an address with a token. Each decision is on disk
-    before the page goes on; Ctrl-C ends it, and the same command goes on where it stopped.
+    The page is served to this machine only, at an address with a token. Each decision is written
+    to disk before the next item is shown; Ctrl-C stops the server, and the same command resumes.
 
     [bold]Examples[/bold]
 
@@ -396,7 +369,7 @@ def review_command(
             console.note(f"{len(queue):,} items: {items}")
             console.print_lines(f"{address_of(listening)}/{token}/")
             sys.stdout.flush()
-            console.note("open that address in a browser on this machine; Ctrl-C ends it")
+            console.note("open that address in a browser on this machine; Ctrl-C stops the server")
 
         app = review_app(ReviewSession(queue, log), token, listening.getsockname()[1])
         serve(app, LIMITS, listening, started=show_address)
@@ -405,22 +378,22 @@ def review_command(
     decided = log.counts()
     kinds = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(decided.items()))
     console.done(
-        f"review: {len(queue):,} items; {len(log.standing):,} decisions stand on "
+        f"review: {len(queue):,} items; {len(log.standing):,} decisions in effect on "
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
     console.note(f"next: `{for_manifests('vit21k labels apply --out DIR', manifests)}`")
 
 
 def apply_command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the new manifests go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the new manifests.")],
     manifests: Manifests = DEFAULT_MANIFESTS,
     decisions: DecisionsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make new manifests of what was decided: images, decisions.jsonl -> images, changes.parquet.
+    """Apply decisions of `review`: images, decisions.jsonl -> images, changes.parquet.
 
-    The last decision on each item counts. Dropped labels go, near-duplicates become one image
-    with the labels of both, and leaks and images without any label left are removed.
+    The last decision on each item counts. Dropped labels are removed, near-duplicates become one
+    image with the labels of both, and leaks and images without labels are removed.
 
     [bold]Examples[/bold]
 
@@ -444,7 +417,7 @@ def apply_command(
         )
     console.done(
         f"apply: {summary.num_decisions:,} decisions: {summary.num_applied:,} applied, "
-        f"{summary.num_confirmed:,} confirm what is there, "
+        f"{summary.num_confirmed:,} confirmed, "
         f"{len(summary.not_applied):,} not applied; {summary.num_before:,} images became "
         f"{summary.num_images:,}, "
         f"{summary.num_changed:,} of the old ones changed"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vit21k.cli import console, inspect
-from vit21k.cli.options import DEFAULT_MANIFESTS, PREPARE_PANEL, AsJson, Manifests
+from vit21k.cli import console
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 
 if TYPE_CHECKING:
     from vit21k.labels.edit import RewriteSummary
@@ -24,13 +24,6 @@ NewFolder = Annotated[
         help="Folder of the new manifests; default: labels/<command> in that of the old.",
     ),
 ]
-
-
-def register_labels(labels: typer.Typer) -> None:
-    """Add the commands to the group `labels`."""
-    labels.command("reduce")(reduce_command)
-    labels.command("expand")(expand_command)
-    labels.command("select")(select_command)
 
 
 def reduce_command(
@@ -220,21 +213,6 @@ def _report(verb: str, summary: "RewriteSummary", folder: Path) -> None:
     )
     command = "train --stage pretrain" if summary.splits else "make-val"
     console.note(f"next: `vit21k {command} --manifests {folder}`")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the `labels` commands to *app*."""
-    labels = typer.Typer(
-        no_args_is_help=True,
-        help="New manifests with other labels; the old ones stay as they are.",
-    )
-    labels.command("stats")(stats_command)
-    labels.command("conflicts")(conflicts_command)
-    register_labels(labels)
-    labels.command("tree")(tree_command)
-    inspect.register_near_duplicates(labels)
-    inspect.register_labels_apply(labels)
-    app.add_typer(labels, name="labels", rich_help_panel=PREPARE_PANEL)
 
 
 def stats_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = False) -> None:

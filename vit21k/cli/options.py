@@ -1,10 +1,12 @@
-"""Options that several commands share, and how their help is laid out."""
+"""Options that several commands share, and what they select."""
 
 import codecs
-import inspect
+import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,25 +26,6 @@ if TYPE_CHECKING:
     from vit21k.sources.folders import Skipped
 
 
-def join_paragraphs(app: typer.Typer) -> None:
-    """Take the help of every command of *app* from its docstring, each paragraph one line."""
-    for command in app.registered_commands:
-        if command.callback is not None and command.help is None:
-            command.help = joined(inspect.getdoc(command.callback) or "")
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            join_paragraphs(group.typer_instance)
-
-
-def joined(text: str) -> str:
-    """Return *text* with the lines of each paragraph joined, but for those that are indented."""
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(
-        paragraph if paragraph.startswith(" ") else paragraph.replace("\n", " ")
-        for paragraph in paragraphs
-    )
-
-
 INSTALL_TRAIN = "pip install 'vit21k[train]'"
 INSTALL_SERVE = "pip install 'vit21k[serve]'"
 
@@ -54,28 +37,26 @@ def require_torch(command: str) -> None:
         MissingExtraError: One of them is not installed, or is broken.
     """
     try:
-        for name in ("torch", "safetensors"):
-            import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"`vit21k {command}` needs {error.name}, which is not installed",
-            hint=f"install it with: {INSTALL_TRAIN}",
-        ) from error
-    except (ImportError, OSError) as error:  # a shared library is missing, or is another version's
+        _require(("torch", "safetensors"), command, INSTALL_TRAIN)
+    except (ImportError, OSError) as error:  # a shared library is missing or has another version
         raise MissingExtraError(
             f"`vit21k {command}` needs torch, which cannot be imported: {error}",
-            hint=f"`vit21k doctor` looks closer; or install it anew: {INSTALL_TRAIN}",
+            hint=f"see `vit21k doctor`, or reinstall it: {INSTALL_TRAIN}",
         ) from error
 
 
 def require_serving(command: str, *, install: str = INSTALL_SERVE) -> None:
-    """Check that *command* can import the web server; *install* installs it.
+    """Check that *command* can import the web server; *install* is the command that installs it.
 
     Raises:
-        MissingExtraError: A part of it is not installed.
+        MissingExtraError: A package of it is not installed.
     """
+    _require(("starlette", "uvicorn"), command, install)
+
+
+def _require(packages: Sequence[str], command: str, install: str) -> None:
     try:
-        for name in ("starlette", "uvicorn"):
+        for name in packages:
             import_module(name)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -83,8 +64,6 @@ def require_serving(command: str, *, install: str = INSTALL_SERVE) -> None:
             hint=f"install it with: {install}",
         ) from error
 
-
-PREPARE_PANEL = "Prepare the data (in this order)"
 
 Manifests = Annotated[
     Path,
@@ -99,7 +78,7 @@ DEFAULT_MANIFESTS = Path("data_manifests")
 
 
 def for_manifests(command: str, manifests: Path) -> str:
-    """Return *command* as it is to be typed next, by whoever named *manifests* for this one."""
+    """Return *command* with the option that names *manifests*, unless it is the default folder."""
     if str(manifests) == os.environ.get("VIT21K_MANIFESTS", str(DEFAULT_MANIFESTS)):
         return command
     return f"{command} --manifests {shlex.quote(str(manifests))}"
@@ -111,8 +90,8 @@ LabelSource = Annotated[
     Literal["folder", "top"] | None,
     typer.Option(
         "--label-from",
-        help="The class of an image: the folder (or tar) it lies in, or the first one below ROOT.",
-        show_default="folder, if the names can be those of classes",
+        help="The class of an image: its folder (or tar), or the first folder below ROOT.",
+        show_default="folder, unless its name cannot be that of a class",
     ),
 ]
 
@@ -122,28 +101,28 @@ ImageRoot = Annotated[
         "--root",
         metavar="DIR",
         envvar="VIT21K_ROOT",
-        help="Where the images are now, if the tree has moved since it was hashed.",
+        help="Current image root, if the tree has moved since it was hashed.",
     ),
 ]
 
 OnEngine = Annotated[
     Literal["local", "ray"],
-    typer.Option("--engine", help="Where the work is done: on this machine, or a Ray cluster."),
+    typer.Option("--engine", help="Where to compute: on this machine, or a Ray cluster."),
 ]
 OnAddress = Annotated[
     str | None,
     typer.Option(
         "--address",
         metavar="HOST:PORT",
-        help="Of the Ray cluster; default: RAY_ADDRESS, or this machine.",
+        help="Address of the Ray cluster; default: RAY_ADDRESS, or this machine.",
     ),
 ]
 
 
 def is_on_ray(engine: str, address: str | None) -> bool:
-    """Return whether Ray is asked for; refuse an address without it."""
+    """Return whether to use Ray; refuse an address without it."""
     if address and engine != "ray":
-        raise UsageError("`--address` is of a Ray cluster", hint="add `--engine ray`")
+        raise UsageError("`--address` needs `--engine ray`")
     return engine == "ray"
 
 
@@ -151,7 +130,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option(min=1, help="Decoding threads; default: the cores, at most 16.")
+    int | None, typer.Option(min=1, help="Decoding threads; default: one per core, at most 16.")
 ]
 _MOST_WORKERS = 16
 
@@ -160,11 +139,9 @@ def device_or_best(device: str | None) -> str:
     """Return *device*, checked; if it is None, the GPU if there is one.
 
     Raises:
-        UsageError: torch has no such device here.
+        UsageError: torch cannot use it.
     """
     import torch
-
-    from vit21k.errors import UsageError
 
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,13 +150,13 @@ def device_or_best(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"cannot compute on `{device}`: {reason}", hint="`vit21k doctor` shows what there is"
+            f"cannot compute on `{device}`: {reason}", hint="`vit21k doctor` lists the devices"
         ) from error
     return device
 
 
 def workers_or_cores(num_workers: int | None) -> int:
-    """Return *num_workers*; if it is None, the cores this process may use, at most 16."""
+    """Return *num_workers*; if it is None, the number of usable cores, at most 16."""
     return num_workers or min(_MOST_WORKERS, num_threads())
 
 
@@ -187,10 +164,10 @@ _BYTES = 1_000_000
 
 
 def local_copy(path: str | os.PathLike[str]) -> str:
-    """Return *path*; if it is an address, where its copy lies, fetched if need be.
+    """Return *path*; if it is an address, the path of its local copy, downloaded if missing.
 
     Raises:
-        CheckpointError: There is no such file, or what came is damaged.
+        CheckpointError: There is no such file, or the download is damaged.
         OSError: The server cannot be reached.
     """
     from vit21k.convert.download import fetch, is_address
@@ -200,154 +177,155 @@ def local_copy(path: str | os.PathLike[str]) -> str:
         return text
     with console.progress("download", unit="MB") as progress:
 
-        def tell(num_bytes: int, total: int | None) -> None:
+        def on_bytes(num_bytes: int, total: int | None) -> None:
             progress.total = total // _BYTES if total else None
             progress.advance(num_bytes // _BYTES - progress.num_done)
 
-        copy = fetch(text, tell=tell)
-    console.note(f"`{text}` lies in `{copy}`")
+        copy = fetch(text, tell=on_bytes)
+    console.note(f"`{text}` is stored in `{copy}`")
     return str(copy)
 
-
-USE_PANEL = "Use a trained model"
 
 RunPath = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
         help="A run (its newest checkpoint), a checkpoint, a model folder, weights of another "
-        "program, or an address.",
+        "library, or an address.",
     ),
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option(help="Of the matrix products; auto: bf16 on a GPU that has it."),
+    typer.Option(help="Precision of the matrix products; auto: bf16 on a GPU that supports it."),
 ]
-Mean = Annotated[
-    tuple[float, float, float] | None,
-    typer.Option(
-        metavar="R G B",
-        help="Subtracted from the colours in 0..1; default: as the model's files say. A warning "
-        "names what is assumed if they say nothing.",
-    ),
-]
-Std = Annotated[
-    tuple[float, float, float] | None,
-    typer.Option(metavar="R G B", help="The colours are divided by it afterwards."),
-]
-CropPct = Annotated[
-    float | None,
-    typer.Option(
-        min=0.04,
-        max=1,
-        help="Side of the crop as a fraction of the resized short side, as in timm.",
-    ),
-]
-CropMode = Annotated[
-    Literal["center", "squash"] | None,
-    typer.Option(help="center: resize the short side, crop the middle; squash: resize both sides."),
-]
-Interpolation = Annotated[
-    Literal["bicubic", "bilinear"] | None, typer.Option(help="Of the resizing.")
-]
-DeviceBatchSize = Annotated[int, typer.Option(min=1, help="The most images in one forward pass.")]
-ModelSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="model.FIELD=VALUE",
-        help="What the weights do not say of their model: model.num_heads=6; repeatable.",
-    ),
+DeviceBatchSize = Annotated[
+    int, typer.Option(min=1, help="Maximum number of images in one forward pass.")
 ]
 WhichWeights = Annotated[
     Literal["raw", "ema"] | None,
     typer.Option(
-        "--weights", help="The last step's weights or their moving average, where both are there."
+        "--weights",
+        help="The weights of the last step, or their moving average, if there are both.",
     ),
 ]
+_Colours = tuple[float, float, float]
 
 
-def preprocessing(
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-    crop_pct: float | None,
-    crop_mode: Literal["center", "squash"] | None,
-    interpolation: Literal["bicubic", "bilinear"] | None,
-) -> "Preprocessing":
-    """Return what the options say of how images are prepared.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options for what the files of a model do not state: preprocessing, which weights, sizes."""
 
-    Raises:
-        UsageError: A number is not finite, or a deviation is not positive.
-    """
-    import math
+    mean: Annotated[
+        _Colours | None,
+        typer.Option(
+            metavar="R G B",
+            help="Subtracted from the colours in 0..1; default: from the model's files. If they "
+            "do not state it, a warning names the assumed value.",
+        ),
+    ] = None
+    std: Annotated[
+        _Colours | None,
+        typer.Option(metavar="R G B", help="The colours are divided by it afterwards."),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            min=0.04,
+            max=1,
+            help="Side of the crop as a fraction of the resized short side, as in timm.",
+        ),
+    ] = None
+    crop_mode: Annotated[
+        Literal["center", "squash"] | None,
+        typer.Option(
+            help="center: resize the short side, crop the middle; squash: resize both sides."
+        ),
+    ] = None
+    interpolation: Annotated[
+        Literal["bicubic", "bilinear"] | None, typer.Option(help="Interpolation of the resizing.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="model.FIELD=VALUE",
+            help="Model argument that the weights do not state: model.num_heads=6; repeatable.",
+        ),
+    ] = None
+    weights: WhichWeights = None
 
-    from vit21k.checkpoint.preprocessing import Preprocessing
+    def preprocessing(self) -> "Preprocessing":
+        """Return how images are prepared, as far as the options state it.
 
-    if not all(map(math.isfinite, (*(mean or ()), *(std or ())))):
-        raise UsageError("--mean and --std are three finite numbers each")
-    if std is not None and min(std) <= 0:
-        raise UsageError(f"--std divides, and {min(std):g} is not positive")
-    return Preprocessing(
-        mean=mean, std=std, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation
-    )
+        Raises:
+            UsageError: A number is not finite, or a deviation is not positive.
+        """
+        from vit21k.checkpoint.preprocessing import Preprocessing
 
-
-def choice_of(settings: list[str] | None, weights: Literal["raw", "ema"] | None) -> "WeightsChoice":
-    """Return what the options say of weights that do not say it themselves.
-
-    Raises:
-        UsageError: A setting is not ``model.FIELD=VALUE``.
-    """
-    from vit21k.checkpoint.foreign import WeightsChoice
-    from vit21k.recipe.load import assign
-
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        assign(values, setting)
-    model = values.pop("model", {})
-    if values or not isinstance(model, dict):
-        raise UsageError(
-            "--set takes model.FIELD=VALUE here, what the weights do not say of their model",
-            hint="for example: --set model.num_heads=N",
+        if not all(map(math.isfinite, (*(self.mean or ()), *(self.std or ())))):
+            raise UsageError("--mean and --std are three finite numbers each")
+        if self.std is not None and min(self.std) <= 0:
+            raise UsageError(f"--std divides, and {min(self.std):g} is not positive")
+        return Preprocessing(
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
         )
-    return WeightsChoice(which=weights, args=model)
 
+    def choice(self) -> "WeightsChoice":
+        """Return which weights are meant, and the model arguments of ``--set``.
 
-def load(
-    run: str, device: str | None, how: "Preprocessing", choice: "WeightsChoice"
-) -> "tuple[ImageClassifier, ModelCard]":
-    """Load the model of *run*; warn of what is wrong or assumed."""
-    from vit21k.checkpoint.load import load_model
+        Raises:
+            UsageError: A setting is not ``model.FIELD=VALUE``.
+        """
+        from vit21k.checkpoint.foreign import WeightsChoice
+        from vit21k.recipe.load import assign
 
-    model, card = load_model(
-        local_copy(run),
-        device=device_or_best(device),
-        preprocessing=how,
-        weights=choice.which,
-        model_args=choice.args,
-    )
-    for warning in card.warnings:
-        console.warn(warning)
-    return model, card
+        values: dict[str, Any] = {}
+        for setting in self.settings or []:
+            assign(values, setting)
+        model = values.pop("model", {})
+        if values or not isinstance(model, dict):
+            raise UsageError(
+                "--set takes model.FIELD=VALUE here: a model argument that the weights do not "
+                "state",
+                hint="for example: --set model.num_heads=N",
+            )
+        return WeightsChoice(which=self.weights, args=model)
 
+    def load(self, run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
+        """Load the model of *run*; warn about what is wrong or assumed."""
+        from vit21k.checkpoint.load import load_model
 
-def load_classifier(
-    run: str, device: str | None, how: "Preprocessing", choice: "WeightsChoice"
-) -> "tuple[ImageClassifier, ModelCard]":
-    """Load the model of *run*, as `load`, if it has a head.
+        how, choice = self.preprocessing(), self.choice()
+        model, card = load_model(
+            local_copy(run),
+            device=device_or_best(device),
+            preprocessing=how,
+            weights=choice.which,
+            model_args=choice.args,
+        )
+        for warning in card.warnings:
+            console.warn(warning)
+        return model, card
 
-    Raises:
-        UsageError: It has none.
-    """
-    from vit21k.checkpoint.model_folder import check_head
+    def load_classifier(self, run: str, device: str | None) -> "tuple[ImageClassifier, ModelCard]":
+        """Load the model of *run* and require that it has a head.
 
-    model, card = load(run, device, how, choice)
-    check_head(card)
-    return model, card
+        Raises:
+            UsageError: It has none.
+        """
+        from vit21k.checkpoint.model_folder import check_head
+
+        model, card = self.load(run, device)
+        check_head(card)
+        return model, card
 
 
 def precision_on(model: "ImageClassifier", precision: str) -> 'Literal["fp32", "bf16"]':
-    """Return what "auto" means where *model* is; "fp32" and "bf16" mean themselves."""
+    """Return *precision*; "auto" becomes that of the device of *model*."""
     from vit21k.device import best_precision, is_emulated
 
     device = model.pos_embed.device
@@ -358,61 +336,66 @@ def precision_on(model: "ImageClassifier", precision: str) -> 'Literal["fp32", "
     return "bf16" if precision == "bf16" else "fp32"
 
 
-ImagePaths = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="[IMAGE]...",
-        help="Images, folders and tar archives of images, `archive.tar/member.jpg`; "
-        "- reads one image from stdin.",
-    ),
-]
-ImageManifest = Annotated[
-    Path | None, typer.Option("--manifest", metavar="FILE", help="A manifest of images instead.")
-]
-ImageList = Annotated[
-    Path | None,
-    typer.Option(
-        "--from-file", metavar="LIST", help="A file of paths instead, one a line; - is stdin."
-    ),
-]
-
 _STDIN = Path("-")
 
 
-def open_rows(
-    paths: list[Path] | None,
-    manifest: Path | None,
-    from_file: Path | None,
-    root: Path | None,
-    skipped: "list[Skipped]",
-) -> "ImageRows":
-    """Return the images that a user asks for; *skipped* gets what is not looked at.
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """The three ways to name images."""
 
-    Raises:
-        UsageError: None of the three ways is taken, or several are, or there are no images.
-        ManifestError: The manifest is missing, damaged or stale.
-        ImageTreeError: The image root of the manifest is not there.
-    """
-    if sum((bool(paths), manifest is not None, from_file is not None)) != 1:
-        raise UsageError(
-            "which images?", hint="give IMAGE..., or --manifest FILE, or --from-file LIST"
-        )
-    if manifest:
-        rows = _of_manifest(manifest, root)
-    else:
-        rows = _of_paths(paths or _listed(from_file), skipped)
-    if not len(rows):
-        where = manifest or from_file or ", ".join(f"`{path}`" for path in paths or [])
-        raise UsageError(f"no images in {where}" + (f"; {_words_of(skipped)}" if skipped else ""))
-    return rows
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="Images, folders and tar archives of images, `archive.tar/member.jpg`; "
+            "- reads one image from stdin.",
+        ),
+    ] = None
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", metavar="FILE", help="A manifest of images instead."),
+    ] = None
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-file",
+            metavar="LIST",
+            help="A file of paths instead, one per line; - is stdin.",
+        ),
+    ] = None
+    root: ImageRoot = None
+
+    def open(self, skipped: "list[Skipped]") -> "ImageRows":
+        """Return the images; append to *skipped* what folders and archives hold besides.
+
+        Raises:
+            UsageError: None of the three ways is used, or several are, or there are no images.
+            ManifestError: The manifest is missing, damaged or stale.
+            ImageTreeError: The image root of the manifest does not exist.
+        """
+        paths, manifest, from_file = self.paths, self.manifest, self.from_file
+        if sum((bool(paths), manifest is not None, from_file is not None)) != 1:
+            raise UsageError(
+                "which images?", hint="give IMAGE..., or --manifest FILE, or --from-file LIST"
+            )
+        if manifest:
+            rows = _of_manifest(manifest, self.root)
+        else:
+            rows = _of_paths(paths or _listed(from_file), skipped)
+        if not len(rows):
+            where = manifest or from_file or ", ".join(f"`{path}`" for path in paths or [])
+            raise UsageError(
+                f"no images in {where}" + (f"; {_words_of(skipped)}" if skipped else "")
+            )
+        return rows
 
 
 def warn_of_skipped(skipped: "list[Skipped]") -> bool:
-    """Warn of what is not looked at; return whether images may be missed for it."""
+    """Warn about skipped entries; return whether images may be among them."""
     if skipped:
         console.warn(_words_of(skipped))
         if any(one.why == "an archive" for one in skipped):
-            console.note("next: archives in a folder are read if they are named: `DIR DIR/*.tar`")
+            console.note("next: name archives in a folder to read them: `DIR DIR/*.tar`")
     return any(one.may_hold_images for one in skipped)
 
 
@@ -436,7 +419,7 @@ def _of_paths(paths: list[Path], skipped: "list[Skipped]") -> "ImageRows":
 
     if _STDIN in paths:
         if len(paths) > 1:
-            raise UsageError("- reads one image from stdin, and takes no others beside it")
+            raise UsageError("- reads one image from stdin and cannot be combined with other paths")
         return Files(paths, {0: sys.stdin.buffer.read()})
     return Files(find_images(paths, skipped))
 

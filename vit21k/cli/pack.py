@@ -11,7 +11,6 @@ from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
-    PREPARE_PANEL,
     AsJson,
     ImageRoot,
     LabelSource,
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 
 _QUALITY = 90
 _WHICH_LEVEL = "`--lossless`, `--short-side 256`, or `--raw --short-side 256`"
-
-
-def register_pack(app: typer.Typer) -> None:
-    """Add `pack` to *app*."""
-    app.command("pack", rich_help_panel=PREPARE_PANEL)(pack_command)
 
 
 def pack_command(
@@ -175,12 +169,6 @@ def _report(summary: "PackSummary", out: Path) -> None:
         console.note(f"next: `vit21k verify --manifests {out}`")
 
 
-def register_lists(app: typer.Typer) -> None:
-    """Add the list commands to *app*."""
-    app.command("import-md5sum", rich_help_panel=PREPARE_PANEL)(import_md5sum_command)
-    app.command("export-lists", rich_help_panel=PREPARE_PANEL)(export_lists_command)
-
-
 def import_md5sum_command(
     md5sum: Annotated[Path, typer.Argument(metavar="FILE", help="What md5sum printed.")],
     manifests: Manifests = DEFAULT_MANIFESTS,
@@ -286,11 +274,6 @@ _HOW_TO_READ = {
     "cleanlab": 'find_label_issues(labels=json.load(open("{out}/train_labels.json")), ...)',
     "plsc": "the two lists in `{out}`",
 }
-
-
-def register_export_dataset(app: typer.Typer) -> None:
-    """Add `export-dataset` to *app*."""
-    app.command("export-dataset", rich_help_panel=PREPARE_PANEL)(export_dataset_command)
 
 
 def export_dataset_command(

@@ -18,7 +18,6 @@ from vit21k.cli import console
 from vit21k.cli.classes import warn_of_numbers, warn_of_part
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
-    PREPARE_PANEL,
     AsJson,
     LabelSource,
     Manifests,
@@ -78,7 +77,7 @@ def report_hash(
     console.done(
         f"hash: {summary.num_entries:,} files scanned, "
         f"{summary.num_files:,} images in {len(summary.wnids):,} classes "
-        f"({_size(summary.num_bytes)}), "
+        f"({console.size(summary.num_bytes)}), "
         f"{summary.num_bad:,} error{'' if summary.num_bad == 1 else 's'}, "
         f"{summary.num_skipped:,} skipped"
     )
@@ -89,7 +88,7 @@ def _report_cached(summary: "HashSummary") -> None:
     if summary.num_known:
         console.note(
             f"{summary.num_known:,} files are unchanged since an earlier run; "
-            f"{_size(summary.num_bytes_read)} read"
+            f"{console.size(summary.num_bytes_read)} read"
         )
     if summary.num_known and summary.is_remote:
         console.warn(
@@ -105,7 +104,7 @@ def _report_cached(summary: "HashSummary") -> None:
     if summary.num_without_digest:
         console.note(
             f"{summary.num_without_digest:,} files have no duplicates and were not hashed in full; "
-            f"{_size(summary.num_bytes_read)} read"
+            f"{console.size(summary.num_bytes_read)} read"
         )
     if summary.silently_changed:
         console.warn(
@@ -114,10 +113,6 @@ def _report_cached(summary: "HashSummary") -> None:
             f"times are unchanged: {console.some(summary.silently_changed)}; "
             "the disk may be failing; re-read everything with `--fresh`"
         )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _warn_of_unusual_folders(wnids: set[str]) -> None:
@@ -132,11 +127,6 @@ def _warn_of_unusual_folders(wnids: set[str]) -> None:
             f"{console.some(unusual)} will be classes, although not named like the other "
             f"{len(wnids) - len(unusual):,} (n01440764 ...)"
         )
-
-
-def register_hash(app: typer.Typer) -> None:
-    """Add `hash` to *app*."""
-    app.command("hash", rich_help_panel=PREPARE_PANEL)(hash_command)
 
 
 def hash_command(
@@ -309,12 +299,6 @@ def _cluster(engine: str, address: str | None) -> "RayCluster | None":
 
 def _after_shards(manifests: Path) -> str:
     return for_manifests(f"vit21k relabel {shlex.quote(str(manifests / 'shards'))}/*", manifests)
-
-
-def register_data(app: typer.Typer) -> None:
-    """Add the data commands to *app*."""
-    app.command("relabel", rich_help_panel=PREPARE_PANEL)(relabel_command)
-    app.command("make-val", rich_help_panel=PREPARE_PANEL)(make_val_command)
 
 
 def relabel_command(
@@ -515,11 +499,6 @@ NEXT = {
     "cifar10": "vit21k train --recipe cifar10_cpu --manifests {}",
     "cifar100": "vit21k train --recipe cifar10_cpu --manifests {} --run-dir runs/cifar100",
 }
-
-
-def register_datasets(app: typer.Typer) -> None:
-    """Add `get-dataset` to *app*."""
-    app.command("get-dataset", rich_help_panel=PREPARE_PANEL)(get_dataset_command)
 
 
 def get_dataset_command(

@@ -70,17 +70,6 @@ Overrides = Annotated[
 _FIRST_WEIGHTS = ("init_scheme", "head_init", "head_init_std", "head_bias_init")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `recipes` commands to *app*."""
-    recipes = typer.Typer(no_args_is_help=True, help="List, show and check training recipes.")
-    recipes.command("list")(list_command)
-    recipes.command("show")(show_command)
-    recipes.command("check")(check_command)
-    recipes.command("fields")(fields_command)
-    recipes.command("sheet")(sheet_command)
-    app.add_typer(recipes, name="recipes", rich_help_panel="Train")
-
-
 def list_command(
     word: Annotated[
         str,

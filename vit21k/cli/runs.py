@@ -19,15 +19,6 @@ Folders = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `runs` commands to *app*."""
-    runs = typer.Typer(no_args_is_help=True, help="List, compare and draw training runs.")
-    runs.command("list")(list_command)
-    runs.command("compare")(compare_command)
-    runs.command("plot")(plot_command)
-    app.add_typer(runs, name="runs", rich_help_panel="Train")
-
-
 def list_command(folders: Folders = None, as_json: AsJson = False) -> None:
     """Print the runs: how far each is, its loss, its best metric, whether it runs.
 
@@ -166,16 +157,12 @@ def _as_row(run: "Run") -> list[str]:
         facts["recipe"] or "-",
         facts["state"],
         f"{facts['step']:,}/{total}",
-        _number(facts["loss"]),
-        _number(facts["best"]),
+        console.number(facts["loss"]),
+        console.number(facts["best"]),
         facts["metric"] or "-",
         "-" if facts["best_step"] is None else f"{facts['best_step']:,}",
         "-" if facts["seconds"] is None else console.duration(facts["seconds"]),
     ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _shown(value: Any) -> str:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _LONG_RUN_SECONDS = 14 * 86_400
 _MICRO_STEP_SECONDS = 10.0
-_UNTOLD = ("step", "total_steps", "seconds", "eta_seconds")
+_NOT_METRICS = ("step", "total_steps", "seconds", "eta_seconds")
 
 
 def console_reporter() -> "Reporter":
@@ -108,8 +108,9 @@ class _MicroSteps:
 def _print_line(line: Mapping[str, Any]) -> None:
     head = f"step {line['step']:,}/{line['total_steps']:,}"
     if "lr" not in line:
-        names = [name for name in line if name not in _UNTOLD]
-        console.done(" | ".join([head, *(f"{name} {_number(line[name])}" for name in names)]))
+        metrics = {name: value for name, value in line.items() if name not in _NOT_METRICS}
+        parts = [f"{name} {console.number(value)}" for name, value in metrics.items()]
+        console.done(" | ".join([head, *parts]))
         return
     skipped = f" | {line['num_skipped']:,} skipped" if line["num_skipped"] else ""
     skipped += f" | {line['num_replaced']:,} replaced" if line["num_replaced"] else ""
@@ -125,10 +126,6 @@ def _print_line(line: Mapping[str, Any]) -> None:
 def _rate(images_per_second: float) -> str:
     digits = 0 if images_per_second >= 100 else 2
     return f"{images_per_second:,.{digits}f} images/s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _engineering(value: float) -> str:
@@ -270,15 +267,9 @@ def _plot(found: "DryRun", name: str, out: Path) -> None:
     )
 
 
-_PANEL = "Train"
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}
 
 Stage = Literal["pretrain", "finetune"]
-
-
-def register_train(app: typer.Typer) -> None:
-    """Add the training commands to *app*."""
-    app.command("train", rich_help_panel=_PANEL)(train_command)
 
 
 def train_command(
@@ -537,14 +528,6 @@ GraceSeconds = Annotated[
     int, typer.Option(min=30, help="How long before the end training is asked to save.")
 ]
 PrintOnly = Annotated[bool, typer.Option("--dry-run", help="Print the file; submit nothing.")]
-
-
-def register_launch(app: typer.Typer) -> None:
-    """Add the commands to *app*."""
-    launch = typer.Typer(no_args_is_help=True, help="Train on a cluster: Slurm, Kubernetes.")
-    launch.command("slurm")(slurm_command)
-    launch.command("k8s")(k8s_command)
-    app.add_typer(launch, name="launch", rich_help_panel="Train")
 
 
 def slurm_command(

@@ -10,31 +10,16 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.options import (
-    USE_PANEL,
     AsJson,
-    CropMode,
-    CropPct,
     Device,
     DeviceBatchSize,
-    ImageList,
-    ImageManifest,
-    ImagePaths,
-    ImageRoot,
-    Interpolation,
-    Mean,
-    ModelSettings,
+    ImageOptions,
+    ModelOptions,
     NumWorkers,
     Precision,
     RunPath,
-    Std,
-    WhichWeights,
-    choice_of,
-    load,
-    load_classifier,
     local_copy,
-    open_rows,
     precision_on,
-    preprocessing,
     require_serving,
     require_torch,
     warn_of_skipped,
@@ -43,60 +28,45 @@ from vit21k.cli.options import (
 from vit21k.errors import UsageError, one_line, printable
 
 if TYPE_CHECKING:
-    from vit21k.checkpoint.foreign import WeightsChoice
     from vit21k.checkpoint.model_folder import ModelCard
-    from vit21k.checkpoint.preprocessing import Preprocessing
-    from vit21k.data.dataset import ImageRows
-    from vit21k.inference.explain import Explanation
-    from vit21k.inference.features import FeaturePlan, FeatureReport
     from vit21k.inference.predict import Prediction
-    from vit21k.models.vit import ImageClassifier
     from vit21k.serving.batcher import Score
     from vit21k.sources.folders import Skipped
 
 _TOP = 5
 
 
-def register_predict(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("predict", rich_help_panel=USE_PANEL)(predict_command)
-
-
 def predict_command(
     run: RunPath,
-    paths: ImagePaths = None,
-    manifest: ImageManifest = None,
-    from_file: ImageList = None,
-    root: ImageRoot = None,
+    images: ImageOptions,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="The most classes of an image; default: 5, or --threshold."),
+        typer.Option(
+            min=1, help="Maximum number of classes per image; default: 5, or by --threshold."
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="All classes that are this probable, or more."),
+        typer.Option(min=0, max=1, help="All classes with at least this probability."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.parquet", help="Write a row for each image, and print none."),
+        typer.Option(
+            metavar="FILE.parquet", help="Write a row per image to this file; print none."
+        ),
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
-    settings: ModelSettings = None,
-    weights: WhichWeights = None,
+    *,
+    model_options: ModelOptions,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Name what is in images: class index, class folder, name, probability.
+    """Predict the classes of images: class index, class folder, name, probability.
 
-    An image that cannot be read is named on stderr, the others are still done;
-    the exit code is 3 then.
+    Images that cannot be read are listed on stderr and the others are predicted; the exit code is
+    then 3.
 
     [bold]Examples[/bold]
 
@@ -109,79 +79,75 @@ def predict_command(
       vit21k predict runs/tiny - < cat.jpg
     """
     require_torch("predict")
-    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
-    from vit21k.inference.predict import predict
+    from vit21k.inference.predict import predict, write_predictions
 
     if out is not None and out.suffix != ".parquet":
         raise UsageError(f"`{out}` must end in .parquet")
     skipped: list[Skipped] = []
-    images = open_rows(paths, manifest, from_file, root, skipped)
-    model, card = load_classifier(run, device, how, choice_of(settings, weights))
+    rows = images.open(skipped)
+    model, card = model_options.load_classifier(run, device)
     problems: list[Path] = []
     found = predict(
         model,
         card,
-        images,
+        rows,
         top_k=_TOP if top_k is None and threshold is None else top_k,
         threshold=threshold or 0.0,
         device_batch_size=device_batch_size,
         num_workers=workers_or_cores(num_workers),
         precision=precision_on(model, precision),
     )
-    with console.progress("predict", unit="images") as progress:
-        progress.total = len(images) if out is not None else None
-        predictions = _watched(found, problems, progress if out is not None else None)
-        _give(predictions, out, as_json=as_json)
+    if out is not None:
+        with console.progress("predict", unit="images", total=len(rows)) as progress:
+            write_predictions(out, _reported(found, problems, progress))
+    elif as_json:
+        console.print_json([_as_json(each) for each in _reported(found, problems)])
+    else:
+        _print(_reported(found, problems))
+    counts = {"num_images": len(rows), "num_problems": len(problems)}
     if out is not None and as_json:
-        counts = {"num_images": len(images), "num_problems": len(problems)}
-        console.print_json(
-            {"out": str(out), **counts, "skipped": [one._asdict() for one in skipped]}
-        )
-    _finish(len(images), len(problems), skipped, out)
+        listed = [one._asdict() for one in skipped]
+        console.print_json({"out": str(out), **counts, "skipped": listed})
+    _finish(
+        f"predict: {len(rows):,} images: {len(rows) - len(problems):,} predicted, "
+        f"{len(problems):,} could not be read",
+        skipped,
+        out,
+        has_problems=bool(problems),
+    )
 
 
-def _finish(num_images: int, num_problems: int, skipped: "list[Skipped]", out: Path | None) -> None:
-    """Report what was predicted, and exit with 3 if images are missing from it."""
+def _finish(
+    summary: str, skipped: "list[Skipped]", out: Path | None, *, has_problems: bool
+) -> None:
+    """Print *summary*; exit with 3 if images are missing from the result."""
     may_miss_images = warn_of_skipped(skipped)
     console.done(
-        f"predict: {num_images:,} images: {num_images - num_problems:,} predicted, "
-        f"{num_problems:,} could not be read"
-        + (f", {len(skipped):,} entries not looked at" if skipped else "")
+        summary
+        + (f", {len(skipped):,} entries skipped" if skipped else "")
         + (f"; `{out}`" if out else "")
     )
-    if num_problems or may_miss_images:
+    if has_problems or may_miss_images:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _give(predictions: "Iterable[Prediction]", out: Path | None, *, as_json: bool) -> None:
-    """Write *predictions* to *out*, or print them: as one JSON list, or as they come."""
-    from vit21k.inference.predict import write_predictions
-
-    if out is not None:
-        write_predictions(out, predictions)
-    elif as_json:
-        console.print_json([_as_dict(prediction) for prediction in predictions])
-    else:
-        _show(predictions)
-
-
-def _watched(
-    predictions: "Iterable[Prediction]", problems: list[Path], progress: console.Progress | None
+def _reported(
+    predictions: "Iterable[Prediction]",
+    problems: list[Path],
+    progress: console.Progress | None = None,
 ) -> "Iterator[Prediction]":
-    """Pass *predictions* on; name and note the images that could not be read."""
+    """Yield *predictions*; warn about images that could not be read, and add them to *problems*."""
     for prediction in predictions:
         if prediction.problem:
-            console.warn(
-                f"`{one_line(printable(prediction.path))}`: {one_line(prediction.problem)}"
-            )
+            path = one_line(printable(prediction.path))
+            console.warn(f"`{path}`: {one_line(prediction.problem)}")
             problems.append(prediction.path)
         if progress:
             progress.advance(num_problems=int(prediction.problem is not None))
         yield prediction
 
 
-def _show(predictions: "Iterable[Prediction]") -> None:
-    """Print predictions as they come."""
+def _print(predictions: "Iterable[Prediction]") -> None:
     for prediction in predictions:
         if prediction.problem:
             continue
@@ -193,8 +159,7 @@ def _show(predictions: "Iterable[Prediction]") -> None:
             )
 
 
-def _as_dict(prediction: "Prediction") -> dict[str, object]:
-
+def _as_json(prediction: "Prediction") -> dict[str, object]:
     return {
         "path": printable(prediction.path),
         "top": [score._asdict() for score in prediction.top],
@@ -202,41 +167,26 @@ def _as_dict(prediction: "Prediction") -> dict[str, object]:
     }
 
 
-def register_features(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("features", rich_help_panel=USE_PANEL)(features_command)
-
-
 def features_command(
     run: RunPath,
-    paths: ImagePaths = None,
-    manifest: ImageManifest = None,
-    from_file: ImageList = None,
-    root: ImageRoot = None,
+    images: ImageOptions,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR|FILE.parquet", help="A folder of shards, or one file, made from them."
-        ),
+        typer.Option(metavar="DIR|FILE.parquet", help="A folder of shards, or a single file."),
     ] = Path("features"),
     kind: Annotated[
         Literal["pooled", "tokens"],
-        typer.Option(help="pooled: what the head reads; tokens: all of the last block's."),
+        typer.Option(help="pooled: the input of the head; tokens: all tokens of the last block."),
     ] = "pooled",
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="Of the numbers in the file.")
+        Literal["float32", "float16"], typer.Option(help="Type of the numbers in the file.")
     ] = "float32",
     shard_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of a shard; default: 64 MB of them, at most 4,096."),
+        typer.Option(min=1, help="Images per shard; default: 64 MB of them, at most 4,096."),
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
-    settings: ModelSettings = None,
-    weights: WhichWeights = None,
+    *,
+    model_options: ModelOptions,
     device: Device = None,
     device_batch_size: DeviceBatchSize = 32,
     num_workers: NumWorkers = None,
@@ -245,9 +195,9 @@ def features_command(
 ) -> None:
     """Write the embeddings of images to Parquet: path, label ids, features.
 
-    A run that was stopped or killed goes on at its first missing shard when the same command is
-    given again, and ends with the same bytes as if it had not been stopped.  Images that cannot
-    be read have no row; they are named on stderr, and the exit code is 3 then.
+    An interrupted run resumes from its first missing shard when the command is repeated; the
+    result is byte-identical to that of an uninterrupted run.  Images that cannot be read have no
+    row; they are listed on stderr, and the exit code is then 3.
 
     [bold]Examples[/bold]
 
@@ -258,14 +208,13 @@ def features_command(
       vit21k features runs/tiny cat.jpg --kind tokens --out cat.parquet
     """
     require_torch("features")
-    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
-    from vit21k.inference.features import FeaturePlan, merge_shards
+    from vit21k.inference.features import FeatureOptions, extract_features, merge_shards
     from vit21k.lock import locked
 
     skipped: list[Skipped] = []
-    images = open_rows(paths, manifest, from_file, root, skipped)
-    model, card = load(run, device, how, choice_of(settings, weights))
-    plan = FeaturePlan(
+    rows = images.open(skipped)
+    model, card = model_options.load(run, device)
+    options = FeatureOptions(
         kind=kind,
         dtype=dtype,
         device_batch_size=device_batch_size,
@@ -275,66 +224,39 @@ def features_command(
     is_file = out.suffix == ".parquet"
     folder = out.with_name(f".{out.name}.shards") if is_file else out
     with locked(folder, command="features"):
-        report = _extract(model, card, images, folder, plan, num_workers)
+        with console.progress("features", unit="images", total=len(rows)) as progress:
+            report = extract_features(
+                model,
+                card,
+                rows,
+                folder,
+                options,
+                num_workers=workers_or_cores(num_workers),
+                advance=progress.advance,
+            )
         if is_file:
             merge_shards(report.shards, out)
     if is_file:
         shutil.rmtree(folder)
-    _tell(report, skipped, out, as_json=as_json)
-
-
-def _extract(
-    model: "ImageClassifier",
-    card: "ModelCard",
-    images: "ImageRows",
-    folder: Path,
-    plan: "FeaturePlan",
-    num_workers: int | None,
-) -> "FeatureReport":
-    from vit21k.inference.features import extract_features
-
-    with console.progress("features", unit="images") as progress:
-        progress.total = len(images)
-        return extract_features(
-            model,
-            card,
-            images,
-            folder,
-            plan,
-            num_workers=workers_or_cores(num_workers),
-            advance=progress.advance,
-        )
-
-
-def _tell(report: "FeatureReport", skipped: "list[Skipped]", out: Path, *, as_json: bool) -> None:
     for path, reason in report.problems:
         console.warn(f"`{one_line(path)}`: {one_line(reason)}")
-    num_bad = len(report.problems)
     counts = {
         "num_images": report.num_images,
-        "num_written": report.num_images - num_bad,
-        "num_problems": num_bad,
+        "num_written": report.num_images - len(report.problems),
+        "num_problems": len(report.problems),
         "num_resumed": report.num_resumed,
     }
     if as_json:
-        console.print_json(
-            {"out": str(out), **counts, "skipped": [one._asdict() for one in skipped]}
-        )
-    may_miss_images = warn_of_skipped(skipped)
-    resumed = f" ({report.num_resumed:,} of them before)" if report.num_resumed else ""
-    console.done(
+        listed = [one._asdict() for one in skipped]
+        console.print_json({"out": str(out), **counts, "skipped": listed})
+    resumed = f" ({report.num_resumed:,} by an earlier run)" if report.num_resumed else ""
+    _finish(
         f"features: {report.num_images:,} images{resumed}: {counts['num_written']:,} written, "
-        f"{num_bad:,} could not be read"
-        + (f", {len(skipped):,} entries not looked at" if skipped else "")
-        + f"; `{out}`"
+        f"{counts['num_problems']:,} could not be read",
+        skipped,
+        out,
+        has_problems=bool(report.problems),
     )
-    if num_bad or may_miss_images:
-        raise typer.Exit(errors.EXIT_BAD_DATA)
-
-
-def register_explain(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("explain", rich_help_panel=USE_PANEL)(explain_command)
 
 
 def explain_command(
@@ -343,67 +265,44 @@ def explain_command(
     out: Annotated[Path, typer.Option(metavar="FILE.png", help="The image to write.")] = Path(
         "explain.png"
     ),
-    mean: Mean = None,
-    std: Std = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
-    settings: ModelSettings = None,
-    weights: WhichWeights = None,
+    *,
+    model_options: ModelOptions,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw where a model looks in an image, and what it has learnt of positions, as a PNG.
+    """Draw the attention of a model on an image, and its position embeddings, as a PNG.
 
-    Left: the image as the model sees it.  Middle: attention rollout, which follows the attention
-    through all blocks to what the head reads.  Right: for each patch, how much its position
-    embedding is like that of every other one.
+    Left: the preprocessed image.  Middle: attention rollout, which multiplies the attention of all
+    blocks up to the input of the head.  Right: for each patch, the cosine similarity of its
+    position embedding to every other one.
 
     [bold]Examples[/bold]
 
       vit21k explain runs/finetune_l16_384_in1k cat.jpg --out cat_attention.png
     """
     require_torch("explain")
-    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     from vit21k.atomic import write_atomic
-    from vit21k.errors import printable
-    from vit21k.inference.explain import draw_explanation
+    from vit21k.inference.explain import draw_explanation, explain
+    from vit21k.inference.files import Files
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"`{out}` must end in .png")
-    model, card = load_classifier(run, device, how, choice_of(settings, weights))
-    seen, rollout, similarity, best = _explain(model, card, image)
+    model, card = model_options.load_classifier(run, device)
+    try:
+        found = explain(model, card, Files([image]).read_bytes(0))
+    except errors.ImageError as error:
+        raise errors.ImageError(f"`{printable(image)}`: {error.message}") from error
+    best, rollout = found.best, found.rollout
     title = f"{printable(Path(image.name))}: {best.name or best.wnid} {best.probability:.2f}"
-    write_atomic(out, draw_explanation(seen, rollout, similarity, title))
+    write_atomic(out, draw_explanation(*found[:3], title))
     row, column = divmod(int(rollout.argmax()), rollout.shape[1])
     if as_json:
         about = {"image": printable(image), "out": str(out), "top": best._asdict()}
         console.print_json({**about, "rollout": rollout.tolist()})
     console.done(
         f"explain: `{out}`: {title}; of {rollout.size:,} patches, the one in row {row + 1}, "
-        f"column {column + 1} counts most"
+        f"column {column + 1} has the highest weight"
     )
-
-
-def _explain(model: "ImageClassifier", card: "ModelCard", path: Path) -> "Explanation":
-    from vit21k.errors import ImageError, printable
-    from vit21k.inference.explain import explain
-    from vit21k.inference.files import Files
-
-    try:
-        return explain(model, card, Files([path]).read_bytes(0))
-    except ImageError as error:
-        raise ImageError(f"`{printable(path)}`: {error.message}") from error
-
-
-Target = Literal[
-    "timm", "transformers", "torchvision", "npz", "safetensors", "torch-export", "onnx"
-]
-
-
-def register_export(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("export", rich_help_panel=USE_PANEL)(export_command)
 
 
 def export_command(
@@ -411,28 +310,28 @@ def export_command(
         str,
         typer.Argument(
             metavar="RUN|FILE|ADDRESS",
-            help="A run, a checkpoint, a model folder, weights of another program, or an address.",
+            help="A run, a checkpoint, a model folder, weights of another library, or an address.",
         ),
     ],
-    to: Annotated[Target, typer.Option("--to", help="The format.")],
+    to: Annotated[
+        Literal[
+            "timm", "transformers", "torchvision", "npz", "safetensors", "torch-export", "onnx"
+        ],
+        typer.Option("--to", help="The format."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A new folder; default: exports/<run>-<to>."),
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
-    settings: ModelSettings = None,
-    weights: WhichWeights = None,
+    *,
+    model_options: ModelOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for another library: weights, classes, preparation of images, README.
+    """Write a model for another library: weights, classes, preprocessing, README.
 
     timm, transformers and torchvision load their folder themselves; npz is for Google's code; onnx
-    and torch-export hold the whole computation, for any number of images at a time.  What a format
-    cannot hold is refused; what its library computes otherwise in the last digits is said.
+    and torch-export contain the complete computation, for any batch size.  What a format cannot
+    store is refused; where its library differs in the last digits, a warning says so.
 
     [bold]Examples[/bold]
 
@@ -443,72 +342,53 @@ def export_command(
     require_torch("export")
     from vit21k.export.model import export_model
 
-    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
+    how, choice = model_options.preprocessing(), model_options.choice()
     folder = out or Path("exports") / f"{Path(run.rstrip('/')).stem or 'model'}-{to}"
-    choice = choice_of(settings, weights)
     report = export_model(local_copy(run), folder, to=to, preprocessing=how, choice=choice)
     for note in report.notes:
         console.warn(note)
-    num_bytes = sum(report.files.values())
     if as_json:
-        console.print_json(
-            {
-                "folder": str(folder),
-                "name": report.card.name,
-                "to": to,
-                "files": report.files,
-                "notes": report.notes,
-            }
-        )
+        about = {"folder": str(folder), "name": report.card.name, "to": to}
+        console.print_json({**about, "files": report.files, "notes": report.notes})
     console.done(
         f"export: {report.card.name}, {len(report.card.classes):,} classes -> `{folder}`: "
-        f"{len(report.files)} files, {num_bytes / 1e6:,.1f} MB; `{folder}/README.md` says how to "
-        "load it"
+        f"{len(report.files)} files, {sum(report.files.values()) / 1e6:,.1f} MB; "
+        f"`{folder}/README.md` shows how to load it"
     )
-
-
-def register_serve(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("serve", rich_help_panel=USE_PANEL)(serve_command)
 
 
 def serve_command(
     run: RunPath,
     host: Annotated[
-        str, typer.Option(help="0.0.0.0 answers other machines too: there is no password.")
+        str, typer.Option(help="0.0.0.0 accepts other machines too; there is no password.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     max_batch_size: Annotated[
-        int, typer.Option(min=1, help="The most images in one forward pass.")
+        int, typer.Option(min=1, help="Maximum number of images in one forward pass.")
     ] = 32,
     max_wait_ms: Annotated[
-        float, typer.Option(min=0, help="How long an image waits for others to join it.")
+        float, typer.Option(min=0, help="Time an image waits for others, to form a batch.")
     ] = 5,
     max_body_mb: Annotated[
-        float, typer.Option(min=0.001, help="The largest file that is taken.")
+        float, typer.Option(min=0.001, help="Maximum size of a request body.")
     ] = 10,
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="The most pixels of an image.")
+        int, typer.Option(min=1, help="Maximum number of pixels of an image.")
     ] = 25_000_000,
     max_in_flight: Annotated[
-        int, typer.Option(min=1, help="Images worked on at a time; more are told to come back.")
+        int, typer.Option(min=1, help="Images processed at a time; more get 503 (retry later).")
     ] = 128,
-    mean: Mean = None,
-    std: Std = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
-    settings: ModelSettings = None,
-    weights: WhichWeights = None,
+    *,
+    model_options: ModelOptions,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Answer predictions over HTTP, with a page to drop an image on.
+    """Serve predictions over HTTP, with a page to drop an image on.
 
-    POST /predict with an image's file as the body (curl --data-binary @cat.jpg URL) gives
-    {"top": [...]}, GET /health how it goes, and / is the page.  Images that come at the same
-    time are computed together.  A bad one gets {"error": {"kind", "message"}} and harms no other.
-    Ctrl-C ends it.
+    POST /predict with an image file as the body (curl --data-binary @cat.jpg URL) returns
+    {"top": [...]}, GET /health the state, and / the page.  Concurrent requests are computed as one
+    batch.  A bad image gets {"error": {"kind", "message"}} and does not affect others.
+    Ctrl-C stops the server.
 
     [bold]Examples[/bold]
 
@@ -523,10 +403,9 @@ def serve_command(
     from vit21k.serving.limits import Limits, connections_that_fit
     from vit21k.serving.server import address_of, bind, is_loopback, serve
 
-    how = preprocessing(mean, std, crop_pct, crop_mode, interpolation)
     listening = bind(host, port)
     try:
-        score, card = _open(run, device, precision, how, choice_of(settings, weights))
+        score, card = _open(run, model_options, device, precision)
     except BaseException:
         listening.close()
         raise
@@ -546,7 +425,7 @@ def serve_command(
         service.app(),
         limits,
         listening,
-        started=lambda: console.done(f"serve: `{card.path}` at {address}; Ctrl-C ends it"),
+        started=lambda: console.done(f"serve: `{card.path}` at {address}; Ctrl-C stops it"),
     )
     counts = service.counts
     console.done(
@@ -556,26 +435,17 @@ def serve_command(
 
 
 def _open(
-    run: str,
-    device: str | None,
-    precision: str,
-    how: "Preprocessing",
-    choice: "WeightsChoice",
+    run: str, model_options: ModelOptions, device: str | None, precision: str
 ) -> "tuple[Score, ModelCard]":
-    """Return what computes, and the card: of a model, or of an ONNX export."""
+    """Return the function that computes probabilities, and the card, of a model or ONNX export."""
     from vit21k.serving.graph import find_graph, open_graph, score_with
 
     if (graph := find_graph(Path(run))) is not None:
-        if choice.which or choice.args:
-            raise UsageError("an ONNX file is computed as it is: skip --set and --weights")
-        return open_graph(graph, how)
-    model, card = load_classifier(run, device, how, choice)
+        if model_options.weights or model_options.settings:
+            raise UsageError("an ONNX file has fixed weights: skip --set and --weights")
+        return open_graph(graph, model_options.preprocessing())
+    model, card = model_options.load_classifier(run, device)
     return score_with(model, card, precision_on(model, precision)), card
-
-
-def register_models(app: typer.Typer) -> None:
-    """Add the command to *app*."""
-    app.command("models", rich_help_panel=USE_PANEL)(models_command)
 
 
 def models_command(

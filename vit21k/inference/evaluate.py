@@ -1,4 +1,4 @@
-"""Model and images -> loss, prec@1 and top-5, exact over the split."""
+"""Evaluate a model: loss, prec@1, top-5 and per-class metrics, exact over the split."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ LossFunction = Callable[..., Tensor]
 
 
 class Measure(Protocol):
-    """Something else to be found out from the same logits."""
+    """Another metric, computed from the same logits."""
 
     def update(self, logits_BK: Tensor, batch: Batch) -> None:
         """Add a batch, whose labels are on the device of *logits_BK* (float32)."""
 
     def reduce(self, world: World) -> None:
-        """Replace what was added by the sum of all processes; all of them call it."""
+        """Sum over all processes; all of them call it."""
 
 
 @torch.no_grad()
@@ -59,18 +59,18 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
     """Return the metrics of *model* over every image of *loader*.
 
     Args:
-        model: On *device*; evaluated in eval mode, left in the mode it came in.
+        model: On *device*; evaluated in eval mode; its mode is restored.
         loader: This process's share of the images, each of them once.
         loss_kind: "sigmoid" sums over classes; "softmax" is cross-entropy.
-        loss_function: The loss instead, as one of `LOSSES`.
-        mean: Of red, green, blue in 0..1.
-        std: Of the same.
-        smoothing: As in the loss that was trained with; 0 for the plain loss.
+        loss_function: Overrides *loss_kind*; has the signature of `LOSSES`.
+        mean: Mean of red, green, blue in 0..1.
+        std: Standard deviation of the same.
+        smoothing: Label smoothing of the loss.
         device: Where to compute.
-        world: The processes that share the images; every one gets the metrics of all.
-        precision: Of the matrix products.
-        hflip: Take the mean of the logits of each image and of its mirror image.
-        measures: What else is to be updated with every batch, and reduced at the end.
+        world: The processes that share the images; each gets the metrics of all.
+        precision: Precision of the matrix products.
+        hflip: Average the logits of each image and of its mirror image.
+        measures: Updated with every batch and reduced at the end.
 
     Returns:
         What `ClassificationMetrics.compute` returns: "loss", "prec@1", "top5", "num_images".
@@ -98,12 +98,12 @@ def evaluate(  # noqa: PLR0913 (each is a plain value)
                 measure.update(logits_BK, batch)
     finally:
         model.train(was_training)
-    # On the CPU, where also a process without images has its zeros.
+    # On the CPU, where the zeros of a process without images are too.
     metrics.set_totals(world.all_reduce_sum(metrics.totals().cpu()))
     for measure in measures:
         measure.reduce(world)
     if not metrics.num_images:
-        raise ImageError("there is no image that can be decoded")
+        raise ImageError("no image could be decoded")
     return metrics.compute()
 
 
@@ -114,15 +114,15 @@ def _labels_to(batch: Batch, device: str | torch.device) -> Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be found out, and how.
+class EvalOptions:
+    """Options of an evaluation.
 
     Attributes:
-        threshold: A probability at or above it is a prediction.
-        num_confused: How many of the most confused pairs of classes are wanted.
-        real_labels: ReaL labels of the images; None: leave them out.
-        hflip: Take the mean of the logits of each image and of its mirror image.
-        precision: Of the matrix products.
+        threshold: A probability at or above it counts as a prediction.
+        num_confused: How many of the most confused pairs of classes to return.
+        real_labels: ReaL labels of the images, if they are to be used too.
+        hflip: Average the logits of each image and of its mirror image.
+        precision: Precision of the matrix products.
     """
 
     threshold: float = 0.5
@@ -133,12 +133,12 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
-    """What was found out.
+class EvalResult:
+    """Result of an evaluation.
 
     Attributes:
-        metrics: Over the split, by name; see `evaluate` and `class_counts.summary`.
-        real: The same on the ReaL labels; empty if they were not wanted.
+        metrics: Over the split, by name; see `evaluate` and `metrics.summary`.
+        real: The same on the ReaL labels; empty without them.
         table: The metrics of each class.
         confused: Pairs of classes, the most confused first.
     """
@@ -149,35 +149,35 @@ class Study:
     confused: list[ConfusedPair]
 
 
-def study(
+def evaluate_model(
     model: nn.Module,
     card: ModelCard,
     images: ImageDataset,
     batches: Iterable[Batch],
-    plan: Plan,
+    options: EvalOptions,
     *,
     world: World | None = None,
-) -> Study:
-    """Return what *plan* asks for.
+) -> EvalResult:
+    """Evaluate a loaded model, with its own loss, normalisation and classes.
 
     Args:
         model: From `load_model`.
         card: From `load_model`.
-        images: What the rows of the batches name.
+        images: The images that the rows of the batches index.
         batches: This process's share of the images, each of them once.
-        plan: What is to be found out.
-        world: The processes that share the images; every one gets the result of all.
+        options: Which metrics, and how.
+        world: The processes that share the images; each gets the result of all.
 
     Raises:
         ImageError: An image cannot be decoded, or none of them can.
-        DataError: An image has no number by which its ReaL labels could be found.
+        DataError: ReaL labels are used, and the name of an image has no ReaL index.
     """
     device = next(model.parameters()).device
     counts = ClassCounts(
-        len(card.classes), activation=card.activation, threshold=plan.threshold, device=device
+        len(card.classes), activation=card.activation, threshold=options.threshold, device=device
     )
-    confusion = Confusion(len(card.classes)) if plan.num_confused else None
-    real = RealMetrics(plan.real_labels, images) if plan.real_labels is not None else None
+    confusion = Confusion(len(card.classes)) if options.num_confused else None
+    real = None if options.real_labels is None else RealMetrics(options.real_labels, images)
     measures: list[Measure | None] = [counts, confusion, real]
     metrics = evaluate(
         model,
@@ -187,14 +187,14 @@ def study(
         std=card.eval_settings.std,
         device=device,
         world=world,
-        precision=plan.precision,
-        hflip=plan.hflip,
+        precision=options.precision,
+        hflip=options.hflip,
         measures=[measure for measure in measures if measure is not None],
     )
     table = counts.table()
-    return Study(
+    return EvalResult(
         metrics={**metrics, **summary(table)},
         real=real.compute() if real else {},
         table=table,
-        confused=confusion.top(plan.num_confused) if confusion else [],
+        confused=confusion.top(options.num_confused) if confusion else [],
     )

@@ -1,9 +1,6 @@
-"""What a Vision Transformer looks at: attention rollout, and which positions it takes for alike.
+"""Attention rollout and similarity of position embeddings of a Vision Transformer, and a drawing.
 
 Dimensions: B images, A heads, N tokens, P patches, D width, E width of a head.
-
-
-Attention and positions -> one image to look at.
 """
 
 import io
@@ -20,16 +17,16 @@ from vit21k.checkpoint.model_folder import ModelCard, check_head
 from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import normalise
 from vit21k.errors import UsageError, one_line
-from vit21k.inference.predict import ClassScore, Selection, class_scores, eval_transform, select
+from vit21k.inference.predict import ClassScore, class_scores, eval_transform, select
 from vit21k.models.layers import Attention
 from vit21k.models.vit import ImageClassifier, VisionTransformer
 
 
 class Explanation(NamedTuple):
-    """What there is to see of one image.
+    """Explanation of the prediction for one image.
 
     Attributes:
-        image_CHW: The image as the model saw it, uint8.
+        image_CHW: The resized image, uint8.
         rollout: From `attention_rollout`, (rows, columns).
         similarity: From `position_similarity`, (patches, rows, columns).
         best: The top class.
@@ -42,18 +39,18 @@ class Explanation(NamedTuple):
 
 
 def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanation:
-    """Explain the image whose file holds *content*.
+    """Explain the prediction for the image whose file is *content*.
 
     Raises:
         ImageError: It cannot be decoded.
-        UsageError: The model is no plain Vision Transformer, or has no head.
+        UsageError: The model is not a Vision Transformer, or has no head.
     """
     check_head(card)
     settings = card.eval_settings
     image_CHW = eval_transform(settings)(decode_rgb(content))
     images_BCHW = torch.from_numpy(image_CHW)[None]
     x_BCHW = normalise(images_BCHW.to(model.pos_embed.device), settings.mean, settings.std)
-    ((best,),) = select(class_scores(model, card, images_BCHW), card, Selection(top_k=1))
+    ((best,),) = select(class_scores(model, card, images_BCHW), card, top_k=1)
     return Explanation(
         image_CHW,
         attention_rollout(model, x_BCHW)[0].cpu().numpy(),
@@ -64,19 +61,19 @@ def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanat
 
 @torch.inference_mode()
 def attention_rollout(model: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Return how much each patch flows into what the head reads, (B, rows, columns).
+    """Return the weight of each patch in the input of the head, (B, rows, columns).
 
-    The attention of every block, mean over its heads, is mixed half and half with the identity
-    (the residual path), and multiplied up from the first block to the last.  What flows into the
-    class token is then the row of that token; with mean pooling, the mean of the rows of all
-    patches.  The values of an image sum to 1, but for what the class token keeps to itself.
+    The attention of each block, averaged over its heads, is averaged with the identity (the
+    residual path), and the blocks are multiplied.  The result is the row of the class token; with
+    mean pooling, the mean of the rows of all patches.  The values of an image sum to 1, less the
+    weight of the class token itself.
 
     Args:
         model: In eval mode.
         images_BCHW: Normalised.
 
     Raises:
-        UsageError: The model is no plain Vision Transformer.
+        UsageError: The model is not a Vision Transformer.
 
     Source: Abnar & Zuidema, "Quantifying attention flow in transformers", arXiv:2005.00928.
     """
@@ -87,7 +84,7 @@ def attention_rollout(model: nn.Module, images_BCHW: Tensor) -> Tensor:
         mixed_BNN = (mean_BNN + torch.eye(mean_BNN.shape[-1], device=mean_BNN.device)) / 2
         flow_BNN = mixed_BNN if flow_BNN is None else mixed_BNN @ flow_BNN
     if flow_BNN is None:
-        raise UsageError("the model has no blocks, and so no attention")
+        raise UsageError("the model has no blocks, hence no attention")
     first = model.num_prefix_tokens
     read_BN = flow_BNN[:, 0] if model.global_pool == "token" else flow_BNN[:, first:].mean(dim=1)
     return read_BN[:, first:].unflatten(1, model.grid_size)
@@ -112,10 +109,10 @@ def attention_maps(model: VisionTransformer, images_BCHW: Tensor) -> list[Tensor
 
 @torch.inference_mode()
 def position_similarity(model: nn.Module) -> Tensor:
-    """Return the cosine similarity of every patch's position to every other's, (P, rows, columns).
+    """Return the cosine similarities of all position embeddings, (P, rows, columns).
 
     Raises:
-        UsageError: The model is no plain Vision Transformer.
+        UsageError: The model is not a Vision Transformer.
     """
     model = _vision_transformer(model)
     positions_PD = model.pos_embed[0, model.num_prefix_tokens :].float()
@@ -137,7 +134,7 @@ def _vision_transformer(model: nn.Module) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
         raise UsageError(
             f"attention rollout is for Vision Transformers, not for {type(model).__name__}",
-            hint="its tokens are pooled on the way, so that they are no longer the patches",
+            hint="its tokens are pooled between blocks, so that they are no longer patches",
         )
     return model
 
@@ -149,7 +146,7 @@ _PANEL = 384
 _GAP = 16
 _TITLE = 28
 _OVERLAY = 0.6
-# Viridis at 9 places, dark to bright; between them colours are mixed.
+# Viridis at 9 points, dark to bright; colours between them are interpolated.
 _COLOURS = np.array(
     [
         (68, 1, 84),
@@ -167,10 +164,10 @@ _COLOURS = np.array(
 
 
 def draw_explanation(image_CHW: Pixels, rollout: Floats, similarity: Floats, title: str) -> bytes:
-    """Return a PNG of three panels: what the model saw, where it looked, its positions.
+    """Return a PNG of three panels: the image, its attention, the position embeddings.
 
     Args:
-        image_CHW: What the model saw, uint8, RGB.
+        image_CHW: The resized image, uint8, RGB.
         rollout: (rows, columns) from `attention_rollout`.
         similarity: (patches, rows, columns) from `position_similarity`.
         title: Written above the image.
@@ -196,21 +193,19 @@ def draw_explanation(image_CHW: Pixels, rollout: Floats, similarity: Floats, tit
 
 def coloured(values: Floats) -> Pixels:
     """Return (height, width, 3) colours of values between 0 and 1: viridis, dark to bright."""
-    place = np.clip(values, 0, 1)[..., None] * (len(_COLOURS) - 1)
-    low = np.minimum(place.astype(int), len(_COLOURS) - 2)
-    share = place - low
-    mixed = _COLOURS[low[..., 0]] * (1 - share) + _COLOURS[low[..., 0] + 1] * share
-    return mixed.round().astype(np.uint8)
+    points = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(values, points, channel) for channel in _COLOURS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def _stretched(values: Floats) -> Floats:
-    """Return *values* from 0, the least, to 1, the most; 0 if they are all the same."""
+    """Return *values* scaled to 0..1; 0 if they are all equal."""
     low, high = values.min(), values.max()
     return (values - low) / max(high - low, 1e-12)
 
 
 def _overlay(image: Image.Image, attention: Floats) -> Image.Image:
-    """Lay the attention over the image: where there is little, the image is dark."""
+    """Blend the attention with the image: low attention is dark."""
     smooth = Image.fromarray(attention.astype(np.float32)).resize(
         image.size, Image.Resampling.BICUBIC
     )
@@ -220,7 +215,7 @@ def _overlay(image: Image.Image, attention: Floats) -> Image.Image:
 
 
 def _grid_of_maps(similarity: Floats) -> Image.Image:
-    """Draw a small map for each patch, at its place: bright where positions are like its own."""
+    """Draw a map for each patch at its position: bright where embeddings are similar to its own."""
     _, rows, columns = similarity.shape
     framed = np.pad(_stretched(similarity), ((0, 0), (1, 1), (1, 1)))
     colours = coloured(framed)

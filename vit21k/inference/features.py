@@ -1,15 +1,10 @@
-"""Features of images <-> Parquet shards.
+"""Extract features of images to Parquet, shard by shard; an interrupted run resumes.
 
-Dimensions: B images, L labels of them; `shape` is that of one image's features.
+A shard appears when it is complete; one with images that could not be read is written again by the
+next run.  Batches never cross shards, so that each forward pass has the same images however often
+a run was interrupted, and the files are byte-identical.
 
-
-Model and images -> features in Parquet, shard by shard: a run goes on where it was killed.
-
-A shard is there when it is whole; one with images that could not be read is made again by the
-next run.  Batches never cross shards, so that the same images meet in
-the same forward pass however often a run was killed, and the bytes come out the same.
-
-Dimensions: B images, N tokens, D features.
+Dimensions: B images, L labels, N tokens, D features; `shape` is that of one image's features.
 """
 
 import json
@@ -49,7 +44,7 @@ _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 def schema_of(shape: tuple[int, ...], dtype: Dtype) -> pa.Schema:
-    """Return the columns: path, label ids (none where they are not known), features.
+    """Return the columns: path, label ids (empty if unknown), features.
 
     Features are lists of fixed size, of lists of fixed size for tokens.
     """
@@ -71,7 +66,7 @@ def rows_of(
     """Return a batch as rows of *schema*.
 
     Args:
-        paths: What each image is called.
+        paths: Path of each image.
         label_rows_L: Which image each label belongs to, ascending.
         label_ids_L: Class index of each label.
         features: (B, *shape).
@@ -93,17 +88,17 @@ def write_shard(
     *,
     num_unread: int = 0,
 ) -> None:
-    """Write *batches* as one row group, in one step; *problems* travel in the schema's metadata.
+    """Write *batches* as one row group, atomically; *problems* are stored in the metadata.
 
     Args:
         path: The shard.
         batches: Its rows.
-        problems: Of images without a row.
+        problems: Images without a row.
         schema: From `schema_of`.
-        num_unread: How many of these could not be read, which is no verdict on them.
+        num_unread: How many of *problems* could not be read, and may be readable later.
 
     Raises:
-        OSError: The disk is full or failing; *path* is not there.
+        OSError: The disk is full or failing; *path* does not exist.
     """
     schema = _with_problems(schema, problems)
     if num_unread:
@@ -114,7 +109,7 @@ def write_shard(
 
 
 def problems_in(path: Path) -> list[Problem]:
-    """Return the images that a shard or a merged file has no rows for.
+    """Return the images without rows in a shard or a merged file.
 
     Raises:
         DataError: It is damaged.
@@ -125,19 +120,19 @@ def problems_in(path: Path) -> list[Problem]:
 
 
 def is_shard(path: Path, schema: pa.Schema, num_images: int) -> bool:
-    """Return whether *path* is a complete shard of *num_images*, all read, by its footer."""
+    """Return whether *path* is a complete shard of *num_images*, judging by its footer."""
     try:
         found = pq.read_metadata(path)
         num_problems = len(problems_in(path))
     except (OSError, DataError, ValueError):
-        return False  # cut off, or something else: `pyarrow.ArrowInvalid` is a ValueError
+        return False  # truncated or not a shard: `pyarrow.ArrowInvalid` is a ValueError
     same = found.schema.to_arrow_schema().remove_metadata().equals(schema.remove_metadata())
     is_read = _UNREAD not in pq.read_schema(path).metadata
     return same and is_read and found.num_rows + num_problems == num_images
 
 
 def merge_shards(shards: Sequence[Path], path: Path) -> None:
-    """Write all *shards*, in order, to one file; a row group for each, one in memory at a time.
+    """Write all *shards*, in order, to one file with a row group for each.
 
     Raises:
         DataError: A shard is damaged; *path* is unchanged.
@@ -155,7 +150,7 @@ def merge_shards(shards: Sequence[Path], path: Path) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raise a `DataError` where *path* turns out to be damaged."""
+    """Raise a `DataError` if *path* is damaged."""
     try:
         yield
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
@@ -163,7 +158,7 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"`{path}` is damaged: {str(error).partition(chr(10))[0]:.200}",
-            hint="remove it and give the same command again: only its images are computed again",
+            hint="remove it and rerun the command: only its images are computed again",
         ) from error
 
 
@@ -172,7 +167,7 @@ def _with_problems(schema: pa.Schema, problems: Sequence[Problem]) -> pa.Schema:
 
 
 def _writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
-    # Features do not shrink: neither a dictionary nor zstd is worth its time.
+    # Features do not compress.
     return pq.ParquetWriter(
         file,
         schema,
@@ -190,16 +185,16 @@ _NUM_BYTES = {"float32": 4, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturePlan:
-    """What is computed, and how.
+class FeatureOptions:
+    """Options of an extraction.
 
     Attributes:
-        kind: "pooled": what the head reads; "tokens": all tokens after the last block.
-        dtype: Of the numbers in the file.
-        device_batch_size: The most images in one forward pass.
-        precision: Of the matrix products.
-        shard_rows: Images of a shard, rounded up to whole batches; None: as many as make about
-            64 MB, at most 4,096.
+        kind: "pooled": the input of the head; "tokens": all tokens after the last block.
+        dtype: Type of the numbers in the file.
+        device_batch_size: Maximum number of images in one forward pass.
+        precision: Precision of the matrix products.
+        shard_rows: Images per shard, rounded up to whole batches; None: about 64 MB, at most
+            4,096.
     """
 
     kind: Literal["pooled", "tokens"] = "pooled"
@@ -211,12 +206,12 @@ class FeaturePlan:
 
 @dataclass
 class FeatureReport:
-    """What came out.
+    """Result of an extraction.
 
     Attributes:
+        num_images: Number of images.
+        num_resumed: Images in shards of an earlier run.
         shards: The files, in order.
-        num_images: How many images were asked for.
-        num_resumed: Those in shards that were there already.
         problems: Path of each image that could not be read, and why.
     """
 
@@ -231,31 +226,31 @@ def extract_features(
     card: ModelCard,
     images: ImageRows,
     folder: Path,
-    plan: FeaturePlan,
+    options: FeatureOptions,
     *,
     num_workers: int | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> FeatureReport:
-    """Write the features of *images* to shards in *folder*, except those that are there.
+    """Write the features of *images* to shards in *folder*, except complete ones.
 
     Args:
-        model: From `load_model`, on the device it is to compute on.
+        model: From `load_model`, on the device to compute on.
         card: From `load_model`.
-        images: Which; the files are taken to be the same when a run goes on.
-        folder: Where `features-00000.parquet`, ... are written, and `features.json`, which says
-            what they are.  One process at a time.
-        plan: What is computed.
-        num_workers: Threads that decode; None: one for each core.
-        advance: Called with the number of images that a step has done.
+        images: The images; a resumed run assumes that their files are unchanged.
+        folder: Folder of `features-00000.parquet`, ..., and `features.json`, which identifies
+            them.  One process at a time.
+        options: Which features.
+        num_workers: Decoding threads; None: one per core.
+        advance: Called with the number of images done in a step.
 
     Raises:
-        UsageError: The folder holds features of other images, another model or another plan.
-        OSError: The disk is full or failing; the shards that are there are whole.
+        UsageError: The folder holds features of other images, another model or other options.
+        OSError: The disk is full or failing; existing shards are complete.
     """
-    shape = _shape(model, plan)
-    schema = schema_of(shape, plan.dtype)
-    shard_rows = _shard_rows(plan, shape)
-    _claim(folder, _identity(model, card, images, plan, shard_rows))
+    shape = _shape(model, options)
+    schema = schema_of(shape, options.dtype)
+    shard_rows = _shard_rows(options, shape)
+    _claim(folder, _identity(model, card, images, options, shard_rows))
     report = FeatureReport(len(images))
     for start in range(0, len(images), shard_rows):
         rows = range(start, min(start + shard_rows, len(images)))
@@ -266,7 +261,7 @@ def extract_features(
         else:
             part = RowRange(images, rows)
             batches, problems, num_unread = _compute_part(
-                model, card, part, plan, schema, num_workers, advance
+                model, card, part, options, schema, num_workers, advance
             )
             write_shard(path, batches, problems, schema, num_unread=num_unread)
         report.shards.append(path)
@@ -275,31 +270,31 @@ def extract_features(
 
 
 def compute_features(
-    model: ImageClassifier, card: ModelCard, images_BCHW: Tensor, plan: FeaturePlan
+    model: ImageClassifier, card: ModelCard, images_BCHW: Tensor, options: FeatureOptions
 ) -> Tensor:
-    """Return features_BD, or tokens_BND, of uint8 images that are ready for the model."""
+    """Return features_BD, or tokens_BND, of resized uint8 images."""
     settings, device = card.eval_settings, model.pos_embed.device
-    with torch.inference_mode(), autocast(device, plan.precision):
+    with torch.inference_mode(), autocast(device, options.precision):
         x_BCHW = normalise(images_BCHW.to(device), settings.mean, settings.std)
-        values = model.features(x_BCHW) if plan.kind == "pooled" else model.forward_features(x_BCHW)
-    return values.to(getattr(torch, plan.dtype)).cpu()
+        values = _forward(model, options)(x_BCHW)
+    return values.to(getattr(torch, options.dtype)).cpu()
 
 
 def _compute_part(
     model: ImageClassifier,
     card: ModelCard,
     part: ImageRows,
-    plan: FeaturePlan,
+    options: FeatureOptions,
     schema: pa.Schema,
     num_workers: int | None,
     advance: Callable[[int], object],
 ) -> tuple[list[pa.Table], list[Problem], int]:
-    """Return the rows of a part, what is wrong with the others, and how many were not read."""
+    """Return the rows of a part, the problems of the other images, and how many were unread."""
     tables = []
     left = set(range(len(part)))
-    with image_loader(card, part, plan.device_batch_size, num_workers) as loader:
+    with image_loader(card, part, options.device_batch_size, num_workers) as loader:
         for batch in loader:
-            values = compute_features(model, card, batch.images_BCHW, plan)
+            values = compute_features(model, card, batch.images_BCHW, options)
             tables.append(
                 rows_of(
                     [printable(part.path(row)) for row in batch.rows_B.tolist()],
@@ -318,7 +313,7 @@ def _compute_part(
 
 
 def _is_damaged(images: ImageRows, row: int) -> bool:
-    """Return whether an image can be read, and not be decoded."""
+    """Return whether an image can be read but not decoded."""
     try:
         content = images.read_bytes(row)
     except (ImageError, OSError):
@@ -330,18 +325,21 @@ def _is_damaged(images: ImageRows, row: int) -> bool:
     return False
 
 
-def _shape(model: ImageClassifier, plan: FeaturePlan) -> tuple[int, ...]:
+def _shape(model: ImageClassifier, options: FeatureOptions) -> tuple[int, ...]:
     """Return the shape of one image's features, from one forward pass."""
     images_BCHW = model.pos_embed.new_zeros(1, 3, model.img_size, model.img_size)
     with torch.inference_mode():
-        forward = model.features if plan.kind == "pooled" else model.forward_features
-        return tuple(forward(images_BCHW).shape[1:])
+        return tuple(_forward(model, options)(images_BCHW).shape[1:])
 
 
-def _shard_rows(plan: FeaturePlan, shape: tuple[int, ...]) -> int:
-    row_bytes = _NUM_BYTES[plan.dtype] * torch.Size(shape).numel()
-    wanted = plan.shard_rows or min(_MOST_SHARD_ROWS, _SHARD_BYTES // row_bytes)
-    batch_size = plan.device_batch_size
+def _forward(model: ImageClassifier, options: FeatureOptions) -> Callable[[Tensor], Tensor]:
+    return model.features if options.kind == "pooled" else model.forward_features
+
+
+def _shard_rows(options: FeatureOptions, shape: tuple[int, ...]) -> int:
+    row_bytes = _NUM_BYTES[options.dtype] * torch.Size(shape).numel()
+    wanted = options.shard_rows or min(_MOST_SHARD_ROWS, _SHARD_BYTES // row_bytes)
+    batch_size = options.device_batch_size
     return max(1, -(-wanted // batch_size)) * batch_size
 
 
@@ -349,10 +347,10 @@ def _identity(
     model: ImageClassifier,
     card: ModelCard,
     images: ImageRows,
-    plan: FeaturePlan,
+    options: FeatureOptions,
     shard_rows: int,
 ) -> dict[str, Any]:
-    """Return what makes the features what they are."""
+    """Return what the features depend on."""
     weights, names = xxhash.xxh3_128(), xxhash.xxh3_128()
     for name, tensor in model.state_dict().items():
         weights.update(name.encode())
@@ -364,16 +362,16 @@ def _identity(
         "preprocessing": asdict(card.eval_settings),
         "images": names.hexdigest(),
         "num_images": len(images),
-        **asdict(plan),
+        **asdict(options),
         "shard_rows": shard_rows,
     }
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write `features.json`, or check that what is there says the same.
+    """Write `features.json`, or check that the existing one is equal.
 
     Raises:
-        UsageError: It says something else, or the folder holds something else.
+        UsageError: It differs.
     """
     path = folder / JOB
     wanted = json.loads(json.dumps(identity))

@@ -1,4 +1,4 @@
-"""Paths that a user gives -> images by row: files, folders, members of tar archives, bytes.
+"""Paths on the command line -> images by row: files, folders, members of tar archives, bytes.
 
 Dimensions: B images.
 """
@@ -38,7 +38,7 @@ class Files:
 
     Args:
         paths: Files, also `archive.tar/member.jpg`.
-        contents: The bytes of those that are not read from disk, by row.
+        contents: Bytes of images that are not on disk, by row.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Files:
 
 
 class RowRange:
-    """Some successive rows of *images*, counted from 0 again."""
+    """Consecutive rows of *images*, indexed from 0."""
 
     def __init__(self, images: ImageRows, rows: range) -> None:
         self._images = images
@@ -89,14 +89,14 @@ class RowRange:
         return len(self._rows)
 
     def path(self, row: int) -> str:
-        """Return what an image is called."""
+        """Return the path of an image."""
         return self._images.path(self._rows[row])
 
     def read_bytes(self, row: int) -> bytes:
         """Return the content of its file.
 
         Raises:
-            ImageError: It cannot be had.
+            ImageError: It cannot be read.
         """
         return self._images.read_bytes(self._rows[row])
 
@@ -106,16 +106,16 @@ class RowRange:
 
 
 def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> list[Path]:
-    """Return the image files that *paths* mean: files as they are, folders and tars in depth.
+    """Return the image files of *paths*: files themselves, all images of folders and tars.
 
     In folders and archives, files with a suffix of `IMAGE_SUFFIXES` count; in a folder they are
-    ordered by path, in an archive they stay as they lie.  What is wrong with an archive, and
-    members that are not read (links, sparse files, absolute names), are among them: reading them
-    says why.
+    ordered by path, in an archive by offset.  Damaged parts of an archive, and members that are
+    not supported (links, sparse files, absolute names), are included: reading them raises the
+    reason.
 
     Args:
-        paths: What the user gives.
-        skipped: Gets what of folders and archives is not looked at.
+        paths: Files, folders and archives.
+        skipped: Receives the entries of folders and archives that are not images.
 
     Raises:
         ImageError: An archive cannot be read.
@@ -137,7 +137,7 @@ def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> 
 
 
 def list_archive(path: Path) -> tuple[list[str], list[Skipped]]:
-    """Return the images of an archive, as they lie, and what of it is not looked at.
+    """Return the images of an archive, in its order, and the skipped entries.
 
     Raises:
         ImageError: It cannot be read.
@@ -160,17 +160,17 @@ def _is_archive(path: Path) -> bool:
 
 
 def _is_wanted(name: str, member: Member) -> bool:
-    """Return whether a member is an image, or a flaw of the archive that is to be reported."""
+    """Return whether a member is an image, or a defect of the archive to report."""
     is_stretch = member.flaw is not None and not member.name
     is_archive = archive_stem(os.fsencode(name)) is not None
     return is_stretch or is_archive or _is_image(Path(name))
 
 
 class _Archive:
-    """A tar archive that is open, and its members by name.
+    """An open tar archive and its members by name.
 
     Attributes:
-        members: What a path may name after that of the archive; of equal names the last one.
+        members: Members by their path in the archive; of equal names the last one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class _Archive:
             os.close(self._descriptor)
 
     def _unpack(self) -> None:
-        """Read on from an unnamed temporary file of what a gzip file unpacks to."""
+        """Decompress a gzip file to an unnamed temporary file, and read that instead."""
         window = Window(GzipSource(self._descriptor))
         with tempfile.TemporaryFile() as file:
             while len(part := window.take(WINDOW_BYTES)):
@@ -194,7 +194,7 @@ class _Archive:
             os.dup2(file.fileno(), self._descriptor, inheritable=False)
 
     def content(self, member: Member) -> bytes:
-        """Return the bytes of a member; from any thread.
+        """Return the bytes of a member; thread-safe.
 
         Raises:
             ImageError: It cannot be read.
@@ -231,7 +231,7 @@ class _Archive:
 
 @lru_cache(maxsize=8)
 def _opened(archive: Path) -> _Archive:
-    """Return an archive and its members, as `vit21k hash` reads them.
+    """Return an archive and its members, named as in `vit21k hash`.
 
     Raises:
         ImageError: It cannot be read.
@@ -252,7 +252,7 @@ def _opened(archive: Path) -> _Archive:
 def _read_member(path: Path) -> bytes:
     """Return the bytes of `archive.tar/member`.
 
-    A member's name is only ever looked up among those of the archive: it is never a path.
+    A member's name is looked up among those of the archive; it is never used as a path.
 
     Raises:
         ImageError: There is no such archive or member.

@@ -1,4 +1,4 @@
-"""Logits and sparse labels -> metrics of a split and of each class."""
+"""Metrics of a split and of each class, from logits and sparse labels."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ _LOSS_SUM, _TOP1_HITS, _TOP5_HITS, _NUM_IMAGES = range(4)
 
 
 class ClassificationMetrics:
-    """Sums over the images seen so far.  They live where the logits do: no update waits for it."""
+    """Sums over the images so far.  They stay on the device of the logits: no update waits."""
 
     def __init__(self) -> None:
         self._totals = torch.zeros(4, dtype=torch.float64)
@@ -39,9 +39,9 @@ class ClassificationMetrics:
         """Add a batch.
 
         Args:
-            logits_BK: Scores; only their order within an image counts.
-            label_rows_L: Which image of the batch each label belongs to.
-            label_ids_L: Class index of each label.  An image without labels is never right.
+            logits_BK: Scores; only their order within an image matters.
+            label_rows_L: Row in the batch of each label.
+            label_ids_L: Class index of each label.  An image without labels is never correct.
             loss_sum: Loss, summed over the images of the batch.
         """
         top_ids_BT = logits_BK.topk(min(_TOP, logits_BK.shape[1]), dim=1).indices
@@ -57,8 +57,8 @@ class ClassificationMetrics:
     def compute(self) -> dict[str, float | int]:
         """Return "loss", "prec@1", "top5" (fractions, 0 to 1) and "num_images".
 
-        "prec@1" is big_vision's: the top class is one of the labels.  "top5": any of the top five
-        is.  With fewer than five classes all of them are the top five.
+        "prec@1", as in big_vision: the top class is one of the labels.  "top5": any of the top
+        five is; with fewer than five classes all of them count.
 
         Raises:
             ValueError: No image was added.
@@ -74,7 +74,7 @@ class ClassificationMetrics:
         }
 
     def totals(self) -> Tensor:
-        """Return a copy of the sums, float64 (4,): to be added up over ranks."""
+        """Return a copy of the sums, float64 (4,), to be summed over ranks."""
         return self._totals.clone()
 
     def set_totals(self, totals: Tensor) -> None:
@@ -83,16 +83,16 @@ class ClassificationMetrics:
 
 
 _CLASSES_AT_ONCE = 256
-"""Classes worked on together: what is needed beside the histograms stays under 20 MB."""
+"""Classes processed at a time: temporary memory stays under 20 MB."""
 
 
 class AveragePrecision(NamedTuple):
     """Average precision of each class, float64; NaN for a class without images.
 
     Attributes:
-        value_K: Of the binned scores: images in one bin are ties.
-        low_K: The exact scores give no less than this, ...
-        high_K: ... and no more than this.
+        value_K: Average precision of the binned scores: images in one bin are ties.
+        low_K: Lower bound of the average precision of the exact scores.
+        high_K: Upper bound of it.
     """
 
     value_K: Tensor
@@ -103,16 +103,16 @@ class AveragePrecision(NamedTuple):
 def average_precision(hits_KH: Tensor, all_KH: Tensor) -> AveragePrecision:
     """Return the average precision of each class.
 
-    It is scikit-learn's: the mean, over the images of a class, of the precision among all
-    images that score no less; nothing is interpolated.
+    As in scikit-learn: the mean, over the images of a class, of the precision among all images
+    with at least their score; without interpolation.
 
     Args:
-        hits_KH: How many images of each class have a score in each bin.
-        all_KH: How many images have.
+        hits_KH: Number of images of each class with a score in each bin.
+        all_KH: Number of all images with a score in each bin.
     """
     K = len(hits_KH)
-    # Written in place: small results kept between the large passing ones would hold the heap open,
-    # and half a gigabyte of it, on some runs and not on others.
+    # Written in place: small results allocated between large temporary ones fragment the heap, by
+    # up to half a gigabyte.
     ap = AveragePrecision(*torch.empty(3, K, dtype=torch.float64))
     for start in range(0, K, _CLASSES_AT_ONCE):
         part = slice(start, start + _CLASSES_AT_ONCE)
@@ -129,10 +129,10 @@ def _of_classes(hits_KH: Tensor, all_KH: Tensor) -> AveragePrecision:
     false_before_KH = false_KH - (all_KH - hits_KH)
     num_K = hits_KH.sum(1)
     value_K = (hits_KH * _share(true_KH, taken_KH)).sum(1)
-    # No image of a class does better than if all of its bin came before all others of the bin.
+    # At best all images of the class come before all others of the bin.
     high_K = (hits_KH * _share(true_KH, true_KH + false_before_KH)).sum(1)
-    # At worst all others come first.  With t true and f false ones before it, the i-th image of
-    # the bin then has the precision (t + i) / (t + f + i); digamma adds up 1 / (t + f + i).
+    # At worst all others come first.  With t true and f false images before it, the i-th image of
+    # the bin then has the precision (t + i) / (t + f + i); digamma sums 1 / (t + f + i).
     harmonic_KH = torch.digamma(taken_KH + 1) - torch.digamma(taken_KH - hits_KH + 1)
     low_K = (hits_KH - false_KH * harmonic_KH).sum(1)
     return AveragePrecision(value_K / num_K, low_K / num_K, high_K / num_K)
@@ -144,27 +144,27 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 NUM_BINS = 768
-"""Bins of a class: 24 for each unit of log-odds.  21,841 classes take 134 MB in all."""
+"""Bins per class: 24 per unit of log-odds.  21,841 classes take 134 MB."""
 
-_MOST_LOG_ODDS = 16.0  # a probability of 1 - 1e-7
+_MAX_LOG_ODDS = 16.0  # a probability of 1 - 1e-7
 _VALUES_AT_ONCE = 1 << 19
 _CLASSES_IN_A_SUM = 1024
 
 
 class ClassTable(NamedTuple):
-    """The metrics of each class; NaN where there is none, for want of images or predictions.
+    """The metrics of each class; NaN where undefined, without images or predictions.
 
     Attributes:
-        num_images: Images that carry the label.
+        num_images: Images with the label.
         num_predicted: Images whose probability of it is at or above the threshold.
-        num_found: Images of which both is true.
-        num_top: Images that carry the label and have it as their top class.
+        num_found: Images with both.
+        num_top: Images with the label that have it as their top class.
         precision: num_found / num_predicted.
         recall: num_found / num_images.
-        f1: Their harmonic mean; 0 if images of the class are there and none is found.
-        average_precision: Area under precision over recall, from binned scores.
-        average_precision_low: What it is at least, ...
-        average_precision_high: ... and at most, if scores are not binned.
+        f1: Their harmonic mean; 0 if no image of the class is found.
+        average_precision: Area under the precision-recall curve, from binned scores.
+        average_precision_low: Lower bound of that of exact scores.
+        average_precision_high: Upper bound of it.
     """
 
     num_images: Tensor
@@ -180,13 +180,13 @@ class ClassTable(NamedTuple):
 
 
 class ClassCounts:
-    """Counts of each class over the images seen so far: integers, so that sums are exact.
+    """Counts of each class over the images so far: integers, so that sums are exact.
 
     Args:
-        num_classes: How many classes.
-        activation: What turns logits into probabilities.
-        threshold: A probability at or above it is a prediction.
-        device: Where the logits are.
+        num_classes: Number of classes.
+        activation: Turns logits into probabilities.
+        threshold: A probability at or above it counts as a prediction.
+        device: Device of the logits.
     """
 
     def __init__(
@@ -211,10 +211,10 @@ class ClassCounts:
 
         Args:
             logits_BK: float32.
-            batch: Its labels, which are on the device of *logits_BK*.
+            batch: The labels, on the device of *logits_BK*.
         """
         rows_L, ids_L = batch.label_rows_L, batch.label_ids_L
-        num_rows = max(1, _VALUES_AT_ONCE // logits_BK.shape[1])  # bounds what is made on the way
+        num_rows = max(1, _VALUES_AT_ONCE // logits_BK.shape[1])  # bounds temporary memory
         for start in range(0, len(logits_BK), num_rows):
             is_here_L = (rows_L >= start) & (rows_L < start + num_rows)
             self._add(
@@ -234,17 +234,17 @@ class ClassCounts:
         self._top_K.scatter_add_(0, ids_L, (logits_BK.argmax(1)[rows_L] == ids_L).long())
 
     def _bins(self, logits_BK: Tensor) -> Tensor:
-        """Return the bin of each score, int64; of a logit that is no number, the lowest."""
-        odds_BK = log_odds(logits_BK, self._activation).nan_to_num(nan=-_MOST_LOG_ODDS)
-        place_BK = (odds_BK + _MOST_LOG_ODDS) * (NUM_BINS / (2 * _MOST_LOG_ODDS))
-        return place_BK.clamp(0, NUM_BINS - 1).long()
+        """Return the bin of each score, int64; NaN is in the lowest."""
+        odds_BK = log_odds(logits_BK, self._activation).nan_to_num(nan=-_MAX_LOG_ODDS)
+        bins_BK = (odds_BK + _MAX_LOG_ODDS) * (NUM_BINS / (2 * _MAX_LOG_ODDS))
+        return bins_BK.clamp(0, NUM_BINS - 1).long()
 
     def reduce(self, world: World) -> None:
-        """Replace the counts by the sums of all processes; all must call it."""
+        """Sum over all processes; all of them call it."""
         for counts in (self._images_K, self._predicted_K, self._found_K, self._top_K):
             counts.copy_(world.all_reduce_sum(counts))
         for histogram in (self._all_KH, self._hits_KH):
-            for part in histogram.split(_CLASSES_IN_A_SUM):  # little memory beside it
+            for part in histogram.split(_CLASSES_IN_A_SUM):  # bounds temporary memory
                 part.copy_(world.all_reduce_sum(part))
 
     def table(self) -> ClassTable:
@@ -270,10 +270,10 @@ class ClassCounts:
 def summary(table: ClassTable) -> dict[str, float | int]:
     """Return the metrics over all classes.
 
-    Classes without images are skipped of "mAP" and of the macro means, and counted in
-    "num_empty_classes".  A class of which nothing is predicted has precision 0 in the macro mean.
-    "micro" counts every prediction alike, those of empty classes included.  "mAP_error" bounds
-    what the binning of scores can do to "mAP".
+    Classes without images are excluded from "mAP" and from the macro means, and counted in
+    "num_empty_classes".  A class without predictions has precision 0 in the macro mean.  "micro"
+    weights every prediction equally, including those of empty classes.  "mAP_error" bounds the
+    effect of binning scores on "mAP".
     """
     present_K = table.num_images > 0
     num_present = int(present_K.sum())
@@ -302,7 +302,7 @@ def summary(table: ClassTable) -> dict[str, float | int]:
 
 
 def log_odds(logits_BK: Tensor, activation: Activation) -> Tensor:
-    """Return log(p / (1 - p)) of the probabilities p that *logits_BK* mean."""
+    """Return log(p / (1 - p)) of the probabilities p of *logits_BK*."""
     if activation == "sigmoid":
         return logits_BK
     log_p_BK = logits_BK.log_softmax(dim=1)
@@ -318,7 +318,7 @@ _MOST_WAITING = 1 << 20
 
 
 class ConfusedPair(NamedTuple):
-    """Images that carry *label*, and whose top class is *predicted*, none of their labels."""
+    """Images with *label* whose top class is *predicted*, which is none of their labels."""
 
     label: int
     predicted: int
@@ -326,9 +326,9 @@ class ConfusedPair(NamedTuple):
 
 
 class Confusion:
-    """Counts of confused pairs: only of those that occur, 21,841 classes have 477 million.
+    """Counts of confused pairs, stored sparsely: 21,841 classes have 477 million pairs.
 
-    An image with several labels, none of them on top, counts once for each of them.
+    An image with several labels, none of which is the top class, counts once for each of them.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -348,7 +348,7 @@ class Confusion:
             self._merge()
 
     def reduce(self, world: World) -> None:
-        """Replace the counts by the sums of all processes; all must call it."""
+        """Sum over all processes; all of them call it."""
         self._merge()
         keys = _gather(self._keys_P, world)
         counts = _gather(self._counts_P, world)
@@ -375,12 +375,12 @@ class Confusion:
 
 def _sums(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct *keys* in ascending order, and the sum of the counts of each."""
-    distinct, places = keys.unique(return_inverse=True)
-    return distinct, torch.zeros_like(distinct).index_add_(0, places, counts)
+    distinct, index = keys.unique(return_inverse=True)
+    return distinct, torch.zeros_like(distinct).index_add_(0, index, counts)
 
 
 def _gather(values: Tensor, world: World) -> Tensor:
-    """Return the values of all processes, one after another; each may have another number."""
+    """Return the values of all processes, concatenated; their numbers may differ."""
     sizes = torch.zeros(world.world_size, dtype=torch.int64)
     sizes[world.rank] = len(values)
     sizes = world.all_reduce_sum(sizes)
@@ -394,19 +394,19 @@ SUFFIXES = (".parquet", ".csv")
 
 
 def check_table_path(path: Path) -> None:
-    """Check that *path* says which kind of table it is.
+    """Check the suffix of *path*.
 
     Raises:
-        UsageError: It does not.
+        UsageError: It is none of `SUFFIXES`.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"`{path}` must end in {' or '.join(SUFFIXES)}")
 
 
 def write_class_table(path: Path, table: ClassTable, classes: ClassList) -> None:
-    """Write a row for each class, in one step: index, wnid, name, and the fields of `ClassTable`.
+    """Write a row for each class, atomically: index, wnid, name, and the fields of `ClassTable`.
 
-    Where a class has no such metric, the cell is null.
+    Undefined metrics are null.
 
     Raises:
         OSError: The disk is full or failing; *path* is unchanged.
@@ -424,10 +424,10 @@ def write_class_table(path: Path, table: ClassTable, classes: ClassList) -> None
 
 
 class SemanticAccuracy:
-    """Share of right answers over all images and the levels that their labels reach.
+    """Fraction of correct predictions over all images and the levels of their labels.
 
     Attributes:
-        name: Of the metric.
+        name: Name of the metric.
     """
 
     name = "semantic_prec@1"
@@ -442,10 +442,10 @@ class SemanticAccuracy:
         self._totals += torch.stack(hits).cpu()
 
     def reduce(self, world: World) -> None:
-        """Replace what was added by the sum of all processes; all of them call it."""
+        """Sum over all processes; all of them call it."""
         self._totals = world.all_reduce_sum(self._totals)
 
     def value(self) -> float:
-        """Return the share; 0 if no image has a label."""
+        """Return the fraction; 0 if no image has a label."""
         right, of = self._totals.tolist()
         return right / of if of else 0.0

@@ -38,22 +38,13 @@ class ClassScore(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says of one image."""
+    """The predicted classes of one image."""
 
     path: Path
     top: tuple[ClassScore, ...]
     """The most probable classes, best first; empty if there is a problem."""
     problem: str | None = None
     """Why there is no prediction."""
-
-
-class Selection(NamedTuple):
-    """Which classes an image gets."""
-
-    top_k: int | None = 5
-    """The most of them; None: as many as there are."""
-    threshold: float = 0.0
-    """Only those that are as probable as this, or more."""
 
 
 def predict(
@@ -69,40 +60,36 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order.
 
-    An image that cannot be read is reported in its place; it ends nothing.
+    An image that cannot be read yields a prediction with a problem.
 
     Args:
-        model: From `load_model`, on the device it is to compute on.
+        model: From `load_model`, on the device to compute on.
         card: From `load_model`.
-        paths: Image files, or the rows of a manifest (`Images`).
-        top_k: The most classes an image gets; None: as many as there are.
-        threshold: Only classes that are as probable as this, or more.
-        device_batch_size: The most images in one forward pass.
-        num_workers: Threads that decode; None: one for each core.
-        precision: Of the matrix products.
+        paths: Image files, or the rows of a manifest (`ImageDataset`).
+        top_k: Maximum number of classes per image; None: all.
+        threshold: Only classes with at least this probability.
+        device_batch_size: Maximum number of images in one forward pass.
+        num_workers: Decoding threads; None: one per core.
+        precision: Precision of the matrix products.
     """
     check_head(card)
-    images = rows_of(paths)
+    images = paths if isinstance(paths, ImageRows) else Files(paths)
     next_row = 0
     with image_loader(card, images, device_batch_size, num_workers) as loader:
         for batch in loader:
-            scores = _scores(model, card, batch.images_BCHW, Selection(top_k, threshold), precision)
-            for row, top in zip(batch.rows_B.tolist(), scores, strict=True):
+            scores_BK = class_scores(model, card, batch.images_BCHW, precision)
+            tops = select(scores_BK, card, top_k=top_k, threshold=threshold)
+            for row, top in zip(batch.rows_B.tolist(), tops, strict=True):
                 yield from _problems(images, loader, range(next_row, row))
                 yield Prediction(Path(images.path(row)), top)
                 next_row = row + 1
         yield from _problems(images, loader, range(next_row, len(images)))
 
 
-def rows_of(paths: Iterable[ImagePath] | ImageRows) -> ImageRows:
-    """Return *paths* as the rows that a loader reads."""
-    return paths if isinstance(paths, ImageRows) else Files(paths)
-
-
 def image_loader(
     card: ModelCard, images: ImageRows, device_batch_size: int, num_workers: int | None
 ) -> EvalLoader:
-    """Return a loader that makes *images* ready for a model, and skips those it cannot."""
+    """Return a loader that decodes and preprocesses *images*, and skips bad ones."""
     return EvalLoader(
         images,
         eval_transform(card.eval_settings),
@@ -113,7 +100,7 @@ def image_loader(
 
 
 def eval_transform(settings: EvalSettings) -> EvalTransform:
-    """Return the transform that makes an image ready for a model."""
+    """Return the transform that preprocesses an image for a model."""
     return EvalTransform(
         settings.img_size,
         settings.resize,
@@ -130,7 +117,7 @@ def class_scores(
     images_BCHW: Tensor,
     precision: Precision = "fp32",
 ) -> Tensor:
-    """Return probabilities_BK of uint8 images that are ready for the model."""
+    """Return probabilities_BK of resized uint8 images."""
     settings, device = card.eval_settings, model.pos_embed.device
     with autocast(device, precision):
         logits_BK = model(normalise(images_BCHW.to(device), settings.mean, settings.std))
@@ -138,36 +125,26 @@ def class_scores(
 
 
 def select(
-    probabilities_BK: Tensor, card: ModelCard, selection: Selection
+    probabilities_BK: Tensor, card: ModelCard, *, top_k: int | None, threshold: float = 0.0
 ) -> list[tuple[ClassScore, ...]]:
-    """Return the classes that each image gets, best first."""
-    most = selection.top_k or len(card.classes)
-    if selection.threshold > 0:
-        most = min(most, int((probabilities_BK >= selection.threshold).sum(1).max()))
+    """Return the *top_k* (None: all) classes of each image with *threshold* or more, best first."""
+    most = top_k or len(card.classes)
+    if threshold > 0:
+        most = min(most, int((probabilities_BK >= threshold).sum(1).max()))
     top = probabilities_BK.topk(min(most, len(card.classes)))
     wnids, names = card.classes.wnids, card.classes.names
     return [
         tuple(
             ClassScore(index, wnids[index], names[index], score)
             for score, index in zip(scores, ids, strict=True)
-            if score >= selection.threshold
+            if score >= threshold
         )
         for scores, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True)
     ]
 
 
-def _scores(
-    model: ImageClassifier,
-    card: ModelCard,
-    images_BCHW: Tensor,
-    selection: Selection,
-    precision: Precision,
-) -> list[tuple[ClassScore, ...]]:
-    return select(class_scores(model, card, images_BCHW, precision), card, selection)
-
-
 def _problems(images: ImageRows, loader: EvalLoader, rows: Iterable[int]) -> Iterator[Prediction]:
-    """Yield what is wrong with the images that the loader skipped."""
+    """Yield the images that the loader skipped, with the reason."""
     for row in rows:
         path = images.path(row)
         yield Prediction(Path(path), (), loader.skipped[path])
@@ -185,12 +162,12 @@ SCHEMA = pa.schema(
         ("problem", pa.string()),
     ]
 )
-"""A row for each image, in order; the lists run from the best class on.  An image that could not
-be read has empty lists, and a problem."""
+"""One row per image, in order; the lists begin with the best class.  An image that could not be
+read has empty lists, and a problem."""
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write *predictions* to *path*, in one step; in memory is one row group at a time.
+    """Write *predictions* to *path*, atomically, with one row group at a time in memory.
 
     Raises:
         OSError: The disk is full or failing; *path* is unchanged.

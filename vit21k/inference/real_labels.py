@@ -1,4 +1,4 @@
-"""ReaL: the labels that people gave ImageNet-1k's validation images again.
+"""ReaL: the reassessed labels of ImageNet-1k's validation images.
 
 Source: Beyer et al., "Are we done with ImageNet?", arXiv:2006.07159; `real.json` of
 google-research/reassessed-imagenet, which timm ships too.
@@ -23,14 +23,14 @@ NUM_CLASSES = 1000
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 RealLabels = list[list[int]]
-"""Class indices of each validation image, in the order of their numbers; some have none."""
+"""Class indices of each validation image, in file name order; some have none."""
 
 
 def read_real_labels(path: Path) -> RealLabels:
     """Read `real.json`.
 
     Raises:
-        DataError: It is something else.
+        DataError: It is not that file.
         OSError: It cannot be read.
     """
     try:
@@ -50,7 +50,7 @@ def read_real_labels(path: Path) -> RealLabels:
 
 
 def check_classes(classes: ClassList) -> None:
-    """Check that *classes* can be ImageNet-1k's, in the order that ReaL counts them.
+    """Check that *classes* may be ImageNet-1k's, in the order of ReaL's indices.
 
     Raises:
         DataError: They are not.
@@ -67,7 +67,7 @@ class RealMetrics:
 
     Args:
         labels: From `read_real_labels`.
-        images: What the rows of a batch name: files called `ILSVRC2012_val_00000001.JPEG`, ...
+        images: The images that batches index: files named `ILSVRC2012_val_00000001.JPEG`, ...
     """
 
     def __init__(self, labels: RealLabels, images: ImageDataset) -> None:
@@ -80,15 +80,15 @@ class RealMetrics:
         """Add a batch.
 
         Raises:
-            DataError: An image has no number.
+            DataError: The name of an image has no index.
         """
         labels = [self._labels_of(row) for row in batch.rows_B.tolist()]
-        kept = [place for place, of_image in enumerate(labels) if of_image]
+        kept = [row for row, of_image in enumerate(labels) if of_image]
         self._num_empty += len(labels) - len(kept)
         if not kept:
             return
-        rows_L = [row for row, place in enumerate(kept) for _ in labels[place]]
-        ids_L = [label for place in kept for label in labels[place]]
+        rows_L = [new_row for new_row, row in enumerate(kept) for _ in labels[row]]
+        ids_L = [label for row in kept for label in labels[row]]
         device = logits_BK.device
         self._metrics.update(
             logits_BK[torch.tensor(kept, device=device)],
@@ -98,7 +98,7 @@ class RealMetrics:
         )
 
     def reduce(self, world: World) -> None:
-        """Replace the sums by those of all processes; all must call it."""
+        """Sum over all processes; all of them call it."""
         self._metrics.set_totals(world.all_reduce_sum(self._metrics.totals().cpu()))
         self._num_empty = world.all_reduce_sum(self._num_empty)
 
@@ -120,7 +120,7 @@ class RealMetrics:
         match = _NUMBERED.fullmatch(PurePosixPath(path).stem)
         if match is None or not 1 <= int(match[1]) <= len(self._labels):
             raise DataError(
-                f"`{path}` has no ReaL labels: they go by the names of ImageNet-1k's validation "
-                "images, such as ILSVRC2012_val_00000001.JPEG"
+                f"`{path}` has no ReaL labels: its name is not that of an ImageNet-1k validation "
+                "image, such as ILSVRC2012_val_00000001.JPEG"
             )
         return self._labels[int(match[1]) - 1]

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -17,7 +17,7 @@ from torch import Tensor
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
-from vit21k.inference.predict import ClassScore, Selection, eval_transform, select
+from vit21k.inference.predict import ClassScore, eval_transform, select
 from vit21k.machine import num_threads
 from vit21k.serving.batcher import Batcher, BatcherStoppedError, Pixels
 from vit21k.serving.limits import Arrivals, Limits, RefusedError, gone_away, read_body, read_number
@@ -36,12 +36,12 @@ _HEADERS = {
 
 @dataclass
 class Counts:
-    """What has happened so far.
+    """Counts of requests.
 
     Attributes:
-        num_predicted: Requests that were answered with a prediction.
-        num_refused: Those that were refused, for whatever reason.
-        num_in_flight: Those whose file has arrived and is decoded or computed.
+        num_predicted: Requests answered with a prediction.
+        num_refused: Requests refused, for any reason.
+        num_in_flight: Requests whose body has arrived and is being decoded or computed.
     """
 
     num_predicted: int = 0
@@ -53,9 +53,9 @@ class Service:
     """The model behind the routes.
 
     Args:
-        card: What is known of the model.
-        batcher: Computes.
-        limits: What is taken from strangers.
+        card: The model card.
+        batcher: Computes the probabilities.
+        limits: Limits of a request.
     """
 
     def __init__(self, card: ModelCard, batcher: Batcher, limits: Limits) -> None:
@@ -85,7 +85,7 @@ class Service:
         return HTMLResponse(self._page, headers=_HEADERS)
 
     async def health(self, _request: Request) -> Response:
-        """Answer with what is served, and how it goes; 503 if no prediction can be expected."""
+        """Answer with the model and the counts; 503 if no prediction can be expected."""
         status = "ok"
         if self._batcher.has_stopped:
             status = "stopped"
@@ -97,9 +97,7 @@ class Service:
                 "model": self._card.name,
                 "num_classes": len(self._card.classes),
                 "img_size": self._card.eval_settings.img_size,
-                "num_predicted": self.counts.num_predicted,
-                "num_refused": self.counts.num_refused,
-                "num_in_flight": self.counts.num_in_flight,
+                **asdict(self.counts),
                 "num_batches": self._batcher.num_batches,
             },
             200 if status == "ok" else 503,
@@ -131,7 +129,7 @@ class Service:
             raise RefusedError(400, "empty", "the body is empty; it must be an image file")
         with self._in_flight():
             scores_K = await _unless_gone(request, self._scores(content))
-        (top,) = select(scores_K[None], self._card, Selection(int(top_k), threshold))
+        (top,) = select(scores_K[None], self._card, top_k=int(top_k), threshold=threshold)
         return top
 
     async def _scores(self, content: bytes) -> Tensor:
@@ -140,16 +138,16 @@ class Service:
         try:
             return await self._batcher.score(image_CHW)
         except BatcherStoppedError:
-            raise RefusedError(_BUSY, "stopped", "the server computes no more") from None
+            raise RefusedError(_BUSY, "stopped", "the batching loop has stopped") from None
 
     def _check_room(self) -> None:
-        """Raise if as many images are worked on as may be."""
+        """Refuse the request if the maximum number of images is in flight."""
         if self.counts.num_in_flight >= self.limits.max_in_flight:
-            raise RefusedError(_BUSY, "busy", "too many requests at a time; try again in a second")
+            raise RefusedError(_BUSY, "busy", "too many concurrent requests; retry in a second")
 
     @contextmanager
     def _in_flight(self) -> Iterator[None]:
-        """Count a request whose file has arrived: one that is slow to arrive keeps nobody out."""
+        """Count a request whose body has arrived: slow uploads take no slot."""
         self._check_room()
         self.counts.num_in_flight += 1
         try:
@@ -179,12 +177,12 @@ class Service:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Tensor]) -> Tensor:
-    """Return the result of *work*, which is dropped when the client hangs up.
+    """Return the result of *work*, or cancel it when the client disconnects.
 
-    What is in a queue is taken out of it; what is being decoded or computed comes to its end.
+    Queued work is removed from the queue; decoding or computing that has begun is finished.
 
     Raises:
-        RefusedError: The client has hung up.
+        RefusedError: The client has disconnected.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
@@ -199,13 +197,13 @@ async def _unless_gone(request: Request, work: Awaitable[Tensor]) -> Tensor:
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the client of *request*, whose body is read, hangs up."""
+    """Return when the client of *request*, whose body is read, disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _log_end(task: "asyncio.Task[None]") -> None:
-    """Log why the loop that computes has ended, unless it was ended."""
+    """Log why the batching loop has ended, unless it was cancelled."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logging.getLogger("uvicorn.error").error("the batching loop ended", exc_info=error)
 
@@ -219,10 +217,9 @@ def _error(refusal: RefusedError) -> Response:
 async def _no_route(request: Request, _reason: Exception) -> Response:
     status, kind = (405, "wrong_method") if request.url.path in _PATHS else (404, "not_found")
     asked = f"{request.method} {request.url.path[:100]}"
-    return _error(
-        RefusedError(status, kind, f"no {asked}; there are GET /, GET /health, POST /predict")
-    )
+    message = f"no {asked}; routes: GET /, GET /health, POST /predict"
+    return _error(RefusedError(status, kind, message))
 
 
 async def _failed(_request: Request, _reason: Exception) -> Response:
-    return _error(RefusedError(500, "internal", "the server failed; its log says how"))
+    return _error(RefusedError(500, "internal", "internal error; see the log of the server"))

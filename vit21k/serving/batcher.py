@@ -1,4 +1,4 @@
-"""Single images -> batches: those that come while the model computes go together."""
+"""Collect concurrent requests into batches."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,23 +16,24 @@ _Waiting = tuple[Pixels, "asyncio.Future[Tensor]"]
 
 
 class BatcherStoppedError(RuntimeError):
-    """The loop that computes batches has ended; no image is answered any more."""
+    """The batching loop has ended; requests are no longer answered."""
 
 
 class Batcher:
     """Collects images until there are *max_batch_size*, or the first has waited long enough.
 
-    One thread computes; while it does, the next batch collects.
+    One thread computes while the next batch is collected.
 
     Args:
-        score: What computes.
-        max_batch_size: The most images in one call.
+        score: Computes the probabilities of a batch.
+        max_batch_size: Maximum number of images in one call.
         max_wait_seconds: How long an image waits for others.
 
     Attributes:
         num_batches: Calls of *score* so far.
         num_images: Images in them.
-        num_failures_in_a_row: Calls that failed since the last one that did not.
+        num_failures_in_a_row: Calls that failed since the last success.
+        has_stopped: Whether `run` has ended.
     """
 
     def __init__(self, score: Score, *, max_batch_size: int, max_wait_seconds: float) -> None:
@@ -44,35 +45,30 @@ class Batcher:
         self._max_wait_seconds = max_wait_seconds
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "model")
-        self._has_stopped = False
-
-    @property
-    def has_stopped(self) -> bool:
-        """Whether `run` has ended."""
-        return self._has_stopped
+        self.has_stopped = False
 
     async def score(self, image_CHW: Pixels) -> Tensor:
         """Return the probabilities (K,) of an image; needs `run` to be running.
 
         Raises:
             BatcherStoppedError: `run` has ended.
-            Exception: What computing its batch raised.
+            Exception: Raised by *score* for its batch.
         """
-        if self._has_stopped:
+        if self.has_stopped:
             raise BatcherStoppedError
         answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((image_CHW, answer))
         return await answer
 
     async def run(self) -> None:
-        """Answer images, batch after batch, until this is cancelled."""
+        """Compute batch after batch until cancelled."""
         batch: list[_Waiting] = []
         try:
             while True:
                 batch = await self._collect()
                 await self._answer(batch)
         finally:
-            self._has_stopped = True
+            self.has_stopped = True
             self._thread.shutdown(wait=False, cancel_futures=True)
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
@@ -101,14 +97,14 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             rows = await loop.run_in_executor(self._thread, self._scores, images)
-        except Exception as error:  # whoever asked is told; the next batch may be well
+        except Exception as error:  # answered to each request; the next batch may succeed
             self.num_failures_in_a_row += 1
             results: list[Tensor | Exception] = [error] * len(batch)
         else:
             self.num_failures_in_a_row = 0
             results = list(rows)
         for (_, answer), result in zip(batch, results, strict=True):
-            if answer.done():  # gone in the meantime
+            if answer.done():  # cancelled in the meantime
                 continue
             if isinstance(result, Exception):
                 answer.set_exception(result)
@@ -116,7 +112,7 @@ class Batcher:
                 answer.set_result(result)
 
     def _scores(self, images: list[Pixels]) -> list[Tensor]:
-        """Return a row for each of *images*; in the thread, where any failure is the batch's."""
+        """Return one row per image; runs in the thread, where a failure is one of the batch."""
         rows = list(self._score(np.stack(images)))
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows for {len(images)} images")

@@ -1,4 +1,4 @@
-"""A model, or an ONNX export -> what computes probabilities."""
+"""Compute probabilities with a model or with an ONNX export."""
 
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ GRAPH = "model.onnx"
 
 
 def score_with(model: ImageClassifier, card: ModelCard, precision: Precision) -> Score:
-    """Return what computes probabilities on the CPU with *model*."""
+    """Return a function that computes probabilities with *model*, returned on the CPU."""
 
     def score(images_BCHW: Pixels) -> torch.Tensor:
         return class_scores(model, card, torch.from_numpy(images_BCHW), precision).cpu()
@@ -29,19 +29,17 @@ def score_with(model: ImageClassifier, card: ModelCard, precision: Precision) ->
 
 
 def find_graph(path: Path) -> Path | None:
-    """Return the ONNX file that *path* is, or is the folder of; None if it is something else."""
+    """Return the ONNX file at *path* or in the folder *path*; None if there is none."""
     file = path / GRAPH if path.is_dir() else path
     return file if file.suffix == Path(GRAPH).suffix and file.is_file() else None
 
 
 def open_graph(file: Path, preprocessing: Preprocessing = AS_FILES_SAY) -> tuple[Score, ModelCard]:
-    """Open what `vit21k export --to onnx` wrote; its ``config.json`` is next to it.
-
-    The model's code is not needed.
+    """Open an export of `vit21k export --to onnx`, with its ``config.json`` next to it.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        CheckpointError: The file is damaged, or is no model of images.
+        CheckpointError: The file is damaged, or is not an image classifier.
     """
     card = override(read_model_card(file.parent), preprocessing)
     session = _session(file)
@@ -57,9 +55,7 @@ def open_graph(file: Path, preprocessing: Preprocessing = AS_FILES_SAY) -> tuple
     try:
         found = score(np.zeros((2, 3, size, size), dtype=np.uint8)).shape
     except Exception as error:  # onnxruntime's own kinds derive from Exception alone
-        raise CheckpointError(
-            f"`{file}` is no model of images of {size} pixels: {error}"
-        ) from error
+        raise CheckpointError(f"`{file}` does not take images of {size} pixels: {error}") from error
     if found != (2, len(card.classes)):
         raise CheckpointError(f"`{file}` gives {tuple(found)} values, not 2 x {len(card.classes)}")
     return score, card

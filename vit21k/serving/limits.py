@@ -1,4 +1,4 @@
-"""What a server takes from strangers, and how it says no."""
+"""Limits of a server, and how it refuses a request."""
 
 import asyncio
 import resource
@@ -17,17 +17,16 @@ _BODY_NOT_READ = (403, 408, 413, 415)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server takes.
+    """Limits of a server.
 
     Attributes:
-        max_body_bytes: Of a request's body.
-        max_pixels: Of an image, before it is decoded.
-        max_decode_seconds: Of an image, as estimated before it is decoded.
-        max_in_flight: Images that are decoded or computed at a time; more are turned away.
-        max_connections: Open at a time; a new one takes the place of the one that has kept the
-            server waiting longest.
-        header_seconds: How long a connection may take to send the head of a request.
-        body_seconds: How long a client may take to send a body.
+        max_body_bytes: Size of a request body.
+        max_pixels: Pixels of an image, checked before it is decoded.
+        max_decode_seconds: Estimated decoding time of an image.
+        max_in_flight: Images decoded or computed at a time; more are refused.
+        max_connections: Open connections; a new one replaces the one that has been idle longest.
+        header_seconds: Time to send the header of a request.
+        body_seconds: Time to send a body.
     """
 
     max_body_bytes: int = 10_000_000
@@ -40,7 +39,7 @@ class Limits:
 
 
 def connections_that_fit() -> int:
-    """Return how many connections this process may open beside the files it has open now."""
+    """Return how many connections this process may open in addition to its open files."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
@@ -52,13 +51,13 @@ def connections_that_fit() -> int:
 
 
 class RefusedError(Exception):
-    """A request that is refused.
+    """A refused request.
 
     Attributes:
-        status: Of the answer.
-        kind: A word for programs.
-        message: What the client reads.
-        headers: Of the answer: the connection closes where the body is not read to its end.
+        status: HTTP status.
+        kind: Machine-readable reason.
+        message: Reason in words.
+        headers: Headers of the response: the connection closes if the body was not read.
     """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
@@ -70,19 +69,19 @@ class RefusedError(Exception):
 
 
 class Arrivals:
-    """Bodies that are on their way: together no more bytes than *max_bytes*.
+    """Bodies that are being received: at most *max_bytes* together.
 
-    Where there is no room for another part, the body that has been on its way longest gives way,
-    so that slow clients do not keep others out.
+    When a chunk does not fit, the body that began first is dropped, so that slow clients do not
+    block others.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._num_bytes: dict[asyncio.Timeout, int] = {}  # the longest on its way first
+        self._num_bytes: dict[asyncio.Timeout, int] = {}  # oldest first
 
     @contextmanager
     def arriving(self, timeout: asyncio.Timeout) -> Iterator[None]:
-        """Count a body until it has arrived; *timeout* is what ends it."""
+        """Count a body until it has arrived; *timeout* ends it."""
         self._num_bytes[timeout] = 0
         try:
             yield
@@ -90,7 +89,7 @@ class Arrivals:
             del self._num_bytes[timeout]
 
     def add(self, timeout: asyncio.Timeout, num_bytes: int) -> None:
-        """Count another part of the body that *timeout* ends."""
+        """Count another chunk of the body that *timeout* ends."""
         self._num_bytes[timeout] += num_bytes
         over = sum(self._num_bytes.values()) - self._max_bytes
         for other, others_bytes in self._num_bytes.items():
@@ -105,7 +104,7 @@ async def read_body(request: Request, limits: Limits, arrivals: Arrivals) -> byt
     """Return the body of *request*.
 
     Raises:
-        RefusedError: It is too large, or does not arrive.
+        RefusedError: It is too large, too slow, or the client disconnects.
     """
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_body_bytes:
@@ -129,8 +128,8 @@ async def read_body(request: Request, limits: Limits, arrivals: Arrivals) -> byt
 
 
 def gone_away() -> RefusedError:
-    """Return the refusal of a client that has hung up; nobody reads it."""
-    return RefusedError(400, "disconnected", "the client went away")
+    """Return the refusal for a client that has disconnected; nobody reads it."""
+    return RefusedError(400, "disconnected", "the client disconnected")
 
 
 def read_number(
@@ -139,7 +138,7 @@ def read_number(
     """Return the query parameter *name*.
 
     Raises:
-        RefusedError: It is no number from *low* to *high*.
+        RefusedError: It is not a number from *low* to *high*.
     """
     text = parameters.get(name)
     if text is None:
@@ -148,7 +147,7 @@ def read_number(
         value = float(text)
     except ValueError:
         value = low - 1
-    if not low <= value <= high:  # also what is no number
+    if not low <= value <= high:  # also NaN
         raise RefusedError(
             400, "bad_parameter", f"{name} is `{text[:50]}`; it must be {low:g} to {high:g}"
         )

@@ -1,4 +1,4 @@
-"""A web application -> a running server, for `serve` and `review`."""
+"""Run a web application, for `serve` and `review`."""
 
 import asyncio
 import errno
@@ -16,7 +16,7 @@ from vit21k.errors import UsageError
 from vit21k.serving.limits import Limits
 
 _SHUTDOWN_SECONDS = 10
-_BACKLOG = 1024  # connections that the system keeps until they are accepted
+_BACKLOG = 1024  # connections that the system queues until they are accepted
 _ACCEPTED_AT_ONCE = 8  # before any of them is counted: files are limited
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -25,10 +25,10 @@ _FULL = (
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at *host* and *port*; port 0 is one that is free.
+    """Return a socket that listens at *host* and *port*; port 0 is a free one.
 
     Raises:
-        UsageError: It is in use, or is not this machine's.
+        UsageError: The port is in use, or the host is not an address of this machine.
     """
     host = host.removeprefix("[").removesuffix("]")
     is_ipv6 = ":" in host
@@ -41,7 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            hint = "choose another with --port; 0 takes one that is free"
+            hint = "choose another with --port; 0 is a free one"
         else:
             hint = "--host is an address of this machine: 127.0.0.1, ::1, or 0.0.0.0 for all"
         raise UsageError(
@@ -70,15 +70,15 @@ def serve(
     *,
     started: Callable[[], object] = lambda: None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM comes; then finish those that are there.
+    """Answer requests until SIGINT or SIGTERM; then finish those in progress.
 
     Args:
-        app: Answers requests.
-        limits: Of its connections.
+        app: The application.
+        limits: Limits of its connections.
         listening: From `bind`; closed at the end.
         started: Called before the first request is answered.
     """
-    # At its end uvicorn raises the signal that ended it once more: that is this function's end.
+    # uvicorn raises the signal that ended it again when it returns; this function ends there.
     before = {number: signal.signal(number, _ignore) for number in uvicorn.server.HANDLED_SIGNALS}
     try:
         started()
@@ -90,11 +90,11 @@ def serve(
 
 
 def web_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
-    """Return the server that answers with *app*, within *limits*."""
+    """Return a server of *app* within *limits*."""
     limits_of_server = limits
 
     class Connection(_Connection):
-        """One of this server's."""
+        """A connection of this server."""
 
         limits = limits_of_server
         idle: ClassVar[dict[_Connection, None]] = {}
@@ -103,7 +103,7 @@ def web_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=Connection,
-        log_level="error",  # of what strangers send, nothing is logged
+        log_level="error",  # requests of unknown clients are not logged
         access_log=False,
         ws="none",
         backlog=_ACCEPTED_AT_ONCE,
@@ -113,7 +113,7 @@ def web_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """A server whose sockets keep a long queue, of which it accepts few connections at once."""
+    """A server with a long backlog that accepts a few connections at a time."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
@@ -123,16 +123,16 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed if it keeps the server waiting for the head of a request.
+    """A connection that is closed if the header of a request does not arrive in time.
 
-    There are at most `Limits.max_connections`: to a new one gives way the one that has been idle
-    longest, or else the one whose request has been arriving longest.  uvicorn's own
-    `limit_concurrency` answers 503 to whoever comes later, and does not limit idle connections.
+    There are at most `Limits.max_connections`: a new one replaces the one that has been idle
+    longest, or else the one that has been sending its request longest.  uvicorn's own
+    `limit_concurrency` refuses new connections with 503 and does not limit idle ones.
 
     Attributes:
-        limits: Of the server.
-        idle: The server's connections that have sent no head of a request, longest first.
-        sending: Those that have sent no end of it.
+        limits: Limits of the server.
+        idle: Connections of the server that have sent no request header, oldest first.
+        sending: Connections that have not sent their complete request.
     """
 
     limits: ClassVar[Limits]
@@ -144,7 +144,7 @@ class _Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request, in the place of another connection if there are too many."""
+        """Wait for a request; drop another connection if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
             oldest = next(iter((*self.idle, *self.sending)), None)
@@ -156,7 +156,7 @@ class _Connection(H11Protocol):
         self._note()
 
     def data_received(self, data: bytes) -> None:
-        """Take another part of a request."""
+        """Receive a chunk of a request."""
         super().data_received(data)
         self._note()
 
@@ -177,7 +177,7 @@ class _Connection(H11Protocol):
         self.transport.abort()
 
     def _note(self) -> None:
-        """Note what the server waits for, and for how long it does."""
+        """Record what the server waits for, and set the deadline."""
         if self.cycle is None or self.cycle.response_complete:
             if self not in self.idle and not self.transport.is_closing():
                 self._forget()
