@@ -248,8 +248,8 @@ def _warn(summary: "PairSummary") -> None:
         console.warn(f"of the evaluation set, {one_line(in_words(summary.other_skipped))}")
     if summary.num_overfull:
         console.warn(
-            f"{summary.num_overfull:,} groups of similar images were too large to compare all "
-            "pairs; near pairs within them may be missing"
+            f"{summary.num_overfull:,} fingerprint keys are shared by too many images to compare "
+            "all pairs; near pairs among these may be missing"
         )
 
 
