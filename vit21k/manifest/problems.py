@@ -71,6 +71,10 @@ class ProblemKind(StrEnum):
         "archive_differs",
         "The folder, or archive, of its name was read instead, and lacks images of this one.",
     )
+    ARCHIVE_NOT_SUPPORTED = (
+        "archive_not_supported",
+        "An archive in a format that is not read; `detail` says how to unpack it.",
+    )
     ARCHIVE_NOT_READ = "archive_not_read", "An archive behind a URL; they are read from disks only."
     NOT_AN_IMAGE = "not_an_image", "Its bytes are not of an image format that is read."
     TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from vit21k.manifest.problems import ProblemKind
+from vit21k.sources.container import ByteSource
 
 GZIP_START = b"\x1f\x8b"
 
@@ -159,8 +160,8 @@ WINDOW_BYTES = 1 << 20
 
 _RAW_BYTES = 1 << 18
 _GZIP = 31  # zlib: the window of gzip, and its header
-_MAX_RATIO = 100
-_RATIO_COUNTS_FROM = 1 << 26
+MAX_RATIO = 100
+RATIO_COUNTS_FROM = 1 << 26
 """Images hardly shrink at all; a stream that grows a hundredfold is a bomb."""
 
 
@@ -169,13 +170,11 @@ class BombError(Exception):
 
 
 class Source(Protocol):
-    """Where a window's bytes come from.
+    """Where a window's bytes come from."""
 
-    Attributes:
-        num_bytes: The length of the stream; None if it is not known.
-    """
-
-    num_bytes: int | None
+    @property
+    def num_bytes(self) -> int | None:
+        """Length of the stream; None if it is not known."""
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill *view* with what is at *offset* of the stream, or a part of it; 0 at the end."""
@@ -196,6 +195,32 @@ class FileSource:
         """Fill *view* from *offset* of the file."""
         left = (self.num_bytes or 0) - offset
         return os.preadv(self._descriptor, [view[:left]], offset) if left > 0 else 0
+
+    def can_jump(self) -> bool:
+        """Return True."""
+        return True
+
+
+class SeekableSource:
+    """A seekable file object, local or behind a URL, offset for offset."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self.num_bytes: int = source.seek(0, os.SEEK_END)
+        self._source = source
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill *view* from *offset* of the file."""
+        self._source.seek(offset)
+        return self._source.readinto(view) or 0
+
+    def read(self, num_bytes: int, offset: int) -> bytes:
+        """Return *num_bytes* from *offset*, fewer if the file ends."""
+        content = bytearray(min(num_bytes, max(self.num_bytes - offset, 0)))
+        view = memoryview(content)
+        at = 0
+        while at < len(content) and (num_read := self.read_into(view[at:], offset + at)):
+            at += num_read
+        return bytes(view[:at])
 
     def can_jump(self) -> bool:
         """Return True."""
@@ -254,7 +279,7 @@ class GzipSource:
 
     def _count(self, num_bytes: int) -> None:
         self._num_unpacked += num_bytes
-        limit = max(_MAX_RATIO * self._num_read, _RATIO_COUNTS_FROM)
+        limit = max(MAX_RATIO * self._num_read, RATIO_COUNTS_FROM)
         if self._num_unpacked > limit:
             raise BombError
 
@@ -294,9 +319,12 @@ class Window:
         self._start -= num_bytes
 
     def go_to(self, offset: int) -> bool:
-        """Move forward to *offset*; return whether the stream is that long."""
+        """Move to *offset*; return whether the stream is that long.
+
+        Backwards only if any offset of the source may be asked for.
+        """
         num_bytes = offset - self.offset
-        if num_bytes <= self._end - self._start:
+        if 0 <= num_bytes <= self._end - self._start:
             self._start += num_bytes
             self.offset = offset
             return True
