@@ -20,7 +20,7 @@ from vit21k.errors import ImageTreeError, TemporaryFolderError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.prep import hash_archives
-from vit21k.prep.hash_chunks import ChunkDigester
+from vit21k.prep.hash_chunks import ChunkHasher
 from vit21k.prep.hash_tree import HashSummary, hash_tree
 from vit21k.prep.plsc import export_lists
 from vit21k.prep.relabel import relabel
@@ -540,7 +540,7 @@ def test_what_became_of_an_archive_can_be_sent_to_another_process(tmp_path: Path
     root = _laid_out("a tar of folders", tmp_path).parent
     [chunk] = walk(os.fsencode(root) + b"/")
 
-    done = pickle.loads(pickle.dumps(ChunkDigester(os.fsencode(root), algorithm="md5")(chunk)))
+    done = pickle.loads(pickle.dumps(ChunkHasher(os.fsencode(root), algorithm="md5")(chunk)))
 
     assert [path for each in (done, *done.more) for path in each.paths] == [
         f"whole/{name}" for name in sorted(TINY_FILES)

@@ -15,7 +15,7 @@ import xxhash
 from vit21k._native import NoExtensionError
 from vit21k.prep import scan as module
 from vit21k.prep.file_digest import BUFFER_BYTES, PROBE_BYTES, FileReader, image_facts
-from vit21k.prep.hash_chunks import ChunkDigester, digest_in_threads
+from vit21k.prep.hash_chunks import ChunkHasher, hash_in_threads
 from vit21k.prep.hash_tree import chunks_of, hash_tree
 from vit21k.prep.scan import DONE, ROW, ChunkFiles, CompiledReader, FileRows, compiled_reader
 
@@ -176,7 +176,7 @@ def test_no_descriptor_is_left_open(compiled: CompiledReader, tmp_path: Path) ->
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     for only_ends in (False, True):
-        compiled.ask_for(files, FLAGS, only_ends=only_ends)
+        compiled.prefetch(files, FLAGS, only_ends=only_ends)
         compiled.read(files, FLAGS, only_ends=only_ends)
         files.states[:] = 0
 
@@ -295,19 +295,19 @@ def test_without_the_extension_python_does_it_and_the_reason_is_reported(
 
 
 def test_other_algorithms_are_left_to_python(tmp_path: Path) -> None:
-    assert ChunkDigester(os.fsencode(tmp_path), algorithm="md5").compiled is None
+    assert ChunkHasher(os.fsencode(tmp_path), algorithm="md5").compiled is None
 
 
 def test_a_digester_finds_the_compiled_part_of_the_machine_it_comes_to(
     library: ctypes.CDLL, tree: Path
 ) -> None:
-    digester = ChunkDigester(os.fsencode(tree), algorithm="xxh3_128")
+    hasher = ChunkHasher(os.fsencode(tree), algorithm="xxh3_128")
 
-    again = pickle.loads(pickle.dumps(digester))
+    again = pickle.loads(pickle.dumps(hasher))
 
-    assert again.compiled is digester.compiled is not None
+    assert again.compiled is hasher.compiled is not None
     first, other = (
-        [chunk.files for chunk in digest_in_threads(each, chunks_of(each), 2)]
-        for each in (digester, again)
+        [chunk.files for chunk in hash_in_threads(each, chunks_of(each), 2)]
+        for each in (hasher, again)
     )
     assert first == other

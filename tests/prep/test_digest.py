@@ -12,19 +12,19 @@ import pytest
 
 from vit21k.prep import hash_chunks as digest_module
 from vit21k.prep.file_digest import ALGORITHMS
-from vit21k.prep.hash_chunks import BUFFER_BYTES, ChunkDigester, DigestedChunk
+from vit21k.prep.hash_chunks import BUFFER_BYTES, ChunkHasher, HashedChunk
 from vit21k.sources.folders import Chunk
 
 SIZES = [1, 100, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 2 * BUFFER_BYTES + 7]
 
 
-def _digest(root: Path, *names: str, algorithm: str = "xxh3_128", **options: bool) -> DigestedChunk:
+def _digest(root: Path, *names: str, algorithm: str = "xxh3_128", **options: bool) -> HashedChunk:
     entries = [(os.fsencode(name), None) for name in names]
-    digester = ChunkDigester(os.fsencode(root), algorithm=algorithm, **options)
-    return digester(Chunk(b"a/", list(entries), 1.0))
+    hasher = ChunkHasher(os.fsencode(root), algorithm=algorithm, **options)
+    return hasher(Chunk(b"a/", list(entries), 1.0))
 
 
-def _problems(chunk: DigestedChunk) -> list[tuple[str, str, str]]:
+def _problems(chunk: HashedChunk) -> list[tuple[str, str, str]]:
     return [(problem.path, str(problem.kind), problem.detail) for problem in chunk.problems]
 
 
@@ -280,7 +280,7 @@ def test_a_file_whose_size_is_said_to_be_zero_is_read(root: Path) -> None:
     # Files of /proc have content, and a size of 0.
     entries = [(b"version", None)]
 
-    chunk = ChunkDigester(b"/", algorithm="md5")(Chunk(b"proc/", list(entries), 1.0))
+    chunk = ChunkHasher(b"/", algorithm="md5")(Chunk(b"proc/", list(entries), 1.0))
 
     assert chunk.files[0].num_bytes == len(Path("/proc/version").read_bytes()) > 0
 

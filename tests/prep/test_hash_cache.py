@@ -21,7 +21,7 @@ from vit21k.prep import hash_cache as memory_module
 from vit21k.prep import hash_tree as hash_tree_module
 from vit21k.prep.file_digest import FileReader, ImageFacts
 from vit21k.prep.hash_cache import CACHE, JOURNAL, HashCache
-from vit21k.prep.hash_chunks import DigestedChunk, FileDigest
+from vit21k.prep.hash_chunks import FileDigest, HashedChunk
 from vit21k.prep.hash_tree import HashSummary, hash_tree
 from vit21k.prep.scan import HEAD, FileRows, NamedRows, decode, encode
 from vit21k.sources.folders import CHUNK_FILES, file_system_of, is_remote
@@ -293,8 +293,8 @@ def test_a_share_is_rechecked(images: Path, tmp_path: Path) -> None:
     assert summary.silently_changed == []
 
 
-def _stop_after(num_chunks: int) -> Callable[[DigestedChunk], None]:
-    def on_chunk(_chunk: DigestedChunk) -> None:
+def _stop_after(num_chunks: int) -> Callable[[HashedChunk], None]:
+    def on_chunk(_chunk: HashedChunk) -> None:
         nonlocal num_chunks
         num_chunks -= 1
         if num_chunks < 0:
@@ -510,11 +510,11 @@ def test_a_hundred_killed_runs_end_as_one_that_was_not(
 
 
 def test_a_run_on_another_engine_leaves_no_memory(images: Path, tmp_path: Path) -> None:
-    hash_tree(images, tmp_path, engine=hash_tree_module.digest_in_threads)
+    hash_tree(images, tmp_path, engine=hash_tree_module.hash_in_threads)
 
     assert not (tmp_path / CACHE).exists()
     with pytest.raises(UsageError, match="this machine only"):
-        hash_tree(images, tmp_path, engine=hash_tree_module.digest_in_threads, mode="quick")
+        hash_tree(images, tmp_path, engine=hash_tree_module.hash_in_threads, mode="quick")
 
 
 def test_file_systems_are_told(tmp_path: Path) -> None:

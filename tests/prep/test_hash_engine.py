@@ -10,10 +10,10 @@ import pytest
 from vit21k.prep import hash_chunks
 from vit21k.prep.hash_chunks import (
     _PATIENCE,
-    ChunkDigester,
-    DigestedChunk,
+    ChunkHasher,
+    HashedChunk,
     _Pace,
-    digest_in_threads,
+    hash_in_threads,
 )
 from vit21k.prep.hash_tree import chunks_of
 from vit21k.sources.folders import Chunk
@@ -25,19 +25,19 @@ class _Recorder:
     def __init__(self, seconds: float, *, is_concurrent: bool = False) -> None:
         self.is_concurrent = is_concurrent
         self.is_remote = False
-        self.is_stopped = self.asks_ahead = False
+        self.is_stopped = self.prefetches = False
         self.seconds = seconds
         self.threads: set[str] = set()
         self.asked: list[bool] = []
 
-    def __call__(self, chunk: Chunk) -> DigestedChunk:
+    def __call__(self, chunk: Chunk) -> HashedChunk:
         self.threads.add(threading.current_thread().name)
-        self.asked.append(self.asks_ahead)
+        self.asked.append(self.prefetches)
         end = time.thread_time() + 1e-4
         while time.thread_time() < end:
             pass
         time.sleep(self.seconds)
-        return DigestedChunk(chunk.folder.decode(), 0.0)
+        return HashedChunk(chunk.folder.decode(), 0.0)
 
 
 def _chunks(number: int) -> list[Chunk]:
@@ -47,7 +47,7 @@ def _chunks(number: int) -> list[Chunk]:
 def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_order() -> None:
     recorder = _Recorder(seconds=0.03)
 
-    done = list(digest_in_threads(recorder, iter(_chunks(40)), 4))
+    done = list(hash_in_threads(recorder, iter(_chunks(40)), 4))
 
     assert [chunk.wnid for chunk in done] == [f"{index:03d}" for index in range(40)]
     assert recorder.asked[0] is False
@@ -62,7 +62,7 @@ def test_what_is_at_hand_is_digested_by_as_many_threads_as_there_are_processors(
     monkeypatch.setattr(hash_chunks, "_WAITS", 1e9)
     recorder = _Recorder(seconds=0.01, is_concurrent=True)
 
-    done = list(digest_in_threads(recorder, iter(_chunks(40)), 8))
+    done = list(hash_in_threads(recorder, iter(_chunks(40)), 8))
 
     assert [chunk.wnid for chunk in done] == [f"{index:03d}" for index in range(40)]
     assert not any(recorder.asked)
@@ -109,11 +109,11 @@ def test_asking_ahead_changes_no_digest(tmp_path: Path) -> None:
     for index in range(5):
         (folder / f"{index}.jpg").write_bytes(bytes([index]) * (index * 3_000 + 1))
     (folder / "5.jpg").symlink_to("nothing")
-    digester = ChunkDigester(os.fsencode(tmp_path), algorithm="xxh3_128")
-    plain = [digester(chunk) for chunk in chunks_of(digester)]
-    digester.asks_ahead = True
+    hasher = ChunkHasher(os.fsencode(tmp_path), algorithm="xxh3_128")
+    plain = [hasher(chunk) for chunk in chunks_of(hasher)]
+    hasher.prefetches = True
 
-    ahead = [digester(chunk) for chunk in chunks_of(digester)]
+    ahead = [hasher(chunk) for chunk in chunks_of(hasher)]
 
     assert [(chunk.paths, chunk.files) for chunk in ahead] == [
         (chunk.paths, chunk.files) for chunk in plain

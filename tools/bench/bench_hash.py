@@ -40,13 +40,13 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 _DIGESTS_ONLY = """
 import json, os, sys, time
-from vit21k.prep.hash_chunks import ChunkDigester
-from vit21k.prep.hash_chunks import digest_in_threads, suitable_workers
+from vit21k.prep.hash_chunks import ChunkHasher
+from vit21k.prep.hash_chunks import hash_in_threads, suitable_workers
 from vit21k.prep.hash_tree import chunks_of
-digester = ChunkDigester(os.fsencode(sys.argv[1]), algorithm="xxh3_128")
+hasher = ChunkHasher(os.fsencode(sys.argv[1]), algorithm="xxh3_128")
 wall, cpu = time.perf_counter(), time.process_time()
-num_workers = int(sys.argv[3]) or suitable_workers(digester)
-for _ in digest_in_threads(digester, chunks_of(digester), num_workers):
+num_workers = int(sys.argv[3]) or suitable_workers(hasher)
+for _ in hash_in_threads(hasher, chunks_of(hasher), num_workers):
     pass
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """

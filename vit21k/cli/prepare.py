@@ -29,7 +29,7 @@ from vit21k.cli.options import (
 from vit21k.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from vit21k.prep.hash_chunks import DigestedChunk
+    from vit21k.prep.hash_chunks import HashedChunk
     from vit21k.prep.hash_tree import HashSummary
     from vit21k.prep.import_tree import Prepared
     from vit21k.prep.ray import RayCluster
@@ -266,10 +266,10 @@ def _hash(
 
     with console.progress("hash, both ends") as looking, console.progress("hash") as progress:
 
-        def look(chunk: "DigestedChunk") -> None:
+        def look(chunk: "HashedChunk") -> None:
             looking.advance(len(chunk.files), fraction=chunk.fraction)
 
-        def advance(chunk: "DigestedChunk") -> None:
+        def advance(chunk: "HashedChunk") -> None:
             progress.advance(
                 len(chunk.files),
                 num_bytes=chunk.num_bytes,

@@ -512,7 +512,7 @@ class FileReader:
         """Read both ends of a file only, unless that is all of it, or it is no JPEG."""
         return self._try(name, folder, self._probe_content)
 
-    def ask_for(self, name: bytes, folder: int, *, only_ends: bool) -> None:
+    def prefetch(self, name: bytes, folder: int, *, only_ends: bool) -> None:
         """Have the system fetch a file, the first part of a large one, or both ends of it.
 
         It is not waited for.

@@ -16,13 +16,13 @@ import numpy as np
 from vit21k.errors import TemporaryFolderError, printable
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.hash_cache import HashCache
-from vit21k.prep.scan import DigestedChunk, FileRows, NamedRows
+from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
+from vit21k.sources.container import ContainerRange
 from vit21k.sources.folders import Chunk, is_image_name, problem_from
 from vit21k.sources.tar import (
     BLOCK_BYTES,
     MAX_MEMBER_BYTES,
     WINDOW_BYTES,
-    ArchivePart,
     BombError,
     FileSource,
     GzipSource,
@@ -89,7 +89,7 @@ class Spool(Generic[_Item]):
     def __init__(self) -> None:
         self._held: list[_Item] = []
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
-        self._places: list[tuple[bytes, int]] = []
+        self._entries: list[tuple[bytes, int]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -102,21 +102,21 @@ class Spool(Generic[_Item]):
         """Keep *item*."""
         if len(self._held) < _HELD_ITEMS:
             self._held.append(item)
-            self._places.append((key, -len(self._held)))
+            self._entries.append((key, -len(self._held)))
         else:
             packed = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
             with _in_temporary_folder():
-                self._places.append((key, self._file.tell()))
+                self._entries.append((key, self._file.tell()))
                 self._file.write(packed)
 
     def in_order(self) -> Iterator[_Item]:
         """Yield the items by their keys; nothing can be added after that."""
-        for _, place in sorted(self._places):
-            if place < 0:
-                yield self._held[-place - 1]
+        for _, position in sorted(self._entries):
+            if position < 0:
+                yield self._held[-position - 1]
                 continue
             with _in_temporary_folder():
-                self._file.seek(place)
+                self._file.seek(position)
                 item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
             yield item
 
@@ -146,7 +146,7 @@ class UnusableError(Exception):
 
 
 @dataclass
-class DigestedMembers(Generic[_Digest]):
+class HashedMembers(Generic[_Digest]):
     """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
 
     Attributes:
@@ -192,25 +192,25 @@ class DigestedMembers(Generic[_Digest]):
 
 def by_folder(
     found: dict[bytes, tuple[int, _Digest | UnusableError]], number: int
-) -> Iterator[DigestedMembers[_Digest]]:
+) -> Iterator[HashedMembers[_Digest]]:
     """Yield offsets and outcomes by path, folder by folder."""
     for folder, paths in groupby(sorted(found), key=_folder_of):
-        members: DigestedMembers[_Digest] = DigestedMembers(folder.decode(), number=number)
+        members: HashedMembers[_Digest] = HashedMembers(folder.decode(), number=number)
         for path in paths:
             members.add(path[len(folder) :].decode(), *found[path])
         yield members
 
 
 def disjoint(
-    runs: Iterable[DigestedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
-) -> Iterator[DigestedMembers[_Digest]]:
+    runs: Iterable[HashedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
+) -> Iterator[HashedMembers[_Digest]]:
     """Yield the members of *runs*, which are ordered by their first paths, in path order.
 
     Args:
         runs: In memory is one of them, or as many as overlap.
         on_duplicate: Called with path and offset of a member that a later one replaces.
     """
-    waiting: list[DigestedMembers[_Digest]] = []
+    waiting: list[HashedMembers[_Digest]] = []
     last_path = ""
     for run in runs:
         if run.first_path > last_path:
@@ -222,8 +222,8 @@ def disjoint(
 
 
 def _merged(
-    runs: list[DigestedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
-) -> Iterator[DigestedMembers[_Digest]]:
+    runs: list[HashedMembers[_Digest]], on_duplicate: Callable[[bytes, int], None]
+) -> Iterator[HashedMembers[_Digest]]:
     if len(runs) < 2:  # noqa: PLR2004
         yield from runs
         return
@@ -247,34 +247,34 @@ RUN_MEMBERS = 8192
 _DAMAGE = (EOFError, zlib.error, BombError, OSError)
 
 
-def digest_part(
-    part: ArchivePart,
+def hash_container(
+    container: ContainerRange,
     descriptor: int,
     digest: Callable[[memoryview], _Digest],
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[DigestedMembers[_Digest]]:
-    """Yield the members of *part* folder by folder, in path order; all is read before the first.
+) -> Iterator[HashedMembers[_Digest]]:
+    """Yield the members of a tar folder by folder, in path order, after it is read completely.
 
-    What stands in no folder, because there was nothing else to say, comes last.
+    Problems that belong to no folder come last.
 
     Args:
-        part: Which.
+        container: Which.
         descriptor: Its archive, open for reading.
         digest: Makes a digest of a member's content; may raise `UnusableError`.
         is_stopped: Asked after each member whether to end, unfinished.
     """
-    return _PartDigester(part, descriptor, digest, is_stopped).run()
+    return _ContainerHasher(container, descriptor, digest, is_stopped).run()
 
 
-class _PartDigester(Generic[_Digest]):
+class _ContainerHasher(Generic[_Digest]):
     def __init__(
         self,
-        part: ArchivePart,
+        container: ContainerRange,
         descriptor: int,
         digest: Callable[[memoryview], _Digest],
         is_stopped: Callable[[], bool],
     ) -> None:
-        self._part = part
+        self._container = container
         self._descriptor = descriptor
         self._digest = digest
         self._is_stopped = is_stopped
@@ -282,9 +282,9 @@ class _PartDigester(Generic[_Digest]):
         self._class_tars: dict[bytes, int] = {}
         self._num_runs = 0
 
-    def run(self) -> Iterator[DigestedMembers[_Digest]]:
+    def run(self) -> Iterator[HashedMembers[_Digest]]:
         before = _version(self._descriptor)
-        with Spool[DigestedMembers[_Digest]]() as spool:
+        with Spool[HashedMembers[_Digest]]() as spool:
             for members in self._read_to_the_damage():
                 spool.add(members.first_path.encode(), members)
             if _version(self._descriptor) == before:
@@ -293,10 +293,10 @@ class _PartDigester(Generic[_Digest]):
                     if (good := self._without_flaws(members)).names:
                         yield good
             else:
-                self._say(self._part.name, ProblemKind.CHANGED_WHILE_READ)
-        yield DigestedMembers("", problems=sorted(self._problems))
+                self._say(self._container.name, ProblemKind.CHANGED_WHILE_READ)
+        yield HashedMembers("", problems=sorted(self._problems))
 
-    def _read_to_the_damage(self) -> Iterator[DigestedMembers[_Digest]]:
+    def _read_to_the_damage(self) -> Iterator[HashedMembers[_Digest]]:
         """Yield what can be read; note the damage of the archive, if any ends that.
 
         What is done with each item lies outside of the `try`: that our own disk is full is no
@@ -307,14 +307,14 @@ class _PartDigester(Generic[_Digest]):
         except _DAMAGE as error:
             self._problems.append(self._problem_from(error))
 
-    def _is_of_last_class_tar(self, members: DigestedMembers[_Digest]) -> bool:
+    def _is_of_last_class_tar(self, members: HashedMembers[_Digest]) -> bool:
         return self._class_tars.get(members.class_tar, -1) == members.class_tar_offset
 
-    def _without_flaws(self, members: DigestedMembers[_Digest]) -> DigestedMembers[_Digest]:
+    def _without_flaws(self, members: HashedMembers[_Digest]) -> HashedMembers[_Digest]:
         """Return *members* without those that are of no use, which are noted."""
         if not any(isinstance(outcome, UnusableError) for outcome in members.outcomes):
             return members
-        good: DigestedMembers[_Digest] = DigestedMembers(members.folder)
+        good: HashedMembers[_Digest] = HashedMembers(members.folder)
         entries = zip(members.names, members.offsets, members.outcomes, strict=True)
         for name, offset, outcome in entries:
             if isinstance(outcome, UnusableError):
@@ -323,20 +323,22 @@ class _PartDigester(Generic[_Digest]):
                 good.add(name, offset, outcome)
         return good
 
-    def _read(self) -> Iterator[DigestedMembers[_Digest]]:
+    def _read(self) -> Iterator[HashedMembers[_Digest]]:
         if is_gzip(self._descriptor):
             window = Window(GzipSource(self._descriptor))
         else:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            source = FileSource(self._descriptor, self._part.end)
-            size = (source.num_bytes or 0) - self._part.start
+            source = FileSource(self._descriptor, self._container.end)
+            size = (source.num_bytes or 0) - self._container.start
             window_bytes = max(min(size, WINDOW_BYTES), BLOCK_BYTES)
-            window = Window(source, self._part.start, window_bytes=window_bytes)
-        yield from self._read_tar(window, self._part.folder, None, is_inner=not self._part.is_whole)
+            window = Window(source, self._container.start, window_bytes=window_bytes)
+        yield from self._read_tar(
+            window, self._container.folder, None, is_inner=self._container.is_class_tar
+        )
 
     def _read_tar(
         self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
-    ) -> Iterator[DigestedMembers[_Digest]]:
+    ) -> Iterator[HashedMembers[_Digest]]:
         """Yield the class tars in the tar at *window* as they come, and its own members last."""
         found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
         last_path = b""
@@ -361,7 +363,7 @@ class _PartDigester(Generic[_Digest]):
 
     def _read_class_tar(
         self, window: Window, folder: bytes, stem: bytes, member: Member
-    ) -> Iterator[DigestedMembers[_Digest]]:
+    ) -> Iterator[HashedMembers[_Digest]]:
         path, by_name = folder + member.name, flaw_of_class_tar(member.name)
         if by_name is not None:
             self._say(path, *(member.flaw or by_name))
@@ -386,7 +388,7 @@ class _PartDigester(Generic[_Digest]):
     ) -> None:
         """Put into *found* what became of *member*; note it if it cannot be an image by its name.
 
-        A member that is of no use takes the place of an earlier one of its name, too.
+        A member that is of no use replaces an earlier one of its name, too.
         """
         by_name = flaw_of_name(path) if member.name else member.flaw
         if by_name is not None:
@@ -411,16 +413,16 @@ class _PartDigester(Generic[_Digest]):
 
     def _path_of(self, member: Member, folder: bytes) -> bytes:
         if not member.name:
-            return self._part.name
+            return self._container.name
         if folder or b"/" in member.name:
             return folder + member.name
         # The image root is this archive, and the image lies at its top: its class is the archive.
-        name = self._part.archive.rpartition(b"/")[2]
+        name = self._container.path.rpartition(b"/")[2]
         return (archive_stem(name) or name) + b"/" + member.name
 
     def _run_of(
         self, found: dict[bytes, tuple[int, _Digest | UnusableError]]
-    ) -> Iterator[DigestedMembers[_Digest]]:
+    ) -> Iterator[HashedMembers[_Digest]]:
         self._num_runs += 1
         return by_folder(found, self._num_runs)
 
@@ -429,12 +431,12 @@ class _PartDigester(Generic[_Digest]):
 
     def _problem_from(self, error: Exception) -> Problem:
         if isinstance(error, OSError):
-            return problem_from(self._part.name, error)
+            return problem_from(self._container.name, error)
         kind, detail = {
             EOFError: (ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"),
             BombError: (ProblemKind.ARCHIVE_BOMB, ""),
         }.get(type(error), (ProblemKind.ARCHIVE_DAMAGED, str(error)))
-        return Problem(printable(self._part.name), kind, detail)
+        return Problem(printable(self._container.name), kind, detail)
 
     def _say(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
         self._problems.append(Problem(printable(path), kind, detail))
@@ -451,22 +453,24 @@ def _are_siblings(path: bytes, other: bytes) -> bool:
 
 _EVERYTHING = (b"", b"\xff")
 MAX_BYTES = 4 << 30
-"""Of a part that is remembered: its rows, 600 bytes a member, are held at once."""
+"""Of a container that is remembered: its rows, 600 bytes a member, are held at once."""
 
 Members = list[tuple[str, list[str], FileRows]]
 """Folder by folder: the folder, the members' paths, and what they are; inodes are offsets."""
 
 
-def is_small(part: ArchivePart, status: os.stat_result) -> bool:
-    """Return whether the members of *part* may be held at once."""
-    return (status.st_size if part.end is None else part.end - part.start) <= MAX_BYTES
+def is_small(container: ContainerRange, status: os.stat_result) -> bool:
+    """Return whether the members of *container* may be held at once."""
+    return (
+        status.st_size if container.end is None else container.end - container.start
+    ) <= MAX_BYTES
 
 
 def cached_members(
-    cache: HashCache, part: ArchivePart, status: os.stat_result, *, is_remote: bool
+    cache: HashCache, container: ContainerRange, status: os.stat_result, *, is_remote: bool
 ) -> Members:
-    """Return what is known of the members of *part*; nothing, unless it is known to be all."""
-    label = _label(part, status, is_remote=is_remote)
+    """Return what is known of the members of *container*; nothing, unless it is known to be all."""
+    label = _label(container, status, is_remote=is_remote)
     known = cache.recall(label, *_EVERYTHING)
     if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
         return []  # it had changed too shortly before
@@ -480,7 +484,7 @@ def cached_members(
     return members
 
 
-def differing_members(known: Members, chunks: Sequence[DigestedChunk]) -> list[str]:
+def differing_members(known: Members, chunks: Sequence[HashedChunk]) -> list[str]:
     """Return the paths of members that have another digest in *chunks* than is known of them."""
     before = {
         path: digest
@@ -498,36 +502,36 @@ def differing_members(known: Members, chunks: Sequence[DigestedChunk]) -> list[s
 
 def cache_members(
     cache: HashCache,
-    part: ArchivePart,
+    container: ContainerRange,
     status: os.stat_result,
-    chunks: Sequence[DigestedChunk],
+    chunks: Sequence[HashedChunk],
     *,
     is_remote: bool,
     read_at: int,
 ) -> None:
-    """Cache the members of *part*, all of them in *chunks*, which were read after *read_at*."""
+    """Cache the members of *container*: all those in *chunks*, which were read after *read_at*."""
     if any(chunk.problems for chunk in chunks):
         return
     paths = [path.encode() for chunk in chunks for path in chunk.paths]
     rows = np.concatenate([chunk.files.array for chunk in chunks])
     rows["ctime_ns"] = status.st_ctime_ns
     rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
-    cache.add(_label(part, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
+    cache.add(_label(container, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
 
 
-def _label(part: ArchivePart, status: os.stat_result, *, is_remote: bool) -> bytes:
+def _label(container: ContainerRange, status: os.stat_result, *, is_remote: bool) -> bytes:
     """Return what identifies the archive in the cache; no folder's path begins with a slash."""
     version = [status.st_size, status.st_mtime_ns]
     version += [] if is_remote else [status.st_ctime_ns, status.st_ino]
-    return b"/%b/%b" % (part.name, " ".join(map(str, version)).encode())
+    return b"/%b/%b" % (container.name, " ".join(map(str, version)).encode())
 
 
 _HOP_BYTES = 4096
 """Read at a time where only headers are wanted."""
 
 
-def with_parts(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[Chunk]:
-    """Yield *chunks*, with a chunk for each part of an archive in place of that of the archive.
+def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[Chunk]:
+    """Yield *chunks*, with a chunk for each class tar in place of that of the tar that holds them.
 
     Args:
         chunks: Of a walk.
@@ -536,29 +540,31 @@ def with_parts(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[
     """
     fraction = 0.0
     for chunk in chunks:
-        if chunk.archive is None or chunk.archive.beside:
+        if chunk.container is None or chunk.container.beside:
             yield chunk
         else:
-            for part in plan_archive(root, chunk.archive, flags=flags):
-                if isinstance(part, Problem):
-                    yield Chunk(chunk.folder, [(b"", part)], chunk.fraction)
+            for container in class_tars_of(root, chunk.container, flags=flags):
+                if isinstance(container, Problem):
+                    yield Chunk(chunk.folder, [(b"", container)], chunk.fraction)
                 else:
-                    share = _share_before_end(part, root)
+                    share = _share_before_end(container, root)
                     done = fraction + share * (chunk.fraction - fraction)
-                    yield Chunk(chunk.folder, [], done, part)
+                    yield Chunk(chunk.folder, [], done, container)
         fraction = chunk.fraction
 
 
-def _share_before_end(part: ArchivePart, root: bytes) -> float:
-    if part.end is None:
+def _share_before_end(container: ContainerRange, root: bytes) -> float:
+    if container.end is None:
         return 1.0
     with suppress(OSError, ZeroDivisionError):
-        return min(part.end / os.stat(root + part.archive).st_size, 1.0)  # noqa: PTH116 (bytes)
+        return min(container.end / os.stat(root + container.path).st_size, 1.0)  # noqa: PTH116 (bytes)
     return 1.0
 
 
-def plan_archive(root: bytes, whole: ArchivePart, *, flags: int) -> list[ArchivePart | Problem]:
-    """Return the parts of an archive, and what is wrong with it so far, in path order.
+def class_tars_of(
+    root: bytes, whole: ContainerRange, *, flags: int
+) -> list[ContainerRange | Problem]:
+    """Return the class tars in a tar, or the tar itself; and problems of them, in path order.
 
     Args:
         root: The image root, with a ``/`` at its end.
@@ -566,19 +572,19 @@ def plan_archive(root: bytes, whole: ArchivePart, *, flags: int) -> list[Archive
         flags: To open it with.
     """
     try:
-        descriptor = os.open(root + whole.archive, flags)
+        descriptor = os.open(root + whole.path, flags)
     except OSError as error:
-        return [problem_from(whole.archive, error)]
+        return [problem_from(whole.path, error)]
     try:
         if is_gzip(descriptor):
             return [whole]
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         found = _class_tars(Window(FileSource(descriptor), window_bytes=_HOP_BYTES))
     except OSError as error:
-        return [problem_from(whole.archive, error)]
+        return [problem_from(whole.path, error)]
     finally:
         os.close(descriptor)
-    return _parts_of(found, whole) if found else [whole]
+    return _ranges_of(found, whole) if found else [whole]
 
 
 def _class_tars(window: Window) -> list[Member] | None:
@@ -591,15 +597,15 @@ def _class_tars(window: Window) -> list[Member] | None:
     return found if any(member.flaw is None for member in found) else None
 
 
-def _parts_of(found: list[Member], whole: ArchivePart) -> list[ArchivePart | Problem]:
-    parts: dict[bytes, list[ArchivePart | Problem]] = {}
+def _ranges_of(found: list[Member], whole: ContainerRange) -> list[ContainerRange | Problem]:
+    parts: dict[bytes, list[ContainerRange | Problem]] = {}
     last_of = {
         archive_stem(member.name): member
         for member in found
         if flaw_of_class_tar(member.name) is None
     }
     for member in found:
-        name = whole.folder + member.name if member.name else whole.archive
+        name = whole.folder + member.name if member.name else whole.path
         stem = archive_stem(member.name) or b""
         flaw = member.flaw or flaw_of_class_tar(member.name)
         if flaw is None and last_of[stem] is not member:
@@ -609,9 +615,9 @@ def _parts_of(found: list[Member], whole: ArchivePart) -> list[ArchivePart | Pro
             continue
         end = member.offset + member.num_bytes
         folder = whole.folder + stem + b"/"
-        part = ArchivePart(whole.archive, name, folder, member.offset, end)
-        parts.setdefault(folder, []).append(part)
-    return [part for name in sorted(parts) for part in parts[name]]
+        container = ContainerRange(whole.path, name, folder, member.offset, end)
+        parts.setdefault(folder, []).append(container)
+    return [container for name in sorted(parts) for container in parts[name]]
 
 
 _SIZE_OF_GZIP = 4  # at its end: the size of what it unpacks to, modulo 2**32
@@ -630,30 +636,30 @@ class _Images(NamedTuple):
     damage: str = ""
 
 
-def problem_beside(root: bytes, part: ArchivePart, *, flags: int) -> Problem:
-    """Return what is to be said of *part*, which is not read because of what lies beside it.
+def problem_beside(root: bytes, container: ContainerRange, *, flags: int) -> Problem:
+    """Return what is to be said of *container*, which is not read because of what lies beside it.
 
     Args:
         root: The image root, with a ``/`` at its end.
-        part: An archive with a `beside`.
+        container: An archive with a `beside`.
         flags: To open archives with.
     """
     try:
-        if part.beside.endswith(b"/"):
-            images = _images_of(root, part.archive, part.folder, flags=flags)
+        if container.beside.endswith(b"/"):
+            images = _images_of(root, container.path, container.folder, flags=flags)
             missing = [path for path, size in images.sizes.items() if not _is_at(root, path, size)]
         else:
-            if _unpacks_to(root + part.archive, root + part.beside, flags):
-                return Problem(printable(part.archive), ProblemKind.ALREADY_UNPACKED, "")
-            images = _images_of(root, part.archive, part.folder, flags=flags)
-            others = _images_of(root, part.beside, part.folder, flags=flags).sizes
+            if _unpacks_to(root + container.path, root + container.beside, flags):
+                return Problem(printable(container.path), ProblemKind.ALREADY_UNPACKED, "")
+            images = _images_of(root, container.path, container.folder, flags=flags)
+            others = _images_of(root, container.beside, container.folder, flags=flags).sizes
             missing = [path for path, size in images.sizes.items() if others.get(path) != size]
     except OSError as error:
-        return problem_from(part.archive, error)
+        return problem_from(container.path, error)
     if not missing and not images.damage:
-        return Problem(printable(part.archive), ProblemKind.ALREADY_UNPACKED, "")
-    detail = _detail(missing, images, printable(part.beside))
-    return Problem(printable(part.archive), ProblemKind.ARCHIVE_DIFFERS, detail)
+        return Problem(printable(container.path), ProblemKind.ALREADY_UNPACKED, "")
+    detail = _detail(missing, images, printable(container.beside))
+    return Problem(printable(container.path), ProblemKind.ARCHIVE_DIFFERS, detail)
 
 
 def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
@@ -711,16 +717,16 @@ def _add_images(
 
 def _is_at(root: bytes, path: bytes, size: int) -> bool:
     """Return whether an archive was unpacked to *path*: into a folder of its name, or beside it."""
-    return any(_has_size(root + place, size) for place in [path, *_without_one_folder(path)])
+    return any(_has_size(root + other, size) for other in [path, *_without_one_folder(path)])
 
 
 def _without_one_folder(path: bytes) -> list[bytes]:
     """Return *path* without each of its folders that has the name of the one above it."""
     parts = path.split(b"/")
     return [
-        b"/".join(parts[:place] + parts[place + 1 :])
-        for place in range(len(parts) - 2)
-        if parts[place] == parts[place + 1]
+        b"/".join(parts[:index] + parts[index + 1 :])
+        for index in range(len(parts) - 2)
+        if parts[index] == parts[index + 1]
     ]
 
 

@@ -29,13 +29,13 @@ from vit21k.prep.file_digest import (
     no_image,
 )
 from vit21k.prep.hash_archives import (
-    DigestedMembers,
+    HashedMembers,
     Members,
     UnusableError,
     cache_members,
     cached_members,
     differing_members,
-    digest_part,
+    hash_container,
     is_small,
     problem_beside,
 )
@@ -50,16 +50,17 @@ from vit21k.prep.scan import (
     ROW,
     SAW_END,
     ChunkFiles,
-    DigestedChunk,
     FileRows,
+    HashedChunk,
     Rows,
     bytes_read,
     compiled_reader_for,
     have,
 )
+from vit21k.sources.container import ContainerRange
 from vit21k.sources.folders import Chunk, problem_from
 from vit21k.sources.read import GZIP
-from vit21k.sources.tar import ArchivePart, is_gzip
+from vit21k.sources.tar import is_gzip
 
 
 def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
@@ -101,16 +102,16 @@ def array_of_numbers(
     return pa.Array.from_buffers(dtype, len(values), [validity, data])
 
 
-def array_of_texts(texts: Sequence[str], places: NDArray[np.integer]) -> pa.Array:
-    """Return those of *texts* that *places* say, null where they say -1, as an array of strings."""
+def array_of_texts(texts: Sequence[str], indices: NDArray[np.integer]) -> pa.Array:
+    """Return those of *texts* at *indices*, null for -1, as an array of strings."""
     encoded = [*(text.encode() for text in texts), b""]  # -1 is the last
-    lengths = np.array([len(text) for text in encoded])[places]
+    lengths = np.array([len(text) for text in encoded])[indices]
     offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
-    is_valid = places >= 0
+    is_valid = indices >= 0
     validity = None if is_valid.all() else _bits(is_valid)
-    data = b"".join([encoded[place] for place in places.tolist()])
+    data = b"".join([encoded[index] for index in indices.tolist()])
     buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.string(), len(places), buffers)
+    return pa.Array.from_buffers(pa.string(), len(indices), buffers)
 
 
 def _validity(values: Sequence[Any]) -> pa.Buffer | None:
@@ -135,13 +136,13 @@ def _text_buffers(values: Sequence[str | None]) -> list[pa.Buffer]:
     return [pa.py_buffer(offsets), pa.py_buffer(data)]
 
 
-__all__ = ["BUFFER_BYTES", "ChunkDigester", "DigestedChunk", "FileDigest"]
+__all__ = ["BUFFER_BYTES", "ChunkHasher", "FileDigest", "HashedChunk"]
 
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 
 
-class ChunkDigester:
+class ChunkHasher:
     """Digests chunks; any number of threads may share it.
 
     Attributes:
@@ -156,7 +157,7 @@ class ChunkDigester:
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
         label_from: Which folder of an image is its class.
-        asks_ahead: Set it to have the system fetch all files of a chunk at once, before the first
+        prefetches: Set it to have the system fetch all files of a chunk at once, before the first
             of them is read; for files that have to be waited for.
     """
 
@@ -179,7 +180,7 @@ class ChunkDigester:
         self.root = root.rstrip(b"/") + b"/"
         self.follow_symlinks = follow_symlinks
         self.is_stopped = False
-        self.asks_ahead = False
+        self.prefetches = False
         self.recheck = recheck
         self.is_remote = is_remote
         self.cache: HashCache | None = None
@@ -202,19 +203,19 @@ class ChunkDigester:
         """Whether threads read side by side: most of the work is done in one call for a chunk."""
         return self.compiled is not None
 
-    def __call__(self, chunk: Chunk) -> DigestedChunk:
+    def __call__(self, chunk: Chunk) -> HashedChunk:
         """Return what became of each entry of *chunk*.
 
         Raises:
             OSError: This process has run out of file descriptors or memory.
         """
-        if chunk.archive is not None and chunk.archive.beside:
-            beside = problem_beside(self.root, chunk.archive, flags=self.file_flags)
-            return DigestedChunk("", chunk.fraction, problems=[beside])
-        if chunk.archive is not None:
-            return self._digest_archive(chunk.archive, chunk.fraction)
+        if chunk.container is not None and chunk.container.beside:
+            beside = problem_beside(self.root, chunk.container, flags=self.file_flags)
+            return HashedChunk("", chunk.fraction, problems=[beside])
+        if chunk.container is not None:
+            return self._hash_container(chunk.container, chunk.fraction)
         folder = printable(chunk.folder)
-        done = DigestedChunk(class_of(folder, self.label_from), chunk.fraction)
+        done = HashedChunk(class_of(folder, self.label_from), chunk.fraction)
         if all(problem for _, problem in chunk.entries):
             done.problems += [problem for _, problem in chunk.entries if problem]
             return done
@@ -225,23 +226,23 @@ class ChunkDigester:
                 done.problems.append(problem or problem_from(chunk.folder + name, error))
             return done
         try:
-            self._digest_entries(chunk, descriptor, done)
+            self._hash_entries(chunk, descriptor, done)
         finally:
             os.close(descriptor)
         return done
 
-    def _digest_archive(self, part: ArchivePart, fraction: float) -> DigestedChunk:
+    def _hash_container(self, container: ContainerRange, fraction: float) -> HashedChunk:
         try:
-            descriptor = os.open(self.root + part.archive, self.file_flags)
+            descriptor = os.open(self.root + container.path, self.file_flags)
         except OSError as error:
-            return DigestedChunk("", fraction, problems=[problem_from(part.name, error)])
+            return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
         read_at = self.cache.now() if self.cache else 0
         try:
             status, is_compressed = os.fstat(descriptor), is_gzip(descriptor)
-            known = self._cached_members(part, status)
+            known = self._cached_members(container, status)
             if known and random.random() >= self.recheck:  # noqa: S311
-                chunks = self._known_chunks(part, fraction, known, is_compressed=is_compressed)
-                return _joined(iter(self._noted(part, status, chunks, read_at)))
+                chunks = self._known_chunks(container, fraction, known, is_compressed=is_compressed)
+                return _joined(iter(self._noted(container, status, chunks, read_at)))
 
             def digest_member(content: memoryview) -> FileDigest:
                 digest, facts = self.reader.describe(content, content)
@@ -252,79 +253,81 @@ class ChunkDigester:
                 probe = self.reader.probe_of(content) if self.only_ends else None
                 return FileDigest(len(content), status.st_mtime_ns, digest, facts, probe=probe)
 
-            found = digest_part(part, descriptor, digest_member, lambda: self.is_stopped)
+            found = hash_container(container, descriptor, digest_member, lambda: self.is_stopped)
             first = next(found)  # by then all is read
         finally:
             os.close(descriptor)
         parts = chain((first,), found)
         chunks = (
-            self._members_chunk(part, fraction, members, is_compressed=is_compressed)
+            self._members_chunk(container, fraction, members, is_compressed=is_compressed)
             for members in parts
         )
-        if self.cache and not self.is_stopped and is_small(part, status):
-            held = self._noted(part, status, chunks, read_at)
+        if self.cache and not self.is_stopped and is_small(container, status):
+            held = self._noted(container, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
             chunks = iter(held)
         return _joined(chunks)
 
     def _noted(
         self,
-        part: ArchivePart,
+        container: ContainerRange,
         status: os.stat_result,
-        chunks: Iterator[DigestedChunk],
+        chunks: Iterator[HashedChunk],
         read_at: int,
-    ) -> list[DigestedChunk]:
+    ) -> list[HashedChunk]:
         held = list(chunks)
         if self.cache:
-            cache_members(self.cache, part, status, held, is_remote=self.is_remote, read_at=read_at)
+            cache_members(
+                self.cache, container, status, held, is_remote=self.is_remote, read_at=read_at
+            )
         return held
 
     def _known_chunks(
-        self, part: ArchivePart, fraction: float, known: Members, *, is_compressed: bool
-    ) -> Iterator[DigestedChunk]:
+        self, container: ContainerRange, fraction: float, known: Members, *, is_compressed: bool
+    ) -> Iterator[HashedChunk]:
         for folder, paths, files in known:
-            yield DigestedChunk(
+            yield HashedChunk(
                 class_of(folder, self.label_from),
                 fraction,
                 paths=paths,
                 files=files,
                 num_known=len(files),
-                container=part.archive.decode(),
+                container=container.path.decode(),
                 offsets=files.array["inode"].tolist(),
                 storages=[GZIP] * len(files) if is_compressed else (),
             )
 
     def _members_chunk(
         self,
-        part: ArchivePart,
+        container: ContainerRange,
         fraction: float,
-        members: DigestedMembers[FileDigest],
+        members: HashedMembers[FileDigest],
         *,
         is_compressed: bool,
-    ) -> DigestedChunk:
-        return DigestedChunk(
+    ) -> HashedChunk:
+        return HashedChunk(
             class_of(members.folder, self.label_from),
             fraction,
             paths=[members.folder + name for name in members.names],
             files=FileRows.of(members.digests),
             num_bytes_read=sum(file.num_bytes for file in members.digests),
             problems=members.problems,
-            container=part.archive.decode(),
+            container=container.path.decode(),
             offsets=members.offsets,
             storages=[GZIP] * len(members.names) if is_compressed else (),
         )
 
-    def _cached_members(self, part: ArchivePart, status: os.stat_result) -> Members:
+    def _cached_members(self, container: ContainerRange, status: os.stat_result) -> Members:
         if self.cache is None:
             return []
-        return cached_members(self.cache, part, status, is_remote=self.is_remote)
+        return cached_members(self.cache, container, status, is_remote=self.is_remote)
 
-    def _digest_entries(self, chunk: Chunk, folder: int, done: DigestedChunk) -> None:
+    def _hash_entries(self, chunk: Chunk, folder: int, done: HashedChunk) -> None:
         names = [name for name, problem in chunk.entries if problem is None]
         files = ChunkFiles(folder, names)
         read_at = self.cache.now() if self.cache else 0
         before = self._find_known(files, chunk.folder)
-        self.ask_ahead(files, only_ends=self.only_ends)
+        self.prefetch(files, only_ends=self.only_ends)
         is_known = files.are_done
         self.read(files, only_ends=self.only_ends)
         changed = files.differing(before) if before is not None else []
@@ -359,29 +362,29 @@ class ChunkDigester:
         else:
             files.check(follow_symlinks=self.follow_symlinks, by_all=by_all)
 
-    def ask_ahead(self, files: ChunkFiles, *, only_ends: bool) -> None:
+    def prefetch(self, files: ChunkFiles, *, only_ends: bool) -> None:
         """Have the system fetch what is to be read of *files*, if that is asked for at all."""
-        if self.asks_ahead and self.compiled:
-            self.compiled.ask_for(files, self.file_flags, only_ends=only_ends)
-        elif self.asks_ahead:
-            for place in files.places_to_do():
-                self.reader.ask_for(files.names[place], files.folder, only_ends=only_ends)
+        if self.prefetches and self.compiled:
+            self.compiled.prefetch(files, self.file_flags, only_ends=only_ends)
+        elif self.prefetches:
+            for index in files.indices_to_do():
+                self.reader.prefetch(files.names[index], files.folder, only_ends=only_ends)
 
     def read(self, files: ChunkFiles, *, only_ends: bool) -> None:
         """Read those of *files* that are to do: to their end, or both ends only."""
         if self.compiled and not self.is_stopped:
             self.compiled.read(files, self.file_flags, only_ends=only_ends)
         read = self.reader.probe if only_ends else self.reader.digest
-        for place in files.places_to_do():
+        for index in files.indices_to_do():
             if self.is_stopped:
                 break
-            files.put(place, read(files.names[place], files.folder))
+            files.put(index, read(files.names[index], files.folder))
 
-    def read_more(self, files: ChunkFiles, done: DigestedChunk) -> None:
+    def read_more(self, files: ChunkFiles, done: HashedChunk) -> None:
         """Read what is to be read of *files* after that."""
 
 
-def _joined(chunks: Iterator[DigestedChunk]) -> DigestedChunk:
+def _joined(chunks: Iterator[HashedChunk]) -> HashedChunk:
     """Return the first of *chunks*, with the others to come after it."""
     done = next(chunks)
     done.more = chunks
@@ -392,7 +395,7 @@ _BATCH_ROWS = 4_096
 _DIGESTS = {"digest": HAS_DIGEST, "content_digest": HAS_CONTENT, "probe": HAS_PROBE}
 
 
-def digest_rows(chunks: Sequence[DigestedChunk]) -> pa.Table:
+def digest_rows(chunks: Sequence[HashedChunk]) -> pa.Table:
     """Return the files of *chunks* as rows."""
     # Three times as fast as `np.concatenate`.
     rows = np.frombuffer(b"".join([chunk.files.array.tobytes() for chunk in chunks]), ROW)
@@ -416,11 +419,11 @@ def file_columns(rows: Rows) -> dict[str, pa.Array]:
         columns[name] = array_of_numbers(numbers, types[name], has_facts & (numbers != 0))
     looked = have(rows, LOOKED_FOR_END)
     columns["has_end"] = array_of_numbers(have(rows, SAW_END), types["has_end"], looked)
-    columns["format"] = array_of_texts(FORMATS, _places(rows["format"], has_facts))
+    columns["format"] = array_of_texts(FORMATS, _indices(rows["format"], has_facts))
     return columns
 
 
-def _columns_of_chunks(chunks: Sequence[DigestedChunk]) -> dict[str, pa.Array]:
+def _columns_of_chunks(chunks: Sequence[HashedChunk]) -> dict[str, pa.Array]:
     num_files = [len(chunk.files) for chunk in chunks]
     in_container = np.repeat([chunk.container is not None for chunk in chunks], num_files)
     offsets = [at for chunk in chunks for at in chunk.offsets or [0] * len(chunk.files)]
@@ -451,10 +454,10 @@ def _per_row(values: Sequence[str | Sequence[str | None] | None], num_rows: list
         return arrow_array(list(chain.from_iterable(rows)), pa.string())
     is_valid = np.repeat([value is not None for value in values], num_rows)
     chunk = np.repeat(np.arange(len(values)), num_rows)
-    return array_of_texts([str(value or "") for value in values], _places(chunk, is_valid))
+    return array_of_texts([str(value or "") for value in values], _indices(chunk, is_valid))
 
 
-def _places(numbers: NDArray[np.integer], is_valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _indices(numbers: NDArray[np.integer], is_valid: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return *numbers*, -1 where they are not valid."""
     return np.where(is_valid, numbers.astype(np.int64), -1)
 
@@ -472,10 +475,10 @@ class RowWriter:
     def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
         self._digests = digests
         self._problems = problems
-        self._chunks: list[DigestedChunk] = []
+        self._chunks: list[HashedChunk] = []
         self._num_waiting = 0
 
-    def add(self, chunk: DigestedChunk) -> None:
+    def add(self, chunk: HashedChunk) -> None:
         """Take what became of *chunk*."""
         self._chunks.append(chunk)
         self._num_waiting += len(chunk.files) + len(chunk.problems)
@@ -503,30 +506,30 @@ least: less is the interpreter's lock."""
 _PATIENCE = 16
 """Chunks for each worker without a read of the disk, after which they are taken for at hand."""
 
-Engine = Callable[[ChunkDigester, Iterator[Chunk], int], Iterator[DigestedChunk]]
-"""Yields what became of each chunk, in order: of (digester, chunks, number of workers)."""
+Engine = Callable[[ChunkHasher, Iterator[Chunk], int], Iterator[HashedChunk]]
+"""Yields what became of each chunk, in order: of (hasher, chunks, number of workers)."""
 
 
-class Digester(Protocol):
-    """What threads may share to digest chunks: a `ChunkDigester`, or one that reads from afar."""
+class Hasher(Protocol):
+    """What threads may share to digest chunks: a `ChunkHasher`, or one that reads from afar."""
 
     is_stopped: bool
-    asks_ahead: bool
+    prefetches: bool
     is_remote: bool
 
     @property
     def is_concurrent(self) -> bool:
         """Whether threads work side by side in it, for it holds the interpreter's lock briefly."""
 
-    def __call__(self, chunk: Chunk, /) -> DigestedChunk:
+    def __call__(self, chunk: Chunk, /) -> HashedChunk:
         """Return what became of *chunk*."""
 
 
-def suitable_workers(digester: ChunkDigester) -> int:
+def suitable_workers(hasher: ChunkHasher) -> int:
     """Return how many chunks should be read at a time at most."""
-    if digester.is_remote:
+    if hasher.is_remote:
         return _NUM_REMOTE_WORKERS
-    return _NUM_WORKERS if digester.is_concurrent else _NUM_LOCKED_WORKERS
+    return _NUM_WORKERS if hasher.is_concurrent else _NUM_LOCKED_WORKERS
 
 
 class _Pace:
@@ -547,27 +550,27 @@ class _Pace:
             self.is_waiting = self._is_remote
             self._num_at_hand = 0
 
-    def measured(self, digester: Digester, chunk: Chunk) -> DigestedChunk:
+    def measured(self, hasher: Hasher, chunk: Chunk) -> HashedChunk:
         """Return what becomes of *chunk*, and take in what that took."""
         wall, cpu, reads = time.perf_counter(), time.thread_time(), _num_disk_reads()
-        done = digester(chunk)
+        done = hasher(chunk)
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
         self.note(wall, cpu, _num_disk_reads() - reads)
         return done
 
 
-def digest_in_threads(
-    digester: Digester, chunks: Iterator[Chunk], num_workers: int
-) -> Iterator[DigestedChunk]:
+def hash_in_threads(
+    hasher: Hasher, chunks: Iterator[Chunk], num_workers: int
+) -> Iterator[HashedChunk]:
     """Yield what became of each of *chunks*, in order; threads read and digest.
 
     Args:
-        digester: Shared by all threads.
+        hasher: Shared by all threads.
         chunks: What there is to do, taken a bounded number ahead.
         num_workers: The most chunks that are read at the same time.
     """
-    under_way: deque[Future[DigestedChunk]] = deque()
-    pace = _Pace(num_workers, is_remote=digester.is_remote)
+    under_way: deque[Future[HashedChunk]] = deque()
+    pace = _Pace(num_workers, is_remote=hasher.is_remote)
     num_few = min(num_workers, machine.num_threads())
     with (  # a pool starts its threads when they are needed
         ThreadPoolExecutor(num_few, thread_name_prefix="hash") as few,
@@ -575,21 +578,21 @@ def digest_in_threads(
     ):
         try:
             for chunk in chunks:
-                digester.asks_ahead = pace.is_waiting
-                waits = pace.is_waiting or chunk.archive is not None
-                if not digester.is_concurrent and not waits:
+                hasher.prefetches = pace.is_waiting
+                waits = pace.is_waiting or chunk.container is not None
+                if not hasher.is_concurrent and not waits:
                     while under_way:
                         yield under_way.popleft().result()
-                    yield pace.measured(digester, chunk)
+                    yield pace.measured(hasher, chunk)
                     continue
                 pool, num_threads = (many, num_workers) if waits else (few, num_few)
-                under_way.append(pool.submit(pace.measured, digester, chunk))
+                under_way.append(pool.submit(pace.measured, hasher, chunk))
                 while len(under_way) >= num_threads * _CHUNKS_PER_WORKER:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
         finally:
-            digester.is_stopped = True
+            hasher.is_stopped = True
             few.shutdown(cancel_futures=True)
             many.shutdown(cancel_futures=True)
 

@@ -27,7 +27,7 @@ from vit21k.prep.file_digest import (
     image_facts,
     no_image,
 )
-from vit21k.prep.hash_chunks import DigestedChunk, digest_in_threads, digest_rows, problem_rows
+from vit21k.prep.hash_chunks import HashedChunk, digest_rows, hash_in_threads, problem_rows
 from vit21k.prep.hash_tree import DEFAULT_ALGORITHM, HashSummary
 from vit21k.prep.scan import FileRows
 from vit21k.sources.folders import Chunk, Level, Walker, problem_from
@@ -53,7 +53,7 @@ def hash_remote(
     algorithm: str = DEFAULT_ALGORITHM,
     num_workers: int | None = None,
     label_from: LabelFrom | None = None,
-    on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
+    on_chunk: Callable[[HashedChunk], None] = lambda _chunk: None,
 ) -> HashSummary:
     """Hash every image below *url*; otherwise as `hashing.hash_tree`.
 
@@ -71,7 +71,7 @@ def hash_remote(
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
-    digester = RemoteDigester(url, algorithm, label_from)
+    hasher = RemoteHasher(url, algorithm, label_from)
     options = {"follow_symlinks": False} | ({OPTION: label_from} if label_from else {})
     header = Header(algorithm=algorithm, root=url.rstrip("/"), options=options)
     layout = Layout(url.rstrip("/"), label_from=label_from)
@@ -81,7 +81,7 @@ def hash_remote(
         manifest_writer(DIGESTS, manifests, header) as digests,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header) as problems,
     ):
-        for chunk in digest_in_threads(digester, digester.walk(), num_workers or _NUM_WORKERS):
+        for chunk in hash_in_threads(hasher, hasher.walk(), num_workers or _NUM_WORKERS):
             summary.count(chunk, is_second_walk=False)
             if chunk.files:
                 digests.write(digest_rows([chunk]))
@@ -97,7 +97,7 @@ def hash_remote(
     return summary
 
 
-class RemoteDigester:
+class RemoteHasher:
     """Lists and digests what lies below a URL; any number of threads may share it.
 
     Attributes:
@@ -107,7 +107,7 @@ class RemoteDigester:
     def __init__(self, url: str, algorithm: str, label_from: LabelFrom | None = None) -> None:
         self._label_from = label_from
         self.is_stopped = False
-        self.asks_ahead = False  # it is for files
+        self.prefetches = False  # it is for files
         self.is_remote = True
         self._files, self._root = _open(url)
         self._algorithm = ALGORITHMS[algorithm]
@@ -122,10 +122,10 @@ class RemoteDigester:
         """Yield what lies below the URL, in path order."""
         return _RemoteWalker(self._files, self._root).chunks()
 
-    def __call__(self, chunk: Chunk) -> DigestedChunk:
+    def __call__(self, chunk: Chunk) -> HashedChunk:
         """Return what became of each entry of *chunk*."""
         folder = printable(chunk.folder)
-        done = DigestedChunk(class_of(folder, self._label_from), chunk.fraction)
+        done = HashedChunk(class_of(folder, self._label_from), chunk.fraction)
         files: list[FileDigest] = []
         for name, problem in chunk.entries:
             if self.is_stopped:

@@ -30,19 +30,20 @@ from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.file_digest import UNKNOWN
-from vit21k.prep.hash_archives import with_parts
+from vit21k.prep.hash_archives import with_class_tars
 from vit21k.prep.hash_cache import hash_cache
 from vit21k.prep.hash_chunks import (
-    ChunkDigester,
-    DigestedChunk,
+    ChunkHasher,
     Engine,
+    HashedChunk,
     RowWriter,
-    digest_in_threads,
+    hash_in_threads,
     suitable_workers,
 )
-from vit21k.prep.quick import MODE, Candidates, QuickDigester
+from vit21k.prep.quick import MODE, Candidates, QuickHasher
 from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS
 from vit21k.prep.shards import OPTION, Shard
+from vit21k.sources.container import ContainerRange
 from vit21k.sources.folders import (
     Chunk,
     image_root,
@@ -51,7 +52,6 @@ from vit21k.sources.folders import (
     refuse_parquet,
     walk,
 )
-from vit21k.sources.tar import ArchivePart
 
 
 @dataclass
@@ -100,7 +100,7 @@ class HashSummary:
         """What is no image, or not to be followed."""
         return sum(count for kind, count in self.problems.items() if kind.is_left_out)
 
-    def count(self, chunk: DigestedChunk, *, is_second_walk: bool) -> None:
+    def count(self, chunk: HashedChunk, *, is_second_walk: bool) -> None:
         """Add what became of *chunk*; what was known is counted on the first of two walks."""
         self.num_entries += len(chunk.files) + len(chunk.problems)
         self.num_files += len(chunk.files)
@@ -129,7 +129,7 @@ ARCHIVE_OPTION = "archive"
 """Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
 
 
-OnChunk = Callable[[DigestedChunk], None]
+OnChunk = Callable[[HashedChunk], None]
 
 
 def hash_tree(  # noqa: PLR0913
@@ -184,7 +184,7 @@ def hash_tree(  # noqa: PLR0913
     options = _non_default_options(mode, shard, archive, label_from)
     options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
-    digester = (QuickDigester if mode == MODE else ChunkDigester)(
+    hasher = (QuickHasher if mode == MODE else ChunkHasher)(
         os.fsencode(root),
         algorithm=algorithm,
         follow_symlinks=follow_symlinks,
@@ -193,9 +193,9 @@ def hash_tree(  # noqa: PLR0913
         recheck=recheck,
     )
     out = shard.folder(manifests) if shard else manifests
-    run = _Run(digester, archive, shard, num_workers, engine or digest_in_threads, layout)
-    cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=digester.is_remote)
-    with locked(out, command="hash"), nullcontext() if engine else cache as digester.cache:
+    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, layout)
+    cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
+    with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary
 
@@ -222,23 +222,23 @@ class _Run:
 
     def __init__(
         self,
-        digester: ChunkDigester,
+        hasher: ChunkHasher,
         archive: str | None,
         shard: Shard | None,
         num_workers: int | None,
         engine: Engine,
         layout: Layout,
     ) -> None:
-        self.summary = HashSummary(is_remote=digester.is_remote, layout=layout)
-        self._digester = digester
+        self.summary = HashSummary(is_remote=hasher.is_remote, layout=layout)
+        self._hasher = hasher
         self._archive = archive
         self._shard = shard
-        self._num_workers = num_workers or suitable_workers(digester)
+        self._num_workers = num_workers or suitable_workers(hasher)
         self._engine = engine
 
     def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:
         """Digest everything and write both manifests to *out*."""
-        is_quick = isinstance(self._digester, QuickDigester)
+        is_quick = isinstance(self._hasher, QuickHasher)
         if is_quick:
             self._find_candidates(on_look)
         row_group_rows = self._shard.row_group_rows if self._shard else None
@@ -253,15 +253,15 @@ class _Run:
                 on_chunk(chunk)
             rows.flush()
             if not self._shard:
-                _refuse_nothing(self.summary, self._digester.root)
+                _refuse_nothing(self.summary, self._hasher.root)
             self.summary.layout.refuse(is_complete=not self._shard)
 
-    def _walk(self) -> Iterator[DigestedChunk]:
+    def _walk(self) -> Iterator[HashedChunk]:
         """Yield what became of everything, in path order, the members of archives one by one."""
-        chunks = chunks_of(self._digester, self._archive)
+        chunks = chunks_of(self._hasher, self._archive)
         if self._shard:
             chunks = filter(partial(_is_of, self._shard), chunks)
-        for done in self._engine(self._digester, chunks, self._num_workers):
+        for done in self._engine(self._hasher, chunks, self._num_workers):
             yield done
             yield from done.more
 
@@ -274,32 +274,32 @@ class _Run:
             self.summary.num_bytes_read += chunk.num_bytes_read
             self.summary.num_known += chunk.num_known
         candidates.keep_repeated()
-        if isinstance(self._digester, QuickDigester):
-            self._digester.start_second_walk(candidates)
+        if isinstance(self._hasher, QuickHasher):
+            self._hasher.start_second_walk(candidates)
 
 
 def _is_of(shard: Shard, chunk: Chunk) -> bool:
-    return shard.has(chunk.place)
+    return shard.has(chunk.shard_folder)
 
 
-def chunks_of(digester: ChunkDigester, archive: str | None = None) -> Iterator[Chunk]:
+def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk]:
     """Yield what there is to digest, in path order.
 
     Args:
-        digester: Whose root it lies below.
+        hasher: Whose root it lies below.
         archive: Name of the one file of the root that counts, instead of a tree.
     """
     if archive is None:
-        follow_symlinks = digester.follow_symlinks
-        if digester.compiled:
-            list_files = digester.compiled.list_files
-            chunks = walk(digester.root, follow_symlinks=follow_symlinks, list_files=list_files)
+        follow_symlinks = hasher.follow_symlinks
+        if hasher.compiled:
+            list_files = hasher.compiled.list_files
+            chunks = walk(hasher.root, follow_symlinks=follow_symlinks, list_files=list_files)
         else:
-            chunks = walk(digester.root, follow_symlinks=follow_symlinks)
+            chunks = walk(hasher.root, follow_symlinks=follow_symlinks)
     else:
         name = os.fsencode(archive)
-        chunks = iter([Chunk(b"", [], 1.0, ArchivePart(name, name, b""))])
-    return with_parts(chunks, digester.root, flags=digester.file_flags)
+        chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, b""))])
+    return with_class_tars(chunks, hasher.root, flags=hasher.file_flags)
 
 
 def _refuse_nothing(summary: HashSummary, root: bytes) -> None:

@@ -17,7 +17,7 @@ from vit21k.manifest.io import Header
 from vit21k.manifest.problems import ProblemKind
 from vit21k.prep.dedup import unproven_rows
 from vit21k.prep.file_digest import FileDigest, FileReader
-from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk, file_columns
+from vit21k.prep.hash_chunks import ChunkHasher, HashedChunk, file_columns
 from vit21k.prep.scan import (
     DONE,
     HAS_DIGEST,
@@ -42,14 +42,14 @@ class Candidates:
     def __init__(self) -> None:
         self._keys = array("Q")
 
-    def add(self, chunk: DigestedChunk) -> None:
+    def add(self, chunk: HashedChunk) -> None:
         """Note the files of *chunk*."""
         self._keys.frombytes(_keys(chunk.files.array).tobytes())
 
     def keep_repeated(self) -> None:
         """Forget what was seen once."""
         keys = np.frombuffer(self._keys, dtype=np.uint64)
-        keys.sort()  # in place
+        keys.sort()  # in-index
         repeated = keys[1:][keys[1:] == keys[:-1]]
         is_last = np.append(repeated[1:] != repeated[:-1], True)[: len(repeated)]
         self._keys = array("Q", repeated[is_last].tobytes())  # `np.unique` would import numpy.ma
@@ -59,8 +59,8 @@ class Candidates:
         repeated, keys = np.frombuffer(self._keys, dtype=np.uint64), _keys(rows)
         if not len(repeated):
             return np.zeros(len(rows), bool)
-        places = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
-        are_repeated: NDArray[np.bool_] = repeated[places] == keys
+        indices = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
+        are_repeated: NDArray[np.bool_] = repeated[indices] == keys
         return are_repeated
 
 
@@ -68,7 +68,7 @@ def _keys(rows: Rows) -> NDArray[np.uint64]:
     return numbers(rows, "probe")[:, 0] ^ rows["num_bytes"].astype(np.uint64) * GOLDEN_GAMMA
 
 
-class QuickDigester(ChunkDigester):
+class QuickHasher(ChunkHasher):
     """Digests chunks by what a quick run needs of them.
 
     Attributes:
@@ -94,29 +94,29 @@ class QuickDigester(ChunkDigester):
         else:  # what the first walk saw counts, if it was settled
             files.states[(files.states == TO_DO) & (files.rows["ctime_ns"] > 0)] = DONE
 
-    def read_more(self, files: ChunkFiles, done: DigestedChunk) -> None:
+    def read_more(self, files: ChunkFiles, done: HashedChunk) -> None:
         """Read those candidates among *files* to their end that were not."""
         if self.candidates is None:
             return
         is_open = files.are_done & ~have(files.rows, HAS_DIGEST)
-        places = np.flatnonzero(is_open & self.candidates.have(files.rows))
-        if not len(places):
+        indices = np.flatnonzero(is_open & self.candidates.have(files.rows))
+        if not len(indices):
             return
-        before = files.rows[places]
-        files.states[places] = TO_DO
-        self.ask_ahead(files, only_ends=False)
+        before = files.rows[indices]
+        files.states[indices] = TO_DO
+        self.prefetch(files, only_ends=False)
         self.read(files, only_ends=False)
-        is_read = files.are_done[places]
-        now = files.rows[places]
+        is_read = files.are_done[indices]
+        now = files.rows[indices]
         is_changed = is_read & (
             (now["num_bytes"] != before["num_bytes"]) | (now["mtime_ns"] != before["mtime_ns"])
         )
-        for place in places[is_changed].tolist():
-            files.put(place, _CHANGED)
+        for index in indices[is_changed].tolist():
+            files.put(index, _CHANGED)
         now["probe"] = before["probe"]
         now["flags"] |= HAS_PROBE
         is_whole = is_read & ~is_changed
-        files.rows[places[is_whole]] = now[is_whole]
+        files.rows[indices[is_whole]] = now[is_whole]
         done.num_known = max(done.num_known - int(is_whole.sum()), 0)
         done.num_bytes_read += int(now["num_bytes"][is_whole].sum())
 

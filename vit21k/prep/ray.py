@@ -20,7 +20,7 @@ from vit21k.manifest.io import Manifest
 from vit21k.prep.dedup import CopyGroups, as_numbers, by_first_row, find_copies
 
 if TYPE_CHECKING:  # `relabel` uses this module and reads no images
-    from vit21k.prep.hash_chunks import ChunkDigester, DigestedChunk
+    from vit21k.prep.hash_chunks import ChunkHasher, HashedChunk
     from vit21k.sources.folders import Chunk
 
 _CHUNKS_PER_TASK = 16
@@ -54,11 +54,11 @@ class RayCluster:
         _import_ray()
 
     def hash_chunks(
-        self, digester: "ChunkDigester", chunks: Iterator["Chunk"], num_workers: int
-    ) -> Iterator["DigestedChunk"]:
+        self, hasher: "ChunkHasher", chunks: Iterator["Chunk"], num_workers: int
+    ) -> Iterator["HashedChunk"]:
         """Yield each of *chunks* hashed, in order: the engine of `hash_tree`."""
         with _connected(self.address) as ray:
-            yield from _digest_on(ray, digester, chunks, num_workers)
+            yield from _digest_on(ray, hasher, chunks, num_workers)
 
     def find_copies(self, digests: Manifest) -> CopyGroups:
         """Group the files of *digests* with equal bytes, as `dedup.find_copies` does.
@@ -111,10 +111,10 @@ def _num_cpus(ray: Any) -> int:
 
 
 def _digest_on(
-    ray: Any, digester: "ChunkDigester", chunks: Iterator["Chunk"], num_workers: int
-) -> Iterator["DigestedChunk"]:
+    ray: Any, hasher: "ChunkHasher", chunks: Iterator["Chunk"], num_workers: int
+) -> Iterator["HashedChunk"]:
     task = ray.remote(max_retries=_NUM_RETRIES)(_digest_chunks)
-    shared = ray.put(digester)
+    shared = ray.put(hasher)
     num_tasks = _TASKS_PER_CPU * _num_cpus(ray)
     pending: deque[Any] = deque()
     try:
@@ -130,11 +130,11 @@ def _digest_on(
 
 
 def _digest_chunks(
-    digester: "ChunkDigester", chunks: list["Chunk"], num_workers: int
-) -> list["DigestedChunk"]:
+    hasher: "ChunkHasher", chunks: list["Chunk"], num_workers: int
+) -> list["HashedChunk"]:
     """Hash *chunks*; runs on a worker of the cluster."""
     with ThreadPoolExecutor(min(num_workers, len(chunks))) as pool:
-        return list(pool.map(digester, chunks))
+        return list(pool.map(hasher, chunks))
 
 
 def _import_ray() -> Any:

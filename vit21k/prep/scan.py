@@ -80,13 +80,13 @@ class FileRows(Sequence[FileDigest]):
         return len(self.array)
 
     @overload
-    def __getitem__(self, place: int) -> FileDigest: ...
+    def __getitem__(self, index: int) -> FileDigest: ...
     @overload
-    def __getitem__(self, place: slice) -> "FileRows": ...
-    def __getitem__(self, place: int | slice) -> "FileDigest | FileRows":
-        if isinstance(place, slice):
-            return FileRows(self.array[place])
-        return _unpacked(_ROW.unpack(self.array[place].tobytes()))
+    def __getitem__(self, index: slice) -> "FileRows": ...
+    def __getitem__(self, index: int | slice) -> "FileDigest | FileRows":
+        if isinstance(index, slice):
+            return FileRows(self.array[index])
+        return _unpacked(_ROW.unpack(self.array[index].tobytes()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -236,7 +236,7 @@ def decode(body: bytes, label_bytes: int, checksum: int) -> NamedRows:
 
 
 @dataclass
-class DigestedChunk:
+class HashedChunk:
     """What became of a chunk: rows of `digests.parquet` and of `problems.parquet`, in path order.
 
     Attributes:
@@ -266,7 +266,7 @@ class DigestedChunk:
     wnids: Sequence[str] = ()
     storages: Sequence[str | None] = ()
     source_split: str | None = None
-    more: Iterable["DigestedChunk"] = ()
+    more: Iterable["HashedChunk"] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "more": list(self.more)}  # to another process, all of it
@@ -303,7 +303,7 @@ class ChunkFiles:
         names: Their names, in order; there are some.
         rows: What is known of each that is done.
         states: How far each is.
-        flaws: What is wrong with those that are flawed, by their place.
+        flaws: What is wrong with those that are flawed, by their index.
     """
 
     def __init__(self, folder: int, names: Sequence[bytes]) -> None:
@@ -323,29 +323,29 @@ class ChunkFiles:
         done: NDArray[np.bool_] = self.states == DONE
         return done
 
-    def places_to_do(self) -> list[int]:
+    def indices_to_do(self) -> list[int]:
         """Return where those are that are to do."""
-        places: list[int] = np.flatnonzero(self.states == TO_DO).tolist()
-        return places
+        indices: list[int] = np.flatnonzero(self.states == TO_DO).tolist()
+        return indices
 
-    def put(self, place: int, found: FileDigest | OSError | Flaw) -> None:
-        """Note what became of the file at *place*."""
+    def put(self, index: int, found: FileDigest | OSError | Flaw) -> None:
+        """Note what became of the file at *index*."""
         if isinstance(found, FileDigest):
-            self.rows[place] = as_row(found)
-            self.states[place] = DONE
+            self.rows[index] = as_row(found)
+            self.states[index] = DONE
         else:
-            self.flaws[place] = found
-            self.states[place] = FLAWED
+            self.flaws[index] = found
+            self.states[index] = FLAWED
 
     def take_known(self, known: NamedRows) -> None:
         """Take the rows of *known*; files that are not among them become `UNKNOWN`."""
         if known.names == self.names:
             self.rows[:] = known.rows
             return
-        place_of = {name: place for place, name in enumerate(known.names)}
-        places = np.array([place_of.get(name, -1) for name in self.names])
-        is_known = places >= 0
-        self.rows[is_known] = known.rows[places[is_known]]
+        index_of = {name: index for index, name in enumerate(known.names)}
+        indices = np.array([index_of.get(name, -1) for name in self.names])
+        is_known = indices >= 0
+        self.rows[is_known] = known.rows[indices[is_known]]
         self.states[~is_known] = UNKNOWN
 
     def check(self, *, follow_symlinks: bool, by_all: bool) -> None:
@@ -357,16 +357,16 @@ class ChunkFiles:
         """
         known = list(zip(*(self.rows[column].tolist() for column in _VERSION), strict=True))
         num_compared = len(_VERSION) if by_all else 2
-        for place in self.places_to_do():
+        for index in self.indices_to_do():
             try:
                 now = os.stat(
-                    self.names[place], dir_fd=self.folder, follow_symlinks=follow_symlinks
+                    self.names[index], dir_fd=self.folder, follow_symlinks=follow_symlinks
                 )
             except OSError:
                 continue
             version = now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
-            if version[:num_compared] == known[place][:num_compared]:
-                self.states[place] = DONE
+            if version[:num_compared] == known[index][:num_compared]:
+                self.states[index] = DONE
 
     def forget_some(self, recheck: float) -> Rows | None:
         """Make all that are not done to do, and a share of the others, too.
@@ -375,7 +375,7 @@ class ChunkFiles:
             recheck: That share, 0 to 1.
 
         Returns:
-            What was known of that share, in place; None if there is none.
+            What was known of that share, at their indices; None if there is none.
         """
         if not recheck:
             self.states[self.states != DONE] = TO_DO
@@ -398,10 +398,10 @@ class ChunkFiles:
         """Yield what is wrong with the entries of *chunk*, whose files these are, in order."""
         if not self.flaws and len(self.names) == len(chunk.entries):
             return
-        place = -1
+        index = -1
         for name, problem in chunk.entries:
-            place += problem is None
-            flaw = self.flaws.get(place)
+            index += problem is None
+            flaw = self.flaws.get(index)
             if problem is not None:
                 yield problem
             elif isinstance(flaw, OSError):
@@ -419,9 +419,9 @@ class ChunkFiles:
         for column, flag in (("digest", HAS_DIGEST), ("probe", HAS_PROBE)):
             both = have(self.rows, flag) & have(before, flag)
             is_other |= both & (numbers(self.rows, column) != numbers(before, column)).any(axis=1)
-        return [self.names[place] for place in np.flatnonzero(self.are_done & is_other).tolist()]
+        return [self.names[index] for index in np.flatnonzero(self.are_done & is_other).tolist()]
 
-    def put_into(self, done: DigestedChunk, chunk: Chunk) -> NamedRows:
+    def put_into(self, done: HashedChunk, chunk: Chunk) -> NamedRows:
         """Put what became of the entries of *chunk* into *done*; return the files of it."""
         files = self.done_ones()
         done.problems = list(self.problems(chunk))
@@ -449,12 +449,12 @@ class CompiledReader:
         self._check = library.check_files
         self._ask = library.ask_for_files
         self._list = library.list_files
-        place, number = ctypes.c_void_p, ctypes.c_int
+        address, number = ctypes.c_void_p, ctypes.c_int
         names = (number, ctypes.c_char_p, ctypes.c_int64, number, number)
-        self._read.argtypes = (*names, place, ctypes.c_int64, place, place)
-        self._check.argtypes = (*names, place, place)
-        self._ask.argtypes = (*names, place)
-        self._list.argtypes = (ctypes.c_char_p, place, ctypes.c_int64)
+        self._read.argtypes = (*names, address, ctypes.c_int64, address, address)
+        self._check.argtypes = (*names, address, address)
+        self._ask.argtypes = (*names, address)
+        self._list.argtypes = (ctypes.c_char_p, address, ctypes.c_int64)
         self._list.restype = ctypes.c_int64
         self._read.restype = self._check.restype = self._ask.restype = None
         if library.row_bytes() != ROW.itemsize:
@@ -483,7 +483,7 @@ class CompiledReader:
             *args, self._buffer(), BUFFER_BYTES, files.rows.ctypes.data, files.states.ctypes.data
         )
 
-    def ask_for(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
+    def prefetch(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
         """Have the system fetch those of *files* that are to do; do not wait for them.
 
         Args:
@@ -508,11 +508,11 @@ class CompiledReader:
     def _buffer(self) -> int:
         """Return where this thread's buffer is."""
         try:
-            place: int = self._buffers.place
+            address: int = self._buffers.address
         except AttributeError:
             self._buffers.view = (ctypes.c_char * BUFFER_BYTES).from_buffer(thread_buffer())
-            place = self._buffers.place = ctypes.addressof(self._buffers.view)
-        return place
+            address = self._buffers.address = ctypes.addressof(self._buffers.view)
+        return address
 
 
 @cache

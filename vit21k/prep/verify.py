@@ -19,9 +19,9 @@ from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
 from vit21k.prep.hash_chunks import (
-    ChunkDigester,
-    DigestedChunk,
-    digest_in_threads,
+    ChunkHasher,
+    HashedChunk,
+    hash_in_threads,
     suitable_workers,
 )
 from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of
@@ -84,7 +84,7 @@ class FileComparison:
         self._digests_N2, self._num_bytes_N, self._has_digest_N = digests_N2, sizes, has_digest
         self._is_met_N = np.zeros(len(keys), dtype=bool)
 
-    def take(self, chunk: DigestedChunk) -> None:
+    def take(self, chunk: HashedChunk) -> None:
         """Compare what became of a chunk."""
         if chunk.files:
             rows_B = self._rows_of(chunk.paths)
@@ -183,7 +183,7 @@ def verify(
     root: Path | None = None,
     num_workers: int | None = None,
     on_file: OnFile = lambda _sign, _path: None,
-    on_chunk: Callable[[DigestedChunk], None] = lambda _chunk: None,
+    on_chunk: Callable[[HashedChunk], None] = lambda _chunk: None,
 ) -> VerifySummary:
     """Digest the tree again, and compare it with `digests.parquet`; read the other manifests.
 
@@ -225,18 +225,18 @@ def tree_of(digests: Manifest, root: Path | None) -> Path:
 
 def _digested_again(
     digests: Manifest, root: Path | None, num_workers: int | None
-) -> Iterable[DigestedChunk]:
+) -> Iterable[HashedChunk]:
     options = digests.header.options
-    digester = ChunkDigester(
+    hasher = ChunkHasher(
         os.fsencode(tree_of(digests, root)),
         algorithm=digests.header.algorithm,
         follow_symlinks=bool(options.get("follow_symlinks")),
     )
-    chunks = chunks_of(digester, options.get(ARCHIVE_OPTION))
+    chunks = chunks_of(hasher, options.get(ARCHIVE_OPTION))
     if OPTION in options:
         shard = Shard.parse(options[OPTION])
-        chunks = (chunk for chunk in chunks if shard.has(chunk.place))
-    for done in digest_in_threads(digester, chunks, num_workers or suitable_workers(digester)):
+        chunks = (chunk for chunk in chunks if shard.has(chunk.shard_folder))
+    for done in hash_in_threads(hasher, chunks, num_workers or suitable_workers(hasher)):
         yield from chain((done,), done.more)
 
 

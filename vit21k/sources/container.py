@@ -59,6 +59,32 @@ class SourceTree(Protocol):
         """Open the file *path*, relative to the root, for reading."""
 
 
+class ContainerRange(NamedTuple):
+    """A container, or the bytes of a class tar in it.
+
+    Attributes:
+        path: Of the container, relative to the image root.
+        name: Path of the class tar if the container were unpacked; or *path*.
+        folder: What it would be unpacked to: relative to the root, ends in `/`; empty for the root.
+        start: Offset of the first byte in the container.
+        end: Offset after the last byte; None for a complete container.
+        beside: What is read in its place because it has the same name: a folder, which ends in
+            `/`, or another container; empty if there is none.
+    """
+
+    path: bytes
+    name: bytes
+    folder: bytes
+    start: int = 0
+    end: int | None = None
+    beside: bytes = b""
+
+    @property
+    def is_class_tar(self) -> bool:
+        """Whether it is a class tar in a container."""
+        return self.end is not None
+
+
 @dataclass(frozen=True)
 class LabelOptions:
     """Where the class of an image comes from, as far as the user says.

@@ -12,8 +12,9 @@ from typing import NamedTuple, NoReturn
 from vit21k.errors import ImageTreeError, LayoutError, printable
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.container import ContainerRange
 from vit21k.sources.read import OUR_OWN_LIMITS
-from vit21k.sources.tar import ArchivePart, archive_stem
+from vit21k.sources.tar import archive_stem
 
 IMAGE_SUFFIXES = frozenset(
     {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
@@ -140,18 +141,18 @@ class Chunk(NamedTuple):
         entries: The names, each with what is wrong with it already (None: it is to be read).
         fraction: Share of the tree that lies before the end of this chunk, 0 to 1; an estimate
             that takes all entries of a folder for equally large.
-        archive: Where the chunk is an archive, or a part of one; there are no entries then.
+        container: Of a chunk that is a container or a class tar in one; it has no entries.
     """
 
     folder: bytes
     entries: list[tuple[bytes, Problem | None]]
     fraction: float
-    archive: ArchivePart | None = None
+    container: ContainerRange | None = None
 
     @property
-    def place(self) -> bytes:
-        """The folder by which machines divide the chunks among themselves."""
-        return self.archive.folder if self.archive else self.folder
+    def shard_folder(self) -> bytes:
+        """The folder that decides which shard of a run hashes the chunk."""
+        return self.container.folder if self.container else self.folder
 
 
 ListFiles = Callable[[bytes], list[bytes] | None]
@@ -185,7 +186,7 @@ class Level:
     """Names in order; those of folders end in ``/``."""
     odd: dict[bytes, tuple[ProblemKind, str]]
     """What is wrong with those that are neither folders nor regular files."""
-    archives: dict[bytes, ArchivePart] = field(default_factory=dict)
+    containers: dict[bytes, ContainerRange] = field(default_factory=dict)
     """By their keys: the names of the folders they stand for, or their own, if these are taken."""
     has_files_only: bool = False
     """All names are those of regular files, as far as that is known."""
@@ -197,7 +198,7 @@ class Level:
         """Whether all its names have been taken."""
         return self.num_taken == len(self.keys)
 
-    def add_archives(self, names: list[bytes]) -> None:
+    def add_containers(self, names: list[bytes]) -> None:
         """Put archives where their folders would be, unless there are such folders."""
         taken = {key: self.path + key for key in self.keys}
         for name in sorted(names):
@@ -208,7 +209,7 @@ class Level:
                 continue
             beside = taken.get(key, b"")
             at = name if beside else key
-            self.archives[at] = ArchivePart(path, path, self.path + key, beside=beside)
+            self.containers[at] = ContainerRange(path, path, self.path + key, beside=beside)
             self.keys.append(at)
             taken.setdefault(key, path)
 
@@ -230,7 +231,7 @@ class Walker:
         while self._stack:
             level = self._stack[-1]
             deeper = self._take(level)
-            archive = level.archives.get(level.keys[level.num_taken - 1]) if level.keys else None
+            archive = level.containers.get(level.keys[level.num_taken - 1]) if level.keys else None
             is_full = len(level.waiting) == CHUNK_FILES
             if level.waiting and (deeper or archive or is_full or level.is_done):
                 yield Chunk(level.path, level.waiting, self._fraction())
@@ -256,7 +257,7 @@ class Walker:
         while not level.is_done and len(level.waiting) < CHUNK_FILES:
             key = level.keys[level.num_taken]
             level.num_taken += 1
-            if key in level.archives:
+            if key in level.containers:
                 return None
             if key.endswith(b"/"):
                 found = self._go_into(level.path + key, key)
@@ -308,7 +309,7 @@ class Walker:
         level.has_files_only = is_usual and num_files == len(level.keys)
         if archives:
             level.has_files_only = False
-            level.add_archives(archives)
+            level.add_containers(archives)
         level.keys.sort()
         return level
 
@@ -499,8 +500,8 @@ def list_folder(root: Path, *, any_name: bool = False) -> tuple[list[str], list[
     read = (*_READ, ProblemKind.NAME_NOT_UTF8) if any_name else _READ
     paths, skipped = [], []
     for chunk in walk(os.fsencode(root), follow_symlinks=True):
-        if chunk.archive:
-            skipped.append(Skipped(printable(chunk.archive.archive), ARCHIVE, True))
+        if chunk.container:
+            skipped.append(Skipped(printable(chunk.container.path), ARCHIVE, True))
         for name, problem in chunk.entries:
             path = chunk.folder + name
             if (problem and problem.kind) in read:

@@ -1,4 +1,4 @@
-"""Tar archives read in place: headers, members with their offsets, and what is wrong with them."""
+"""Tars read in place: headers, members with their offsets, and what is wrong with them."""
 
 import os
 import zlib
@@ -31,33 +31,6 @@ def is_gzip_name(name: str) -> bool:
 def is_gzip(descriptor: int) -> bool:
     """Return whether an open file begins like a gzip file."""
     return os.pread(descriptor, len(GZIP_START), 0) == GZIP_START
-
-
-class ArchivePart(NamedTuple):
-    """An archive, or a class tar in it.
-
-    Attributes:
-        archive: Path relative to the image root.
-        name: That of the class tar, as if its archive had been unpacked; or *archive*.
-        folder: What the part would be unpacked to: relative to the root, ends in ``/``; empty for
-            the root itself.
-        start: Where it begins in the archive.
-        end: Where it ends; None for a whole archive.
-        beside: What is read instead of it, for it has its name: a folder, which ends in ``/``, or
-            another archive; empty if there is nothing of the kind.
-    """
-
-    archive: bytes
-    name: bytes
-    folder: bytes
-    start: int = 0
-    end: int | None = None
-    beside: bytes = b""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is an archive of its own, in which class tars may lie."""
-        return self.end is None
 
 
 def parse_pax(content: bytes) -> dict[bytes, bytes] | None:
@@ -515,8 +488,8 @@ class _Reader:
         """Move to the next header that can be told from data."""
         at = self._window.offset
         while len(content := self._take(_SCAN_BYTES)):
-            if (place := _next_header(content)) is not None:
-                self._window.give_back(len(content) - place)
+            if (start := _next_header(content)) is not None:
+                self._window.give_back(len(content) - start)
                 break
         num_bytes = self._window.offset - at
         detail = f"no header where one should be; {num_bytes:,} bytes are passed over"
@@ -557,13 +530,13 @@ def parse_pax_size(pax: dict[bytes, bytes]) -> int:
 def _next_header(content: memoryview) -> int | None:
     """Return where in *content*, which begins at a block, the first header is."""
     raw = content.tobytes()
-    place = raw.find(_MAGIC, _MAGIC_AT)
-    while place >= 0:
-        start = place - _MAGIC_AT
+    at = raw.find(_MAGIC, _MAGIC_AT)
+    while at >= 0:
+        start = at - _MAGIC_AT
         block = content[start : start + BLOCK_BYTES]
         if start % BLOCK_BYTES == 0 and len(block) == BLOCK_BYTES and parse_header(block):
             return start
-        place = raw.find(_MAGIC, place + 1)
+        at = raw.find(_MAGIC, at + 1)
     return None
 
 
