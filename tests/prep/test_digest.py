@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ def test_digests_are_those_that_coreutils_print(
     root: Path, algorithm: str, command: list[str], size: int
 ) -> None:
     path = root / "a" / "x.jpg"
-    path.write_bytes(os.urandom(size))
+    path.write_bytes(random.randbytes(size))
     printed = subprocess.run([*command, path], capture_output=True, text=True, check=True).stdout
 
     [file] = _digest(root, "x.jpg", algorithm=algorithm).files
@@ -68,7 +69,7 @@ def test_xxh3_is_in_the_byte_order_that_xxhsum_prints(content: bytes, hexdigest:
 def test_a_file_in_pieces_has_the_digest_of_the_whole(
     root: Path, algorithm: str, size: int
 ) -> None:
-    content = os.urandom(size)
+    content = random.randbytes(size)
     (root / "a" / "x.jpg").write_bytes(content)
 
     [file] = _digest(root, "x.jpg", algorithm=algorithm).files
@@ -80,7 +81,7 @@ def test_a_file_in_pieces_has_the_digest_of_the_whole(
 def test_reads_that_return_less_than_asked_are_gone_on_with(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = os.urandom(1000)
+    content = random.randbytes(1000)
     (root / "a" / "x.jpg").write_bytes(content)
     readv = os.readv
     monkeypatch.setattr(digest_module.os, "readv", lambda fd, views: readv(fd, [views[0][:7]]))

@@ -125,7 +125,7 @@ def _rewrite(path: Path) -> None:
 
 def _swap_keeping_size_and_time(path: Path) -> None:
     status = path.stat()
-    path.write_bytes(os.urandom(status.st_size))
+    path.write_bytes(random.randbytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -133,7 +133,7 @@ def _replace_keeping_size_and_time(path: Path) -> None:
     """What `cp -a` of a file of the same size and time does."""
     status = path.stat()
     path.unlink()
-    path.write_bytes(os.urandom(status.st_size))
+    path.write_bytes(random.randbytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -417,7 +417,7 @@ def test_rechecking_finds_the_members_that_changed_without_a_sign(
     status = archive.stat()
     with archive.open("r+b") as file:
         file.seek(member["offset"])
-        file.write(os.urandom(member["num_bytes"]))
+        file.write(random.randbytes(member["num_bytes"]))
     os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
     time.sleep(0.06)  # what has just changed is not remembered
 

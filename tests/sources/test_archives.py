@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import resource
 import subprocess
 import tarfile
@@ -36,7 +37,7 @@ LONG = "d" * 60 + "/" + "e" * 60 + "/" + "f" * 120 + ".JPEG"
 FILES = {
     "n1_1.JPEG": b"tench",
     "n1_2.JPEG": b"",
-    "a b/ü.JPEG": os.urandom(3000),
+    "a b/ü.JPEG": random.randbytes(3000),
     LONG: b"long",
     "./dot//double.JPEG": b"x" * 512,
 }
@@ -88,7 +89,7 @@ def test_members_are_those_that_gnu_tar_wrote(tmp_path: Path, tar_format: str) -
     names += [] if tar_format == "v7" else ["d" * 80 + "/" + "e" * 90 + ".JPEG"]
     for number, name in enumerate(names):
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "tree" / name).write_bytes(os.urandom(1000 * number + 1))
+        (tmp_path / "tree" / name).write_bytes(random.randbytes(1000 * number + 1))
     command = ["tar", f"--format={tar_format}", "-C", tmp_path / "tree", "-cf", tmp_path / "x.tar"]
     subprocess.run([*command, "."], check=True)
 
@@ -279,7 +280,7 @@ def test_a_size_beyond_the_end_is_said_with_what_is_there(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("num_parts", [1, 3])
 def test_a_gzip_file_is_unpacked_on_the_way(tmp_path: Path, num_parts: int) -> None:
-    whole = tar_of({f"{i}.jpg": os.urandom(5000) for i in range(50)})
+    whole = tar_of({f"{i}.jpg": random.randbytes(5000) for i in range(50)})
     step = -(-len(whole) // num_parts)
     parts = [whole[start : start + step] for start in range(0, len(whole), step)]
     path = tmp_path / "x.tar.gz"
@@ -297,7 +298,7 @@ def test_a_gzip_file_is_unpacked_on_the_way(tmp_path: Path, num_parts: int) -> N
 
 def test_a_gzip_file_that_ends_early_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
-    path.write_bytes(gzip.compress(os.urandom(10_000))[:-5])
+    path.write_bytes(gzip.compress(random.randbytes(10_000))[:-5])
 
     with path.open("rb") as file, pytest.raises(EOFError):
         Window(GzipSource(file.fileno())).take(20_000)
@@ -320,7 +321,7 @@ def test_archives_are_told_by_their_names(name: str, stem: str | None) -> None:
 
 
 def test_members_are_read_from_many_archives_by_many_threads(tmp_path: Path) -> None:
-    contents = [os.urandom(2000) for _ in range(20)]
+    contents = [random.randbytes(2000) for _ in range(20)]
     for number, content in enumerate(contents):
         (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": content}))
     reader = ImageReader(tmp_path, max_open=3)
