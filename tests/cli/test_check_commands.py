@@ -84,6 +84,7 @@ def test_verify_decode_lists_what_cannot_be_decoded(manifests: Path, tiny_tree: 
         "num_images": 4,
         "num_decoded": 0,
         "problems": {"not_an_image": 4},
+        "num_known_problems": 0,
     }
     assert "decode: 4 images: 0 decoded, 4 not" in decoded.stderr
     for path in TINY_FILES:

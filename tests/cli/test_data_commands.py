@@ -99,6 +99,7 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "num_bad": 2,
         "num_skipped": 1,
         "problems": {"empty": 1, "not_in_class_folder": 1, "other_suffix": 1},
+        "num_known_problems": 0,
     }
     assert (
         "hash: 5 files scanned, 2 images in 2 classes (0.0 MB), 2 errors, 1 skipped"
