@@ -152,6 +152,8 @@ def mutated(draw, content):
 class Files:
     """Images in memory."""
 
+    num_ahead = 0
+
     def __init__(self, contents):
         self._contents = contents
 

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from vit21k.errors import ImageTreeError
 from vit21k.sources import remote
-from vit21k.sources.remote import ObjectFacts, Range, RemoteTree, is_url, merge_ranges
+from vit21k.sources.remote import (
+    ObjectEndsError,
+    ObjectFacts,
+    Range,
+    RemoteTree,
+    is_url,
+    merge_ranges,
+)
 
 CONTENT = random.Random(0).randbytes(300_000)
 
@@ -99,8 +106,9 @@ def test_a_short_answer_is_retried(tree: RemoteTree) -> None:
 
 
 def test_an_object_that_ends_before_the_range_is_an_error(tree: RemoteTree) -> None:
-    with pytest.raises(OSError, match="10 of 20 bytes"):
+    with pytest.raises(ObjectEndsError, match="10 of 20 bytes"):
         tree.read_range("a.tar", len(CONTENT) - 10, len(CONTENT) + 10)
+    assert len(requests("cat_file")) == 1
 
 
 def test_neighbours_are_read_by_one_request(tree: RemoteTree) -> None:

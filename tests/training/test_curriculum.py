@@ -142,6 +142,7 @@ class _Grey:
     """Images of one colour."""
 
     content = None
+    num_ahead = 0
 
     def __init__(self, num_images):
         self.num_images = num_images

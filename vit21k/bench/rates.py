@@ -154,6 +154,11 @@ class MadeImages:
         """Return a label for each image: class 0."""
         return np.arange(len(rows_B)), np.zeros(len(rows_B), dtype=np.int64)
 
+    num_ahead = 0
+
+    def prefetch(self, rows_B: NDArray[np.int64]) -> None:
+        """Do nothing: they are in memory."""
+
 
 def measure_images(
     images: ImageRows,

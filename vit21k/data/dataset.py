@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_folder
+from vit21k.data.node_cache import AHEAD_IMAGES, AheadReader, NodeCache
 from vit21k.errors import ImageTreeError, ManifestError
 from vit21k.lock import locked
 from vit21k.machine import user_cache
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGE_KINDS, LOCATOR_COLUMNS
-from vit21k.sources.read import (
-    GZIP,
-    GZIP_HINT,
-    MOVED_HINT,
-    ImageReader,
-    Locator,
-)
+from vit21k.sources.read import GZIP, GZIP_HINT, ImageReader, Locator, Root, existing_root
 
 
 @runtime_checkable
@@ -50,6 +45,13 @@ class ImageRows(Protocol):
 
     def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return label_rows_L and label_ids_L of a batch; empty where labels are not known."""
+
+    @property
+    def num_ahead(self) -> int:
+        """How many images to announce with `prefetch` before they are read; 0: none."""
+
+    def prefetch(self, rows_B: NDArray[np.int64]) -> None:
+        """Begin to read the images of a batch."""
 
 
 class LocatorColumns(NamedTuple):
@@ -376,6 +378,41 @@ def _remove_stale(manifests: Path, indexes: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where images of a URL are kept on this node.
+
+    Attributes:
+        folder: On a local disk.
+        max_bytes: Limit for the caches of all sources in it.
+        warn: Called with why it is not written any more.
+    """
+
+    folder: Path
+    max_bytes: int
+    warn: Callable[[str], None] = lambda _text: None
+
+
+def _open_cache(
+    options: CacheOptions, manifest: Manifest, reader: ImageReader, containers: Sequence[str | None]
+) -> NodeCache | None:
+    """Open the cache of a manifest and the present version of its containers."""
+    if reader.tree is None:
+        return None
+    facts = reader.tree.facts_of([name for name in containers if name])
+    identity = {"url": reader.tree.url, "manifest": manifest.fingerprint, "containers": facts}
+    try:
+        return NodeCache(
+            options.folder, options.max_bytes, identity, manifest.num_rows, options.warn
+        )
+    except OSError as error:
+        options.warn(
+            f"the cache `{options.folder}` cannot be used ({error.strerror or error}): images are "
+            "read from the URL each time"
+        )
+        return None
+
+
 class ImageDataset:
     """Paths and labels of a manifest, in flat arrays: no Python object for a row.
 
@@ -383,11 +420,17 @@ class ImageDataset:
     threads; mapped, they take the page cache, which all processes of a machine share.
 
     Attributes:
-        root: The folder that paths are relative to.
+        root: The folder or URL that paths are relative to.
         index: Where the rows are mapped from; None: they are in memory.
     """
 
-    def __init__(self, root: Path, rows: FlatRows, index: RowIndex | None = None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        rows: FlatRows,
+        index: RowIndex | None = None,
+        open_cache: Callable[[ImageReader], NodeCache | None] = lambda _reader: None,
+    ) -> None:
         """Make an instance of *rows*.
 
         Raises:
@@ -400,11 +443,14 @@ class ImageDataset:
         if rows.locators:
             refuse_sequential(rows.locators)
         self._reader = ImageReader(root)
+        self._ahead: AheadReader | None = None
+        if self._reader.tree:
+            self._ahead = AheadReader(self._reader, self.locate, open_cache(self._reader))
 
     @classmethod
     def from_arrow(
         cls,
-        root: Path,
+        root: Root,
         paths: pa.Array,
         label_lists: pa.Array,
         locators: LocatorColumns | None = None,
@@ -420,10 +466,11 @@ class ImageDataset:
     def from_manifest(
         cls,
         manifest: Manifest,
-        root: Path | None = None,
+        root: Root | None = None,
         *,
         mapped: bool = False,
         note: Callable[[str], None] = lambda _text: None,
+        cache: CacheOptions | None = None,
     ) -> Self:
         """Read the paths and labels of an images, train or val manifest.
 
@@ -431,24 +478,24 @@ class ImageDataset:
             manifest: Which.
             root: Where the images are now; None: where they were hashed.
             mapped: Map the rows of a large manifest into memory: see `row_index`.
-            note: Hears what is done for that, if it takes long.
+            note: Called with what is done for that, if it takes long.
+            cache: Where to keep images of a URL.
 
         Raises:
             ImageTreeError: The image root is not there, or not known, or a container in it is
                 compressed.
             ManifestError: The manifest is damaged.
+            OSError: The server of a URL does not answer.
         """
-        if root is None and not manifest.header.root:
-            raise ImageTreeError(
-                f"`{manifest.path}` does not know where its images are: it was made from a list",
-                hint="say where they are with `--root DIR`",
-            )
-        root = Path(manifest.header.root) if root is None else root
-        if not root.is_dir():
-            raise ImageTreeError(f"the image root `{root}` is not a folder", hint=MOVED_HINT)
+        root = existing_root(manifest.header.root, root)
         index = open_index(manifest, note) if mapped else None
         rows = index.rows if index else FlatRows.from_table(manifest.read(COLUMNS))
-        return cls(root, rows, index)
+
+        def open_cache(reader: ImageReader) -> NodeCache | None:
+            containers = rows.locators.containers if rows.locators else ()
+            return _open_cache(cache, manifest, reader, containers) if cache else None
+
+        return cls(root, rows, index, open_cache)
 
     def __len__(self) -> int:
         return len(self._rows.path_starts_B) - 1
@@ -493,10 +540,22 @@ class ImageDataset:
             ImageError: A container is shorter than it was.
             OSError: It cannot be read.
         """
+        return self._ahead.take(row) if self._ahead else self._reader.read(*self.locate(row))
+
+    def locate(self, row: int) -> Locator:
+        """Return where an image is."""
         path, locators = self.path(row), self._rows.locators
-        if locators is None:
-            return self._reader.read(path)
-        return self._reader.read(*locators.locate(path, row))
+        return locators.locate(path, row) if locators else Locator(path)
+
+    @property
+    def num_ahead(self) -> int:
+        """How many images to announce with `prefetch` before they are read; 0: none."""
+        return AHEAD_IMAGES if self._ahead else 0
+
+    def prefetch(self, rows_B: NDArray[np.int64]) -> None:
+        """Begin to read the images of a batch; only behind a URL."""
+        if self._ahead:
+            self._ahead.expect(rows_B)
 
 
 def refuse_sequential(locators: LocatorColumns) -> None:

@@ -256,7 +256,7 @@ class BatchDecoder:
         """
         waiting: deque[_Pending] = deque()
         try:
-            for job in jobs:
+            for job in self._announced(jobs):
                 waiting.append(self._start(job))
                 if len(waiting) > self._num_ahead:
                     yield self._finish(waiting.popleft())
@@ -265,6 +265,22 @@ class BatchDecoder:
         finally:
             for pending in waiting:
                 _cancel(pending)
+
+    def _announced(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Yield *jobs*; the images of those that come next are prefetched."""
+        if not self._images.num_ahead:
+            yield from jobs
+            return
+        coming: deque[Job] = deque()
+        num_coming = 0
+        for job in jobs:
+            self._images.prefetch(job.rows_B)
+            coming.append(job)
+            num_coming += len(job.rows_B)
+            while num_coming > self._images.num_ahead:
+                num_coming -= len(coming[0].rows_B)
+                yield coming.popleft()
+        yield from coming
 
     def close(self) -> None:
         """Drop what is not begun, and join the threads."""

@@ -77,6 +77,14 @@ class Files:
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing
 
+    @property
+    def num_ahead(self) -> int:
+        """None: they are on a disk."""
+        return 0
+
+    def prefetch(self, rows_B: NDArray[np.int64]) -> None:
+        """Do nothing."""
+
 
 class RowRange:
     """Consecutive rows of *images*, indexed from 0."""
@@ -103,6 +111,15 @@ class RowRange:
     def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return label_rows_L and label_ids_L of a batch."""
         return self._images.labels_of(rows_B + self._rows.start)
+
+    @property
+    def num_ahead(self) -> int:
+        """How many images to announce with `prefetch` before they are read."""
+        return self._images.num_ahead
+
+    def prefetch(self, rows_B: NDArray[np.int64]) -> None:
+        """Begin to read the images of a batch."""
+        self._images.prefetch(rows_B + self._rows.start)
 
 
 def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> list[Path]:

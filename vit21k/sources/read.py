@@ -1,15 +1,21 @@
-"""Read the bytes of images; what cannot be read is told apart from what cannot be decoded."""
+"""Read the bytes of images; what cannot be read is told apart from what cannot be decoded.
+
+The image root is a folder or a URL: `ImageReader` reads images below either.
+"""
 
 import errno
 import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
+from vit21k.sources.remote import NUM_CONNECTIONS, ObjectEndsError, Range, RemoteTree, is_url
 from vit21k.sources.tar import is_gzip
 
 MAX_UNREAD = 100
@@ -21,6 +27,9 @@ OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _NUM_READS = 3
 
 T = TypeVar("T")
+Found = TypeVar("Found", bound=bytes | OSError)
+Root = str | Path
+"""Where images are: a folder of this machine, or a URL."""
 
 
 def read_again(read: Callable[[int], bytes], row: int) -> bytes:
@@ -52,7 +61,7 @@ def why_unread(error: ImageError | OSError) -> str:
 
 
 def refuse_gone(
-    outcomes: Iterable[T], why: Callable[[T], str | None], root: Path, *, is_all: bool = True
+    outcomes: Iterable[T], why: Callable[[T], str | None], root: Root, *, is_all: bool = True
 ) -> Iterator[T]:
     """Yield *outcomes*, unless as many files in a row are unread as no tree loses now and then.
 
@@ -123,6 +132,30 @@ class Locator(NamedTuple):
     storage: str | None = None
 
 
+def existing_root(hashed: str, root: Root | None) -> str:
+    """Return where the images are now.
+
+    Args:
+        hashed: Where they were hashed, as a manifest says; empty: not known.
+        root: Where they are, if they have moved.
+
+    Raises:
+        ImageTreeError: They are not there, or it is not known where.
+        OSError: The server of a URL does not answer.
+    """
+    place = str(root or hashed)
+    if not place:
+        raise ImageTreeError(
+            "the manifest does not say where its images are: it was made from a list",
+            hint="say where they are with `--root DIR`",
+        )
+    if is_url(place) and not RemoteTree(place).is_folder():
+        raise ImageTreeError(f"nothing lies below `{place}`", hint=MOVED_HINT)
+    if not is_url(place) and not Path(place).is_dir():
+        raise ImageTreeError(f"the image root `{place}` is not a folder", hint=MOVED_HINT)
+    return place
+
+
 class _OpenFile:
     """A descriptor that is closed when nobody uses it any more."""
 
@@ -135,9 +168,14 @@ class _OpenFile:
 
 
 class ImageReader:
-    """Reads images below *root*; keeps a limited number of containers open.  Thread-safe."""
+    """Reads images below *root*; keeps a limited number of containers open.  Thread-safe.
 
-    def __init__(self, root: str | Path, *, max_open: int | None = None) -> None:
+    Attributes:
+        tree: What lies below a URL; None: the root is a folder.
+    """
+
+    def __init__(self, root: Root, *, max_open: int | None = None) -> None:
+        self.tree = RemoteTree(str(root)) if is_url(root) else None
         self._root = str(root)
         self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
@@ -159,7 +197,7 @@ class ImageReader:
             OSError: It cannot be read.
         """
         if container is None:
-            return self._read_file(path)
+            return self._read_object(self.tree, path) if self.tree else self._read_file(path)
         if storage is None:
             return self._read_range(container, offset or 0, num_bytes or 0)
         if storage == GZIP:
@@ -168,6 +206,40 @@ class ImageReader:
             f"`{path}` is stored as `{storage}`, which this version of vit21k does not read",
             hint="run `vit21k hash` again with this version",
         )
+
+    def read_many(self, locators: Sequence[Locator]) -> "list[bytes | ImageError | OSError]":
+        """Return the bytes of images, or why they cannot be read, in order.
+
+        Behind a URL, images that are close in their container are read by one request, and
+        requests run concurrently.
+        """
+        if self.tree is None:
+            return [self._outcome(locator) for locator in locators]
+        is_range = [one.container is not None and one.storage is None for one in locators]
+        ranges = [_range(one) for one, yes in zip(locators, is_range, strict=True) if yes]
+        paths = [one.path for one in ranges]
+        others = (one for one, yes in zip(locators, is_range, strict=True) if not yes)
+        found_others = self._pool.map(self._outcome, others)
+        found_ranges = map(_explained, paths, self.tree.read_ranges(ranges))
+        return [next(found_ranges if yes else found_others) for yes in is_range]
+
+    def _outcome(self, locator: Locator) -> "bytes | ImageError | OSError":
+        try:
+            return self.read(*locator)
+        except (ImageError, OSError) as error:
+            return error
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(NUM_CONNECTIONS, thread_name_prefix="objects")
+
+    @staticmethod
+    def _read_object(tree: RemoteTree, path: str) -> bytes:
+        """Return the content of an object behind the URL."""
+        try:
+            return tree.read(path)
+        except FileNotFoundError:
+            raise UnreadableImageError("the object is not there", hint=MOVED_HINT) from None
 
     def _read_file(self, path: str) -> bytes:
         """Return the content of a plain file.
@@ -191,15 +263,17 @@ class ImageReader:
 
     def _read_range(self, container: str, offset: int, num_bytes: int) -> bytes:
         """Return *num_bytes* of *container* from *offset*."""
+        if self.tree:
+            try:
+                return self.tree.read_range(container, offset, offset + num_bytes)
+            except OSError as error:
+                raise _explained(container, error) from error
         file = self._file(container)  # held: whoever closes it must wait
         parts = []
         while num_bytes:
             part = os.pread(file.descriptor, num_bytes, offset)
             if not part:
-                raise ImageError(
-                    f"`{container}` ends before its member does",
-                    hint="it has changed since it was hashed; run `vit21k hash` again",
-                )
+                raise _too_short(container)
             parts.append(part)
             offset += len(part)
             num_bytes -= len(part)
@@ -217,10 +291,7 @@ class ImageReader:
         try:
             file = self._open_file(f"{self._root}/{container}")
         except (FileNotFoundError, NotADirectoryError):
-            raise UnreadableImageError(
-                f"the container `{container}` is not there",
-                hint=MOVED_HINT,
-            ) from None
+            raise _missing(container) from None
         if is_gzip(file.descriptor):
             raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
         return file
@@ -235,6 +306,29 @@ class ImageReader:
         self._max_open = max(len(self._open) // 2, 1)
         self._open.clear()
         return _OpenFile(path)
+
+
+def _range(locator: Locator) -> Range:
+    start = locator.offset or 0
+    return Range(locator.container or "", start, start + (locator.num_bytes or 0))
+
+
+def _explained(container: str, found: Found) -> "Found | ImageError":
+    """Return *found*, errors as an image in a container of a disk has them."""
+    if isinstance(found, FileNotFoundError):
+        return _missing(container)
+    return _too_short(container) if isinstance(found, ObjectEndsError) else found
+
+
+def _missing(container: str) -> UnreadableImageError:
+    return UnreadableImageError(f"the container `{container}` is not there", hint=MOVED_HINT)
+
+
+def _too_short(container: str) -> ImageError:
+    return ImageError(
+        f"`{container}` ends before its member does",
+        hint="it has changed since it was hashed; run `vit21k hash` again",
+    )
 
 
 def _suitable_max() -> int:

@@ -37,9 +37,17 @@ MERGED_BYTES = 8 << 20
 _HOP_BYTES, _PIECE_BYTES, _NUM_AHEAD = 64 << 10, 4 << 20, 4
 """A stream begins with small pieces, so that hopping from header to header stays cheap."""
 
+
+class ObjectEndsError(OSError):
+    """An object ends before the range that is asked for: it has changed, or the range is wrong."""
+
+
 _TAGS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest", "generation")
 _TIMES = ("mtime", "LastModified", "updated", "last_modified", "created", "Last-Modified")
-_NOT_RETRIED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NOT_RETRIED = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ObjectEndsError, MemoryError),
+)
 _STATUS_RETRIED = frozenset((408, 425, 429))
 _CLIENT_ERRORS = range(400, 500)
 
@@ -178,6 +186,20 @@ class RemoteTree:
         """
         return ObjectFacts.of(self._retried(lambda: self._files.info(self._place(path))))
 
+    def facts_of(self, paths: Sequence[str]) -> dict[str, ObjectFacts | None]:
+        """Return the facts of objects, None for those that are not there; folders are listed.
+
+        Raises:
+            OSError: The server does not answer.
+        """
+        facts: dict[str, ObjectFacts | None] = {}
+        for folder in sorted({path.rpartition("/")[0] for path in paths}):
+            prefix = f"{folder}/" if folder else ""
+            facts |= {prefix + entry.name: entry.facts for entry in self.entries(folder)}
+        unknown = [path for path in paths if (found := facts.get(path)) and not found.is_version]
+        facts |= zip(unknown, self._pool.map(self.facts, unknown), strict=True)
+        return {path: facts.get(path) for path in paths}
+
     def is_folder(self, path: str = "") -> bool:
         """Return whether anything lies below *path*.
 
@@ -271,9 +293,12 @@ class RemoteTree:
         self, path: str, num_bytes: int | None, start: int | None = None, end: int | None = None
     ) -> bytes:
         content: bytes = self._files.cat_file(self._place(path), start, end, **self._options)
-        if num_bytes is not None and len(content) != num_bytes:
-            raise OSError(errno.EIO, f"the server sent {len(content):,} of {num_bytes:,} bytes")
-        return content
+        if num_bytes is None or len(content) == num_bytes:
+            return content
+        detail = f"the server sent {len(content):,} of {num_bytes:,} bytes"
+        if end is not None and (self.facts(path).num_bytes or end) < end:
+            raise ObjectEndsError(errno.EIO, detail)
+        raise OSError(errno.EIO, detail)
 
     def _retried(self, request: Callable[[], T]) -> T:
         """Return what *request* gives; errors that may pass are retried."""
@@ -332,7 +357,7 @@ def _options_for(url: str, configured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, (*_NOT_RETRIED, MemoryError)):
+    if isinstance(error, _NOT_RETRIED):
         return False
     status = getattr(error, "status", None)
     return status not in _CLIENT_ERRORS or status in _STATUS_RETRIED
