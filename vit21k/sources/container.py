@@ -93,12 +93,17 @@ class LabelOptions:
         label_from: `folder` (that an image lies in), `parent` (the one above), `top` (the first
             below the root), `key`, `cls`, `json:FIELD` or `column:NAME`; None: detected.
         class_names: Names in the order of class indices (`--classes`); None if not given.
-        image_column: Column of a Parquet file with the images; None: the only one.
+        image_column: Column of a Parquet file, or suffix in a WebDataset, of the images; None: the
+            only one.
+        is_detected: `label_from` was detected: other labels that contradict it are listed.
+        are_classes_given: `class_names` are from the user, not from the source.
     """
 
     label_from: str | None = None
     class_names: tuple[str, ...] | None = None
     image_column: str | None = None
+    is_detected: bool = False
+    are_classes_given: bool = False
 
     def name_of_index(self, index: int, container: str) -> str | None:
         """Return the name of class *index*; None for `UNLABELLED`.

@@ -262,10 +262,12 @@ class Window:
 
     Attributes:
         offset: Of the next byte to be taken, in the stream.
+        num_fills: How often bytes were read; what was taken before the last time is not valid.
     """
 
     def __init__(self, source: Source, offset: int = 0, *, window_bytes: int = WINDOW_BYTES):
         self.offset = offset
+        self.num_fills = 0
         self._source = source
         self._window_bytes = window_bytes
         self._buffer = memoryview(bytearray(window_bytes))
@@ -278,13 +280,31 @@ class Window:
 
     def take(self, num_bytes: int) -> memoryview:
         """Return the next *num_bytes*, fewer if the stream ends; valid until the next call."""
-        if self._end - self._start < num_bytes:
-            self._fill(num_bytes)
+        self.read_ahead(num_bytes)
         stop = min(self._start + num_bytes, self._end)
         view = self._buffer[self._start : stop]
         self.offset += stop - self._start
         self._start = stop
         return view
+
+    def read_ahead(self, num_bytes: int) -> None:
+        """Have the next *num_bytes* in memory, so that taking them invalidates nothing."""
+        if self._end - self._start < num_bytes:
+            self._fill(num_bytes)
+
+    def read_again(self, offset: int, num_bytes: int) -> bytes:
+        """Return bytes that were taken before, fewer if the stream has been cut since.
+
+        Raises:
+            ValueError: The stream cannot jump.
+        """
+        if not self._source.can_jump():
+            raise ValueError("the stream cannot be read again")
+        view = memoryview(bytearray(num_bytes))
+        end = 0
+        while end < num_bytes and (num_read := self._source.read_into(view[end:], offset + end)):
+            end += num_read
+        return bytes(view[:end])
 
     def give_back(self, num_bytes: int) -> None:
         """Untake the last *num_bytes* of what `take` has just returned."""
@@ -312,6 +332,7 @@ class Window:
 
     def _fill(self, num_bytes: int) -> None:
         """Read until *num_bytes* are there, or the stream ends, and as much more as fits."""
+        self.num_fills += 1
         waiting = self._buffer[self._start : self._end]
         too_small = num_bytes > len(self._buffer)
         if too_small or len(self._buffer) > max(num_bytes, self._window_bytes):
