@@ -7,7 +7,7 @@ the user has to settle.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -37,23 +37,27 @@ class ByteSource(Protocol):
     def tell(self) -> int:
         """Return the position."""
 
+    def close(self) -> None:
+        """Close the file."""
 
-class Entry(NamedTuple):
+
+class Entry(Protocol):
     """An entry of a folder of a source."""
 
-    name: str
-    is_folder: bool
+    @property
+    def name(self) -> str:
+        """Its name in the folder."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
 
 
 class SourceTree(Protocol):
     """Folders and files that are hashed, on a disk or behind a URL; never written to."""
 
-    @property
-    def name(self) -> str:
-        """Path or URL of the root, for messages."""
-
-    def entries(self, folder: str) -> list[Entry]:
-        """Return what is in *folder* (`""`: the root), sorted by name."""
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        """Return what is in *folder*, relative to the root."""
 
     def open(self, path: str) -> ByteSource:
         """Open the file *path*, relative to the root, for reading."""
@@ -129,6 +133,10 @@ class LabelOptions:
                 hint="give the class list that the labels were made with: `--classes LIST`",
             )
         return self.class_names[index]
+
+
+NO_OPTIONS = LabelOptions()
+"""The user says nothing of labels."""
 
 
 class ContainerImage(NamedTuple):

@@ -1,6 +1,7 @@
 """An image tree: walk it in path order, classify its entries, and never write below it."""
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -532,3 +533,29 @@ def in_words(skipped: Sequence[Skipped]) -> str:
     more = f" and {len(skipped) - len(first):,} more" if len(skipped) > len(first) else ""
     verb = "entry was" if len(skipped) == 1 else "entries were"
     return f"{len(skipped):,} {verb} not looked at: {named}{more}"
+
+
+class FolderEntry(NamedTuple):
+    """An entry of a folder."""
+
+    name: str
+    is_folder: bool
+
+
+class FolderTree:
+    """The folder *root* on a disk, as a `container.SourceTree`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def entries(self, folder: str = "") -> list[FolderEntry]:
+        """Return what is in *folder*; nothing if it cannot be listed, which the walk reports."""
+        try:
+            with os.scandir(self._root / folder) as entries:
+                return [FolderEntry(entry.name, entry.is_dir()) for entry in entries]
+        except OSError:
+            return []
+
+    def open(self, path: str) -> io.FileIO:
+        """Open the file *path* for reading, without a buffer."""
+        return io.FileIO(self._root / path)

@@ -1,0 +1,277 @@
+"""Which layout a source has, and where the class of an image comes from.
+
+The folders at the top are listed, and the first members of a few containers read.  What is not
+clear is refused, with the options that settle it; `manifest.layout` refuses folders that cannot be
+classes while they are walked.
+"""
+
+import json
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Literal, get_args
+
+from vit21k.errors import LayoutError, UsageError
+from vit21k.sources.container import NO_OPTIONS, LabelOptions, SourceTree, split_of
+from vit21k.sources.folders import is_image_name
+from vit21k.sources.tar import SeekableSource, Window, archive_stem, is_gzip_name, read_members
+from vit21k.sources.webdataset import (
+    IMAGE_FIELDS,
+    LABEL_FIELDS,
+    Sample,
+    ShardFacts,
+    detect_labels,
+    in_words,
+    preview,
+)
+
+LayoutName = Literal["folders", "webdataset", "parquet"]
+LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
+
+LAYOUT_OPTION = "layout"
+"""Option of a manifest's header; absent: folders."""
+
+INFO = "_info.json"
+_CLASS_LIST_FIELDS = ("class_names", "classes", "label_names")
+
+_MAX_FOLDERS = 64
+_MAX_DEPTH = 3
+_MAX_SUBFOLDERS = 8
+_NUM_LOOKED_AT = 8
+_NUM_MEMBERS = 64
+_HOP_BYTES = 1 << 14
+_WNID = re.compile(r"n\d{8}")
+_WNID_KEY = re.compile(r"(n\d{8})[_-][^/]*")
+
+
+@dataclass(frozen=True)
+class SourceLayout:
+    """What was detected of a source, or what the user said.
+
+    Attributes:
+        name: Of the layout.
+        labels: Where the class of an image comes from; `label_from` is None for the folder.
+        num_containers: Shards or Parquet files, as far as they were listed.
+        shards: What `_info.json` says of each shard, by its path.
+        is_said: The user has named the layout or `label_from`.
+    """
+
+    name: LayoutName = "folders"
+    labels: LabelOptions = NO_OPTIONS
+    num_containers: int = 0
+    shards: Mapping[str, ShardFacts] = field(default_factory=dict)
+    is_said: bool = False
+
+    @property
+    def line(self) -> str:
+        """Layout and where the class comes from, in one line."""
+        what = {"folders": "class folders", "webdataset": "WebDataset", "parquet": "Parquet"}
+        containers = {"webdataset": "shards", "parquet": "files"}
+        count = f", {self.num_containers:,} {containers[self.name]}" if self.num_containers else ""
+        label_from = self.labels.label_from or "folder"
+        classes = ""
+        if self.labels.class_names is not None:
+            whose = "--classes" if self.labels.are_classes_given else INFO
+            classes = f" and the class list of `{whose}`"
+        return f"layout: {what[self.name]}{count}; class from {in_words(label_from)}{classes}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the header of a manifest holds of it: nothing for class folders."""
+        options: dict[str, Any] = {}
+        if self.name != "folders":
+            options[LAYOUT_OPTION] = self.name
+        if self.labels.label_from:
+            options["label_from"] = self.labels.label_from
+        return options
+
+
+@dataclass
+class _Survey:
+    """Files of a source by kind: all of them, or those of some folders."""
+
+    tars: list[str] = field(default_factory=list)
+    parquets: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    infos: list[str] = field(default_factory=list)
+
+
+def detect(
+    tree: SourceTree,
+    name: str,
+    *,
+    layout: LayoutName | None = None,
+    labels: LabelOptions = NO_OPTIONS,
+) -> SourceLayout:
+    """Return the layout of *tree*.
+
+    Args:
+        tree: The source.
+        name: Of the source, for messages.
+        layout: What the user says it is.
+        labels: What the user says of its classes.
+
+    Raises:
+        LayoutError: It is not clear, or not as the user says.
+        UsageError: The layout has no labels of that kind.
+        OSError: It cannot be listed, or a container cannot be read.
+    """
+    survey = _survey(tree)
+    found = layout or _layout_of(tree, survey)
+    if found == "webdataset":
+        result = _detect_webdataset(tree, name, survey, labels)
+    else:
+        result = SourceLayout(found, labels)
+    _refuse_labels(result)
+    return replace(result, is_said=layout is not None or labels.label_from is not None)
+
+
+def _survey(tree: SourceTree) -> _Survey:
+    """List the folders at the top, breadth first; those of images are not gone below."""
+    survey = _Survey()
+    waiting = deque([("", 0)])
+    num_folders = 0
+    while waiting and num_folders < _MAX_FOLDERS:
+        folder, depth = waiting.popleft()
+        num_folders += 1
+        entries = sorted(tree.entries(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if not entry.is_folder and not entry.name.startswith("."):
+                _note(survey, folder + entry.name)
+        folders = [entry.name for entry in entries if entry.is_folder and entry.name[0] != "."]
+        if depth < _MAX_DEPTH:
+            waiting.extend((f"{folder}{one}/", depth + 1) for one in folders[:_MAX_SUBFOLDERS])
+    return survey
+
+
+def _note(survey: _Survey, path: str) -> None:
+    name = path.rpartition("/")[2]
+    if archive_stem(name.encode(errors="surrogateescape")) is not None:
+        survey.tars.append(path)
+    elif name.lower().endswith(".parquet"):
+        survey.parquets.append(path)
+    elif name == INFO:
+        survey.infos.append(path)
+    elif is_image_name(name.encode(errors="surrogateescape")):
+        survey.images.append(path)
+
+
+def _layout_of(tree: SourceTree, survey: _Survey) -> LayoutName:
+    if any(_is_shard(tree, path) for path in _spread(survey.tars)):
+        return "webdataset"
+    return "folders"
+
+
+def _spread(paths: Sequence[str]) -> list[str]:
+    """Return the first and the last of *paths*, and some between."""
+    if len(paths) <= _NUM_LOOKED_AT:
+        return list(paths)
+    step = (len(paths) - 1) / (_NUM_LOOKED_AT - 1)
+    return [paths[round(index * step)] for index in range(_NUM_LOOKED_AT)]
+
+
+def _is_shard(tree: SourceTree, path: str) -> bool:
+    """Return whether a tar is a shard of a WebDataset, and not a class tar or a tree in a tar."""
+    stem = (archive_stem(path.rpartition("/")[2].encode()) or b"").decode()
+    if _WNID.fullmatch(stem) or is_gzip_name(path):
+        return False
+    with closing(tree.open(path)) as file:
+        window = Window(SeekableSource(file), window_bytes=_HOP_BYTES)
+        members = islice(read_members(window), _NUM_MEMBERS)
+        names = [member.name.decode(errors="replace") for member in members if member.name]
+    suffixes: dict[str, set[str]] = {}
+    for one in names:
+        folder, slash, base = one.rpartition("/")
+        key, _, suffix = base.partition(".")
+        suffixes.setdefault(folder + slash + key, set()).add(suffix.lower())
+    if any(found & IMAGE_FIELDS and found & LABEL_FIELDS for found in suffixes.values()):
+        return True
+    return bool(suffixes) and all(_WNID_KEY.fullmatch(key) for key in suffixes)
+
+
+def _detect_webdataset(
+    tree: SourceTree, name: str, survey: _Survey, labels: LabelOptions
+) -> SourceLayout:
+    shards = _read_infos(tree, survey.infos)
+    if labels.class_names is None:
+        labels = replace(labels, class_names=_class_names(tree, survey.infos))
+    for path in _spread(survey.tars):
+        samples = _preview(tree, path)
+        if samples:
+            labels = detect_labels(samples, labels, path)
+    if labels.label_from is None:
+        raise LayoutError(
+            f"no shard of `{name}` holds an image",
+            hint="expected tars with members such as `00000000.jpg` and `00000000.json`",
+        )
+    return SourceLayout("webdataset", labels, len(survey.tars), shards)
+
+
+def _preview(tree: SourceTree, path: str) -> list[Sample]:
+    with closing(tree.open(path)) as file:
+        return preview(file, path)
+
+
+def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardFacts]:
+    """Return what timm's `_info.json` says of each shard, by its path."""
+    facts: dict[str, ShardFacts] = {}
+    for path in infos:
+        splits = _read_info(tree, path).get("splits")
+        for name, split in (splits if isinstance(splits, dict) else {}).items():
+            names = split.get("filenames", []) if isinstance(split, dict) else []
+            counts = split.get("shard_lengths", []) if isinstance(split, dict) else []
+            if not isinstance(names, list) or not isinstance(counts, list):
+                continue
+            for index, shard in enumerate(names):
+                count = counts[index] if index < len(counts) else None
+                num_images = count if isinstance(count, int) else None
+                where = path.removesuffix(INFO) + str(shard)
+                facts[where] = ShardFacts(split_of(f"{name}/"), num_images)
+    return facts
+
+
+def _class_names(tree: SourceTree, infos: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the class list of `_info.json`; None if it has none, or several differ."""
+    found = set()
+    for path in infos:
+        info = _read_info(tree, path)
+        names = next((info[name] for name in _CLASS_LIST_FIELDS if name in info), None)
+        if isinstance(names, list) and names and all(isinstance(one, str) for one in names):
+            found.add(tuple(names))
+    return found.pop() if len(found) == 1 else None
+
+
+def _read_info(tree: SourceTree, path: str) -> dict[str, Any]:
+    with closing(tree.open(path)) as file:
+        try:
+            info = json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise LayoutError(
+                f"`{path}` is malformed: {error}", hint="fix it, or hash a copy without it"
+            ) from error
+    return info if isinstance(info, dict) else {}
+
+
+_LABELS_OF: dict[LayoutName, tuple[str, ...]] = {
+    "folders": ("folder", "parent", "top", "key"),
+    "webdataset": ("folder", "parent", "top", "key", "cls", "json"),
+    "parquet": ("column",),
+}
+
+
+def _refuse_labels(found: SourceLayout) -> None:
+    """Refuse a `label_from` that images of this layout do not have."""
+    label_from = found.labels.label_from
+    if label_from is None:
+        return
+    kinds = _LABELS_OF[found.name]
+    if label_from.partition(":")[0] not in kinds:
+        words = {"json": "json:FIELD", "column": "column:NAME"}
+        raise UsageError(
+            f"`--label-from {label_from}`: images in the layout `{found.name}` have no such label",
+            hint=f"it has {', '.join(words.get(kind, kind) for kind in kinds)}; `--layout` selects "
+            "another layout",
+        )
