@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
     ),
     "a WebDataset with .json": (
         {"imagenet12k-train-0000.tar": _web_dataset("jpg", "json"), "_info.json": b"{}"},
-        "is a WebDataset.*imagenet12k-train-0000/00000000.json",
+        "imagenet12k-train-0000.tar` is a WebDataset without a class",
     ),
     "a WebDataset with .cls, compressed": (
         {"a.tar.gz": gzip.compress(_web_dataset("cls", "jpg"))},
@@ -114,7 +114,8 @@ def test_who_says_where_labels_come_from_is_believed(
 
     rows = read_manifest(tmp_path / "m", DIGESTS, ["path", "wnid"]).to_pylist()
     assert rows
-    assert all(row["wnid"] == row["path"].split("/")[-2] for row in rows)
+    folders = [row["path"].split("/")[-2] for row in rows]
+    assert [row["wnid"] for row in rows] == [one.removesuffix(".tar") for one in folders]
 
 
 ACCEPTED: dict[str, tuple[Mapping[str, bytes], list[str]]] = {

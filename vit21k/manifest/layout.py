@@ -10,15 +10,14 @@ Input: folders as they are met, in any order.  Memory: a few names for each clas
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from vit21k.errors import LayoutError
 
-LabelFrom = Literal["folder", "top"]
-"""Which folder of an image is its class: the one it lies in, or the first below the root."""
+LabelFrom = str
+"""What the class of an image comes from: `folder`, `top` ... (`sources.container.LabelOptions`)."""
 
 OPTION = "label_from"
 """Option of a manifest's header, where the user has said which."""
@@ -46,7 +45,11 @@ _CLASS_FOLDERS = "put the images into one folder for each class"
 
 def class_of(folder: str, label_from: LabelFrom | None) -> str:
     """Return the class of the images in *folder*, which ends in ``/``, relative to the root."""
-    return folder.partition("/")[0] if label_from == "top" else folder[:-1].rpartition("/")[2]
+    if label_from == "top":
+        return folder.partition("/")[0]
+    if label_from == "parent":
+        folder = folder[:-1].rpartition("/")[0] + "/"
+    return folder[:-1].rpartition("/")[2]
 
 
 class Layout:
@@ -203,7 +206,7 @@ class Layout:
             raise LayoutError(
                 f"`{self._root}` is a WebDataset: the label of an image is in a file beside it "
                 f"(`{key}.{suffix}`), not in the name of its tar or folder",
-                hint=f"vit21k reads no labels from such files: {_CLASS_FOLDERS}; or, if the labels "
+                hint="`vit21k hash --layout webdataset` reads the labels in tars; or, if they "
                 f"are not wanted: {_BY_FOLDER}",
             )
 

@@ -17,7 +17,7 @@ from vit21k.errors import TemporaryFolderError, printable
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
-from vit21k.sources.container import ContainerRange
+from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.folders import Chunk, is_image_name, problem_from
 from vit21k.sources.tar import (
     BLOCK_BYTES,
@@ -105,7 +105,7 @@ class Spool(Generic[_Item]):
             self._entries.append((key, -len(self._held)))
         else:
             packed = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
-            with _in_temporary_folder():
+            with in_temporary_folder():
                 self._entries.append((key, self._file.tell()))
                 self._file.write(packed)
 
@@ -115,14 +115,14 @@ class Spool(Generic[_Item]):
             if position < 0:
                 yield self._held[-position - 1]
                 continue
-            with _in_temporary_folder():
+            with in_temporary_folder():
                 self._file.seek(position)
                 item: _Item = pickle.load(self._file)  # noqa: S301 (what `add` has just written)
             yield item
 
 
 @contextmanager
-def _in_temporary_folder() -> Iterator[None]:
+def in_temporary_folder() -> Iterator[None]:
     """Say of an `OSError` whose fault it is: that of our own file, not of what is read."""
     try:
         yield
@@ -283,11 +283,11 @@ class _ContainerHasher(Generic[_Digest]):
         self._num_runs = 0
 
     def run(self) -> Iterator[HashedMembers[_Digest]]:
-        before = _version(self._descriptor)
+        before = version_of(os.fstat(self._descriptor))
         with Spool[HashedMembers[_Digest]]() as spool:
             for members in self._read_to_the_damage():
                 spool.add(members.first_path.encode(), members)
-            if _version(self._descriptor) == before:
+            if version_of(os.fstat(self._descriptor)) == before:
                 runs = filter(self._is_of_last_class_tar, spool.in_order())
                 for members in disjoint(runs, self._say_twice):
                     if (good := self._without_flaws(members)).names:
@@ -442,8 +442,8 @@ class _ContainerHasher(Generic[_Digest]):
         self._problems.append(Problem(printable(path), kind, detail))
 
 
-def _version(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
+def version_of(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes when a file is written to."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -470,8 +470,8 @@ def cached_members(
     cache: HashCache, container: ContainerRange, status: os.stat_result, *, is_remote: bool
 ) -> Members:
     """Return what is known of the members of *container*; nothing, unless it is known to be all."""
-    label = _label(container, status, is_remote=is_remote)
-    known = cache.recall(label, *_EVERYTHING)
+    key = cache_key(container, status, is_remote=is_remote)
+    known = cache.recall(key, *_EVERYTHING)
     if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
         return []  # it had changed too shortly before
     members: Members = []
@@ -516,14 +516,24 @@ def cache_members(
     rows = np.concatenate([chunk.files.array for chunk in chunks])
     rows["ctime_ns"] = status.st_ctime_ns
     rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
-    cache.add(_label(container, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
+    cache.add(cache_key(container, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
 
 
-def _label(container: ContainerRange, status: os.stat_result, *, is_remote: bool) -> bytes:
-    """Return what identifies the archive in the cache; no folder's path begins with a slash."""
-    version = [status.st_size, status.st_mtime_ns]
-    version += [] if is_remote else [status.st_ctime_ns, status.st_ino]
-    return b"/%b/%b" % (container.name, " ".join(map(str, version)).encode())
+def cache_key(
+    container: ContainerRange, status: os.stat_result, options: str = "", *, is_remote: bool
+) -> bytes:
+    """Return what identifies *container* in the cache; no folder's path begins with a slash.
+
+    Args:
+        container: A container, or a class tar in one.
+        status: Of the file.
+        options: What its rows depend on, besides the header.
+        is_remote: Whether inodes and status-change times mean nothing.
+    """
+    version = [str(status.st_size), str(status.st_mtime_ns)]
+    version += [] if is_remote else [str(status.st_ctime_ns), str(status.st_ino)]
+    text = " ".join([*version, options] if options else version)
+    return b"/%b/%b" % (container.name, text.encode())
 
 
 _HOP_BYTES = 4096
@@ -540,7 +550,7 @@ def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iter
     """
     fraction = 0.0
     for chunk in chunks:
-        if chunk.container is None or chunk.container.beside:
+        if chunk.container is None or chunk.container.beside or chunk.container.kind != TAR:
             yield chunk
         else:
             for container in class_tars_of(root, chunk.container, flags=flags):

@@ -1,5 +1,6 @@
 """Chunks of a source -> rows of digests.parquet and problems.parquet, by a pool of threads."""
 
+import io
 import os
 import random
 import resource
@@ -7,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 
 from vit21k import machine
 from vit21k.errors import printable
-from vit21k.manifest.layout import LabelFrom, class_of
-from vit21k.manifest.problems import Problem
+from vit21k.manifest.layout import class_of
+from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ManifestWriter
 from vit21k.prep.file_digest import (
@@ -32,14 +34,17 @@ from vit21k.prep.hash_archives import (
     HashedMembers,
     Members,
     UnusableError,
+    cache_key,
     cache_members,
     cached_members,
     differing_members,
     hash_container,
     is_small,
     problem_beside,
+    version_of,
 )
 from vit21k.prep.hash_cache import HashCache
+from vit21k.prep.hash_containers import cache_chunks, cached_chunks, chunks_of_items, hash_items
 from vit21k.prep.scan import (
     FORMATS,
     HAS_CONTENT,
@@ -57,7 +62,8 @@ from vit21k.prep.scan import (
     compiled_reader_for,
     have,
 )
-from vit21k.sources.container import ContainerRange
+from vit21k.sources.container import TAR, ContainerRange
+from vit21k.sources.detect import CLASS_FOLDERS, SourceLayout
 from vit21k.sources.folders import Chunk, problem_from
 from vit21k.sources.read import GZIP
 from vit21k.sources.tar import is_gzip
@@ -156,7 +162,7 @@ class ChunkHasher:
         recheck: Share of the files known that are read all the same, 0 to 1.
         is_remote: Whether inodes and status-change times mean nothing where the files lie.
         is_stopped: Set it to have the chunks under way end at their next file, unfinished.
-        label_from: Which folder of an image is its class.
+        layout: Where the class of an image comes from.
         prefetches: Set it to have the system fetch all files of a chunk at once, before the first
             of them is read; for files that have to be waited for.
     """
@@ -172,7 +178,7 @@ class ChunkHasher:
         *,
         algorithm: str,
         follow_symlinks: bool = False,
-        label_from: LabelFrom | None = None,
+        layout: SourceLayout = CLASS_FOLDERS,
         is_remote: bool = False,
         recheck: float = 0.0,
     ) -> None:
@@ -184,7 +190,7 @@ class ChunkHasher:
         self.recheck = recheck
         self.is_remote = is_remote
         self.cache: HashCache | None = None
-        self.label_from: LabelFrom | None = label_from
+        self.layout = layout
         self.file_flags = _FILE_FLAGS | no_follow
         self.reader = FileReader(algorithm, self.file_flags)
         self.algorithm = algorithm
@@ -212,10 +218,12 @@ class ChunkHasher:
         if chunk.container is not None and chunk.container.beside:
             beside = problem_beside(self.root, chunk.container, flags=self.file_flags)
             return HashedChunk("", chunk.fraction, problems=[beside])
+        if chunk.container is not None and chunk.container.kind == TAR:
+            return self._hash_tar(chunk.container, chunk.fraction)
         if chunk.container is not None:
             return self._hash_container(chunk.container, chunk.fraction)
         folder = printable(chunk.folder)
-        done = HashedChunk(class_of(folder, self.label_from), chunk.fraction)
+        done = HashedChunk(class_of(folder, self.layout.labels.label_from), chunk.fraction)
         if all(problem for _, problem in chunk.entries):
             done.problems += [problem for _, problem in chunk.entries if problem]
             return done
@@ -231,7 +239,7 @@ class ChunkHasher:
             os.close(descriptor)
         return done
 
-    def _hash_container(self, container: ContainerRange, fraction: float) -> HashedChunk:
+    def _hash_tar(self, container: ContainerRange, fraction: float) -> HashedChunk:
         try:
             descriptor = os.open(self.root + container.path, self.file_flags)
         except OSError as error:
@@ -244,16 +252,8 @@ class ChunkHasher:
                 chunks = self._known_chunks(container, fraction, known, is_compressed=is_compressed)
                 return _joined(iter(self._noted(container, status, chunks, read_at)))
 
-            def digest_member(content: memoryview) -> FileDigest:
-                digest, facts = self.reader.describe(content, content)
-                if facts.format in NOT_IMAGES:
-                    raise UnusableError(*no_image(facts))
-                if len(content) >= WHOLE_BYTES:
-                    facts = facts._replace(content_digest=None, has_end=None)
-                probe = self.reader.probe_of(content) if self.only_ends else None
-                return FileDigest(len(content), status.st_mtime_ns, digest, facts, probe=probe)
-
-            found = hash_container(container, descriptor, digest_member, lambda: self.is_stopped)
+            digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
+            found = hash_container(container, descriptor, digest, lambda: self.is_stopped)
             first = next(found)  # by then all is read
         finally:
             os.close(descriptor)
@@ -265,6 +265,46 @@ class ChunkHasher:
         if self.cache and not self.is_stopped and is_small(container, status):
             held = self._noted(container, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
+            chunks = iter(held)
+        return _joined(chunks)
+
+    def _digest_member(self, content: memoryview | bytes, mtime_ns: int) -> FileDigest:
+        view = memoryview(content)
+        digest, facts = self.reader.describe(content, view)
+        if facts.format in NOT_IMAGES:
+            raise UnusableError(*no_image(facts))
+        if len(view) >= WHOLE_BYTES:
+            facts = facts._replace(content_digest=None, has_end=None)
+        probe = self.reader.probe_of(view) if self.only_ends else None
+        return FileDigest(len(view), mtime_ns, digest, facts, probe=probe)
+
+    def _hash_container(self, container: ContainerRange, fraction: float) -> HashedChunk:
+        path = container.path.decode()
+        try:
+            descriptor = os.open(self.root + container.path, self.file_flags)
+        except OSError as error:
+            return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
+        read_at = self.cache.now() if self.cache else 0
+        with io.FileIO(descriptor) as file:
+            status = os.fstat(descriptor)
+            key = cache_key(container, status, self.layout.cached_by, is_remote=self.is_remote)
+            known = cached_chunks(self.cache, key, status, path, fraction) if self.cache else []
+            if self.cache and known and random.random() >= self.recheck:  # noqa: S311
+                cache_chunks(self.cache, key, status, known, read_at)
+                return _joined(iter(known))
+            items = self.layout.read(container.kind, file, path)
+            digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
+            found = hash_items(items, path, digest, lambda: self.is_stopped)
+            first = next(found)  # by then all is read
+            if version_of(os.fstat(descriptor)) != version_of(status):
+                problem = Problem(path, ProblemKind.CHANGED_WHILE_READ, "")
+                return HashedChunk("", fraction, problems=[problem])
+        chunks = chunks_of_items(chain([first], found), path, fraction)
+        if self.cache and not self.is_stopped and is_small(container, status):
+            held = list(chunks)
+            cache_chunks(self.cache, key, status, held, read_at)
+            before: Members = [("", chunk.paths, chunk.files) for chunk in known]
+            held[0].silently_changed = differing_members(before, held)
             chunks = iter(held)
         return _joined(chunks)
 
@@ -287,7 +327,7 @@ class ChunkHasher:
     ) -> Iterator[HashedChunk]:
         for folder, paths, files in known:
             yield HashedChunk(
-                class_of(folder, self.label_from),
+                class_of(folder, self.layout.labels.label_from),
                 fraction,
                 paths=paths,
                 files=files,
@@ -306,7 +346,7 @@ class ChunkHasher:
         is_compressed: bool,
     ) -> HashedChunk:
         return HashedChunk(
-            class_of(members.folder, self.label_from),
+            class_of(members.folder, self.layout.labels.label_from),
             fraction,
             paths=[members.folder + name for name in members.names],
             files=FileRows.of(members.digests),

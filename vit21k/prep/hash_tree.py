@@ -13,7 +13,7 @@ Memory: independent of the number of files.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,7 @@ from vit21k.errors import ImageTreeError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.io import Header
 from vit21k.manifest.known_problems import num_known
-from vit21k.manifest.layout import OPTION as LABEL_OPTION
-from vit21k.manifest.layout import LabelFrom, Layout, stem_of
+from vit21k.manifest.layout import Layout, stem_of
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer, refuse_inside
@@ -43,14 +42,16 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.quick import MODE, Candidates, QuickHasher
 from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.sources.container import ContainerRange
+from vit21k.sources.container import TAR, ContainerRange, label_options
+from vit21k.sources.detect import LayoutName, SourceLayout, detect
 from vit21k.sources.folders import (
     Chunk,
+    FolderTree,
+    Walker,
     image_root,
     is_remote,
     look_at,
     refuse_parquet,
-    walk,
 )
 
 
@@ -119,7 +120,7 @@ class HashSummary:
         self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)
         stem = stem_of(chunk.container) if chunk.container else None
         self.wnids |= chunk.classes
-        if chunk.files:
+        if chunk.files and not chunk.wnids:
             self.layout.add(chunk.paths[0].rpartition("/")[0], stem)
         self.layout.add_files(chunk.paths, others, stem)
 
@@ -144,8 +145,12 @@ def hash_tree(  # noqa: PLR0913
     recheck: float = 0.0,
     shard: Shard | None = None,
     engine: Engine | None = None,
-    label_from: LabelFrom | None = None,
+    layout: LayoutName | None = None,
+    label_from: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_column: str | None = None,
     splits: Collection[str] = (),
+    on_layout: Callable[[SourceLayout], None] = lambda _layout: None,
     on_look: OnChunk = lambda _chunk: None,
     on_chunk: OnChunk = lambda _chunk: None,
 ) -> HashSummary:
@@ -162,8 +167,12 @@ def hash_tree(  # noqa: PLR0913
         recheck: Fraction of the unchanged files to re-read anyway, 0 to 1.
         shard: Hash only this shard, and write to its own folder below *manifests*.
         engine: Where chunks are hashed; default: in threads.  Other engines have no cache.
-        label_from: Which folder of an image is its class; None: its parent, if unambiguous.
+        layout: What the source is; None: detected.
+        label_from: Where the class of an image comes from (`LabelOptions`); None: detected.
+        class_names: What the class indices in a source mean; None: it says so itself.
+        image_column: Column or field of a source that has images in several.
         splits: Folders of the root that are splits, such as train and val, and never classes.
+        on_layout: Called once with what was detected, before anything is hashed.
         on_look: Called with each chunk of the first walk of a quick run.
         on_chunk: Called with each hashed chunk, in path order.
 
@@ -178,37 +187,37 @@ def hash_tree(  # noqa: PLR0913
     refuse_inside(manifests, str(root))
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
-    layout = Layout(str(root / (archive or "")), label_from=label_from, splits=splits)
+    labels = label_options(label_from, class_names, image_column)
+    found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
+    on_layout(found)
+    judge = Layout(str(root / (archive or "")), label_from=found.judged_by, splits=splits)
     if archive is None:
-        look_at(root, layout)
-    options = _non_default_options(mode, shard, archive, label_from)
+        look_at(root, judge)
+    options = _non_default_options(mode, shard, archive) | found.options
     options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
     hasher = (QuickHasher if mode == MODE else ChunkHasher)(
         os.fsencode(root),
         algorithm=algorithm,
         follow_symlinks=follow_symlinks,
-        label_from=label_from,
+        layout=found,
         is_remote=is_remote(root),
         recheck=recheck,
     )
     out = shard.folder(manifests) if shard else manifests
-    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, layout)
+    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary
 
 
-def _non_default_options(
-    mode: str, shard: Shard | None, archive: str | None, label_from: LabelFrom | None
-) -> dict[str, Any]:
+def _non_default_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
     """Return the options that the header holds only where they differ from their default."""
     options = {
         "mode": "" if mode == "full" else mode,
         OPTION: str(shard or ""),
         ARCHIVE_OPTION: archive,
-        LABEL_OPTION: label_from,
     }
     return {name: value for name, value in options.items() if value}
 
@@ -290,15 +299,16 @@ def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk
         archive: Name of the one file of the root that counts, instead of a tree.
     """
     if archive is None:
-        follow_symlinks = hasher.follow_symlinks
+        walker = Walker(hasher.root, follow_symlinks=hasher.follow_symlinks)
+        walker.kind_of = hasher.layout.kind_of
         if hasher.compiled:
-            list_files = hasher.compiled.list_files
-            chunks = walk(hasher.root, follow_symlinks=follow_symlinks, list_files=list_files)
-        else:
-            chunks = walk(hasher.root, follow_symlinks=follow_symlinks)
+            walker.list_files = hasher.compiled.list_files
+        chunks = walker.chunks()
     else:
         name = os.fsencode(archive)
-        chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, b""))])
+        kind = hasher.layout.kind_of(name) or TAR
+        folder = b"" if kind == TAR else name + b"/"
+        chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, folder, kind=kind))])
     return with_class_tars(chunks, hasher.root, flags=hasher.file_flags)
 
 

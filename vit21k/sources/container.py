@@ -63,6 +63,9 @@ class SourceTree(Protocol):
         """Open the file *path*, relative to the root, for reading."""
 
 
+TAR = "tar"
+
+
 class ContainerRange(NamedTuple):
     """A container, or the bytes of a class tar in it.
 
@@ -74,6 +77,7 @@ class ContainerRange(NamedTuple):
         end: Offset after the last byte; None for a complete container.
         beside: What is read in its place because it has the same name: a folder, which ends in
             `/`, or another container; empty if there is none.
+        kind: `TAR`: it is read as if it were unpacked; others as in `detect.SourceLayout.read`.
     """
 
     path: bytes
@@ -82,6 +86,7 @@ class ContainerRange(NamedTuple):
     start: int = 0
     end: int | None = None
     beside: bytes = b""
+    kind: str = TAR
 
     @property
     def is_class_tar(self) -> bool:
@@ -137,6 +142,14 @@ class LabelOptions:
 
 NO_OPTIONS = LabelOptions()
 """The user says nothing of labels."""
+
+
+def label_options(
+    label_from: str | None, class_names: Sequence[str] | None, image_column: str | None
+) -> LabelOptions:
+    """Return what the user says of labels."""
+    names = None if class_names is None else tuple(class_names)
+    return LabelOptions(label_from, names, image_column, are_classes_given=names is not None)
 
 
 class ContainerImage(NamedTuple):

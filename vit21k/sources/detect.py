@@ -14,18 +14,29 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
+import xxhash
+
 from vit21k.errors import LayoutError, UsageError
-from vit21k.sources.container import NO_OPTIONS, LabelOptions, SourceTree, split_of
-from vit21k.sources.folders import is_image_name
+from vit21k.sources.container import (
+    NO_OPTIONS,
+    ByteSource,
+    ContainerItems,
+    LabelOptions,
+    SourceTree,
+    split_of,
+)
+from vit21k.sources.folders import is_image_name, kind_of_tar
 from vit21k.sources.tar import SeekableSource, Window, archive_stem, is_gzip_name, read_members
 from vit21k.sources.webdataset import (
     IMAGE_FIELDS,
     LABEL_FIELDS,
+    NO_FACTS,
     Sample,
     ShardFacts,
     detect_labels,
     in_words,
     preview,
+    read_webdataset,
 )
 
 LayoutName = Literal["folders", "webdataset", "parquet"]
@@ -78,6 +89,40 @@ class SourceLayout:
             classes = f" and the class list of `{whose}`"
         return f"layout: {what[self.name]}{count}; class from {in_words(label_from)}{classes}"
 
+    def kind_of(self, name: bytes) -> str | None:
+        """Return how a file is read as a container (`ArchivePart.kind`); None if it is not one."""
+        kind = kind_of_tar(name)
+        if self.name == "webdataset" and kind is not None:
+            return "webdataset"
+        return kind if self.name == "folders" else None
+
+    def read(self, kind: str, source: ByteSource, path: str) -> ContainerItems:
+        """Yield the images of a container, and what is wrong with it.
+
+        Args:
+            kind: By `kind_of`.
+            source: The container.
+            path: Relative to the root.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if kind == "webdataset":
+            return read_webdataset(source, path, self.labels, self.shards.get(path, NO_FACTS))
+        raise ValueError(kind)
+
+    @property
+    def judged_by(self) -> str | None:
+        """What `manifest.layout.Layout` is told: None if folders are to be judged as classes."""
+        return self.labels.label_from if self.name == "folders" else self.name
+
+    @property
+    def cached_by(self) -> str:
+        """Everything that the labels in a container depend on, for the cache."""
+        return xxhash.xxh3_64_hexdigest(
+            repr((self.name, self.labels, sorted(self.shards.items()))).encode()
+        )
+
     @property
     def options(self) -> dict[str, Any]:
         """What the header of a manifest holds of it: nothing for class folders."""
@@ -87,6 +132,9 @@ class SourceLayout:
         if self.labels.label_from:
             options["label_from"] = self.labels.label_from
         return options
+
+
+CLASS_FOLDERS = SourceLayout()
 
 
 @dataclass

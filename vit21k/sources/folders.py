@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 from vit21k.errors import ImageTreeError, LayoutError, printable
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.sources.container import ContainerRange
+from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.read import OUR_OWN_LIMITS
 from vit21k.sources.tar import archive_stem
 
@@ -160,8 +160,21 @@ ListFiles = Callable[[bytes], list[bytes] | None]
 """Returns the names in a folder that holds nothing but files; None of any other."""
 
 
+KindOf = Callable[[bytes], str | None]
+"""Returns how a file of that name is read as a container (`ContainerRange.kind`); None: not one."""
+
+
+def kind_of_tar(name: bytes) -> str | None:
+    """Return `TAR` for the name of a tar."""
+    return TAR if archive_stem(name) is not None else None
+
+
 def walk(
-    root: bytes, *, follow_symlinks: bool = False, list_files: ListFiles = lambda _folder: None
+    root: bytes,
+    *,
+    follow_symlinks: bool = False,
+    list_files: ListFiles = lambda _folder: None,
+    kind_of: KindOf = kind_of_tar,
 ) -> Iterator[Chunk]:
     """Yield every entry below *root* that is not a folder, and the folders that are not read.
 
@@ -169,12 +182,13 @@ def walk(
         root: The image root.  Bytes, so that neither the locale nor odd names matter.
         follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
         list_files: A quicker way to list plain folders.
+        kind_of: Which files are containers.
 
     Raises:
         OSError: *root* itself cannot be read.
     """
     walker = Walker(root.rstrip(b"/") + b"/", follow_symlinks=follow_symlinks)
-    walker.list_files = list_files
+    walker.list_files, walker.kind_of = list_files, kind_of
     return walker.chunks()
 
 
@@ -199,14 +213,23 @@ class Level:
         """Whether all its names have been taken."""
         return self.num_taken == len(self.keys)
 
-    def add_containers(self, names: list[bytes]) -> None:
-        """Put archives where their folders would be, unless there are such folders."""
+    def add_containers(self, kinds: Mapping[bytes, str]) -> None:
+        """Put tars where their folders would be, unless there are such folders.
+
+        Args:
+            kinds: How to read them, by name; other containers than tars are folders themselves.
+        """
         taken = {key: self.path + key for key in self.keys}
-        for name in sorted(names):
+        for name, kind in sorted(kinds.items()):
             path, key = self.path + name, (archive_stem(name) or name) + b"/"
             if not is_utf8(path):
                 self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
                 self.keys.append(name)
+                continue
+            if kind != TAR:
+                key = name + b"/"
+                self.containers[key] = ContainerRange(path, path, path + b"/", kind=kind)
+                self.keys.append(key)
                 continue
             beside = taken.get(key, b"")
             at = name if beside else key
@@ -224,6 +247,7 @@ class Walker:
         self._names: dict[tuple[int, int], bytes] = {}
         self._stack: list[Level] = []
         self.list_files: ListFiles = lambda _folder: None
+        self.kind_of: KindOf = kind_of_tar
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield every entry that is not a folder, and the folders that are not read."""
@@ -293,17 +317,20 @@ class Walker:
     def _open(self, path: bytes) -> Level:
         level = Level(path, [], {})
         is_usual = bool(path) and is_utf8(path)
-        if is_usual and (names := self.list_files(self._root + path)):
+        names = self.list_files(self._root + path) if is_usual else None
+        if names and not _may_be_containers(names):
             return Level(path, sorted(names), {}, has_files_only=True)
-        archives: list[bytes] = []
+        archives: dict[bytes, str] = {}
         num_files = 0
         with os.scandir(self._root + path) as entries:
             for entry in entries:
                 name = entry.name
                 if name[-1] in _ENDS_OF_ARCHIVES or not entry.is_file(follow_symlinks=False):
                     key = self._key(entry, level)
-                    is_archive = _is_archive(key) and key not in level.odd
-                    (archives if is_archive else level.keys).append(key)
+                    if (kind := self._kind_of_key(key)) and key not in level.odd:
+                        archives[key] = kind
+                    else:
+                        level.keys.append(key)
                 else:
                     level.keys.append(name)
                     num_files += 1
@@ -313,6 +340,11 @@ class Walker:
             level.add_containers(archives)
         level.keys.sort()
         return level
+
+    def _kind_of_key(self, key: bytes) -> str | None:
+        """Return how a file is read as a container; the last byte of its name rules out most."""
+        is_candidate = key[-1] in _ENDS_OF_ARCHIVES and not key.startswith(b".")
+        return self.kind_of(key) if is_candidate else None
 
     def _key(self, entry: os.DirEntry[bytes], level: Level) -> bytes:
         """Return the sort key of *entry*; note in *level* what is wrong with it, if anything."""
@@ -337,14 +369,14 @@ class Walker:
         return fraction
 
 
-_ENDS_OF_ARCHIVES = b"rRzZ"  # `.tar`, `.gz` and `.tgz`
+_ENDS_OF_ARCHIVES = b"rRzZpPtT"  # `.tar`, `.gz`, `.tgz`, `.zip` and `.parquet`
+_SUFFIXES_OF_CONTAINERS = (b".zip", b".parquet")  # `list_files` looks for the others
 
 
-def _is_archive(key: bytes) -> bool:
-    # The last byte rules out nearly all.
-    return (
-        key[-1] in _ENDS_OF_ARCHIVES and not key.startswith(b".") and archive_stem(key) is not None
-    )
+def _may_be_containers(names: list[bytes]) -> bool:
+    """Return whether some of *names* may be those of containers; quickly."""
+    text = b"\0".join(names).lower()
+    return any(suffix in text for suffix in _SUFFIXES_OF_CONTAINERS)
 
 
 def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
@@ -545,11 +577,20 @@ class FolderEntry(NamedTuple):
 class FolderTree:
     """The folder *root* on a disk, as a `container.SourceTree`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, only: str | None = None) -> None:
+        """Make an instance.
+
+        Args:
+            root: The folder.
+            only: The one file of it that counts.
+        """
         self._root = root
+        self._only = only
 
     def entries(self, folder: str = "") -> list[FolderEntry]:
         """Return what is in *folder*; nothing if it cannot be listed, which the walk reports."""
+        if self._only is not None:
+            return [FolderEntry(self._only, False)]
         try:
             with os.scandir(self._root / folder) as entries:
                 return [FolderEntry(entry.name, entry.is_dir()) for entry in entries]

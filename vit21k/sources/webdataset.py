@@ -121,11 +121,11 @@ class ShardFacts(NamedTuple):
     num_images: int | None
 
 
-_NO_FACTS = ShardFacts(None, None)
+NO_FACTS = ShardFacts(None, None)
 
 
 def read_webdataset(
-    source: ByteSource, path: str, labels: LabelOptions, facts: ShardFacts = _NO_FACTS
+    source: ByteSource, path: str, labels: LabelOptions, facts: ShardFacts = NO_FACTS
 ) -> ContainerItems:
     """Yield the images of a shard, and what is wrong with it, in its order.
 
@@ -142,7 +142,7 @@ def read_webdataset(
 
 
 def read_window(
-    window: Window, path: str, labels: LabelOptions, facts: ShardFacts = _NO_FACTS
+    window: Window, path: str, labels: LabelOptions, facts: ShardFacts = NO_FACTS
 ) -> ContainerItems:
     """Yield the images of the shard at *window*, as `read_webdataset` does."""
     read = _LabelReader(labels, path)
