@@ -184,7 +184,7 @@ def test_a_run_that_dies_half_way_leaves_nothing_that_looks_whole(
     def die(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edit._Writer, "_write_classes", die)
+    monkeypatch.setattr(edit, "write_classes", die)
     with pytest.raises(KeyboardInterrupt):
         select(manifests, manifests / "out", Selection(drop=[TENCH]))
 

@@ -234,6 +234,11 @@ def progress(title: str, *, unit: str = "files", total: int | None = None) -> It
         line.clear()
 
 
+def counts(by_kind: Mapping[Any, int]) -> dict[str, int]:
+    """Return counts by kind for JSON, in order."""
+    return {str(kind): count for kind, count in sorted(by_kind.items())}
+
+
 def number(value: float | None) -> str:
     """Return a count with separators, a fraction with four digits; "-" for None."""
     if value is None:

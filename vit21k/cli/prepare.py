@@ -54,7 +54,7 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
         "num_classes": len(summary.wnids),
         "num_bad": summary.num_bad,
         "num_skipped": summary.num_skipped,
-        "problems": {str(kind): count for kind, count in sorted(summary.problems.items())},
+        "problems": console.counts(summary.problems),
         "num_known_problems": summary.num_known_problems,
     }
 

@@ -1,13 +1,13 @@
-"""Images with several labels -> how these relate, the most doubtful first.
+"""Rank images with several labels by how these are related, the most doubtful first.
 
-An image is ranked by the two of its labels that fit least: far apart, then near, siblings, and
-one a kind of the other; of equal rank, those first that have least in common.  "Far" are where the
-label errors are.
+An image is ranked by its two least related labels: far, then near, siblings, and hypernym and
+hyponym; within a rank, by the depth of their common ancestor.  "Far" images are likely label
+errors.
 
 Legend: M images with several labels, P pairs of labels, K classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.labels.edit import Ints, LabelLists, check_out, relative, with_step
+from vit21k.labels.edit import Ints, LabelLists, check_out, derived_header
 from vit21k.lock import locked
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import CONFLICTS, IMAGES
@@ -24,10 +24,10 @@ from vit21k.manifest.writer import write_manifest
 from vit21k.prep.dedup import prefetched
 
 MANY_LABELS = 50
-"""Of an image with more labels, each is compared with the first one only.
+"""With more labels, each is compared with the first one only.
 
-In a tree that is enough to find how little they have in common: what all of them share is the
-highest of what the first shares with each.
+In a tree this suffices to find the least related pair: the common ancestor of all labels is the
+highest of the common ancestors of the first with each.
 """
 
 
@@ -37,8 +37,8 @@ class ConflictSummary:
 
     Attributes:
         num_images: Images of `images.parquet`.
-        num_multi_label: Of these, those with several labels; rows of `conflicts.parquet`.
-        relations: Of these, how many are of each relation.
+        num_multi_label: Images with several labels: rows of `conflicts.parquet`.
+        relations: Number of rows of each relation.
     """
 
     num_images: int
@@ -46,11 +46,11 @@ class ConflictSummary:
     relations: dict[Relation, int]
 
 
-class Pairs(NamedTuple):
-    """Labels that are compared, two at a time.
+class LabelPairs(NamedTuple):
+    """Pairs of labels of images.
 
     Attributes:
-        row_P: The image; ascending.
+        row_P: Row of the image, ascending.
         first_P, second_P: Class indices, the smaller first.
     """
 
@@ -64,11 +64,11 @@ def conflicts(manifests: Path, out: Path) -> ConflictSummary:
 
     Args:
         manifests: The folder of `images.parquet`.
-        out: Where the new manifest goes.
+        out: Folder of the new manifest.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *out* is *manifests*, or lies inside the image root.
+        UsageError: *out* is *manifests*, or inside the image root.
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
@@ -77,11 +77,7 @@ def conflicts(manifests: Path, out: Path) -> ConflictSummary:
         multi_label = _multi_label(images)
         hierarchy = Hierarchy.of(images.classes())
         rows = conflict_rows(multi_label, hierarchy)
-        header = replace(
-            with_step(images.header, {"verb": "conflicts"}),
-            inputs={"images": images.fingerprint},
-            inputs_in=relative(manifests, out),
-        )
+        header = derived_header(images, out, {"verb": "conflicts"})
         write_manifest(rows, CONFLICTS, out, header, images.classes())
     counts = rows["relation"].value_counts().to_pylist()
     found = {count["values"]: count["counts"] for count in counts}
@@ -103,24 +99,23 @@ def _multi_label(images: Manifest) -> pa.Table:
 
 
 def conflict_rows(multi_label: pa.Table, hierarchy: Hierarchy) -> pa.Table:
-    """Return the rows of `conflicts` for *multi_label*, all with several labels, ranked."""
+    """Return the ranked rows of `conflicts` for images that all have several labels."""
     if not multi_label.num_rows:
         return CONFLICTS.schema.empty_table()
     pairs = label_pairs(LabelLists.from_arrow(multi_label["label_ids"].combine_chunks()))
-    related, place_P = _relate_each(pairs, hierarchy)
-    depth_P, distance_P = related.depth_P[place_P], related.distance_P[place_P]
-    rank_P = related.rank_P[place_P]
+    related = _relate_each(pairs, hierarchy)
+    rank_P, depth_P, distance_P = related.rank_P, related.depth_P, related.distance_P
     order = np.lexsort((-distance_P, depth_P, rank_P, pairs.row_P))
     _, worst = np.unique(pairs.row_P[order], return_index=True)
     worst_M = order[worst]
     by_doubt = np.lexsort((-distance_P[worst_M], depth_P[worst_M], rank_P[worst_M]))  # stable
     worst_M = worst_M[by_doubt]
-    wnids = pa.array([*hierarchy.synsets.wnids, None])  # the last: nothing in common
+    wnids = pa.array([*hierarchy.synsets.wnids, None])  # the last: no common ancestor
     columns = {
         "relation": pa.array([str(kind) for kind in RANKED]).take(pa.array(rank_P[worst_M])),
         "first_id": pairs.first_P[worst_M],
         "second_id": pairs.second_P[worst_M],
-        "common_wnid": wnids.take(pa.array(related.row_P[place_P][worst_M] % len(wnids))),
+        "common_wnid": wnids.take(pa.array(related.row_P[worst_M] % len(wnids))),
         "common_depth": depth_P[worst_M],
         "distance": distance_P[worst_M],
     }
@@ -130,31 +125,31 @@ def conflict_rows(multi_label: pa.Table, hierarchy: Hierarchy) -> pa.Table:
     return rows
 
 
-def label_pairs(lists: LabelLists) -> Pairs:
-    """Return the labels to compare, two at a time, of images that all have several."""
+def label_pairs(lists: LabelLists) -> LabelPairs:
+    """Return the pairs of labels to compare, of images that all have several."""
     num_N = lists.num_N
     rows, firsts, seconds = ([np.empty(0, dtype=np.int64)] for _ in range(3))
     for size in np.unique(num_N).tolist():
         row_M = np.flatnonzero(num_N == size)
         labels_MS = lists.label_L[lists.starts[row_M][:, None] + np.arange(size)]
-        one, other = _places(size)
+        one, other = _pair_columns(size)
         rows.append(np.repeat(row_M, len(one)))
         firsts.append(labels_MS[:, one].reshape(-1))
         seconds.append(labels_MS[:, other].reshape(-1))
     row_P = np.concatenate(rows)
     order = np.argsort(row_P, kind="stable")
-    return Pairs(row_P[order], np.concatenate(firsts)[order], np.concatenate(seconds)[order])
+    return LabelPairs(row_P[order], np.concatenate(firsts)[order], np.concatenate(seconds)[order])
 
 
-def _places(num_labels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pair_columns(num_labels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     if num_labels <= MANY_LABELS:
         one, other = np.triu_indices(num_labels, 1)
         return one, other
     return np.zeros(num_labels - 1, dtype=np.intp), np.arange(1, num_labels)
 
 
-def _relate_each(pairs: Pairs, hierarchy: Hierarchy) -> tuple[Related, Ints]:
-    """Relate every two classes that meet, once; return them, and where each pair is among them."""
+def _relate_each(pairs: LabelPairs, hierarchy: Hierarchy) -> Related:
+    """Return the relation of each pair; equal pairs of classes are computed once."""
     size = len(hierarchy)
-    keys, place_P = np.unique(pairs.first_P * size + pairs.second_P, return_inverse=True)
-    return relate(hierarchy, *np.divmod(keys, size)), place_P
+    keys, index_P = np.unique(pairs.first_P * size + pairs.second_P, return_inverse=True)
+    return Related(*(column[index_P] for column in relate(hierarchy, *np.divmod(keys, size))))

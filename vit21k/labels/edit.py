@@ -1,4 +1,4 @@
-"""Manifests -> manifests with other labels: label lists, classes, and a rewritten folder."""
+"""Label lists, class lists, and manifests rewritten with other labels."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +23,10 @@ Ints = NDArray[np.int64]
 
 
 class LabelLists(NamedTuple):
-    """The labels of each image, one list after the other; each ascending, without repeats.
+    """The labels of each image, concatenated; each list ascending, without repeats.
 
     Attributes:
-        starts: Where the list of each image begins, and where the last one ends; N + 1 numbers.
+        starts: Start of the list of each image, and the end of the last; N + 1 offsets.
         label_L: Class indices.
     """
 
@@ -35,7 +35,7 @@ class LabelLists(NamedTuple):
 
     @classmethod
     def from_arrow(cls, lists: pa.ListArray) -> Self:
-        """Take over a column of `label_ids` without nulls."""
+        """Convert a column of `label_ids` without nulls."""
         starts = lists.offsets.to_numpy().astype(np.int64)
         return cls(starts - starts[0], lists.flatten().to_numpy())
 
@@ -45,29 +45,29 @@ class LabelLists(NamedTuple):
 
     @property
     def num_N(self) -> Ints:
-        """How many labels each image has."""
+        """Number of labels of each image."""
         return np.diff(self.starts)
 
     @property
     def row_L(self) -> Ints:
-        """Which image each label belongs to."""
+        """Row of the image of each label."""
         return np.repeat(np.arange(len(self.starts) - 1), self.num_N)
 
     def first_N(self) -> Ints:
-        """Return the first label of each image; -1 where it has none."""
+        """Return the first label of each image; -1 if it has none."""
         first = np.full(len(self.starts) - 1, -1, dtype=np.int64)
         has_some = self.num_N > 0
         first[has_some] = self.label_L[self.starts[:-1][has_some]]
         return first
 
     def of_rows(self, is_in: NDArray[np.bool_]) -> Self:
-        """Return the lists of those images alone."""
+        """Return the lists of the selected images."""
         num_N = self.num_N
         starts = np.append(0, np.cumsum(num_N[is_in]))
         return type(self)(starts, self.label_L[np.repeat(is_in, num_N)])
 
     def is_changed_N(self, new: "LabelLists") -> NDArray[np.bool_]:
-        """Return which images have other labels in *new*, which has the same images."""
+        """Return which images have other labels in *new*, of the same images."""
         is_changed: NDArray[np.bool_] = self.num_N != new.num_N
         rest = ~is_changed
         mine, others = self.of_rows(rest), new.of_rows(rest)
@@ -79,19 +79,19 @@ class LabelLists(NamedTuple):
 
 
 def hypernyms(lists: LabelLists, above: Above) -> LabelLists:
-    """Return for each image the classes above its labels that are not labels of it already."""
+    """Return for each image the hypernyms of its labels that are not among them."""
     found = _keys_above(lists.row_L, lists.label_L, above)
     return _from_keys(found[~_is_among(found, _keys(lists, above))], lists, above)
 
 
 def with_hypernyms(lists: LabelLists, above: Above) -> LabelLists:
-    """Return for each image its labels and all classes above them."""
+    """Return for each image its labels and all their hypernyms."""
     found = _keys_above(lists.row_L, lists.label_L, above)
     return _from_keys(distinct(np.append(_keys(lists, above), found)), lists, above)
 
 
 def without_ancestors(lists: LabelLists, ancestors: Above) -> LabelLists:
-    """Return the labels that no other label of the same image is a kind of."""
+    """Return the labels without those that are a hypernym of another label of the image."""
     own = _keys(lists, ancestors)
     has_others = np.repeat(lists.num_N > 1, lists.num_N)
     above = _keys_above(lists.row_L[has_others], lists.label_L[has_others], ancestors)
@@ -101,7 +101,7 @@ def without_ancestors(lists: LabelLists, ancestors: Above) -> LabelLists:
 
 
 def renumbered(lists: LabelLists, new_id_K: Ints) -> LabelLists:
-    """Return the labels by other class indices; labels whose new index is -1 are skipped."""
+    """Return the labels with new class indices; labels whose new index is -1 are dropped."""
     new_L = new_id_K[lists.label_L]
     is_in = new_L >= 0
     row_L, new_L = lists.row_L[is_in], new_L[is_in]
@@ -111,14 +111,14 @@ def renumbered(lists: LabelLists, new_id_K: Ints) -> LabelLists:
 
 
 def _keys(lists: LabelLists, above: Above) -> Ints:
-    """Return image and label as one number each; ascending, because the lists are."""
+    """Return a key for each pair of image and label, ascending."""
     return lists.row_L * len(above.num_K) + lists.label_L
 
 
 def _keys_above(row_L: Ints, label_L: Ints, above: Above) -> Ints:
-    """Return each image with each class above its labels, as one number; ascending, distinct."""
-    places, found = above.of_each(label_L)
-    return distinct(row_L[places] * len(above.num_K) + found)
+    """Return the distinct keys of each image with each hypernym of its labels, ascending."""
+    index, found = above.of_each(label_L)
+    return distinct(row_L[index] * len(above.num_K) + found)
 
 
 def _from_keys(keys: Ints, lists: LabelLists, above: Above) -> LabelLists:
@@ -128,21 +128,21 @@ def _from_keys(keys: Ints, lists: LabelLists, above: Above) -> LabelLists:
 
 
 def _is_among(keys: Ints, ordered: Ints) -> NDArray[np.bool_]:
-    """Return which of *keys* are in *ordered*, which ascends."""
+    """Return which of *keys* are in *ordered*, which is ascending."""
     if not len(ordered):
         return np.zeros(len(keys), dtype=bool)
-    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[place] == keys
+    index = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[index] == keys
     return found
 
 
 class LabelClasses(NamedTuple):
-    """A class list, and what is counted by it.
+    """A class list with the number of files of each class.
 
     Attributes:
-        classes: The list, with names where they are known.
-        num_files_K: Files in the folders of each class.
-        is_renumbered: Whether class indices mean other classes than in the old list.
+        classes: The list, with names if known.
+        num_files_K: Files in the folder of each class.
+        is_renumbered: Whether class indices differ from those of the old list.
     """
 
     classes: ClassList
@@ -150,13 +150,13 @@ class LabelClasses(NamedTuple):
     is_renumbered: bool = False
 
     def is_changed_N(self, old: LabelLists, new: LabelLists) -> NDArray[np.bool_]:
-        """Return which images have other labels; the same class by a new index is no other."""
+        """Return which images have other labels; a new index of the same class does not count."""
         lost: NDArray[np.bool_] = old.num_N != new.num_N
         return lost if self.is_renumbered else old.is_changed_N(new)
 
 
 def read_label_classes(manifests: Path) -> LabelClasses:
-    """Return the class list of the folder, with names and numbers of files.
+    """Return the class list of the folder, with names and file counts.
 
     Raises:
         ManifestError: `images` or `classes.parquet` is missing, stale or damaged.
@@ -175,7 +175,7 @@ def read_label_classes(manifests: Path) -> LabelClasses:
 ROWS_IN_MEMORY = 2_000_000
 
 Change = Callable[[LabelLists], LabelLists]
-"""The labels of some images -> their new labels, image by image; perhaps none."""
+"""Labels of images -> their new labels, possibly none."""
 
 
 @dataclass(kw_only=True)
@@ -185,14 +185,14 @@ class RewriteSummary:
     Attributes:
         num_before: Images of the old one.
         num_images: Images of the new one.
-        num_changed: Of these, those whose labels are others.
+        num_changed: New images with other labels than before.
         num_labels_before: Labels of the old images.
         num_labels: Labels of the new ones.
         num_multi_label: New images with several labels.
         num_classes: Length of the new class list.
-        num_empty_classes: Classes of it that no image carries.
-        splits: Rows of the new `val` and `train`, where there is a split.
-        stale_split: Whether there was a split that no longer fitted, and was skipped.
+        num_empty_classes: Classes without images.
+        splits: Rows of the new `val` and `train`, if there is a split.
+        stale_split: Whether there was a stale split, which was skipped.
     """
 
     num_before: int = 0
@@ -208,7 +208,7 @@ class RewriteSummary:
 
     @property
     def num_skipped(self) -> int:
-        """Images that have no label any more."""
+        """Images that are left without labels."""
         return self.num_before - self.num_images
 
 
@@ -225,15 +225,15 @@ def rewrite_folder(
 
     Args:
         manifests: The old folder.
-        out: The new one; made if need be.
-        change: What becomes of the labels.  Images left without labels are skipped.
+        out: The new one; created if missing.
+        change: Maps old labels to new ones.  Images left without labels are skipped.
         new: The class list of the new labels.
-        step: What is done: "verb" and its options; kept in the headers.
-        with_split: Carry `val` and `train` over, if there are any.
+        step: "verb" and its options; stored in the headers.
+        with_split: Also write `val` and `train`, if they exist.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        UsageError: *out* is *manifests*, or lies inside the image root.
+        UsageError: *out* is *manifests*, or inside the image root.
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
@@ -241,13 +241,8 @@ def rewrite_folder(
     summary = RewriteSummary(num_classes=len(new.classes))
     with locked(out, command=f"labels {step['verb']}"):
         writer = _Writer(out, change, new, summary)
-        header = replace(
-            with_step(images.header, step),
-            classes=new.classes.fingerprint,
-            inputs={"images": images.fingerprint},
-            inputs_in=relative(manifests, out),
-        )
-        writer.write_images(images, header)
+        header = derived_header(images, out, step)
+        writer.write_images(images, replace(header, classes=new.classes.fingerprint))
         if with_split and (manifests / VAL.file_name).is_file():
             try:
                 split = [open_manifest(manifests, kind) for kind in (VAL, TRAIN)]
@@ -259,32 +254,58 @@ def rewrite_folder(
 
 
 def check_out(manifests: Path, out: Path, root: str) -> None:
-    """Refuse to write over the old manifests, or into the image tree.
+    """Refuse to overwrite the old manifests, or to write into the image tree.
 
     Raises:
-        UsageError: *out* is *manifests*, or lies inside *root*.
+        UsageError: *out* is *manifests*, or inside *root*.
     """
     if out.resolve() == manifests.resolve():
         raise UsageError(
-            "the new manifests must not replace those they are made from",
+            "the new manifests must not replace their input",
             hint="name another folder with `--out DIR`",
         )
     refuse_inside(out, root, option="--out")
 
 
-def with_step(header: Header, step: Mapping[str, Any]) -> Header:
+def derived_header(source: Manifest, out: Path, step: Mapping[str, Any]) -> Header:
+    """Return the header of a manifest in *out* that *step* makes from *source*."""
+    folder = os.path.relpath(source.path.parent.resolve(), out.resolve())
+    return replace(
+        _with_step(source.header, step),
+        inputs={source.kind.name: source.fingerprint},
+        inputs_in=Path(folder).as_posix(),
+    )
+
+
+def _with_step(header: Header, step: Mapping[str, Any]) -> Header:
     """Return *header* with one more step of the labels."""
     steps = [*header.options.get("labels", []), dict(step)]
     return replace(header, options={**header.options, "labels": steps})
 
 
-def relative(folder: Path, start: Path) -> str:
-    """Return how *folder* is reached from *start*, as POSIX."""
-    return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
+def write_classes(
+    out: Path, header: Header, classes: LabelClasses, num_images_K: Ints, num_single_K: Ints
+) -> Header:
+    """Write `classes.parquet` next to the `images.parquet` of *out*; return its header."""
+    rows = pa.table(
+        {
+            "class_index": np.arange(len(classes.classes)),
+            "wnid": list(classes.classes.wnids),
+            "name": list(classes.classes.names),
+            "num_files": classes.num_files_K,
+            "num_images": num_images_K,
+            "num_single_label": num_single_K,
+        },
+        schema=CLASSES.schema,
+    )
+    inputs = {"images": open_manifest(out, IMAGES).fingerprint}
+    header = replace(header, inputs=inputs, inputs_in=".")
+    write_manifest(rows, CLASSES, out, header)
+    return header
 
 
 class _Writer:
-    """Writes the manifests of one new folder."""
+    """Writes the manifests of a new folder."""
 
     def __init__(
         self, out: Path, change: Change, new: LabelClasses, summary: RewriteSummary
@@ -312,13 +333,13 @@ class _Writer:
             summary.num_multi_label += int((new.num_N > 1).sum())
         summary.num_images = self._write(IMAGES, images, header, np.concatenate(firsts))
         summary.num_empty_classes = int((num_images_K == 0).sum())
-        self._write_classes(header, num_images_K, num_single_K)
+        write_classes(self._out, header, self._new, num_images_K, num_single_K)
 
     def write_split(self, split: list[Manifest], step: Mapping[str, Any]) -> None:
         inputs = {"images": open_manifest(self._out, IMAGES).fingerprint}
         for source in split:
             header = replace(
-                with_step(source.header, step),
+                _with_step(source.header, step),
                 classes=self._new.classes.fingerprint,
                 inputs=inputs,
                 inputs_in=".",
@@ -329,25 +350,6 @@ class _Writer:
             self._summary.splits[kind.name] = self._write(kind, source, header, first_N)
             inputs = {**inputs, kind.name: open_manifest(self._out, kind).fingerprint}
 
-    def _write_classes(
-        self, header: Header, num_images_K: NDArray[np.int64], num_single_K: NDArray[np.int64]
-    ) -> None:
-        classes = self._new.classes
-        rows = pa.table(
-            {
-                "class_index": np.arange(len(classes)),
-                "wnid": list(classes.wnids),
-                "name": list(classes.names),
-                "num_files": self._new.num_files_K,
-                "num_images": num_images_K,
-                "num_single_label": num_single_K,
-            },
-            schema=CLASSES.schema,
-        )
-        inputs = {"images": open_manifest(self._out, IMAGES).fingerprint}
-        header = replace(header, inputs=inputs, inputs_in=".")
-        write_manifest(rows, CLASSES, self._out, header)
-
     def _label_lists(self, source: Manifest) -> Iterator[tuple[LabelLists, LabelLists]]:
         for rows in prefetched(source.batches(["label_ids"])):
             old = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
@@ -356,7 +358,7 @@ class _Writer:
     def _write(
         self, kind: ManifestKind, source: Manifest, header: Header, first_N: NDArray[np.int64]
     ) -> int:
-        """Write the images that have labels, by their first label; return how many."""
+        """Write the images with labels, ordered by first label; return how many."""
         is_ordered = bool((np.diff(first_N[first_N >= 0]) >= 0).all())
         with manifest_writer(kind, self._out, header, self._new.classes) as writer:
             for rows in self._rows(source) if is_ordered else self._reordered(source, first_N):
@@ -371,17 +373,17 @@ class _Writer:
             yield changed.filter(pa.array(new.num_N > 0))
 
     def _reordered(self, source: Manifest, first_N: NDArray[np.int64]) -> Iterator[pa.Table]:
-        """Yield the images by first label, reading all of them once for each part held."""
+        """Yield the images ordered by first label, reading all of them once per part in memory."""
         kept = first_N[first_N >= 0]
         order = np.argsort(kept, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        for start in range(0, len(place), ROWS_IN_MEMORY):
-            parts, places, row = [], [], 0
+        new_row = np.empty_like(order)
+        new_row[order] = np.arange(len(order))
+        for start in range(0, len(new_row), ROWS_IN_MEMORY):
+            parts, new_rows, row = [], [], 0
             for rows in self._rows(source):
-                here = place[row : row + rows.num_rows]
+                here = new_row[row : row + rows.num_rows]
                 is_in = (here >= start) & (here < start + ROWS_IN_MEMORY)
                 parts.append(rows.filter(pa.array(is_in)))
-                places.append(here[is_in])
+                new_rows.append(here[is_in])
                 row += rows.num_rows
-            yield pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(places))))
+            yield pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(new_rows))))

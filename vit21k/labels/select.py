@@ -1,7 +1,7 @@
 """Choose classes (a subtree, a list, the larger classes) or add hypernyms to labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ from vit21k.labels.edit import (
     LabelLists,
     RewriteSummary,
     check_out,
+    derived_header,
     hypernyms,
     read_label_classes,
-    relative,
     renumbered,
     rewrite_folder,
     with_hypernyms,
-    with_step,
     without_ancestors,
 )
 from vit21k.lock import locked
@@ -39,10 +38,10 @@ class ExpandSummary:
     """Counts of an `expanded.parquet`.
 
     Attributes:
-        num_images: Its rows.
+        num_images: Number of rows.
         num_labels: Labels of the images.
-        num_hypernyms: Classes above them, added beside.
-        num_without: Images that nothing was added to.
+        num_hypernyms: Hypernyms of these.
+        num_without: Images without hypernyms.
     """
 
     num_images: int
@@ -52,26 +51,22 @@ class ExpandSummary:
 
 
 def expand(manifests: Path, out: Path, *, levels: int | None = None) -> ExpandSummary:
-    """Write `expanded.parquet`: every image with its labels and, beside, the classes above them.
+    """Write `expanded.parquet`: every image with its labels and, in another column, hypernyms.
 
     Args:
         manifests: The folder of `images.parquet`.
-        out: Where the new manifest goes.
-        levels: How many steps up, from class to class of the list; default: all.
+        out: Folder of the new manifest.
+        levels: Number of steps up, between classes of the list; default: all.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *out* is *manifests*, or lies inside the image root.
+        UsageError: *out* is *manifests*, or inside the image root.
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
     check_out(manifests, out, images.header.root)
     above = _above(Hierarchy.of(images.classes()), levels)
-    header = replace(
-        with_step(images.header, {"verb": "expand", "levels": levels}),
-        inputs={"images": images.fingerprint},
-        inputs_in=relative(manifests, out),
-    )
+    header = derived_header(images, out, {"verb": "expand", "levels": levels})
     num_labels = num_hypernyms = num_without = 0
     with (
         locked(out, command="labels expand"),
@@ -93,7 +88,7 @@ def expand(manifests: Path, out: Path, *, levels: int | None = None) -> ExpandSu
 
 
 def expand_into_labels(manifests: Path, out: Path, *, levels: int | None = None) -> RewriteSummary:
-    """Write a new folder whose images are labelled by the classes above their labels as well.
+    """Write a new folder with hypernyms among the labels of images.
 
     Args and errors are those of `expand`.
     """
@@ -104,9 +99,9 @@ def expand_into_labels(manifests: Path, out: Path, *, levels: int | None = None)
 
 
 def reduce(manifests: Path, out: Path) -> RewriteSummary:
-    """Write a new folder whose images have only labels that no other label of them is a kind of.
+    """Write a new folder without labels that are a hypernym of another label of the image.
 
-    An image of a dog that lies under "animal" as well keeps "dog".  Args and errors are those of
+    An image with the labels "dog" and "animal" keeps "dog".  Args and errors are those of
     `expand`.
     """
     new = read_label_classes(manifests)
@@ -127,15 +122,14 @@ P_MORE_THAN, P_VAL_PER_CLASS = 500, 50
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which classes stay.  What is asked for together must all be true.
+    """Which classes to keep.  Conditions are combined with "and".
 
     Attributes:
         keep: Only these: a wnid means its subtree, anything else is a class list.
         drop: Not these.
         more_than: Only classes with more than this many files.
-        count: What is counted: "files" in the class folder, or distinct "images".
-        keep_indices: Leave the class list, and with it the indices, as they are; the classes that
-            go have no images then.
+        count: What *more_than* counts: "files" in the class folder, or unique "images".
+        keep_indices: Keep the class list and its indices; dropped classes have no images.
     """
 
     keep: Sequence[str] = ()
@@ -145,7 +139,7 @@ class Selection:
     keep_indices: bool = False
 
     def step(self) -> dict[str, Any]:
-        """Return what the header of the new manifests says."""
+        """Return the step for the header of the new manifests."""
         return {
             "verb": "select",
             "keep": list(self.keep),
@@ -158,14 +152,14 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectSummary:
-    """What became of the classes.
+    """Result of a selection of classes.
 
     Attributes:
         rewritten: Counts of the new manifests.
         num_classes_before: Length of the old class list.
-        gone: Old classes that the new list does not have, or that were dropped; class index -1.
-        lost: Classes of a list that was to be kept that the old list does not have.
-        split: The new split, with the preset.
+        gone: Old classes that are not in the new list, or were dropped; class index -1.
+        lost: Classes of the new list that the old list does not have.
+        split: The new split, if one was asked for.
     """
 
     rewritten: RewriteSummary
@@ -178,22 +172,22 @@ class SelectSummary:
 def select(
     manifests: Path, out: Path, selection: Selection, *, hold_out: int | None = None
 ) -> SelectSummary:
-    """Write a new folder with some of the classes, and the images that carry one of them.
+    """Write a new folder with some of the classes and their images.
 
-    If one known list or file is to be kept and nothing else is asked for, the new class list is
-    that list: the indices are its own, and its classes that are not here have no images.
-    Otherwise the classes that stay are numbered anew, in the same order.
+    If a single known list or file is to be kept, without other conditions, it becomes the new
+    class list with its own indices; its classes that are missing in the old list have no images.
+    Otherwise the kept classes get new consecutive indices in the same order.
 
     Args:
         manifests: The folder of `images.parquet` and `classes.parquet`.
-        out: Where the new manifests go.
-        selection: What stays.
-        hold_out: Make a split too, with so many images of each class held out.  Default: the
-            split that there is.
+        out: Folder of the new manifests.
+        selection: Which classes to keep.
+        hold_out: Also make a split with this many images of each class held out.  Default: keep
+            the existing split.
 
     Raises:
-        UsageError: What is asked for is no class, no list, or leaves no class; *out* is not
-            a place to write to.
+        UsageError: A name is neither a class nor a list, no class is left, or *out* is
+            *manifests* or inside the image root.
         ManifestError: A manifest is missing, stale or damaged.
         LockedError: Another run works on *out*.
     """
@@ -220,10 +214,10 @@ def select(
 
 
 def select_21k_p(manifests: Path, out: Path) -> SelectSummary:
-    """Make ImageNet-21K-P: classes with more than 500 files, then 50 images of each held out.
+    """Make ImageNet-21K-P: classes with more than 500 files, with 50 images of each held out.
 
-    Images to hold out are the first that carry one label only; the original takes the first 50
-    files.  Args and errors are those of `select`.
+    The held-out images are the first with a single label; the original takes the first 50 files.
+    Args and errors are those of `select`.
     """
     return select(manifests, out, Selection(more_than=P_MORE_THAN), hold_out=P_VAL_PER_CLASS)
 
@@ -241,15 +235,17 @@ def _is_kept(manifests: Path, old: LabelClasses, selection: Selection) -> NDArra
             num_K = open_manifest(manifests, CLASSES).read(["num_images"])["num_images"].to_numpy()
         is_kept &= num_K > selection.more_than
     if not is_kept.any():
-        raise UsageError("no class is left", hint="`vit21k labels stats` shows what there is")
+        raise UsageError(
+            "no class is left", hint="`vit21k labels stats` shows the sizes of classes"
+        )
     return is_kept
 
 
 def _named(hierarchy: Hierarchy, name: str) -> NDArray[np.bool_]:
-    """Return which classes are of the subtree or list that *name* means."""
+    """Return which classes are in the subtree or list called *name*."""
     if name in hierarchy.synsets:
         return hierarchy.subtree_K(name)
-    if name in hierarchy.classes.wnids:  # a folder that is no wnid
+    if name in hierarchy.classes.wnids:  # a folder that is not a wnid
         return np.array([wnid == name for wnid in hierarchy.classes.wnids])
     is_in: NDArray[np.bool_] = map_ids(hierarchy.classes, read_classes(name)) >= 0
     return is_in
@@ -258,7 +254,7 @@ def _named(hierarchy: Hierarchy, name: str) -> NDArray[np.bool_]:
 def _new_classes(
     old: LabelClasses, is_kept_K: NDArray[np.bool_], selection: Selection
 ) -> tuple[LabelClasses, NDArray[np.int64]]:
-    """Return the new class list, and the new index of each old class; -1 for one that goes."""
+    """Return the new class list, and the new index of each old class; -1 if it is dropped."""
     if selection.keep_indices:
         return old, np.where(is_kept_K, np.arange(len(is_kept_K)), -1)
     names = [selection.keep[0]] if len(selection.keep) == 1 else []
@@ -274,7 +270,7 @@ def _new_classes(
 
 
 def is_exactly(selection: Selection) -> bool:
-    """Return whether a list is to be kept and nothing else is asked for."""
+    """Return whether keeping a list is the only condition."""
     return not selection.drop and selection.more_than is None
 
 

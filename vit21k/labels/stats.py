@@ -1,4 +1,4 @@
-"""A class list in numbers and as a tree."""
+"""Statistics of labels and class lists, and the class list as a tree."""
 
 import json
 from collections import Counter
@@ -20,11 +20,11 @@ PERSON = "n00007846"
 TEDDY = "n04399382"
 
 LARGER_THAN = (0, 10, 100, 500, 1000)
-"""Sizes of classes that are counted; 500 is the one of ImageNet-21K-P."""
+"""Thresholds of class sizes; 500 is that of ImageNet-21K-P."""
 
 
 def list_facts(classes: ClassList) -> dict[str, Any]:
-    """Return what is true of the list whatever the images.
+    """Return statistics of the list, independent of the images.
 
     Raises:
         ManifestError: WordNet's table was not installed with vit21k, or is damaged.
@@ -54,7 +54,7 @@ def list_facts(classes: ClassList) -> dict[str, Any]:
 
 
 def _facts_of_in1k(hierarchy: Hierarchy) -> dict[str, int]:
-    """Return how many classes of ImageNet-1k the list has, and how they lie in it."""
+    """Return how many classes of ImageNet-1k the list has, and their hyponyms in it."""
     ids = map_ids(known_list("in1k"), hierarchy.classes)
     ids = ids[ids >= 0]
     ancestors = hierarchy.ancestors
@@ -68,7 +68,7 @@ def _facts_of_in1k(hierarchy: Hierarchy) -> dict[str, int]:
 
 
 def label_stats(manifests: Path) -> dict[str, Any]:
-    """Return how the images of `images.parquet` are labelled.
+    """Return statistics of the labels of `images.parquet`.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.

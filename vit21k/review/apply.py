@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vit21k.labels.edit import check_out, read_label_classes, relative, with_step
+from vit21k.labels.edit import (
+    LabelLists,
+    check_out,
+    derived_header,
+    read_label_classes,
+    write_classes,
+)
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest
-from vit21k.manifest.schema import CHANGES, CLASSES, IMAGES
+from vit21k.manifest.schema import CHANGES, IMAGES
 from vit21k.manifest.writer import write_manifest
 from vit21k.review.decisions import Action, Decision, ItemKind, read_decisions, standing
 
@@ -222,32 +228,11 @@ def _write(
     step: Mapping[str, Any],
 ) -> None:
     classes = read_label_classes(manifests)
-    header = replace(
-        with_step(images.header, step),
-        inputs={"images": images.fingerprint},
-        inputs_in=relative(manifests, out),
-    )
+    header = derived_header(images, out, step)
     write_manifest(rows, IMAGES, out, header, classes.classes)
-    lengths = pc.list_value_length(rows["label_ids"])
-    single = rows.filter(pc.equal(lengths, 1))
+    lists = LabelLists.from_arrow(rows["label_ids"].combine_chunks())
+    single = lists.of_rows(lists.num_N == 1)
     size = len(classes.classes)
-    counts = {
-        name: np.bincount(pc.list_flatten(some["label_ids"]).to_numpy(), minlength=size)
-        for name, some in (("num_images", rows), ("num_single_label", single))
-    }
-    table = pa.table(
-        {
-            "class_index": np.arange(size),
-            "wnid": list(classes.classes.wnids),
-            "name": list(classes.classes.names),
-            "num_files": classes.num_files_K,
-            **counts,
-        },
-        schema=CLASSES.schema,
-    )
-    inputs = {"images": open_manifest(out, IMAGES).fingerprint}
-    beside = replace(header, inputs=inputs, inputs_in=".")
-    write_manifest(table, CLASSES, out, beside)
-    write_manifest(
-        pa.Table.from_pylist(changes, schema=CHANGES.schema), CHANGES, out, replace(beside)
-    )
+    counts = (np.bincount(some.label_L, minlength=size) for some in (lists, single))
+    header = write_classes(out, header, classes, *counts)
+    write_manifest(pa.Table.from_pylist(changes, schema=CHANGES.schema), CHANGES, out, header)
