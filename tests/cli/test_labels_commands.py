@@ -71,7 +71,7 @@ def test_reduce_expand_and_select_write_folders_of_their_own(manifests: Path) ->
     assert "4 images: 1 with other labels, 3 unchanged, 0 skipped; 6 labels are now 5" in (
         reduced.stderr
     )
-    assert "4 images: 6 labels and 0 classes above them, 4 images without" in expanded.stderr
+    assert "4 images: 6 labels and 0 hypernyms, 4 images without" in expanded.stderr
     assert "0 with other labels, 4 as before" in both.stderr
     assert "4 images: 0 with other labels, 2 as before, 2 skipped" in selected.stderr
     assert "4 classes before, 2 now, 0 of them without images" in selected.stderr
@@ -88,7 +88,7 @@ def test_select_names_the_classes_of_the_list_that_were_not_there(manifests: Pat
     assert "1 classes of the list are not in the old one and have no images: n04399382 (teddy" in (
         result.stderr
     )
-    assert "3 classes go (-1): n02084071 (dog, " in result.stderr
+    assert "3 classes are dropped (-1): n02084071 (dog, " in result.stderr
     assert json.loads(result.stdout)["lost"] == ["n04399382"]
 
 
