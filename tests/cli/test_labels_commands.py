@@ -72,7 +72,7 @@ def test_reduce_expand_and_select_write_folders_of_their_own(manifests: Path) ->
         reduced.stderr
     )
     assert "4 images: 6 labels and 0 hypernyms, 4 images without" in expanded.stderr
-    assert "0 with other labels, 4 as before" in both.stderr
+    assert "0 with other labels, 4 unchanged" in both.stderr
     assert "4 images: 0 with other labels, 2 as before, 2 skipped" in selected.stderr
     assert "4 classes before, 2 now, 0 of them without images" in selected.stderr
     assert read_manifest("images", manifests / "labels" / "select").num_rows == 2
