@@ -76,8 +76,8 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
     odd = _vit21k("classes", "identify", tmp_path / "odd.txt").stderr
     none = _vit21k("classes", "identify", tmp_path / "tree").stderr
 
-    assert "no known list; nearest is `in1k`, 0 of whose classes are missing, with 1" in odd
-    assert "does not have: crane" in odd
+    assert "not a known list; the nearest is `in1k`: 0 of its classes are missing, 1 " in odd
+    assert "are not in it: `crane`" in odd
     assert "1 classes: none of them in any list of ImageNet" in none
 
 

@@ -73,7 +73,7 @@ def test_reduce_expand_and_select_write_folders_of_their_own(manifests: Path) ->
     )
     assert "4 images: 6 labels and 0 hypernyms, 4 images without" in expanded.stderr
     assert "0 with other labels, 4 unchanged" in both.stderr
-    assert "4 images: 0 with other labels, 2 as before, 2 skipped" in selected.stderr
+    assert "4 images: 0 with other labels, 2 unchanged, 2 skipped" in selected.stderr
     assert "4 classes before, 2 now, 0 of them without images" in selected.stderr
     assert read_manifest("images", manifests / "labels" / "select").num_rows == 2
 
@@ -135,6 +135,6 @@ def test_the_facts_of_a_list_come_out_of_a_command() -> None:
     result = _vit21k("classes", "stats")
     facts = json.loads(_vit21k("classes", "stats", "in21k-p", "--json").stdout)
 
-    assert "stats: 21,841 classes: 17,253 leaves, 4,588 with others below them" in result.stderr
+    assert "stats: 21,841 classes: 17,253 leaves, 4,588 with descendants" in result.stderr
     assert "mean ancestors in list                      4.66" in result.stdout
     assert (facts["is"], facts["num_people"]) == ("in21k-p", 876)

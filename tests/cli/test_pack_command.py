@@ -45,7 +45,7 @@ def test_a_pack_is_made_and_verified(vit21k, manifests):
 
     assert made.code == 0, made.stderr
     assert f"pack: {NUM_IMAGES} images: 2 as_is, {NUM_IMAGES - 2} tiles, 0" in made.stderr
-    assert "1 images stay as they are: progressive" in made.stderr
+    assert "1 images are stored unchanged: progressive" in made.stderr
     assert "next: `vit21k train --manifests p`" in made.stderr
     assert verified.code == 0
     found = json.loads(verified.stdout)
@@ -86,7 +86,7 @@ def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
     [
         ([], "which level?"),
         (["--raw"], "which level?"),
-        (["--lossless", "--short-side", 256], "changes no pixel"),
+        (["--lossless", "--short-side", 256], "cannot resize or decode"),
         (["--raw", "--short-side", 256, "--quality", 90], "`--quality` is for"),
         (["--short-side", 256, "--keep-metadata"], "`--keep-metadata` is for"),
     ],

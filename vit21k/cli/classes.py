@@ -20,7 +20,7 @@ _NUM_NAMED = 5
 ListName = Annotated[
     str,
     typer.Option(
-        "--list", metavar="LIST", help="A known list, or a file or folder that holds one."
+        "--list", metavar="LIST", help="A known list, a file, or a folder of class folders."
     ),
 ]
 
@@ -32,7 +32,7 @@ def show_command(
     class_list: ListName = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a class is: names, meaning, what it is a kind of, which lists have it.
+    """Show a class: names, meaning, hypernyms, and the lists that contain it.
 
     [bold]Examples[/bold]
 
@@ -63,8 +63,7 @@ def show_command(
 
 
 def _wnid_of(text: str, class_list: str) -> str:
-    """Return the wnid that *text* is, or the one with that class index in *class_list*."""
-    from vit21k.errors import UsageError
+    """Return *text* if it is a wnid, or the wnid with that class index in *class_list*."""
     from vit21k.manifest.class_lists import read_classes
     from vit21k.manifest.wordnet import load_synsets
 
@@ -75,14 +74,14 @@ def _wnid_of(text: str, class_list: str) -> str:
         text = wnids[int(text)]
     if text not in load_synsets():
         raise UsageError(
-            f"`{text}` is no noun of WordNet 3.0",
+            f"`{text}` is not a noun of WordNet 3.0",
             hint="`vit21k classes search WORD` finds classes; for a class index, name its `--list`",
         )
     return text
 
 
 def _num_below(wnid: str) -> dict[str, int]:
-    """Return how many classes of each known list are *wnid* or a kind of it."""
+    """Return how many classes of each known list are *wnid* or a hyponym of it."""
     from vit21k.manifest.class_lists import KNOWN_LISTS, known_list
     from vit21k.manifest.wordnet import load_synsets
 
@@ -100,7 +99,7 @@ def _shown(wnid: str, synsets: "Synsets") -> Iterator[tuple[str, str]]:
     yield "meaning", synsets.gloss(wnid)
     yield "depth", f"{depth} steps below {synsets.name('n00001740')}"
     for up in synsets.parents(wnid):
-        yield "is a kind of", f"{up} {synsets.name(up)}"
+        yield "hypernym", f"{up} {synsets.name(up)}"
     indices = lists_with(wnid)
     for name, num_below in _num_below(wnid).items():
         where = f"class {indices[name]:,}" if name in indices else "not in it (-1)"
@@ -110,7 +109,7 @@ def _shown(wnid: str, synsets: "Synsets") -> Iterator[tuple[str, str]]:
 def search_command(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A word, or a part of one.")],
     class_list: ListName = "fall11",
-    limit: Annotated[int, typer.Option(min=1, help="Print at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of classes to print.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find classes by their names and meanings.
@@ -161,7 +160,6 @@ def map_command(
 
       vit21k classes map --from google --to fall11 --json > google_to_fall11.json
     """
-    from vit21k.errors import UsageError
     from vit21k.manifest.class_lists import map_ids, read_classes
     from vit21k.manifest.wordnet import names_of
 
@@ -197,7 +195,7 @@ def stats_command(
     ] = "fall11",
     as_json: AsJson = False,
 ) -> None:
-    """Count what a class list is made of: leaves, ancestors, people, names that are not unique.
+    """Count leaves, ancestors, people and names that are not unique in a class list.
 
     [bold]Examples[/bold]
 
@@ -215,7 +213,7 @@ def stats_command(
         console.print_facts(facts)
     console.done(
         f"stats: {facts['num_classes']:,} classes: {facts['num_leaves']:,} leaves, "
-        f"{facts['num_inner']:,} with others below them"
+        f"{facts['num_inner']:,} with descendants"
     )
 
 
@@ -251,7 +249,7 @@ def identify_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which known class list this is, or is a part of.
+    """Identify a class list: which known list it is, or is a part of.
 
     TARGET is an image tree (class folders, or one .tar for each), a folder of manifests, or a file
     with one class per line.
@@ -270,8 +268,8 @@ def identify_command(
     matches = [match for match in identify(classes) if match.num_common]
     if target.is_file() and target.suffix != ".parquet" and not matches:
         raise UsageError(
-            f"`{target}` is no list of ImageNet classes: none of its {len(classes):,} lines, such "
-            f"as {classes.wnids[0][:80]!r}, is a class of a known list",
+            f"`{target}` is not a list of ImageNet classes: none of its {len(classes):,} lines is a "
+            f"class of a known list, such as {classes.wnids[0][:80]!r}",
             hint="give a file with one class folder (n01440764) per line",
         )
     if write:
@@ -296,7 +294,7 @@ def _classes_of(target: Path) -> "ClassList":
             return open_manifest(path, *IMAGE_KINDS, allow_stale=True).classes()
     try:
         return read_classes(str(target))
-    except ManifestError as error:  # what was named is no list
+    except ManifestError as error:
         raise UsageError(error.message, hint=error.hint) from error
 
 
@@ -342,7 +340,7 @@ def _identified(classes: "ClassList", matches: list["Match"]) -> dict[str, objec
 
 
 def _verdict(classes: "ClassList", matches: list["Match"]) -> str:
-    """Return in words what *classes* are."""
+    """Return a description of *classes*."""
     size = f"{len(classes):,} classes"
     for match in matches:
         if match.is_equal:
@@ -355,18 +353,11 @@ def _verdict(classes: "ClassList", matches: list["Match"]) -> str:
     if matches:
         best = matches[0]
         return (
-            f"{size}: no known list; nearest is `{best.name}`, {len(best.missing):,} of whose "
-            f"classes are missing, with {len(best.extra):,} that it does not have"
-            f"{_some(best.extra)}"
+            f"{size}: not a known list; the nearest is `{best.name}`: {len(best.missing):,} of its "
+            f"classes are missing, {len(best.extra):,} are not in it"
+            + (f": {console.some(best.extra, _NUM_NAMED)}" if best.extra else "")
         )
     return f"{size}: none of them in any list of ImageNet"
-
-
-def _some(wnids: tuple[str, ...]) -> str:
-    if not wnids:
-        return ""
-    more = f" and {len(wnids) - _NUM_NAMED:,} more" if len(wnids) > _NUM_NAMED else ""
-    return f": {', '.join(wnids[:_NUM_NAMED])}{more}"
 
 
 def warn_of_part(classes: "ClassList") -> None:
@@ -383,12 +374,12 @@ def warn_of_part(classes: "ClassList") -> None:
 
 
 def warn_of_numbers(classes: "ClassList") -> None:
-    """Warn if folders are called by numbers, and their class indices are others."""
+    """Warn if folders are named by numbers that are not their class indices."""
     if not all(wnid.isdecimal() for wnid in classes.wnids):
         return
     other = next((pair for pair in enumerate(classes.wnids) if pair[0] != int(pair[1])), None)
     if other is not None:
         console.warn(
-            f"the class folders are called by numbers, but class indices are ranks of the names as "
-            f"text: class {other[0]} is `{other[1]}`; `relabel --classes FILE` takes another order"
+            f"the class folders are named by numbers, but class indices are ranks of the names as "
+            f"text: class {other[0]} is `{other[1]}`; `relabel --classes FILE` uses another order"
         )

@@ -29,53 +29,53 @@ _WHICH_LEVEL = "`--lossless`, `--short-side 256`, or `--raw --short-side 256`"
 
 
 def pack_command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pack goes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the pack.")],
     lossless: Annotated[
         bool,
         typer.Option(
             "--lossless",
-            help="JPEGs get restart markers, so that a crop decodes only what it needs; every "
-            "pixel stays as it is.",
+            help="Add restart markers to JPEGs, so that a crop decodes only its part; all pixels are "
+            "unchanged.",
         ),
     ] = False,
     short_side: Annotated[
-        int | None, typer.Option(min=8, max=8192, help="Make larger images this size.")
+        int | None, typer.Option(min=8, max=8192, help="Resize larger images to this short side.")
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Of the JPEGs that --short-side makes; default: 90."),
+        typer.Option(min=1, max=100, help="JPEG quality for --short-side; default: 90."),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="RGB pixels instead of JPEGs: nothing to decode.")
     ] = False,
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
-    name: Annotated[str, typer.Option(help="What the names of the shards begin with.")] = (
-        "imagenet21k"
-    ),
-    per_shard: Annotated[int, typer.Option(min=1, help="Images of a shard.")] = 5000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order in the shards.")] = 0,
+    name: Annotated[str, typer.Option(help="Prefix of the shard names.")] = ("imagenet21k"),
+    per_shard: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order in the shards.")] = 0,
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Order of the manifests, by class: not shuffled.")
     ] = False,
     keep_metadata: Annotated[
         bool,
-        typer.Option("--keep-metadata", help="With --lossless: EXIF, colour profiles, comments."),
+        typer.Option(
+            "--keep-metadata", help="With --lossless: keep EXIF, colour profiles, comments."
+        ),
     ] = False,
     num_workers: Annotated[
-        int | None, typer.Option(min=1, help="Images prepared at a time; default: the cores.")
+        int | None, typer.Option(min=1, help="Images processed in parallel; default: one per core.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Remove the pack that is there, and start over.")
+        bool, typer.Option("--fresh", help="Remove an existing pack and start over.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the images into shards for fast reading: train.parquet, val.parquet -> DIR.
 
-    Shards are tars that webdataset and timm read in order; train.parquet and val.parquet in DIR
-    read them at random: `vit21k train --manifests DIR`. A run that was killed goes on behind the
-    last finished shard. Images that cannot be decoded are listed in skipped.parquet; the exit
-    code is then 3.
+    Shards are tars that webdataset and timm read sequentially; train.parquet and val.parquet in DIR
+    give random access: `vit21k train --manifests DIR`. An interrupted run resumes after the last
+    complete shard. Images that cannot be decoded are listed in skipped.parquet; the exit code is
+    then 3.
 
     [bold]Examples[/bold]
 
@@ -138,16 +138,16 @@ def _refuse_contradictions(
     if not lossless and short_side is None:
         raise UsageError("which level?", hint=_WHICH_LEVEL)
     if lossless and (raw or short_side is not None):
-        raise UsageError("`--lossless` changes no pixel", hint=f"one of {_WHICH_LEVEL}")
+        raise UsageError("`--lossless` cannot resize or decode", hint=f"one of {_WHICH_LEVEL}")
     if quality is not None and (raw or short_side is None):
-        raise UsageError("`--quality` is for `--short-side` without `--raw`")
+        raise UsageError("`--quality` needs `--short-side` without `--raw`")
     if keep_metadata and not lossless:
-        raise UsageError("`--keep-metadata` is for `--lossless`")
+        raise UsageError("`--keep-metadata` needs `--lossless`")
 
 
 def _report(summary: "PackSummary", out: Path) -> None:
     for note, count in summary.notes.items():
-        console.note(f"{count:,} images stay as they are: {note}")
+        console.note(f"{count:,} images are stored unchanged: {note}")
     if summary.num_skipped:
         kinds = ", ".join(f"{count:,} x {kind}" for kind, count in summary.skipped.items())
         console.warn(
@@ -155,7 +155,7 @@ def _report(summary: "PackSummary", out: Path) -> None:
             f"`{out / 'skipped.parquet'}`"
         )
     if summary.num_shards_kept:
-        console.note(f"{summary.num_shards_kept:,} shards were finished by an earlier run")
+        console.note(f"{summary.num_shards_kept:,} shards are complete from an earlier run")
     counts = ", ".join(f"{count:,} {form}" for form, count in sorted(summary.forms.items()))
     share = summary.total_bytes / max(summary.source_bytes, 1)
     console.done(
@@ -170,10 +170,10 @@ def _report(summary: "PackSummary", out: Path) -> None:
 
 
 def import_md5sum_command(
-    md5sum: Annotated[Path, typer.Argument(metavar="FILE", help="What md5sum printed.")],
+    md5sum: Annotated[Path, typer.Argument(metavar="FILE", help="Output of md5sum.")],
     manifests: Manifests = DEFAULT_MANIFESTS,
     strip_prefix: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder to take off the paths; all must begin so.")
+        str, typer.Option(metavar="DIR", help="Prefix to remove from all paths.")
     ] = "",
     root: Annotated[
         Path | None,
@@ -182,10 +182,10 @@ def import_md5sum_command(
     label_from: LabelSource = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take over digests that md5sum has made: FILE -> digests.parquet.
+    """Import the output of md5sum: FILE -> digests.parquet.
 
-    The order of its lines is kept. Sizes and times are not in FILE and stay empty. `./` at the
-    front of a path is taken off; a path that comes twice is refused.
+    The order of the lines is kept. Sizes and times are not in FILE and stay empty. A leading `./`
+    of a path is removed; a repeated path is refused.
 
     [bold]Examples[/bold]
 
@@ -198,11 +198,10 @@ def import_md5sum_command(
     )
     if summary.num_empty:
         console.warn(
-            f"{summary.num_empty:,} lines have the MD5 of an empty file; they are kept, and count "
-            "as one image"
+            f"{summary.num_empty:,} lines have the MD5 of an empty file; they are kept as one image"
         )
     if root is None:
-        console.note("where the images are is not known; commands that open them need `--root`")
+        console.note("the image root is unknown; commands that open images need `--root`")
     if as_json:
         console.print_json(asdict(summary))
     console.done(f"import-md5sum: {summary.num_files:,} lines are {summary.num_files:,} files")
@@ -213,18 +212,18 @@ def export_lists_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the lists go; default: beside the manifests."),
+        typer.Option(metavar="DIR", help="Folder of the lists; default: the manifest folder."),
     ] = None,
     per_class: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Take the first so many single-label images of each class for the dummy list; "
-            "default: what make-val chose, or 20.",
+            help="Number of single-label images per class in the dummy list; default: as chosen by "
+            "make-val, or 20.",
         ),
     ] = None,
     allow_blanks: Annotated[
-        bool, typer.Option("--allow-blanks", help="Write names with blanks too.")
+        bool, typer.Option("--allow-blanks", help="Also write names with blanks.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -261,7 +260,7 @@ def _say_if_packed(manifests: Path) -> None:
     containers = open_manifest(manifests, IMAGES).read(["container"])["container"]
     if num_packed := len(containers) - containers.null_count:
         console.warn(
-            f"{num_packed:,} images lie in archives: unpack each to a folder of its name before "
+            f"{num_packed:,} images are in archives: extract each to a folder of its name before "
             "PLSC reads the lists"
         )
 
@@ -279,21 +278,21 @@ _HOW_TO_READ = {
 def export_dataset_command(
     to: Annotated[
         Literal["hf", "imagefolder", "croissant", "plsc", "cleanlab"],
-        typer.Option(help="What reads it."),
+        typer.Option(help="The library that reads it."),
     ],
     manifests: Manifests = DEFAULT_MANIFESTS,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="A new folder; default: export/<what reads it>."),
+        typer.Option("--out", metavar="DIR", help="A new folder; default: export/<library>."),
     ] = None,
     root: ImageRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the data set as other libraries read it; no image is copied.
+    """Write the dataset in the format of another library; no image is copied.
 
-    hf: Parquet with paths and labels, and a dataset card. imagefolder: the same beside a link to
-    the image tree, so that images are opened. croissant: Parquet and croissant.json. cleanlab:
-    labels as lists. plsc: its two text lists.
+    hf: Parquet with paths and labels, and a dataset card. imagefolder: the same with a link to the
+    image tree, so that images are opened. croissant: Parquet and croissant.json. cleanlab: labels
+    as lists. plsc: its two text lists.
 
     [bold]Examples[/bold]
 
@@ -313,7 +312,7 @@ def export_dataset_command(
 
 
 def _export(to: str, manifests: Path, out: Path, root: Path | None) -> dict[str, int]:
-    """Write the export; return the number of images of each split or list."""
+    """Write the export; return the number of images in each split or list."""
     if to == "plsc":
         from vit21k.prep.plsc import export_lists
 
