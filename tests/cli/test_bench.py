@@ -34,10 +34,10 @@ def test_it_measures_plans_and_says_what_holds_the_run_up(tmp_path, monkeypatch)
         "matrix products, bf16",
         "forward and backward",
         "update",
-        "held up by",
+        "bottleneck",
     ):
         assert words in result.stdout
-    assert "made-up images" in result.stdout
+    assert "generated images" in result.stdout
     assert "assumed: images are decoded by the cores that train" in result.stderr
     assert (
         "assumed: 14,197,122 training images and 21,841 classes (ImageNet-21K's)" in result.stderr
@@ -65,7 +65,7 @@ def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
     }
     for assumed in (
         "2 nodes of 8 devices",
-        "12 cores for each GPU",
+        "12 cores per GPU",
         "storage gives each node",
         "the optimizer's update takes no time",
         "20 GB/s from a host to each of its devices",
@@ -95,11 +95,11 @@ def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):
 
 def test_a_folder_without_manifests_is_an_error_only_if_it_was_named(tmp_path):
     with pytest.raises(ManifestError):
-        bench_module.open_dataset(tmp_path, None)
+        bench_module.open_images(tmp_path, None)
 
 
 def test_manifests_say_how_many_images_and_classes_there_are(manifests_of_images):
-    source = bench_module.open_dataset(manifests_of_images, None)
+    source = bench_module.open_images(manifests_of_images, None)
 
     assert (source.num_images, source.num_classes) == (6, 2)
     assert "train.parquet" in source.name

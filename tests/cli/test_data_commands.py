@@ -397,9 +397,7 @@ def test_folders_that_are_not_named_like_the_others_are_pointed_out(
 
     result = _vit21k("hash", root, cwd=tmp_path)
 
-    assert (
-        "warning: `images` will be classes, although not named like the other 20" in result.stderr
-    )
+    assert "warning: `images` become classes, although not named like the other 20" in result.stderr
 
 
 def test_a_class_list_that_changes_is_pointed_out(make_tree: MakeTree, tmp_path: Path) -> None:

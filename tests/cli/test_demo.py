@@ -113,6 +113,6 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     result = _demo(tmp_path)
 
     assert result.returncode == 2
-    assert "is not empty, and no demo made it" in result.stderr
+    assert "is not empty, and was not created by `demo`" in result.stderr
     assert "hint: give the demo a folder of its own" in result.stderr
     assert (tmp_path / "runs" / "mine").exists()

@@ -29,7 +29,7 @@ def test_something_bad_is_named_and_ends_with_exit_code_1(tmp_path: Path) -> Non
 
     assert result.returncode == 1
     assert "bad   image root" in result.stdout
-    assert "bad: image root: give --root the image root" in result.stderr
+    assert "bad: image root: name the image root with --root" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -58,8 +58,8 @@ def test_a_missing_shard_is_asked_for_by_its_command(tiny_tree: Path, tmp_path: 
     ("arguments", "message"),
     [
         (["hash", "tree", "--shard", "4/3"], "`4/3` is not a shard"),
-        (["hash", "tree", "--address", "a:1"], "`--address` is of a Ray cluster"),
-        (["relabel", "--address", "a:1"], "`--address` is of a Ray cluster"),
+        (["hash", "tree", "--address", "a:1"], "`--address` needs `--engine ray`"),
+        (["relabel", "--address", "a:1"], "`--address` needs `--engine ray`"),
         (["hash", "s3://bucket", "--shard", "1/2"], "a URL is always read in full"),
         (["hash", "s3://bucket", "--mode", "quick"], "a URL is always read in full"),
     ],

@@ -87,8 +87,8 @@ def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
         ([], "which level?"),
         (["--raw"], "which level?"),
         (["--lossless", "--short-side", 256], "cannot resize or decode"),
-        (["--raw", "--short-side", 256, "--quality", 90], "`--quality` is for"),
-        (["--short-side", 256, "--keep-metadata"], "`--keep-metadata` is for"),
+        (["--raw", "--short-side", 256, "--quality", 90], "`--quality` needs"),
+        (["--short-side", 256, "--keep-metadata"], "`--keep-metadata` needs"),
     ],
 )
 def test_levels_that_contradict_each_other_are_refused(vit21k, manifests, options, message):

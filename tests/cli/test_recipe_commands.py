@@ -52,7 +52,7 @@ def test_what_show_prints_is_a_recipe_file_of_its_own(tmp_path):
     assert "# Changed: optim.lr=1e-3" in result.stdout
     assert checked.returncode == 0
     assert checked.stdout == ""
-    assert "`mine.yaml` is usable" in checked.stderr
+    assert "`mine.yaml` is valid" in checked.stderr
 
 
 def test_show_as_json_holds_the_same_values():

@@ -223,7 +223,7 @@ def test_a_class_list_that_is_not_the_checkpoints_is_refused_by_eval(
     result = run_command("eval", uninterrupted, "--manifests", tmp_path / "other", cwd=tmp_path)
 
     assert result.returncode == 3
-    assert "is for other classes" in result.stderr
+    assert "has other classes" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -163,7 +163,7 @@ def test_a_contact_sheet_shows_images_draws_and_weights(vit21k, images, tmp_path
 
     assert result.code == 0, result.stderr
     assert json.loads(result.stdout) == {"file": "sheet.png", "images": 4, "draws": 2}
-    assert "4 images, 2 draws of each" in result.stderr
+    assert "4 images, 2 variants each" in result.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 3 * 160
         assert sheet.height > 4 * 160

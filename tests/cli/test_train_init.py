@@ -144,7 +144,7 @@ def test_an_address_is_fetched_first(weights, tmp_path, monkeypatch):
         result = CliRunner().invoke(app, arguments)
 
     assert result.exit_code == 0, result.exception
-    assert f"`{address}` lies in" in result.stderr
+    assert f"`{address}` is stored in" in result.stderr
     before = torch.load(weights, weights_only=True)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

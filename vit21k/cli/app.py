@@ -1,4 +1,4 @@
-"""The Typer application and the one place that handles errors."""
+"""The Typer application: all commands, and the handling of errors."""
 
 import errno
 import os
@@ -69,8 +69,8 @@ def main() -> None:
 def _forget_service_links() -> None:
     """Remove the variables that Kubernetes and Docker set for a Service of our name.
 
-    For one called `vit21k-serve`, ``VIT21K_SERVE_PORT`` is ``tcp://10.0.0.1:80`` in every pod: not
-    the option `--port` of `vit21k serve`, for which the variable is otherwise read.
+    For one called `vit21k-serve`, ``VIT21K_SERVE_PORT`` is ``tcp://10.0.0.1:80`` in every pod, which
+    is not a value of the option `--port` of `vit21k serve`.
     """
     link = re.compile("(tcp|udp|sctp)://")
     for name, value in list(os.environ.items()):
@@ -79,7 +79,7 @@ def _forget_service_links() -> None:
 
 
 class _StoppedError(BaseException):
-    """SIGINT or SIGTERM; a BaseException so that nothing on the way takes it for an error."""
+    """SIGINT or SIGTERM; a BaseException, so that `except Exception` does not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -94,20 +94,20 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
-    """Return what is wrong, what to do, and the exit code."""
+    """Return message, hint and exit code."""
     in_the_way = (FileExistsError, NotADirectoryError, IsADirectoryError)
     if error.filename and isinstance(error, in_the_way):
         what = "is a folder" if isinstance(error, IsADirectoryError) else "is not a folder"
-        return f"`{error.filename}` {what}", "name another place", errors.EXIT_USAGE
+        return f"`{error.filename}` {what}", "name another path", errors.EXIT_USAGE
     if error.filename and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
         return f"{error.strerror}: `{error.filename}`", None, errors.EXIT_USAGE
     hints = {
-        errno.ENOSPC: "free some space, then run the same command again",
-        errno.EDQUOT: "your disk quota is used up; free some space, then run the command again",
-        errno.EACCES: "check who may read and write there",
+        errno.ENOSPC: "free some space, then rerun the same command",
+        errno.EDQUOT: "your disk quota is used up; free some space, then rerun the same command",
+        errno.EACCES: "check the permissions",
         errno.EROFS: "the file system is mounted read-only; give another folder",
-        errno.EMFILE: "this process may not open so many files; raise the limit: `ulimit -n 4096`",
-        errno.EIO: "the disk or its cable is failing; check the system log",
+        errno.EMFILE: "too many open files; raise the limit: `ulimit -n 4096`",
+        errno.EIO: "the disk may be failing; check the system log",
     }
     where = f": `{error.filename}`" if error.filename else ""
     message = f"{error.strerror or error}{where}"

@@ -1,4 +1,4 @@
-"""`bench`: what this machine can do, and what a recipe would take."""
+"""`bench`: measure this machine, and plan a run."""
 
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ from vit21k.cli.options import (
     ImageRoot,
     Manifests,
     NumWorkers,
+    Overrides,
     device_or_best,
     require_torch,
     workers_or_cores,
@@ -29,12 +30,9 @@ GpuKind = Literal["a100", "h100", "h200"]
 
 def bench_command(
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="What would be trained.")
+        str, typer.Option(metavar="NAME|FILE", help="Recipe to plan.")
     ] = _DEFAULT_RECIPE,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
     num_images: Annotated[
@@ -45,17 +43,17 @@ def bench_command(
     ] = None,
     gpu: Annotated[
         GpuKind | None,
-        typer.Option(help="Plan for such GPUs, from published numbers, instead of this machine."),
+        typer.Option(help="Plan for these GPUs, from published numbers, instead of this machine."),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="How many devices; default: those of this machine.")
+        int | None, typer.Option(min=1, help="Number of devices; default: those of this machine.")
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="Of them, behind one host.")] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Devices per node.")] = 8,
     cores_per_gpu: Annotated[
-        int, typer.Option(min=1, help="With --gpu: cores that decode, for each GPU.")
+        int, typer.Option(min=1, help="With --gpu: decoding cores per GPU.")
     ] = 12,
     network_gbit: Annotated[
-        float, typer.Option(min=0.001, help="Gbit/s of a node to the others.")
+        float, typer.Option(min=0.001, help="Network bandwidth of a node in Gbit/s.")
     ] = 400.0,
     peak_share: Annotated[
         float | None,
@@ -63,19 +61,19 @@ def bench_command(
             "--mfu",
             min=0.01,
             max=1.0,
-            help="With --gpu: share of the published peak that training reaches.",
+            help="With --gpu: fraction of the published peak that training reaches.",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1.0, help="About how long to measure.")] = 24.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Approximate time to measure.")] = 24.0,
     device: Device = None,
     num_workers: NumWorkers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine, and plan a run: hours, memory, and what will hold it up.
+    """Measure this machine, and plan a run: hours, memory, bottleneck.
 
     Rates are measured in under a minute: decoding, loading, copying, matrix products, a training
-    step.  What is beyond this machine is calculated from them, and what it rests on is printed.
-    Without manifests, made-up images of ImageNet's size are read.
+    step.  Other hardware is calculated from them, and the assumptions are printed.  Without
+    manifests, generated images of ImageNet's size are read.
 
     [bold]Examples[/bold]
 
@@ -93,9 +91,9 @@ def bench_command(
     from vit21k.recipe.load import load_recipe
 
     if gpu is None and peak_share is not None:
-        raise UsageError("--mfu is a share of a published peak", hint="add --gpu a100|h100|h200")
+        raise UsageError("--mfu needs a published peak", hint="add --gpu a100|h100|h200")
     plan_for = load_recipe(recipe, overrides or [])
-    source = bench_measure.open_dataset(manifests, root)
+    source = bench_measure.open_images(manifests, root)
     found = bench_measure.measure(
         plan_for,
         source,
@@ -104,15 +102,18 @@ def bench_command(
         seconds=seconds,
     )
     run = bench_measure.run_of(plan_for, num_images or source.num_images, found.args)
-    assumed = [bench_measure.what_is_trained_on(source, num_images, found)]
+    assumed = [bench_measure.assumed_dataset(source, num_images, found)]
     if gpu is None:
         cluster = bench_measure.this_cluster(found, gpus, gpus_per_node, network_gbit)
     else:
         rented = (gpu, gpus or 1, gpus_per_node, cores_per_gpu, network_gbit, peak_share)
         cluster = bench_measure.rented_cluster(found, *rented)
-        assumed.append(f"{cores_per_gpu} cores for each GPU load as those of here do")
-        assumed.append("a share of the peak that large models reach; small ones do not")
-    plan = _with(assumed, plan_run(run, cluster), found)
+        assumed.append(f"{cores_per_gpu} cores per GPU, as fast as those of this machine")
+        assumed.append("the fraction of the peak that large models reach; small ones do not")
+    plan = plan_run(run, cluster)
+    read = plan.node_read_images * found.images.mean_bytes
+    assumed.append(f"storage delivers {read / 1e6:,.3g} MB/s of images to each node")
+    plan = replace(plan, assumptions=[*assumed, *plan.assumptions])
     where = f"{cluster.num_devices} x {cluster.device}"
     if as_json:
         parts = {"run": asdict(run), "cluster": asdict(cluster), "plan": asdict(plan)}
@@ -120,20 +121,10 @@ def bench_command(
     else:
         _show(found, plan, where)
     is_here = gpu is None and cluster.num_devices <= found.num_devices
-    _tell_last(recipe, plan, f"{where} ({'measured' if is_here else 'calculated'})")
-
-
-def _with(assumed: list[str], plan: "Plan", found: "Measured") -> "Plan":
-    """Return *plan* with what else it rests on."""
-    read = plan.node_read_images * found.images.mean_bytes
-    stored = f"storage gives each node {read / 1e6:,.3g} MB of images a second"
-    return replace(plan, assumptions=[*assumed, stored, *plan.assumptions])
-
-
-def _tell_last(recipe: str, plan: "Plan", where: str) -> None:
     console.done(
-        f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on {where}, held up by "
-        f"{plan.bottleneck}; next: `vit21k train --recipe {recipe}`"
+        f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on {where} "
+        f"({'measured' if is_here else 'calculated'}), limited by {plan.bottleneck}; "
+        f"next: `vit21k train --recipe {recipe}`"
     )
 
 
@@ -147,35 +138,35 @@ def _show(found: "Measured", plan: "Plan", where: str) -> None:
         console.note(f"assumed: {assumption}")
     if plan.fits is False:
         console.warn(
-            f"{plan.needed_bytes / 1e9:,.1f} GB a device do not fit: lower data.device_batch_size, "
-            "or set step.recompute=cheap or parallel.kind=fsdp"
+            f"{plan.needed_bytes / 1e9:,.1f} GB per device do not fit: lower "
+            "data.device_batch_size, or set step.recompute=cheap or parallel.kind=fsdp"
         )
 
 
 def _plan_rows(plan: "Plan", mean_bytes: float) -> list[list[str]]:
     fits = {None: "", True: " (fits)", False: " (does not fit)"}[plan.fits]
     megabytes = _rate(plan.node_read_images * mean_bytes / 1e6)
-    to_load = f"{_rate(plan.node_read_images)} images, {megabytes} MB a second"
+    to_load = f"{_rate(plan.node_read_images)} images/s, {megabytes} MB/s"
     rows: list[tuple[str, Any]] = [
         ("time", console.duration(3600 * plan.hours)),
-        ("images in all", f"{plan.num_images:,}"),
-        ("operations in all", f"{plan.flops:.3g}"),
-        ("images a second", _rate(plan.images_per_second)),
-        *((f"  limit of {name}", _rate(rate)) for name, rate in plan.limits.items()),
-        ("held up by", plan.bottleneck),
+        ("total images", f"{plan.num_images:,}"),
+        ("total FLOP", f"{plan.flops:.3g}"),
+        ("images/s", _rate(plan.images_per_second)),
+        *((f"  limit by {name}", _rate(rate)) for name, rate in plan.limits.items()),
+        ("bottleneck", plan.bottleneck),
         (
-            "a device's share of a step",
+            "micro-batches of a device",
             f"{plan.num_micro_batches} x {plan.device_batch_size} images",
         ),
         ("memory of a device", f"{plan.needed_bytes / 1e9:,.1f} GB{fits}"),
         (
-            "summing gradients, a step",
-            f"{1e3 * plan.sum_seconds:,.1f} ms, {1e3 * plan.exposed_seconds:,.1f} of them waited",
+            "gradient all-reduce per step",
+            f"{1e3 * plan.sum_seconds:,.1f} ms, {1e3 * plan.exposed_seconds:,.1f} of them exposed",
         ),
-        ("a node must load", to_load),
+        ("load of a node", to_load),
     ]
     return [list(row) for row in rows]
 
 
-def _rate(a_second: float) -> str:
-    return f"{a_second:,.0f}" if a_second >= 100 else f"{a_second:.3g}"
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"

@@ -1,9 +1,9 @@
-"""What `bench` measures and plans; imports torch, so the command imports it when it runs."""
+"""Measure rates for `bench`; imports torch, so the command imports it when it runs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,10 +18,8 @@ from vit21k.bench.rates import (
     measure_images,
     measure_step,
 )
-from vit21k.cli.options import (
-    DEFAULT_MANIFESTS,
-)
-from vit21k.cli.train import console_reporter
+from vit21k.cli.options import DEFAULT_MANIFESTS
+from vit21k.cli.train import ConsoleReporter
 from vit21k.data.dataset import ImageDataset, ImageRows
 from vit21k.device import Precision
 from vit21k.distributed import World
@@ -32,26 +30,23 @@ from vit21k.recipe.schema import Recipe
 from vit21k.training import builders, context
 from vit21k.training.builders import activation_bytes_of, bytes_per_param_of
 
-if TYPE_CHECKING:
-    pass
-
 _IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
 _NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was found out about this machine.
+    """Measured rates of this machine.
 
     Attributes:
-        args: Of the model that was timed.
-        precision: Of its matrix products.
+        args: Arguments of the timed model.
+        precision: Precision of its matrix products.
         device: Rates of the device.
         images: Rates of the host.
         step: Rate of training.
-        num_devices: Of this kind here.
-        memory_bytes: Of one.
-        on_cpu: Whether the device is the host's cores.
+        num_devices: Number of devices of this kind.
+        memory_bytes: Memory of a device.
+        on_cpu: Whether the device is the CPU.
     """
 
     args: Mapping[str, Any]
@@ -65,15 +60,15 @@ class Measured:
 
     @property
     def share_of_ceiling(self) -> float:
-        """What training reaches of the measured rate of matrix products."""
+        """Rate of training as a fraction of the measured matrix products."""
         return self.step.flops / self.device.matmul_flops[self.precision]
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return everything for JSON."""
         return {**asdict(self), "share_of_ceiling": self.share_of_ceiling}
 
     def rows(self) -> list[list[str]]:
-        """Return what, how fast, and of what, for reading."""
+        """Return a table of what was measured, its rate, and its conditions."""
         images, step = self.images, self.step
         return [
             [
@@ -109,39 +104,39 @@ class Measured:
         ]
 
 
-class Source(NamedTuple):
-    """The images that are read."""
+class BenchImages(NamedTuple):
+    """The images to read."""
 
     images: ImageRows
     manifest: Path | None
-    """None: they are made up."""
+    """None: generated images."""
     num_images: int
-    """That a run would train on."""
+    """Number of training images of a run."""
     num_classes: int | None
-    """None: not known."""
+    """None: unknown."""
 
     @property
     def name(self) -> str:
-        """What they are, in words."""
-        return f"images of {self.manifest}" if self.manifest else "made-up images"
+        """Where they come from."""
+        return f"images of {self.manifest}" if self.manifest else "generated images"
 
 
-def open_dataset(manifests: Path, root: Path | None) -> Source:
-    """Return the images of train.parquet, or made-up ones.
+def open_images(manifests: Path, root: Path | None) -> BenchImages:
+    """Return the images of train.parquet, or generated ones.
 
     Raises:
-        ManifestError: A folder was named, and holds no train.parquet.
+        ManifestError: A folder was named that has no train.parquet.
     """
     if manifests == DEFAULT_MANIFESTS and not (manifests / "train.parquet").is_file():
-        return Source(MadeImages(), None, _IN21K_IMAGES, None)
+        return BenchImages(MadeImages(), None, _IN21K_IMAGES, None)
     manifest = open_manifest(manifests, TRAIN)
     images = ImageDataset.from_manifest(manifest, root)
     num_classes = len(manifest.classes())
-    return Source(images, manifest.path, len(images), num_classes)
+    return BenchImages(images, manifest.path, len(images), num_classes)
 
 
-def what_is_trained_on(source: Source, num_images: int | None, found: Measured) -> str:
-    """Return what a plan takes for the data set, in words."""
+def assumed_dataset(source: BenchImages, num_images: int | None, found: Measured) -> str:
+    """Return a description of the dataset that a plan assumes."""
     num_classes = found.args["num_classes"]
     if num_images is not None:
         return f"{num_images:,} training images, as given, and {num_classes:,} classes"
@@ -154,7 +149,7 @@ def what_is_trained_on(source: Source, num_images: int | None, found: Measured) 
 
 def measure(
     recipe: Recipe,
-    source: Source,
+    source: BenchImages,
     *,
     device: str,
     num_workers: int,
@@ -162,7 +157,7 @@ def measure(
 ) -> Measured:
     """Return the rates of this machine for *recipe*, in about *seconds*."""
     recipe = context.resolve_precision(
-        recipe, device, World(), run_dir=None, reporter=console_reporter()
+        recipe, device, World(), run_dir=None, reporter=ConsoleReporter()
     )
     num_classes = source.num_classes or _NUM_CLASSES[recipe.stage]
     args = context.model_args_of(recipe, num_classes=num_classes)
@@ -202,7 +197,7 @@ def measure(
 
 
 def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
-    """Return what *recipe* trains, on *num_images* images."""
+    """Return the run of *recipe* on *num_images* images."""
     size = recipe.data.global_batch_size
     return Run(
         args=args,
@@ -218,7 +213,7 @@ def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
 def this_cluster(
     found: Measured, num_devices: int | None, per_node: int, network_gbit: float
 ) -> Cluster:
-    """Return devices like those of this machine: as many as there are, or *num_devices*."""
+    """Return a cluster of this machine's devices: as many as there are, or *num_devices*."""
     nvlink = published.GPUS["a100"].nvlink_bytes
     return Cluster(
         device=found.device.name,
@@ -244,7 +239,7 @@ def rented_cluster(
     network_gbit: float,
     peak_share: float | None,
 ) -> Cluster:
-    """Return GPUs that are not here, by what is published of them and what is measured of cores."""
+    """Return a cluster of other GPUs, from published numbers and measured rates of the cores."""
     gpu = published.GPUS[kind]
     per_node = min(per_node, num_devices)
     share = peak_share or gpu.assumed_share

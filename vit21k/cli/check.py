@@ -82,6 +82,7 @@ def _verify_tree(
     decode: bool,
     as_json: bool,
 ) -> None:
+    from vit21k.manifest import known_problems
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import DIGESTS
     from vit21k.manifest.writer import refuse_inside
@@ -119,6 +120,7 @@ def _verify_tree(
             "num_images": decoded.num_images,
             "num_decoded": decoded.num_decoded,
             "problems": console.counts(problems),
+            "num_known_problems": decoded.num_known_problems,
         }
     if as_json:
         console.print_json(result)
@@ -126,6 +128,8 @@ def _verify_tree(
     if decode:
         for kind, count in sorted(problems.items()):
             console.warn(f"{count:,} x {kind}: {kind.doc}")
+        if known := known_problems.in_words(decoded.num_known_problems):
+            console.note(known)
         if problems:
             console.note(f"listed in `{manifests / 'undecodable.parquet'}`")
         _report_decoded(decoded.num_images, decoded.num_decoded, problems)

@@ -268,8 +268,8 @@ def identify_command(
     matches = [match for match in identify(classes) if match.num_common]
     if target.is_file() and target.suffix != ".parquet" and not matches:
         raise UsageError(
-            f"`{target}` is not a list of ImageNet classes: none of its {len(classes):,} lines is a "
-            f"class of a known list, such as {classes.wnids[0][:80]!r}",
+            f"`{target}` is not a list of ImageNet classes: none of its {len(classes):,} lines is "
+            f"a class of a known list, such as {classes.wnids[0][:80]!r}",
             hint="give a file with one class folder (n01440764) per line",
         )
     if write:

@@ -1,4 +1,4 @@
-"""`demo`: the whole path on a small tree of generated images."""
+"""`demo`: all steps on a small tree of generated images."""
 
 import json
 import os
@@ -29,14 +29,14 @@ TIMES_CHANCE = 4
 
 
 class Check(NamedTuple):
-    """One expectation: what it is, in words with the figures, and whether it holds."""
+    """An expectation, in words with figures, and whether it holds."""
 
     text: str
     holds: bool
 
 
 class Printed(NamedTuple):
-    """What a command printed."""
+    """Output of a command."""
 
     out: str
     err: str
@@ -47,10 +47,10 @@ class Step:
     """One command of the demo.
 
     Attributes:
-        command: As a user types it, in the folder of the demo.
+        command: As typed in the folder of the demo.
         look: What to look at, in a sentence.
-        checks: Given what the command printed, yields what must hold.
-        exit_code: How the command must end.
+        checks: Yields the expectations, from the output of the command.
+        exit_code: Expected exit code.
     """
 
     command: str
@@ -60,7 +60,7 @@ class Step:
 
 
 def steps_of(tree: "DemoTree", manifests: Path, runs: Path) -> Iterator[Step]:
-    """Yield the steps in their order; each may use what the steps before it have made."""
+    """Yield the steps in order; each may use the results of earlier ones."""
     yield Step(
         command=f"vit21k hash {tree.root.name}",
         look=f"exit code 3, by design: {tree.empty.name} is empty, and is listed in "
@@ -80,8 +80,8 @@ def steps_of(tree: "DemoTree", manifests: Path, runs: Path) -> Iterator[Step]:
     )
     yield Step(
         command=f"vit21k train --stage pretrain --recipe tiny --run-dir {runs.name}/tiny",
-        look=f"loss falls, val/prec@1 rises; {tree.cut_off.name} is cut off, which its bytes do "
-        "not tell and decoding does: the recipe says `on_bad_image: replace`",
+        look=f"loss falls, val/prec@1 rises; {tree.cut_off.name} is truncated, which only decoding "
+        "detects: the recipe has `on_bad_image: replace`",
         checks=lambda printed: _check_train(tree, runs / "tiny", printed),
     )
     yield Step(
@@ -136,7 +136,9 @@ def _check_train(tree: "DemoTree", run_dir: Path, printed: Printed) -> Iterator[
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     yield Check(f"the loss fell from {losses[0]:.3f} to {losses[-1]:.3f}", losses[-1] < losses[0])
-    yield Check("it says that an image was skipped", "could not be decoded" in printed.err)
+    yield Check(
+        "an image that could not be decoded is reported", "could not be decoded" in printed.err
+    )
     yield _beats_chance(tree, [line for line in lines if "val/prec@1" in line][-1])
 
 
@@ -147,7 +149,7 @@ def _check_eval(tree: "DemoTree", printed: Printed) -> Iterator[Check]:
 
 
 def _check_predict(wnid: str, printed: Printed) -> Iterator[Check]:
-    yield Check(f"{wnid} is among the classes it names", wnid in printed.out)
+    yield Check(f"{wnid} is among the predicted classes", wnid in printed.out)
 
 
 def _beats_chance(tree: "DemoTree", metrics: dict[str, Any]) -> Check:
@@ -174,14 +176,14 @@ _TREE, _MANIFESTS, _RUNS = "ImageNet21K", "data_manifests", "runs"
 
 def demo_command(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where; what an earlier demo left is replaced.")
+        Path, typer.Argument(metavar="DIR", help="A folder; that of an earlier demo is replaced.")
     ] = Path("demo"),
 ) -> None:
-    """See the whole path on generated images, in a few minutes.
+    """Run all steps on generated images, in a few minutes.
 
-    Draws a small tree in the shape of ImageNet-21K with faults planted in it, then runs hash,
-    relabel, make-val, pretraining, fine-tuning, eval and predict as you would, and checks that
-    what was planted was found.  Exit code 1 if it was not.
+    Generates a small tree in the layout of ImageNet-21K with planted errors, then runs hash,
+    relabel, make-val, pretraining, fine-tuning, eval and predict, and checks that the planted
+    errors are found.  The exit code is 1 if they are not.
 
     [bold]Examples[/bold]
 
@@ -191,7 +193,6 @@ def demo_command(
     """
     _require_own(folder)
     require_torch("demo")
-    # FOLDED
     from vit21k.demo_tree import make_demo_tree
 
     _clear(folder)
@@ -200,7 +201,7 @@ def demo_command(
     console.print_lines(
         f"# {tree.num_files + 1:,} files of {tree.num_classes} classes in {folder / _TREE}; "
         f"planted: {tree.num_copies} copies of images, {tree.num_multi_label} images in "
-        "several classes, an empty file, a file that is cut off, a PNG named .JPEG"
+        "several classes, an empty file, a truncated file, a PNG named .JPEG"
     )
     console.print_lines(f"$ cd {shlex.quote(str(folder))}")
     results = []
@@ -217,21 +218,21 @@ def demo_command(
 
 
 def _require_own(folder: Path) -> None:
-    """Check that a demo made *folder*, or that there is nothing in it.
+    """Check that *folder* is empty, or that of an earlier demo.
 
     Raises:
-        UsageError: There is something in it that no demo has made.
+        UsageError: It is not.
     """
     ours = (folder / _MARKER).is_file() or not folder.exists()
     if not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise errors.UsageError(
-            f"`{folder}` is not empty, and no demo made it",
-            hint="give the demo a folder of its own: `vit21k demo DIR`",
+            f"`{folder}` is not empty, and was not created by `demo`",
+            hint="name a new folder: `vit21k demo DIR`",
         )
 
 
 def _clear(folder: Path) -> None:
-    """Make *folder*, empty but for the marker that says it is a demo's."""
+    """Create *folder* with a marker that identifies it, and without results of an earlier demo."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
     for name in (_TREE, _MANIFESTS, _RUNS):
@@ -239,10 +240,10 @@ def _clear(folder: Path) -> None:
 
 
 def _run(step: "Step", folder: Path) -> list[bool]:
-    """Run one step and show it; return which of its checks hold.
+    """Run and show a step; return which of its checks hold.
 
     Raises:
-        Vit21kError: It ended in a way that leaves nothing for the next step to go on with.
+        Vit21kError: It ended with another exit code.
     """
     console.print_lines(f"\n$ {step.command}")
     exit_code, printed = _start([sys.executable, "-m", *shlex.split(step.command)], folder)
@@ -259,25 +260,23 @@ def _run(step: "Step", folder: Path) -> list[bool]:
 
 
 def _start(command: list[str], folder: Path) -> tuple[int, "Printed"]:
-    """Run *command* in *folder* and show what it prints; return its exit code and that."""
-    # FOLDED
-
+    """Run *command* in *folder* and show its output; return its exit code and output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("VIT21K_")}
     pipe = subprocess.PIPE
     sys.stdout.flush()
     with (
         subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True) as run,
-        _ended_with_us(run),
+        _terminated(run),
         ThreadPoolExecutor(2) as pool,
     ):
-        out = pool.submit(_pass_on, run.stdout, sys.stdout)
-        err = pool.submit(_pass_on, run.stderr, sys.stderr)
+        out = pool.submit(_forward, run.stdout, sys.stdout)
+        err = pool.submit(_forward, run.stderr, sys.stderr)
     return run.returncode, Printed(out.result(), err.result())
 
 
 @contextmanager
-def _ended_with_us(run: "subprocess.Popen[str]") -> Iterator[None]:
-    """End *run* if the block is left by a signal."""
+def _terminated(run: "subprocess.Popen[str]") -> Iterator[None]:
+    """Terminate *run* if the block raises."""
     try:
         yield
     except BaseException:
@@ -285,8 +284,8 @@ def _ended_with_us(run: "subprocess.Popen[str]") -> Iterator[None]:
         raise
 
 
-def _pass_on(source: IO[str] | None, sink: TextIO) -> str:
-    """Copy lines as they come; return all of them."""
+def _forward(source: IO[str] | None, sink: TextIO) -> str:
+    """Copy lines as they arrive; return all of them."""
     lines = []
     for line in source or ():
         sink.write(line)

@@ -1,4 +1,4 @@
-"""`doctor`: what is installed, what the machine has, and what to do about it."""
+"""`doctor`: check the installation and the machine."""
 
 import json
 import os
@@ -35,10 +35,10 @@ class Fact:
     """One line of the report.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         value: What was found.
-        mark: "ok"; "look", which may be what you want; or "bad", which will not work.
-        hint: What to do about it, unless it is ok.
+        mark: "ok"; "look", which may be intended; or "bad", which does not work.
+        hint: What to do, unless it is ok.
     """
 
     name: str
@@ -84,12 +84,12 @@ _PAIR_HINTS = {
 
 
 def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterator[Fact]:
-    """Yield every fact, those that take longest last.
+    """Yield every fact, the slowest last.
 
     Args:
-        manifests: Where the manifests are, or will be.
+        manifests: The manifest folder, which need not exist.
         root: The image root, if known.
-        with_torch: Start a process that imports torch; takes seconds.
+        with_torch: Start a process that imports torch, which takes seconds.
     """
     yield from package_facts()
     yield compiled_fact()
@@ -108,7 +108,7 @@ def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterat
 
 
 def compiled_fact() -> Fact:
-    """Judge whether the compiled extension was built with the package."""
+    """Check whether the compiled extension was built with the package."""
     from vit21k.prep.scan import compiled_reader
 
     reader, why = compiled_reader()
@@ -127,7 +127,7 @@ def installed(package: str) -> str | None:
 
 
 def package_facts() -> Iterator[Fact]:
-    """Yield the version of Python, of vit21k and of everything it needs."""
+    """Yield the versions of Python, vit21k and its dependencies."""
     yield Fact("python", f"{platform.python_version()} ({sys.executable})")
     yield Fact("vit21k", installed("vit21k") or "not installed")
     for package in CORE:
@@ -144,16 +144,16 @@ def package_facts() -> Iterator[Fact]:
 
 
 def cores_fact() -> Fact:
-    """Return how many cores there are, and how many may be used."""
+    """Return the number of cores, and how many may be used."""
     usable, present = machine.num_cores(), os.cpu_count() or 1
     if usable < present:
-        hint = "an affinity or a quota keeps the rest from you; give --num-workers accordingly"
+        hint = "an affinity or a quota limits this process; set --num-workers accordingly"
         return Fact("cores", f"{usable:g} of {present} may be used", "look", hint)
     return Fact("cores", f"{present}")
 
 
 def memory_fact(total: int, free: int) -> Fact:
-    """Judge the memory this process may use."""
+    """Check the memory this process may use."""
     value = f"{free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB"
     if free < _LITTLE_MEMORY_BYTES:
         return Fact("memory", value, "look", "large manifests and training may need more")
@@ -161,7 +161,7 @@ def memory_fact(total: int, free: int) -> Fact:
 
 
 def open_files_fact(soft: int, hard: int) -> Fact:
-    """Judge the limit of open files (`ulimit -n`)."""
+    """Check the limit of open files (`ulimit -n`)."""
     words = ["no limit" if n == resource.RLIM_INFINITY else f"{n:,}" for n in (soft, hard)]
     value = f"{words[0]} (may be raised to {words[1]})"
     if soft != resource.RLIM_INFINITY and soft < _FEW_OPEN_FILES:
@@ -170,10 +170,10 @@ def open_files_fact(soft: int, hard: int) -> Fact:
 
 
 def folder_facts(name: str, folder: Path) -> Iterator[Fact]:
-    """Yield whether *folder* can be written to, and how much room there is."""
+    """Yield whether *folder* is writable, and its free space."""
     there = machine.existing_folder(folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Fact(name, f"{there}", "bad", "you may not write there; give another folder")
+        yield Fact(name, f"{there}", "bad", "not writable; name another folder")
         return
     free = shutil.disk_usage(there).free
     value = f"{free / _GIB:.1f} GiB free on {machine.file_system_of(there)} ({there})"
@@ -182,14 +182,16 @@ def folder_facts(name: str, folder: Path) -> Iterator[Fact]:
     yield Fact(name, value, mark, None if mark == "ok" else "free some space first")
     inodes = os.statvfs(there)
     if inodes.f_files > 0 and inodes.f_favail < _FEW_INODES:
-        hint = "few files can still be made there, however small"
+        hint = "only few more files can be created there"
         yield Fact(f"{name}, inodes", f"{inodes.f_favail:,} free", "look", hint)
 
 
 def root_fact(root: Path) -> Fact:
-    """Judge where the images lie."""
+    """Check the image root."""
     if not root.is_dir():
-        return Fact("image root", f"{root} is not a folder", "bad", "give --root the image root")
+        return Fact(
+            "image root", f"{root} is not a folder", "bad", "name the image root with --root"
+        )
     file_system = machine.file_system_of(root)
     if file_system.startswith(_REMOTE):
         hint = "many small files are slow over a network; give `hash` more --num-workers"
@@ -198,14 +200,14 @@ def root_fact(root: Path) -> Fact:
 
 
 def gpu_fact(gpus: list[str]) -> Fact:
-    """Judge the GPUs that the driver shows."""
+    """Check the GPUs of the driver."""
     if not gpus:
         return Fact("gpu", "none", "look", "training runs on the CPU: small models only")
     return Fact("gpu", "; ".join(gpus))
 
 
 def cpu_precision_fact(has_bf16: bool, gpus: list[str]) -> Fact:
-    """Judge whether the processor computes bfloat16, which most recipes ask for."""
+    """Check whether the processor supports bfloat16, which most recipes use."""
     name = "bfloat16 on the CPU"
     if has_bf16:
         return Fact(name, "in hardware")
@@ -222,8 +224,8 @@ def probe_torch() -> dict[str, Any]:
     """Import torch, then torchvision, in another process.
 
     Returns:
-        "cuda" (version torch was built for, or None), "gpus" (how many it sees), "bf16" (whether
-        they compute it in hardware) and "pair" (what importing torchvision raised, or None); or
+        "cuda" (version that torch was built for, or None), "gpus" (their number), "bf16" (whether
+        they support it in hardware) and "pair" (error of importing torchvision, or None); or
         "error" alone.
     """
     command = [sys.executable, "-c", _PROBE]
@@ -241,7 +243,7 @@ def probe_torch() -> dict[str, Any]:
 
 
 def torch_facts(found: dict[str, Any], gpus: list[str]) -> Iterator[Fact]:
-    """Judge what `probe_torch` found, beside the GPUs that the driver shows."""
+    """Check the result of `probe_torch` against the GPUs of the driver."""
     if error := found.get("error"):
         yield Fact("import torch", error, "bad", "install torch again with pip")
         return
@@ -251,15 +253,15 @@ def torch_facts(found: dict[str, Any], gpus: list[str]) -> Iterator[Fact]:
         hint = "torch was built without CUDA, or for a newer driver than this machine's"
         yield Fact("torch and gpu", f"torch sees none of {len(gpus)}", "bad", hint)
     if not found.get("bf16", True):
-        hint = "recipes with `precision: bf16` are slow here; give `train --set precision=fp16`"
+        hint = "recipes with `precision: bf16` are slow here; use `train --set precision=fp16`"
         yield Fact("bfloat16 on the GPU", "emulated", "look", hint)
 
 
 def pair_fact(error: str | None) -> Fact:
-    """Judge whether torchvision can be imported beside torch."""
+    """Check whether torchvision can be imported with torch."""
     name = "torch and torchvision"
     if error is None:
-        return Fact(name, "fit together")
+        return Fact(name, "compatible")
     hints = [hint for part, hint in _PAIR_HINTS.items() if part in error]
     hint = hints[0] if hints else "install both again, from one index"
     return Fact(name, error.splitlines()[0], "bad", hint)
@@ -269,13 +271,13 @@ def doctor_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     root: ImageRoot = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Do not try torch, which takes seconds.")
+        bool, typer.Option("--quick", help="Do not import torch, which takes seconds.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at the installation and the machine.
+    """Check the installation and the machine.
 
-    Each line is marked: `ok`, `look` (may be what you want) or `bad` (will not work; exit code 1).
+    Each line is marked `ok`, `look` (may be intended) or `bad` (does not work; exit code 1).
 
     [bold]Examples[/bold]
 
@@ -285,8 +287,6 @@ def doctor_command(
 
         vit21k doctor --json > doctor.json
     """
-    # FOLDED
-
     facts = list(all_facts(manifests=manifests, root=root, with_torch=not quick))
     counts = Counter(fact.mark for fact in facts)
     if as_json:

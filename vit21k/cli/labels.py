@@ -221,6 +221,8 @@ def select_command(
 
       vit21k labels select --drop n00007846
 
+      vit21k labels select --drop persons-unsafe
+
       vit21k labels select --keep in1k --out in1k_manifests
 
       vit21k labels select --more-than 100 --count images

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vit21k.checkpoint.preprocessing import Preprocessing
     from vit21k.data.dataset import ImageRows
     from vit21k.models.vit import ImageClassifier
+    from vit21k.prep.ray import RayCluster
     from vit21k.sources.folders import Skipped
 
 
@@ -105,25 +106,33 @@ ImageRoot = Annotated[
     ),
 ]
 
-OnEngine = Annotated[
-    Literal["local", "ray"],
-    typer.Option("--engine", help="Where to compute: on this machine, or a Ray cluster."),
-]
-OnAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Address of the Ray cluster; default: RAY_ADDRESS, or this machine.",
-    ),
-]
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where to compute: on this machine, or on a Ray cluster."""
 
-def is_on_ray(engine: str, address: str | None) -> bool:
-    """Return whether to use Ray; refuse an address without it."""
-    if address and engine != "ray":
-        raise UsageError("`--address` needs `--engine ray`")
-    return engine == "ray"
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Where to compute: on this machine, or a Ray cluster."),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Address of the Ray cluster; default: RAY_ADDRESS, or this machine.",
+        ),
+    ] = None
+
+    def cluster(self) -> "RayCluster | None":
+        """Return the Ray cluster, if it is to be used; refuse an address without it."""
+        if self.engine == "ray":
+            from vit21k.prep.ray import RayCluster
+
+            return RayCluster(self.address)
+        if self.address:
+            raise UsageError("`--address` needs `--engine ray`")
+        return None
 
 
 Device = Annotated[
@@ -200,6 +209,10 @@ Precision = Annotated[
 ]
 DeviceBatchSize = Annotated[
     int, typer.Option(min=1, help="Maximum number of images in one forward pass.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
 ]
 WhichWeights = Annotated[
     Literal["raw", "ema"] | None,

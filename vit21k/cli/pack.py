@@ -34,7 +34,7 @@ def pack_command(
         bool,
         typer.Option(
             "--lossless",
-            help="Add restart markers to JPEGs, so that a crop decodes only its part; all pixels are "
+            help="Add restart markers to JPEGs, so that a crop decodes only its part; pixels are "
             "unchanged.",
         ),
     ] = False,

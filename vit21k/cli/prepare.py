@@ -19,12 +19,10 @@ from vit21k.cli.classes import warn_of_numbers, warn_of_part
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
+    EngineOptions,
     LabelSource,
     Manifests,
-    OnAddress,
-    OnEngine,
     for_manifests,
-    is_on_ray,
 )
 from vit21k.errors import DataError, UsageError
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from vit21k.prep.hash_chunks import HashedChunk
     from vit21k.prep.hash_tree import HashSummary
     from vit21k.prep.import_tree import Prepared
-    from vit21k.prep.ray import RayCluster
     from vit21k.prep.relabel import RelabelSummary
     from vit21k.prep.shards import Shard
     from vit21k.prep.split import SplitSummary
@@ -41,7 +38,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def hash_result(summary: "HashSummary") -> dict[str, object]:
-    """Return the counts as JSON values."""
+    """Return the counts for JSON."""
     return {
         "num_entries": summary.num_entries,
         "num_files": summary.num_files,
@@ -93,8 +90,7 @@ def _report_cached(summary: "HashSummary") -> None:
     if summary.num_known and summary.is_remote:
         console.warn(
             "on a network file system, unchanged files are detected by size and modification "
-            "time only; "
-            "`--recheck 0.01` re-reads some anyway, `--fresh` all"
+            "time only; `--recheck 0.01` re-reads some anyway, `--fresh` all"
         )
     if summary.num_unknown:
         console.warn(
@@ -109,8 +105,7 @@ def _report_cached(summary: "HashSummary") -> None:
     if summary.silently_changed:
         console.warn(
             f"{len(summary.silently_changed):,} files have changed content, although their size "
-            f"and "
-            f"times are unchanged: {console.some(summary.silently_changed)}; "
+            f"and times are unchanged: {console.some(summary.silently_changed)}; "
             "the disk may be failing; re-read everything with `--fresh`"
         )
 
@@ -124,7 +119,7 @@ def _warn_of_unusual_folders(wnids: set[str]) -> None:
     unusual = sorted(wnid for wnid in wnids if not _WNID.fullmatch(wnid))
     if unusual and len(unusual) * 10 <= len(wnids):
         console.warn(
-            f"{console.some(unusual)} will be classes, although not named like the other "
+            f"{console.some(unusual)} become classes, although not named like the other "
             f"{len(wnids) - len(unusual):,} (n01440764 ...)"
         )
 
@@ -160,11 +155,9 @@ def hash_command(
         Literal["full", "quick"],
         typer.Option(
             help="quick: hash only the head and tail of each file, and the full content of "
-            "potential "
-            "duplicates: reads less than a quarter of the bytes and finds the same duplicates. "
-            "Unique "
-            "files get no digest, so `verify` checks only their size, and `--by content` is "
-            "refused.",
+            "potential duplicates: reads less than a quarter of the bytes and finds the same "
+            "duplicates. Unique files get no digest, so `verify` checks only their size, and "
+            "`--by content` is refused.",
         ),
     ] = "full",
     fresh: Annotated[
@@ -184,8 +177,8 @@ def hash_command(
             help="Hash only the I-th of N shards of the folders; other machines hash the others.",
         ),
     ] = None,
-    engine: OnEngine = "local",
-    address: OnAddress = None,
+    *,
+    engine: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
@@ -221,7 +214,7 @@ def hash_command(
       vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
     share = _shard(shard)
-    cluster = _cluster(engine, address)
+    cluster = engine.cluster()
     anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
     on_disk = {
         "follow_symlinks": follow_symlinks,
@@ -289,14 +282,6 @@ def _hash(
         return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 
 
-def _cluster(engine: str, address: str | None) -> "RayCluster | None":
-    if not is_on_ray(engine, address):
-        return None
-    from vit21k.prep.ray import RayCluster
-
-    return RayCluster(address)
-
-
 def _after_shards(manifests: Path) -> str:
     return for_manifests(f"vit21k relabel {shlex.quote(str(manifests / 'shards'))}/*", manifests)
 
@@ -316,8 +301,7 @@ def relabel_command(
         typer.Option(
             metavar="LIST",
             help="Class list: a known list (fall11, in1k ...), a file with one class folder per "
-            "line, "
-            "or another tree; default: the folders found, sorted.",
+            "line, or another tree; default: the folders found, sorted.",
         ),
     ] = None,
     by: Annotated[
@@ -329,7 +313,7 @@ def relabel_command(
     ] = "bytes",
     max_labels: Annotated[
         int | None,
-        typer.Option(min=1, help="Skip images with more labels than this: placeholders, perhaps."),
+        typer.Option(min=1, help="Skip images with more labels than this: possibly placeholders."),
     ] = None,
     verify_bytes: Annotated[
         bool,
@@ -338,8 +322,8 @@ def relabel_command(
             help="Compare the bytes of duplicates, not only their digests, before merging.",
         ),
     ] = False,
-    engine: OnEngine = "local",
-    address: OnAddress = None,
+    *,
+    engine: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
     """Merge duplicate files and their labels: digests.parquet -> images.parquet.
@@ -381,7 +365,7 @@ def relabel_command(
         classes=asked,
         by=by,
         max_labels=max_labels,
-        cluster=_cluster(engine, address),
+        cluster=engine.cluster(),
     )
     if asked is None:
         found = open_manifest(manifests, IMAGES).classes()
@@ -399,12 +383,12 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
         console.warn(
             "the class list has changed "
             f"({summary.num_classes_before:,} classes before, now {summary.num_classes:,}): "
-            "class indices have moved, and models trained before do not match"
+            "class indices have changed, and models trained before do not match"
         )
     if summary.num_overlabelled:
         console.warn(
             f"{summary.num_overlabelled:,} images have more than {MANY_LABELS} labels each: "
-            "placeholders, perhaps; inspect those with the most `label_ids` in images.parquet; "
+            "possibly placeholders; inspect those with the most `label_ids` in images.parquet; "
             f"`--max-labels {MANY_LABELS}` skips them"
         )
     if summary.num_classes_without_files:
@@ -436,7 +420,7 @@ def _compare_bytes(manifests: Path, by: str) -> None:
 def make_val_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     per_class: Annotated[
-        int, typer.Option(min=1, help="Images to choose per class, where there are enough.")
+        int, typer.Option(min=1, help="Images per class, if there are enough.")
     ] = 20,
     holdout: Annotated[
         bool, typer.Option("--holdout", help="Remove them from train, with all their duplicates.")
@@ -446,7 +430,7 @@ def make_val_command(
         typer.Option(
             min=0,
             max=2**64 - 1,
-            help="Choose them at random, by a hash of their content; default: the first.",
+            help="Choose at random, by a hash of the content; default: the first images.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -552,7 +536,7 @@ def get_dataset_command(
 
 
 def in_words(prepared: "Prepared") -> str:
-    """Format the counts of files; they add up."""
+    """Return the counts of files as text; they add up."""
     problems = f", {prepared.num_problems:,} unusable" if prepared.num_problems else ""
     unused = f", {prepared.num_unused:,} in neither" if prepared.num_unused else ""
     return (
@@ -563,20 +547,20 @@ def in_words(prepared: "Prepared") -> str:
 
 
 def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
-    """Return the folder of manifests of a user's images, made below *run_dir* if need be.
+    """Return the folder of the manifests of *path*, created below *run_dir*.
 
-    Processes that torchrun started come here one after the other, and find the same.  The manifests
-    of a run that has begun stay as they are.
+    Processes of torchrun call it one after the other and get the same result.  The manifests of a
+    run that has begun are not changed.
 
     Args:
-        path: Class folders, with ``train`` and ``val`` around them or without; or a Hugging Face
-            dataset on disk.
-        run_dir: Nothing is written anywhere else.
-        fresh: The run starts over, if it has begun.
+        path: Class folders, optionally below ``train`` and ``val``; or a Hugging Face dataset on
+            disk.
+        run_dir: Folder of the run; nothing is written elsewhere.
+        fresh: Start the run over.
 
     Raises:
-        UsageError: There is nothing at *path*.
-        DataError: It holds no images with labels, or others than the run began with.
+        UsageError: *path* does not exist.
+        DataError: It has no images with labels, or other images than the run began with.
     """
     from vit21k.lock import locked
     from vit21k.manifest.io import open_manifest
@@ -585,7 +569,7 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
     from vit21k.prep.import_tree import IMAGES, MANIFESTS, prepare, write_tree
 
     if not path.exists():
-        raise UsageError(f"there is nothing at `{path}`")
+        raise UsageError(f"`{path}` does not exist")
     folder, labels = run_dir / "data", None
     with locked(folder, command="train --data", wait=True):
         root = path
@@ -596,7 +580,7 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
             console.note(f"`{path}`: {sum(counts.values()):,} images as files in `{root}`")
             if dataset.skipped:
                 console.warn(
-                    f"{len(dataset.skipped):,} files of rows below `{path}` were not looked at, "
+                    f"{len(dataset.skipped):,} files of rows below `{path}` are skipped, "
                     f"such as `{dataset.skipped[0]}`"
                 )
             if dataset.num_unlabelled:
@@ -611,10 +595,10 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
 
 @contextmanager
 def _prepared_apart(manifests: Path, path: Path, run_dir: Path, has_begun: bool) -> Iterator[Path]:
-    """Yield the folder to make *manifests* in: another one if a run that *has_begun* needs them.
+    """Yield the folder to write *manifests* to: a temporary one if the run *has_begun*.
 
     Raises:
-        DataError: What was made there is another split.
+        DataError: The result is another split than that of *manifests*.
     """
     from vit21k.manifest.schema import TRAIN
 
@@ -635,17 +619,17 @@ def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> Non
     for kind in (TRAIN, VAL):
         if open_manifest(before, kind).fingerprint != open_manifest(now, kind).fingerprint:
             raise DataError(
-                f"`{run_dir}` began with other images than those that are now in `{path}`: "
+                f"`{run_dir}` began with other images than `{path}` has now: "
                 f"{kind.file_name} differs",
-                hint="name a new run with --run-dir; or resume this one with the images it began "
-                f"with, if they are still there: `--manifests {before}` in place of --data",
+                hint="name a new run with --run-dir; or resume this one with its first images, "
+                f"if they still exist: `--manifests {before}` instead of --data",
             )
 
 
 def _downloaded(name: str, folder: Path) -> Path:
     from vit21k.prep.cifar_download import download_cifar
 
-    console.note(f"{name}: downloaded by torchvision, unless it is already in `{folder}`")
+    console.note(f"{name}: downloading with torchvision, unless it is already in `{folder}`")
     return download_cifar(name, folder)
 
 

@@ -6,67 +6,13 @@ from typing import Annotated
 import typer
 
 from vit21k.cli import console
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, Overrides
 from vit21k.errors import UsageError
-
-_Recipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path that ends in .yaml.")
-]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field; may be repeated."),
-]
-_Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A PNG to write.")]
-
-
-def sheet_command(
-    recipe: _Recipe,
-    manifests: Manifests = DEFAULT_MANIFESTS,
-    out: _Out = Path("augmentation.png"),
-    root: ImageRoot = None,
-    images: Annotated[int, typer.Option(min=1, max=64, help="Rows of the sheet.")] = 8,
-    draws: Annotated[int, typer.Option(min=1, max=64, help="Columns of the sheet.")] = 6,
-    overrides: _Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw what a recipe's augmentation makes of training images, with their labels.
-
-    The first column is the images as they are; the others are made by the code that trains,
-    mixing included. The numbers under a mixed image are the targets at its labels.
-
-    [bold]Examples[/bold]
-
-      vit21k recipes sheet pretrain_l16_in21k
-
-      vit21k recipes sheet mine.yaml --set augment.mixup_alpha=0.8 --out mixed.png
-    """
-    from vit21k.atomic import atomic_file
-    from vit21k.recipe.load import load_recipe
-    from vit21k.training.contact_sheet import contact_sheet
-    from vit21k.training.context import open_split_data
-
-    loaded = load_recipe(recipe, overrides or [])
-    data = open_split_data(manifests, root)
-    sheet = contact_sheet(loaded, data.train, data.classes, num_images=images, num_draws=draws)
-    with atomic_file(out) as file:
-        sheet.save(file, "PNG")
-    num_rows = min(images + images % 2, len(data.train))
-    if as_json:
-        console.print_json({"file": str(out), "images": num_rows, "draws": draws})
-    console.done(
-        f"recipes sheet: {num_rows} images, {draws} draws of each -> `{out}`; "
-        f"next: `vit21k train --recipe {recipe}`"
-    )
-
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path that ends in .yaml.")
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field; may be repeated."),
-]
-# Fields of the section `model` that are not the network's.
+# Fields of the section `model` that are not arguments of the network.
 _FIRST_WEIGHTS = ("init_scheme", "head_init", "head_init_std", "head_bias_init")
 
 
@@ -77,7 +23,7 @@ def list_command(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print the shipped recipes, whose they are, and what each one is.
+    """Print the shipped recipes with their source and a summary.
 
     [bold]Examples[/bold]
 
@@ -122,7 +68,7 @@ def _in_json(source: str, name: str) -> dict[str, str]:
 
 
 def show_command(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print a recipe as it will run: its base, defaults and changes filled in.
+    """Print a complete recipe: with its base, defaults and changes.
 
     [bold]Examples[/bold]
 
@@ -146,7 +92,7 @@ def show_command(recipe: RecipeName, overrides: Overrides = None, as_json: AsJso
 
 
 def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Say whether a recipe can be used; list everything that is wrong with it.
+    """Check whether a recipe is valid; list all errors.
 
     [bold]Examples[/bold]
 
@@ -163,16 +109,16 @@ def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
     model_args(model.name, **{name: value for name, value in given.items() if value is not None})
     own = header_of(recipe).command if recipe in shipped_recipes() else ""
     command = own if own and not overrides else f"vit21k train --recipe {recipe}"
-    console.done(f"recipes check: `{recipe}` is usable; next: `{command}`")
+    console.done(f"recipes check: `{recipe}` is valid; next: `{command}`")
 
 
 def fields_command(
     section: Annotated[
-        str, typer.Argument(help="Only fields whose name begins so: optim, data.crop.")
+        str, typer.Argument(help="Only fields with this prefix: optim, data.crop.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print every field of a recipe: what it may be, its default, its meaning.
+    """Print every field of a recipe: values, default, meaning.
 
     [bold]Examples[/bold]
 
@@ -193,3 +139,45 @@ def fields_command(
     for field in fields:
         console.print_lines(f"{field.name}: {field.values}; default {field.default}")
         console.print_lines(f"    {field.meaning}")
+
+
+def sheet_command(
+    recipe: RecipeName,
+    manifests: Manifests = DEFAULT_MANIFESTS,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="A PNG to write.")
+    ] = Path("augmentation.png"),
+    root: ImageRoot = None,
+    images: Annotated[int, typer.Option(min=1, max=64, help="Rows of the sheet.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, max=64, help="Columns of the sheet.")] = 6,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw training images with the augmentation of a recipe, and their labels.
+
+    The first column shows the original images; the others come from the training code, including
+    mixup and cutmix. The numbers under a mixed image are the targets of its labels.
+
+    [bold]Examples[/bold]
+
+      vit21k recipes sheet pretrain_l16_in21k
+
+      vit21k recipes sheet mine.yaml --set augment.mixup_alpha=0.8 --out mixed.png
+    """
+    from vit21k.atomic import atomic_file
+    from vit21k.recipe.load import load_recipe
+    from vit21k.training.contact_sheet import contact_sheet
+    from vit21k.training.context import open_split_data
+
+    loaded = load_recipe(recipe, overrides or [])
+    data = open_split_data(manifests, root)
+    sheet = contact_sheet(loaded, data.train, data.classes, num_images=images, num_draws=draws)
+    with atomic_file(out) as file:
+        sheet.save(file, "PNG")
+    num_rows = min(images + images % 2, len(data.train))
+    if as_json:
+        console.print_json({"file": str(out), "images": num_rows, "draws": draws})
+    console.done(
+        f"recipes sheet: {num_rows} images, {draws} variants each -> `{out}`; "
+        f"next: `vit21k train --recipe {recipe}`"
+    )

@@ -1,4 +1,4 @@
-"""`runs list | compare | plot`: what training left behind."""
+"""`runs list | compare | plot`: training runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -7,6 +7,7 @@ import typer
 
 from vit21k.cli import console
 from vit21k.cli.options import AsJson
+from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
     from vit21k.runs.history import Run
@@ -20,7 +21,7 @@ Folders = Annotated[
 
 
 def list_command(folders: Folders = None, as_json: AsJson = False) -> None:
-    """Print the runs: how far each is, its loss, its best metric, whether it runs.
+    """Print the runs: state, step, loss, best metric.
 
     [bold]Examples[/bold]
 
@@ -41,7 +42,7 @@ def list_command(folders: Folders = None, as_json: AsJson = False) -> None:
 
 
 def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
-    """Print in what the recipes of runs differ, and what each run reached.
+    """Print the differences between recipes of runs, and the metrics of each run.
 
     [bold]Examples[/bold]
 
@@ -49,12 +50,11 @@ def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
 
       vit21k runs compare runs --json
     """
-    from vit21k.errors import UsageError
     from vit21k.runs.history import metric_table, names_of, recipe_differences
 
     found = _read(folders)
     if len(found) < 2:
-        raise UsageError("one run cannot be compared", hint="name two runs, or a folder of several")
+        raise UsageError("only one run to compare", hint="name two runs, or a folder of several")
     names, differences, metrics = names_of(found), recipe_differences(found), metric_table(found)
     if as_json:
         console.print_json({"runs": names, "recipe": differences, "metrics": metrics})
@@ -72,7 +72,7 @@ def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
         f"runs compare: {len(found)} runs, {len(differences)} fields of the recipe differ, "
         f"{len(metrics)} metrics"
     )
-    console.note("next: `vit21k runs plot` draws them")
+    console.note("next: `vit21k runs plot` plots them")
 
 
 def plot_command(
@@ -82,17 +82,17 @@ def plot_command(
     ),
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="Draw this one only; repeatable."),
+        typer.Option("--metric", metavar="NAME", help="Plot only this metric; repeatable."),
     ] = None,
     x: Annotated[
-        Literal["step", "images", "time"], typer.Option("--x", help="What lies to the right.")
+        Literal["step", "images", "time"], typer.Option("--x", help="The horizontal axis.")
     ] = "step",
     theme: Annotated[
-        Literal["light", "dark"], typer.Option(help="Of a PNG; a page follows its reader's.")
+        Literal["light", "dark"], typer.Option(help="Theme of a PNG; a page follows the browser.")
     ] = "light",
     as_json: AsJson = False,
 ) -> None:
-    """Draw the curves of runs into one page or image: loss, metrics, learning rate ...
+    """Plot the curves of runs on one page or image: loss, metrics, learning rate ...
 
     [bold]Examples[/bold]
 
@@ -117,7 +117,6 @@ def plot_command(
 
 def _read(folders: list[Path] | None) -> "list[Run]":
     """Return the runs at or below *folders*, each once."""
-    from vit21k.errors import UsageError
     from vit21k.runs.history import find_runs, read_run
 
     where = folders or [DEFAULT_RUNS]
@@ -125,7 +124,7 @@ def _read(folders: list[Path] | None) -> "list[Run]":
     if not paths:
         raise UsageError(
             f"no run below {console.some([str(folder) for folder in where])}",
-            hint="`vit21k train` makes one",
+            hint="`vit21k train` creates one",
         )
     return [read_run(path) for path in paths]
 

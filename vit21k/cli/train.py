@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +22,7 @@ from vit21k.cli.options import (
     ImageRoot,
     Manifests,
     NumWorkers,
+    Overrides,
     WhichWeights,
     device_or_best,
     for_manifests,
@@ -31,6 +32,7 @@ from vit21k.cli.options import (
 )
 from vit21k.cli.prepare import prepare_data
 from vit21k.errors import MissingExtraError, UsageError, Vit21kError
+from vit21k.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport, InitSource
@@ -39,40 +41,47 @@ if TYPE_CHECKING:
     from vit21k.training.context import Fork, RunOptions
     from vit21k.training.dry_run import DryRun
     from vit21k.training.forecast import Forecast
-    from vit21k.training.reporter import Reporter
 
 _LONG_RUN_SECONDS = 14 * 86_400
 _MICRO_STEP_SECONDS = 10.0
 _NOT_METRICS = ("step", "total_steps", "seconds", "eta_seconds")
 
 
-def console_reporter() -> "Reporter":
-    """Return a reporter that prints to the terminal."""
-    from vit21k.training.reporter import Reporter
+class ConsoleReporter(Reporter):
+    """Prints what a run reports."""
 
-    class ConsoleReporter(Reporter):
-        def __init__(self) -> None:
-            self._micro_steps = _MicroSteps()
+    def __init__(self) -> None:
+        self._step = -1
+        self._shown_at = 0.0
 
-        def note(self, text: str) -> None:
-            console.note(text)
+    def note(self, text: str) -> None:
+        """Print a fact."""
+        console.note(text)
 
-        def warn(self, text: str) -> None:
-            console.warn(text)
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        console.warn(text)
 
-        def forecast(self, forecast: "Forecast") -> None:
-            _print_forecast(forecast)
+    def forecast(self, forecast: "Forecast") -> None:
+        """Print what the run will take."""
+        _print_forecast(forecast)
 
-        def initialised(self, report: "InitReport") -> None:
-            console.note(f"init: {report.in_words()}")
+    def initialised(self, report: "InitReport") -> None:
+        """Print where the first weights came from."""
+        console.note(f"init: {report.in_words()}")
 
-        def line(self, line: Mapping[str, Any]) -> None:
-            _print_line(line)
+    def line(self, line: Mapping[str, Any]) -> None:
+        """Print a line of the log."""
+        _print_line(line)
 
-        def micro_step(self, step: int, num_done: int, num_images: int) -> None:
-            self._micro_steps(step, num_done, num_images)
-
-    return ConsoleReporter()
+    def micro_step(self, step: int, num_done: int, num_images: int) -> None:
+        """Print the progress of a long step: a line every 10 s."""
+        now = time.monotonic()
+        if step != self._step:
+            self._step, self._shown_at = step, now
+        elif now - self._shown_at >= _MICRO_STEP_SECONDS:
+            self._shown_at = now
+            console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
 
 
 def _print_forecast(forecast: "Forecast") -> None:
@@ -85,24 +94,8 @@ def _print_forecast(forecast: "Forecast") -> None:
     if forecast.seconds > _LONG_RUN_SECONDS:
         console.warn(
             f"this run would take about {console.duration(forecast.seconds)} on this machine; it "
-            "goes on, and can be stopped and resumed at any time"
+            "can be stopped and resumed at any time"
         )
-
-
-class _MicroSteps:
-    """Shows that a long step moves: a line every 10 s, unless steps are shorter than that."""
-
-    def __init__(self) -> None:
-        self._told_at = time.monotonic()
-        self._step = -1
-
-    def __call__(self, step: int, num_done: int, num_images: int) -> None:
-        now = time.monotonic()
-        if step != self._step:
-            self._step, self._told_at = step, now
-        elif now - self._told_at >= _MICRO_STEP_SECONDS:
-            self._told_at = now
-            console.note(f"step {step + 1:,}: {num_done:,} of {num_images:,} images")
 
 
 def _print_line(line: Mapping[str, Any]) -> None:
@@ -135,76 +128,59 @@ def _engineering(value: float) -> str:
     return f"{value:,.0f} "
 
 
-DryRunFlag = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Print what would be done, and how long it takes; write none."),
-]
-PlotSchedule = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="With --dry-run: draw the learning rate; ends in .html or .png."
-    ),
-]
-Rate = Annotated[
-    float | None,
-    typer.Option(
-        min=1e-6, help="With --dry-run: images a second to reckon with; default: measured."
-    ),
-]
-DryRunJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print it as JSON.")]
-
 _BARS = "▁▂▃▄▅▆▇█"
 _NUM_BARS = 60
 
 
-def check_options(
-    is_dry: bool, plot_schedule: Path | None, rate: float | None, as_json: bool
-) -> None:
-    """Refuse what is only for a dry run.
+@dataclass(frozen=True, kw_only=True)
+class DryRunOptions:
+    """Options of a dry run."""
 
-    Raises:
-        UsageError: There is such an option, and it is none.
-    """
-    given = {"--plot-schedule": plot_schedule, "--rate": rate, "--json": as_json or None}
-    if not is_dry and (odd := [name for name, value in given.items() if value is not None]):
-        raise UsageError(f"{odd[0]} is for --dry-run")
+    is_dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be done and how long it takes."),
+    ] = False
+    plot_schedule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --dry-run: plot the learning rate; ends in .html or .png."
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, help="With --dry-run: assume this many images per second; default: measured."
+        ),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print the result as JSON.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse the other options without ``--dry-run``.
+
+        Raises:
+            UsageError: One of them is given.
+        """
+        given = {
+            "--plot-schedule": self.plot_schedule is not None,
+            "--rate": self.rate is not None,
+            "--json": self.as_json,
+        }
+        if not self.is_dry and any(given.values()):
+            option = next(name for name, is_given in given.items() if is_given)
+            raise UsageError(f"{option} is for --dry-run")
 
 
-def reckon(
-    recipe: "Recipe",
-    options: "RunOptions",
-    init: "InitSource | None",
-    rate: float | None,
-    *,
-    fork: "Fork | None" = None,
-    fresh: bool = False,
-) -> "DryRun":
-    """Find out what the run would be; the terminal hears of what is found on the way."""
-    from vit21k.training.dry_run import dry_run
-
-    return dry_run(
-        recipe,
-        options,
-        console_reporter(),
-        init=init,
-        fork=fork,
-        fresh=fresh,
-        images_per_second=rate,
-    )
-
-
-def report(
-    recipe: "Recipe", name: str, found: "DryRun", *, plot_schedule: Path | None, as_json: bool
-) -> None:
-    """Print *found*, and draw the schedule where it is asked for."""
-    if as_json:
-        facts = asdict(found)
-        console.print_json({"recipe": recipe.model_dump(mode="json"), **facts})
+def _report_dry_run(recipe: "Recipe", name: str, found: "DryRun", dry_run: DryRunOptions) -> None:
+    """Print *found*, and plot the schedule if asked for."""
+    if dry_run.as_json:
+        console.print_json({"recipe": recipe.model_dump(mode="json"), **asdict(found)})
     else:
         _print(recipe, found)
-    if plot_schedule:
-        _plot(found, name, plot_schedule)
-        console.note(f"the schedule is drawn in `{plot_schedule}`")
+    if dry_run.plot_schedule:
+        _plot(found, name, dry_run.plot_schedule)
+        console.note(f"the schedule is plotted in `{dry_run.plot_schedule}`")
     steps, time = found.steps, found.time
     left = steps["total_steps"] - steps["resumes_at"]
     console.done(
@@ -232,7 +208,7 @@ def _print(recipe: "Recipe", found: "DryRun") -> None:
         console.print_lines(f"frozen: {found.frozen:,} parameters")
     rates = [lr for _, lr in found.schedule]
     console.print_lines(f"\nlearning rate {sparkline(rates)}")
-    console.print_lines(f"{rates[0]:.3g} at first, {max(rates):.3g} at most, {rates[-1]:.3g} last")
+    console.print_lines(f"first {rates[0]:.3g}, maximum {max(rates):.3g}, last {rates[-1]:.3g}")
 
 
 def _row(group: Mapping[str, Any]) -> list[str]:
@@ -246,7 +222,7 @@ def _row(group: Mapping[str, Any]) -> list[str]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return *values* as a row of bars, from 0 to the highest."""
+    """Return *values* as a row of bars, from 0 to the maximum."""
     top = max(values) or 1.0
     count = min(_NUM_BARS, len(values))
     last = len(values) - 1
@@ -284,15 +260,12 @@ def train_command(
             help="A shipped recipe (`vit21k recipes list`) or a .yaml file instead of the stage's.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change the recipe; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     init: Annotated[
         str | None,
         typer.Option(
             metavar="RUN|FILE|ADDRESS",
-            help="Weights to start from: a run, a file or folder of another program, "
+            help="Weights to start from: a run, a file or folder of another library, "
             "hf://owner/name, https://..., or a name of Google's (ViT-L_16).",
         ),
     ] = None,
@@ -300,15 +273,15 @@ def train_command(
         Literal["same-classes", "from-wnids"],
         typer.Option(
             "--head",
-            help="same-classes: take their head if it is for the same class list; from-wnids: take "
-            "the rows of the classes that both have.",
+            help="same-classes: keep their head if it has the same class list; from-wnids: keep "
+            "the rows of common classes.",
         ),
     ] = "same-classes",
     init_classes: Annotated[
         str | None,
         typer.Option(
             metavar="LIST|FILE",
-            help="What the outputs of --init mean, if it does not say: google, in1k, or a file.",
+            help="Class list of --init, if its files do not state it: google, in1k, or a file.",
         ),
     ] = None,
     weights: WhichWeights = None,
@@ -316,7 +289,7 @@ def train_command(
         str | None,
         typer.Option(
             metavar="RUN|FILE|ADDRESS",
-            help="The model to learn from, for recipes with distill.kind; as --init.",
+            help="Teacher for recipes with distill.kind; as --init.",
         ),
     ] = None,
     manifests: Manifests = DEFAULT_MANIFESTS,
@@ -324,33 +297,31 @@ def train_command(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Instead of manifests: class folders (in `train` and `val`, or held out of), or a "
-            "Hugging Face image dataset on disk. Manifests are made in the run's folder.",
+            help="Instead of manifests: class folders (below `train` and `val`, or without a "
+            "split), or a Hugging Face image dataset on disk. Manifests are in the run's folder.",
         ),
     ] = None,
     root: ImageRoot = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What the run writes; default: runs/<recipe>."),
+        typer.Option(metavar="DIR", help="Folder of the run; default: runs/<recipe>."),
     ] = None,
     resume_from: Annotated[
         str | None,
         typer.Option(
             metavar="STEP|RUN[:STEP]",
-            help="Begin a new run (--run-dir) with a checkpoint of another: weights, optimizer and "
+            help="Start a new run (--run-dir) from a checkpoint of another: weights, optimizer and "
             "step, with other settings or another length. STEP alone: of runs/<recipe>.",
         ),
     ] = None,
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh", help="Start over; the run that is there is kept in RUN_DIR/previous-1."
-        ),
+        typer.Option("--fresh", help="Start over; the existing run is kept in RUN_DIR/previous-1."),
     ] = False,
     device: Device = None,
     device_batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images in one forward pass; default: the recipe's, if they fit."),
+        typer.Option(min=1, help="Images in one forward pass; default: the recipe's, if it fits."),
     ] = None,
     num_workers: NumWorkers = None,
     log_to: Annotated[
@@ -358,24 +329,22 @@ def train_command(
         typer.Option(
             "--log",
             metavar="NAME,...",
-            help="Log there too: tensorboard, wandb, mlflow. None of them can stop the run.",
+            help="Also log to: tensorboard, wandb, mlflow. Their failures do not stop the run.",
         ),
     ] = None,
     peak_tflops: Annotated[
         float | None,
         typer.Option(
-            min=0.001, help="What one device can do, for MFU; default: a matrix product, measured."
+            min=0.001, help="Peak of one device, for MFU; default: a measured matrix product."
         ),
     ] = None,
-    is_dry: DryRunFlag = False,
-    plot_schedule: PlotSchedule = None,
-    rate: Rate = None,
-    as_json: DryRunJson = False,
+    *,
+    dry_run: DryRunOptions,
 ) -> None:
     """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
 
-    A run that was stopped or killed resumes from its newest checkpoint when the same command is
-    given again, and ends with the same weights as if it had not been stopped.
+    An interrupted run resumes from its newest checkpoint when the same command is repeated, and
+    ends with bit-identical weights.
 
     [bold]Examples[/bold]
 
@@ -383,7 +352,7 @@ def train_command(
 
         vit21k train --stage finetune --init runs/pretrain_l16_in21k --manifests in1k_manifests
 
-        vit21k train --stage finetune --init ViT-B_16 --data photos --run-dir runs/photos
+        vit21k train --stage finetune --init ViT-B_16 --data my_images --run-dir runs/mine
 
         vit21k train --recipe pretrain_pit_s_distilled_in1k --teacher runs/finetune_l16_384_in1k
 
@@ -395,13 +364,14 @@ def train_command(
     """
     require_torch("train")
     from vit21k.training.context import RunOptions
+    from vit21k.training.dry_run import dry_run as dry_run_of
     from vit21k.training.run import train_run
     from vit21k.training.sinks import parse_sinks
 
-    check_options(is_dry, plot_schedule, rate, as_json)
-    _check_finite({"--rate": rate, "--peak-tflops": peak_tflops})
-    plan = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
-    default_dir = Path("runs") / _run_name(plan.stage, recipe)
+    dry_run.check()
+    _check_finite({"--rate": dry_run.rate, "--peak-tflops": peak_tflops})
+    loaded = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
+    default_dir = Path("runs") / _run_name(loaded.stage, recipe)
     fork = None if resume_from is None else _fork(resume_from, default_dir)
     options = RunOptions(
         manifests=manifests,
@@ -410,18 +380,29 @@ def train_command(
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         device_batch_size=device_batch_size,
-        recipe_name=_run_name(plan.stage, recipe),
+        recipe_name=_run_name(loaded.stage, recipe),
         log_to=parse_sinks(log_to),
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
     )
     source = _init_source(init, init_head, init_classes, weights)
-    with _with_data(data, options, is_dry, fresh) as options:
-        if is_dry:
-            found = reckon(plan, options, source, rate, fork=fork, fresh=fresh)
-            report(plan, options.recipe_name, found, plot_schedule=plot_schedule, as_json=as_json)
+    reporter = ConsoleReporter()
+    with _with_data(data, options, dry_run.is_dry, fresh) as options:
+        if dry_run.is_dry:
+            found = dry_run_of(
+                loaded,
+                options,
+                reporter,
+                init=source,
+                fork=fork,
+                fresh=fresh,
+                images_per_second=dry_run.rate,
+            )
+            _report_dry_run(loaded, options.recipe_name, found, dry_run)
             return
-        train_run(plan, options, console_reporter(), init=source, fork=fork, fresh=fresh)
-    _tell_finished(options)
+        train_run(loaded, options, reporter, init=source, fork=fork, fresh=fresh)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one prints
+        command = for_manifests(f"vit21k eval {options.run_dir}", options.manifests)
+        console.done(f"train: finished; next: `{command}`")
 
 
 def _check_finite(options: Mapping[str, float | None]) -> None:
@@ -430,22 +411,16 @@ def _check_finite(options: Mapping[str, float | None]) -> None:
             raise UsageError(f"{option} is {value}, not a finite number")
 
 
-def _tell_finished(options: "RunOptions") -> None:
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        command = for_manifests(f"vit21k eval {options.run_dir}", options.manifests)
-        console.done(f"train: finished; next: `{command}`")
-
-
 @contextmanager
 def _with_data(
     data: Path | None, options: "RunOptions", is_dry: bool, fresh: bool
 ) -> Iterator["RunOptions"]:
-    """Yield *options*, with manifests of *data* if that is given; a dry run forgets them."""
+    """Yield *options*, with manifests of *data* if given; those of a dry run are temporary."""
     if data is None:
         yield options
         return
     if options.manifests != DEFAULT_MANIFESTS or options.root is not None:
-        raise UsageError("--data takes the place of --manifests and --root; give one")
+        raise UsageError("--data replaces --manifests and --root; give one of them")
     if not is_dry:
         yield replace(options, manifests=prepare_data(data, options.run_dir, fresh=fresh))
         return
@@ -454,7 +429,7 @@ def _with_data(
 
 
 def _fork(text: str, default_dir: Path) -> "Fork":
-    """Return the checkpoint that --resume-from names."""
+    """Return the checkpoint of --resume-from."""
     from vit21k.checkpoint.store import step_of
     from vit21k.training.context import Fork
 
@@ -470,7 +445,7 @@ def _fork(text: str, default_dir: Path) -> "Fork":
 
 
 def _teacher(address: str | None) -> list[str]:
-    """Return what names the teacher in a recipe."""
+    """Return the override that sets the teacher of a recipe."""
     return [] if address is None else [f"distill.teacher={json.dumps(local_copy(address))}"]
 
 
@@ -480,13 +455,13 @@ def _init_source(
     classes: str | None,
     weights: Literal["raw", "ema"] | None,
 ) -> "InitSource | None":
-    """Return where first weights come from, as the options say."""
+    """Return the source of the first weights, from the options."""
     from vit21k.checkpoint.initialise import InitSource
     from vit21k.manifest.class_lists import read_classes
 
     if init is None:
         if head != "same-classes" or classes is not None or weights is not None:
-            raise UsageError("--head, --init-classes and --weights are for the weights of --init")
+            raise UsageError("--head, --init-classes and --weights need --init")
         return None
     known = None if classes is None else read_classes(classes)
     return InitSource(path=local_copy(init), head=head, classes=known, weights=weights)
@@ -503,7 +478,7 @@ def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) 
     if stage is not None and loaded.stage != stage:
         raise UsageError(
             f"recipe `{recipe}` is for --stage {loaded.stage}, not {stage}",
-            hint="leave --stage out, or choose another recipe: `vit21k recipes list`",
+            hint="omit --stage, or choose another recipe: `vit21k recipes list`",
         )
     return loaded
 
@@ -512,46 +487,63 @@ def _run_name(stage: str, recipe: str | None) -> str:
     return Path(recipe).stem if recipe else _STAGE_RECIPES[stage]
 
 
-TrainArguments = Annotated[
-    list[str], typer.Argument(metavar="-- ARGUMENTS...", help="Of `vit21k train`.")
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options of a cluster job."""
+
+    name: Annotated[str, typer.Option(help="Name of the job.")] = "vit21k"
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node; 0: none.")] = 8
+    processes_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Default: one per GPU, or 1.")
+    ] = None
+    cpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Cores per node; default: 12 per process.")
+    ] = None
+    grace_seconds: Annotated[
+        int, typer.Option(min=30, help="Time before the end at which training is asked to save.")
+    ] = 300
+
+    def job(self, arguments: Sequence[str]) -> "Job":
+        """Return the job that runs `vit21k train` with *arguments*."""
+        from vit21k.launch import Job
+
+        processes = self.processes_per_node or self.gpus_per_node or 1
+        return Job(
+            name=self.name,
+            num_nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            processes_per_node=processes,
+            cpus_per_node=self.cpus_per_node or 12 * processes,
+            grace_seconds=self.grace_seconds,
+            arguments=arguments,
+        )
+
+
+_TrainArguments = Annotated[
+    list[str], typer.Argument(metavar="-- ARGUMENTS...", help="Arguments of `vit21k train`.")
 ]
-Name = Annotated[str, typer.Option(help="Of the job.")]
-Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
-GpusPerNode = Annotated[int, typer.Option(min=0, help="GPUs of each machine; 0: none.")]
-ProcessesPerNode = Annotated[
-    int | None, typer.Option(min=1, help="Default: one for each GPU, or 1.")
-]
-CpusPerNode = Annotated[
-    int | None, typer.Option(min=1, help="Cores of each machine; default: 12 for each process.")
-]
-GraceSeconds = Annotated[
-    int, typer.Option(min=30, help="How long before the end training is asked to save.")
-]
-PrintOnly = Annotated[bool, typer.Option("--dry-run", help="Print the file; submit nothing.")]
+_PrintOnly = Annotated[bool, typer.Option("--dry-run", help="Print the file; submit nothing.")]
 
 
 def slurm_command(
-    arguments: TrainArguments,
-    name: Name = "vit21k",
-    nodes: Nodes = 1,
-    gpus_per_node: GpusPerNode = 8,
-    processes_per_node: ProcessesPerNode = None,
-    cpus_per_node: CpusPerNode = None,
+    arguments: _TrainArguments,
+    *,
+    options: JobOptions,
     time_limit: Annotated[
-        str, typer.Option("--time", metavar="LIMIT", help="As Slurm reads it.")
+        str, typer.Option("--time", metavar="LIMIT", help="Time limit in Slurm's format.")
     ] = "24:00:00",
     partition: Annotated[str | None, typer.Option(help="Default: the cluster's.")] = None,
     account: Annotated[str | None, typer.Option(help="Default: the user's.")] = None,
     setup: Annotated[
         str | None,
-        typer.Option(metavar="SHELL", help="A line before training: modules, an environment."),
+        typer.Option(metavar="SHELL", help="Command before training: modules, an environment."),
     ] = None,
-    grace_seconds: GraceSeconds = 300,
-    dry_run: PrintOnly = False,
+    dry_run: _PrintOnly = False,
 ) -> None:
     """Submit training to Slurm, or print the batch script.
 
-    Before the time limit training saves and the job is queued again; it goes on where it was.
+    Before the time limit training saves a checkpoint, the job is queued again, and resumes.
 
     [bold]Examples[/bold]
 
@@ -561,33 +553,30 @@ def slurm_command(
     """
     from vit21k.launch import slurm_script
 
-    job = _job(
-        name, nodes, gpus_per_node, processes_per_node, cpus_per_node, grace_seconds, arguments
-    )
     script = slurm_script(
-        job, time_limit=time_limit, partition=partition, account=account, setup=setup
+        options.job(arguments),
+        time_limit=time_limit,
+        partition=partition,
+        account=account,
+        setup=setup,
     )
     _print_or_submit(script, ["sbatch"], dry_run)
 
 
 def k8s_command(
-    arguments: TrainArguments,
-    image: Annotated[str, typer.Option(help="Has vit21k, torch and bash.")],
+    arguments: _TrainArguments,
+    image: Annotated[str, typer.Option(help="Image with vit21k, torch and bash.")],
     volume: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLAIM:PATH", help="Mount a claim at a path; repeatable."),
+        typer.Option(metavar="CLAIM:PATH", help="Mount a volume claim at a path; repeatable."),
     ] = None,
-    name: Name = "vit21k",
-    nodes: Nodes = 1,
-    gpus_per_node: GpusPerNode = 8,
-    processes_per_node: ProcessesPerNode = None,
-    cpus_per_node: CpusPerNode = None,
-    grace_seconds: GraceSeconds = 300,
-    dry_run: PrintOnly = False,
+    *,
+    options: JobOptions,
+    dry_run: _PrintOnly = False,
 ) -> None:
     """Submit training to Kubernetes as an Indexed Job, or print the manifest.
 
-    A pod that is evicted makes all of them save; they are started again and go on.
+    When a pod is evicted, all of them save a checkpoint; they are restarted and resume.
 
     [bold]Examples[/bold]
 
@@ -597,34 +586,8 @@ def k8s_command(
     """
     from vit21k.launch import k8s_manifest
 
-    job = _job(
-        name, nodes, gpus_per_node, processes_per_node, cpus_per_node, grace_seconds, arguments
-    )
-    manifest = k8s_manifest(job, image=image, volumes=_mounts(volume or []))
+    manifest = k8s_manifest(options.job(arguments), image=image, volumes=_mounts(volume or []))
     _print_or_submit(manifest, ["kubectl", "create", "-f", "-"], dry_run)
-
-
-def _job(
-    name: str,
-    num_nodes: int,
-    gpus_per_node: int,
-    processes_per_node: int | None,
-    cpus_per_node: int | None,
-    grace_seconds: int,
-    arguments: Sequence[str],
-) -> "Job":
-    from vit21k.launch import Job
-
-    processes = processes_per_node or gpus_per_node or 1
-    return Job(
-        name=name,
-        num_nodes=num_nodes,
-        gpus_per_node=gpus_per_node,
-        processes_per_node=processes,
-        cpus_per_node=cpus_per_node or 12 * processes,
-        grace_seconds=grace_seconds,
-        arguments=arguments,
-    )
 
 
 def _mounts(volumes: list[str]) -> dict[str, str]:
@@ -640,10 +603,10 @@ def _mounts(volumes: list[str]) -> dict[str, str]:
 
 
 def _print_or_submit(text: str, command: list[str], dry_run: bool) -> None:
-    """Write *text* to the standard output, or give it to the cluster's own program.
+    """Print *text*, or pass it to the cluster's submit program.
 
     Raises:
-        MissingExtraError: The program is not on this machine.
+        MissingExtraError: The program is not installed.
         Vit21kError: It refused the job.
     """
     if dry_run:
@@ -652,8 +615,8 @@ def _print_or_submit(text: str, command: list[str], dry_run: bool) -> None:
     program = shutil.which(command[0])
     if program is None:
         raise MissingExtraError(
-            f"`{command[0]}` is not on this machine",
-            hint="print the file with --dry-run, and submit it where it is",
+            f"`{command[0]}` is not installed on this machine",
+            hint="print the file with --dry-run, and submit it on the cluster",
         )
     done = subprocess.run(
         [program, *command[1:]], input=text, text=True, capture_output=True, check=False

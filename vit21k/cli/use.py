@@ -72,7 +72,7 @@ def predict_command(
 
       vit21k predict runs/finetune_l16_384_in1k cat.jpg
 
-      vit21k predict runs/tiny holiday/ photos.tar --top-k 1 --json
+      vit21k predict runs/tiny holiday/ images.tar --top-k 1 --json
 
       vit21k predict runs/l16_in21k --manifest images.parquet --threshold 0.5 --out p.parquet
 
@@ -451,19 +451,18 @@ def _open(
 def models_command(
     img_size: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Count at this size; default: the name's."),
+        typer.Option(min=1, metavar="PIXELS", help="Image size; default: that of the model."),
     ] = None,
     formats: Annotated[
-        bool, typer.Option("--formats", help="List the formats that weights are read from.")
+        bool, typer.Option("--formats", help="List the weight formats instead.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the architectures: parameters, multiplications of one image, memory, source, formats.
+    """List the architectures: parameters, GMACs per image, activation memory, source, formats.
 
-    With a head of 1,000 classes.  "MB kept" is what training keeps of one image in float32 until
-    the backward pass.  "formats" are those in which weights of the model are read: `--init`,
-    `predict`, `eval` and `export` take them.  `model.name` of a recipe takes these names; the
-    fields beside it change their sizes.
+    With a head of 1,000 classes.  "MB kept" is the memory of activations of one image in float32.
+    "formats" are the weight formats that `--init`, `predict`, `eval` and `export` read for the
+    model.  The names are values of `model.name` in a recipe; its other fields change the sizes.
 
     [bold]Examples[/bold]
 
@@ -499,7 +498,7 @@ def models_command(
 
 
 def model_rows(img_size: int | None = None) -> list[dict[str, Any]]:
-    """Return every architecture with its arguments and what it costs, at *img_size* or its own."""
+    """Return every architecture with its arguments and costs, at *img_size* or its own."""
     from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
     from vit21k.models.registry import formats_of, list_models, model_args, source_of
 
@@ -526,4 +525,4 @@ def _list_formats(*, as_json: bool) -> None:
     if as_json:
         console.print_json(FORMATS)
     else:
-        console.print_table(["format", "what is read"], [[*row] for row in FORMATS.items()])
+        console.print_table(["format", "reads"], [[*row] for row in FORMATS.items()])

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vit21k.training.forecast import Forecast
-
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport
+    from vit21k.training.forecast import Forecast
 
 
 class Reporter:
@@ -22,7 +21,7 @@ class Reporter:
     def warn(self, text: str) -> None:
         """Report something that may be wrong."""
 
-    def forecast(self, forecast: Forecast) -> None:
+    def forecast(self, forecast: "Forecast") -> None:
         """Report what the run will take."""
 
     def initialised(self, report: "InitReport") -> None:
