@@ -66,7 +66,7 @@ def test_rented_gpus_are_planned_from_published_numbers(tmp_path, monkeypatch):
     for assumed in (
         "2 nodes of 8 devices",
         "12 cores per GPU",
-        "storage gives each node",
+        "of images to each node",
         "the optimizer's update takes no time",
         "20 GB/s from a host to each of its devices",
         "90% of a device's memory",
