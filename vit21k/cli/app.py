@@ -69,8 +69,8 @@ def main() -> None:
 def _forget_service_links() -> None:
     """Remove the variables that Kubernetes and Docker set for a Service of our name.
 
-    For one called `vit21k-serve`, ``VIT21K_SERVE_PORT`` is ``tcp://10.0.0.1:80`` in every pod, which
-    is not a value of the option `--port` of `vit21k serve`.
+    For one called `vit21k-serve`, ``VIT21K_SERVE_PORT`` is ``tcp://10.0.0.1:80`` in every pod,
+    which is not a value of the option `--port` of `vit21k serve`.
     """
     link = re.compile("(tcp|udp|sctp)://")
     for name, value in list(os.environ.items()):
