@@ -71,9 +71,9 @@ def test_what_else_no_tensor_shows_is_said(tmp_path):
     _, assumed = load_model(tmp_path / "vit.pth", model_args={"num_heads": 3})
     model, settled = load_model(tmp_path / "vit.pth", model_args=hidden)
 
-    told = "act_layer gelu, norm_eps 1e-06, global_pool token"
-    assert any(told in warning for warning in assumed.warnings)
-    assert not any("usual values" in warning for warning in settled.warnings)
+    values = "act_layer gelu, norm_eps 1e-06, global_pool token"
+    assert any(values in warning for warning in assumed.warnings)
+    assert not any("assumed, as" in warning for warning in settled.warnings)
     assert same(model, theirs)
 
 
@@ -81,7 +81,7 @@ def test_what_else_no_tensor_shows_is_said(tmp_path):
     ("given", "words"),
     [
         ({"embed_dim": 384}, "contradicts the weights, which say 192"),
-        ({"drop_path_rate": 0.1}, "says nothing of these weights"),
+        ({"drop_path_rate": 0.1}, "does not apply to these weights"),
     ],
 )
 def test_what_tensors_show_cannot_be_set(tmp_path, given, words):
@@ -197,7 +197,7 @@ def test_timms_train_py_writes_what_is_read_and_its_arguments_say_the_heads(tmp_
     assert "`--weights raw` or `--weights ema`" in caught.value.hint
     raw, card = load_model(path, weights="raw")
     assert same(raw, theirs)
-    assert not any("usual values" in warning for warning in card.warnings)
+    assert not any("assumed, as" in warning for warning in card.warnings)
     ema, card = load_model(path, weights="ema")
     assert same(ema, average.module)
     assert "the weights are averaged ones (EMA)" in card.warnings
@@ -235,16 +235,16 @@ def save(path, content, container):
         torch.save(content, path)
         return path
 
-    def turned(value):
+    def transposed(value):
         if isinstance(value, torch.Tensor):
             return np.ascontiguousarray(value.T if value.ndim == 2 else value)
         return (
-            {key: turned(inner) for key, inner in value.items()}
+            {key: transposed(inner) for key, inner in value.items()}
             if isinstance(value, dict)
             else value
         )
 
-    path.write_bytes(pickle.dumps(turned(content), protocol=4))
+    path.write_bytes(pickle.dumps(transposed(content), protocol=4))
     return path
 
 

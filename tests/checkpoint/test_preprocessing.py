@@ -26,14 +26,14 @@ SIZES = [(40, 40), (40, 57), (61, 40), (43, 90), (97, 41), (33, 34), (35, 32), (
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
 
 
-def found(tmp_path, *, format_="timm", size=32, config=None, said=reading.AS_FILES_SAY):
+def found(tmp_path, *, format_="timm", size=32, config=None, wanted=reading.AS_FILES_SAY):
     return find_preprocessing(
-        format_, {"img_size": size}, config or {}, tmp_path / "model.safetensors", said
+        format_, {"img_size": size}, config or {}, tmp_path / "model.safetensors", wanted
     )
 
 
 def prepared(settings):
-    """Return what we make of the images."""
+    """Return the images as we prepare them."""
     pixels = np.stack([eval_transform(settings)(image) for image in IMAGES])
     return normalise(torch.from_numpy(pixels), settings.mean, settings.std)
 
@@ -94,8 +94,8 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
         found(tmp_path, config=config)
 
     assert "--mean" in caught.value.hint
-    says_all = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0, interpolation="bicubic")
-    assert found(tmp_path, config=config, said=says_all).settings.resize is None
+    complete = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0, interpolation="bicubic")
+    assert found(tmp_path, config=config, wanted=complete).settings.resize is None
 
 
 def test_an_old_timm_folder_has_its_classes_and_preprocessing(tmp_path):
@@ -261,14 +261,14 @@ def test_a_published_file_is_known_by_its_content(tmp_path, monkeypatch):
     published = reading._Published(checksum, 40, "bicubic")
     monkeypatch.setitem(reading._TORCHVISION, "vit_b_16_swag", published)
     args = {"img_size": 32}
-    for content, says_so in ((b"weights", True), (b"others", False)):
+    for content, is_it in ((b"weights", True), (b"others", False)):
         file = tmp_path / f"vit_b_16_swag-{checksum}.pth"
         file.write_bytes(content)
 
         settings, warning = find_preprocessing("torchvision", args, {}, file, reading.AS_FILES_SAY)
 
-        assert (settings.resize == 40) is says_so
-        assert (warning is None) is says_so
+        assert (settings.resize == 40) is is_it
+        assert (warning is None) is is_it
 
 
 # Where nothing says it
@@ -294,9 +294,9 @@ def test_what_is_assumed_is_said_in_one_line(tmp_path, format_, options):
 
 
 def test_only_what_the_caller_left_open_is_assumed(tmp_path):
-    said = Preprocessing(mean=(0.1, 0.2, 0.3), crop_pct=0.875)
+    wanted = Preprocessing(mean=(0.1, 0.2, 0.3), crop_pct=0.875)
 
-    settings, warning = found(tmp_path, size=224, said=said)
+    settings, warning = found(tmp_path, size=224, wanted=wanted)
 
     assert (settings.mean, settings.resize) == ((0.1, 0.2, 0.3), 256)
     assert "assumed: --std 0.5 0.5 0.5 --interpolation bicubic (" in warning
@@ -304,9 +304,9 @@ def test_only_what_the_caller_left_open_is_assumed(tmp_path):
 
 def test_the_caller_has_the_last_word(tmp_path):
     config = {"pretrained_cfg": {"crop_pct": 0.9, "mean": HALVES, "interpolation": "bicubic"}}
-    said = Preprocessing(mean=(0.1, 0.2, 0.3), crop_mode="squash", interpolation="bilinear")
+    wanted = Preprocessing(mean=(0.1, 0.2, 0.3), crop_mode="squash", interpolation="bilinear")
 
-    settings, warning = found(tmp_path, config=config, said=said)
+    settings, warning = found(tmp_path, config=config, wanted=wanted)
 
     assert settings.mean == (0.1, 0.2, 0.3)
     assert (settings.mode, settings.resize, settings.interpolation) == ("squash", None, "bilinear")
@@ -316,4 +316,4 @@ def test_the_caller_has_the_last_word(tmp_path):
 
 def test_a_crop_of_an_unknown_part_is_refused(tmp_path):
     with pytest.raises(UsageError, match="how large the image is"):
-        found(tmp_path, format_="google", said=Preprocessing(crop_mode="center"))
+        found(tmp_path, format_="google", wanted=Preprocessing(crop_mode="center"))

@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert len(steps_of(tmp_path)) == 1
 
 
-def test_a_run_that_starts_over_is_not_taken_for_the_older_longer_one(tmp_path):
+def test_a_run_that_starts_over_is_not_confused_with_the_older_longer_one(tmp_path):
     save(tmp_path, 500)
     save(tmp_path, 100, value=1.0)
 
@@ -332,7 +332,7 @@ def take_steps(model, optimizers, first, last):
 
 
 @pytest.mark.parametrize("make", [adamw, sgd, muon_and_adamw])
-def test_a_resumed_optimizer_takes_the_same_steps_to_the_bit(tmp_path, make):
+def test_a_resumed_optimizer_is_bit_identical(tmp_path, make):
     straight = network()
     take_steps(straight, make(straight), 0, 9)
     first = network()
@@ -455,7 +455,7 @@ def test_the_best_checkpoints_stay_until_others_are_better(tmp_path):
     assert steps_of(tmp_path) == ["step-00000006", "step-00000007"]
 
 
-def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_going_on(tmp_path):
+def test_a_damaged_best_checkpoint_does_not_prevent_a_resume(tmp_path):
     damage(save_with_ema(tmp_path, 1, best=["best"]) / "model.safetensors")
     save_with_ema(tmp_path, 2)
 

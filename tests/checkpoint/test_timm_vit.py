@@ -20,7 +20,7 @@ TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_head
 
 
 def perturbed(model):
-    """Return *model* with every weight random, so that none is a telling 0 or 1."""
+    """Return *model* with every weight random, so that none is 0 or 1."""
     torch.manual_seed(5)
     with torch.no_grad():
         for tensor in model.state_dict().values():

@@ -22,7 +22,7 @@ def server(tmp_path, monkeypatch):
         yield server
 
 
-def test_a_file_comes_whole_and_is_not_asked_for_again(server):
+def test_a_file_is_downloaded_completely_and_once(server):
     path = download(f"{server.url}/models/w.npz")
     again = download(f"{server.url}/models/w.npz")
 
@@ -32,16 +32,16 @@ def test_a_file_comes_whole_and_is_not_asked_for_again(server):
     assert len(server.requests) == 1
 
 
-def test_a_listener_hears_how_far_it_is(server):
-    heard = []
+def test_progress_is_reported(server):
+    reports = []
 
-    download(f"{server.url}/models/w.npz", tell=lambda *numbers: heard.append(numbers))
+    download(f"{server.url}/models/w.npz", on_progress=lambda *numbers: reports.append(numbers))
 
-    assert heard[-1] == (len(CONTENT), len(CONTENT))
-    assert heard == sorted(heard)
+    assert reports[-1] == (len(CONTENT), len(CONTENT))
+    assert reports == sorted(reports)
 
 
-def test_what_broke_off_goes_on_from_there(server):
+def test_a_broken_download_resumes_where_it_broke(server):
     server.break_after = [1_000_000, 500_000]
 
     path = download(f"{server.url}/models/w.npz")
@@ -54,7 +54,7 @@ def test_what_broke_off_goes_on_from_there(server):
     assert int(ranges[2].removeprefix("bytes=").rstrip("-")) <= 1_500_000
 
 
-def test_a_killed_download_goes_on_in_the_next_process(server):
+def test_a_killed_download_resumes_in_the_next_process(server):
     server.break_after = [1_000_000] + [0] * 10
     with pytest.raises(OSError, match="broke off"):
         download(f"{server.url}/models/w.npz")
@@ -68,7 +68,7 @@ def test_a_killed_download_goes_on_in_the_next_process(server):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(server, ranges):
+def test_a_file_that_has_changed_is_downloaded_from_its_start(server, ranges):
     server.break_after = [1_000_000] + [0] * 10
     with pytest.raises(OSError, match="broke off"):
         download(f"{server.url}/models/w.npz")
@@ -78,7 +78,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(server, ranges)
     assert download(f"{server.url}/models/w.npz").read_bytes() == CONTENT[::-1]
 
 
-def test_a_download_that_was_killed_when_all_had_come_is_whole_in_the_end(server):
+def test_a_download_that_was_killed_after_its_last_byte_is_completed(server):
     server.break_after = [1_000_000] + [0] * 10
     with pytest.raises(OSError, match="broke off"):
         download(f"{server.url}/models/w.npz")
@@ -99,7 +99,7 @@ def test_a_download_that_was_killed_when_all_had_come_is_whole_in_the_end(server
         {"X-Linked-Size": "3000001"},
     ],
 )
-def test_a_digest_that_the_server_names_is_compared(server, headers):
+def test_a_digest_that_the_server_announces_is_compared(server, headers):
     server.headers["/models/w.npz"] = headers
 
     with pytest.raises((CheckpointError, OSError), match=r"damaged|broke off"):
@@ -145,7 +145,7 @@ def test_a_checksum_that_would_not_be_compared_is_refused(server, end):
         download(url + end)
 
 
-def test_a_copy_that_was_damaged_since_is_fetched_anew(server):
+def test_a_damaged_copy_is_downloaded_again(server):
     path = download(f"{server.url}/models/w.npz")
     path.write_bytes(CONTENT[:-1] + b"?")
 
@@ -153,25 +153,25 @@ def test_a_copy_that_was_damaged_since_is_fetched_anew(server):
     assert len(server.requests) == 2
 
 
-def test_what_a_redirect_says_of_the_file_is_believed(server):
+def test_headers_of_a_redirect_count(server):
     server.redirects["/hub/w.npz"] = f"{server.url}/models/w.npz"
     server.headers["/hub/w.npz"] = {"X-Linked-Etag": f'"{hashlib.sha256(CONTENT).hexdigest()}"'}
     assert download(f"{server.url}/hub/w.npz").read_bytes() == CONTENT
 
-    server.redirects["/lies/w.npz"] = f"{server.url}/models/w.npz"
-    server.headers["/lies/w.npz"] = {"X-Linked-Etag": f'"{"0" * 64}"'}
+    server.redirects["/wrong/w.npz"] = f"{server.url}/models/w.npz"
+    server.headers["/wrong/w.npz"] = {"X-Linked-Etag": f'"{"0" * 64}"'}
     with pytest.raises(CheckpointError, match="sha256"):
-        download(f"{server.url}/lies/w.npz")
+        download(f"{server.url}/wrong/w.npz")
 
 
-def test_a_file_that_is_not_there_is_said(server):
+def test_a_missing_file_is_reported(server):
     with pytest.raises(MissingFileError, match="404") as caught:
         download(f"{server.url}/models/gone.npz")
 
     assert caught.value.hint
 
 
-def test_a_server_that_is_not_there_is_said(tmp_path, monkeypatch):
+def test_an_unreachable_server_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT21K_CACHE", str(tmp_path))
     with serving() as server:
         url = server.url

@@ -341,7 +341,7 @@ def test_what_a_library_computes_otherwise_is_said(make, tmp_path, to, overrides
 def test_a_folder_that_is_there_is_left_alone(make, tmp_path):
     (tmp_path / "out").mkdir()
 
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         make("timm")
 
 

@@ -1,11 +1,12 @@
-"""What other programs say of classes, beside their weights or by their custom.
+"""A file of weights, of vit21k or of another program -> tensors under our names and a model card.
 
-Weights of other programs -> model card and tensors: a file, or a folder as they write it.
+Classes, preparation of images and loss are read from the files next to the weights; else they are
+what publishers use for such weights, with a warning.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,30 +16,31 @@ from torch import Tensor
 from vit21k.checkpoint.model_folder import CONFIG, ModelCard, parse_card, read_json
 from vit21k.checkpoint.preprocessing import Preprocessing, find_preprocessing, override
 from vit21k.convert.architecture import Architecture, infer_architecture
-from vit21k.convert.arrays import Arrays, Container, Which, read_arrays
+from vit21k.convert.arrays import Arrays, Which, read_arrays
 from vit21k.convert.formats import to_ours
+from vit21k.convert.naming import Converted
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.class_lists import KNOWN_LISTS, known_list
 from vit21k.manifest.classes import ClassList
 
-# What publishers of models mean by a head of this size: no two lists have the same.
+# The list that publishers mean by a head of this size: no two lists have the same.
 _CUSTOMARY = {known.num_classes: known for known in KNOWN_LISTS.values()}
 # The lists called "ImageNet-21K"; Google, PLSC and timm train them with sigmoids.
 _SIZES_OF_21K = (21_841, 21_842, 21_843)
 
 
 class FoundClasses(NamedTuple):
-    """What the outputs of foreign weights mean."""
+    """The meaning of the outputs of foreign weights."""
 
     classes: ClassList
     guess: str | None = None
-    """How that is known, if nothing says it: a sentence."""
+    """A sentence on the list that is assumed; None: a file names the classes."""
 
 
 def classes_of(config: Mapping[str, Any], num_classes: int) -> FoundClasses:
-    """Return the class list that *config* tells; else the one that is always trained at this size.
+    """Return the class list in *config*; else the one that publishers mean by this size.
 
-    Where there is no such list, classes are called by their index.
+    Where there is no such list, the name of a class is its index.
 
     Raises:
         CheckpointError: *config* names another number of classes.
@@ -68,7 +70,7 @@ def _customary(num_classes: int) -> FoundClasses:
     if known is None:
         return FoundClasses(ClassList(_indices(num_classes)))
     unknown = f"nothing says what the {num_classes:,} outputs mean"
-    return FoundClasses(known_list(known.name), f"{unknown}; taken for the list `{known.name}`")
+    return FoundClasses(known_list(known.name), f"{unknown}; assumed: the list `{known.name}`")
 
 
 def _wnids_named(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -90,45 +92,43 @@ def _indices(num_classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(num_classes)))
 
 
-def loss_kind_of(config: Mapping[str, Any], num_classes: int) -> Literal["sigmoid", "softmax"]:
-    """Return what turns logits into probabilities: told, or by the custom of ImageNet-21K."""
-    told = config.get("problem_type")
-    if told is not None:
-        return "sigmoid" if told == "multi_label_classification" else "softmax"
+def _loss_kind(config: Mapping[str, Any], num_classes: int) -> Literal["sigmoid", "softmax"]:
+    """Return the loss that *config* names; else the one that is usual for ImageNet-21K, or not."""
+    named = config.get("problem_type")
+    if named is not None:
+        return "sigmoid" if named == "multi_label_classification" else "softmax"
     return "sigmoid" if num_classes in _SIZES_OF_21K else "softmax"
 
 
 _INDEX = "model.safetensors.index.json"
-_MOST_CHARACTERS = 250  # of a file's name
+_MAX_NAME = 250  # characters
 _PUBLISHED = re.compile(r"([\w.]+)-([0-9a-f]{8,64})\.(?:pth|pt)")
-# What a folder may hold, the best first.
+# Files of weights in a folder, the best first.
 _IN_FOLDER = ("model.safetensors", _INDEX, "model.npz", "pytorch_model.bin", "model.pdparams")
-
-# What reading fields raises that are not what they should be.
+_MAX_LISTED = 8
+# What reading malformed fields raises.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class OpenedWeights(NamedTuple):
-    """Weights, ready for a model of ours."""
+    """Weights, ready for one of our models."""
 
     card: ModelCard
     tensors: dict[str, Tensor]
     """By our names, on the CPU, float32."""
     format: str
-    """A key of `models.variants.FORMATS`."""
-    dropped: tuple[str, ...] = ()
-    """Tensors that belong to no model of ours, by their own names."""
+    """A key of `models.registry.FORMATS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsChoice:
-    """What the user says of weights that do not say it themselves.
+    """The user's settings for weights.
 
     Attributes:
         which: The raw weights or their average (EMA), where a file has both.
         args: Arguments of the model that no tensor shows, such as the number of heads.
-        fallback: Arguments of the model that is to take the weights; they count where neither the
-            weights nor *args* say anything.
+        fallback: Arguments of the model that will have the weights, for those that neither the
+            weights nor *args* decide.
     """
 
     which: Which | None = None
@@ -139,41 +139,57 @@ class WeightsChoice:
 NO_CHOICE = WeightsChoice()
 
 
-def open_foreign(
-    path: Path, preprocessing: Preprocessing, choice: WeightsChoice = NO_CHOICE
+def open_file(
+    path: Path, file: Path, preprocessing: Preprocessing, choice: WeightsChoice
 ) -> OpenedWeights:
-    """Return the weights at *path*; format and architecture are found by looking.
+    """Return the weights in *file*, whose format and architecture are detected.
 
     Args:
-        path: A file of weights, or a folder of timm or transformers, or one that `vit21k export`
-            wrote.  A ``config.json`` beside a file is read as well.
-        preprocessing: What the caller says of how images are prepared.
-        choice: What the weights do not say themselves.
+        path: What the user named: *file*, or its folder.
+        file: The weights; a ``config.json`` next to it is read as well.
+        preprocessing: How the caller wants images to be prepared.
+        choice: Settings of the user.
 
     Raises:
-        CheckpointError: There is none, it is damaged, or no model of ours has such weights.
-        UsageError: Something that decides the logits is said nowhere.
+        CheckpointError: It is damaged, or none of our models has such weights.
+        UsageError: Nothing decides an argument that changes the logits.
     """
-    file = weights_in(path) if path.is_dir() else path
     config = _read_config(file.with_name(CONFIG))
     read = _read_sharded if file.name == _INDEX else read_arrays
     arrays = read(file, choice.which)
-    told = _merged(file, {**_published(file), **arrays.settings}, config)
-    format_, converted = to_ours(arrays, told)
-    own = _own_card(path, config)
-    if own is not None:
-        check_own(own, choice.args)
-        own = override(replace(own, warnings=arrays.notes), preprocessing)
-        return OpenedWeights(own, converted.tensors, format_, converted.dropped)
+    own = None
+    if "vit21k" in config:
+        own = override(parse_card(file.parent, config), preprocessing)
+        own = replace(own, warnings=arrays.notes)
+        _check_own(own, choice.args)
+        if arrays.container == "safetensors" and "pos_embed" in arrays.tensors:
+            return OpenedWeights(own, arrays.tensors, "vit21k")
+    format_, converted = to_ours(arrays, _merged(file, arrays.settings, config))
+    if own is not None:  # an export in the format of another program
+        return OpenedWeights(own, converted.tensors, format_)
     try:
         found = infer_architecture(converted, choice.args, choice.fallback)
     except UsageError as error:
         raise UsageError(f"`{file}`: {error.message}", hint=error.hint) from error
-    _check_colours(file, found.args)
+    if found.args["in_chans"] != 3:  # noqa: PLR2004 (red, green, blue)
+        raise CheckpointError(
+            f"`{file}` is a model of images of {found.args['in_chans']} channels; vit21k reads "
+            "red, green and blue"
+        )
     card = _card_of(path, file, format_, found, config, preprocessing)
-    zero_head = filter(None, (_zero_head(converted.tensors),))
-    card = replace(card, warnings=(*arrays.notes, *card.warnings, *zero_head))
-    return OpenedWeights(card, converted.tensors, format_, converted.dropped)
+    warnings = (*arrays.notes, *card.warnings, *_warnings(converted))
+    return OpenedWeights(replace(card, warnings=warnings), converted.tensors, format_)
+
+
+def _warnings(converted: Converted) -> Iterator[str]:
+    head = converted.tensors.get("head.weight")
+    if head is not None and not head.any():  # as in what Google published for ImageNet-21K
+        yield "the head of these weights is all zeros: they are for fine-tuning, not for predictions"
+    if converted.dropped:
+        listed = ", ".join(f"{name:.60}" for name in converted.dropped[:_MAX_LISTED])
+        more = len(converted.dropped) - _MAX_LISTED
+        listed += f" and {more:,} more" if more > 0 else ""
+        yield f"tensors that no model here has were skipped: {listed}"
 
 
 def _card_of(
@@ -184,15 +200,14 @@ def _card_of(
     config: Mapping[str, Any],
     preprocessing: Preprocessing,
 ) -> ModelCard:
-    """Return what is known of the weights: classes, preparation of images, what was assumed."""
     try:
         classes, guess = classes_of(config, found.args["num_classes"])
-        settings, prepared = find_preprocessing(format_, found.args, config, file, preprocessing)
+        settings, assumed = find_preprocessing(format_, found.args, config, file, preprocessing)
     except _MALFORMED as error:
         raise CheckpointError(
-            f"a file beside `{file}` is damaged ({type(error).__name__}: {error!s:.200})",
-            hint=f"`{CONFIG}` and `preprocessor_config.json` say what the classes are and how "
-            "images are prepared",
+            f"a file next to `{file}` is damaged ({type(error).__name__}: {error!s:.200})",
+            hint=f"`{CONFIG}` and `preprocessor_config.json` define the classes and how images are "
+            "prepared",
         ) from error
     return ModelCard(
         path=path,
@@ -200,21 +215,21 @@ def _card_of(
         args=found.args,
         classes=classes,
         eval_settings=settings,
-        loss_kind=loss_kind_of(config, found.args["num_classes"]),
-        warnings=(
-            *found.assumed,
-            *filter(None, (guess, prepared)),
-        ),
+        loss_kind=_loss_kind(config, found.args["num_classes"]),
+        warnings=(*found.assumed, *filter(None, (guess, assumed))),
     )
 
 
 def _merged(file: Path, inside: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the file itself and *config* beside it say of the model.
+    """Return the settings of *config*, and those in the file itself and in its name.
 
     Raises:
         CheckpointError: They name different architectures.
     """
-    names = [str(told["architecture"]) for told in (inside, config) if "architecture" in told]
+    inside = {**_published(file), **inside}
+    names = [
+        str(settings["architecture"]) for settings in (inside, config) if "architecture" in settings
+    ]
     if len({name.partition(".")[0] for name in names}) > 1:
         raise CheckpointError(
             f"`{file}` was saved as `{names[0]:.60}`, and its {CONFIG} names `{names[1]:.60}`",
@@ -224,43 +239,27 @@ def _merged(file: Path, inside: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 
 def _published(file: Path) -> dict[str, Any]:
-    """Return the architecture that the name of *file* says, if its own digest confirms the name.
+    """Return the architecture in the name of *file*, if its digest confirms the name.
 
-    Publishers for torch.hub call a file ``<architecture>-<beginning of its SHA-256>.pth``.
+    Publishers for torch.hub name a file ``<architecture>-<beginning of its SHA-256>.pth``.
     """
     match = _PUBLISHED.fullmatch(file.name)
-    if match is None or not file.is_file():
+    if match is None:
         return {}
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"architecture": match[1]} if digest.startswith(match[2]) else {}
 
 
-def check_own(card: ModelCard, args: Mapping[str, Any]) -> None:
-    """Raise a `UsageError` if *args* contradict what our own ``config.json`` says."""
+def _check_own(card: ModelCard, args: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` if *args* contradict our own ``config.json``."""
     for key, value in args.items():
         if card.args.get(key) != value:
             raise UsageError(
                 f"`--set model.{key}={value!s:.40}` contradicts `{card.path}`, "
                 f"which says {card.args.get(key)!s:.40}",
-                hint="leave it out",
+                hint="remove the option",
             )
-
-
-def _check_colours(file: Path, args: Mapping[str, Any]) -> None:
-    if args["in_chans"] != 3:  # noqa: PLR2004 (red, green, blue)
-        raise CheckpointError(
-            f"`{file}` is a model of images of {args['in_chans']} channels; vit21k reads red, "
-            "green and blue"
-        )
-
-
-def _zero_head(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return a warning if the head is all zeros, as in what Google published for ImageNet-21K."""
-    head = tensors.get("head.weight")
-    if head is None or head.any():
-        return None
-    return "the head of these weights is all zeros: they are for fine-tuning, not for predictions"
 
 
 def weights_in(folder: Path) -> Path:
@@ -275,7 +274,7 @@ def weights_in(folder: Path) -> Path:
     if (folder / "run.json").is_file():
         raise CheckpointError(
             f"the run in `{folder}` has no checkpoint yet",
-            hint="the `vit21k train` command that began it goes on with it",
+            hint="the `vit21k train` command that started it resumes it",
         )
     raise CheckpointError(
         f"no model in `{folder}`: there is none of {', '.join(_IN_FOLDER)}",
@@ -294,26 +293,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_sharded(index: Path, which: Which | None) -> Arrays:
-    """Return the tensors of several files, which *index* lists."""
+    """Return the tensors of the files in *index*."""
     content = read_json(index)
-    where = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(where, dict) or not where:
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
         raise CheckpointError(f"`{index}` is damaged: it has no `weight_map`")
-    if not all(isinstance(name, str) for name in where.values()):
-        raise CheckpointError(f"`{index}` is damaged: its `weight_map` names no files")
-    tensors: dict[str, Tensor] = {}
-    container: Container = "safetensors"
-    for name in sorted(set(where.values())):
-        if not name or Path(name).name != name or len(name) > _MOST_CHARACTERS:
-            raise CheckpointError(f"`{index}` names a file outside its folder: `{name!r:.80}`")
-        if not name.isprintable():
-            raise CheckpointError(f"`{index}` names a file that is no name: {name!r:.80}")
-        part = read_arrays(index.with_name(name), which)
-        tensors |= part.tensors
-        container = part.container
-    return Arrays(container=container, tensors=tensors)
-
-
-def _own_card(path: Path, config: Mapping[str, Any]) -> ModelCard | None:
-    """Return what `vit21k export` wrote beside weights in another program's format."""
-    return parse_card(path, config) if "vit21k" in config else None
+    names = set(files.values()) if all(isinstance(n, str) for n in files.values()) else {""}
+    for name in names:
+        if not name or Path(name).name != name or len(name) > _MAX_NAME or not name.isprintable():
+            raise CheckpointError(f"`{index}` names a file outside its folder: {name!r:.80}")
+    shards = [read_arrays(index.with_name(name), which) for name in sorted(names)]
+    tensors = {key: tensor for shard in shards for key, tensor in shard.tensors.items()}
+    return Arrays(container=shards[-1].container, tensors=tensors)

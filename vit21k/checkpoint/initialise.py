@@ -1,7 +1,4 @@
-"""A head for one class list -> the same head for another: rows are matched by wnid.
-
-Trained weights -> first weights of a model: other classes, another image size.
-"""
+"""Trained weights -> first weights of a model, with other classes or another image size."""
 
 import json
 from collections.abc import Mapping
@@ -20,6 +17,7 @@ from vit21k.convert.arrays import Which
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
+from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS
 from vit21k.models.vit import ImageClassifier
 
 
@@ -38,13 +36,13 @@ def map_head(
     source_classes: ClassList,
     classes: ClassList,
 ) -> MappedHead:
-    """Return the rows of the heads in *source* that belong to *classes*.
+    """Return the rows of the heads in *source* for *classes*, matched by wnid.
 
     Args:
         source: Weights with a head for *source_classes*.
-        fresh: First weights with a head for *classes*; rows without a match are taken from it.
-        source_classes: What the rows of the head in *source* mean.
-        classes: What the rows wanted mean.
+        fresh: First weights with a head for *classes*: the rows without a match.
+        source_classes: Of the rows in *source*.
+        classes: Of the rows to return.
 
     Raises:
         UsageError: No class is in both lists.
@@ -55,40 +53,31 @@ def map_head(
         raise UsageError(
             "no class of this run is among the classes of the weights "
             f"(theirs begin with `{source_classes.wnids[0]}`, these with `{classes.wnids[0]}`)",
-            hint="say what the rows of their head mean: `--init-classes google`, or a file",
+            hint="name the classes of their head: `--init-classes google`, or a file",
         )
     taken = torch.tensor([row_of[classes.wnids[row]] for row in wanted])
     rows = torch.tensor(wanted)
     tensors = {}
     for name, before in source.items():
-        if name.startswith(("head.", "head_dist.")):
+        if name.startswith(_HEADS):
             tensors[name] = fresh[name].clone()
             tensors[name][rows] = before[taken]
     missing = tuple(wnid for wnid in classes.wnids if wnid not in row_of)
     return MappedHead(tensors, missing)
 
 
-# Arguments that may differ: heads are treated apart, positions are resized, dropout has no weights,
-# and the small numbers of norms matter in the last digits alone.
-_MAY_DIFFER = frozenset(
-    {"img_size", "num_classes", "representation_size", "pos_drop_rate", "proj_drop_rate",
-     "attn_drop_rate", "drop_path_rate", "drop_path_shape", "head_drop_rate", "norm_eps",
-     "stem_eps", "init_values"}
-)  # fmt: skip
 _HEADS = ("head.", "head_dist.")
-# What weights without a head, MAE's for one, say nothing of: nothing was ever pooled.
-_POOLING = frozenset({"global_pool", "fc_norm"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitSource:
-    """Where first weights come from.
+    """The source of first weights.
 
     Attributes:
-        path: What `load_model` takes.
-        head: "same-classes" takes the head if both are for the same class list, and leaves it
-            fresh otherwise; "from-wnids" takes the rows of the classes that both have.
-        classes: What the outputs of the weights mean; None: as their file says.
+        path: As for `load_model`.
+        head: "same-classes" copies the head if both have the same class list, and leaves it as
+            initialised otherwise; "from-wnids" copies the rows of the classes that both have.
+        classes: Of the outputs of the weights; None: those that their file names.
         weights: The raw weights or their average, where a file has both.
     """
 
@@ -103,15 +92,15 @@ class InitReport:
     """What `initialise_from` did, by names of tensors.
 
     Attributes:
-        source: Where the weights came from.
-        format: Whose format it is, a key of `models.variants.FORMATS`.
-        loaded: Taken as they are.
-        resized: Taken after a change of grid.
-        mapped: Taken row by row, for the classes that both have.
+        source: The path of the weights.
+        format: A key of `models.registry.FORMATS`.
+        loaded: Copied unchanged.
+        resized: Copied after a change of grid.
+        mapped: Copied row by row, for the classes that both have.
         dropped: In the source only.
         initialised: In the model only: they keep their first values.
-        num_rows: Rows of the head that were taken, of how many; None: it was not mapped.
-        warnings: What was wrong with newer checkpoints of the source, or had to be guessed.
+        num_rows: Rows of the head that were copied, of how many; None: it was not mapped.
+        warnings: On damaged newer checkpoints of the source, and on what was assumed.
         origin: What `origin_of` returns.
     """
 
@@ -151,25 +140,23 @@ def initialise_from(
     classes: ClassList,
     pos_embed_mode: ResizeMode = "bicubic",
 ) -> InitReport:
-    """Copy trained weights into *model*.
+    """Copy trained weights into *model*; see `InitSource` for the head.
 
-    The head is taken only if both are for the same class list, or row by row if *source* says so;
-    pre-logits only if both have them.  Position embeddings are resized to the model's grid.
+    Pre-logits are copied if both have them.  Position embeddings are resized to the model's grid.
 
     Args:
         model: With first weights; overwritten in place.
-        source: A path or address, as `load_model` takes it, or more of it.
-        args: The arguments *model* was built from, all of them.
-        classes: What the outputs of *model* mean.
+        source: A path or address, as for `load_model`, with or without options.
+        args: Every argument that *model* was built from.
+        classes: Of the outputs of *model*.
         pos_embed_mode: See `resize_pos_embed`.
 
     Raises:
-        CheckpointError: There is no model, it is damaged, or it is of another architecture.
+        CheckpointError: There is no model, it is damaged, or of another architecture.
         UsageError: Rows of the head are to be mapped, and no class is in both lists.
         OSError: An address cannot be read.
     """
-    if not isinstance(source, InitSource):
-        source = InitSource(path=source)
+    source = _as_source(source)
     opened = _opened(source, args)
     _check_architecture(opened.card, args)
     target, found = model.state_dict(), opened.tensors
@@ -179,47 +166,49 @@ def initialise_from(
     wanted = {name: tensor for name, tensor in target.items() if not name.startswith(skipped)}
     check_fit(kept, wanted, opened.card.path)
     head = _mapped(opened, target, source, classes)
+    copied = {**kept, **head.tensors}
     with torch.no_grad():
-        for name, tensor in {**kept, **head.tensors}.items():
+        for name, tensor in copied.items():
             target[name].copy_(tensor)
-    copied = kept.keys() | head.tensors.keys()
-    num_rows = (len(classes) - len(head.missing), len(classes)) if head.tensors else None
     return InitReport(
         source=opened.card.path,
         format=opened.format,
         loaded=tuple(name for name in kept if name not in resized),
         resized=resized,
         mapped=tuple(sorted(head.tensors)),
-        dropped=tuple(sorted(found.keys() - copied)),
-        initialised=tuple(sorted(target.keys() - copied)),
-        num_rows=num_rows,
+        dropped=tuple(sorted(found.keys() - copied.keys())),
+        initialised=tuple(sorted(target.keys() - copied.keys())),
+        num_rows=(len(classes) - len(head.missing), len(classes)) if head.tensors else None,
         warnings=(*opened.card.warnings, *_small_differences(opened.card, args)),
         origin=_origin(source, opened),
     )
 
 
 def origin_of(source: str | Path | InitSource, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies first weights, whatever they are called, as JSON values.
+    """Return what identifies first weights, whatever their path, as JSON values.
 
     Args:
-        source: As `initialise_from` takes it.
-        args: Of the model that begins with them.
+        source: As for `initialise_from`.
+        args: Of the model that starts with them.
 
     Returns:
         ``source`` and ``format``, for people; ``weights``, a digest of the tensors, ``head`` and
-        ``classes``, a fingerprint of what the outputs mean, which decide what a run begins with.
+        ``classes``, a fingerprint of the class list of the outputs, which identify them.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
         OSError: An address cannot be read.
     """
-    source = source if isinstance(source, InitSource) else InitSource(path=source)
+    source = _as_source(source)
     return _origin(source, _opened(source, args))
 
 
+def _as_source(source: str | Path | InitSource) -> InitSource:
+    return source if isinstance(source, InitSource) else InitSource(path=source)
+
+
 def _opened(source: InitSource, args: Mapping[str, Any]) -> OpenedWeights:
-    # What the weights do not say of their model, the recipe says.
-    choice = WeightsChoice(which=source.weights, fallback=_spelled_out(args))
+    choice = WeightsChoice(which=source.weights, fallback=_explicit(args))
     return open_weights(source.path, NOT_NEEDED, choice)
 
 
@@ -235,10 +224,12 @@ def _origin(source: InitSource, opened: OpenedWeights) -> dict[str, Any]:
 
 
 def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
-    """Raise unless the weights of *card* mean in a model of *args* what they meant in their own."""
-    theirs, ours = _spelled_out(card.args), _spelled_out(args)
-    may_differ = _MAY_DIFFER if card.args["num_classes"] else _MAY_DIFFER | _POOLING
-    names = [name for name in {**theirs, **ours} if name not in may_differ]
+    """Raise unless the weights of *card* have the same meaning in a model of *args*."""
+    theirs, ours = _explicit(card.args), _explicit(args)
+    # Weights without a head, such as MAE's, were never pooled.
+    kinds = ("features", "pooling") if card.args["num_classes"] else ("features",)
+    declared = {**PIT_ARGUMENTS, **VIT_ARGUMENTS}
+    names = [name for name in {**theirs, **ours} if declared[name].decides in kinds]
     different = [name for name in names if theirs.get(name) != ours.get(name)]
     if different:
         here = ", ".join(f"{name} {card.args.get(name)}" for name in different)
@@ -251,28 +242,27 @@ def _check_architecture(card: ModelCard, args: Mapping[str, Any]) -> None:
         )
 
 
-def _spelled_out(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *args* with what `fc_norm` None stands for."""
+def _explicit(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *args* with the meaning of `fc_norm` None."""
     if "fc_norm" not in args or args["fc_norm"] is not None:
         return dict(args)
     return {**args, "fc_norm": args["global_pool"] == "avg"}
 
 
 def _small_differences(card: ModelCard, args: Mapping[str, Any]) -> list[str]:
+    names = ["norm_eps"] if args.get("resnet_layers") is None else ["norm_eps", "stem_eps"]
     return [
         f"their {name} is {card.args[name]}, the model's {args[name]}: "
         "logits differ in the last digits"
-        for name in ("norm_eps", "stem_eps")
-        if name in args
-        and card.args[name] != args[name]
-        and (name == "norm_eps" or args["resnet_layers"] is not None)
+        for name in names
+        if name in args and card.args[name] != args[name]
     ]
 
 
 def _skipped(
     opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
 ) -> tuple[str, ...]:
-    """Return the prefixes of what is not copied: parts that one of the two lacks or must not have.
+    """Return the prefixes of tensors that are not copied.
 
     A head belongs to its class list and to what it reads, and so does a norm after the pooling.
     """
@@ -281,8 +271,8 @@ def _skipped(
     if _has(opened.tensors, "pre_logits.") != _has(target, "pre_logits."):
         if source.head == "from-wnids":
             raise UsageError(
-                "the rows of the head cannot be taken over: the weights and the model do not both "
-                "have pre-logits, so that the heads read different features",
+                "the rows of the head cannot be copied: only one of the weights and the model has "
+                "pre-logits, so that the heads read different features",
                 hint="set model.representation_size as the weights have it",
             )
         return (*_HEADS, "pre_logits.")
@@ -310,8 +300,10 @@ def _mapped(
     return map_head(opened.tensors, target, theirs, classes)
 
 
-def _resize(tensors: dict[str, Tensor], model: ImageClassifier, mode: Any) -> tuple[str, ...]:
-    """Fit the position embedding in *tensors* to the grid of *model*; return what was changed."""
+def _resize(
+    tensors: dict[str, Tensor], model: ImageClassifier, mode: ResizeMode
+) -> tuple[str, ...]:
+    """Resize the position embedding in *tensors* to the grid of *model*; return its name if so."""
     before = tensors.get("pos_embed")
     if before is None or before.shape == model.pos_embed.shape:
         return ()

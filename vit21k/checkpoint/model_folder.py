@@ -1,9 +1,7 @@
-"""What timm calls a model of ours, and which of its arguments it takes.
-
-A model as a folder: ``config.json`` + ``model.safetensors``, as timm writes and reads it.
+"""A model as a folder: ``config.json`` and ``model.safetensors``, as timm writes and reads it.
 
 `timm.create_model("local-dir:DIR", pretrained=True)` gives the same logits, and so does
-transformers' wrapper around timm.  What timm has no word for is under the key ``vit21k``.
+transformers' wrapper around timm.  Settings without a key in timm are under the key ``vit21k``.
 """
 
 import json
@@ -23,14 +21,7 @@ from torch import Tensor
 from vit21k.errors import CheckpointError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.cost import is_pit, pit_widths
-from vit21k.models.registry import model_args
-
-# Arguments of ours that timm's constructor does not have, or not as arguments.
-_NOT_TIMMS = frozenset(
-    {"num_classes", "fc_norm", "representation_size", "norm_eps", "resnet_layers", "stem_eps",
-     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
-     "drop_path_shape", "head_drop_rate"}
-)  # fmt: skip
+from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS, model_args
 
 _UNKNOWN_TO_TIMM = (
     "vit_small_patch8_384",
@@ -45,21 +36,22 @@ _UNKNOWN_TO_TIMM = (
 
 def timm_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of *args* that timm's constructor has as well, under the same names."""
-    shared = {key: value for key, value in args.items() if key not in _NOT_TIMMS}
+    declared = PIT_ARGUMENTS if is_pit(args) else VIT_ARGUMENTS
+    shared = {key: value for key, value in args.items() if declared[key].in_timm}
     if is_pit(args):
         shared.pop("act_layer")  # timm's PiT has the exact GELU only; see `timm_name`
-    elif args["fc_norm"] is not None:
-        shared["fc_norm"] = args["fc_norm"]
+    elif args["fc_norm"] is None:
+        shared.pop("fc_norm")
     return shared
 
 
 def timm_name(name: str, args: Mapping[str, Any]) -> str:
     """Return the name under which timm builds this model from its arguments.
 
-    What timm would drop without a word, and give other logits, becomes part of the name: no model
-    of timm's is called so, and it stops.
+    Options that timm would drop silently, and give other logits, become part of the name: timm
+    refuses it, because it has no such model.
     """
-    # The sizes are in the arguments, so a name of the same shape does.
+    # The sizes are in the arguments, so a name of the same shape is enough.
     name = name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
     if is_pit(args):
         return f"{name}_with_gelu_tanh" if args["act_layer"] != "gelu" else name
@@ -88,13 +80,13 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
 }
 # The config.json of 21,843 classes with their names has 2 MB.
 _MAX_JSON_BYTES = 64 << 20
-# What an image is resized to takes memory; no model sees so little of it.
+# Resized images take memory; no model crops such a small part of them.
 _MOST_PIXELS, _MOST_TIMES = 8192, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """How an image is made ready for a model.
+    """How an image is prepared for a model.
 
     Attributes:
         img_size: Side of the model's input, in pixels.
@@ -102,9 +94,9 @@ class EvalSettings:
         resize: The short side before the crop (squash: both sides), in pixels; None: *img_size*.
         interpolation: Of the resizing.
         mean: Subtracted from red, green, blue in 0..1.
-        std: Divided by afterwards.
-        margin: Where the crop begins if the margin is odd: half of it, rounded to the even number
-            (torchvision, timm), or down (transformers).
+        std: Red, green, blue are divided by it afterwards.
+        margin: Rounding of half an odd margin around the crop: to the even number (torchvision,
+            timm), or down (transformers).
     """
 
     img_size: int
@@ -116,11 +108,7 @@ class EvalSettings:
     margin: Literal["round", "floor"] = "round"
 
     def __post_init__(self) -> None:
-        """Check what a file may say.
-
-        Raises:
-            ValueError: It is none of what is allowed.
-        """
+        """Raise a `ValueError` for values of a file that are not allowed."""
         for name, allowed in _ALLOWED.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"eval.{name} is {value!r:.60}, none of {', '.join(allowed)}")
@@ -130,14 +118,14 @@ class EvalSettings:
         if resize is not None and (type(resize) is not int or not 1 <= resize <= most):
             raise ValueError(f"eval.resize is {resize!r:.60}, not 1 to {most:,}")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ValueError("eval.mean and eval.std are no finite numbers, std over 0")
+            raise ValueError("eval.mean and eval.std must be finite numbers, std over 0")
 
     @property
     def crop_pct(self) -> float:
         """The fraction from which timm computes the size before the crop.
 
-        timm rounds ``img_size / crop_pct`` down.  Where the quotient of the two sizes gives one
-        pixel less by rounding, the next smaller number does not.
+        timm rounds ``img_size / crop_pct`` down.  Where rounding of the quotient gives one pixel
+        less, the next smaller number is returned.
         """
         resize = self.resize or self.img_size
         fraction = self.img_size / resize
@@ -148,16 +136,16 @@ class EvalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a folder says of its model.
+    """A model's architecture, classes and preparation of images.
 
     Attributes:
         path: The folder.
         name: Architecture, one of `list_models()`.
         args: Every argument of the constructor.
-        classes: What the outputs mean.
-        eval_settings: How an image is made ready.
-        loss_kind: What it was trained with.
-        warnings: What was wrong with newer checkpoints of the same run.
+        classes: Of the outputs.
+        eval_settings: How an image is prepared.
+        loss_kind: The loss it was trained with.
+        warnings: On damaged newer checkpoints of the same run, and on what was assumed.
     """
 
     path: Path
@@ -170,16 +158,16 @@ class ModelCard:
 
     @property
     def activation(self) -> Literal["sigmoid", "softmax"]:
-        """What turns its logits into probabilities."""
+        """The function from logits to probabilities."""
         return self.loss_kind
 
 
 def check_head(card: ModelCard) -> None:
-    """Raise a `UsageError` if the model of *card* has no head, and so names no classes."""
+    """Raise a `UsageError` if the model of *card* has no head, and so no classes."""
     if not card.args["num_classes"]:
         raise UsageError(
             f"the weights in `{card.path}` have no head: they name no classes",
-            hint="`vit21k features` writes what they compute; "
+            hint="`vit21k features` writes their features; "
             "`vit21k train --stage finetune --init` trains a head on them",
         )
 
@@ -193,12 +181,7 @@ def model_config(
 ) -> dict[str, Any]:
     """Return the content of ``config.json``.
 
-    Args:
-        name: Architecture, one of `list_models()`.
-        args: Every argument of the constructor, as `model_args` returns them.
-        classes: What the outputs mean.
-        eval_settings: How an image is made ready.
-        loss_kind: What it is trained with.
+    The arguments are those of `ModelCard`.
     """
     args = {**args, "num_classes": len(classes)}
     return {
@@ -232,15 +215,19 @@ def write_model_folder(
         OSError: The disk is full or failing.
     """
     write_tensors(folder / WEIGHTS, tensors)
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write *content* as JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a small JSON file.
 
     Raises:
-        CheckpointError: It is damaged, nested without end, or far too large to describe a model.
+        CheckpointError: It is damaged, nested too deeply, or far too large to describe a model.
         FileNotFoundError: There is none.
     """
     try:
@@ -254,7 +241,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_model_card(folder: Path) -> ModelCard:
-    """Return what ``config.json`` of *folder* says.
+    """Return the card in ``config.json`` of *folder*.
 
     Raises:
         CheckpointError: It is missing, damaged, another program's, or a later version's.
@@ -271,7 +258,7 @@ def read_model_card(folder: Path) -> ModelCard:
 
 
 def parse_card(folder: Path, config: Any) -> ModelCard:
-    """Return what *config*, the content of ``config.json`` in *folder*, says.
+    """Return the card in *config*, the content of ``config.json`` in *folder*.
 
     Raises:
         CheckpointError: It is damaged, another program's, or a later version's.
@@ -292,7 +279,7 @@ def parse_card(folder: Path, config: Any) -> ModelCard:
             f"{error!s:.200})"
         ) from error
     if card.classes.fingerprint != own.get("classes"):
-        raise CheckpointError(f"`{path}` is damaged: its class list is not the one it names")
+        raise CheckpointError(f"`{path}` is damaged: its class list does not match its fingerprint")
     return card
 
 
@@ -306,10 +293,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # It wraps what the system said: "... (os error 28)".
+        # It wraps the system's error: "... (os error 28)".
         if match := re.search(r"os error (\d+)", str(error)):
-            number = int(match[1])
-            raise OSError(number, str(error), str(path)) from error
+            raise OSError(int(match[1]), str(error), str(path)) from error
         raise
 
 
@@ -357,7 +343,7 @@ def _pretrained_cfg(args: Mapping[str, Any], settings: EvalSettings) -> dict[str
 def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCard:
     wnids, names = config["label_names"], config["label_descriptions"]
     if not all(isinstance(text, str) for text in (*wnids, *names.values())):
-        raise ValueError("a class that is no text")
+        raise ValueError("a class that is not text")
     settings = {**own["eval"], "mean": tuple(own["eval"]["mean"]), "std": tuple(own["eval"]["std"])}
     return ModelCard(
         path=folder,

@@ -1,7 +1,7 @@
-"""How images are prepared for weights of other programs: as they say, as the caller says, assumed.
+"""How images are prepared for weights of other programs: as the caller, or files, or publishers do.
 
-Every field that changes a pixel is read, or refused by name.  Where nothing says it, the custom of
-the format's publishers is assumed, and the card carries a warning with the values.
+Every field that changes a pixel is read, or refused by name.  Where no file has it, the values that
+publishers of the format use are assumed, and the card has a warning with them.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, read_json
 from vit21k.errors import CheckpointError, UsageError, one_line
@@ -19,7 +19,10 @@ Triple = tuple[float, float, float]
 CropMode = Literal["center", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-OPTIONS = "--mean, --std, --crop-pct or --crop-mode, and --interpolation"
+_HINT = (
+    "set how images are prepared with --mean, --std, --crop-pct or --crop-mode, and "
+    "--interpolation; then the file is not read"
+)
 _HALVES: Triple = (0.5, 0.5, 0.5)
 _IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -32,11 +35,11 @@ _PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What the caller says of how images are prepared; None: as the files beside the weights say.
+    """How the caller wants images to be prepared; None: as the files next to the weights have it.
 
     Attributes:
         mean: Subtracted from red, green, blue in 0..1.
-        std: Divided by afterwards.
+        std: Red, green, blue are divided by it afterwards.
         crop_pct: The side of the crop as a fraction of the resized short side.
         crop_mode: "center": the short side is resized; "squash": both sides are.
         interpolation: Of the resizing.
@@ -49,16 +52,16 @@ class Preprocessing:
     interpolation: Interpolation | None = None
 
     @property
-    def says_all(self) -> bool:
-        """Whether nothing is left for the files to say."""
+    def is_complete(self) -> bool:
+        """Whether nothing is taken from files."""
         how = self.crop_pct is not None or self.crop_mode == "squash"
         return how and None not in (self.mean, self.std, self.interpolation)
 
     def applied_to(self, settings: EvalSettings) -> EvalSettings:
-        """Return *settings* with what the caller says in place of what they say.
+        """Return *settings* with those that are set here.
 
         Raises:
-            UsageError: The middle is to be cropped, and nothing says of what.
+            UsageError: The middle is to be cropped, and the size before the crop is unknown.
         """
         if self.crop_mode == "center" and self.crop_pct is None and settings.mode == "squash":
             raise UsageError(
@@ -80,13 +83,12 @@ class Preprocessing:
 
 
 AS_FILES_SAY = Preprocessing()
-"""The caller says nothing."""
 
 NOT_NEEDED = Preprocessing(mean=_HALVES, std=_HALVES, crop_mode="squash", interpolation="bicubic")
-"""For whoever reads weights and prepares images in a way of their own."""
+"""For callers that do not use the settings."""
 
 
-class Found(NamedTuple):
+class FoundPreprocessing(NamedTuple):
     """How images are prepared, and a warning if that is assumed."""
 
     settings: EvalSettings
@@ -98,52 +100,51 @@ def find_preprocessing(
     args: Mapping[str, Any],
     config: Mapping[str, Any],
     file: Path,
-    said: Preprocessing,
-) -> Found:
+    wanted: Preprocessing,
+) -> FoundPreprocessing:
     """Return how images are prepared for the weights in *file*.
 
     Args:
-        format_: A key of `models.variants.FORMATS`.
+        format_: A key of `models.registry.FORMATS`.
         args: Every argument of the model.
-        config: Content of the ``config.json`` beside *file*; empty if there is none.
+        config: Content of the ``config.json`` next to *file*; empty if there is none.
         file: The weights.
-        said: What the caller says; it has the last word.
+        wanted: The caller's settings, which override all others.
 
     Raises:
-        CheckpointError: A file beside the weights asks for what is not implemented.
+        CheckpointError: A file next to the weights has an option that is not implemented.
         UsageError: See `Preprocessing.applied_to`.
     """
     size: int = args["img_size"]
-    stated = None if said.says_all else _stated(format_, size, config, file)
+    stated = None if wanted.is_complete else _stated(format_, size, config, file)
     if stated is not None:
-        return Found(said.applied_to(stated))
-    assumed = _assumed(format_, args)
-    found = said.applied_to(assumed)
-    return Found(found, None if said.says_all else _warning(found, said))
+        return FoundPreprocessing(wanted.applied_to(stated))
+    found = wanted.applied_to(_assumed(format_, args))
+    return FoundPreprocessing(found, None if wanted.is_complete else _warning(found, wanted))
 
 
-def override(card: ModelCard, said: Preprocessing) -> ModelCard:
-    """Return *card*, of a model that says how images are prepared, as the caller says it."""
-    return replace(card, eval_settings=said.applied_to(card.eval_settings))
+def override(card: ModelCard, wanted: Preprocessing) -> ModelCard:
+    """Return *card* with images prepared as *wanted*."""
+    return replace(card, eval_settings=wanted.applied_to(card.eval_settings))
 
 
 def _resize(size: int, fraction: float) -> int | None:
-    """Return the side before the crop, as timm computes it; None if nothing is cut off."""
+    """Return the side before the crop, as timm computes it; None if nothing is cropped."""
     resize = math.floor(size / fraction)
     return None if resize == size else resize
 
 
-def _warning(settings: EvalSettings, said: Preprocessing) -> str:
-    """Return what was assumed, as the options that say it."""
+def _warning(settings: EvalSettings, wanted: Preprocessing) -> str:
+    """Return what was assumed, as options."""
     words = []
-    if said.mean is None:
+    if wanted.mean is None:
         words.append(f"--mean {' '.join(map(str, settings.mean))}")
-    if said.std is None:
+    if wanted.std is None:
         words.append(f"--std {' '.join(map(str, settings.std))}")
-    if said.crop_pct is None and said.crop_mode is None:
+    if wanted.crop_pct is None and wanted.crop_mode is None:
         squash = settings.mode == "squash"
         words.append("--crop-mode squash" if squash else f"--crop-pct {_short_crop_pct(settings)}")
-    if said.interpolation is None:
+    if wanted.interpolation is None:
         words.append(f"--interpolation {settings.interpolation}")
     return (
         "nothing says how images are prepared for these weights; assumed: "
@@ -160,9 +161,6 @@ def _short_crop_pct(settings: EvalSettings) -> str:
     return str(settings.crop_pct)
 
 
-# What nothing says -------------------------------------------------------------------------------
-
-
 class _Custom(NamedTuple):
     """How the publishers of a format prepare images."""
 
@@ -170,7 +168,7 @@ class _Custom(NamedTuple):
     """Short side before the crop, in sides of the crop; None: squashed."""
     interpolation: Interpolation
     imagenet: bool = False
-    """Whether mean and deviation are ImageNet's, or 0.5."""
+    """Whether mean and standard deviation are ImageNet's, or 0.5."""
 
 
 _CUSTOMS = {
@@ -199,11 +197,8 @@ def _assumed(format_: str, args: Mapping[str, Any]) -> EvalSettings:
     )
 
 
-# What files say ----------------------------------------------------------------------------------
-
-
 def _stated(format_: str, size: int, config: Mapping[str, Any], file: Path) -> EvalSettings | None:
-    """Return what the files say; None if they say nothing."""
+    """Return the settings in files; None if there are none."""
     timm = _timm_config(config)
     if timm is not None:
         return _timm(timm, size)
@@ -216,11 +211,9 @@ def _refused(where: str, field: str, value: object, because: str = "") -> Checkp
     shown = json.dumps(value, default=str)[:80]
     return CheckpointError(
         f"{where}: `{one_line(field):.60}` is {shown}, {because or 'which is not implemented'}",
-        hint=f"say how images are prepared with {OPTIONS}; then the file is not read",
+        hint=_HINT,
     )
 
-
-# timm
 
 # Any of them at the top of config.json: timm 0.4 to 0.6 kept its configuration there.
 _TIMM_FIELDS = ("input_size", "crop_pct", "interpolation", "mean", "std")
@@ -230,7 +223,7 @@ def _timm_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     inner: Mapping[str, Any] | None = config.get("pretrained_cfg")
     if inner is not None:
         if not isinstance(inner, Mapping):
-            raise _refused("config.json", "pretrained_cfg", inner, "and no object")
+            raise _refused("config.json", "pretrained_cfg", inner, "not an object")
         return inner
     if "architecture" in config and any(key in config for key in _TIMM_FIELDS):
         return config
@@ -238,7 +231,7 @@ def _timm_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _timm(config: Mapping[str, Any], size: int) -> EvalSettings:
-    """Read what timm's `resolve_data_config` reads; what is missing has timm's own defaults."""
+    """Read the fields that timm's `resolve_data_config` reads, with timm's defaults."""
     where = "config.json"
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
@@ -260,7 +253,7 @@ def _timm(config: Mapping[str, Any], size: int) -> EvalSettings:
 
 
 def _is_test_size(config: Mapping[str, Any], size: int) -> bool:
-    """Return whether the model has the size that its configuration names for tests alone."""
+    """Return whether *size* is the configuration's for tests, and not that of training."""
     train: list[int] = config.get("input_size") or []
     test: list[int] = config.get("test_input_size") or []
     for name, sizes in (("input_size", train), ("test_input_size", test)):
@@ -269,11 +262,8 @@ def _is_test_size(config: Mapping[str, Any], size: int) -> bool:
     return bool(test) and test[-1] == size and (not train or train[-1] != size)
 
 
-# transformers
-
-
 class _Processor(NamedTuple):
-    """What an image processor of transformers does unless its file says otherwise."""
+    """Defaults of an image processor of transformers."""
 
     size: Mapping[str, int]
     square: bool = False
@@ -312,17 +302,17 @@ _CONVNEXT_SQUASHES_FROM = 384  # pixels
 
 
 def _processor(folder: Path) -> Mapping[str, Any] | None:
-    """Return what describes the image processor in *folder*; None if nothing does."""
+    """Return the configuration of the image processor in *folder*; None if there is none."""
     for name in (_PREPROCESSOR, _PROCESSOR):
         try:
             content = read_json(folder / name)
         except FileNotFoundError:
             continue
         if not isinstance(content, dict):
-            raise _refused(name, "its content", content, "and no object")
+            raise _refused(name, "its content", content, "not an object")
         found = content if name == _PREPROCESSOR else content.get("image_processor")
         if found is not None and not isinstance(found, dict):
-            raise _refused(name, "image_processor", found, "and no object")
+            raise _refused(name, "image_processor", found, "not an object")
         if found is not None:
             return found
     return None
@@ -343,7 +333,7 @@ def _transformers(found: Mapping[str, Any], config: Mapping[str, Any], size: int
     if cropped != size:
         raise CheckpointError(
             f"{_PREPROCESSOR} prepares images of {cropped} pixels, the model takes {size}",
-            hint=f"say how images are prepared with {OPTIONS}; then the file is not read",
+            hint=_HINT,
         )
     resample = fields.get("resample", usual.resample)
     mean, std = _normalisation(fields, usual)
@@ -377,7 +367,7 @@ def _plain_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
     side, is_short = _side(fields.get("size", usual.size), "size", square=square)
     if not fields.get("do_center_crop", usual.crops):
         if is_short:
-            raise _refused(_PREPROCESSOR, "size", fields.get("size"), "and nothing is cropped")
+            raise _refused(_PREPROCESSOR, "size", fields.get("size"), "but nothing is cropped")
         return "squash", side, side
     crop, is_short_crop = _side(fields.get("crop_size", _SQUARE), "crop_size", square=True)
     if is_short_crop or crop > side:
@@ -386,7 +376,7 @@ def _plain_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
 
 
 def _convnext_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
-    """Read ConvNeXT's own resizing, which crops as well if the image is small."""
+    """Read the resizing of ConvNeXT, which also crops if the image is small."""
     side, is_short = _side(fields.get("size", usual.size), "size", square=False)
     fraction = fields.get("crop_pct", 224 / 256)
     if not is_short:
@@ -401,7 +391,7 @@ def _convnext_shape(fields: Mapping[str, Any], usual: _Processor) -> _Shape:
 
 
 def _side(size: Any, name: str, *, square: bool) -> tuple[int, bool]:
-    """Return the side that *size*, in any of its forms, means, and whether it is the short one."""
+    """Return the side in *size*, in any of its forms, and whether it is the short one."""
     if _is_number(size):
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
     elif isinstance(size, list) and len(size) == 2:  # noqa: PLR2004 (height, width)
@@ -417,7 +407,7 @@ def _side(size: Any, name: str, *, square: bool) -> tuple[int, bool]:
 
 
 def _normalisation(fields: Mapping[str, Any], usual: _Processor) -> tuple[Triple, Triple]:
-    """Return mean and deviation of values in 0..1, whatever the scale that the file is for."""
+    """Return mean and standard deviation of values in 0..1, whatever the scale of the file."""
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
     if fields.get("do_normalize", True):
@@ -433,10 +423,9 @@ def _normalisation(fields: Mapping[str, Any], usual: _Processor) -> tuple[Triple
     return (red, green, blue), (std[0] / scale, std[1] / scale, std[2] / scale)
 
 
-# torchvision, whose files say nothing but have published names and checksums
-
-
 class _Published(NamedTuple):
+    """A file of torchvision, which has no settings inside."""
+
     checksum: str
     """The first digits of the SHA-256 of the file, as in its name."""
     resize: int
@@ -455,11 +444,11 @@ _TORCHVISION = {
     "vit_h_14_swag": _Published("80465313", 518, "bicubic"),
     "vit_h_14_lc_swag": _Published("c1eb923e", 224, "bicubic"),
 }
-"""torchvision's `ViT_*_Weights`: file name -> what their `transforms` do."""
+"""torchvision's `ViT_*_Weights`: file name -> the settings of their `transforms`."""
 
 
 def _torchvision(file: Path, size: int) -> EvalSettings | None:
-    """Return what torchvision publishes for *file*, if it is the published one, to the byte."""
+    """Return the settings that torchvision publishes for *file*, if its checksum is right."""
     published = _TORCHVISION.get(file.stem.rpartition("-")[0])
     if published is None or file.stem.rpartition("-")[2] != published.checksum:
         return None
@@ -477,19 +466,15 @@ def _torchvision(file: Path, size: int) -> EvalSettings | None:
     )
 
 
-# Values ------------------------------------------------------------------------------------------
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _interpolation(where: str, field: str, value: object) -> Interpolation:
-    if value == "bicubic":
-        return "bicubic"
-    if value == "bilinear":
-        return "bilinear"
-    raise _refused(where, field, value)
+def _interpolation(where: str, field: str, value: Any) -> Interpolation:
+    if value not in get_args(Interpolation):
+        raise _refused(where, field, value)
+    found: Interpolation = value
+    return found
 
 
 def _triple(where: str, field: str, values: Any) -> Triple:

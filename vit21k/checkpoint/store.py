@@ -1,16 +1,17 @@
-"""Checkpoints of a run: written atomically, hashed, found again."""
+"""Checkpoints of a run: written atomically, checksummed, found again."""
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import torch
 import xxhash
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,9 +25,9 @@ from vit21k.errors import CheckpointError
 class BackgroundWriter:
     """A thread that writes.
 
-    Whoever has something to write waits until what was written before is on disk (`wait`), copies
-    what must not change meanwhile, and submits it: at most one copy is ever held.  What went wrong
-    is raised by the next call of any method, and when the block ends.
+    The caller waits for the write before (`wait`), copies what must not change, and submits it: at
+    most one copy exists.  An error of a write is raised by the next call of any method, and at the
+    end of the block.
     """
 
     def __init__(self) -> None:
@@ -42,18 +43,17 @@ class BackgroundWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Also on the way out of an error what is being written is finished.
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True)  # after an error, too, the write is finished
         if error is None:
             self.wait()
 
     def submit(self, write: Callable[[], object]) -> None:
-        """Begin *write*, once what was submitted before is done."""
+        """Start *write* after the write before it."""
         self.wait()
         self._pending = self._pool.submit(write)
 
     def check(self) -> None:
-        """Raise what went wrong, if something did; does not wait."""
+        """Raise the error of a write that has failed; do not wait."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -68,10 +68,14 @@ class BackgroundWriter:
             pending.result()
 
 
-LATEST = "latest"
-BEST = "best"
-BEST_EMA = "best-ema"
+LATEST, BEST, BEST_EMA = "latest", "best", "best-ema"
 POINTERS = (LATEST, BEST, BEST_EMA)
+"""Files in the folder of checkpoints that name one of them."""
+EMA = "ema.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+VERSION = 1
+_CHECKSUM = "seal"
 _RECORDS = ("metrics.jsonl", "run.json", "recipe.yaml")
 _NAME = re.compile(r"step-(\d{8,})(\.\d+)?")
 
@@ -89,7 +93,7 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def follow(pointer: Path) -> Path | None:
-    """Return what *pointer* names, which may not exist; None if it names nothing."""
+    """Return the path in the file *pointer*, which may not exist; None if there is none in it."""
     try:
         text = pointer.read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
@@ -101,8 +105,8 @@ def follow(pointer: Path) -> Path | None:
 def candidates(folder: Path) -> Iterator[Path]:
     """Yield the checkpoints in *folder* in the order to try them.
 
-    First what `latest` names, then earlier ones.  Later ones come last: they are whole, but the
-    run was killed before it could say so, or they are left from another try.
+    First the one in `latest`, then earlier ones.  Later ones come last: they are complete, but the
+    run was killed before it updated `latest`, or they are from another try.
     """
     paths = in_order(folder)
     latest = follow(folder / LATEST)
@@ -115,37 +119,36 @@ def candidates(folder: Path) -> Iterator[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, unless it turns out to be damaged."""
+    """Return the checkpoint to resume from, whether or not it is intact."""
     return next(candidates(folder), None)
 
 
 def take_back(folder: Path, step: int) -> None:
-    """Take back the checkpoints of *step*: what they hold turned out to be useless.
+    """Remove the checkpoints of *step*, whose weights are useless, from those to resume from.
 
-    `latest` names the one before them again; they are kept as ``diverged-<step>``, unless they are
-    among the best.
+    `latest` names the one before them again; they are renamed to ``diverged-<step>``, unless they
+    are among the best.
     """
-    bad = [path for path in in_order(folder) if step_of(path) == step]
-    earlier = [path for path in in_order(folder) if step_of(path) < step]
+    paths = in_order(folder)
+    bad = [path for path in paths if step_of(path) == step]
+    earlier = [path for path in paths if step_of(path) < step]
     if earlier:
         write_atomic(folder / LATEST, f"{earlier[0].name}\n".encode())
-    named = {_folder_named_by(folder / name) for name in (BEST, BEST_EMA)} if earlier else set()
+        bad = [path for path in bad if path not in _best(folder)]
+    else:
+        (folder / LATEST).unlink(missing_ok=True)
     for path in bad:
-        if path in named:
-            continue
         aside = folder / path.name.replace("step-", "diverged-")
         if aside.exists():
             shutil.rmtree(aside)
         path.rename(aside)
-    if not earlier:
-        (folder / LATEST).unlink(missing_ok=True)
 
 
 def set_run_aside(run_dir: Path) -> Path | None:
-    """Move the checkpoints of *run_dir*, with its log and recipe, to a folder inside; return it.
+    """Move the checkpoints of *run_dir*, with log and recipe, to a folder inside; return it.
 
-    None if there are no checkpoints.  A kill leaves the run as it was, or moved with its log: what
-    is beside the checkpoints is copied first, and their folder is renamed last.
+    None if there are no checkpoints.  A kill leaves the run as it was, or moved with its log: the
+    other files are copied first, and the folder of checkpoints is renamed last.
     """
     folder = run_dir / "checkpoints"
     if not in_order(folder):
@@ -161,79 +164,45 @@ def set_run_aside(run_dir: Path) -> Path | None:
     return aside
 
 
-def free_path(folder: Path, step: int) -> Path:
-    """Return a name for a new checkpoint; ``.1`` and so on if another of its step is there."""
-    path = folder / f"step-{step:08d}"
-    number = 0
-    while path.exists():
-        number += 1
-        path = folder / f"step-{step:08d}.{number}"
-    return path
-
-
 def prune(folder: Path, newest: Path, keep_last: int) -> None:
-    """Remove the checkpoints before *newest* but the last *keep_last* and those that are best."""
-    earlier = [path for path in in_order(folder) if step_of(path) < step_of(newest)]
-    same_step = [
-        path for path in in_order(folder) if step_of(path) == step_of(newest) and path != newest
-    ]
-    named = {_folder_named_by(folder / name) for name in (BEST, BEST_EMA)}
+    """Remove the checkpoints before *newest*, except for the last *keep_last* and the best."""
+    paths = [path for path in in_order(folder) if path != newest]
+    earlier = [path for path in paths if step_of(path) < step_of(newest)]
+    same_step = [path for path in paths if step_of(path) == step_of(newest)]
     old = [*same_step, *earlier[max(keep_last, 1) - 1 :]]
-    _remove(folder, [path for path in old if path not in named])
+    _remove(folder, [path for path in old if path not in _best(folder)])
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written or half deleted."""
-    for pattern in (".step-*.deleted", ".step-*.partial"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
-
-
-def _folder_named_by(pointer: Path) -> Path | None:
-    named = follow(pointer)
-    return None if named is None else pointer.parent / named.relative_to(pointer.parent).parts[0]
+def _best(folder: Path) -> set[Path]:
+    """Return the checkpoints that are the best ones."""
+    named = filter(None, (follow(folder / name) for name in (BEST, BEST_EMA)))
+    return {folder / path.relative_to(folder).parts[0] for path in named}
 
 
 def _remove(folder: Path, paths: Iterable[Path]) -> None:
     for path in paths:
-        # Renamed first: half a checkpoint must not look like a damaged one.
-        gone = path.rename(folder / f".{path.name}.deleted")
-        shutil.rmtree(gone)
-
-
-STATE = "state.json"
-VERSION = 1
-_CHUNK_BYTES = 1 << 20
-
-
-def plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *state* as JSON gives it back: tuples as lists, keys as text."""
-    copy: dict[str, Any] = json.loads(json.dumps(state))
-    return copy
+        # Renamed first: a partial checkpoint must not look like a damaged one.
+        shutil.rmtree(path.rename(folder / f".{path.name}.deleted"))
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write *state*, a digest of every file in *folder*, and one of itself, into *folder*."""
-    digests = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
-    content = plain({**state, "version": VERSION, "files": digests})
-    text = json.dumps({**content, "seal": _seal(content)}, indent=2) + "\n"
+    """Write *state* into *folder*, with the digests of all files there and a checksum of itself."""
+    digests = {path.name: _digest_of(path) for path in sorted(folder.iterdir())}
+    content = json.loads(json.dumps({**state, "version": VERSION, "files": digests}))
+    text = json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=2) + "\n"
     (folder / STATE).write_text(text, encoding="utf-8")
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return what `write_state` wrote, with "version" and "files".
-
-    Raises:
-        CheckpointError: It is missing, damaged, or of a later version.
-    """
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return what `write_state` wrote, with "version" and "files"."""
     try:
         content: dict[str, Any] = json.loads((folder / STATE).read_bytes())
-        seal = content.pop("seal")
+        checksum = content.pop(_CHECKSUM)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"`{folder}` is not a checkpoint: it has no {STATE}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        seal, content = "", {}
-    if seal != _seal(content):
+        checksum, content = "", {}
+    if checksum != _checksum(content):
         raise CheckpointError(
             f"checkpoint `{folder}` is damaged: `{STATE}` is not what was written"
         )
@@ -246,16 +215,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return content
 
 
-def digest_of(path: Path) -> str:
-    """Return the xxh3_128 of a file, in hex."""
-    digest = xxhash.xxh3_128()
+def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def _seal(content: Mapping[str, Any]) -> str:
+def _checksum(content: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
@@ -287,91 +252,59 @@ def optimizers_to_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> 
 def tensors_to_optimizers(
     tensors: Mapping[str, Tensor], model: nn.Module, optimizers: Sequence[Optimizer]
 ) -> None:
-    """Put back what `optimizers_to_tensors` returned.
+    """Restore what `optimizers_to_tensors` returned.
 
     Args:
-        tensors: The state, whole; empty before the first update.
-        model: Has the same parameters as then; its parameters are on their device.
+        tensors: The complete state; empty before the first update.
+        model: With the same parameters, on their device.
         optimizers: Of the same kinds over the same parameters; changed in place.
 
     Raises:
         CheckpointError: The state is that of other parameters.
     """
-    states = _by_parameter(tensors)
-    _check(states, model, optimizers)
-    names = {id(param): name for name, param in model.named_parameters()}
-    for optimizer in optimizers:
-        # torch's own loader places a step count and a moment where its kernels expect them.
-        saved: dict[str, Any] = optimizer.state_dict()
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        saved["state"] = {
-            index: _spread(states[names[id(param)]], param)
-            for index, param in enumerate(params)
-            if names[id(param)] in states
-        }
-        optimizer.load_state_dict(saved)
-        _restore_dtypes(optimizer, saved["state"], params)
-
-
-def _spread(slots: Mapping[str, Tensor], param: Tensor) -> dict[str, Tensor]:
-    return {slot: spread_like(tensor, param) for slot, tensor in slots.items()}
-
-
-def _restore_dtypes(
-    optimizer: Optimizer, states: Mapping[int, Mapping[str, Tensor]], params: Sequence[Tensor]
-) -> None:
-    """Give moments the type they were saved in: torch's loader casts them to the parameter's."""
-    for index, slots in states.items():
-        mine = optimizer.state[params[index]]
-        for slot, tensor in slots.items():
-            if tensor.ndim:
-                mine[slot] = mine[slot].to(tensor.dtype)
-
-
-def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         slot, _, name = key.partition("/")
         states.setdefault(name, {})[slot] = tensor
-    return states
-
-
-def _check(
-    states: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizers: Sequence[Optimizer]
-) -> None:
-    """Raise unless *states* are those of all updated parameters, or of none."""
     names = {id(param): name for name, param in model.named_parameters()}
-    updated: set[str] = set()
-    for optimizer in optimizers:
-        mine = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
-        updated.update(mine)
-        if len({frozenset(states[name]) for name in mine if name in states}) > 1:
-            raise CheckpointError("the optimizer's state is not of one kind for all parameters")
-    if unknown := sorted(states.keys() - updated):
-        raise CheckpointError(
-            f"the optimizer's state has `{unknown[0]}`, which is not updated here"
-        )
-    if states and (missing := sorted(updated - states.keys())):
-        raise CheckpointError(
-            f"the optimizer's state lacks {len(missing)} of {len(updated)} parameters, "
-            f"`{missing[0]}` first"
-        )
-    for name, slots in states.items():
-        _check_shapes(name, slots, model.get_parameter(name))
+    params = [[p for g in optimizer.param_groups for p in g["params"]] for optimizer in optimizers]
+    _check_state(states, [{names[id(p)]: p for p in its} for its in params])
+    for optimizer, its in zip(optimizers, params, strict=True):
+        # torch's own loader moves step counts and moments to the devices its kernels expect.
+        saved: dict[str, Any] = optimizer.state_dict()
+        saved["state"] = {
+            index: {s: spread_like(t, param) for s, t in states[names[id(param)]].items()}
+            for index, param in enumerate(its)
+            if names[id(param)] in states
+        }
+        optimizer.load_state_dict(saved)
+        # It also casts moments to the type of the parameter.
+        for index, slots in saved["state"].items():
+            for slot, tensor in slots.items():
+                if tensor.ndim:
+                    own = optimizer.state[its[index]]
+                    own[slot] = own[slot].to(tensor.dtype)
 
 
-def _check_shapes(name: str, slots: Mapping[str, Tensor], param: Tensor) -> None:
-    for slot, tensor in slots.items():
-        if tensor.ndim and tensor.shape != param.shape:
-            raise CheckpointError(
-                f"the optimizer's `{slot}` of `{name}` has shape {tuple(tensor.shape)}, "
-                f"the parameter {tuple(param.shape)}"
-            )
-
-
-EMA = "ema.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-_OWN_KEYS = ("version", "files")
+def _check_state(
+    states: Mapping[str, Mapping[str, Tensor]], updated: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Raise unless *states* are those of all parameters that the optimizers *updated*, or empty."""
+    params = {name: param for its in updated for name, param in its.items()}
+    problem = None
+    if any(len({frozenset(states[name]) for name in its if name in states}) > 1 for its in updated):
+        problem = "is not of one kind for all parameters"
+    elif unknown := sorted(states.keys() - params.keys()):
+        problem = f"has `{unknown[0]}`, which is not updated here"
+    elif states and (missing := sorted(params.keys() - states.keys())):
+        problem = f"lacks {len(missing)} of {len(params)} parameters, `{missing[0]}` first"
+    for name, slots in {} if problem else states.items():
+        for slot, tensor in slots.items():
+            if tensor.ndim and tensor.shape != params[name].shape:
+                shapes = tuple(tensor.shape), tuple(params[name].shape)
+                problem = f"`{slot}` of `{name}` has shape {shapes[0]}, the parameter {shapes[1]}"
+    if problem:
+        raise CheckpointError(f"the state of the optimizer {problem}")
 
 
 @dataclass(frozen=True)
@@ -409,9 +342,9 @@ class Found(NamedTuple):
     """What `find_latest` found."""
 
     checkpoint: Checkpoint | None
-    """The newest that is whole; None: the run has none yet."""
+    """The newest intact one; None: the run has none yet."""
     warnings: list[str]
-    """Newer ones that are damaged, each in a sentence."""
+    """A sentence on each newer one that is damaged."""
 
 
 def save_checkpoint(  # noqa: PLR0913 (each is a plain value)
@@ -426,42 +359,35 @@ def save_checkpoint(  # noqa: PLR0913 (each is a plain value)
     ema_state: Mapping[str, Tensor] | None = None,
     best: Collection[str] = (),
 ) -> Path:
-    """Write a checkpoint, make it the latest, and remove old ones.
+    """Write a checkpoint, make it the latest, remove old ones, and return its folder.
 
-    A kill at any moment leaves the previous latest checkpoint or this one.  A checkpoint of the
-    same step that is whole and equal is kept as it is.  One process calls this, under the run's
-    lock.
+    A kill at any moment leaves the previous latest checkpoint or this one.  An intact, equal
+    checkpoint of the same step is kept instead.  One process calls this, under the run's lock.
 
     Args:
         run_dir: The run.
         step: Optimizer updates made.
-        model_state: The model's `state_dict`.
+        model_state: The model's `state_dict`; *ema_state*: with averaged weights.
         model_config: From `model_config`.
         optimizer_state: From `optimizers_to_tensors`.
-        state: Whatever else a resume needs, as JSON values.
-        keep_last: How many checkpoints stay, this one included; of later steps than this one,
-            which another try of the run left, none is removed.
-        ema_state: The model's `state_dict` with averaged weights, if there are any.
-        best: Pointers of the best checkpoints that shall name this one.
-
-    Returns:
-        The checkpoint's folder.
+        state: Everything else that a resume needs, as JSON values.
+        keep_last: Checkpoints that stay, this one included; those of later steps all stay.
+        ema_state: See *model_state*.
+        best: Names of the pointers that shall name this checkpoint.
 
     Raises:
         OSError: The disk is full or failing; the previous checkpoint is unchanged.
     """
     folder = run_dir / "checkpoints"
-    sweep(folder)
-    state = plain({**state, "step": step})
-    path = _equal_checkpoint(folder, model_state, optimizer_state, ema_state, state)
-    if path is None:
-        path = free_path(folder, step)
-        with atomic_folder(path) as partial:
-            write_model_folder(partial, model_state, model_config)
-            write_tensors(partial / OPTIMIZER, optimizer_state)
-            if ema_state is not None:
-                write_tensors(partial / EMA, ema_state)
-            write_state(partial, state)
+    _sweep(folder)
+    path = _free_path(folder, step)
+    with atomic_folder(path) as partial:
+        write_model_folder(partial, model_state, model_config)
+        write_tensors(partial / OPTIMIZER, optimizer_state)
+        if ema_state is not None:
+            write_tensors(partial / EMA, ema_state)
+        write_state(partial, {**state, "step": step})
+    path = _first_equal(folder, path)
     for name in best:
         inside = f"{path.name}/{EMA}" if name == BEST_EMA else path.name
         write_atomic(folder / name, f"{inside}\n".encode())
@@ -470,12 +396,40 @@ def save_checkpoint(  # noqa: PLR0913 (each is a plain value)
     return path
 
 
+def _sweep(folder: Path) -> None:
+    """Remove partial checkpoints, which a killed process was writing or deleting."""
+    for pattern in (".step-*.deleted", ".step-*.partial"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+def _free_path(folder: Path, step: int) -> Path:
+    """Return the path of a new checkpoint, with ``.1`` and so on if there is one of its step."""
+    path, number = folder / f"step-{step:08d}", 0
+    while path.exists():
+        number += 1
+        path = folder / f"step-{step:08d}.{number}"
+    return path
+
+
+def _first_equal(folder: Path, path: Path) -> Path:
+    """Return *path*, or another intact checkpoint with its content; then *path* is removed."""
+    for other in in_order(folder):
+        if step_of(other) != step_of(path) or other == path:
+            continue
+        with suppress(CheckpointError):
+            if load_checkpoint(other).state == _read_state(path):
+                _remove(folder, [path])
+                return other
+    return path
+
+
 def find_latest(run_dir: Path, *, only: Collection[str] | None = None) -> Found:
-    """Return the newest checkpoint of *run_dir* that is whole.
+    """Return the newest intact checkpoint of *run_dir*.
 
     Args:
         run_dir: The run.
-        only: The files that must be whole; None: all of them.
+        only: The files that must be intact; None: all of them.
 
     Raises:
         CheckpointError: There are checkpoints, and all are damaged.
@@ -494,22 +448,19 @@ def find_latest(run_dir: Path, *, only: Collection[str] | None = None) -> Found:
     return Found(None, [])
 
 
-def load_checkpoint(
-    path: Path, *, verify: bool = True, only: Collection[str] | None = None
-) -> Checkpoint:
-    """Open the checkpoint in the folder *path*.
+def load_checkpoint(path: Path, *, only: Collection[str] | None = None) -> Checkpoint:
+    """Open the checkpoint in the folder *path*, after a comparison of files with their digests.
 
     Args:
         path: ``<run>/checkpoints/step-...``.
-        verify: Compare files with their digests.
         only: The files to compare; None: all of them.
 
     Raises:
         CheckpointError: It is missing, damaged, or of a later version; the hint names others.
     """
     try:
-        state = read_state(path)
-        for name, digest in state["files"].items() if verify else ():
+        state = _read_state(path)
+        for name, digest in state["files"].items():
             if only is None or name in only:
                 _verify(path / name, digest)
     except CheckpointError as error:
@@ -522,38 +473,7 @@ def load_checkpoint(
 def _verify(path: Path, digest: str) -> None:
     if not path.is_file():
         raise CheckpointError(f"checkpoint `{path.parent}` is damaged: `{path.name}` is missing")
-    if digest_of(path) != digest:
+    if _digest_of(path) != digest:
         raise CheckpointError(
             f"checkpoint `{path.parent}` is damaged: `{path.name}` is not what was written"
         )
-
-
-def _equal_checkpoint(
-    folder: Path,
-    model_state: Mapping[str, Tensor],
-    optimizer_state: Mapping[str, Tensor],
-    ema_state: Mapping[str, Tensor] | None,
-    state: Mapping[str, Any],
-) -> Path | None:
-    """Return a checkpoint that is whole and holds just this, if there is one."""
-    for path in in_order(folder):
-        if step_of(path) != state["step"]:
-            continue
-        try:
-            found = load_checkpoint(path)
-        except CheckpointError:
-            continue
-        if (
-            state == {key: found.state[key] for key in found.state if key not in _OWN_KEYS}
-            and _are_equal(found.model_tensors(), model_state)
-            and _are_equal(found.optimizer_tensors(), optimizer_state)
-            and _are_equal(found.ema_tensors() or {}, ema_state or {})
-        ):
-            return path
-    return None
-
-
-def _are_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(
-        torch.equal(found[name], wanted[name].detach().cpu()) for name in found
-    )

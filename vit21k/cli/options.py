@@ -190,7 +190,7 @@ def local_copy(path: str | os.PathLike[str]) -> str:
             progress.total = total // _BYTES if total else None
             progress.advance(num_bytes // _BYTES - progress.num_done)
 
-        copy = fetch(text, tell=on_bytes)
+        copy = fetch(text, on_progress=on_bytes)
     console.note(f"`{text}` is stored in `{copy}`")
     return str(copy)
 

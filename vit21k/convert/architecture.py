@@ -1,6 +1,6 @@
-"""What the name of an architecture says that its tensors do not show.
+"""Tensors under our names -> the arguments of their model.
 
-Tensors under our names -> the arguments of the model that they are the weights of.
+Shapes show most of them; the name of an architecture decides others.
 """
 
 import json
@@ -15,7 +15,7 @@ from vit21k.convert.naming import Converted
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.models.registry import SIZES, VARIANTS, model_args, name_of
 
-# What an image size, a pretrained tag or the name of the pretraining adds to a name.
+# Parts of a name: a pretrained tag; an image size and the pretraining data.
 _SUFFIX = re.compile(r"(\.\w[\w.]*)?$")
 _SIZE = re.compile(r"(_\d{2,4})?(_in21k|_miil|_miil_in21k)?$")
 # `vit_base`, `mae_vit_base_patch16`, `deit_base_patch16`: DINO, MAE, DeiT and timm.
@@ -25,8 +25,8 @@ _PLAIN = re.compile(
 )
 _TORCHVISION = {"vit_b": "base", "vit_l": "large", "vit_h": "huge"}
 _TORCHVISION_NAME = re.compile(r"(vit_[blh])_\d\d(?:_swag)?")
-# Other names of timm's for what our network computes -> width, heads and GELU.  Their widths do
-# not decide their heads: 768 has 12 or 16.
+# Other names in timm of networks like ours -> width, heads and GELU.  The width does not decide the
+# heads: 768 has 12 or 16.
 _OTHERS: Mapping[str, tuple[int, int, str]] = {
     "vit_base_patch16_gap": (768, 16, "gelu"),
     "vit_base_patch16_plus": (896, 14, "gelu"),
@@ -52,28 +52,31 @@ _OTHERS: Mapping[str, tuple[int, int, str]] = {
 def known_architecture(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], str | None]:
-    """Return what the ``architecture`` of *config* says, and its name if it is not one of ours.
+    """Return the arguments that the ``architecture`` of *config* decides.
 
     Args:
-        config: In the words of timm's ``config.json``.
+        config: With the keys of timm's ``config.json``.
         tensors: Under our names.
 
+    Returns:
+        The arguments, and the name of the architecture if it is not one of ours.
+
     Raises:
-        CheckpointError: The tensors are those of another one.
+        CheckpointError: The tensors are those of another architecture.
     """
-    told = config.get("architecture")
-    if not isinstance(told, str) or told.lower() == "visiontransformer":  # timm's class
+    name = config.get("architecture")
+    if not isinstance(name, str) or name.lower() == "visiontransformer":  # timm's class
         return {}, None
-    found = _of_name(told)
+    found = _of_name(name)
     if found is None:
-        return {}, told
+        return {}, name
     width, known = found
     args = config.get("model_args")
     resized = isinstance(args, Mapping) and "embed_dim" in args
     patch = tensors.get("patch_embed.proj.weight")
     if width and not resized and patch is not None and patch.shape[:1] != (width,):
         raise CheckpointError(
-            f"the tensors are not those of `{told:.60}`, which is named beside them: "
+            f"the tensors are not those of the architecture `{name:.60}` that their config names: "
             f"{patch.shape[:1][0] if patch.ndim else 0} wide, not {width}"
         )
     if "heads" not in known:
@@ -82,30 +85,30 @@ def known_architecture(
     return known, None
 
 
-def _of_name(told: str) -> tuple[int | None, dict[str, Any]] | None:
-    """Return width and hidden arguments of the model of this name; None: there is none here."""
-    base = _SIZE.sub("", _SUFFIX.sub("", told))
+def _of_name(full: str) -> tuple[int | None, dict[str, Any]] | None:
+    """Return width and hidden arguments of an architecture; None: it is not one of ours."""
+    base = _SIZE.sub("", _SUFFIX.sub("", full))
     for name in VARIANTS:
         if _SIZE.sub("", name) == base and "heads" in VARIANTS[name]:
             return None, {"heads": VARIANTS[name]["heads"], "act_layer": "gelu"}
         if _SIZE.sub("", name) == base:
-            return _said(VARIANTS[name]["embed_dim"], VARIANTS[name]["num_heads"])
+            return _decided(VARIANTS[name]["embed_dim"], VARIANTS[name]["num_heads"])
     if base in _OTHERS:
-        return _said(*_OTHERS[base])
+        return _decided(*_OTHERS[base])
     match = _PLAIN.fullmatch(base)
     size = match[1] if match else None
-    if match := _TORCHVISION_NAME.fullmatch(_SUFFIX.sub("", told)):
+    if match := _TORCHVISION_NAME.fullmatch(_SUFFIX.sub("", full)):
         size = _TORCHVISION[match[1]]
     if size is None:
         return None
-    return _said(int(SIZES[size]["embed_dim"]), int(SIZES[size]["num_heads"]))
+    return _decided(int(SIZES[size]["embed_dim"]), int(SIZES[size]["num_heads"]))
 
 
-def _said(width: int, num_heads: int, activation: str = "gelu") -> tuple[int, dict[str, Any]]:
+def _decided(width: int, num_heads: int, activation: str = "gelu") -> tuple[int, dict[str, Any]]:
     return width, {"num_heads": num_heads, "act_layer": activation, "norm_eps": 1e-6}
 
 
-# What no tensor shows -> what constructors take it to be, where they agree; None: they do not.
+# Arguments that no tensor shows -> the default of all constructors; None: they differ.
 _HIDDEN: Mapping[str, Any] = {
     "num_heads": None,
     "act_layer": "gelu",
@@ -114,7 +117,7 @@ _HIDDEN: Mapping[str, Any] = {
     "stem_eps": "timm",
 }
 _PIT_HIDDEN: Mapping[str, Any] = {"heads": None, "act_layer": "gelu"}
-# What has to be said of an architecture that is not ours before its tensors are read as ours.
+# Arguments that the user has to give before another architecture is read as ours.
 _DECIDING = ("num_heads", "act_layer", "norm_eps")
 _EXAMPLES = {
     "num_heads": "N",
@@ -126,14 +129,14 @@ _EXAMPLES = {
 
 
 class Architecture(NamedTuple):
-    """What a set of tensors is."""
+    """The model of a set of tensors."""
 
     name: str
     """The model of this shape, or the nearest one; see `name_of`."""
     args: dict[str, Any]
     """Every argument of its constructor."""
     assumed: tuple[str, ...]
-    """What nothing told, in a sentence."""
+    """A sentence on the arguments that were assumed, if there are any."""
 
 
 def infer_architecture(
@@ -141,20 +144,20 @@ def infer_architecture(
     given: Mapping[str, Any] | None = None,
     fallback: Mapping[str, Any] | None = None,
 ) -> Architecture:
-    """Return the model that these tensors are the weights of.
+    """Return the model of these tensors.
 
-    Width, depth, patches, image size, pre-logits and head are read from shapes.  What no shape
-    shows is what the format or a file beside the weights says, else what *given* says, else what
-    *fallback* says.  The number of heads is never guessed.
+    Width, depth, patches, image size, pre-logits and head are read from shapes.  The rest is
+    decided by the format or a config file, else by *given*, else by *fallback*.  The number of
+    heads is never guessed.
 
     Args:
-        converted: Tensors under our names, and what is known of them.
+        converted: Tensors under our names, and their known arguments.
         given: Arguments that the user gave for these weights.
-        fallback: Arguments of the model that is to take them.
+        fallback: Arguments of the model that will have the weights.
 
     Raises:
         CheckpointError: They are the weights of no model that vit21k has.
-        UsageError: Nothing says how many heads there are, or *given* contradicts what is known.
+        UsageError: Nothing decides the number of heads, or *given* contradicts what is known.
     """
     tensors = converted.tensors
     pit = "transformers.0.blocks.0.norm1.weight" in tensors
@@ -163,13 +166,13 @@ def infer_architecture(
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"the weights lack what every model has: {error}") from error
     _check_given(shown, converted, given or {}, pit=pit)
-    said = {**(given or {}), **converted.known}
+    decided = {**(given or {}), **converted.known}
     if converted.unknown is not None:
-        _check_unknown(converted.unknown, said)
+        _check_unknown(converted.unknown, decided)
     customary = {**(_PIT_HIDDEN if pit else _HIDDEN), **converted.customary}
-    hidden, assumed = _hidden(shown, said, fallback or {}, customary)
+    hidden, assumed = _hidden(shown, {**(fallback or {}), **decided}, customary)
     try:
-        found = _completed(tensors, {**shown, **hidden}, said)
+        found = _completed(tensors, {**shown, **hidden}, decided)
         name = name_of(found)
         return Architecture(name, model_args(name, **found), assumed)
     except UsageError as error:
@@ -180,7 +183,7 @@ def infer_architecture(
 def _check_given(
     shown: Mapping[str, Any], converted: Converted, given: Mapping[str, Any], *, pit: bool
 ) -> None:
-    """Raise a `UsageError` if *given* has what tensors show, or contradicts what is known."""
+    """Raise a `UsageError` if *given* contradicts the weights, or does not apply to them."""
     hidden = _PIT_HIDDEN if pit else _HIDDEN
     for key, value in given.items():
         known = converted.known.get(key, shown.get(key) if key not in hidden else None)
@@ -188,33 +191,29 @@ def _check_given(
             raise UsageError(
                 f"`--set model.{key}={_text(value)}` contradicts the weights, "
                 f"which say {_text(known)}",
-                hint="leave it out",
+                hint="remove the option",
             )
         if known is None and key not in hidden:
             raise UsageError(
-                f"`--set model.{key}=` says nothing of these weights",
-                hint=f"what can be said: {', '.join(f'model.{name}' for name in hidden)}",
+                f"`--set model.{key}=` does not apply to these weights",
+                hint=f"what can be set: {', '.join(f'model.{name}' for name in hidden)}",
             )
 
 
-def _check_unknown(name: str, said: Mapping[str, Any]) -> None:
-    """Raise unless everything that could differ in an architecture that is not ours is said."""
-    missing = [key for key in _DECIDING if key not in said]
-    if missing:
+def _check_unknown(name: str, decided: Mapping[str, Any]) -> None:
+    """Raise a `UsageError` unless everything that may differ in architecture *name* is decided."""
+    if missing := [key for key in _DECIDING if key not in decided]:
         raise UsageError(
             f"the weights are named `{name:.80}`, an architecture that vit21k does not have",
-            hint="if its tensors are to be read as a Vision Transformer all the same, say what "
-            f"they do not show: {_options(missing)}",
+            hint="to read its tensors as a Vision Transformer nevertheless, set what they do not "
+            f"show: {_options(missing)}",
         )
 
 
 def _hidden(
-    shown: Mapping[str, Any],
-    said: Mapping[str, Any],
-    fallback: Mapping[str, Any],
-    customary: Mapping[str, Any],
+    shown: Mapping[str, Any], decided: Mapping[str, Any], customary: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what no tensor shows, and a warning on what nothing said."""
+    """Return the arguments that no tensor shows, and a warning on those that are assumed."""
     hidden: dict[str, Any] = {}
     assumed = []
     for key, usual in customary.items():
@@ -222,13 +221,13 @@ def _hidden(
             hidden[key] = "avg"
         elif key == "stem_eps" and shown.get("resnet_layers") is None:
             continue
-        elif key in said or key in fallback:
-            hidden[key] = said[key] if key in said else fallback[key]
+        elif key in decided:
+            hidden[key] = decided[key]
         elif usual is None:
             raise UsageError(
                 "nothing says how many attention heads these weights have: no tensor shows it",
-                hint=f"say it: {_options([key])}; `vit21k export` with it writes a folder that "
-                "says it for good",
+                hint=f"set it: {_options([key])}; `vit21k export` with it writes a folder that "
+                "records it",
             )
         else:
             hidden[key] = shown.get(key, usual)
@@ -236,8 +235,7 @@ def _hidden(
     if not assumed:
         return hidden, ()
     values = ", ".join(f"{key} {_text(hidden[key])}" for key in assumed)
-    options = _options(assumed)
-    return hidden, (f"nothing says these, so their usual values count: {values} ({options})",)
+    return hidden, (f"assumed, as nothing says it: {values} ({_options(assumed)})",)
 
 
 def _options(keys: list[str]) -> str:
@@ -295,14 +293,14 @@ def _pit(tensors: Mapping[str, Tensor], _known: Mapping[str, Any]) -> dict[str, 
 
 
 def _completed(
-    tensors: Mapping[str, Tensor], args: dict[str, Any], said: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], args: dict[str, Any], decided: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return *args* with what follows from them: the image size, and a PiT's widths."""
+    """Return *args* with the image size, and the widths of a PiT."""
     positions = tensors["pos_embed"]
     if "heads" in args:
         grid, stride = int(positions.shape[-1]), args["stride"]
         least = (grid - 1) * stride + args["patch_size"]
-        size = said.get("img_size", least)
+        size = decided.get("img_size", least)
         fits = isinstance(size, int) and (size - args["patch_size"]) // max(1, stride) + 1 == grid
         return {**args, "img_size": size if fits else least, "base_dims": _base_dims(tensors, args)}
     grid = _grid(tensors)
@@ -310,7 +308,7 @@ def _completed(
     stride = side if layers is None else side * 2 ** (1 + len(layers))
     after_pool = "fc_norm.weight" in tensors
     customary = after_pool == (args["global_pool"] == "avg")
-    size = said.get("img_size")
+    size = decided.get("img_size")
     fits = isinstance(size, int) and size > 0 and -(-size // stride) in (grid, grid + 1)
     return {
         **args,
@@ -320,11 +318,7 @@ def _completed(
 
 
 def _grid(tensors: Mapping[str, Tensor]) -> int:
-    """Return the side of the grid of positions of a Vision Transformer.
-
-    Raises:
-        CheckpointError: They are not those of a square grid, after a class token if there is one.
-    """
+    """Return the side of the grid of positions of a Vision Transformer."""
     shape, prefix = tuple(tensors["pos_embed"].shape), "cls_token" in tensors
     num_patches = shape[1] - prefix if len(shape) == 3 else 0  # noqa: PLR2004 (1, N, D)
     grid = isqrt(max(0, num_patches))
@@ -337,11 +331,7 @@ def _grid(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _base_dims(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> list[int]:
-    """Return the width of a head in each stage of a PiT.
-
-    Raises:
-        CheckpointError: The heads are not those of a model of these widths.
-    """
+    """Return the width of a head in each stage of a PiT."""
     heads = args["heads"]
     widths = [
         int(tensors[f"transformers.{stage}.blocks.0.norm1.weight"].shape[0])
@@ -357,11 +347,7 @@ def _base_dims(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> list[i
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return how many numbers *pattern* finds in the names: 0 and those after it.
-
-    Raises:
-        CheckpointError: One is missing.
-    """
+    """Return how many indices *pattern* finds in the names, and check that none is missing."""
     found = {match[1] for name in tensors if (match := re.match(pattern, name))}
     if missing := [number for number in range(len(found)) if str(number) not in found]:
         last = max(found, key=lambda number: (len(number), number))

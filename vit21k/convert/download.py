@@ -1,4 +1,4 @@
-"""Addresses of weights -> local files: resumed, verified, kept."""
+"""Addresses of weights -> local files: downloads are resumed, verified and cached."""
 
 import base64
 import hashlib
@@ -7,8 +7,9 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPException, HTTPResponse
+from collections.abc import Callable
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urldefrag, urlsplit
@@ -21,31 +22,37 @@ from vit21k.lock import locked
 from vit21k.machine import user_cache
 
 _TIMEOUT_SECONDS = 30
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 1 << 20
+_TRIES = 4
 _NOT_FOUND = (401, 403, 404, 410)  # Hugging Face answers 401 for what does not exist
-_RANGE_ERROR = 416
+_PARTIAL_CONTENT, _RANGE_ERROR, _SERVER_ERROR = 206, 416, 500
+_SHA256_DIGITS = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"sha-?256[=:]([0-9a-f]{64})", re.IGNORECASE)
+_CHECKSUMS = frozenset({"sha256", "sha-256", "sha512", "sha1", "checksum", "md5sum"})
+
+OnProgress = Callable[[int, int | None], None]
+"""Called with the bytes downloaded so far, and the bytes in all if the server announces them."""
 
 
 class MissingFileError(CheckpointError):
     """The server has no such file."""
 
 
-class RangeRefusedError(ConnectionError):
-    """The file ends before the bytes that were asked for."""
+class _RangeError(ConnectionError):
+    """The file ends before the requested bytes."""
 
 
-def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
-    """Ask for *url*; redirects are followed, but never away from https.
+def _open_url(url: str, headers: dict[str, str]) -> Any:
+    """Request *url*; redirects are followed, but never away from https.
 
     Raises:
         MissingFileError: The server has no such file.
-        RangeRefusedError: The server has no such part of it.
-        ConnectionError: It broke off, or has a failure of its own: worth another try.
-        OSError: It cannot be reached.
+        ConnectionError: The connection broke, or the server failed: worth another try.
+        OSError: The server cannot be reached.
     """
-    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 (https, or loopback)
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (https, or loopback)
     try:
-        response: HTTPResponse = _OPENER.open(request, timeout=_TIMEOUT_SECONDS)
+        return _OPENER.open(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _NOT_FOUND:
@@ -54,21 +61,20 @@ def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
                 hint="check the spelling; files that need a login are not fetched",
             ) from None
         if error.code == _RANGE_ERROR:
-            raise RangeRefusedError(f"`{url}` has no more bytes than are here") from None
-        if error.code >= 500:  # noqa: PLR2004 (the server's own fault)
+            raise _RangeError(f"`{url}` has no more bytes than are here") from None
+        if error.code >= _SERVER_ERROR:
             raise ConnectionError(f"the server says {error.code}") from None
         raise OSError(f"`{url}`: the server says {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError | ConnectionResetError):
             raise ConnectionError(str(error.reason)) from error
         raise OSError(f"`{url}` cannot be reached: {error.reason}") from error
-    return response
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, and remember what the first server says of the file.
+    """Follow redirects, and keep what the first server announces about the file.
 
-    Hugging Face names length and digest of a large file, then points to the store that holds it.
+    Hugging Face names length and SHA-256 of a large file, then redirects to the store of the file.
     """
 
     def redirect_request(
@@ -76,10 +82,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
             raise urllib.error.URLError(f"redirected to `{newurl}`, which is not https")
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        request: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
-            linked = {**getattr(req, "linked", {}), **_linked(headers)}
-            request.linked = linked  # type: ignore[attr-defined]
+            request.linked = {**getattr(req, "linked", {}), **_linked(headers)}
         return request
 
     def http_response(self, request: Any, response: Any) -> Any:
@@ -95,65 +100,48 @@ _OPENER = urllib.request.build_opener(_Redirects)
 def _linked(headers: Any) -> dict[str, Any]:
     linked: dict[str, Any] = {}
     tag = (headers.get("X-Linked-Etag") or "").strip('"')
-    if _SHA256.fullmatch(tag):
+    if _SHA256_DIGITS.fullmatch(tag):
         linked["sha256"] = tag
     if (size := headers.get("X-Linked-Size", "")).isdigit():
         linked["num_bytes"] = int(size)
     return linked
 
 
-def announced_of(response: Any, start: int) -> dict[str, Any]:
-    """Return length and digests of the whole file, as far as the server says them."""
+def _announced(response: Any, start: int) -> dict[str, Any]:
+    """Return length and digests of the complete file, as far as the server announces them."""
     announced: dict[str, Any] = {}
     if (length := response.headers.get("Content-Length", "")).isdigit():
         announced["num_bytes"] = start + int(length)
     for line in response.headers.get_all("x-goog-hash", []):
         if match := re.search(r"md5=([A-Za-z0-9+/=]+)", line):
             announced["md5"] = base64.b64decode(match[1]).hex()
-    return {**announced, **_linked(response.headers), **getattr(response, "linked", {})}
+    return {**announced, **_linked(response.headers), **response.linked}
 
 
-def strong_tag(response: HTTPResponse) -> str | None:
-    """Return what tells this version of the file from every other, if the server says it."""
-    tag = response.headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else None
-
-
-_CHUNK_BYTES = 1 << 20
-_TRIES = 4
-_PARTIAL_CONTENT = 206
-_DOWNLOAD_SHA256 = re.compile(r"sha-?256[=:]([0-9a-f]{64})", re.IGNORECASE)
-_CHECKSUMS = frozenset({"sha256", "sha-256", "sha512", "sha1", "checksum", "md5sum"})
-
-
-Tell = Callable[[int, int | None], None]
-"""Hears of a download: bytes that are here, and bytes in all if the server says so."""
-
-
-def download(url: str, *, folder: str | None = None, tell: Tell | None = None) -> Path:
+def download(url: str, *, folder: str | None = None, on_progress: OnProgress | None = None) -> Path:
     """Return a local copy of *url*.
 
     Args:
-        url: May end in ``#sha256=...``, the digest that the file must have; nothing else may
-            follow a ``#``, as a checksum that is not compared would only seem to protect.
-        folder: Files of one *folder* lie together, under their own names; None: a file by itself.
-        tell: Hears how far it is.
+        url: May end in ``#sha256=...``, the SHA-256 of the file; nothing else may follow a ``#``:
+            a checksum that is not compared would only seem to protect.
+        folder: Files of one *folder* are stored together; None: a file by itself.
+        on_progress: Called after each chunk.
 
     Raises:
         UsageError: What follows the ``#`` is no SHA-256.
         MissingFileError: The server has no such file.
-        CheckpointError: What came is not as long, or has not the digest, that was announced.
+        CheckpointError: Length or digest differ from the announced ones.
         OSError: The server cannot be reached, or the disk is full.
     """
     wanted = _checksum_of(url)
     url = urldefrag(url).url
     name = Path(unquote(urlsplit(url).path)).name or "weights"
-    key = hashlib.sha256((f"{_host(url)}/{folder}" if folder else url).encode()).hexdigest()[:24]
-    path = cache_dir() / key / name
+    scope = f"{urlsplit(url).netloc}/{folder}" if folder else url
+    path = cache_dir() / hashlib.sha256(scope.encode()).hexdigest()[:24] / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, command="download", wait=True):
-        if not _is_whole(path, wanted):
-            _download(url, path, wanted, tell or _tell_nobody)
+        if not _is_intact(path, wanted):
+            _download(url, path, wanted, on_progress)
     return path
 
 
@@ -164,151 +152,118 @@ def _checksum_of(url: str) -> str | None:
         UsageError: It has another checksum, or one that is misspelt.
     """
     hint = "write it as ...#sha256=<64 hexadecimal digits>"
-    asked = {key.lower() for key, _ in parse_qsl(urlsplit(url).query)}
-    if named := sorted(asked & _CHECKSUMS):
+    keys = {key.lower() for key, _ in parse_qsl(urlsplit(url).query)}
+    if named := sorted(keys & _CHECKSUMS):
         raise UsageError(f"the checksum `?{named[0]}=` of an address is not compared", hint=hint)
     if "#" not in url:
         return None
-    match = _DOWNLOAD_SHA256.fullmatch(urldefrag(url).fragment)
-    if match is None:
-        raise UsageError(
-            f"`#{one_line(urldefrag(url).fragment):.80}` at the end of an address is no SHA-256",
-            hint=hint,
-        )
-    return match[1].lower()
+    fragment = urldefrag(url).fragment
+    if match := _SHA256.fullmatch(fragment):
+        return match[1].lower()
+    raise UsageError(
+        f"`#{one_line(fragment):.80}` at the end of an address is no SHA-256", hint=hint
+    )
 
 
 def cache_dir() -> Path:
     """Return the folder of downloaded weights: ``$VIT21K_CACHE`` or below ``~/.cache``.
 
     Raises:
-        UsageError: Neither is there.
+        UsageError: The variable is not set, and the user has no home.
     """
     if own := os.environ.get("VIT21K_CACHE"):
         return Path(own)
     cache = user_cache()
     if cache is None:
         raise UsageError(
-            "there is no place for downloaded weights: the user has no home",
+            "there is no folder for downloaded weights: the user has no home",
             hint="name one: `export VIT21K_CACHE=DIR`",
         )
     return cache / "weights"
 
 
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
-
-
-def _is_whole(path: Path, wanted: str | None) -> bool:
-    """Return whether *path* is there, and what was written."""
+def _is_intact(path: Path, wanted: str | None) -> bool:
+    """Return whether *path* exists, and is what was written."""
     try:
         record = json.loads(_record(path).read_bytes())
         known = record["num_bytes"], record["digest"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    if not path.is_file() or (path.stat().st_size, _digest(path)) != known:
+    if not path.is_file() or (path.stat().st_size, _digest(path, xxhash.xxh3_128)) != known:
         return False
     return wanted is None or record.get("sha256") == wanted
 
 
-def _tell_nobody(_num_bytes: int, _total: int | None) -> None:
-    pass
-
-
-def _download(url: str, path: Path, wanted: str | None, tell: Tell) -> None:
-    partial = path.with_name(f"{path.name}.part")
+def _download(url: str, path: Path, wanted: str | None, on_progress: OnProgress | None) -> None:
+    part = path.with_name(f"{path.name}.part")
     failure: Exception | None = None
     for _ in range(_TRIES):
         try:
-            announced = _fetch_rest(url, partial, tell)
+            announced = _fetch_rest(url, part, on_progress)
             break
         except (TimeoutError, ConnectionError, HTTPException) as error:
-            failure = error  # what came so far stays; the next try resumes from there
+            failure = error  # the next try resumes after the bytes that are here
     else:
         raise OSError(f"`{url}` broke off {_TRIES} times: {failure}") from failure
-    digests = _sha256_and_md5(partial)
-    try:
-        _check(url, partial, digests, {**announced, **({"sha256": wanted} if wanted else {})})
-    except CheckpointError:
-        partial.unlink()
-        raise
+    found = {"num_bytes": part.stat().st_size, "sha256": _digest(part, "sha256")}
+    if "md5" in announced:
+        found["md5"] = _digest(part, partial(hashlib.md5, usedforsecurity=False))
+    for what, value in {**announced, **({"sha256": wanted} if wanted else {})}.items():
+        if found[what] != value:
+            part.unlink()
+            raise CheckpointError(
+                f"what came from `{url}` is damaged: its {what} is {found[what]}, not {value}",
+                hint="try again; nothing of it was kept",
+            )
     record = {
         "url": url,
-        "num_bytes": partial.stat().st_size,
-        "digest": _digest(partial),
-        "sha256": digests[0],
+        "num_bytes": found["num_bytes"],
+        "digest": _digest(part, xxhash.xxh3_128),
+        "sha256": found["sha256"],
     }
-    partial.replace(path)
+    part.replace(path)
     write_atomic(_record(path), (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _fetch_rest(url: str, partial: Path, tell: Tell) -> dict[str, Any]:
-    """Append to *partial* what is missing; return what the server announces of the whole file.
+def _fetch_rest(url: str, part: Path, on_progress: OnProgress | None) -> dict[str, Any]:
+    """Append the missing bytes to *part*; return what the server announces about the file.
 
     Raises:
         MissingFileError: The server has no such file.
-        ConnectionError: It broke off.
+        ConnectionError: The connection broke.
     """
-    tag_file = partial.with_name(f"{partial.name}.tag")
-    have = partial.stat().st_size if partial.is_file() and tag_file.is_file() else 0
+    tag_file = part.with_name(f"{part.name}.tag")
+    have = part.stat().st_size if part.is_file() and tag_file.is_file() else 0
     headers = {"User-Agent": "vit21k"}
     if have:
-        # If the file has changed since, the server sends the whole of the new one.
+        # If the file has changed since, the server sends the new one from its start.
         headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text(encoding="utf-8")}
     try:
-        response = open_url(url, headers)
-    except RangeRefusedError:
-        tag_file.unlink()  # it was whole already, or the file is another one now: from the start
+        response = _open_url(url, headers)
+    except _RangeError:
+        tag_file.unlink()  # it was complete already, or has changed: start again
         raise
     with response:
         resumed = response.status == _PARTIAL_CONTENT
-        start = have if resumed else 0
-        if tag := strong_tag(response):
+        tag_file.unlink(missing_ok=True)
+        if (tag := response.headers.get("ETag")) and not tag.startswith("W/"):
             tag_file.write_text(tag, encoding="utf-8")
-        else:
-            tag_file.unlink(missing_ok=True)
-        announced = announced_of(response, start)
-        with partial.open("ab" if resumed else "wb") as file:
-            for chunk in _chunks(response):
+        announced = _announced(response, have if resumed else 0)
+        total = announced.get("num_bytes")
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
-                tell(file.tell(), announced.get("num_bytes"))
-    size, total = partial.stat().st_size, announced.get("num_bytes")
-    if total is not None and size < total:
-        raise ConnectionError(f"{size:,} of {total:,} bytes came")
+                if on_progress:
+                    on_progress(file.tell(), total)
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes came")
     tag_file.unlink(missing_ok=True)
     return announced
 
 
-def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    while chunk := response.read(_CHUNK_BYTES):
-        yield chunk
-
-
-def _check(url: str, path: Path, digests: tuple[str, str], announced: Mapping[str, Any]) -> None:
-    found = {"num_bytes": path.stat().st_size, "sha256": digests[0], "md5": digests[1]}
-    for what, wanted in announced.items():
-        if found[what] != wanted:
-            raise CheckpointError(
-                f"what came from `{url}` is damaged: its {what} is {found[what]}, not {wanted}",
-                hint="try again; nothing of it was kept",
-            )
-
-
-def _sha256_and_md5(path: Path) -> tuple[str, str]:
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+def _digest(path: Path, kind: Any) -> str:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-            md5.update(chunk)
-    return sha256.hexdigest(), md5.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _record(path: Path) -> Path:
@@ -317,58 +272,57 @@ def _record(path: Path) -> Path:
 
 _ADDRESS = re.compile(r"(hf|https?|gs):/+(.+)")
 _HF_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
-# The models of the paper, as its repository calls them: `ViT-L_16` -> imagenet21k/ViT-L_16.npz.
+# The models of the first paper, by their names in its repository: `ViT-L_16`.
 _GOOGLE_NAME = re.compile(r"((?:R50\+)?ViT-[A-Za-z]+_\d+(?:-384|-224)?)(?:\.npz)?")
-# The models of the second paper, by the name of their file, which says how they were trained.
+# The models of the second paper (AugReg), by the names of their files.
 _AUGREG_NAME = re.compile(r"((?:R\d*_)?(?:Ti|S|B|L)_\d+-i(?:21k|1k|21k_30)-[\w.-]+?)(?:\.npz)?")
 _BUCKET = "vit_models"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def is_address(path: str) -> bool:
-    """Return whether *path* means something on the network and is no file here."""
+    """Return whether *path* is an address, and no file here."""
     if _ADDRESS.fullmatch(path):
         return True
     google = _GOOGLE_NAME.fullmatch(path) or _AUGREG_NAME.fullmatch(path)
     return bool(google) and not Path(path).exists()
 
 
-def fetch(address: str, *, tell: Tell | None = None) -> Path:
+def fetch(address: str, *, on_progress: OnProgress | None = None) -> Path:
     """Return a local copy of the weights at *address*: a file, or a folder for a repository.
 
-    Copies are kept in ``$VIT21K_CACHE``, else below ``~/.cache``; what is there and whole is not
-    asked for again.
+    Copies are cached in ``$VIT21K_CACHE``, else below ``~/.cache``; an intact copy is reused.
 
     Args:
         address: ``hf://owner/name[@revision][/file]``, ``https://...``, ``gs://bucket/object``, or
             a name from Google's bucket: ``ViT-L_16``, ``L_16-i21k-300ep-...``.
-        tell: Hears how far a download is.
+        on_progress: Called after each chunk of the weights.
 
     Raises:
-        UsageError: It is no address of these.
-        CheckpointError: There is no such file, or what came is not what was announced.
+        UsageError: It is none of these.
+        CheckpointError: There is no such file, or it differs from what was announced.
         OSError: The server cannot be reached.
     """
     match = _ADDRESS.fullmatch(address)
-    scheme, rest = match.groups() if match else ("google", address)
-    place, hash_sign, checksum = rest.partition("#")
+    if match is None:
+        return download(_storage_url(_object_of(address)), on_progress=on_progress)
+    scheme, rest = match.groups()
+    location, hash_sign, checksum = rest.partition("#")
     if scheme == "hf":
-        return _fetch_repository(place, hash_sign + checksum, tell)
+        return _fetch_repository(location, hash_sign + checksum, on_progress)
     if scheme == "gs":
-        return download(_storage_url(place) + hash_sign + checksum, tell=tell)
-    if scheme == "google":
-        return download(_storage_url(_object_of(rest)), tell=tell)
+        return download(_storage_url(location) + hash_sign + checksum, on_progress=on_progress)
     url = f"{scheme}://{rest}"
     if scheme == "http" and urlsplit(url).hostname not in _LOOPBACK:
         raise UsageError(
             f"`{url}` would come unprotected over the network", hint="use https:// instead"
         )
-    return download(url, tell=tell)
+    return download(url, on_progress=on_progress)
 
 
-def _fetch_repository(address: str, checksum: str, tell: Tell | None) -> Path:
+def _fetch_repository(address: str, checksum: str, on_progress: OnProgress | None) -> Path:
     """Return one file of a Hugging Face repository, or a folder with all that a model needs."""
     match = _HF_REPOSITORY.fullmatch(address.rstrip("/"))
     if match is None:
@@ -377,17 +331,17 @@ def _fetch_repository(address: str, checksum: str, tell: Tell | None) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     base = f"{endpoint}/{repository}/resolve/{quote(revision or 'main', safe='')}"
     if file:
-        return download(f"{base}/{quote(file)}{checksum}", tell=tell)
+        return download(f"{base}/{quote(file)}{checksum}", on_progress=on_progress)
     if checksum:
         raise UsageError(
             f"`{checksum}` is the checksum of a file, and `hf://{repository}` is a repository",
             hint=f"name a file of it: hf://{repository}/FILE{checksum}",
         )
     folder = f"{repository}@{revision or 'main'}"
-    for name in _BESIDE:
+    for name in _CONFIGS:
         _download_if_there(f"{base}/{name}", folder, None)
     for name in _WEIGHTS:
-        if found := _download_if_there(f"{base}/{name}", folder, tell):
+        if found := _download_if_there(f"{base}/{name}", folder, on_progress):
             return found.parent
     raise CheckpointError(
         f"`hf://{repository}` has none of {', '.join(_WEIGHTS)}",
@@ -395,16 +349,17 @@ def _fetch_repository(address: str, checksum: str, tell: Tell | None) -> Path:
     )
 
 
-def _download_if_there(url: str, folder: str, tell: Tell | None) -> Path | None:
+def _download_if_there(url: str, folder: str, on_progress: OnProgress | None) -> Path | None:
     try:
-        return download(url, folder=folder, tell=tell)
+        return download(url, folder=folder, on_progress=on_progress)
     except MissingFileError:
         return None
 
 
 def _object_of(name: str) -> str:
+    """Return the object of Google's bucket that has the weights *name*."""
     if match := _GOOGLE_NAME.fullmatch(name):
-        # Fine-tuned at 384 pixels under the plain name, at 224 under its own.
+        # Fine-tuned at 384 pixels: stored without the size; at 224: with it.
         fine_tuned = match[1].endswith(("-384", "-224"))
         folder = "imagenet21k+imagenet2012" if fine_tuned else "imagenet21k"
         return f"{_BUCKET}/{folder}/{match[1].removesuffix('-384')}.npz"

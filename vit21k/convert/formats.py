@@ -1,4 +1,4 @@
-"""Arrays -> tensors under our names: whose layout it is, the names themselves say."""
+"""Arrays of any library -> tensors under our names.  The names of the arrays show their format."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,20 +11,29 @@ from vit21k.convert.arrays import Arrays
 from vit21k.convert.naming import Converted
 from vit21k.errors import CheckpointError
 
-# What a model does without once it is trained: a token for masked images, the decoder of MAE and
-# SimMIM, the projection of DINO, an optimizer's state, counters.
+# What a trained model does not need: a token for masked images, the decoder of MAE and SimMIM, the
+# projection of DINO, an optimizer's state, counters.
 _DROPPABLE = re.compile(
     r"(.*[./])?mask_token|opt/(?!target/).*|.*position_ids|(.*\.)?decoder(_\w+)?(\..*)?|n_averaged|"
     r"head\.(mlp|last_layer)\..*"
 )
-
-
-# The names of our own models' tensors.
 _OURS = re.compile(
     r"cls_token|pos_embed|(norm|fc_norm|head|head_dist|pre_logits\.fc)\.(weight|bias)|"
     r"patch_embed\.(proj|conv)\.(weight|bias)|patch_embed\.backbone\.(stem|stages)\..+|"
     r"(transformers\.\d+\.)?blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|"
     r"ls[12]\.gamma)|transformers\.\d+\.pool\..+"
+)
+_Converter = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Converted]
+_PROJECTION = "embeddings.patch_embeddings.projection.weight"
+# Format, tensors that only this format has, converter.  PLSC has timm's names.
+_FORMATS: tuple[tuple[str, tuple[str, ...], _Converter], ...] = (
+    *(("google", (f"{prefix}embedding/kernel",), google.from_google) for prefix in google.PREFIXES),
+    ("torchvision", ("conv_proj.weight", "encoder.pos_embedding"), torchvision.from_torchvision),
+    ("transformers", (_PROJECTION,), transformers.from_transformers),
+    ("transformers", (f"vit.{_PROJECTION}",), transformers.from_transformers),
+    ("paddlevit", ("patch_embedding.patch_embedding.weight",), paddle.from_paddlevit),
+    ("pit", ("patch_embed.conv.weight", "transformers.0.blocks.0.norm1.weight"), timm.from_pit),
+    ("timm", ("patch_embed.proj.weight", "blocks.0.norm1.weight"), timm.from_timm),
 )
 
 
@@ -32,7 +41,7 @@ class Ours(NamedTuple):
     """Weights under our names."""
 
     format: str
-    """A key of `models.variants.FORMATS`."""
+    """A key of `models.registry.FORMATS`."""
     converted: Converted
 
 
@@ -41,17 +50,19 @@ def to_ours(arrays: Arrays, config: Mapping[str, Any]) -> Ours:
 
     Args:
         arrays: As read from a file.
-        config: Content of the ``config.json`` beside it; empty if there is none.
+        config: Content of the ``config.json`` next to it; empty if there is none.
 
     Raises:
-        CheckpointError: They are in no layout that vit21k knows, or are no floating numbers.
+        CheckpointError: They have no known layout, or are no floating-point numbers.
     """
-    spare = [name for name in arrays.tensors if _DROPPABLE.fullmatch(name)]
-    tensors = {name: value for name, value in arrays.tensors.items() if name not in set(spare)}
-    if arrays.container == "paddle":
-        tensors = paddle.turned(tensors)
-    name, converted = _convert(tensors, config, is_paddle=arrays.container == "paddle")
-    if unknown := [*converted.dropped, *filter(_is_unknown, converted.tensors)]:
+    spare = {name for name in arrays.tensors if _DROPPABLE.fullmatch(name)}
+    tensors = {name: value for name, value in arrays.tensors.items() if name not in spare}
+    is_paddle = arrays.container == "paddle"
+    if is_paddle:
+        tensors = paddle.transposed(tensors)
+    name, converted = _convert(tensors, config, is_paddle=is_paddle)
+    unknown = [*converted.dropped, *(n for n in converted.tensors if not _OURS.fullmatch(n))]
+    if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors are those of no model that vit21k has, "
             f"`{unknown[0]:.80}` first"
@@ -67,42 +78,19 @@ def to_ours(arrays: Arrays, config: Mapping[str, Any]) -> Ours:
     return Ours(name, converted._replace(tensors=ours, dropped=tuple(sorted(spare))))
 
 
-def _is_unknown(name: str) -> bool:
-    return not _OURS.fullmatch(name)
-
-
-_Converter = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Converted]
-_UNMISTAKABLE: tuple[tuple[str, Callable[[Mapping[str, Tensor]], bool], _Converter], ...] = (
-    ("google", google.is_google, lambda tensors, _: google.from_google(tensors)),
-    (
-        "torchvision",
-        torchvision.is_torchvision,
-        torchvision.from_torchvision,
-    ),
-    ("transformers", transformers.is_transformers, transformers.from_transformers),
-    (
-        "paddlevit",
-        paddle.is_paddlevit,
-        paddle.from_paddlevit,
-    ),
-)
-
-
 def _convert(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, is_paddle: bool
 ) -> tuple[str, Converted]:
-    for name, is_it, convert in _UNMISTAKABLE:
-        if is_it(tensors):
-            return name, convert(tensors, config)
-    if timm.is_pit(tensors):
-        other = "paddlevit" if is_paddle else "timm" if config else "naver"
-        return other, timm.from_pit(tensors, config)
-    if timm.is_timm(tensors):
-        if is_paddle:
-            return "plsc", paddle.from_plsc(tensors, config)
-        return "timm", timm.from_timm(tensors, config)
-    first = ", ".join(f"`{name}`" for name in sorted(tensors)[:3])
-    raise CheckpointError(
-        f"the names of these tensors are those of no model that vit21k has: {first} ...",
-        hint="`vit21k models --formats` lists what it reads",
-    )
+    found = next((row for row in _FORMATS if tensors.keys() >= set(row[1])), None)
+    if found is None:
+        first = ", ".join(f"`{name}`" for name in sorted(tensors)[:3])
+        raise CheckpointError(
+            f"the names of these tensors are those of no model that vit21k has: {first} ...",
+            hint="`vit21k models --formats` lists what it reads",
+        )
+    name, _, convert = found
+    if name == "timm" and is_paddle:
+        name, convert = "plsc", paddle.from_plsc
+    if name == "pit":
+        name = "paddlevit" if is_paddle else "timm" if config else "naver"
+    return name, convert(tensors, config)

@@ -1,8 +1,8 @@
 """Google's ``.npz``: google-research/vision_transformer, published and own checkpoints.
 
-Their kernels are [in, out]; those of attention have heads and width of a head apart; those of
-convolutions are [rows, columns, in, out].  flax numbers submodules by order of use, or, in files
-written by today's code, by kind: both spellings are read, the published one is written.
+Kernels are [in, out]; those of attention have separate dimensions for heads and width of a head;
+those of convolutions are [rows, columns, in, out].  flax numbers submodules by order of use or, in
+newer files, by kind: both are read, the published one is written.
 
 Dimensions: D width, A heads, E width of a head.
 
@@ -45,7 +45,7 @@ _LINEN = {
     "LayerNorm_1/": "LayerNorm_2/",
     "MlpBlock_0/": "MlpBlock_3/",
 }
-_PREFIXES = ("opt/target/", "params/")
+PREFIXES = ("", "opt/target/", "params/")
 _UNIT = re.compile(r"block(\d+)/unit(\d+)/(?:conv|gn)(\d|_proj)/(.+)")
 _OUR_UNIT = re.compile(
     r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.(downsample\.)?(conv|norm)(\d?)\.(\w+)"
@@ -55,18 +55,15 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _MATRIX, _MAP = 2, 4  # number of dimensions
 
 
-def is_google(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are those of such a file."""
-    return any(f"{prefix}embedding/kernel" in names for prefix in ("", *_PREFIXES))
-
-
-def from_google(arrays: Mapping[str, Tensor]) -> Converted:
+def from_google(
+    arrays: Mapping[str, Tensor], _config: Mapping[str, Any] | None = None
+) -> Converted:
     """Return the tensors under our names.
 
-    Their GELU is the tanh approximation, and their mean pooling normalises before it; both are
-    told in the arguments, as no array shows it.
+    Google's GELU is the tanh approximation, and its mean pooling normalises before it: no array
+    shows these.
     """
-    prefix = next((p for p in _PREFIXES if f"{p}embedding/kernel" in arrays), "")
+    prefix = next(p for p in PREFIXES if f"{p}embedding/kernel" in arrays)
     tensors: dict[str, Tensor] = {}
     dropped = []
     for full_name, tensor in arrays.items():
@@ -94,14 +91,14 @@ def to_google(tensors: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor
     for name, tensor in split_qkv(tensors).items():
         theirs = _theirs(name)
         if theirs is None:
-            raise CheckpointError(f"Google's layout has no place for `{name}`")
+            raise CheckpointError(f"Google's layout has no array for `{name}`")
         arrays[theirs] = _array_of(theirs, name, tensor, num_heads)
     return arrays
 
 
 def _ours(name: str) -> str | None:
     for linen, published in _LINEN.items():
-        # "LayerNorm_1" is the second norm of a block; the final one has a name of its own.
+        # "LayerNorm_1" is the second norm of a block; the final norm has another name.
         name = name.replace(linen, published)
     if unit := _UNIT.fullmatch(name):
         block, index, which, leaf = unit.groups()

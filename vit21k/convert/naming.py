@@ -1,7 +1,4 @@
-"""What a converter hands back: tensors under our names, and what their layout says of the model.
-
-Their names of tensors <-> ours, as tables of prefixes.
-"""
+"""Names of tensors in other libraries <-> ours, as tables of prefixes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vit21k.errors import CheckpointError
+
 
 class Converted(NamedTuple):
     """Weights of another program under our names."""
@@ -18,13 +17,13 @@ class Converted(NamedTuple):
     tensors: dict[str, Tensor]
     """By our names, in torch's layout."""
     known: Mapping[str, Any]
-    """Arguments that the arrays do not show, but their layout or a file beside them does."""
+    """Arguments that no tensor shows, but their layout or a config file does."""
     dropped: tuple[str, ...] = ()
-    """Tensors that belong to no model of ours, by their own names."""
+    """Their names of tensors that none of our models has."""
     customary: Mapping[str, Any] = {}
-    """What its library's constructors take for arguments that nothing says, if not timm's."""
+    """Defaults of the library for arguments that nothing names, where they differ from timm's."""
     unknown: str | None = None
-    """The architecture that a file beside the weights names, if it is not one of ours."""
+    """The architecture that a config file names, if it is not one of ours."""
 
 
 _OUR_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -32,13 +31,13 @@ _OUR_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Names:
-    """How a library calls the tensors of a Vision Transformer.
+    """Names of the tensors of a Vision Transformer in a library.
 
     Attributes:
-        block: Prefix of a block's tensors, with ``{}`` for its number.
+        block: Prefix of a block's tensors, with ``{}`` for its index.
         outside: Their prefix -> ours, for tensors outside the blocks.
-        inside: The same for what follows the prefix of a block.  Where they keep queries, keys and
-            values apart, ours are ``attn.q.``, ``attn.k.`` and ``attn.v.``; see `fuse_qkv`.
+        inside: The same for the rest of a name in a block.  Where queries, keys and values are
+            separate, ours are ``attn.q.``, ``attn.k.`` and ``attn.v.``; see `fuse_qkv`.
     """
 
     block: str
@@ -46,7 +45,7 @@ class Names:
     inside: Mapping[str, str]
 
     def to_ours(self, name: str) -> str | None:
-        """Return our name of their *name*; None: we have no such tensor."""
+        """Return our name for their *name*; None: we have no such tensor."""
         pattern = re.escape(self.block).replace(r"\{\}", r"(\d+)")
         if match := re.match(pattern, name):
             inner = _replaced(name[match.end() :], self.inside)
@@ -54,7 +53,7 @@ class Names:
         return _replaced(name, self.outside)
 
     def to_theirs(self, name: str) -> str | None:
-        """Return their name of our *name*; None: they have no such tensor."""
+        """Return their name for our *name*; None: they have no such tensor."""
         if match := _OUR_BLOCK.fullmatch(name):
             inner = _replaced(match[2], {ours: theirs for theirs, ours in self.inside.items()})
             return None if inner is None else self.block.format(match[1]) + inner
@@ -64,10 +63,27 @@ class Names:
 def renamed(
     tensors: Mapping[str, Tensor], to_ours: Callable[[str], str | None]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return *tensors* under our names, and the names of those that we have not."""
+    """Return *tensors* under our names, and their names of those that we do not have."""
     ours = {name: to_ours(name) for name in tensors}
     known = {new: tensors[name] for name, new in ours.items() if new is not None}
     return known, tuple(name for name, new in ours.items() if new is None)
+
+
+def under_their_names(
+    tensors: Mapping[str, Tensor], to_theirs: Callable[[str], str | None], library: str
+) -> dict[str, Tensor]:
+    """Return *tensors* under the names of *library*.
+
+    Raises:
+        CheckpointError: It has no such tensor.
+    """
+    converted = {}
+    for name, tensor in tensors.items():
+        theirs = to_theirs(name)
+        if theirs is None:
+            raise CheckpointError(f"{library} has no tensor for `{name}`")
+        converted[theirs] = tensor
+    return converted
 
 
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,11 +102,11 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo `fuse_qkv`."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if ".attn.qkv." in name:
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                split[name.replace(".attn.qkv.", f".attn.{part}.")] = piece.contiguous()
-        else:
+        if ".attn.qkv." not in name:
             split[name] = tensor
+            continue
+        for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+            split[name.replace(".attn.qkv.", f".attn.{part}.")] = piece.contiguous()
     return split
 
 

@@ -1,6 +1,6 @@
-"""PLSC's and PaddleViT's ``.pdparams``, and paddle_pit's: their names, and matrices turned around.
+"""PLSC's, PaddleViT's and paddle_pit's ``.pdparams``: their names, and transposed matrices.
 
-paddle keeps the weight of a linear layer as [in, out].
+paddle stores the weight of a linear layer as [in, out].
 
 Source: plsc/models/vision_transformer.py; PaddleViT/image_classification/ViT/transformer.py.
 """
@@ -35,18 +35,11 @@ _PADDLEVIT = Names(
         "mlp.fc2.": "mlp.fc2.",
     },
 )
-
-
 # Their classes have one activation, one pooling and one epsilon.
-_OWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
+_KNOWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
 
 
-def is_paddlevit(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are PaddleViT's."""
-    return "patch_embedding.patch_embedding.weight" in names
-
-
-def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return *tensors* with the weights of linear layers as [out, in]."""
     return {
         name: tensor.T if tensor.ndim == 2 and name.endswith("weight") else tensor  # noqa: PLR2004
@@ -55,21 +48,21 @@ def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_paddlevit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
-    """Return *tensors*, transposed already, under our names: those of either release of theirs."""
+    """Return *tensors*, already transposed, under our names: those of both releases."""
     converted, dropped = renamed(tensors, _PADDLEVIT.to_ours)
-    known = {**known_architecture(config, converted)[0], **_OWN}
+    known = {**known_architecture(config, converted)[0], **_KNOWN}
     return Converted(converted, known, dropped)
 
 
 def from_plsc(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
-    """Return *tensors*, turned already, under our names: timm's, but for the tanh layer.
+    """Return *tensors*, already transposed, under our names: timm's, except for the tanh layer.
 
-    PLSC's H/14 alone has no bias on queries, keys and values, and paddle's own layer norm.
+    Only PLSC's H/14 has no bias on queries, keys and values, and paddle's own layer norm.
     """
     ours = {
         f"pre_logits.fc.{name.removeprefix('head0.')}" if name.startswith("head0.") else name: value
         for name, value in tensors.items()
     }
     is_h14 = "blocks.0.attn.qkv.bias" not in ours
-    known = {**known_architecture(config, ours)[0], **_OWN}
+    known = {**known_architecture(config, ours)[0], **_KNOWN}
     return Converted(ours, {**known, "norm_eps": 1e-5 if is_h14 else 1e-6})

@@ -1,19 +1,22 @@
-"""Pickle -> containers, numbers and arrays: an interpreter that calls nothing.
+"""Pickle -> containers, numbers and arrays; nothing that a pickle names is imported or called.
 
-`paddle.save` and `torch.save` write pickles, and a pickle can name any function of any module to be
-called.  Here no name is looked up: the few that arrays are built with are answered by functions of
-this file, the few that training programs keep beside weights become an `Opaque`, and any other ends
-the reading.  Not even NumPy's or torch's own code runs on what the file says.
-
-Time and memory are bounded by the size of the file: operations are counted, the memo is a table,
-only text and numbers can be keys, and arrays are built when they are asked for.
+`paddle.save` and `torch.save` write pickles, and a pickle can call any function of any module.
+Here the standard library's unpickler, the one in Python, runs with three changes: a name is an
+entry of a table below or an error, objects that training programs store next to weights become an
+`Opaque`, and time and memory are bounded by the size of the file: operations are counted, only
+text and numbers can be keys, and arrays are built on request.  Not even the code of NumPy and torch
+runs on what the file says.
 """
 
+import io
 import mmap
-import pickletools
+import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import prod
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from vit21k.errors import one_line
 _MAX_OPERATIONS = 500_000
 _NUMBER = re.compile(r"[<>|=]?([fiub][1248]|V2)")
 _BFLOAT16_AS_VOID = np.dtype("V2")
-# Numbers beyond are no keys: thousands of them can be made to collide in a table.
+# Larger numbers are no keys: thousands of them can be made to collide in a table.
 _MAX_KEY = 1 << 60
 _MAX_DIMENSIONS = 8
 
@@ -34,68 +37,89 @@ class PickleRefusedError(Exception):
     """A pickle asks for something that is not an array."""
 
 
-class Leaf(Protocol):
-    """An array that is not built yet."""
+def _not_filled() -> Tensor:
+    raise ValueError("it is an array without values")
 
-    num_bytes: int
-    """Length of its values."""
 
-    def load(self) -> Tensor:
-        """Return it.
+@dataclass
+class Leaf:
+    """An array that is not built yet.
 
-        Raises:
-            ValueError: The file does not hold what it takes.
-        """
-        ...
+    Attributes:
+        num_bytes: Length of its values.
+        load: Build it; raises a `ValueError` if the file does not hold its values.
+    """
+
+    num_bytes: int = 0
+    load: Callable[[], Tensor] = _not_filled
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the parts of a NumPy array: version, shape, dtype, order, values."""
+        _, shape, kind, is_fortran, raw = state
+        if not isinstance(kind, _DType) or not isinstance(raw, bytes | bytearray | str):
+            raise PickleRefusedError("it holds an array of something other than numbers")
+        self.num_bytes = len(raw)
+        order: Literal["C", "F"] = "F" if is_fortran else "C"
+        self.load = partial(numpy_tensor, raw, kind.dtype, _sizes(shape), order)
 
 
 class Opaque:
-    """What stands for an object that is not read: its name, and its attributes."""
+    """An object that is not read: its name, and its attributes.  It ignores items."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.state: object = None
 
+    def __setstate__(self, state: object) -> None:
+        self.state = state
 
-class Storage(NamedTuple):
-    """A storage of torch's, by its key in the file."""
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, *_: object) -> None:
+        """Ignore an item."""
+
+    extend = add = append
+
+
+@dataclass(eq=False)
+class Storage:
+    """A storage of torch: its key in the file, the type and number of its values."""
 
     key: str
     dtype: torch.dtype
     num_values: int
+    read: Callable[["Storage"], bytearray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of its values."""
+        return self.num_values * self.dtype.itemsize
+
+    @cached_property
+    def values(self) -> bytearray:
+        """Its values, read once."""
+        return self.read(self)
 
 
+@dataclass
 class Storages:
-    """The storages of a file of torch's: those that its pickle names, and their values.
+    """The storages that the pickle of a torch file names, by key; *read* returns their values."""
 
-    Args:
-        read: Returns the values of one; it is asked once for each.
-    """
+    read: Callable[[Storage], bytearray]
+    named: dict[str, Storage] = field(default_factory=dict)
 
-    def __init__(self, read: Callable[[Storage], bytearray]) -> None:
-        self.named: dict[str, Storage] = {}
-        self._read = read
-        self._values: dict[str, bytearray] = {}
-
-    def values(self, storage: Storage) -> bytearray:
-        """Return the values of *storage*."""
-        if storage.key not in self._values:
-            self._values[storage.key] = self._read(storage)
-        return self._values[storage.key]
-
-
-class Unreadable(NamedTuple):
-    """A tensor of a kind that has no plain values."""
-
-    kind: str
-    num_bytes: int = 0
-
-    def load(self) -> Tensor:
-        """Raise a `ValueError` that says what it is."""
-        raise ValueError(f"it is a {self.kind} tensor, of which vit21k reads no values")
+    def get(self, key: str, dtype: torch.dtype, num_values: int) -> Storage:
+        """Return the storage *key*."""
+        found = self.named.setdefault(key, Storage(key, dtype, num_values, self.read))
+        if (found.dtype, found.num_values) != (dtype, num_values):
+            raise ValueError("a storage of two kinds")
+        return found
 
 
 class _Name(NamedTuple):
+    """A name in a pickle; calling it calls what the tables below have for it."""
+
     module: str
     name: str
 
@@ -103,90 +127,41 @@ class _Name(NamedTuple):
     def full(self) -> str:
         return f"{self.module}.{self.name}"
 
+    def __call__(self, *arguments: Any) -> Any:
+        if self.full in _OPAQUE:
+            return Opaque(self.full)
+        if self.full not in _BUILDERS:
+            raise PickleRefusedError(f"it calls `{_short(self.full)}`")
+        return _BUILDERS[self.full](*arguments)
+
 
 class _DType:
-    """A kind of number of NumPy's, and its byte order."""
+    """A NumPy dtype of numbers."""
 
-    def __init__(self, spelling: object) -> None:
+    def __init__(self, spelling: object, *_: object) -> None:
         if not isinstance(spelling, str) or not _NUMBER.fullmatch(spelling):
             raise PickleRefusedError(f"it asks for an array of `{_short(spelling)}`")
         self.dtype = np.dtype(spelling)
 
-
-class _Array:
-    """An array of NumPy's: its bytes, and what they mean."""
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.raw: bytes | str = b""
-        self.dtype: np.dtype[Any] | None = None
-        self.is_fortran = False
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.raw)
-
-    def fill(self, shape: object, kind: object, is_fortran: object, raw: object) -> None:
-        """Take the parts, after a look at each."""
-        if not isinstance(kind, _DType) or not isinstance(raw, bytes | bytearray | str):
-            raise PickleRefusedError("it holds an array of something other than numbers")
-        self.shape, self.dtype = _sizes(shape), kind.dtype
-        self.raw, self.is_fortran = (
-            bytes(raw) if isinstance(raw, bytearray) else raw,
-            bool(is_fortran),
-        )
-
-    def load(self) -> Tensor:
-        """Return it as a tensor."""
-        if self.dtype is None:
-            raise ValueError("it is an array that was begun and not filled")
-        # Python 2's bytes come as text.
-        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
-        flat = np.frombuffer(raw, dtype=self.dtype)
-        return tensor_of(flat.reshape(self.shape, order="F" if self.is_fortran else "C"))
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _TorchTensor(NamedTuple):
-    """A tensor of torch's: part of a storage."""
+def numpy_tensor(
+    raw: bytes | bytearray | str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    order: Literal["C", "F"],
+) -> Tensor:
+    """Return a tensor of the values *raw*; text stands for bytes, as Python 2 pickled them.
 
-    storage: Storage
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    storages: Storages
-
-    @property
-    def num_bytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
-
-    def load(self) -> Tensor:
-        """Return it; part of a storage is a copy."""
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        available = self.storage.num_values * self.storage.dtype.itemsize // self.dtype.itemsize
-        if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self.dtype)
-        if last >= available:
-            raise ValueError("it reaches beyond its storage")
-        flat = torch.frombuffer(self.storages.values(self.storage), dtype=self.dtype)
-        part = torch.as_strided(flat, self.shape, self.stride, self.offset)
-        return part if part.numel() == len(flat) else part.clone()
-
-
-def is_leaf(value: object) -> TypeGuard[Leaf]:
-    """Return whether *value* is an array."""
-    return isinstance(value, _Array | _TorchTensor | Unreadable)
-
-
-def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
-    """Return *array* as a tensor; bfloat16, which NumPy stores as two raw bytes, as float32.
-
-    Whole numbers that torch lacks become int64.
+    bfloat16, which NumPy stores as two raw bytes, becomes float32; unsigned integers that torch
+    lacks become int64.
     """
-    if array.dtype == _BFLOAT16_AS_VOID:
+    content = raw.encode("latin1") if isinstance(raw, str) else raw
+    array: np.ndarray[Any, Any] = np.frombuffer(content, dtype).reshape(shape, order=order)
+    if dtype == _BFLOAT16_AS_VOID:
         bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16
         array = bits.view(np.float32)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -196,18 +171,19 @@ def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def interpret(content: bytes | mmap.mmap, storages: Storages | None = None) -> Any:
-    """Return what the pickle that *content* begins with builds; an mmap is left behind its end.
+    """Return what the pickle at the start of *content* builds.
 
     Args:
-        content: A pickle, from where an mmap stands.
-        storages: What torch's tensors are parts of; None: there are none.
+        content: An mmap is read from its position, and left at the end of the pickle.
+        storages: Of torch's tensors; None: there are none.
 
     Raises:
         PickleRefusedError: It asks for anything but containers, numbers and arrays.
         ValueError: It is damaged, or of more operations than weights need.
     """
+    file: Any = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        return _Interpreter(storages).run(pickletools.genops(content))  # type: ignore[arg-type] # it reads
+        return _Unpickler(file, storages).load()
     except PickleRefusedError:
         raise
     except Exception as error:  # a damaged pickle can end in any exception
@@ -216,219 +192,101 @@ def interpret(content: bytes | mmap.mmap, storages: Storages | None = None) -> A
         ) from error
 
 
-class _Interpreter:
-    """A stack, marks and a memo, as pickle's own."""
+_InPython: Any = pickle._Unpickler  # noqa: SLF001 (the standard library's other one is in C)
 
-    def __init__(self, storages: Storages | None) -> None:
+
+class _Unpickler(_InPython):
+    """The standard library's unpickler, for weights."""
+
+    def __init__(self, file: Any, storages: Storages | None) -> None:
+        super().__init__(file, encoding="latin1")  # Python 2's bytes
         self._storages = storages
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self.dispatch = _Operations()
 
-    def run(self, operations: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-        for count, (operation, argument, _) in enumerate(operations):
-            if count > _MAX_OPERATIONS:
-                raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
-            name = operation.name
-            if name == "STOP":
-                return self._stack.pop()
-            if name in _VALUES:
-                self._stack.append(argument)
-            elif name in _CONSTANTS:
-                self._stack.append(_CONSTANTS[name]())
-            elif (method := self._METHODS.get(name)) is not None:
-                method(self, argument)
-            elif name not in ("PROTO", "FRAME"):
-                raise PickleRefusedError(f"it uses the operation {name}")
-        raise ValueError("it has no end")
+    def find_class(self, module: str, name: str) -> object:
+        """Return what a name means here."""
+        found = _Name(module, name)
+        if found.full in _DTYPES:
+            return _DTYPES[found.full]
+        is_storage = module == "torch" and name in _STORAGES
+        if is_storage or any(found.full in names for names in (_BUILDERS, _OPAQUE, _ARGUMENTS)):
+            return found
+        raise PickleRefusedError(f"it asks for `{_short(found.full)}`")
 
-    def _pop_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
-
-    def _mark(self, _: object) -> None:
-        self._marks.append(len(self._stack))
-
-    def _pop(self, _: object) -> None:
-        if self._marks and self._marks[-1] == len(self._stack):
-            self._marks.pop()
-        else:
-            self._stack.pop()
-
-    def _pop_to_mark(self, _: object) -> None:
-        self._pop_mark()
-
-    def _dup(self, _: object) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
-
-    def _memoize(self, _: object) -> None:
-        self._memo[len(self._memo)] = self._stack[-1]
-
-    def _get(self, index: int) -> None:
-        self._stack.append(self._memo[index])
-
-    def _list(self, _: object) -> None:
-        self._stack.append(self._pop_mark())
-
-    def _tuple(self, _: object) -> None:
-        self._stack.append(tuple(self._pop_mark()))
-
-    def _tuple1(self, _: object) -> None:
-        self._short_tuple(1)
-
-    def _tuple2(self, _: object) -> None:
-        self._short_tuple(2)
-
-    def _tuple3(self, _: object) -> None:
-        self._short_tuple(3)
-
-    def _short_tuple(self, length: int) -> None:
-        if len(self._stack) < length:
-            raise ValueError("a tuple of more than there is")
-        items = tuple(self._stack[-length:])
-        del self._stack[-length:]
-        self._stack.append(items)
-
-    def _dict(self, _: object) -> None:
-        items = self._pop_mark()
-        self._stack.append({})
-        self._set(items)
-
-    def _set_item(self, _: object) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._set([key, value])
-
-    def _set_items(self, _: object) -> None:
-        self._set(self._pop_mark())
-
-    def _set(self, items: list[Any]) -> None:
-        """Put pairs into the table on top; other keys than text and numbers are skipped."""
-        target = self._stack[-1]
-        if not isinstance(target, dict):
-            return  # an `Opaque`, which is not read
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if _is_key(key):
-                target[key] = value
-
-    def _append(self, _: object) -> None:
-        value = self._stack.pop()
-        if isinstance(self._stack[-1], list):
-            self._stack[-1].append(value)
-
-    def _appends(self, _: object) -> None:
-        items = self._pop_mark()
-        if isinstance(self._stack[-1], list):
-            self._stack[-1].extend(items)
-
-    def _ignore_items(self, _: object) -> None:
-        self._pop_mark()
-
-    def _frozenset(self, _: object) -> None:
-        self._pop_mark()
-        self._stack.append(Opaque("frozenset"))
-
-    def _global(self, text: str) -> None:
-        module, _, name = text.partition(" ")
-        self._stack.append(_name(module, name))
-
-    def _stack_global(self, _: object) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(_name(module, name))
-
-    def _reduce(self, _: object) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
-        self._stack.append(self._called(function, arguments))
-
-    def _newobj_ex(self, _: object) -> None:
-        self._stack.pop()
-        self._reduce(None)
-
-    def _called(self, function: object, arguments: object) -> Any:
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise PickleRefusedError("it calls what is no function")
-        if function.full in _OPAQUE:
-            return Opaque(function.full)
-        if (build := _BUILDERS.get(function.full)) is None:
-            raise PickleRefusedError(f"it calls `{_short(function.full)}`")
-        return build(arguments, self._storages)
-
-    def _build(self, _: object) -> None:
-        state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, _Array):
-            _version, shape, kind, is_fortran, raw = state
-            target.fill(shape, kind, is_fortran, raw)
-        elif isinstance(target, _DType):
-            if state[1] in ("<", ">"):
-                target.dtype = target.dtype.newbyteorder(state[1])
-        elif isinstance(target, Opaque):
-            target.state = state
-
-    def _persistent(self, pid: object) -> None:
+    def persistent_load(self, pid: object) -> object:
+        """Return the storage that torch's persistent id names."""
+        match pid:
+            case ("storage", _Name(name=kind), str(key), str(), int(count), *rest) if (
+                self._storages and kind in _STORAGES and count >= 0 and not any(rest)
+            ):
+                return self._storages.get(key, _STORAGES[kind], count)
+            case ("storage", _Name(name=kind), *_) if kind.startswith("Q"):
+                return _unreadable("quantised")
+            case ("module", _Name() as name, *_):
+                return name
         raise PickleRefusedError(f"it asks for an outside object `{_short(pid)}`")
 
-    def _binary_persistent(self, _: object) -> None:
-        pid = self._stack.pop()
-        if self._storages is None:
-            raise PickleRefusedError(f"it asks for an outside object `{_short(pid)}`")
-        found = _storage(pid)
-        if isinstance(found, Storage):
-            self._storages.named[found.key] = found
-        self._stack.append(found)
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Leaf | _DType | Opaque):
+            target.__setstate__(state)
 
-    _METHODS: ClassVar[Mapping[str, Callable[[Any, Any], None]]] = {
-        "MARK": _mark,
-        "POP": _pop,
-        "POP_MARK": _pop_to_mark,
-        "DUP": _dup,
-        "PUT": _put,
-        "BINPUT": _put,
-        "LONG_BINPUT": _put,
-        "MEMOIZE": _memoize,
-        "GET": _get,
-        "BINGET": _get,
-        "LONG_BINGET": _get,
-        "LIST": _list,
-        "TUPLE": _tuple,
-        "TUPLE1": _tuple1,
-        "TUPLE2": _tuple2,
-        "TUPLE3": _tuple3,
-        "DICT": _dict,
-        "SETITEM": _set_item,
-        "SETITEMS": _set_items,
-        "APPEND": _append,
-        "APPENDS": _appends,
-        "ADDITEMS": _ignore_items,
-        "FROZENSET": _frozenset,
-        "GLOBAL": _global,
-        "STACK_GLOBAL": _stack_global,
-        "REDUCE": _reduce,
-        "NEWOBJ": _reduce,
-        "NEWOBJ_EX": _newobj_ex,
-        "BUILD": _build,
-        "PERSID": _persistent,
-        "BINPERSID": _binary_persistent,
-    }
+    def load_newobj(self) -> None:
+        self.load_reduce()
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self.load_reduce()
+
+    def load_empty_set(self) -> None:
+        self.append(Opaque("set"))
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.load_empty_set()
+
+    def load_bytearray8(self) -> None:
+        self.load_binbytes8()  # as much as the file has, whatever length it declares
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        self._set(self.pop_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        """Put pairs into the table on top of the stack; only text and numbers are keys."""
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if _is_key(key):
+                self.stack[-1][key] = value
 
 
-_VALUES = frozenset(
-    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
-     "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-)  # fmt: skip
-_CONSTANTS: Mapping[str, Callable[[], object]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": lambda: Opaque("set"),
-}
+_REFUSED = ("inst", "obj", "ext1", "ext2", "ext4", "next_buffer", "readonly_buffer")
+
+
+class _Operations(dict[int, Callable[[Any], None]]):
+    """The operations of a pickle, counted; those that weights do not need are refused."""
+
+    def __init__(self) -> None:
+        names = {code: method.__name__ for code, method in _InPython.dispatch.items()}
+        allowed = {c: name for c, name in names.items() if name[len("load_") :] not in _REFUSED}
+        super().__init__({code: getattr(_Unpickler, name) for code, name in allowed.items()})
+        self._count = 0
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self._count += 1
+        if self._count > _MAX_OPERATIONS:
+            raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
+        if code not in self:
+            raise PickleRefusedError(f"it uses the operation {code:#x}")
+        return super().__getitem__(code)
+
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -447,7 +305,7 @@ _DTYPES = {
     str(dtype): dtype
     for dtype in (*_STORAGES.values(), torch.float8_e4m3fn, torch.float8_e5m2)
 }  # fmt: skip
-# Classes of objects that training programs keep beside weights, and other names without effect.
+# Classes of objects that training programs store next to weights, and names without effect.
 _OPAQUE = frozenset(
     {"argparse.Namespace", "builtins.object", "builtins.set", "builtins.frozenset",
      "builtins.slice", "builtins.complex", "builtins.range", "collections.defaultdict",
@@ -463,61 +321,27 @@ _ARGUMENTS = frozenset(
      "builtins.str", "builtins.bool", "torch.Tensor", "torch.nn.parameter.Parameter",
      "torch.storage.UntypedStorage", "torch.per_tensor_affine", "torch.per_channel_affine",
      "torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr",
-     "torch.sparse_bsc", "torch.serialization._get_layout", "torch.QInt8Storage",
-     "torch.QUInt8Storage", "torch.QInt32Storage", "torch.qint8", "torch.quint8", "torch.qint32"}
+     "torch.sparse_bsc", "torch.QInt8Storage", "torch.QUInt8Storage", "torch.QInt32Storage",
+     "torch.qint8", "torch.quint8", "torch.qint32"}
 )  # fmt: skip
 
 
-def _name(module: object, name: object) -> object:
-    """Return what a name means here; names without a meaning end the reading."""
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise PickleRefusedError("it asks for a name that is no text")
-    found = _Name(module, name)
-    if found.full in _DTYPES:
-        return _DTYPES[found.full]
-    is_storage = module == "torch" and name in _STORAGES
-    if is_storage or found.full in _BUILDERS or found.full in _OPAQUE or found.full in _ARGUMENTS:
-        return found
-    raise PickleRefusedError(f"it asks for `{_short(found.full)}`")
-
-
-def _storage(pid: object) -> object:
-    """Return the storage that torch's persistent id names."""
-    match pid:
-        case ("storage", _Name(name=kind), str(key), str(), int(count), *rest) if (
-            kind in _STORAGES and count >= 0 and not any(rest)
-        ):
-            return Storage(key, _STORAGES[kind], count)
-        case ("storage", _Name(name=kind), *_) if kind.startswith("Q"):
-            return Unreadable("quantised")
-        case ("module", _Name() as name, *_):
-            return name
-    raise PickleRefusedError(f"it asks for an outside object `{_short(pid)}`")
-
-
-def _reconstructed(_arguments: tuple[Any, ...], _: object) -> _Array:
-    return _Array()
-
-
-def _frombuffer(arguments: tuple[Any, ...], _: object) -> _Array:
-    raw, kind, shape, order = arguments
-    array = _Array()
-    array.fill(shape, kind, order == "F", raw)
+def _frombuffer(raw: object, kind: object, shape: object, order: object) -> Leaf:
+    array = Leaf()
+    array.__setstate__((None, shape, kind, order == "F", raw))
     return array
 
 
-def _encoded(arguments: tuple[Any, ...], _: object) -> object:
+def _encoded(text: object, encoding: object) -> object:
     """Return the text itself: it stands for bytes, as pickles of protocol 2 wrap them."""
-    text, encoding = arguments
     if encoding != "latin1" or not isinstance(text, str):
         raise PickleRefusedError(f"it asks for the encoding `{_short(encoding)}`")
     return text
 
 
-def _ordered(arguments: tuple[Any, ...], _: object) -> dict[Any, Any]:
-    if not arguments:
+def _ordered(pairs: object = None) -> dict[Any, Any]:
+    if pairs is None:
         return {}
-    (pairs,) = arguments
     if not isinstance(pairs, list):
         raise PickleRefusedError("it builds a table of something other than a list")
     table = {key: value for key, value in pairs if _is_key(key)}
@@ -525,45 +349,72 @@ def _ordered(arguments: tuple[Any, ...], _: object) -> dict[Any, Any]:
     return table
 
 
-def _first(arguments: tuple[Any, ...], _: object) -> Any:
-    return arguments[0]
+def _first(first: Any, *_: object) -> Any:
+    return first
 
 
-def _reconstructor(arguments: tuple[Any, ...], _: object) -> Opaque:
-    kind = arguments[0]
+def _reconstructor(kind: object, *_: object) -> Opaque:
     if not isinstance(kind, _Name) or kind.full not in _OPAQUE:
         raise PickleRefusedError("it builds an object of its own")
     return Opaque(kind.full)
 
 
-def _dtype(arguments: tuple[Any, ...], _: object) -> _DType:
-    return _DType(arguments[0])
-
-
-def _tensor(arguments: tuple[Any, ...], storages: Storages | None) -> object:
-    storage, offset, size, stride = arguments[:4]
-    if isinstance(storage, Unreadable):
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *_: object, dtype: Any = None
+) -> Leaf:
+    if isinstance(storage, Leaf):
         return storage
-    if not isinstance(storage, Storage) or storages is None:
+    if not isinstance(storage, Storage):
         raise PickleRefusedError("it builds a tensor of something other than a storage")
-    dtype = arguments[6] if len(arguments) > 7 else storage.dtype  # noqa: PLR2004 (_v3's)
+    dtype = dtype or storage.dtype
     shape, strides = _sizes(size), _sizes(stride)
-    (offset,) = _sizes((offset,))
     if not isinstance(dtype, torch.dtype) or len(shape) != len(strides):
-        raise ValueError("a tensor of no shape")
-    return _TorchTensor(storage, dtype, offset, shape, strides, storages)
+        raise ValueError("a tensor without a shape")
+    (start,) = _sizes((offset,))
+    build = partial(_strided, storage, dtype, start, shape, strides)
+    return Leaf(prod(shape) * dtype.itemsize, build)
 
 
-def _unreadable(kind: str) -> Callable[[tuple[Any, ...], object], Unreadable]:
-    return lambda _arguments, _: Unreadable(kind)
+def _tensor_v3(*arguments: Any) -> Leaf:
+    """Build a tensor of a type without a storage class, such as float8: the type comes seventh."""
+    return _tensor(*arguments[:4], dtype=arguments[6])
 
 
-_BUILDERS: Mapping[str, Callable[[tuple[Any, ...], Any], Any]] = {
-    "numpy.dtype": _dtype,
-    "numpy.core.multiarray._reconstruct": _reconstructed,
-    "numpy._core.multiarray._reconstruct": _reconstructed,
-    "numpy.core.numeric._frombuffer": _frombuffer,
-    "numpy._core.numeric._frombuffer": _frombuffer,
+def _strided(
+    storage: Storage,
+    dtype: torch.dtype,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> Tensor:
+    """Return a tensor of torch; part of a storage is a copy."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    if last >= storage.num_bytes // dtype.itemsize:
+        raise ValueError("it reaches beyond its storage")
+    flat = torch.frombuffer(storage.values, dtype=dtype)
+    part = torch.as_strided(flat, shape, stride, offset)
+    return part if part.numel() == len(flat) else part.clone()
+
+
+def _unreadable(kind: str, *_: object) -> Leaf:
+    def load() -> Tensor:
+        raise ValueError(f"it is a {kind} tensor, whose values vit21k does not read")
+
+    return Leaf(load=load)
+
+
+_BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "numpy.dtype": _DType,
+    **{
+        f"numpy.{core}.{name}": build
+        for core in ("core", "_core")
+        for name, build in (
+            ("multiarray._reconstruct", lambda *_: Leaf()),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
     "_codecs.encode": _encoded,
     "builtins.tuple": _first,
     "__builtin__.tuple": _first,
@@ -572,23 +423,23 @@ _BUILDERS: Mapping[str, Callable[[tuple[Any, ...], Any], Any]] = {
     "copy_reg._reconstructor": _reconstructor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._utils._rebuild_sparse_tensor": _unreadable("sparse"),
-    "torch._utils._rebuild_qtensor": _unreadable("quantised"),
-    "torch._utils._rebuild_nested_tensor": _unreadable("nested"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _unreadable("meta"),
+    "torch._utils._rebuild_sparse_tensor": partial(_unreadable, "sparse"),
+    "torch._utils._rebuild_qtensor": partial(_unreadable, "quantised"),
+    "torch._utils._rebuild_nested_tensor": partial(_unreadable, "nested"),
+    "torch._utils._rebuild_meta_tensor_no_storage": partial(_unreadable, "meta"),
     "torch.serialization._get_layout": _first,
 }
 
 
 def _sizes(values: object) -> tuple[int, ...]:
-    """Return *values* if they are numbers that a shape, a stride or an offset can have."""
+    """Return *values* if a shape, a stride or an offset can have these numbers."""
     if not isinstance(values, tuple | list) or len(values) > _MAX_DIMENSIONS:
-        raise ValueError("an array of no shape")
+        raise ValueError("an array without a shape")
     if not all(isinstance(value, int) and 0 <= value < _MAX_KEY for value in values):
-        raise ValueError("an array of no shape")
+        raise ValueError("an array without a shape")
     return tuple(values)
 
 
@@ -597,6 +448,6 @@ def _is_key(key: object) -> bool:
 
 
 def _short(value: object) -> str:
-    """Return the beginning of *value*; of a container, which may be endless, its kind."""
+    """Return the beginning of *value*; of a container, which may be endless, its type."""
     text = str(value) if isinstance(value, str | int | Exception) else type(value).__name__
     return one_line(text.partition("\n")[0][:60])

@@ -1,7 +1,4 @@
-"""timm's folders and files, whose names are ours, and the three layouts of a PiT.
-
-timm's ``config.json`` says what the arrays do not show.
-"""
+"""timm's ViT, whose names are ours, its ``config.json``, and the three layouts of a PiT."""
 
 import re
 from collections.abc import Mapping
@@ -12,13 +9,10 @@ from torch import Tensor
 from vit21k.convert.architecture import known_architecture
 from vit21k.convert.naming import Converted
 from vit21k.errors import CheckpointError
+from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS
 
-# Arguments of timm's constructor that are ours as well, and those that change no logits.
-_SHARED = frozenset(
-    {"img_size", "global_pool", "class_token", "fc_norm", "num_heads", "heads", "act_layer",
-     "in_chans", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "base_dims",
-     "stride", "distilled", "init_values"}
-)  # fmt: skip
+_SHARED = {name for name, own in {**VIT_ARGUMENTS, **PIT_ARGUMENTS}.items() if own.in_timm}
+# Arguments of timm's constructor that change no logits; those that tensors show.
 _HARMLESS = frozenset(
     {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
      "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size"}
@@ -29,16 +23,6 @@ _POOLS = re.compile(r"pools\.(\d+)\.")
 _STAGE_POOL = re.compile(r"transformers\.(\d+)\.pool\.")
 
 
-def is_timm(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are those of timm's Vision Transformer, which PLSC has as well."""
-    return "patch_embed.proj.weight" in names and "blocks.0.norm1.weight" in names
-
-
-def is_pit(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are a PiT's, in any layout."""
-    return "patch_embed.conv.weight" in names and "transformers.0.blocks.0.norm1.weight" in names
-
-
 def from_timm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
     """Return *tensors* under our names.
 
@@ -47,7 +31,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conve
         config: Content of its ``config.json``; empty if there is none.
 
     Raises:
-        CheckpointError: timm builds it with something that no model of ours has.
+        CheckpointError: timm builds it with an argument that none of our models has.
     """
     known, unknown = _known(config, tensors)
     if any(name.startswith("patch_embed.backbone.") for name in tensors):
@@ -58,8 +42,8 @@ def from_timm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conve
 def from_pit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
     """Return *tensors* under our names, which are today's timm's.
 
-    naver-ai keeps poolings apart (``pools.0``); timm had them at the end of the stage before them,
-    and has them now at the beginning of the stage after them.
+    naver-ai has separate poolings (``pools.0``); timm had them at the end of the stage before them,
+    and now has them at the beginning of the stage after them.
     """
     renamed = {_POOLS.sub(_into_next_stage, name): tensor for name, tensor in tensors.items()}
     if any(name.startswith("transformers.0.pool.") for name in renamed):
@@ -76,7 +60,7 @@ def _into_next_stage(match: re.Match[str]) -> str:
 def _known(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the arguments that timm's *config* tells, and an architecture that is not ours."""
+    """Return the arguments in timm's *config*, and the architecture if it is not one of ours."""
     known, unknown = known_architecture(config, tensors)
     args = config.get("model_args") or {}
     if not isinstance(args, Mapping):

@@ -1,7 +1,7 @@
 """torchvision's `vit_*`: its names of the same tensors.
 
-Source: torchvision/models/vision_transformer.py; files written by its first versions call the
-layers of the MLP `linear_1` and `linear_2`.
+Source: torchvision/models/vision_transformer.py; its first versions called the layers of the MLP
+`linear_1` and `linear_2`.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vit21k.convert.architecture import known_architecture
-from vit21k.convert.naming import Converted, Names, renamed
-from vit21k.errors import CheckpointError
+from vit21k.convert.naming import Converted, Names, renamed, under_their_names
 
 _NAMES = Names(
     block="encoder.layers.encoder_layer_{}.",
@@ -32,38 +31,21 @@ _NAMES = Names(
         "mlp.3.": "mlp.fc2.",
     },
 )
-_OWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
-_OLD = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-
-
-def is_torchvision(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are torchvision's."""
-    return "conv_proj.weight" in names and "encoder.pos_embedding" in names
+# Its class has one activation, one pooling and one epsilon.
+_KNOWN = {"act_layer": "gelu", "global_pool": "token", "norm_eps": 1e-6}
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
-    """Return *tensors* under our names.
-
-    Its class has one activation, one pooling and one epsilon; the heads are in the name of the
-    model, if *config* tells that.
-    """
+    """Return *tensors* under our names; the name of the model, if *config* has it, gives heads."""
     converted, dropped = renamed(tensors, _to_ours)
-    known = {**known_architecture(config, converted)[0], **_OWN}
-    return Converted(converted, known, dropped)
+    return Converted(converted, {**known_architecture(config, converted)[0], **_KNOWN}, dropped)
 
 
 def _to_ours(name: str) -> str | None:
-    for old, new in _OLD.items():
-        name = name.replace(old, new)
+    name = name.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
     return _NAMES.to_ours(name)
 
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return *tensors* under torchvision's names."""
-    converted = {}
-    for name, tensor in tensors.items():
-        theirs = _NAMES.to_theirs(name)
-        if theirs is None:
-            raise CheckpointError(f"torchvision's model has no place for `{name}`")
-        converted[theirs] = tensor
-    return converted
+    return under_their_names(tensors, _NAMES.to_theirs, "torchvision's model")

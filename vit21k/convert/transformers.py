@@ -1,7 +1,6 @@
-"""transformers' ViT: its names of the same tensors, and what its ``config.json`` says.
+"""transformers' ViT: its names of the same tensors, and its ``config.json``.
 
-Two spellings of the names are about, of version 4 and of version 5; both are read.  Version 4's is
-written: version 5 reads it as well.
+Names of version 4 and of version 5 are read; those of version 4, which both read, are written.
 
 Source: transformers/models/vit/modeling_vit.py and conversion_mapping.py.
 """
@@ -11,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vit21k.convert.naming import Converted, Names, fuse_qkv, renamed, split_qkv
+from vit21k.convert.naming import (
+    Converted,
+    Names,
+    fuse_qkv,
+    renamed,
+    split_qkv,
+    under_their_names,
+)
 from vit21k.errors import CheckpointError
 
 _OUTSIDE = {
@@ -56,12 +62,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
-_PROJECTION = "embeddings.patch_embeddings.projection.weight"
-
-
-def is_transformers(names: Mapping[str, object]) -> bool:
-    """Return whether *names* are those of transformers' ViT, with or without a head."""
-    return _PROJECTION in names or f"vit.{_PROJECTION}" in names
 
 
 def from_transformers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
@@ -75,8 +75,7 @@ def from_transformers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
         CheckpointError: It is another architecture, or computes with another activation.
     """
     converted, dropped = renamed(tensors, _to_ours)
-    known = _known(config)
-    return Converted(fuse_qkv(converted), known, dropped, {"norm_eps": 1e-12})
+    return Converted(fuse_qkv(converted), _known(config), dropped, {"norm_eps": 1e-12})
 
 
 def _to_ours(name: str) -> str | None:
@@ -86,13 +85,12 @@ def _to_ours(name: str) -> str | None:
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return *tensors* under the names of `ViTForImageClassification`, version 4."""
-    converted = {}
-    for name, tensor in split_qkv(tensors).items():
-        theirs = _V4.to_theirs(name)
-        if theirs is None:
-            raise CheckpointError(f"transformers' ViT has no place for `{name}`")
-        converted[theirs if theirs.startswith("classifier.") else f"vit.{theirs}"] = tensor
-    return converted
+    return under_their_names(split_qkv(tensors), _to_theirs, "transformers' ViT")
+
+
+def _to_theirs(name: str) -> str | None:
+    theirs = _V4.to_theirs(name)
+    return f"vit.{theirs}" if theirs and not theirs.startswith("classifier.") else theirs
 
 
 def transformers_config(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError("the model is quantised (`quantization_config`), which is not read")
     activation, pooler = config.get("hidden_act", "gelu"), config.get("pooler_act", "tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise CheckpointError(f"the model computes with `{activation!s:.40}`, which is no GELU")
+        raise CheckpointError(f"the model computes with `{activation!s:.40}`, which is not GELU")
     if pooler != "tanh":
         raise CheckpointError(f"the model's pooler computes with `{pooler!s:.40}`, not tanh")
     return {

@@ -1,7 +1,7 @@
-"""Manifests -> Parquet files and `croissant.json`, which says what is in them.
+"""Manifests -> Parquet files and `croissant.json`, which describes them.
 
-Croissant is the JSON-LD of MLCommons for data sets (http://mlcommons.org/croissant/1.0).  It is
-written by hand: the library that reads it weighs more than all of vit21k needs.
+Croissant is the JSON-LD of MLCommons for data sets (http://mlcommons.org/croissant/1.0).  No
+library is used: the one of MLCommons has more dependencies than vit21k.
 """
 
 import hashlib

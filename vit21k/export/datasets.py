@@ -28,7 +28,7 @@ class Splits:
         by_name: Manifests by the name of the split: `train`, and `validation` if it is held out.
             The val of a dummy split, whose images are in train too, is called `dummy_val`.
         classes: Their class list.
-        root: Where the images are; "" if that is not known.
+        root: Folder of the images; "" if that is not known.
     """
 
     by_name: dict[str, Manifest]
@@ -42,16 +42,16 @@ class Splits:
 
 
 def open_splits(manifests: Path, out: Path, root: Path | None = None) -> Splits:
-    """Open what *manifests* holds for export into the new folder *out*.
+    """Open the splits in the folder *manifests* for export into the new folder *out*.
 
     Args:
         manifests: The folder of the manifests.
-        out: Where the export goes; must be empty, or not there.
-        root: Where the images are now; default: where they were hashed.
+        out: The folder of the export; empty or missing.
+        root: Folder of the images; None: the one that was hashed.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        UsageError: *out* is not empty, or lies inside the image root.
+        UsageError: *out* is not empty, or is inside the image root.
     """
     if (manifests / VAL.file_name).is_file():
         val = open_manifest(manifests, VAL)
@@ -78,12 +78,12 @@ def plain_files(manifest: Manifest, columns: list[str]) -> Iterator[pa.Table]:
     """Yield *columns* of the manifest, a row group at a time.
 
     Raises:
-        DataError: An image lies in an archive, where other libraries do not look.
+        DataError: An image is in an archive, which other libraries do not read.
     """
     for rows in prefetched(manifest.batches([*columns, "container"])):
         if num_packed := pc.sum(rows["container"].is_valid()).as_py():
             raise DataError(
-                f"{num_packed:,} or more images of `{manifest.path}` lie in archives, which "
+                f"{num_packed:,} or more images of `{manifest.path}` are in archives, which "
                 "cannot be linked to",
                 hint="unpack the archives, hash the tree again, and export that",
             )
@@ -138,7 +138,7 @@ def write_hf(splits: Splits, out: Path, *, rows_per_file: int | None = ROWS_PER_
     Args:
         splits: What is exported.
         out: The folder, empty.
-        rows_per_file: How many rows go into a file; None: all.
+        rows_per_file: Rows of a file; None: all.
 
     Raises:
         OSError: The disk is full or failing.
@@ -162,7 +162,7 @@ def _hf_rows(manifest: Manifest) -> Iterator[pa.Table]:
 
 
 def _numbered(tables: Iterator[pa.Table], size: int) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows with the number of the file they go to, *size* rows to a file."""
+    """Yield the rows with the index of their file, *size* rows to a file."""
     yield 0, HF_SCHEMA.empty_table()
     row = 0
     for table in tables:
@@ -178,7 +178,7 @@ def dataset_card(splits: Splits) -> str:
     files = "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in splits.by_name)
     counts = "".join(f"- `{name}`: {count:,} images\n" for name, count in splits.num_rows.items())
     dummy = (
-        "`dummy_val` is for watching a training run: its images are in `train` as well.\n\n"
+        "`dummy_val` is for monitoring a training run: its images are in `train` as well.\n\n"
         if "dummy_val" in splits.by_name
         else ""
     )
@@ -196,17 +196,17 @@ def dataset_card(splits: Splits) -> str:
 
 
 def write_imagefolder(splits: Splits, out: Path) -> None:
-    """Write `{split}/metadata.parquet`, each beside a link `images` to the image tree.
+    """Write `{split}/metadata.parquet`, each next to a link `images` to the image tree.
 
     Raises:
-        UsageError: The image root is not known, or not there.
-        DataError: An image lies in an archive.
+        UsageError: The image root is unknown or missing.
+        DataError: An image is in an archive.
         OSError: The disk is full or failing, or the file system has no links.
     """
     root = Path(splits.root)
     if not splits.root or not root.is_dir():
         raise UsageError(
-            f"the image root `{root}` is not a folder", hint="say where it is with `--root DIR`"
+            f"the image root `{root}` is not a folder", hint="name it with `--root DIR`"
         )
     for name, manifest in splits.by_name.items():
         folder = out / name

@@ -18,7 +18,7 @@ from vit21k.models.registry import build_model
 from vit21k.models.vit import ImageClassifier
 
 INPUT, OUTPUT = "pixel_values", "logits"
-# A file of the ONNX format ends at 2 GB; the weights of larger models lie beside it.
+# A file of the ONNX format has at most 2 GB; the weights of larger models are in a second file.
 _LARGEST_ONNX = 1_800_000_000
 _NEEDED = ("onnx", "onnxscript")
 
@@ -61,19 +61,19 @@ def write_onnx(folder: Path, opened: OpenedWeights) -> None:
 
 
 def _ready(opened: OpenedWeights) -> tuple[ImageClassifier, Tensor, Any]:
-    """Return the model, images to trace it with, and the name of the dimension that may vary."""
+    """Return the model, example images, and the symbol of the dimension that may vary."""
     args = opened.card.args
     with torch.device("meta"):
         model = build_model(args)
     model.load_state_dict(opened.tensors, assign=True)
-    # Two images: torch takes one for a number that never changes.
+    # Two images: torch treats 1 as a constant.
     images = torch.zeros(2, args["in_chans"], args["img_size"], args["img_size"])
     return model.eval().requires_grad_(requires_grad=False), images, torch.export.Dim("batch")
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter from printing and from warning of its own parts."""
+    """Suppress what the exporter prints, logs and warns about."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,5 @@
 """A trained model -> a folder in the format of another library."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vit21k.checkpoint.model_folder import (
     EvalSettings,
     ModelCard,
     model_config,
+    write_json,
     write_tensors,
 )
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing
@@ -30,16 +30,18 @@ from vit21k.manifest.classes import ClassList
 from vit21k.models.cost import is_pit
 from vit21k.models.registry import VARIANTS
 
-# What `load_model` reads back.
+# Keys that `load_model` reads.
 _OURS = ("label_names", "label_descriptions", "vit21k")
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 _THROUGH_TIMM = "TimmWrapperImageProcessor"
 
 
-def whole_config(card: ModelCard, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of ``config.json`` for transformers, with what is ours of *own*."""
+def _config_for_transformers(card: ModelCard, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``config.json`` for transformers, with our keys of *own*."""
     labels = _labels(card.classes)
     multi_label = card.loss_kind == "sigmoid"
+    # With these keys `AutoImageProcessor` reads ``config.json``.
+    processor = {"image_processor_type": _THROUGH_TIMM, "pretrained_cfg": own["pretrained_cfg"]}
     return {
         **transformers_config(card.args),
         "num_labels": len(labels),
@@ -48,7 +50,7 @@ def whole_config(card: ModelCard, own: Mapping[str, Any]) -> dict[str, Any]:
         "problem_type": (
             "multi_label_classification" if multi_label else "single_label_classification"
         ),
-        **_processor(card.eval_settings, own),
+        **(processor if needs_timm(card.eval_settings) else {}),
         **{key: own[key] for key in _OURS},
     }
 
@@ -59,13 +61,6 @@ def needs_timm(settings: EvalSettings) -> bool:
         return False
     margin = (settings.resize or settings.img_size) - settings.img_size
     return settings.mode == "center_crop" or margin % 2 == 1
-
-
-def _processor(settings: EvalSettings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes `AutoImageProcessor` read ``config.json``, if it is to."""
-    if not needs_timm(settings):
-        return {}
-    return {"image_processor_type": _THROUGH_TIMM, "pretrained_cfg": own["pretrained_cfg"]}
 
 
 def preprocessor(settings: EvalSettings) -> dict[str, Any]:
@@ -84,7 +79,7 @@ def preprocessor(settings: EvalSettings) -> dict[str, Any]:
     }
     if settings.mode == "squash" and resize == settings.img_size:
         return {"image_processor_type": "ViTImageProcessor", "size": size, **common}
-    # Of its classes, CLIP's resizes the short side and crops, DeiT's resizes both sides and crops.
+    # CLIP's class resizes the short side and crops, DeiT's resizes both sides and crops.
     squash = settings.mode == "squash"
     return {
         "image_processor_type": "DeiTImageProcessor" if squash else "CLIPImageProcessor",
@@ -96,7 +91,7 @@ def preprocessor(settings: EvalSettings) -> dict[str, Any]:
 
 
 def _labels(classes: ClassList) -> list[str]:
-    """Return what each class is called; the wnid tells those of the same name apart."""
+    """Return the names of the classes, made unique by their wnids."""
     names = [name or wnid for name, wnid in zip(classes.names, classes.wnids, strict=True)]
     times = Counter(names)
     return [
@@ -116,18 +111,18 @@ _LIBRARIES = {
     "npz": "Google's ViT",
 }
 _USUAL_EPS = 1e-6
-# Their folders are those of a classifier: the library would give it a head of random values.
+# Their folders are those of a classifier: the library would initialise a missing head randomly.
 _NEED_A_HEAD = ("transformers", "torchvision")
 
 
 def check_limits(to: Target, name: str, args: Mapping[str, Any]) -> tuple[str, ...]:
-    """Check that *to* can hold the model of *args*.
+    """Check that *to* can represent the model of *args*.
 
     Returns:
-        What its library will compute otherwise, in the last digits, each in a sentence.
+        Differences of its library in the last digits, each in a sentence.
 
     Raises:
-        UsageError: It would give other logits; the hint names a format that does not.
+        UsageError: It would give other logits; the hint names other formats.
     """
     if to not in _LIBRARIES:
         return ()
@@ -145,7 +140,7 @@ def check_limits(to: Target, name: str, args: Mapping[str, Any]) -> tuple[str, .
 
 
 def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
-    """Return what the library of *to* needs, or does otherwise, when it prepares an image."""
+    """Return requirements and differences of the library of *to* when it prepares an image."""
     if to == "transformers" and needs_timm(settings):
         note = (
             "transformers prepares images through timm, which must be installed: its own image "
@@ -168,7 +163,7 @@ def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
 
 
 def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
-    """Return the parts of the model that the library does not have."""
+    """Return the parts of the model that the library lacks."""
     if is_pit(args):
         if to == "timm":
             return [] if args["act_layer"] == "gelu" else ["PiT with the tanh form of GELU"]
@@ -223,7 +218,7 @@ def _differences(to: Target, args: Mapping[str, Any]) -> tuple[str, ...]:
         )
     theirs = "timm" if to == "timm" else "google"
     if args["resnet_layers"] is not None and args["stem_eps"] != theirs:
-        notes.append(f"{library} has other small numbers in its ResNet: the last digits differ")
+        notes.append(f"{library} has other epsilons in its ResNet: the last digits differ")
     return tuple(notes)
 
 
@@ -269,7 +264,7 @@ def _resizing(settings: EvalSettings) -> str:
     return f"{resized}, then the middle {size} x {size} (half of an odd margin is {rounded})"
 
 
-def readme(card: ModelCard, to: Target, notes: Sequence[str]) -> str:
+def _readme(card: ModelCard, to: Target, notes: Sequence[str]) -> str:
     """Return the text for the export *to* of the model of *card*."""
     settings, args = card.eval_settings, card.args
     words = {
@@ -309,7 +304,7 @@ class ExportReport:
         card: Of the model.
         folder: The folder.
         files: Its files and their bytes.
-        notes: What the library will compute otherwise, and what had to be guessed.
+        notes: Differences of the library, and what was assumed.
     """
 
     card: ModelCard
@@ -328,25 +323,25 @@ def export_model(
 ) -> ExportReport:
     """Write the model at *source* as *to* into *folder*.
 
-    Beside the weights lie ``config.json``, with classes and preparation of images in timm's words
-    and ours, so that `load_model` reads every format but ONNX and torch.export back as it was; and
-    a ``README.md`` that shows how to load it.
+    Next to the weights are ``config.json``, with classes and preparation of images, so that
+    `load_model` restores every format except ONNX and torch.export; and a ``README.md`` that shows
+    how to load it.
 
     Args:
-        source: What `load_model` takes.
-        folder: Made; it must not be there yet.
+        source: As for `load_model`.
+        folder: A new folder.
         to: The format.
         preprocessing: How images are prepared, in place of what the files at *source* say.
-        choice: What the weights at *source* may not say themselves.
+        choice: The user's settings for the weights.
 
     Raises:
-        UsageError: *folder* is there, or the format cannot hold the model.
+        UsageError: *folder* exists, or the format cannot represent the model.
         CheckpointError: There is no model at *source*.
         MissingExtraError: ONNX is wanted, and its packages are not installed.
         OSError: The disk is full or failing.
     """
     if folder.exists():
-        raise UsageError(f"`{folder}` is already there", hint="name another with --out")
+        raise UsageError(f"`{folder}` already exists", hint="name another with --out")
     opened = open_weights(source, preprocessing, choice)
     card = opened.card
     limits = check_limits(to, card.name, card.args)
@@ -354,20 +349,14 @@ def export_model(
     with atomic_folder(folder) as partial:
         _WRITERS[to](partial, opened)
         if not (partial / CONFIG).exists():
-            write_json(partial / CONFIG, config_of(card))
-        (partial / "README.md").write_text(readme(card, to, notes), encoding="utf-8")
+            write_json(partial / CONFIG, _config_of(card))
+        (partial / "README.md").write_text(_readme(card, to, notes), encoding="utf-8")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(card=card, folder=folder, files=files, notes=notes)
 
 
-def config_of(card: ModelCard) -> dict[str, Any]:
-    """Return the ``config.json`` of a model folder for *card*."""
+def _config_of(card: ModelCard) -> dict[str, Any]:
     return model_config(card.name, card.args, card.classes, card.eval_settings, card.loss_kind)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write *content* as JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_ours(folder: Path, opened: OpenedWeights) -> None:
@@ -380,7 +369,7 @@ def _write_torchvision(folder: Path, opened: OpenedWeights) -> None:
 
 def _write_transformers(folder: Path, opened: OpenedWeights) -> None:
     write_tensors(folder / WEIGHTS, to_transformers(opened.tensors))
-    write_json(folder / CONFIG, whole_config(opened.card, config_of(opened.card)))
+    write_json(folder / CONFIG, _config_for_transformers(opened.card, _config_of(opened.card)))
     write_json(folder / "preprocessor_config.json", preprocessor(opened.card.eval_settings))
 
 

@@ -146,6 +146,10 @@ class Argument:
             anything fails.
         choices: Of a choice.
         may_be_none: Whether None is a value.
+        decides: With another value, the weights have another meaning ("features"), the head reads
+            something else ("pooling"), or neither: positions are resized, heads are treated
+            separately, dropout has no weights, epsilons change the last digits.
+        in_timm: Whether it is an argument of timm's constructor too.
     """
 
     default: Any
@@ -154,6 +158,8 @@ class Argument:
     most: int = 0
     choices: tuple[str, ...] = ()
     may_be_none: bool = False
+    decides: Literal["features", "pooling", "neither"] = "features"
+    in_timm: bool = True
 
     def problem(self, value: Any) -> str | None:
         """Return what *value* must be if it is of another kind or immense; None: it is good.
@@ -177,34 +183,43 @@ class Argument:
 
 
 _DROP_PATH_SHAPES = ("linear", "linear_exclusive", "constant")
+_DROP_RATE = Argument(0.0, "rate", decides="neither", in_timm=False)
 _DROP_RATES = {
-    "pos_drop_rate": Argument(0.0, "rate"),
-    "proj_drop_rate": Argument(0.0, "rate"),
-    "attn_drop_rate": Argument(0.0, "rate"),
-    "drop_path_rate": Argument(0.0, "rate"),
-    "drop_path_shape": Argument("linear", "choice", choices=_DROP_PATH_SHAPES),
-    "head_drop_rate": Argument(0.0, "rate"),
+    "pos_drop_rate": _DROP_RATE,
+    "proj_drop_rate": _DROP_RATE,
+    "attn_drop_rate": _DROP_RATE,
+    "drop_path_rate": _DROP_RATE,
+    "drop_path_shape": Argument(
+        "linear", "choice", choices=_DROP_PATH_SHAPES, decides="neither", in_timm=False
+    ),
+    "head_drop_rate": _DROP_RATE,
 }
 
 VIT_ARGUMENTS: Mapping[str, Argument] = {
-    "img_size": Argument(224, "count", most=8192),
+    "img_size": Argument(224, "count", most=8192, decides="neither"),
     "patch_size": Argument(16, "count", most=1024),
     "in_chans": Argument(3, "count", most=1024),
-    "num_classes": Argument(1000, "count", least=0, most=10_000_000),
-    "global_pool": Argument("token", "choice", choices=("token", "avg")),
+    "num_classes": Argument(
+        1000, "count", least=0, most=10_000_000, decides="neither", in_timm=False
+    ),
+    "global_pool": Argument("token", "choice", choices=("token", "avg"), decides="pooling"),
     "class_token": Argument(True, "flag"),
-    "fc_norm": Argument(None, "flag", may_be_none=True),
+    "fc_norm": Argument(None, "flag", may_be_none=True, decides="pooling"),
     "embed_dim": Argument(768, "count", most=32_768),
     "depth": Argument(12, "count", most=256),
     "num_heads": Argument(12, "count", most=1024),
     "mlp_ratio": Argument(4.0, "rate"),
     "qkv_bias": Argument(True, "flag"),
-    "representation_size": Argument(None, "count", most=65_536, may_be_none=True),
+    "representation_size": Argument(
+        None, "count", most=65_536, may_be_none=True, decides="neither", in_timm=False
+    ),
     "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh")),
-    "norm_eps": Argument(1e-6, "rate"),
-    "init_values": Argument(None, "rate", may_be_none=True),
-    "resnet_layers": Argument(None, "stages", may_be_none=True),
-    "stem_eps": Argument("google", "choice", choices=("google", "timm")),
+    "norm_eps": Argument(1e-6, "rate", decides="neither", in_timm=False),
+    "init_values": Argument(None, "rate", may_be_none=True, decides="neither"),
+    "resnet_layers": Argument(None, "stages", may_be_none=True, in_timm=False),
+    "stem_eps": Argument(
+        "google", "choice", choices=("google", "timm"), decides="neither", in_timm=False
+    ),
     **_DROP_RATES,
 }
 """Arguments of `VisionTransformer`, in the order of its constructor."""
