@@ -184,7 +184,7 @@ def open_file(
 def _warnings(converted: Converted) -> Iterator[str]:
     head = converted.tensors.get("head.weight")
     if head is not None and not head.any():  # as in what Google published for ImageNet-21K
-        yield "the head of these weights is all zeros: they are for fine-tuning, not for predictions"
+        yield "the head of these weights is all zeros: they are for fine-tuning, not for prediction"
     if converted.dropped:
         listed = ", ".join(f"{name:.60}" for name in converted.dropped[:_MAX_LISTED])
         more = len(converted.dropped) - _MAX_LISTED
