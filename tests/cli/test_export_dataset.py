@@ -199,7 +199,7 @@ def test_links_need_a_tree_and_files_outside_archives(manifests: Path, tmp_path:
     write_manifest(packed, IMAGES, tmp_path / "packed", images.header, images.classes())
     command = ("export-dataset", "--to", "imagefolder", "--manifests")
 
-    with pytest.raises(DataError, match="lie in archives"):
+    with pytest.raises(DataError, match="are in archives"):
         _vit21k(*command, tmp_path / "packed", "--out", tmp_path / "x")
     with pytest.raises(UsageError, match="is not a folder"):
         _vit21k(*command, manifests, "--out", tmp_path / "y", "--root", tmp_path / "nowhere")
