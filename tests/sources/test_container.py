@@ -2,8 +2,14 @@
 
 import pytest
 
-from vit21k.errors import LayoutError
-from vit21k.sources.container import UNLABELLED, LabelOptions, flaw_of_class_name, split_of
+from vit21k.errors import LayoutError, UsageError
+from vit21k.sources.container import (
+    UNLABELLED,
+    LabelOptions,
+    flaw_of_class_name,
+    label_options,
+    split_of,
+)
 
 
 def test_an_index_is_the_rank_in_the_given_class_list() -> None:
@@ -48,3 +54,9 @@ def test_a_malformed_class_name_is_detected(name: str) -> None:
 
 def test_a_name_in_words_is_a_class_name() -> None:
     assert flaw_of_class_name("tench, Tinca tinca (Pörsch)") is None
+
+
+@pytest.mark.parametrize("text", ["", "json", "json:", "cls:", "key:x", "dog", "column"])
+def test_a_malformed_label_source_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="malformed"):
+        label_options(text, None, None)

@@ -88,11 +88,13 @@ def for_manifests(command: str, manifests: Path) -> str:
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
 
 LabelSource = Annotated[
-    Literal["folder", "top"] | None,
+    str | None,
     typer.Option(
         "--label-from",
-        help="The class of an image: its folder (or tar), or the first folder below ROOT.",
-        show_default="folder, unless its name cannot be that of a class",
+        metavar="SOURCE",
+        help="The class of an image: its folder (or tar), parent (the folder above), top (the "
+        "first folder below ROOT), key (n01440764_1.JPEG), cls, json:FIELD or column:NAME.",
+        show_default="detected; refused if it is ambiguous",
     ),
 ]
 

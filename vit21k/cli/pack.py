@@ -13,7 +13,6 @@ from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
     ImageRoot,
-    LabelSource,
     Manifests,
     for_manifests,
 )
@@ -179,7 +178,13 @@ def import_md5sum_command(
         Path | None,
         typer.Option(metavar="DIR", envvar="VIT21K_ROOT", help="Where the images are."),
     ] = None,
-    label_from: LabelSource = None,
+    label_from: Annotated[
+        Literal["folder", "top"] | None,
+        typer.Option(
+            help="The class of an image: its folder, or the first folder below the root.",
+            show_default="folder, unless its name cannot be that of a class",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import the output of md5sum: FILE -> digests.parquet.

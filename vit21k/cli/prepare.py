@@ -169,7 +169,19 @@ def hash_command(
             min=0, max=1, metavar="P", help="Fraction of unchanged files to re-read anyway."
         ),
     ] = 0.0,
+    layout: Annotated[
+        Literal["folders", "webdataset", "parquet"] | None,
+        typer.Option(help="What ROOT is.", show_default="detected"),
+    ] = None,
     label_from: LabelSource = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The images, where there are several: a column of Parquet files, or a suffix "
+            "(jpg) in a WebDataset.",
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -183,11 +195,15 @@ def hash_command(
 ) -> None:
     """Read every image once: ROOT -> digests.parquet, problems.parquet.
 
-    The class of an image is the name of its folder, at any depth.  An ambiguous tree (train/ and
-    val/, shards, dog/2021) is refused; `--label-from` selects the folder.
+    Reports the layout that it detects, and where the class of an image comes from.  What is
+    ambiguous is refused, with the options that settle it.
 
-    Tar archives (.tar, .tar.gz, .tgz) and class tars in a tar are read in place, as if each had
-    been unpacked to a folder of its name.
+    Class folders, at any depth: the class is the name of the folder.  Tar archives (.tar, .tar.gz,
+    .tgz) and class tars in a tar are read in place, as if each had been unpacked to a folder of
+    its name.
+
+    WebDataset: the class is a name in .json (class_name, wnid, label ...) or .cls, a WordNet id in
+    the key, or a class index with a class list.
 
     An interrupted run resumes; unchanged files (same size, times and inode) are not read again.
 
@@ -207,6 +223,8 @@ def hash_command(
 
       vit21k hash /data/ImageNet21K --recheck 0.01
 
+      vit21k hash /data/imagenet-22k-wds --label-from json:class_name
+
       vit21k hash /data/ImageNet21K --shard 3/8
 
       vit21k hash /shared/ImageNet21K --engine ray --address 10.0.0.1:6379
@@ -217,6 +235,8 @@ def hash_command(
     cluster = engine.cluster()
     anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
     on_disk = {
+        "layout": layout,
+        "image_column": image_column,
         "follow_symlinks": follow_symlinks,
         "mode": mode,
         "is_fresh": fresh,
@@ -272,7 +292,13 @@ def _hash(
 
         if not is_url(root):
             return hash_tree(
-                Path(root), manifests, **anywhere, **on_disk, on_look=look, on_chunk=advance
+                Path(root),
+                manifests,
+                **anywhere,
+                **on_disk,
+                on_layout=lambda found: console.note(found.line),
+                on_look=look,
+                on_chunk=advance,
             )
         if any(value and value != "full" for value in on_disk.values()):
             raise errors.UsageError(

@@ -222,6 +222,11 @@ class ChunkHasher:
             return self._hash_tar(chunk.container, chunk.fraction)
         if chunk.container is not None:
             return self._hash_container(chunk.container, chunk.fraction)
+        if self.layout.name != CLASS_FOLDERS.name:
+            return HashedChunk("", chunk.fraction, problems=_outside_containers(chunk))
+        return self._hash_folder(chunk)
+
+    def _hash_folder(self, chunk: Chunk) -> HashedChunk:
         folder = printable(chunk.folder)
         done = HashedChunk(class_of(folder, self.layout.labels.label_from), chunk.fraction)
         if all(problem for _, problem in chunk.entries):
@@ -422,6 +427,15 @@ class ChunkHasher:
 
     def read_more(self, files: ChunkFiles, done: HashedChunk) -> None:
         """Read what is to be read of *files* after that."""
+
+
+def _outside_containers(chunk: Chunk) -> list[Problem]:
+    """Return what is wrong with plain files of a source whose images are in containers."""
+    return [
+        problem
+        or Problem(printable(chunk.folder + name), ProblemKind.LABEL_MISSING, "in no container")
+        for name, problem in chunk.entries
+    ]
 
 
 def _joined(chunks: Iterator[HashedChunk]) -> HashedChunk:

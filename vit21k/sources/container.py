@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from vit21k.errors import LayoutError
+from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.problems import Problem
 
 UNLABELLED = -1
@@ -144,10 +144,25 @@ NO_OPTIONS = LabelOptions()
 """The user says nothing of labels."""
 
 
+_NAMED_KINDS = frozenset({"json", "column"})
+LABEL_KINDS = frozenset({"folder", "parent", "top", "key", "cls"}) | _NAMED_KINDS
+"""Kinds of `LabelOptions.label_from`."""
+
+
 def label_options(
     label_from: str | None, class_names: Sequence[str] | None, image_column: str | None
 ) -> LabelOptions:
-    """Return what the user says of labels."""
+    """Return what the user says of labels.
+
+    Raises:
+        UsageError: *label_from* is malformed.
+    """
+    kind, colon, name = ("folder" if label_from is None else label_from).partition(":")
+    if kind not in LABEL_KINDS or bool(name) != (kind in _NAMED_KINDS) or bool(colon) != bool(name):
+        raise UsageError(
+            f"`--label-from {label_from}` is malformed",
+            hint="use folder, parent, top, key, cls, json:FIELD or column:NAME",
+        )
     names = None if class_names is None else tuple(class_names)
     return LabelOptions(label_from, names, image_column, are_classes_given=names is not None)
 

@@ -430,8 +430,8 @@ def in_words(label_from: str) -> str:
         "column": f"the column `{name}`",
         "cls": ".cls",
         "key": "the key (`n01440764_10026`)",
-        "folder": "the folder",
-        "parent": "the folder above that of the image",
+        "folder": "the name of the folder",
+        "parent": "the name of the folder above that of the image",
         "top": "the first folder below the root",
     }
     return words[kind]
