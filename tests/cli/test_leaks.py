@@ -105,7 +105,7 @@ def test_what_is_not_looked_at_is_counted_and_ends_with_3(world: Path) -> None:
 
     assert result.exit_code == 3
     assert "1 of its 1 images are in train; 1 entries skipped" in result.stderr
-    assert "1 entry was not looked at: `more.tar` (an archive that cannot be read)" in result.stderr
+    assert "1 entry was not read: `more.tar` (an archive that cannot be read)" in result.stderr
 
     (world / "test" / "more.tar").rename(world / "test" / "more.txt")
     result = run(app, leaks(world))

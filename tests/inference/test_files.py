@@ -225,7 +225,7 @@ def test_damage_within_an_archive_is_named(tmp_path):
     assert found.pop("0.jpg") == found.pop("2.jpg") == b"x" * 512
     ((name, reason),) = found.items()
     assert name == "at offset 1,024"
-    assert "no header where one should be" in reason
+    assert "no header where one is expected" in reason
 
 
 def test_given_bytes_are_not_looked_for_on_disk():

@@ -131,7 +131,7 @@ def test_a_damaged_header_costs_its_member_alone(tmp_path: Path) -> None:
     assert _kinds(found) == ["", "archive_damaged", ""]
     assert found[1][0].flaw == (
         ProblemKind.ARCHIVE_DAMAGED,
-        "at offset 1,024: no header where one should be; 1,024 bytes are passed over",
+        "at offset 1,024: no header where one is expected; 1,024 bytes are skipped",
     )
 
 

@@ -1,4 +1,4 @@
-"""Archives -> digests of their members, in one pass over the bytes."""
+"""Tars -> digests of their members, in one pass over the bytes."""
 
 import os
 import pickle
@@ -36,7 +36,7 @@ from vit21k.sources.tar import (
 
 
 def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
-    """Return what is wrong with a tar in an archive before it is read."""
+    """Return the flaw of a class tar by its name; None if there is none."""
     if name.startswith(b".") or b"/." in name:
         return ProblemKind.HIDDEN, ""
     if is_gzip_name(printable(name)):
@@ -49,7 +49,7 @@ def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
 
 
 def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
-    """Return why a member of an archive cannot be an image of a class, by its path alone."""
+    """Return why a member cannot be an image of a class, by its path."""
     name = path.rpartition(b"/")[2]
     if archive_stem(name) is not None:
         return ProblemKind.ARCHIVE_TOO_DEEP, ""
@@ -67,7 +67,7 @@ def flaw_of_name(path: bytes) -> tuple[ProblemKind, str] | None:
 
 
 def flaw_of_size(num_bytes: int) -> tuple[ProblemKind, str] | None:
-    """Return what is wrong with a regular file of an archive, by its size."""
+    """Return the flaw of a member by its size; None if there is none."""
     if num_bytes > MAX_MEMBER_BYTES:
         return ProblemKind.MEMBER_TOO_LARGE, f"{num_bytes:,} bytes"
     return None if num_bytes else (ProblemKind.EMPTY, "")
@@ -80,10 +80,10 @@ _IN_MEMORY_BYTES = 1 << 25
 
 
 class Spool(Generic[_Item]):
-    """Keeps items: the first as they are, the next 32 MiB packed, others in an unnamed file.
+    """Stores items: the first as objects, the next 32 MiB pickled, others in an unnamed file.
 
     Raises:
-        TemporaryFolderError: That file cannot be made, written or read.
+        TemporaryFolderError: The file cannot be created, written or read.
     """
 
     def __init__(self) -> None:
@@ -95,11 +95,11 @@ class Spool(Generic[_Item]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what it has not written yet no longer counts
+        with suppress(OSError):  # unwritten data is not needed any more
             self._file.close()
 
     def add(self, key: bytes, item: _Item) -> None:
-        """Keep *item*."""
+        """Store *item*."""
         if len(self._held) < _HELD_ITEMS:
             self._held.append(item)
             self._entries.append((key, -len(self._held)))
@@ -110,7 +110,7 @@ class Spool(Generic[_Item]):
                 self._file.write(packed)
 
     def in_order(self) -> Iterator[_Item]:
-        """Yield the items by their keys; nothing can be added after that."""
+        """Yield the items sorted by key; nothing can be added afterwards."""
         for _, position in sorted(self._entries):
             if position < 0:
                 yield self._held[-position - 1]
@@ -123,7 +123,7 @@ class Spool(Generic[_Item]):
 
 @contextmanager
 def in_temporary_folder() -> Iterator[None]:
-    """Say of an `OSError` whose fault it is: that of our own file, not of what is read."""
+    """Turn an `OSError` of the temporary file into an error that names its folder."""
     try:
         yield
     except OSError as error:
@@ -137,7 +137,7 @@ _Digest = TypeVar("_Digest")
 
 
 class UnusableError(Exception):
-    """A member's content is not of any use."""
+    """The content of a member cannot be used."""
 
     def __init__(self, kind: ProblemKind, detail: str) -> None:
         super().__init__(kind, detail)
@@ -147,16 +147,16 @@ class UnusableError(Exception):
 
 @dataclass
 class HashedMembers(Generic[_Digest]):
-    """Members that would be unpacked to one folder, by name; or problems, with an empty folder.
+    """Hashed members of one folder, by name; or problems, with an empty folder.
 
     Attributes:
         folder: Relative to the image root; ends in ``/``.
         names: In that folder.
-        offsets: Where their data begin in the archive, or in what it unpacks to.
-        outcomes: What became of each: its digest, or why there is none.
-        number: Counts what comes from one archive, in the archive's order.
-        class_tar: Name, without suffix, of the tar within the archive that they come from, if any.
-        class_tar_offset: Where that begins.
+        offsets: Of their data in the tar, or in the decompressed stream.
+        outcomes: The digest of each, or why there is none.
+        number: Counts the items of one tar, in the order of the tar.
+        class_tar: Name, without suffix, of the class tar that holds them, if any.
+        class_tar_offset: Its offset.
     """
 
     folder: str
@@ -176,7 +176,7 @@ class HashedMembers(Generic[_Digest]):
 
     @property
     def digests(self) -> list[_Digest]:
-        """Of those that have one."""
+        """Digests of the members that have one."""
         return [found for found in self.outcomes if not isinstance(found, UnusableError)]
 
     @property
@@ -242,7 +242,7 @@ def _folder_of(path: bytes) -> bytes:
 
 
 RUN_MEMBERS = 8192
-"""Held at least, before what was met is put aside when a new folder begins."""
+"""Members held before they are spooled at the next folder."""
 
 _DAMAGE = (EOFError, zlib.error, BombError, OSError)
 
@@ -258,10 +258,10 @@ def hash_container(
     Problems that belong to no folder come last.
 
     Args:
-        container: Which.
-        descriptor: Its archive, open for reading.
-        digest: Makes a digest of a member's content; may raise `UnusableError`.
-        is_stopped: Asked after each member whether to end, unfinished.
+        container: A tar, or a class tar in one.
+        descriptor: Of the tar, open for reading.
+        digest: Hashes the content of a member; may raise `UnusableError`.
+        is_stopped: Called after each member: whether to stop early.
     """
     return _ContainerHasher(container, descriptor, digest, is_stopped).run()
 
@@ -289,18 +289,17 @@ class _ContainerHasher(Generic[_Digest]):
                 spool.add(members.first_path.encode(), members)
             if version_of(os.fstat(self._descriptor)) == before:
                 runs = filter(self._is_of_last_class_tar, spool.in_order())
-                for members in disjoint(runs, self._say_twice):
+                for members in disjoint(runs, self._list_duplicate):
                     if (good := self._without_flaws(members)).names:
                         yield good
             else:
-                self._say(self._container.name, ProblemKind.CHANGED_WHILE_READ)
+                self._list(self._container.name, ProblemKind.CHANGED_WHILE_READ)
         yield HashedMembers("", problems=sorted(self._problems))
 
     def _read_to_the_damage(self) -> Iterator[HashedMembers[_Digest]]:
-        """Yield what can be read; note the damage of the archive, if any ends that.
+        """Yield what can be read; list the damage that ends it, if any.
 
-        What is done with each item lies outside of the `try`: that our own disk is full is no
-        damage of the archive.
+        The consumer of the items runs outside of the `try`: its errors are not damage of the tar.
         """
         try:
             yield from self._read()
@@ -311,14 +310,14 @@ class _ContainerHasher(Generic[_Digest]):
         return self._class_tars.get(members.class_tar, -1) == members.class_tar_offset
 
     def _without_flaws(self, members: HashedMembers[_Digest]) -> HashedMembers[_Digest]:
-        """Return *members* without those that are of no use, which are noted."""
+        """Return the usable of *members*; list the others."""
         if not any(isinstance(outcome, UnusableError) for outcome in members.outcomes):
             return members
         good: HashedMembers[_Digest] = HashedMembers(members.folder)
         entries = zip(members.names, members.offsets, members.outcomes, strict=True)
         for name, offset, outcome in entries:
             if isinstance(outcome, UnusableError):
-                self._say((members.folder + name).encode(), outcome.kind, outcome.detail)
+                self._list((members.folder + name).encode(), outcome.kind, outcome.detail)
             else:
                 good.add(name, offset, outcome)
         return good
@@ -339,7 +338,7 @@ class _ContainerHasher(Generic[_Digest]):
     def _read_tar(
         self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
     ) -> Iterator[HashedMembers[_Digest]]:
-        """Yield the class tars in the tar at *window* as they come, and its own members last."""
+        """Yield the class tars in the tar at *window* in its order, then its own members."""
         found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
         last_path = b""
         try:
@@ -366,13 +365,13 @@ class _ContainerHasher(Generic[_Digest]):
     ) -> Iterator[HashedMembers[_Digest]]:
         path, by_name = folder + member.name, flaw_of_class_tar(member.name)
         if by_name is not None:
-            self._say(path, *(member.flaw or by_name))
+            self._list(path, *(member.flaw or by_name))
             return
         if stem in self._class_tars:
-            self._say_twice(path, self._class_tars[stem])
+            self._list_duplicate(path, self._class_tars[stem])
         self._class_tars[stem] = member.offset
         if member.flaw is not None:
-            self._say(path, *member.flaw)
+            self._list(path, *member.flaw)
             return
         end = member.offset + member.num_bytes
         for members in self._read_tar(window, folder + stem + b"/", end, is_inner=True):
@@ -386,16 +385,16 @@ class _ContainerHasher(Generic[_Digest]):
         window: Window,
         found: dict[bytes, tuple[int, _Digest | UnusableError]],
     ) -> None:
-        """Put into *found* what became of *member*; note it if it cannot be an image by its name.
+        """Add the outcome of *member* to *found*; list it if its name is not that of an image.
 
-        A member that is of no use replaces an earlier one of its name, too.
+        Of members with equal names the last one counts, even if it is unusable.
         """
         by_name = flaw_of_name(path) if member.name else member.flaw
         if by_name is not None:
-            self._say(path, *(member.flaw or by_name))
+            self._list(path, *(member.flaw or by_name))
             return
         if path in found:
-            self._say_twice(path, found[path][0])
+            self._list_duplicate(path, found[path][0])
         try:
             found[path] = member.offset, self._digest(self._content_of(member, window))
         except UnusableError as error:
@@ -416,7 +415,7 @@ class _ContainerHasher(Generic[_Digest]):
             return self._container.name
         if folder or b"/" in member.name:
             return folder + member.name
-        # The image root is this archive, and the image lies at its top: its class is the archive.
+        # The source is this tar, with images at its top: its name is their class.
         name = self._container.path.rpartition(b"/")[2]
         return (archive_stem(name) or name) + b"/" + member.name
 
@@ -426,8 +425,8 @@ class _ContainerHasher(Generic[_Digest]):
         self._num_runs += 1
         return by_folder(found, self._num_runs)
 
-    def _say_twice(self, path: bytes, offset: int) -> None:
-        self._say(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {offset:,}")
+    def _list_duplicate(self, path: bytes, offset: int) -> None:
+        self._list(path, ProblemKind.DUPLICATE_MEMBER, f"at offset {offset:,}")
 
     def _problem_from(self, error: Exception) -> Problem:
         if isinstance(error, OSError):
@@ -438,7 +437,7 @@ class _ContainerHasher(Generic[_Digest]):
         }.get(type(error), (ProblemKind.ARCHIVE_DAMAGED, str(error)))
         return Problem(printable(self._container.name), kind, detail)
 
-    def _say(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
+    def _list(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
         self._problems.append(Problem(printable(path), kind, detail))
 
 
@@ -453,14 +452,14 @@ def _are_siblings(path: bytes, other: bytes) -> bool:
 
 _EVERYTHING = (b"", b"\xff")
 MAX_BYTES = 4 << 30
-"""Of a container that is remembered: its rows, 600 bytes a member, are held at once."""
+"""Largest container that is cached: its rows, 600 bytes a member, are held in memory."""
 
 Members = list[tuple[str, list[str], FileRows]]
-"""Folder by folder: the folder, the members' paths, and what they are; inodes are offsets."""
+"""(folder, paths of the members, their rows) of each folder; `inode` holds the offset."""
 
 
 def is_small(container: ContainerRange, status: os.stat_result) -> bool:
-    """Return whether the members of *container* may be held at once."""
+    """Return whether the rows of *container* fit in memory."""
     return (
         status.st_size if container.end is None else container.end - container.start
     ) <= MAX_BYTES
@@ -469,11 +468,11 @@ def is_small(container: ContainerRange, status: os.stat_result) -> bool:
 def cached_members(
     cache: HashCache, container: ContainerRange, status: os.stat_result, *, is_remote: bool
 ) -> Members:
-    """Return what is known of the members of *container*; nothing, unless it is known to be all."""
+    """Return the cached members of *container*; none if it has changed."""
     key = cache_key(container, status, is_remote=is_remote)
     known = cache.recall(key, *_EVERYTHING)
     if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
-        return []  # it had changed too shortly before
+        return []  # it was modified too recently when it was read
     members: Members = []
     start = 0
     for folder, names in groupby(known.names, key=_folder_of):
@@ -485,7 +484,7 @@ def cached_members(
 
 
 def differing_members(known: Members, chunks: Sequence[HashedChunk]) -> list[str]:
-    """Return the paths of members that have another digest in *chunks* than is known of them."""
+    """Return the paths of members whose digest in *chunks* differs from that in *known*."""
     before = {
         path: digest
         for _, paths, files in known
@@ -537,7 +536,7 @@ def cache_key(
 
 
 _HOP_BYTES = 4096
-"""Read at a time where only headers are wanted."""
+"""Bytes to read at a time when skipping from header to header."""
 
 
 def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[Chunk]:
@@ -546,7 +545,7 @@ def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iter
     Args:
         chunks: Of a walk.
         root: The image root, with a ``/`` at its end.
-        flags: To open archives with.
+        flags: Flags of `open`.
     """
     fraction = 0.0
     for chunk in chunks:
@@ -578,8 +577,8 @@ def class_tars_of(
 
     Args:
         root: The image root, with a ``/`` at its end.
-        whole: The archive.
-        flags: To open it with.
+        whole: A tar.
+        flags: Flags of `open`.
     """
     try:
         descriptor = os.open(root + whole.path, flags)
@@ -598,7 +597,7 @@ def class_tars_of(
 
 
 def _class_tars(window: Window) -> list[Member] | None:
-    """Return the members of a tar that holds tars only; None of any other."""
+    """Return the members of a tar of tars; None for any other tar."""
     found = []
     for member in read_members(window):
         if member.name and archive_stem(member.name) is None:
@@ -630,16 +629,16 @@ def _ranges_of(found: list[Member], whole: ContainerRange) -> list[ContainerRang
     return [container for name in sorted(parts) for container in parts[name]]
 
 
-_SIZE_OF_GZIP = 4  # at its end: the size of what it unpacks to, modulo 2**32
+_SIZE_OF_GZIP = 4  # at its end: the decompressed size modulo 2**32
 _SHOWN = 3
 
 
 class _Images(NamedTuple):
-    """The images of an archive.
+    """The images of a tar.
 
     Attributes:
-        sizes: By path, as if it were unpacked to a folder of its name.
-        damage: Why they may not be all; empty if they are.
+        sizes: By path, as if the tar were unpacked to a folder of its name.
+        damage: Why the list may be incomplete; empty if it is complete.
     """
 
     sizes: dict[bytes, int]
@@ -647,12 +646,12 @@ class _Images(NamedTuple):
 
 
 def problem_beside(root: bytes, container: ContainerRange, *, flags: int) -> Problem:
-    """Return what is to be said of *container*, which is not read because of what lies beside it.
+    """Return the problem of *container*, which is skipped because of its `beside`.
 
     Args:
         root: The image root, with a ``/`` at its end.
-        container: An archive with a `beside`.
-        flags: To open archives with.
+        container: With a `beside`.
+        flags: Flags of `open`.
     """
     try:
         if container.beside.endswith(b"/"):
@@ -685,7 +684,7 @@ def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
 
 
 def _images_of(root: bytes, archive: bytes, folder: bytes, *, flags: int) -> _Images:
-    """Return the images of an archive and of the class tars in it; of equal names the last."""
+    """Return the images of a tar and of the class tars in it; of equal names the last."""
     descriptor = os.open(root + archive, flags)
     sizes: dict[bytes, int] = {}
     try:
@@ -705,7 +704,7 @@ def _images_of(root: bytes, archive: bytes, folder: bytes, *, flags: int) -> _Im
 def _add_images(
     window: Window, folder: bytes, end: int | None, root: bytes, sizes: dict[bytes, int]
 ) -> str:
-    """Put the images of the tar at *window* into *sizes*; return what is damaged in it."""
+    """Add the images of the tar at *window* to *sizes*; return its damage."""
     damage = ""
     for member in read_members(window, end):
         if not member.name:
@@ -726,12 +725,12 @@ def _add_images(
 
 
 def _is_at(root: bytes, path: bytes, size: int) -> bool:
-    """Return whether an archive was unpacked to *path*: into a folder of its name, or beside it."""
+    """Return whether a member was unpacked to *path*, or without a repeated folder name."""
     return any(_has_size(root + other, size) for other in [path, *_without_one_folder(path)])
 
 
 def _without_one_folder(path: bytes) -> list[bytes]:
-    """Return *path* without each of its folders that has the name of the one above it."""
+    """Return *path* without one of two nested folders of the same name, for each such pair."""
     parts = path.split(b"/")
     return [
         b"/".join(parts[:index] + parts[index + 1 :])
@@ -749,13 +748,13 @@ def _has_size(path: bytes, size: int) -> bool:
 
 
 def _unpacks_to(compressed: bytes, plain: bytes, flags: int) -> bool:
-    """Return whether a gzip file says that it unpacks to as many bytes as *plain* has."""
+    """Return whether the size in the trailer of a gzip file is that of *plain*."""
     descriptor = os.open(compressed, flags)
     try:
         if not is_gzip(descriptor):
             return False
         num_bytes = os.fstat(descriptor).st_size
-        said = os.pread(descriptor, _SIZE_OF_GZIP, num_bytes - _SIZE_OF_GZIP)
+        stored = os.pread(descriptor, _SIZE_OF_GZIP, num_bytes - _SIZE_OF_GZIP)
     finally:
         os.close(descriptor)
-    return int.from_bytes(said, "little") == os.stat(plain).st_size % 2**32  # noqa: PTH116 (bytes)
+    return int.from_bytes(stored, "little") == os.stat(plain).st_size % 2**32  # noqa: PTH116 (bytes)

@@ -1,4 +1,4 @@
-"""Chunks of a source -> rows of digests.parquet and problems.parquet, by a pool of threads."""
+"""Chunks of a source -> rows of digests.parquet and problems.parquet, in a thread pool."""
 
 import io
 import os
@@ -70,7 +70,7 @@ from vit21k.sources.tar import is_gzip
 
 
 def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
-    """Return *values*, some of which may be None, as an array of *dtype*.
+    """Return *values* as an array of *dtype*; None becomes null.
 
     Args:
         values: Integers, booleans, strings, or bytes of one length.
@@ -96,7 +96,7 @@ def array_of_numbers(
     """Return *values* as an array of *dtype*.
 
     Args:
-        values: Booleans, or items of as many bytes as those of *dtype*; need not lie side by side.
+        values: Booleans, or items of as many bytes as those of *dtype*; may be strided.
         dtype: A fixed-width integer, boolean, or fixed-size binary type.
         is_valid: Which of them are not null; default: all.
     """
@@ -144,33 +144,32 @@ def _text_buffers(values: Sequence[str | None]) -> list[pa.Buffer]:
 
 __all__ = ["BUFFER_BYTES", "ChunkHasher", "FileDigest", "HashedChunk"]
 
-_FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's other end
+_FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening a pipe does not wait
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 
 
 class ChunkHasher:
-    """Digests chunks; any number of threads may share it.
+    """Hashes chunks; thread-safe.
 
     Attributes:
-        root: The image root.  Everything below it is only ever opened for reading.
-        follow_symlinks: Whether symbolic links are opened too.
-        file_flags: What it opens files with.
-        algorithm: The kind of digest.
-        compiled: Reads what is plain of a chunk, where there is a compiler.
+        root: The image root; opened read-only.
+        follow_symlinks: Whether symbolic links are followed.
+        file_flags: Flags that files are opened with.
+        algorithm: Hash algorithm.
+        compiled: Reads the regular files of a chunk; None without the compiled extension.
         reader: Reads all other files, one by one.
-        cache: What earlier runs read; None: no cache.
-        recheck: Share of the files known that are read all the same, 0 to 1.
-        is_remote: Whether inodes and status-change times mean nothing where the files lie.
-        is_stopped: Set it to have the chunks under way end at their next file, unfinished.
+        cache: Hashes of earlier runs; None: no cache.
+        recheck: Fraction of the cached files to re-read anyway, 0 to 1.
+        is_remote: Whether inodes and status-change times are unreliable (network file systems).
+        is_stopped: Set it to stop chunks in progress at their next file.
         layout: Where the class of an image comes from.
-        prefetches: Set it to have the system fetch all files of a chunk at once, before the first
-            of them is read; for files that have to be waited for.
+        prefetches: Set it to read ahead all files of a chunk before the first one is read.
     """
 
     only_ends = False
-    """Whether a probe is made, and files are read to their end only if there is no way round."""
+    """Whether only head and tail of a file are hashed unless more is needed (quick runs)."""
     caches_known = True
-    """Whether files found in the cache are written to the cache of the next run, too."""
+    """Whether files found in the cache are written to the new cache."""
 
     def __init__(
         self,
@@ -198,7 +197,7 @@ class ChunkHasher:
         self._folder_flags = _FOLDER_FLAGS | no_follow
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "cache": None, "compiled": None}  # they are of this machine
+        return {**vars(self), "cache": None, "compiled": None}  # valid on this machine only
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -206,11 +205,11 @@ class ChunkHasher:
 
     @property
     def is_concurrent(self) -> bool:
-        """Whether threads read side by side: most of the work is done in one call for a chunk."""
+        """Whether threads run in parallel: one call without the interpreter's lock per chunk."""
         return self.compiled is not None
 
     def __call__(self, chunk: Chunk) -> HashedChunk:
-        """Return what became of each entry of *chunk*.
+        """Hash the entries of *chunk*.
 
         Raises:
             OSError: This process has run out of file descriptors or memory.
@@ -259,7 +258,7 @@ class ChunkHasher:
 
             digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
             found = hash_container(container, descriptor, digest, lambda: self.is_stopped)
-            first = next(found)  # by then all is read
+            first = next(found)  # after the container is read completely
         finally:
             os.close(descriptor)
         parts = chain((first,), found)
@@ -300,7 +299,7 @@ class ChunkHasher:
             items = self.layout.read(container.kind, file, path)
             digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
             found = hash_items(items, path, digest, lambda: self.is_stopped)
-            first = next(found)  # by then all is read
+            first = next(found)  # after the container is read completely
             if version_of(os.fstat(descriptor)) != version_of(status):
                 problem = Problem(path, ProblemKind.CHANGED_WHILE_READ, "")
                 return HashedChunk("", fraction, problems=[problem])
@@ -385,10 +384,10 @@ class ChunkHasher:
             self.cache.add(chunk.folder, noted, read_at)
 
     def _find_known(self, files: ChunkFiles, folder: bytes) -> Rows | None:
-        """Make those of *files* done that are as an earlier run left them.
+        """Mark files as done that are unchanged since an earlier run.
 
         Returns:
-            What is known of those that are read all the same; None if there are none.
+            Rows of cached files that are re-read anyway; None if there are none.
         """
         if self.cache is None:
             return None
@@ -400,7 +399,7 @@ class ChunkHasher:
         return files.forget_some(self.recheck)
 
     def check(self, files: ChunkFiles) -> None:
-        """Make those of *files* done that are known and on the disk as their rows say."""
+        """Mark cached files as done that have not changed."""
         by_all = not self.is_remote
         if self.compiled:
             self.compiled.check(files, self.file_flags, by_all=by_all)
@@ -408,7 +407,7 @@ class ChunkHasher:
             files.check(follow_symlinks=self.follow_symlinks, by_all=by_all)
 
     def prefetch(self, files: ChunkFiles, *, only_ends: bool) -> None:
-        """Have the system fetch what is to be read of *files*, if that is asked for at all."""
+        """Start reading ahead the files that are to be read, if `prefetches` is set."""
         if self.prefetches and self.compiled:
             self.compiled.prefetch(files, self.file_flags, only_ends=only_ends)
         elif self.prefetches:
@@ -416,7 +415,7 @@ class ChunkHasher:
                 self.reader.prefetch(files.names[index], files.folder, only_ends=only_ends)
 
     def read(self, files: ChunkFiles, *, only_ends: bool) -> None:
-        """Read those of *files* that are to do: to their end, or both ends only."""
+        """Read the files that are to be read: completely, or only head and tail."""
         if self.compiled and not self.is_stopped:
             self.compiled.read(files, self.file_flags, only_ends=only_ends)
         read = self.reader.probe if only_ends else self.reader.digest
@@ -426,7 +425,7 @@ class ChunkHasher:
             files.put(index, read(files.names[index], files.folder))
 
     def read_more(self, files: ChunkFiles, done: HashedChunk) -> None:
-        """Read what is to be read of *files* after that."""
+        """Read more of *files* after that; for quick runs."""
 
 
 def _outside_containers(chunk: Chunk) -> list[Problem]:
@@ -439,7 +438,7 @@ def _outside_containers(chunk: Chunk) -> list[Problem]:
 
 
 def _joined(chunks: Iterator[HashedChunk]) -> HashedChunk:
-    """Return the first of *chunks*, with the others to come after it."""
+    """Return the first of *chunks* with the others as its `more`."""
     done = next(chunks)
     done.more = chunks
     return done
@@ -524,7 +523,7 @@ def problem_rows(problems: Sequence[Problem]) -> pa.Table:
 
 
 class RowWriter:
-    """Gathers chunks, and hands them on in batches that are worth Arrow's overhead."""
+    """Collects hashed chunks and writes them in batches."""
 
     def __init__(self, digests: ManifestWriter, problems: ManifestWriter) -> None:
         self._digests = digests
@@ -533,14 +532,14 @@ class RowWriter:
         self._num_waiting = 0
 
     def add(self, chunk: HashedChunk) -> None:
-        """Take what became of *chunk*."""
+        """Add a hashed chunk."""
         self._chunks.append(chunk)
         self._num_waiting += len(chunk.files) + len(chunk.problems)
         if self._num_waiting >= _BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write the collected chunks."""
         if digests := [chunk for chunk in self._chunks if chunk.files]:
             self._digests.write(digest_rows(digests))
         if problems := [problem for chunk in self._chunks for problem in chunk.problems]:
@@ -550,22 +549,22 @@ class RowWriter:
 
 
 _NUM_WORKERS = 8
-_NUM_LOCKED_WORKERS = 2  # who mostly hold the interpreter's lock are in each other's way
-_NUM_REMOTE_WORKERS = 32  # opening a file is a message to another machine, and an answer
+_NUM_LOCKED_WORKERS = 2  # more would wait for the interpreter's lock
+_NUM_REMOTE_WORKERS = 32  # opening a file takes a round trip
 
 _CHUNKS_PER_WORKER = 4
 _WAITS, _WAITING_S = 3.0, 0.02
-"""Wall time of a chunk over its CPU time from which on its files were waited for, and that long at
-least: less is the interpreter's lock."""
+"""A chunk waited for input if its wall time is this multiple of its CPU time, and that many seconds
+longer; shorter waits are for the interpreter's lock."""
 _PATIENCE = 16
-"""Chunks for each worker without a read of the disk, after which they are taken for at hand."""
+"""Chunks per worker without a disk read after which files are considered cached."""
 
 Engine = Callable[[ChunkHasher, Iterator[Chunk], int], Iterator[HashedChunk]]
-"""Yields what became of each chunk, in order: of (hasher, chunks, number of workers)."""
+"""(hasher, chunks, number of workers) -> hashed chunks, in order."""
 
 
 class Hasher(Protocol):
-    """What threads may share to digest chunks: a `ChunkHasher`, or one that reads from afar."""
+    """Hashes chunks, thread-safe: a `ChunkHasher`, or one for URLs."""
 
     is_stopped: bool
     prefetches: bool
@@ -573,39 +572,39 @@ class Hasher(Protocol):
 
     @property
     def is_concurrent(self) -> bool:
-        """Whether threads work side by side in it, for it holds the interpreter's lock briefly."""
+        """Whether threads run in parallel: most work is done without the interpreter's lock."""
 
     def __call__(self, chunk: Chunk, /) -> HashedChunk:
-        """Return what became of *chunk*."""
+        """Hash *chunk*."""
 
 
 def suitable_workers(hasher: ChunkHasher) -> int:
-    """Return how many chunks should be read at a time at most."""
+    """Return the number of chunks to read concurrently."""
     if hasher.is_remote:
         return _NUM_REMOTE_WORKERS
     return _NUM_WORKERS if hasher.is_concurrent else _NUM_LOCKED_WORKERS
 
 
 class _Pace:
-    """Whether chunks are at hand, or have to be waited for; threads tell what theirs took."""
+    """Estimates from the times of chunks whether files are cached or waited for."""
 
     def __init__(self, num_workers: int, *, is_remote: bool = False) -> None:
         self.is_waiting = is_remote
         self._is_remote = is_remote
         self._patience = num_workers * _PATIENCE
-        self._num_at_hand = 0
+        self._num_cached = 0
 
     def note(self, wall_s: float, cpu_s: float, num_disk_reads: int) -> None:
-        """Take in what a chunk took: seconds of its thread, and reads of the disk it waited for."""
+        """Add the times of a chunk, of its thread, and its number of disk reads."""
         if num_disk_reads or wall_s > max(_WAITS * cpu_s, cpu_s + _WAITING_S):
             self.is_waiting = True
-        self._num_at_hand = 0 if num_disk_reads else self._num_at_hand + 1
-        if self._num_at_hand > self._patience:
+        self._num_cached = 0 if num_disk_reads else self._num_cached + 1
+        if self._num_cached > self._patience:
             self.is_waiting = self._is_remote
-            self._num_at_hand = 0
+            self._num_cached = 0
 
     def measured(self, hasher: Hasher, chunk: Chunk) -> HashedChunk:
-        """Return what becomes of *chunk*, and take in what that took."""
+        """Hash *chunk* and add its times."""
         wall, cpu, reads = time.perf_counter(), time.thread_time(), _num_disk_reads()
         done = hasher(chunk)
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
@@ -616,17 +615,17 @@ class _Pace:
 def hash_in_threads(
     hasher: Hasher, chunks: Iterator[Chunk], num_workers: int
 ) -> Iterator[HashedChunk]:
-    """Yield what became of each of *chunks*, in order; threads read and digest.
+    """Hash *chunks* in threads; yield them in order.
 
     Args:
         hasher: Shared by all threads.
-        chunks: What there is to do, taken a bounded number ahead.
-        num_workers: The most chunks that are read at the same time.
+        chunks: Consumed a bounded number ahead.
+        num_workers: Most chunks that are read concurrently.
     """
     under_way: deque[Future[HashedChunk]] = deque()
     pace = _Pace(num_workers, is_remote=hasher.is_remote)
     num_few = min(num_workers, machine.num_threads())
-    with (  # a pool starts its threads when they are needed
+    with (  # a pool starts its threads when needed
         ThreadPoolExecutor(num_few, thread_name_prefix="hash") as few,
         ThreadPoolExecutor(num_workers, thread_name_prefix="hash") as many,
     ):
@@ -652,6 +651,6 @@ def hash_in_threads(
 
 
 def _num_disk_reads() -> int:
-    """Return how often this thread had to read from a disk so far; 0 where that is not told."""
+    """Return the number of disk reads of this thread so far; 0 where unknown."""
     who = getattr(resource, "RUSAGE_THREAD", None)  # Linux
     return resource.getrusage(who).ru_inblock if who is not None else 0

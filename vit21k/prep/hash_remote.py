@@ -193,7 +193,7 @@ class _RemoteWalker(Walker):
             if info["name"].rstrip("/") != folder:  # an empty object stands for the folder itself
                 level.keys.append(name + b"/" if info["type"] == "directory" else name)
             if archive_stem(name) is not None and info["type"] != "directory":
-                level.odd[name] = ProblemKind.ARCHIVE_NOT_READ, ""
+                level.flaws[name] = ProblemKind.ARCHIVE_NOT_READ, ""
         level.keys.sort()
         return level
 

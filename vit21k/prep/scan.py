@@ -1,4 +1,4 @@
-"""A chunk of files -> rows of digests and facts, by the compiled scanner or in Python."""
+"""Chunk of files -> rows with digests and image facts, by the compiled scanner or in Python."""
 
 import ctypes
 import os
@@ -44,10 +44,10 @@ ROW = np.dtype(
         ("flags", "u1"),
     ]
 )
-"""Without gaps: `Row` of scan.c, and `_ROW`."""
+"""Packed; the same layout as `Row` in scan.c and `_ROW`."""
 
 FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip", "ppm")
-"""By their numbers in a row."""
+"""By their index in a row."""
 
 HAS_DIGEST, HAS_CONTENT, HAS_PROBE, HAS_FACTS, SAW_END, LOOKED_FOR_END = (
     1 << bit for bit in range(6)
@@ -60,7 +60,7 @@ Rows = NDArray[np.void]
 
 
 class FileRows(Sequence[FileDigest]):
-    """Files, each as a `FileDigest` where one is asked for.
+    """Files in an array of rows; an item is a `FileDigest`.
 
     Attributes:
         array: Their rows.
@@ -105,7 +105,7 @@ def have(rows: Rows, flag: int) -> NDArray[np.bool_]:
 
 
 def numbers(rows: Rows, column: str) -> NDArray[np.uint64]:
-    """Return the digests in a *column* of *rows*, each as two numbers."""
+    """Return the digests in *column* as (rows, 2) integers."""
     return np.ascontiguousarray(rows[column]).view("<u8").reshape(-1, 2)
 
 
@@ -174,12 +174,12 @@ _NUM_FILES = struct.Struct("<II")  # files, bytes of the files before they were 
 
 
 class Label(NamedTuple):
-    """Which files a record holds.
+    """Label of a record: a range of names in a folder.
 
     Attributes:
-        folder: They all lie in it.
-        first: The first of their names.
-        last: The last of their names.
+        folder: Path of the folder.
+        first: First name.
+        last: Last name.
     """
 
     folder: bytes
@@ -192,7 +192,7 @@ class NamedRows(NamedTuple):
 
     Attributes:
         names: In order.
-        rows: What is known of each.
+        rows: Their rows.
     """
 
     names: Sequence[bytes]
@@ -208,7 +208,7 @@ def _codec() -> pa.Codec:
 
 
 def encode(folder: bytes, files: NamedRows) -> bytes:
-    """Return the record of *files*; there must be some."""
+    """Return the record of *files*, of which there is at least one."""
     names = files.names
     label = b"\0".join(Label(folder, names[0], names[-1]))
     rows = files.rows.tobytes() + b"\0".join(names)
@@ -219,7 +219,7 @@ def encode(folder: bytes, files: NamedRows) -> bytes:
 
 
 def decode_label(text: bytes) -> Label | None:
-    """Return the label that *text* is; None if it is none."""
+    """Parse a label; None if it is malformed."""
     parts = text.split(b"\0")
     return Label(*parts) if len(parts) == len(Label._fields) else None
 
@@ -237,20 +237,20 @@ def decode(body: bytes, label_bytes: int, checksum: int) -> NamedRows:
 
 @dataclass
 class HashedChunk:
-    """What became of a chunk: rows of `digests.parquet` and of `problems.parquet`, in path order.
+    """A hashed chunk: rows of `digests.parquet` and `problems.parquet`, in path order.
 
     Attributes:
         wnid: The class of all files, unless *wnids* says otherwise.
         fraction: Share of the tree up to here.
-        num_bytes_read: Bytes that were read for it.
-        num_known: Files that were not read, because they are as they were.
-        silently_changed: Paths of files that are not what they were, though all says so.
+        num_bytes_read: Bytes read from files.
+        num_known: Files taken from the hash cache.
+        silently_changed: Paths of files whose content has changed, but not their size and times.
         container: The container they are in; None for plain files.
         offsets: Where each begins in the container.
         wnids: The class of each file, where they differ.
         storages: How the container stores each, as in `digests.parquet`; empty: all as they are.
         source_split: Published split that all files are from, if any.
-        more: What comes after it in the same container, in other folders.
+        more: The chunks that follow in the same container, of other folders.
     """
 
     wnid: str
@@ -269,7 +269,7 @@ class HashedChunk:
     more: Iterable["HashedChunk"] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "more": list(self.more)}  # to another process, all of it
+        return {**vars(self), "more": list(self.more)}  # an iterator cannot be pickled
 
     @property
     def classes(self) -> set[str]:
@@ -283,16 +283,16 @@ class HashedChunk:
 
     @property
     def num_bad(self) -> int:
-        """Problems, without what was merely skipped."""
+        """Problems, without skipped entries."""
         return sum(not problem.kind.is_left_out for problem in self.problems)
 
 
 TO_DO, DONE, FLAWED, UNKNOWN = range(4)
-"""States of a file.  `scan.c` knows the first two, and leaves files in others alone."""
+"""States of a file; `scan.c` uses the first two and ignores files in the others."""
 
 
 _VERSION = ("num_bytes", "mtime_ns", "ctime_ns", "inode")
-"""What tells whether a file is as it was; on a network file system only the first two."""
+"""Columns that identify a version of a file; on a network file system only the first two."""
 
 
 class ChunkFiles:
@@ -300,10 +300,10 @@ class ChunkFiles:
 
     Attributes:
         folder: Descriptor of the folder.
-        names: Their names, in order; there are some.
-        rows: What is known of each that is done.
-        states: How far each is.
-        flaws: What is wrong with those that are flawed, by their index.
+        names: Their names, in order; at least one.
+        rows: Rows of those that are done.
+        states: `TO_DO`, `DONE`, `FLAWED` or `UNKNOWN`.
+        flaws: Errors and flaws of those that are `FLAWED`, by index.
     """
 
     def __init__(self, folder: int, names: Sequence[bytes]) -> None:
@@ -324,12 +324,12 @@ class ChunkFiles:
         return done
 
     def indices_to_do(self) -> list[int]:
-        """Return where those are that are to do."""
+        """Return the indices of files that are to be read."""
         indices: list[int] = np.flatnonzero(self.states == TO_DO).tolist()
         return indices
 
     def put(self, index: int, found: FileDigest | OSError | Flaw) -> None:
-        """Note what became of the file at *index*."""
+        """Store the outcome of the file at *index*."""
         if isinstance(found, FileDigest):
             self.rows[index] = as_row(found)
             self.states[index] = DONE
@@ -338,7 +338,7 @@ class ChunkFiles:
             self.states[index] = FLAWED
 
     def take_known(self, known: NamedRows) -> None:
-        """Take the rows of *known*; files that are not among them become `UNKNOWN`."""
+        """Copy the rows of *known*; files that are not in it become `UNKNOWN`."""
         if known.names == self.names:
             self.rows[:] = known.rows
             return
@@ -349,11 +349,11 @@ class ChunkFiles:
         self.states[~is_known] = UNKNOWN
 
     def check(self, *, follow_symlinks: bool, by_all: bool) -> None:
-        """Make those done that are to do, and are on the disk as their rows say.
+        """Mark files as done that have not changed since their rows were made.
 
         Args:
-            follow_symlinks: Look at what a symbolic link leads to.
-            by_all: Compare inode and status-change time, too.
+            follow_symlinks: Compare the targets of symbolic links.
+            by_all: Also compare inode and status-change time.
         """
         known = list(zip(*(self.rows[column].tolist() for column in _VERSION), strict=True))
         num_compared = len(_VERSION) if by_all else 2
@@ -369,13 +369,13 @@ class ChunkFiles:
                 self.states[index] = DONE
 
     def forget_some(self, recheck: float) -> Rows | None:
-        """Make all that are not done to do, and a share of the others, too.
+        """Mark files to be read: all that are not done and a share of the others.
 
         Args:
             recheck: That share, 0 to 1.
 
         Returns:
-            What was known of that share, at their indices; None if there is none.
+            Rows of that share, without flags for other files; None if the share is 0.
         """
         if not recheck:
             self.states[self.states != DONE] = TO_DO
@@ -395,7 +395,7 @@ class ChunkFiles:
         return NamedRows(names, self.rows[is_done])
 
     def problems(self, chunk: Chunk) -> Iterator[Problem]:
-        """Yield what is wrong with the entries of *chunk*, whose files these are, in order."""
+        """Yield the problems of *chunk*, whose files these are, in order."""
         if not self.flaws and len(self.names) == len(chunk.entries):
             return
         index = -1
@@ -410,10 +410,10 @@ class ChunkFiles:
                 yield Problem((chunk.folder + name).decode(), *flaw)
 
     def differing(self, before: Rows) -> list[bytes]:
-        """Return the names of those that are done and whose bytes are not those of *before*.
+        """Return the names of files that are done and have another digest than in *before*.
 
         Args:
-            before: What was known of each, without flags where nothing was.
+            before: Earlier rows, without flags where there is none.
         """
         is_other = np.zeros(len(self), bool)
         for column, flag in (("digest", HAS_DIGEST), ("probe", HAS_PROBE)):
@@ -422,7 +422,7 @@ class ChunkFiles:
         return [self.names[index] for index in np.flatnonzero(self.are_done & is_other).tolist()]
 
     def put_into(self, done: HashedChunk, chunk: Chunk) -> NamedRows:
-        """Put what became of the entries of *chunk* into *done*; return the files of it."""
+        """Add files and problems of *chunk* to *done*; return the files."""
         files = self.done_ones()
         done.problems = list(self.problems(chunk))
         done.files = FileRows(files.rows)
@@ -436,13 +436,13 @@ _ALGORITHM = "xxh3_128"
 
 
 class CompiledReader:
-    """The functions of scan.c; any number of threads may share them."""
+    """The functions of scan.c; thread-safe."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        """Make an instance.
+        """Bind the functions of *library*.
 
         Raises:
-            NoExtensionError: The extension was built from other sources than these.
+            NoExtensionError: The extension is of another version.
         """
         self._buffers = threading.local()
         self._read = library.read_files
@@ -461,22 +461,22 @@ class CompiledReader:
             raise NoExtensionError("the compiled extension is of another version of vit21k")
 
     def list_files(self, folder: bytes) -> list[bytes] | None:
-        """Return the names in the folder of this path, in any order.
+        """Return the names in *folder*, in any order.
 
-        None where anything is odd: it holds something else than regular files, or what may be an
-        archive, or very many files, or it cannot be read.
+        None if it holds other entries than regular files, possible archives or very many files,
+        or cannot be read.
         """
         buffer = self._buffer()
         num_bytes = self._list(folder, buffer, BUFFER_BYTES)
         return ctypes.string_at(buffer, num_bytes - 1).split(b"\0") if num_bytes > 0 else None
 
     def read(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
-        """Read those of *files* that are to do and plain; they are done then.
+        """Read and mark as done all regular files that are to be read.
 
         Args:
             files: Of one folder.
-            open_flags: What to open them with.
-            only_ends: Read both ends only, of files that are larger than both.
+            open_flags: Flags of `open`.
+            only_ends: Read only head and tail of files that are larger than both.
         """
         args = files.folder, files.packed_names, len(files), open_flags, only_ends
         self._read(
@@ -484,29 +484,29 @@ class CompiledReader:
         )
 
     def prefetch(self, files: ChunkFiles, open_flags: int, *, only_ends: bool) -> None:
-        """Have the system fetch those of *files* that are to do; do not wait for them.
+        """Start reading ahead the files that are to be read, without waiting.
 
         Args:
             files: Of one folder.
-            open_flags: What to open them with.
-            only_ends: Both ends only.
+            open_flags: Flags of `open`.
+            only_ends: Only head and tail.
         """
         args = files.folder, files.packed_names, len(files), open_flags, only_ends
         self._ask(*args, files.states.ctypes.data)
 
     def check(self, files: ChunkFiles, open_flags: int, *, by_all: bool) -> None:
-        """Note those of *files* as done that are to do, and are on the disk as their rows say.
+        """Mark files as done that have not changed since their rows were made.
 
         Args:
             files: Of one folder.
-            open_flags: Whether to follow links.
-            by_all: Compare inode and status-change time, too.
+            open_flags: Flags of `open`; `O_NOFOLLOW` counts.
+            by_all: Also compare inode and status-change time.
         """
         args = files.folder, files.packed_names, len(files), open_flags, by_all
         self._check(*args, files.rows.ctypes.data, files.states.ctypes.data)
 
     def _buffer(self) -> int:
-        """Return where this thread's buffer is."""
+        """Return the address of this thread's buffer."""
         try:
             address: int = self._buffers.address
         except AttributeError:
@@ -517,7 +517,7 @@ class CompiledReader:
 
 @cache
 def compiled_reader() -> tuple[CompiledReader | None, str | None]:
-    """Return the compiled scanner; or None, and why there is none."""
+    """Return the compiled scanner, or None and the reason."""
     try:
         return CompiledReader(extension()), None
     except NoExtensionError as error:
@@ -525,5 +525,5 @@ def compiled_reader() -> tuple[CompiledReader | None, str | None]:
 
 
 def compiled_reader_for(algorithm: str) -> CompiledReader | None:
-    """Return the compiled way to make digests of the kind *algorithm*, if there is one."""
+    """Return the compiled scanner if it supports *algorithm*."""
     return compiled_reader()[0] if algorithm == _ALGORITHM else None

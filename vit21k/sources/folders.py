@@ -1,4 +1,4 @@
-"""An image tree: walk it in path order, classify its entries, and never write below it."""
+"""Walk an image tree in path order and classify its entries; read-only."""
 
 import errno
 import io
@@ -24,30 +24,30 @@ IMAGE_SUFFIXES = frozenset(
 
 _USUAL_ENDS = (b".JPEG\0", b".jpg\0", b".jpeg\0", b".JPG\0", b".png\0")
 
-Oddities = Mapping[bytes, tuple[ProblemKind, str]]
-"""What is wrong with entries of a folder that are neither folders nor regular files, by name."""
+Flaws = Mapping[bytes, tuple[ProblemKind, str]]
+"""Kind and detail of entries of a folder that are neither folders nor regular files, by name."""
 
 
 def are_usual(names: list[bytes]) -> bool:
-    """Return whether nothing can be wrong with the *names* of regular files; quickly."""
+    """Return whether all *names* are those of valid image files, without checking each."""
     text = b"\0%b\0" % b"\0".join(names)
     num_images = sum(text.count(end) for end in _USUAL_ENDS)
     return num_images == len(names) and text.isascii() and b"\0." not in text
 
 
-def problem_of(folder: bytes, name: bytes, odd: Oddities) -> Problem | None:
-    """Return what is wrong with the entry *name* of *folder* before it is opened.
+def problem_of(folder: bytes, name: bytes, flaws: Flaws) -> Problem | None:
+    """Return the problem of the entry *name* of *folder*, as far as known without opening it.
 
     Args:
         folder: Relative to the root, with a ``/`` at the end; empty for the root itself.
-        name: Of no folder.
-        odd: Of this folder.
+        name: Of an entry that is not a folder.
+        flaws: Of this folder.
     """
     detail = ""
     if name.startswith(b"."):
         kind = ProblemKind.HIDDEN
-    elif name in odd:
-        kind, detail = odd[name]
+    elif name in flaws:
+        kind, detail = flaws[name]
     elif not is_image_name(name):
         kind = ProblemKind.OTHER_SUFFIX
     elif not is_utf8(folder) or not is_utf8(name):
@@ -63,17 +63,16 @@ _KIND_OF_ERRNO = {
     errno.ENOENT: ProblemKind.VANISHED,
     errno.ENOTDIR: ProblemKind.VANISHED,
     errno.ESTALE: ProblemKind.VANISHED,
-    errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: a link has taken its place
+    errno.ELOOP: ProblemKind.CHANGED_WHILE_READ,  # O_NOFOLLOW: it was replaced by a link
     errno.ENXIO: ProblemKind.NOT_A_REGULAR_FILE,  # a socket
 }
 
 
 def problem_from(path: bytes, error: OSError) -> Problem:
-    """Return the problem that *error* is, met at *path*.
+    """Return *error*, raised at *path*, as a problem.
 
     Raises:
-        OSError: *error* itself, where it says nothing of the file: this process has run out of
-            file descriptors or memory.
+        OSError: *error* itself, if this process has run out of file descriptors or memory.
     """
     if error.errno in OUR_OWN_LIMITS:
         raise error
@@ -82,7 +81,7 @@ def problem_from(path: bytes, error: OSError) -> Problem:
 
 
 def is_image_name(name: bytes) -> bool:
-    """Return whether a file of that name may be an image."""
+    """Return whether a file name has the suffix of an image."""
     return name[name.rfind(b".") :].lower() in IMAGE_SUFFIXES
 
 
@@ -106,9 +105,9 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def is_remote(folder: Path) -> bool:
-    """Return whether inodes and status-change times need not last where *folder* lies.
+    """Return whether *folder* is on a network file system.
 
-    They may be made up anew by the next machine, or the next mount, that looks.
+    Inodes and status-change times may differ there between machines and mounts.
     """
     kind = file_system_of(folder)
     return kind in _REMOTE or kind.startswith("fuse")
@@ -131,17 +130,17 @@ def file_system_of(folder: Path) -> str:
 
 
 CHUNK_FILES = 128
-"""Entries in a chunk at most: enough to make a chunk's overhead small, few enough to redo."""
+"""Most entries of a chunk: enough for a small overhead, few enough to be hashed again."""
 
 
 class Chunk(NamedTuple):
-    """Neighbours in path order, all in one folder.
+    """Entries of one folder that follow each other in path order.
 
     Attributes:
         folder: Relative to the root, with a ``/`` at the end; empty for the root itself.
-        entries: The names, each with what is wrong with it already (None: it is to be read).
-        fraction: Share of the tree that lies before the end of this chunk, 0 to 1; an estimate
-            that takes all entries of a folder for equally large.
+        entries: Names, each with its problem, or None if it is to be read.
+        fraction: Share of the tree up to the end of this chunk, 0 to 1; an estimate that treats
+            all entries of a folder as equally large.
         container: Of a chunk that is a container or a class tar in one; it has no entries.
     """
 
@@ -157,7 +156,7 @@ class Chunk(NamedTuple):
 
 
 ListFiles = Callable[[bytes], list[bytes] | None]
-"""Returns the names in a folder that holds nothing but files; None of any other."""
+"""Returns the names in a folder of regular files; None for any other folder."""
 
 
 KindOf = Callable[[bytes], str | None]
@@ -176,12 +175,12 @@ def walk(
     list_files: ListFiles = lambda _folder: None,
     kind_of: KindOf = kind_of_tar,
 ) -> Iterator[Chunk]:
-    """Yield every entry below *root* that is not a folder, and the folders that are not read.
+    """Yield all files below *root*, and the folders that are not read.
 
     Args:
-        root: The image root.  Bytes, so that neither the locale nor odd names matter.
-        follow_symlinks: Read what symbolic links lead to, instead of leaving them out.
-        list_files: A quicker way to list plain folders.
+        root: The image root; bytes, to be independent of the locale.
+        follow_symlinks: Read the targets of symbolic links instead of skipping them.
+        list_files: Lists folders of regular files faster.
         kind_of: Which files are containers.
 
     Raises:
@@ -194,23 +193,23 @@ def walk(
 
 @dataclass
 class Level:
-    """A folder on the way from the root to where the walk is."""
+    """A folder between the root and the position of the walk."""
 
     path: bytes
     keys: list[bytes]
     """Names in order; those of folders end in ``/``."""
-    odd: dict[bytes, tuple[ProblemKind, str]]
-    """What is wrong with those that are neither folders nor regular files."""
+    flaws: dict[bytes, tuple[ProblemKind, str]]
+    """Kind and detail of entries that are neither folders nor regular files."""
     containers: dict[bytes, ContainerRange] = field(default_factory=dict)
-    """By their keys: the names of the folders they stand for, or their own, if these are taken."""
+    """By key: the name of the folder they would be unpacked to, or their own if that exists."""
     has_files_only: bool = False
-    """All names are those of regular files, as far as that is known."""
+    """Whether all names are known to be regular files."""
     num_taken: int = 0
     waiting: list[tuple[bytes, Problem | None]] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
-        """Whether all its names have been taken."""
+        """Whether all its names have been yielded."""
         return self.num_taken == len(self.keys)
 
     def add_containers(self, kinds: Mapping[bytes, str]) -> None:
@@ -223,7 +222,7 @@ class Level:
         for name, kind in sorted(kinds.items()):
             path, key = self.path + name, (archive_stem(name) or name) + b"/"
             if not is_utf8(path):
-                self.odd[name] = ProblemKind.NAME_NOT_UTF8, ""
+                self.flaws[name] = ProblemKind.NAME_NOT_UTF8, ""
                 self.keys.append(name)
                 continue
             if kind != TAR:
@@ -239,7 +238,7 @@ class Level:
 
 
 class Walker:
-    """The way through a tree; what a file system has to offer for it is in `_open`, `_remember`."""
+    """Walks a tree; `_open` and `_remember` use the file system."""
 
     def __init__(self, root: bytes, *, follow_symlinks: bool) -> None:
         self._root = root
@@ -250,7 +249,7 @@ class Walker:
         self.kind_of: KindOf = kind_of_tar
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield every entry that is not a folder, and the folders that are not read."""
+        """Yield all files, and the folders that are not read."""
         self._remember(b"")
         self._stack.append(self._open(b""))
         while self._stack:
@@ -269,13 +268,13 @@ class Walker:
                 self._stack.pop()
 
     def _take(self, level: Level) -> Level | None:
-        """Take names until a chunk is full, the folder ends, or one has to be gone into."""
+        """Take names until the chunk is full, the folder ends or a folder is entered."""
         if level.has_files_only and not level.waiting:
             names = level.keys[level.num_taken : level.num_taken + CHUNK_FILES]
             level.num_taken += len(names)
             is_fine = are_usual(names)
             level.waiting = [
-                (name, None if is_fine else problem_of(level.path, name, level.odd))
+                (name, None if is_fine else problem_of(level.path, name, level.flaws))
                 for name in names
             ]
             return None
@@ -290,7 +289,7 @@ class Walker:
                     return found
                 level.waiting.append((key, found))
             else:
-                level.waiting.append((key, problem_of(level.path, key, level.odd)))
+                level.waiting.append((key, problem_of(level.path, key, level.flaws)))
         return None
 
     def _go_into(self, path: bytes, key: bytes) -> Level | Problem:
@@ -307,7 +306,7 @@ class Walker:
         return Problem(printable(path), kind, f"is `{printable(first) or '/'}`")
 
     def _remember(self, path: bytes) -> bytes | None:
-        """Return the name under which the folder was met before; None if it was not."""
+        """Return the path at which the same folder was entered before; None if it was not."""
         status = os.stat(self._root + path)  # noqa: PTH116 (bytes)
         if not status.st_ino:  # a file system without inode numbers
             return None
@@ -327,7 +326,7 @@ class Walker:
                 name = entry.name
                 if name[-1] in _ENDS_OF_ARCHIVES or not entry.is_file(follow_symlinks=False):
                     key = self._key(entry, level)
-                    if (kind := self._kind_of_key(key)) and key not in level.odd:
+                    if (kind := self._kind_of_key(key)) and key not in level.flaws:
                         archives[key] = kind
                     else:
                         level.keys.append(key)
@@ -347,21 +346,21 @@ class Walker:
         return self.kind_of(key) if is_candidate else None
 
     def _key(self, entry: os.DirEntry[bytes], level: Level) -> bytes:
-        """Return the sort key of *entry*; note in *level* what is wrong with it, if anything."""
+        """Return the sort key of *entry*; add its flaw, if any, to *level*."""
         if entry.is_file(follow_symlinks=False):
             return entry.name
         if entry.is_dir(follow_symlinks=False):
             return entry.name + b"/"
         if not entry.is_symlink():
-            level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, ""
+            level.flaws[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, ""
             return entry.name
         if not self._follow_symlinks:
-            level.odd[entry.name] = ProblemKind.SYMLINK, _target(entry)
+            level.flaws[entry.name] = ProblemKind.SYMLINK, _target(entry)
             return entry.name
         return _followed_key(entry, level)
 
     def _fraction(self) -> float:
-        """Return the share of the tree that lies before this point."""
+        """Return the share of the tree that is done."""
         fraction, weight = 0.0, 1.0
         for level in self._stack:
             weight /= len(level.keys)
@@ -385,12 +384,12 @@ def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
     except OSError as error:
         is_loop = error.errno == errno.ELOOP
         kind = ProblemKind.SYMLINK_LOOP if is_loop else ProblemKind.BROKEN_SYMLINK
-        level.odd[entry.name] = kind, _target(entry)
+        level.flaws[entry.name] = kind, _target(entry)
         return entry.name
     if stat.S_ISDIR(mode):
         return entry.name + b"/"
     if not stat.S_ISREG(mode):
-        level.odd[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, _target(entry)
+        level.flaws[entry.name] = ProblemKind.NOT_A_REGULAR_FILE, _target(entry)
     return entry.name
 
 
@@ -405,9 +404,9 @@ _MAX_LOOKED_INTO, _MAX_LOOKED_AT = 8, 64
 
 
 def image_root(root: Path) -> tuple[Path, str | None]:
-    """Return *root*, absolute and without symbolic links, if there are folders or archives in it.
+    """Return *root* resolved, if it holds folders or archives.
 
-    Where it is an archive itself, the root is its folder, and the second value its name.
+    For an archive, return its folder and its name.
 
     Raises:
         ImageTreeError: There is no such folder, or it holds neither folders nor archives.
@@ -437,7 +436,7 @@ def image_root(root: Path) -> tuple[Path, str | None]:
 
 
 def refuse_parquet(root: str) -> NoReturn:
-    """Refuse a tree of Parquet files, and say which command reads them."""
+    """Refuse a tree of Parquet files and name the command that reads them."""
     raise LayoutError(
         f"`{root}` holds Parquet files, and no image files",
         hint="`vit21k train --data DIR` reads a Hugging Face dataset whose files are in DIR or "
@@ -447,7 +446,7 @@ def refuse_parquet(root: str) -> NoReturn:
 
 
 def look_at(root: Path, layout: Layout) -> None:
-    """Refuse at once, before hours of reading, what shows at the top of *root*.
+    """Refuse layouts that are recognisable at the top of *root*, before reading it.
 
     Raises:
         LayoutError: Its folders cannot be classes.
@@ -464,7 +463,7 @@ def look_at(root: Path, layout: Layout) -> None:
 
 
 def _look_for_flat(folders: list[Path], layout: Layout) -> None:
-    """Refuse a root whose few folders are no classes, and hold images and no folders."""
+    """Refuse a root with few folders that are not classes and hold only images."""
     for folder in folders:
         inside = _first_of(folder, _MAX_LOOKED_AT)
         images = [entry for entry in inside if is_image_name(os.fsencode(entry.name))]
@@ -488,7 +487,7 @@ def _may_hold_images(entry: Path) -> bool:
 def _first_of(folder: Path, count: int) -> list[Path]:
     try:
         return list(islice(folder.iterdir(), count))
-    except OSError:  # the walk says what is wrong
+    except OSError:  # the walk reports it
         return []
 
 
@@ -496,10 +495,10 @@ _NO_IMAGES = (
     "", ".cfg", ".cls", ".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".m", ".mat",
     ".md", ".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
 )  # fmt: skip
-"""Suffixes of files that nobody expects images in."""
+"""Suffixes of files that do not hold images."""
 
 ARCHIVE = "an archive"
-"""Why an archive is skipped: it is a matter of whoever lists the folder to look into it."""
+"""Reason why an archive is skipped; the caller may read it."""
 
 _READ = (None, ProblemKind.NOT_IN_CLASS_FOLDER)
 _NO_LOSS = (ProblemKind.HIDDEN, ProblemKind.FOLDER_SEEN_BEFORE)
@@ -507,13 +506,13 @@ _NUM_NAMED = 5
 
 
 class Skipped(NamedTuple):
-    r"""An entry of a folder that is not looked at.
+    r"""An entry of a folder that is not read.
 
     Attributes:
         path: Relative to the folder; bytes that are not UTF-8 as ``\xNN``.
-        why: In a few words.
-        may_hold_images: Whether images may be missed: it is an archive, an image of another format,
-            a link to nothing, a folder that cannot be read.
+        why: The reason, in a few words.
+        may_hold_images: Whether it may hold images: an archive, an image of another format, a
+            broken link, an unreadable folder.
     """
 
     path: str
@@ -522,13 +521,13 @@ class Skipped(NamedTuple):
 
 
 def list_folder(root: Path, *, any_name: bool = False) -> tuple[list[str], list[Skipped]]:
-    """Return the image files below *root*, in byte order, and what is not looked at.
+    """Return the image files below *root*, in byte order, and the entries that are not read.
 
-    Symbolic links are followed, and images right in *root* count, which have no class.
+    Symbolic links are followed; images directly in *root* are included.
 
     Args:
         root: A folder.
-        any_name: Take also files whose names are not UTF-8, as `os.fsdecode` gives them.
+        any_name: Include files whose names are not UTF-8, as `os.fsdecode` returns them.
     """
     read = (*_READ, ProblemKind.NAME_NOT_UTF8) if any_name else _READ
     paths, skipped = [], []
@@ -554,17 +553,17 @@ def _skipped(path: bytes, kind: ProblemKind, detail: str) -> Skipped:
 
 
 def may_be_image(name: str) -> bool:
-    """Return whether a file with a suffix that is not read may be an image, or hold some."""
+    """Return whether a file with another suffix may be an image or hold images."""
     return Path(name).suffix.lower() not in _NO_IMAGES
 
 
 def in_words(skipped: Sequence[Skipped]) -> str:
-    """Return how many entries were not looked at, and name those that matter most."""
+    """Return how many entries were not read, with the names of the most important."""
     first = sorted(skipped, key=lambda one: not one.may_hold_images)[:_NUM_NAMED]
     named = ", ".join(f"`{one.path}` ({one.why})" for one in first)
     more = f" and {len(skipped) - len(first):,} more" if len(skipped) > len(first) else ""
     verb = "entry was" if len(skipped) == 1 else "entries were"
-    return f"{len(skipped):,} {verb} not looked at: {named}{more}"
+    return f"{len(skipped):,} {verb} not read: {named}{more}"
 
 
 class FolderEntry(NamedTuple):

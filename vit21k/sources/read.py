@@ -1,4 +1,4 @@
-"""Read the bytes of images; what cannot be read is told apart from what cannot be decoded.
+"""Read the bytes of images; unreadable files are distinguished from undecodable ones.
 
 The image root is a folder or a URL: `ImageReader` reads images below either.
 """
@@ -19,10 +19,10 @@ from vit21k.sources.remote import NUM_CONNECTIONS, ObjectEndsError, Range, Remot
 from vit21k.sources.tar import is_gzip
 
 MAX_UNREAD = 100
-"""Files in a row that cannot be read, before the tree is considered gone."""
+"""Unreadable files in a row after which the tree is considered gone."""
 
 OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors of the system that say nothing of the file."""
+"""Errors that are about this process, not about the file."""
 
 _NUM_READS = 3
 
@@ -33,11 +33,11 @@ Root = str | Path
 
 
 def read_again(read: Callable[[int], bytes], row: int) -> bytes:
-    """Return what *read* gives for *row*; an error of the system is not believed at once.
+    """Return `read(row)`; operating system errors are retried.
 
     Raises:
-        ImageError: The file is not there, or an archive is shorter than it was.
-        OSError: It cannot be read, again and again.
+        ImageError: The file is not there, or its container is too short.
+        OSError: It cannot be read repeatedly.
     """
     for _ in range(_NUM_READS - 1):
         try:
@@ -48,10 +48,10 @@ def read_again(read: Callable[[int], bytes], row: int) -> bytes:
 
 
 def why_unread(error: ImageError | OSError) -> str:
-    """Return in words why a file cannot be read.
+    """Return why a file cannot be read.
 
     Raises:
-        OSError: *error* itself, where this process has run out of file descriptors or memory.
+        OSError: *error* itself, if this process has run out of file descriptors or memory.
     """
     if isinstance(error, ImageError):
         return error.message
@@ -63,9 +63,9 @@ def why_unread(error: ImageError | OSError) -> str:
 def refuse_gone(
     outcomes: Iterable[T], why: Callable[[T], str | None], root: Root, *, is_all: bool = True
 ) -> Iterator[T]:
-    """Yield *outcomes*, unless as many files in a row are unread as no tree loses now and then.
+    """Yield *outcomes*, unless `MAX_UNREAD` files in a row are unreadable: the tree is gone.
 
-    None of these is yielded before it is clear that the tree is there.
+    Unreadable files are held back until a readable one follows.
 
     Args:
         outcomes: One for each file of a tree, in order.
@@ -157,7 +157,7 @@ def existing_root(hashed: str, root: Root | None) -> str:
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody uses it any more."""
+    """A descriptor that is closed with its last reference."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -268,7 +268,7 @@ class ImageReader:
                 return self.tree.read_range(container, offset, offset + num_bytes)
             except OSError as error:
                 raise _explained(container, error) from error
-        file = self._file(container)  # held: whoever closes it must wait
+        file = self._file(container)  # the reference keeps it open
         parts = []
         while num_bytes:
             part = os.pread(file.descriptor, num_bytes, offset)
@@ -282,7 +282,7 @@ class ImageReader:
     def _file(self, container: str) -> _OpenFile:
         with self._lock:
             file = self._open.pop(container, None) or self._opened(container)
-            self._open[container] = file  # the last one used
+            self._open[container] = file  # most recently used
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return file
@@ -297,7 +297,7 @@ class ImageReader:
         return file
 
     def _open_file(self, path: str) -> _OpenFile:
-        """Open a file; where the process may open no more, close those kept open first."""
+        """Open a file; if the limit of descriptors is reached, close the others first."""
         try:
             return _OpenFile(path)
         except OSError as error:
@@ -332,6 +332,6 @@ def _too_short(container: str) -> ImageError:
 
 
 def _suitable_max() -> int:
-    """Return how many containers to keep open: a quarter of what this process may open."""
+    """Return how many containers to keep open: a quarter of the limit of this process."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPEN if limit == resource.RLIM_INFINITY else max(min(MAX_OPEN, limit // 4), 1)

@@ -15,7 +15,7 @@ _SUFFIXES = (b".tar", b".tar.gz", b".tgz")
 
 
 def archive_stem(name: bytes) -> bytes | None:
-    """Return *name* without its suffix; None if it is not that of an archive."""
+    """Return *name* without its suffix; None if the suffix is not that of a tar."""
     lower = name.lower()
     for suffix in _SUFFIXES:
         if lower.endswith(suffix) and len(name) > len(suffix):
@@ -24,12 +24,12 @@ def archive_stem(name: bytes) -> bytes | None:
 
 
 def is_gzip_name(name: str) -> bool:
-    """Return whether a file's name says that it is compressed."""
+    """Return whether a file name has the suffix of a compressed tar."""
     return name.lower().endswith((".gz", ".tgz"))
 
 
 def is_gzip(descriptor: int) -> bool:
-    """Return whether an open file begins like a gzip file."""
+    """Return whether an open file starts with the gzip magic number."""
     return os.pread(descriptor, len(GZIP_START), 0) == GZIP_START
 
 
@@ -55,20 +55,20 @@ BLOCK_BYTES = 512
 
 _ADLER_MODULUS = 65_521
 _CHECKSUM = slice(148, 156)
-_BLANKS = 256  # the sum of the eight blanks that stand for the checksum while it is made
+_SPACES = 256  # the checksum field counts as eight spaces
 _LAST_PLAIN_BYTE = 0x7F
 _NEGATIVE = 0xFF
 _MAX_NUMBER = 1 << 62
 
 
 class Header(NamedTuple):
-    r"""What one header block says.
+    r"""Content of a header block.
 
     Attributes:
-        name: As stored; the prefix of POSIX joined to it.
+        name: As stored, after the POSIX prefix.
         num_bytes: Size of the data that follow, without padding.
         type: One byte; ``b"\0"`` and ``b"0"`` are regular files.
-        is_extended: For sparse files of old GNU: another block of their map follows.
+        is_extended: Of old GNU sparse files: another block of the map follows.
     """
 
     name: bytes
@@ -78,7 +78,7 @@ class Header(NamedTuple):
 
 
 def parse_header(block: memoryview) -> Header | None:
-    """Return what *block*, of 512 bytes, says; None if it is not a header."""
+    """Parse *block*, 512 bytes; None if it is not a header."""
     raw = bytes(block)
     if not _has_its_checksum(raw):
         return None
@@ -92,7 +92,7 @@ def parse_header(block: memoryview) -> Header | None:
 
 
 def parse_number(field: bytes) -> int | None:
-    """Return the number in *field*: octal digits, or base 256 as GNU has it; None if neither."""
+    """Parse a numeric field, octal or GNU base-256; None if it is neither."""
     if field[0] > _LAST_PLAIN_BYTE:
         if field[0] == _NEGATIVE:
             return int.from_bytes(field, "big", signed=True)
@@ -107,21 +107,21 @@ def parse_number(field: bytes) -> int | None:
 
 
 def _has_its_checksum(raw: bytes) -> bool:
-    """Compare the sum of the block's bytes with the one that it says it has.
+    """Return whether the checksum of a header block is correct.
 
     Adler-32 holds the sum in its lower half, modulo 65,521: 40 times as fast as `sum`.
     """
-    said = parse_number(raw[_CHECKSUM])
-    if not said:  # an end block is all zeros
+    stored = parse_number(raw[_CHECKSUM])
+    if not stored:  # an end block is all zeros
         return False
-    others = said - _BLANKS + sum(raw[_CHECKSUM])
+    others = stored - _SPACES + sum(raw[_CHECKSUM])
     if (1 + others - (zlib.adler32(raw) & 0xFFFF)) % _ADLER_MODULUS == 0:
         return True
     # Old tars (Sun's) summed up signed bytes.
     signed = sum(raw[:148] + raw[156:]) - 256 * sum(
         byte > _LAST_PLAIN_BYTE for byte in raw[:148] + raw[156:]
     )
-    return said == signed + _BLANKS
+    return stored == signed + _SPACES
 
 
 def _text(field: bytes) -> bytes:
@@ -129,21 +129,21 @@ def _text(field: bytes) -> bytes:
 
 
 WINDOW_BYTES = 1 << 20
-"""Most members fit many times; small enough to be read into, and digested from, the cache."""
+"""Holds most members many times, and fits into the processor cache with the code that hashes it."""
 
 _RAW_BYTES = 1 << 18
-_GZIP = 31  # zlib: the window of gzip, and its header
+_GZIP = 31  # zlib: a gzip header, largest window
 MAX_RATIO = 100
 RATIO_COUNTS_FROM = 1 << 26
-"""Images hardly shrink at all; a stream that grows a hundredfold is a bomb."""
+"""Compressed images hardly shrink: a stream that expands a hundredfold is a bomb."""
 
 
 class BombError(Exception):
-    """A compressed stream unpacks to more than a hundred times its size."""
+    """A compressed stream expands to more than a hundred times its size."""
 
 
 class Source(Protocol):
-    """Where a window's bytes come from."""
+    """Source of the bytes of a `Window`."""
 
     @property
     def num_bytes(self) -> int | None:
@@ -153,11 +153,11 @@ class Source(Protocol):
         """Fill *view* with what is at *offset* of the stream, or a part of it; 0 at the end."""
 
     def can_jump(self) -> bool:
-        """Return whether any offset may be asked for, not only the next one."""
+        """Return whether any offset can be read, not only the next one."""
 
 
 class FileSource:
-    """An open file, offset for offset, up to *end*."""
+    """An uncompressed local file, up to *end*."""
 
     def __init__(self, descriptor: int, end: int | None = None) -> None:
         size = os.fstat(descriptor).st_size
@@ -175,7 +175,7 @@ class FileSource:
 
 
 class SeekableSource:
-    """A seekable file object, local or behind a URL, offset for offset."""
+    """An uncompressed seekable file object, local or behind a URL."""
 
     def __init__(self, source: ByteSource) -> None:
         self.num_bytes: int = source.seek(0, os.SEEK_END)
@@ -201,12 +201,12 @@ class SeekableSource:
 
 
 class GzipSource:
-    """What a gzip file of one or more parts unpacks to.
+    """The decompressed stream of a gzip file with one or more members.
 
     Raises:
         EOFError: On reading: the file ends too early.
         zlib.error: On reading: it is damaged.
-        BombError: On reading: it grows too much.
+        BombError: On reading: it expands too much.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -230,7 +230,7 @@ class GzipSource:
             self._is_within = True
             self._raw = self._unpacker.unconsumed_tail
             if self._unpacker.eof:
-                self._next_part()
+                self._next_gzip_member()
             if unpacked:
                 self._count(len(unpacked))
                 view[: len(unpacked)] = unpacked
@@ -245,7 +245,7 @@ class GzipSource:
         self._num_read += len(raw)
         return raw
 
-    def _next_part(self) -> None:
+    def _next_gzip_member(self) -> None:
         self._raw = self._unpacker.unused_data.lstrip(b"\0")  # some writers pad
         self._unpacker = zlib.decompressobj(_GZIP)
         self._is_within = False
@@ -258,10 +258,10 @@ class GzipSource:
 
 
 class Window:
-    """The part of a stream that is in memory.
+    """A buffered, forward-moving view of a stream.
 
     Attributes:
-        offset: Of the next byte to be taken, in the stream.
+        offset: Of the next byte of the stream.
         num_fills: How often bytes were read; what was taken before the last time is not valid.
     """
 
@@ -271,7 +271,7 @@ class Window:
         self._source = source
         self._window_bytes = window_bytes
         self._buffer = memoryview(bytearray(window_bytes))
-        self._start = self._end = 0  # what is in memory and not yet taken
+        self._start = self._end = 0  # of the buffered bytes that are not taken yet
 
     @property
     def num_bytes(self) -> int | None:
@@ -307,7 +307,7 @@ class Window:
         return bytes(view[:end])
 
     def give_back(self, num_bytes: int) -> None:
-        """Untake the last *num_bytes* of what `take` has just returned."""
+        """Move back over the last *num_bytes* of what `take` has just returned."""
         self.offset -= num_bytes
         self._start -= num_bytes
 
@@ -331,7 +331,7 @@ class Window:
         return True
 
     def _fill(self, num_bytes: int) -> None:
-        """Read until *num_bytes* are there, or the stream ends, and as much more as fits."""
+        """Read *num_bytes* or up to the end of the stream, and more if it fits."""
         self.num_fills += 1
         waiting = self._buffer[self._start : self._end]
         too_small = num_bytes > len(self._buffer)
@@ -351,10 +351,10 @@ class Window:
 
 
 MAX_MEMBER_BYTES = 1 << 28
-"""256 MiB: no image of ImageNet-21K comes near."""
+"""256 MiB; the largest image of ImageNet-21K is far smaller."""
 
 _MAX_NAME_BYTES = 4096
-_MAX_AMENDMENT_BYTES = 1 << 20
+_MAX_EXTENDED_BYTES = 1 << 20
 _SCAN_BYTES = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _IS_EXTENDED_AT = 504
@@ -380,14 +380,14 @@ Flaw = tuple[ProblemKind, str]
 
 
 class Member(NamedTuple):
-    """A member of an archive, or a stretch of it that is damaged.
+    """A member of a tar, or a damaged stretch of it.
 
     Attributes:
         name: Relative, without ``.`` and doubled slashes; as stored if it is not relative, and
             empty for a stretch.
-        offset: Where its data begin in the stream; where a stretch begins.
+        offset: Of the first byte of its data, or of a stretch, in the stream.
         num_bytes: Size of the data.
-        flaw: What is wrong with it; None for a regular file, which may be read.
+        flaw: What is wrong with it; None for a readable regular file.
     """
 
     name: bytes
@@ -397,8 +397,8 @@ class Member(NamedTuple):
 
 
 @dataclass
-class _Amendments:
-    """What the blocks before a header say of its member."""
+class _Extended:
+    """Extended headers (pax, GNU) that precede the header of a member."""
 
     long_name: bytes | None = None
     pax: dict[bytes, bytes] = field(default_factory=dict)
@@ -406,14 +406,13 @@ class _Amendments:
 
 
 def read_members(window: Window, end: int | None = None) -> Iterator[Member]:
-    """Yield the members of the archive at *window*, folders excepted, in the archive's order.
+    """Yield the members of the tar at *window* in its order, without folders.
 
-    Whoever is given a member may take its data, or some of them, from *window* before asking for
-    the next one.
+    The data of a member may be taken from *window* before the next member is requested.
 
     Args:
         window: At the first header.
-        end: Where the archive ends, if that is before the end of the stream.
+        end: Offset where the tar ends, if before the end of the stream.
     """
     return _Reader(window, window.num_bytes if end is None else end).members()
 
@@ -424,7 +423,7 @@ class _Reader:
         self._end = end
 
     def members(self) -> Iterator[Member]:
-        amendments = _Amendments()
+        extended = _Extended()
         while True:
             at = self._window.offset
             block = self._take(BLOCK_BYTES)
@@ -438,9 +437,9 @@ class _Reader:
             if header is None:
                 self._window.give_back(BLOCK_BYTES)
                 yield self._damaged_stretch()
-            elif not self._amend(amendments, header):
-                member, stop = self._member(header, amendments)
-                amendments = _Amendments()
+            elif not self._take_extended(extended, header):
+                member, stop = self._member(header, extended)
+                extended = _Extended()
                 if header.type != _FOLDER and not member.name.endswith(b"/"):
                     yield member
                 is_cut = member.flaw is not None and member.flaw[0] is _TRUNCATED
@@ -456,38 +455,38 @@ class _Reader:
         """Move forward, not beyond the end of the archive: the last padding may be missing."""
         return self._window.go_to(stop if self._end is None else min(stop, self._end))
 
-    def _amend(self, amendments: _Amendments, header: Header) -> bool:
-        """Note what an extended header says of the next one; return False if it is a member's."""
+    def _take_extended(self, extended: _Extended, header: Header) -> bool:
+        """Store an extended header; return False if *header* is that of a member."""
         num_bytes = _padded(header.num_bytes)
         if header.type in _NO_MEMBER:
             return self._go_to(self._window.offset + num_bytes) or True
         if header.type not in {b"L", b"x", b"X"}:
             return False
-        if header.num_bytes > _MAX_AMENDMENT_BYTES:
+        if header.num_bytes > _MAX_EXTENDED_BYTES:
             detail = f"has a name, or a record, of {header.num_bytes:,} bytes"
-            amendments.flaw = ProblemKind.ARCHIVE_DAMAGED, detail
+            extended.flaw = ProblemKind.ARCHIVE_DAMAGED, detail
             return self._go_to(self._window.offset + num_bytes) or True
         content = bytes(self._take(num_bytes)[: header.num_bytes])
         if header.type == b"L":
-            amendments.long_name = content.partition(b"\0")[0]
+            extended.long_name = content.partition(b"\0")[0]
         elif (records := parse_pax(content)) is None:
-            amendments.flaw = ProblemKind.ARCHIVE_DAMAGED, "has a malformed pax record"
+            extended.flaw = ProblemKind.ARCHIVE_DAMAGED, "has a malformed pax record"
         else:
-            amendments.pax |= records
+            extended.pax |= records
         return True
 
-    def _member(self, header: Header, amendments: _Amendments) -> tuple[Member, int]:
-        """Return the member of *header*, and where the next header is."""
-        pax = amendments.pax
+    def _member(self, header: Header, extended: _Extended) -> tuple[Member, int]:
+        """Return the member of *header* and the offset of the next header."""
+        pax = extended.pax
         while header.is_extended and header.type == b"S":  # the map goes on in blocks of its own
             block = self._take(BLOCK_BYTES)
             header = header._replace(
                 is_extended=len(block) == BLOCK_BYTES and bool(block[_IS_EXTENDED_AT])
             )
-        name = pax.get(b"path", amendments.long_name or header.name)
+        name = pax.get(b"path", extended.long_name or header.name)
         num_bytes = parse_pax_size(pax) if b"size" in pax else header.num_bytes
         offset = self._window.offset
-        flaw = amendments.flaw or _FLAWS.get(header.type) or _flaw_of(header, pax, num_bytes)
+        flaw = extended.flaw or _FLAWS.get(header.type) or _flaw_of(header, pax, num_bytes)
         data = 0 if header.type in _WITHOUT_DATA else max(num_bytes, 0)
         if self._end is not None and offset + data > self._end:
             detail = f"has {self._end - offset:,} of {num_bytes:,} bytes"
@@ -498,22 +497,22 @@ class _Reader:
         return Member(plain, offset, num_bytes, flaw), offset + _padded(data)
 
     def _rest(self, at: int) -> Iterator[Member]:
-        """Look at what comes after the first end block: there should be zeros only."""
+        """Check that only zeros follow the first end block."""
         while len(content := self._take(_SCAN_BYTES)):
             if content.tobytes().strip(b"\0"):
-                detail = "goes on after its end mark; what comes there is not read"
+                detail = "has data after its end mark, which are not read"
                 yield _stretch(at, 0, ProblemKind.ARCHIVE_DAMAGED, detail)
                 return
 
     def _damaged_stretch(self) -> Member:
-        """Move to the next header that can be told from data."""
+        """Skip to the next block that is recognisably a header."""
         at = self._window.offset
         while len(content := self._take(_SCAN_BYTES)):
             if (start := _next_header(content)) is not None:
                 self._window.give_back(len(content) - start)
                 break
         num_bytes = self._window.offset - at
-        detail = f"no header where one should be; {num_bytes:,} bytes are passed over"
+        detail = f"no header where one is expected; {num_bytes:,} bytes are skipped"
         return _stretch(at, num_bytes, ProblemKind.ARCHIVE_DAMAGED, detail)
 
 
@@ -549,7 +548,7 @@ def parse_pax_size(pax: dict[bytes, bytes]) -> int:
 
 
 def _next_header(content: memoryview) -> int | None:
-    """Return where in *content*, which begins at a block, the first header is."""
+    """Return the offset of the first header in *content*, which begins at a block; None if none."""
     raw = content.tobytes()
     at = raw.find(_MAGIC, _MAGIC_AT)
     while at >= 0:
