@@ -7,7 +7,7 @@ the user has to settle.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -223,6 +223,9 @@ def flaw_of_class_name(name: str) -> str | None:
         return f"{name[:40]!r} is no class name"
     return None
 
+
+ReadAt = Callable[[int, int], bytes]
+"""(number of bytes, offset) -> bytes of a file, fewer where it ends."""
 
 ContainerItems = Iterator[ContainerImage | Problem]
 """What a reader yields."""

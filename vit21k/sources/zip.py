@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import ImageError, printable
 from vit21k.manifest.problems import ProblemKind
-from vit21k.sources.container import ByteSource
+from vit21k.sources.container import ByteSource, ReadAt
 from vit21k.sources.folders import is_utf8
 from vit21k.sources.tar import (
     MAX_MEMBER_BYTES,
@@ -57,9 +57,6 @@ _RAW_DEFLATE = -15
 _ENTRY_BYTES = 512  # of the directory, read at once where its entries are in another order
 
 _Numbers = NDArray[np.uint64]
-
-ReadAt = Callable[[int, int], bytes]
-"""(number of bytes, offset) -> bytes of a file, fewer where it ends."""
 
 
 class ZipMember(NamedTuple):
