@@ -121,8 +121,8 @@ def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_image_root_that_is_not_there_is_bad(tmp_path: Path) -> None:
-    assert root_fact(tmp_path / "nowhere").mark == "bad"
-    assert str(tmp_path) in root_fact(tmp_path).value
+    assert root_fact(str(tmp_path / "nowhere")).mark == "bad"
+    assert str(tmp_path) in root_fact(str(tmp_path)).value
 
 
 def test_an_image_root_on_a_network_is_worth_a_look(
@@ -130,7 +130,7 @@ def test_an_image_root_on_a_network_is_worth_a_look(
 ) -> None:
     monkeypatch.setattr("vit21k.machine.file_system_of", lambda _path: "nfs4")
 
-    assert root_fact(tmp_path).mark == "look"
+    assert root_fact(str(tmp_path)).mark == "look"
 
 
 def test_a_processor_without_bfloat16_is_worth_a_look_where_it_trains() -> None:

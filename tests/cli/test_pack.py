@@ -183,7 +183,7 @@ def test_a_pack_may_be_moved(packs, tmp_path):
     shutil.copytree(packs["lossless"], tmp_path / "elsewhere")
     moved = images_of(tmp_path / "elsewhere")
 
-    assert moved.root == tmp_path / "elsewhere"
+    assert moved.root == str(tmp_path / "elsewhere")
     assert list(_contents(tmp_path / "elsewhere")) == before
 
 

@@ -121,7 +121,7 @@ class BenchImages(NamedTuple):
         return f"images of {self.manifest}" if self.manifest else "generated images"
 
 
-def open_images(manifests: Path, root: Path | None) -> BenchImages:
+def open_images(manifests: Path, root: str | None) -> BenchImages:
     """Return the images of train.parquet, or generated ones.
 
     Raises:

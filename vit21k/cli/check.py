@@ -68,14 +68,14 @@ def verify_command(
     from vit21k.pack.verify import is_pack
 
     if is_pack(manifests):
-        _verify_pack(root or manifests, combined, decode=decode, as_json=as_json)
+        _verify_pack(manifests, root, combined, decode=decode, as_json=as_json)
     else:
         _verify_tree(manifests, root, combined, num_workers, decode=decode, as_json=as_json)
 
 
 def _verify_tree(
     manifests: Path,
-    root: Path | None,
+    root: str | None,
     combined: Path | None,
     num_workers: int | None,
     *,
@@ -136,16 +136,25 @@ def _verify_tree(
     _exit(summary.is_same, problems)
 
 
-def _verify_pack(folder: Path, combined: Path | None, *, decode: bool, as_json: bool) -> None:
-    """Compare the pack in *folder* with its index, and report."""
-    from vit21k.pack.verify import decode_pack, verify_pack
+def _verify_pack(
+    folder: Path, root: str | None, combined: Path | None, *, decode: bool, as_json: bool
+) -> None:
+    """Compare the pack in *folder* with its index, and report.
 
+    A *root* is the folder of another copy, or the URL of its shards.
+    """
+    from vit21k.pack.verify import decode_pack, verify_pack
+    from vit21k.sources.remote import is_url
+
+    url = root if is_url(root) else None
+    folder = folder if url or root is None else Path(root)
     with (
         _difference_lines(combined, print_lines=not as_json) as on_file,
         console.progress("verify", unit="images") as progress,
     ):
         summary = verify_pack(
             folder,
+            root=url,
             on_file=on_file,
             on_shard=lambda num, num_bytes: progress.advance(num, num_bytes=num_bytes),
         )
@@ -159,6 +168,7 @@ def _verify_pack(folder: Path, combined: Path | None, *, decode: bool, as_json: 
             decode_pack(
                 folder,
                 summary,
+                root=url,
                 num_workers=num_threads(),
                 on_bad=on_bad,
                 on_verdict=lambda is_bad: progress.advance(num_problems=is_bad),

@@ -83,7 +83,7 @@ _PAIR_HINTS = {
 }
 
 
-def all_facts(*, manifests: Path, root: Path | None, with_torch: bool) -> Iterator[Fact]:
+def all_facts(*, manifests: Path, root: str | None, with_torch: bool) -> Iterator[Fact]:
     """Yield every fact, the slowest last.
 
     Args:
@@ -186,13 +186,18 @@ def folder_facts(name: str, folder: Path) -> Iterator[Fact]:
         yield Fact(f"{name}, inodes", f"{inodes.f_favail:,} free", "look", hint)
 
 
-def root_fact(root: Path) -> Fact:
+def root_fact(root: str) -> Fact:
     """Check the image root."""
-    if not root.is_dir():
-        return Fact(
-            "image root", f"{root} is not a folder", "bad", "name the image root with --root"
-        )
-    file_system = machine.file_system_of(root)
+    from vit21k.sources.read import existing_root
+    from vit21k.sources.remote import is_url
+
+    try:
+        existing_root(root, None)
+    except (errors.Vit21kError, OSError) as error:
+        return Fact("image root", str(error), "bad", "name the image root with --root")
+    if is_url(root):
+        return Fact("image root", root)
+    file_system = machine.file_system_of(Path(root))
     if file_system.startswith(_REMOTE):
         hint = "many small files are slow over a network; give `hash` more --num-workers"
         return Fact("image root", f"{root} on {file_system}", "look", hint)

@@ -46,7 +46,7 @@ class SheetOptions:
         typer.Option(min=1, help="Images read and decoded in parallel; about one per core."),
     ] = 4
 
-    def write(self, manifests: Path, kind: str, root: Path | None) -> dict[str, list[str]]:
+    def write(self, manifests: Path, kind: str, root: str | None) -> dict[str, list[str]]:
         """Write the sheets of the *kind* manifest, if asked for; return their paths for JSON."""
         if self.sheets is None:
             return {}

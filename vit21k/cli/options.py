@@ -85,6 +85,23 @@ def for_manifests(command: str, manifests: Path) -> str:
     return f"{command} --manifests {shlex.quote(str(manifests))}"
 
 
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20}
+_UNITS |= {"GiB": 2**30, "TiB": 2**40}
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Return the number of bytes that *text*, such as 200GB, stands for.
+
+    Raises:
+        UsageError: It is not a size.
+    """
+    for unit, factor in _UNITS.items():
+        number = text.removesuffix(unit).strip()
+        if number != text.strip() and number.replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise UsageError(f"{option}: `{text}` is not a size", hint="write it as 200GB, 1.5TB or 500GiB")
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
 
 LabelSource = Annotated[
@@ -99,10 +116,10 @@ LabelSource = Annotated[
 ]
 
 ImageRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--root",
-        metavar="DIR",
+        metavar="DIR|URL",
         envvar="VIT21K_ROOT",
         help="Current image root, if the tree has moved since it was hashed.",
     ),
@@ -420,7 +437,7 @@ def _words_of(skipped: "list[Skipped]") -> str:
     return one_line(in_words(skipped))
 
 
-def _of_manifest(manifest: Path, root: Path | None) -> "ImageRows":
+def _of_manifest(manifest: Path, root: str | None) -> "ImageRows":
     from vit21k.data.dataset import ImageDataset
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGE_KINDS

@@ -316,7 +316,7 @@ def export_dataset_command(
     console.note(f"read it with: {_HOW_TO_READ[to].format(out=folder)}")
 
 
-def _export(to: str, manifests: Path, out: Path, root: Path | None) -> dict[str, int]:
+def _export(to: str, manifests: Path, out: Path, root: str | None) -> dict[str, int]:
     """Write the export; return the number of images in each split or list."""
     if to == "plsc":
         from vit21k.prep.plsc import export_lists

@@ -27,6 +27,7 @@ from vit21k.cli.options import (
     device_or_best,
     for_manifests,
     local_copy,
+    parse_bytes,
     require_torch,
     workers_or_cores,
 )
@@ -302,6 +303,18 @@ def train_command(
         ),
     ] = None,
     root: ImageRoot = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep images of a URL in this folder of a local disk, which all processes of the "
+            "node share.",
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="With --cache: its limit, such as 500GB or 2TB."),
+    ] = "200GB",
     run_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run; default: runs/<recipe>."),
@@ -361,8 +374,11 @@ def train_command(
         vit21k train --recipe tiny --dry-run --plot-schedule schedule.png
 
         torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
+
+        vit21k train --recipe tiny --manifests pack --root s3://bucket/pack --cache /scratch/cache
     """
     require_torch("train")
+    from vit21k.data.dataset import CacheOptions
     from vit21k.training.context import RunOptions
     from vit21k.training.dry_run import dry_run as dry_run_of
     from vit21k.training.run import train_run
@@ -373,6 +389,7 @@ def train_command(
     loaded = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     default_dir = Path("runs") / _run_name(loaded.stage, recipe)
     fork = None if resume_from is None else _fork(resume_from, default_dir)
+    limit = parse_bytes("--cache-size", cache_size)
     options = RunOptions(
         manifests=manifests,
         root=root,
@@ -383,6 +400,7 @@ def train_command(
         recipe_name=_run_name(loaded.stage, recipe),
         log_to=parse_sinks(log_to),
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
+        cache=CacheOptions(cache, limit, console.warn) if cache else None,
     )
     source = _init_source(init, init_head, init_classes, weights)
     reporter = ConsoleReporter()

@@ -18,6 +18,8 @@ from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import refuse_inside
 from vit21k.prep.dedup import prefetched
+from vit21k.sources.read import Root
+from vit21k.sources.remote import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Splits:
         return {name: manifest.num_rows for name, manifest in self.by_name.items()}
 
 
-def open_splits(manifests: Path, out: Path, root: Path | None = None) -> Splits:
+def open_splits(manifests: Path, out: Path, root: Root | None = None) -> Splits:
     """Open the splits in the folder *manifests* for export into the new folder *out*.
 
     Args:
@@ -70,7 +72,9 @@ def open_splits(manifests: Path, out: Path, root: Path | None = None) -> Splits:
     return Splits(
         by_name=by_name,
         classes=train.classes(),
-        root=str(root.resolve() if root else train.header.root),
+        root=str(Path(root).resolve())
+        if root and not is_url(root)
+        else str(root or train.header.root),
     )
 
 

@@ -30,7 +30,7 @@ from vit21k.manifest.schema import FINGERPRINTS, IMAGES
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.file_digest import ALGORITHMS
 from vit21k.sources.folders import ARCHIVE, Skipped, in_words, list_folder
-from vit21k.sources.read import read_again, refuse_gone, why_unread
+from vit21k.sources.read import Root, read_again, refuse_gone, why_unread
 
 THUMB_SIDE = 32
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
@@ -304,7 +304,7 @@ def _scan_one(
 def scan_images(
     manifests: Path,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     num_workers: int = DEFAULT_NUM_WORKERS,
     on_images: OnImages = lambda _done, _total: None,
 ) -> ScanSummary:

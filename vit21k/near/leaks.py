@@ -35,6 +35,7 @@ from vit21k.near.fingerprint import (
 )
 from vit21k.near.search import Level, Pairs, find_pairs
 from vit21k.sources.folders import Skipped
+from vit21k.sources.read import Root
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class EvaluationSet:
         manifests: The folder of the manifests that it was taken from, if it was.
     """
 
-    root: Path
+    root: Root
     paths: pa.Array
     fingerprints: FingerprintSet
     problems: dict[str, str]
@@ -142,7 +143,7 @@ def _from_manifest(
     paths = all_paths.take(pa.array(row_M))
     of_set = set(paths.to_pylist()) if scanned.unread else set()
     unread = {path: why for path, why in scanned.unread.items() if path in of_set}
-    root = Path(manifest.header.root)
+    root = manifest.header.root
     return EvaluationSet(root, paths, chosen, problems, unread, manifests=folder.resolve())
 
 
@@ -211,7 +212,7 @@ def find_leaks(
     manifests: Path,
     against: Path,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     num_workers: int = DEFAULT_NUM_WORKERS,
     on_images: OnImages = _ignore,
     on_others: OnImages = _ignore,
@@ -269,7 +270,7 @@ def find_leaks(
 def find_near_duplicates(
     manifests: Path,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     num_workers: int = DEFAULT_NUM_WORKERS,
     on_images: OnImages = _ignore,
     on_view: Callable[[], None] = lambda: None,

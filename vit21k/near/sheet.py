@@ -16,7 +16,7 @@ from vit21k.errors import ImageError, one_line
 from vit21k.inference.files import Files
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES
-from vit21k.sources.read import why_unread
+from vit21k.sources.read import Root, why_unread
 
 
 class PairImages:
@@ -26,7 +26,7 @@ class PairImages:
         rows: The pairs, as the manifest has them.
     """
 
-    def __init__(self, manifest: Manifest, *, root: Path | None, max_pairs: int) -> None:
+    def __init__(self, manifest: Manifest, *, root: Root | None, max_pairs: int) -> None:
         """Open the first *max_pairs* pairs of *manifest*.
 
         Raises:
@@ -38,7 +38,7 @@ class PairImages:
         self._images = _images_of(manifest.path.parent, root)
         self._one = _places(table["path"], manifest.path.parent)
         options = manifest.header.options
-        self._other_root = Path(options["against"]) if "against" in options else None
+        self._other_root: str | None = options.get("against")
         self._others: ImageDataset | None = None
         others_at = manifest.path.parent if self._other_root is None else None
         if _is_there(options.get("against_manifests", "")):
@@ -72,7 +72,7 @@ class PairImages:
             return self._others.read_bytes(self._other[index])
         if self._other_root is None:
             raise AssertionError("pairs are within a set, or with another one")
-        return Files([self._other_root / self.rows[index]["other_path"]]).read_bytes(0)
+        return Files([Path(self._other_root) / self.rows[index]["other_path"]]).read_bytes(0)
 
 
 def _is_there(manifests: str) -> bool:
@@ -80,7 +80,7 @@ def _is_there(manifests: str) -> bool:
     return bool(manifests) and (Path(manifests) / IMAGES.file_name).is_file()
 
 
-def _images_of(manifests: Path, root: Path | None) -> ImageDataset:
+def _images_of(manifests: Path, root: Root | None) -> ImageDataset:
     return ImageDataset.from_manifest(open_manifest(manifests, IMAGES), root)
 
 

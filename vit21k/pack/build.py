@@ -38,6 +38,7 @@ from vit21k.pack.plan import (
     shard_pattern,
 )
 from vit21k.pack.shards import ShardBuilder
+from vit21k.sources.read import Root
 
 _FROM_INDEX = [name for name in PART_SCHEMA.names if name not in ("row", "problem", "detail")]
 
@@ -158,7 +159,7 @@ def pack(
     level: Level,
     options: PackOptions,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     on_start: Callable[[int], None] = lambda _num_images: None,
     on_image: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
     note: Callable[[str], None] = lambda _text: None,

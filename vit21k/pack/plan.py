@@ -23,6 +23,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, damage_is_an_error, open_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL
+from vit21k.sources.read import Root
 
 
 def scratch_array(folder: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
@@ -107,7 +108,7 @@ def open_sources(manifests: Path) -> Sources:
 
 
 def open_dataset(
-    sources: Sources, root: Path | None, note: Callable[[str], None] = lambda _text: None
+    sources: Sources, root: Root | None, note: Callable[[str], None] = lambda _text: None
 ) -> dict[str, ImageDataset]:
     """Open the images of each split; rows of a large one are mapped, and *note* hears of it.
 

@@ -5,7 +5,6 @@ in its place.  A shard whose digest is that of the index is right, with all its 
 other one, the images are digested one by one, to say which of them are damaged.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from vit21k.pack.plan import TRAIN_SPLIT, VAL_SPLIT
 from vit21k.pack.shards import read_tar_digest
 from vit21k.prep.decode_check import check_images
 from vit21k.prep.dedup import as_numbers
-from vit21k.sources.read import ImageReader
+from vit21k.sources.read import ImageReader, Root, existing_root, open_file
 
 Sign = Literal["=", "*", "-", "+"]
 OnFile = Callable[[Sign, str], None]
@@ -78,6 +77,7 @@ def is_pack(folder: Path) -> bool:
 def verify_pack(
     folder: Path,
     *,
+    root: Root | None = None,
     on_file: OnFile = lambda _sign, _name: None,
     on_shard: OnShard = lambda _num_images, _num_bytes: None,
 ) -> VerifyPackSummary:
@@ -85,6 +85,7 @@ def verify_pack(
 
     Args:
         folder: Of the pack.
+        root: Where its shards are; default: in *folder*.
         on_file: Called with each image; with the name of a shard in which something other than
             its images differs; and with the name of a manifest that is missing or differs.
         on_shard: Called with the numbers of images and of bytes of each shard that is done.
@@ -99,9 +100,10 @@ def verify_pack(
     summary.manifest_problems = manifest_problems(folder, index)
     for name in summary.manifest_problems:
         on_file("*" if (folder / name).is_file() else "-", name)
-    reader = ImageReader(folder)
+    root = existing_root(str(folder), root)
+    reader = ImageReader(root)
     for facts, rows in _by_shard(index, shards):
-        if _is_same(folder / facts["file_name"], facts):
+        if _is_same(root, facts):
             summary.num_shards_same += 1
             summary.num_same += rows.num_rows
             for path in rows["path"].to_pylist():
@@ -210,10 +212,9 @@ def _by_shard(
         rows = rows.slice(facts["num_images"])
 
 
-def _is_same(path: Path, facts: dict[str, Any]) -> bool:
+def _is_same(root: Root, facts: dict[str, Any]) -> bool:
     try:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with open_file(root, facts["file_name"]) as file:
             return bool(read_tar_digest(file) == facts["digest"])
     except (FileNotFoundError, IsADirectoryError):
         return False
@@ -244,6 +245,7 @@ def decode_pack(
     folder: Path,
     summary: VerifyPackSummary,
     *,
+    root: Root | None = None,
     num_workers: int,
     on_bad: Callable[[str, ProblemKind, str], None],
     on_verdict: Callable[[bool], None] = lambda _is_bad: None,
@@ -253,6 +255,7 @@ def decode_pack(
     Args:
         folder: Of the pack.
         summary: To count in.
+        root: Where its shards are; default: in *folder*.
         num_workers: Processes.
         on_bad: Called with path, kind and detail of each image that cannot be decoded.
         on_verdict: Called with each image, and whether it is bad.
@@ -261,7 +264,7 @@ def decode_pack(
         ManifestError: The index is missing or damaged.
     """
     index = open_manifest(folder, PACKED)
-    reader = ImageReader(folder)
+    reader = ImageReader(existing_root(str(folder), root))
     for rows in index.batches(["path", "container", "offset", "num_bytes"]):
         read = _reader_of(rows, reader)
         for verdict in check_images(read, range(rows.num_rows), num_workers=num_workers):

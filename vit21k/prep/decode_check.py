@@ -31,8 +31,7 @@ from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.decode_worker import SIZE_BYTES
 from vit21k.prep.dedup import FileKeys, find_copies
 from vit21k.prep.hash_chunks import problem_rows
-from vit21k.prep.verify import tree_of
-from vit21k.sources.read import read_again, refuse_gone, why_unread
+from vit21k.sources.read import Root, existing_root, read_again, refuse_gone, why_unread
 
 SECONDS = 30.0
 MEMORY_BYTES = 3 << 30
@@ -229,7 +228,7 @@ class DecodeSummary:
 def find_undecodable(
     manifests: Path,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     num_workers: int,
     on_verdict: Callable[[Verdict], None] = lambda _verdict: None,
 ) -> DecodeSummary:
@@ -251,7 +250,7 @@ def find_undecodable(
     with locked(manifests, command="verify"):
         digests = open_manifest(manifests, DIGESTS)
         refuse_inside(manifests, digests.header.root)
-        images, rows = _distinct(digests, tree_of(digests, root))
+        images, rows = _distinct(digests, existing_root(digests.header.root, root))
         summary = DecodeSummary(num_images=len(rows))
         header = Header(
             algorithm=digests.header.algorithm,
@@ -272,7 +271,7 @@ def find_undecodable(
     return summary
 
 
-def _distinct(digests: Manifest, root: Path) -> tuple[ImageDataset, NDArray[np.int64]]:
+def _distinct(digests: Manifest, root: Root) -> tuple[ImageDataset, NDArray[np.int64]]:
     """Return the files of *digests*, and the rows that are the first of their content."""
     groups = find_copies(FileKeys(digests), digests.num_rows)
     is_copy = np.zeros(digests.num_rows, dtype=bool)

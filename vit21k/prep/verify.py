@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from vit21k.errors import DataError, ImageError, ImageTreeError
+from vit21k.errors import DataError, ImageError
 from vit21k.manifest.io import Manifest, damaged_manifests, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
@@ -27,7 +27,7 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of
 from vit21k.prep.scan import FileRows, numbers
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.sources.read import ImageReader, Locator
+from vit21k.sources.read import ImageReader, Locator, Root, existing_root
 
 Sign = Literal["=", "*", "+", "-", "!"]
 
@@ -180,7 +180,7 @@ def _read(
 def verify(
     manifests: Path,
     *,
-    root: Path | None = None,
+    root: Root | None = None,
     num_workers: int | None = None,
     on_file: OnFile = lambda _sign, _path: None,
     on_chunk: Callable[[HashedChunk], None] = lambda _chunk: None,
@@ -208,27 +208,12 @@ def verify(
     return comparison.summary
 
 
-def tree_of(digests: Manifest, root: Path | None) -> Path:
-    """Return the image root, of which *root* says where it is if it has moved.
-
-    Raises:
-        ImageTreeError: It is not there, or not known.
-    """
-    place = root or Path(digests.header.root)
-    if not (root or digests.header.root) or not place.is_dir():
-        raise ImageTreeError(
-            f"the image root `{place}` is not a folder",
-            hint="say where the image tree is now with `--root`",
-        )
-    return place
-
-
 def _digested_again(
-    digests: Manifest, root: Path | None, num_workers: int | None
+    digests: Manifest, root: Root | None, num_workers: int | None
 ) -> Iterable[HashedChunk]:
     options = digests.header.options
     hasher = ChunkHasher(
-        os.fsencode(tree_of(digests, root)),
+        os.fsencode(existing_root(digests.header.root, root)),
         algorithm=digests.header.algorithm,
         follow_symlinks=bool(options.get("follow_symlinks")),
     )
@@ -258,7 +243,7 @@ _AT_ONCE = 4096
 _HINT = "hash again with `vit21k hash --algorithm blake2b_128`, which cannot be made to collide"
 
 
-def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: int = 16) -> int:
+def compare_copies(manifests: Path, *, root: Root | None = None, num_workers: int = 16) -> int:
     """Compare every file that has a copy with the first of its copies, byte by byte.
 
     Args:
@@ -277,7 +262,7 @@ def compare_copies(manifests: Path, *, root: Path | None = None, num_workers: in
         OSError: A file cannot be read.
     """
     digests = open_manifest(manifests, DIGESTS)
-    root = tree_of(digests, root)
+    root = existing_root(digests.header.root, root)
     groups = find_copies(FileKeys(digests), digests.num_rows)
     locators = _locators(digests, groups.rows_M)
     first_M = np.repeat(groups.starts_G, groups.sizes_G)

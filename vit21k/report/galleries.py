@@ -6,13 +6,14 @@ Every list says how many it shows of how many there are.
 """
 
 import base64
+import errno
 import io
 import os
 import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,8 @@ from vit21k.manifest.io import Manifest
 from vit21k.manifest.schema import IMAGES, PROBLEMS, VAL
 from vit21k.near.sheet import PairImages
 from vit21k.report.numbers import MergedImages, Numbers
-from vit21k.sources.read import why_unread
+from vit21k.sources.read import Root, open_file, why_unread
+from vit21k.sources.remote import is_url
 
 _QUALITY = 70
 
@@ -155,7 +157,7 @@ class Problem(NamedTuple):
 
 
 def show_groups(
-    numbers: Numbers, merged: MergedImages, budget: ThumbBudget, root: Path | None
+    numbers: Numbers, merged: MergedImages, budget: ThumbBudget, root: Root | None
 ) -> list[Group]:
     """Return the first of the images with several labels."""
     images = ImageDataset.from_manifest(numbers.manifests[IMAGES.name], root)
@@ -169,7 +171,7 @@ def show_groups(
     return groups
 
 
-def show_val(numbers: Numbers, budget: ThumbBudget, root: Path | None) -> list[ValClass]:
+def show_val(numbers: Numbers, budget: ThumbBudget, root: Root | None) -> list[ValClass]:
     """Return the first val images of some classes, evenly spaced over the list."""
     if VAL.name not in numbers.manifests or not numbers.num_rows(VAL):
         return []
@@ -200,7 +202,7 @@ def _thumbs(budget: ThumbBudget, reads: list[Callable[[], bytes]]) -> list[str] 
     return thumbs
 
 
-def show_pairs(manifest: Manifest | None, budget: ThumbBudget, root: Path | None) -> list[NearPair]:
+def show_pairs(manifest: Manifest | None, budget: ThumbBudget, root: Root | None) -> list[NearPair]:
     """Return the first pairs of `leaks.parquet` or `near_duplicates.parquet`."""
     if manifest is None or not manifest.num_rows:
         return []
@@ -216,43 +218,46 @@ def show_pairs(manifest: Manifest | None, budget: ThumbBudget, root: Path | None
     return pairs
 
 
-def show_problems(numbers: Numbers, root: Path | None) -> list[Problem]:
+def show_problems(numbers: Numbers, root: Root | None) -> list[Problem]:
     """Return the first of the files that were not used, with their first bytes."""
     manifest = numbers.manifests.get(PROBLEMS.name)
     if manifest is None:
         return []
-    folder = root or Path(manifest.header.root)
+    root = root or manifest.header.root
     return [
-        Problem(row["path"], row["kind"], row["detail"], first_bytes(folder / row["path"]))
+        Problem(row["path"], row["kind"], row["detail"], first_bytes(root, row["path"]))
         for row in manifest.read().slice(0, MAX_PROBLEMS).to_pylist()
     ]
 
 
-def show_undecoded(numbers: Numbers, root: Path | None) -> list[Problem]:
+def show_undecoded(numbers: Numbers, root: Root | None) -> list[Problem]:
     """Return the first of the files that were hashed, but cannot be decoded."""
     undecoded = numbers.undecoded().slice(0, MAX_PROBLEMS)
     images = numbers.manifests[IMAGES.name]
     paths = images.read(["path"])["path"].take(undecoded["row"]).to_pylist()
-    folder = root or Path(images.header.root)
+    root = root or images.header.root
     return [
-        Problem(path, "not decoded", problem, first_bytes(folder / path))
+        Problem(path, "not decoded", problem, first_bytes(root, path))
         for path, problem in zip(paths, undecoded["problem"].to_pylist(), strict=True)
     ]
 
 
-def first_bytes(path: Path) -> tuple[str, str]:
+def _opened(root: Root, path: str) -> IO[bytes]:
+    """Open a regular file, no link and no pipe."""
+    descriptor = os.open(Path(root, path), _READ_FLAGS)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def first_bytes(root: Root, path: str) -> tuple[str, str]:
     """Return how a file begins, in hexadecimal and as text; empty if it is no regular file."""
     try:
-        descriptor = os.open(path, _READ_FLAGS)
+        with open_file(root, path, num_tries=1) if is_url(root) else _opened(root, path) as file:
+            content = file.read(_FIRST_BYTES)
     except (OSError, ValueError):
         return "", ""
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return "", ""
-        content = os.read(descriptor, _FIRST_BYTES)
-    except OSError:
-        return "", ""
-    finally:
-        os.close(descriptor)
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in content)  # noqa: PLR2004
     return content.hex(" "), text

@@ -25,6 +25,7 @@ from vit21k.manifest.writer import refuse_inside
 from vit21k.report import galleries
 from vit21k.report.galleries import ThumbBudget
 from vit21k.report.numbers import MergedImages, Numbers, read_numbers
+from vit21k.sources.read import Root
 
 MAX_BYTES = 5_000_000
 MAX_TABLE_ROWS = 200
@@ -74,7 +75,7 @@ class ReportSummary:
 
 
 def write_report(
-    manifests: Path, out: Path, *, root: Path | None = None, title: str = "vit21k report"
+    manifests: Path, out: Path, *, root: Root | None = None, title: str = "vit21k report"
 ) -> ReportSummary:
     """Write the page.
 
@@ -123,7 +124,7 @@ def write_report(
 
 
 def _images(
-    numbers: Numbers, budgets: Mapping[str, ThumbBudget], root: Path | None
+    numbers: Numbers, budgets: Mapping[str, ThumbBudget], root: Root | None
 ) -> dict[str, Any]:
     """Return what the page shows of val, pairs and bad files."""
     near = [

@@ -12,6 +12,7 @@ from vit21k.manifest.wordnet import Relation
 from vit21k.near.sheet import PairImages
 from vit21k.report.numbers import MergedImages
 from vit21k.review.decisions import ItemKind, Key, item_key
+from vit21k.sources.read import Root
 
 MAX_PAIRS = 20_000
 """Of leaks and of near-duplicates, those that are offered: the surest."""
@@ -156,7 +157,7 @@ class _Pairs:
         return self._pairs.other(index) if which else self._pairs.one(index)
 
 
-def open_queue(manifests: Path, *, root: Path | None = None) -> Queue:
+def open_queue(manifests: Path, *, root: Root | None = None) -> Queue:
     """Read what is to be looked at.
 
     Args:
@@ -180,7 +181,7 @@ def open_queue(manifests: Path, *, root: Path | None = None) -> Queue:
     return Queue({**parts, ItemKind.MERGE: merges})
 
 
-def _open_pairs(manifests: Path, kind: ManifestKind, root: Path | None) -> PairImages | None:
+def _open_pairs(manifests: Path, kind: ManifestKind, root: Root | None) -> PairImages | None:
     if not (manifests / kind.file_name).is_file():
         return None
     return PairImages(open_manifest(manifests, kind), root=root, max_pairs=MAX_PAIRS)

@@ -4,6 +4,7 @@ The image root is a folder or a URL: `ImageReader` reads images below either.
 """
 
 import errno
+import io
 import os
 import resource
 import threading
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
-from vit21k.sources.remote import NUM_CONNECTIONS, ObjectEndsError, Range, RemoteTree, is_url
+from vit21k.sources.remote import (
+    NUM_CONNECTIONS,
+    NUM_TRIES,
+    ObjectEndsError,
+    Range,
+    RemoteTree,
+    is_url,
+)
 from vit21k.sources.tar import is_gzip
 
 MAX_UNREAD = 100
@@ -130,6 +138,24 @@ class Locator(NamedTuple):
     offset: int | None = None
     num_bytes: int | None = None
     storage: str | None = None
+
+
+def open_file(root: Root, path: str, *, num_tries: int = NUM_TRIES) -> io.BufferedReader:
+    """Open a file below *root* to be read from its start to its end.
+
+    Args:
+        root: A folder or a URL.
+        path: Relative to it.
+        num_tries: Of each request for a URL.
+
+    Raises:
+        OSError: It is not there, or cannot be read.
+    """
+    if is_url(root):
+        return io.BufferedReader(RemoteTree(str(root), num_tries=num_tries).open(path), _READ_BYTES)
+    file = Path(root, path).open("rb")  # noqa: SIM115
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return file
 
 
 def existing_root(hashed: str, root: Root | None) -> str:

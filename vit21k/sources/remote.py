@@ -143,14 +143,19 @@ class RemoteTree:
         url: Without a slash at its end.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, num_tries: int = NUM_TRIES) -> None:
         """Connect.
+
+        Args:
+            url: Of a folder.
+            num_tries: How often a request is tried before its error counts.
 
         Raises:
             MissingExtraError: The fsspec package of this kind of URL is not installed.
             ImageTreeError: fsspec does not know such URLs.
         """
         self.url = url.rstrip("/")
+        self._num_tries = num_tries
         self._files, root = _connect(url)
         self._root = root.rstrip("/")
         self._quotes = "http" in self._files.protocol
@@ -303,7 +308,7 @@ class RemoteTree:
     def _retried(self, request: Callable[[], T]) -> T:
         """Return what *request* gives; errors that may pass are retried."""
         delay = FIRST_DELAY_S
-        for _ in range(NUM_TRIES - 1):
+        for _ in range(self._num_tries - 1):
             try:
                 return request()
             except Exception as error:  # each back end has its own

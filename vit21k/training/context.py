@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
 from vit21k.checkpoint.store import find_latest
-from vit21k.data.dataset import ImageDataset
+from vit21k.data.dataset import CacheOptions, ImageDataset
 from vit21k.device import Precision, best_precision, is_emulated
 from vit21k.distributed import World
 from vit21k.errors import ManifestError
@@ -24,6 +24,7 @@ from vit21k.models.vit import ImageClassifier
 from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
 from vit21k.optim.schedule import Ema
 from vit21k.recipe.schema import Recipe
+from vit21k.sources.read import Root
 from vit21k.training.builders import freeze
 from vit21k.training.objective import Objective
 from vit21k.training.reporter import Reporter
@@ -51,9 +52,18 @@ class SplitData:
 
 
 def open_split_data(
-    manifests: Path, root: Path | None, note: Callable[[str], None] = lambda _text: None
+    manifests: Path,
+    root: Root | None,
+    note: Callable[[str], None] = lambda _text: None,
+    cache: CacheOptions | None = None,
 ) -> SplitData:
-    """Open both manifests of the folder; *note* hears of what takes long.
+    """Open both manifests of a folder.
+
+    Args:
+        manifests: The folder.
+        root: Current image root; None: where the images were hashed.
+        note: Called with what takes long.
+        cache: Where to keep images of a URL.
 
     Raises:
         ManifestError: One is missing, damaged or stale, or holds no images, or the two are
@@ -72,8 +82,8 @@ def open_split_data(
                 hint="only images with one label are in val: `vit21k make-val` says how many",
             )
     return SplitData(
-        train=ImageDataset.from_manifest(train, root, mapped=True, note=note),
-        val=ImageDataset.from_manifest(val, root, mapped=True, note=note),
+        train=ImageDataset.from_manifest(train, root, mapped=True, note=note, cache=cache),
+        val=ImageDataset.from_manifest(val, root, mapped=True, note=note, cache=cache),
         val_name=metric_prefix(val),
         classes=_with_names(train.classes(), manifests),
         fingerprint=train.fingerprint,
@@ -112,10 +122,11 @@ class RunOptions:
         recipe_name: What the recipe is called.
         log_to: Where the log goes beside metrics.jsonl: names of `log_sinks.SINKS`.
         peak_flops: What one device can do in a second, for MFU; None: it is measured.
+        cache: Where images of a URL are kept on this node; None: nowhere.
     """
 
     manifests: Path
-    root: Path | None
+    root: Root | None
     run_dir: Path
     device: str
     num_workers: int
@@ -123,6 +134,7 @@ class RunOptions:
     recipe_name: str = ""
     log_to: tuple[str, ...] = ()
     peak_flops: float | None = None
+    cache: CacheOptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

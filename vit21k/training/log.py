@@ -347,6 +347,7 @@ def _advice(run: RunContext, origin: Mapping[str, Any] | None, step: int | None)
     words = ["vit21k", "train", "--recipe", str(options.run_dir / "recipe.yaml")]
     words += ["--manifests", str(options.manifests)]
     words += [] if options.root is None else ["--root", str(options.root)]
+    words += ["--cache", str(options.cache.folder)] if options.cache else []
     if step is not None:
         words += ["--resume-from", f"{options.run_dir}:{step}"]
     elif origin is not None and origin["kind"] == "fork":

@@ -146,7 +146,7 @@ def train_run(
 
 
 def _context(recipe: Recipe, options: RunOptions, reporter: Reporter, world: World) -> RunContext:
-    data = open_split_data(options.manifests, options.root, reporter.note)
+    data = open_split_data(options.manifests, options.root, reporter.note, options.cache)
     return RunContext(
         recipe=recipe,
         options=options,
