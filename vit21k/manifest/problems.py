@@ -100,6 +100,10 @@ class ProblemKind(StrEnum):
         "label_missing",
         "Its label is missing, malformed, or contradicts another one; `detail` says which.",
     )
+    IMAGE_NOT_STORED = (
+        "image_not_stored",
+        "A row of a Parquet or Arrow file with the path of an image, and not its bytes.",
+    )
     SEVERAL_IMAGES = (
         "several_images",
         "Images of a WebDataset that share a key; `--image-column` selects one of them.",

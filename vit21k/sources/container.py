@@ -227,5 +227,6 @@ def flaw_of_class_name(name: str) -> str | None:
 ReadAt = Callable[[int, int], bytes]
 """(number of bytes, offset) -> bytes of a file, fewer where it ends."""
 
-ContainerItems = Iterator[ContainerImage | Problem]
+ContainerItem = ContainerImage | Problem
+ContainerItems = Iterator[ContainerItem]
 """What a reader yields."""

@@ -1,0 +1,398 @@
+"""Parquet files with image bytes: all images with their labels, and random access to one.
+
+An image in a page that is not compressed is located by its offset in the file, as a member of a
+tar is.  Any other is located by its row: pyarrow decodes the row group up to it.
+
+Memory: a batch of rows, 16 MiB, or the largest image.
+Source of the format: https://parquet.apache.org/docs/file-format/
+"""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, islice, repeat
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vit21k.errors import ImageError
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.columns import columns_of
+from vit21k.sources.container import (
+    ByteSource,
+    ContainerItems,
+    LabelOptions,
+)
+from vit21k.sources.parquet_pages import (
+    DICTIONARY,
+    HOP_BYTES,
+    DamagedError,
+    plain_values,
+    read_pages,
+)
+from vit21k.sources.rows import RowItems, Value, cells_of
+from vit21k.sources.tar import (
+    MAX_RATIO,
+    RATIO_COUNTS_FROM,
+    Flaw,
+    SeekableSource,
+    Window,
+)
+
+_BATCH_BYTES = 1 << 24
+_MAX_BATCH_ROWS = 256
+_MAX_SHARED = 16  # rows of a batch that refer to the largest value of a dictionary, as a guess
+_BUFFER_BYTES = 1 << 20
+_MAX_LEVEL = 3
+
+
+_DAMAGE = (DamagedError, pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+
+
+def _flaw_from(error: Exception, where: str = "") -> Flaw:
+    """Return what an exception of `_DAMAGE` says of a file.
+
+    Raises:
+        OSError: *error* itself, where it is one of the system.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    kind, detail = ProblemKind.ARCHIVE_DAMAGED, (str(error).splitlines() or [""])[0]
+    if isinstance(error, DamagedError):
+        kind, detail = error.flaw
+    return kind, where + (detail or type(error).__name__)
+
+
+_Row = tuple[Value | None, Any, Any]
+"""A row: its image, what that was called, and its label or labels."""
+
+
+def read_parquet(source: ByteSource, path: str, labels: LabelOptions) -> ContainerItems:
+    """Yield the images of a Parquet file, and what is wrong with its rows and row groups.
+
+    Args:
+        source: The file.
+        path: Of the file, relative to the root.
+        labels: Where the class of an image comes from.
+
+    Raises:
+        LayoutError: Its columns are ambiguous, or its labels have no names.
+        OSError: It cannot be read.
+    """
+    try:
+        reader = _Reader(source, path, labels)
+    except _DAMAGE as error:
+        yield Problem(path, *_flaw_from(error))
+        return
+    for group in range(reader.num_groups):
+        try:
+            yield from reader.items(group)
+        except _DAMAGE as error:
+            flaw = _flaw_from(error, f"row group {group}: ")
+            yield Problem(path, *flaw)
+            if flaw[0] is ProblemKind.ARCHIVE_BOMB:
+                return
+
+
+class _Reader:
+    """Reads the images of a file, row group by row group."""
+
+    def __init__(self, source: ByteSource, path: str, labels: LabelOptions) -> None:
+        self._file = _opened(source)
+        self._source = SeekableSource(source)
+        self._columns = columns_of(self._file.schema_arrow, labels, path)
+        self._items = RowItems(self._columns, labels, path)
+        self._num_unpacked = 0
+        self._starts = _row_starts(self._file.metadata)
+        self.num_groups = len(self._starts) - 1
+        if self._starts[-1] > self._source.num_bytes:
+            detail = f"{self._starts[-1]:,} rows in {self._source.num_bytes:,} bytes"
+            raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
+
+    def items(self, group: int) -> ContainerItems:
+        """Yield the images of a row group."""
+        start, stop = self._starts[group : group + 2]
+        number = start
+        for row in islice(self._rows(group), stop - start):
+            if row[0] is not None:
+                self._count(row[0].num_bytes)
+            yield self._items.item(number, *row)
+            number += 1
+        if number < stop:
+            raise DamagedError(f"holds {number - start:,} of {stop - start:,} rows")
+
+    def _rows(self, group: int) -> Iterator[_Row]:
+        leaf, others = self._columns.leaf, self._columns.others
+        chunk = _chunks(self._file, group, [leaf])[0]
+        if chunk.is_plain:
+            values = plain_values(Window(self._source, chunk.start), chunk.end, chunk.level)
+            for value, (name, label) in zip(values, self._cells(group, others), strict=False):
+                yield value, name, label
+            return
+        for batch in self._batches(group, [leaf, *others]):
+            values = map(_decoded, _bytes_of(batch[self._columns.image]))
+            yield from zip(values, *self._cells_of(batch), strict=True)
+
+    def _cells(self, group: int, leaves: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        """Yield name and label of each row of a row group."""
+        if not leaves:
+            yield from repeat((None, None))
+        for batch in self._batches(group, leaves):
+            yield from zip(*self._cells_of(batch), strict=True)
+
+    def _batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        num_rows = _suitable_rows(_chunks(self._file, group, leaves), self._source)
+        return _batches(self._file, group, leaves, num_rows)
+
+    def _cells_of(self, batch: pa.RecordBatch) -> tuple[Iterable[Any], Iterable[Any]]:
+        """Return names and labels of the rows of *batch*."""
+        image, label = self._columns.image, self._columns.label
+        names: Iterable[Any] = repeat(None, batch.num_rows)
+        if self._columns.has_path:
+            names = cells_of(pc.struct_field(batch[image], "path"))
+        return names, repeat(None, batch.num_rows) if label is None else cells_of(batch[label])
+
+    def _count(self, num_bytes: int) -> None:
+        """Count what was unpacked, and end a bomb: a value that many rows refer to."""
+        self._num_unpacked += num_bytes
+        if self._num_unpacked > max(MAX_RATIO * self._source.num_bytes, RATIO_COUNTS_FROM):
+            raise DamagedError("unpacks to over 100 times its size", ProblemKind.ARCHIVE_BOMB)
+
+
+def _opened(source: ByteSource) -> pq.ParquetFile:
+    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+
+
+def _row_starts(metadata: pq.FileMetaData) -> list[int]:
+    """Return the number of the first row of each row group, and of all rows."""
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0:
+        raise DamagedError("a row group has less than no rows")
+    return [0, *accumulate(counts)]
+
+
+class _Chunk(NamedTuple):
+    """A column chunk.
+
+    Attributes:
+        start: Where its first page begins in the file.
+        end: Where its last page ends.
+        num_values: As its metadata say.
+        level: Definition level of what is no null.
+        is_plain: Its values are stored as they are.
+    """
+
+    start: int
+    end: int
+    num_values: int
+    level: int
+    is_plain: bool
+
+
+def _chunks(file: pq.ParquetFile, group: int, leaves: Sequence[str]) -> list[_Chunk]:
+    """Return the chunks of the columns *leaves*, or of the fields of those, in a row group."""
+    row_group = file.metadata.row_group(group)
+    places = [
+        place
+        for place in range(row_group.num_columns)
+        for leaf in leaves
+        if f"{file.schema.column(place).path}.".startswith(f"{leaf}.")
+    ]
+    if len(places) < len(leaves):
+        raise DamagedError("columns are missing")
+    return [_chunk(row_group.column(place), file.schema.column(place)) for place in places]
+
+
+def _chunk(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> _Chunk:
+    start = chunk.data_page_offset
+    if 0 < (chunk.dictionary_page_offset or 0) < start:
+        start = chunk.dictionary_page_offset
+    end = start + chunk.total_compressed_size
+    if not 0 < start <= end:
+        raise DamagedError(f"a column is said to be at offset {start:,} to {end:,}")
+    is_plain = (
+        chunk.compression == "UNCOMPRESSED"
+        and start == chunk.data_page_offset
+        and set(chunk.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"}
+        and column.max_repetition_level == 0
+        and column.max_definition_level <= _MAX_LEVEL
+        and column.physical_type == "BYTE_ARRAY"
+    )
+    return _Chunk(start, end, chunk.num_values, column.max_definition_level, is_plain)
+
+
+def _suitable_rows(chunks: Sequence[_Chunk], source: SeekableSource) -> int:
+    """Return how many rows of *chunks* to decode at a time.
+
+    Raises:
+        DamagedError: Their pages make no sense, or unpack to far too much.
+    """
+    per_row = 1
+    for chunk in chunks:
+        window = Window(source, chunk.start, window_bytes=HOP_BYTES)
+        pages = list(read_pages(window, chunk.end))
+        num_bytes = sum(page.unpacked_bytes for page in pages)
+        if num_bytes > max(MAX_RATIO * (chunk.end - chunk.start), RATIO_COUNTS_FROM):
+            detail = f"{chunk.end - chunk.start:,} bytes unpack to {num_bytes:,}"
+            raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
+        shared = sum(page.unpacked_bytes for page in pages if page.kind == DICTIONARY)
+        per_row += num_bytes // max(chunk.num_values, 1) + shared // _MAX_SHARED
+    return min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
+
+
+def _batches(
+    file: pq.ParquetFile, group: int, leaves: Sequence[str], num_rows: int
+) -> Iterator[pa.RecordBatch]:
+    batches: Iterator[pa.RecordBatch] = file.iter_batches(
+        num_rows, row_groups=[group], columns=leaves, use_threads=False
+    )
+    return batches
+
+
+def _bytes_of(column: pa.Array) -> pa.Array:
+    """Return the bytes of a column of images."""
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def _decoded(value: pa.Scalar) -> Value | None:
+    if not value.is_valid:
+        return None
+    return Value.of(memoryview(value.as_buffer()))
+
+
+# ---- random access
+
+_GROUP_BYTES = 1 << 27
+_CACHE_BYTES = 1 << 28
+_CHANGED = "the file has changed since it was hashed; run `vit21k hash` again"
+
+
+class ParquetRows:
+    """Reads single rows of a Parquet file; thread-safe.
+
+    Decoded rows are kept, 128 MiB of a row group and 256 MiB of all files together, so that rows
+    that are read in their order are decoded once.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        """Open a file.
+
+        Raises:
+            ImageError: It is no Parquet file.
+            OSError: It cannot be read.
+        """
+        self._lock = threading.Lock()
+        self._source = SeekableSource(source)
+        try:
+            self._file = _opened(source)
+            self._starts = _row_starts(self._file.metadata)
+        except _DAMAGE as error:
+            raise _image_error(error) from error
+
+    def read(self, column: str, row: int) -> bytes:
+        """Return the image in a *row* of the file, from a *column* of structs or bytes.
+
+        Raises:
+            ImageError: There is none, or its row group is damaged.
+            OSError: It cannot be read.
+        """
+        try:
+            with self._lock:
+                content = self._read(column, row)
+        except _DAMAGE as error:
+            raise _image_error(error) from error
+        if content is None:
+            raise ImageError(f"row {row:,} holds no image", hint=_CHANGED)
+        return content
+
+    def _read(self, column: str, row: int) -> bytes | None:
+        group = bisect_right(self._starts, row) - 1
+        if not 0 <= group < len(self._starts) - 1:
+            return None
+        decoded = _decoded_groups.get(
+            (self, column, group), lambda: _DecodedGroup(partial(self._decode, column, group))
+        )
+        content = decoded.read(row - self._starts[group])
+        _decoded_groups.trim()
+        return content
+
+    def _decode(self, column: str, group: int) -> Iterator[pa.Array]:
+        """Yield the images of a row group, some rows at a time."""
+        is_struct = pa.types.is_struct(self._file.schema_arrow.field(column).type)
+        leaves = [f"{column}.bytes" if is_struct else column]
+        num_rows = _suitable_rows(_chunks(self._file, group, leaves), self._source)
+        for batch in _batches(self._file, group, leaves, num_rows):
+            yield _bytes_of(batch[column])
+
+
+class _DecodedGroup:
+    """Rows of a row group, decoded as far as they were asked for; of a large one the last ones."""
+
+    def __init__(self, decode: Callable[[], Iterator[pa.Array]]) -> None:
+        self._decode = decode
+        self._restart()
+
+    def _restart(self) -> None:
+        self._coming = self._decode()
+        self._held: deque[pa.Array] = deque()
+        self._start = self._stop = self.num_bytes = 0
+
+    def read(self, row: int) -> bytes | None:
+        """Return the image in *row* of the group; None if there is none."""
+        if row < self._start:
+            self._restart()
+        while row >= self._stop:
+            if (coming := next(self._coming, None)) is None:
+                return None
+            self._hold(coming)
+        row -= self._start
+        for images in self._held:
+            if row < len(images):
+                content: bytes | None = images[row].as_py()
+                return content
+            row -= len(images)
+        return None
+
+    def _hold(self, images: pa.Array) -> None:
+        self._held.append(images)
+        self._stop += len(images)
+        self.num_bytes += images.nbytes
+        while self.num_bytes > _GROUP_BYTES and len(self._held) > 1:
+            oldest = self._held.popleft()
+            self._start += len(oldest)
+            self.num_bytes -= oldest.nbytes
+
+
+class _DecodedGroups:
+    """The decoded row groups of all files, those used last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[Hashable, _DecodedGroup] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _DecodedGroup]) -> _DecodedGroup:
+        """Return the group called *key*, which *make* makes if need be."""
+        with self._lock:
+            group = self._groups.pop(key, None) or make()
+            self._groups[key] = group
+        return group
+
+    def trim(self) -> None:
+        """Forget those that were not used for the longest time, if all are too large."""
+        with self._lock:
+            num_bytes = sum(group.num_bytes for group in self._groups.values())
+            while num_bytes > _CACHE_BYTES and len(self._groups) > 1:
+                _, oldest = self._groups.popitem(last=False)
+                num_bytes -= oldest.num_bytes
+
+
+_decoded_groups = _DecodedGroups()
+
+
+def _image_error(error: Exception) -> ImageError:
+    _, detail = _flaw_from(error)
+    return ImageError(f"its Parquet file is damaged: {detail}", hint=_CHANGED)

@@ -1,0 +1,215 @@
+"""Rows of Parquet and Arrow files -> images with their classes, or what is wrong with them."""
+
+import math
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+
+from vit21k.errors import LayoutError
+from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.columns import COLUMN, Columns, is_text
+from vit21k.sources.container import (
+    UNLABELLED,
+    ContainerImage,
+    ContainerItem,
+    LabelOptions,
+    flaw_of_class_name,
+    split_of,
+)
+from vit21k.sources.tar import MAX_MEMBER_BYTES
+
+PARQUET = "parquet:"
+"""`storage` of an image that is located by its row: this, and the name of its column."""
+
+_NUM_SHOWN = 8
+_MAX_NAME_BYTES = 200
+_SUFFIXES = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"RIFF": "webp",
+    b"II*\x00": "tif",
+    b"MM\x00*": "tif",
+}
+
+
+class Value(NamedTuple):
+    """The bytes of an image.
+
+    Attributes:
+        offset: In the file; None: they are not stored as they are.
+        num_bytes: How many.
+        content: None: they are more than any image has.
+    """
+
+    offset: int | None
+    num_bytes: int
+    content: memoryview | None
+
+    @classmethod
+    def of(cls, content: memoryview, offset: int | None = None) -> Self:
+        """Return *content* as a value."""
+        is_too_large = len(content) > MAX_MEMBER_BYTES
+        return cls(offset, len(content), None if is_too_large else content)
+
+
+class RowItems:
+    """Makes an image, or a problem, of each row of one file."""
+
+    def __init__(self, columns: Columns, labels: LabelOptions, path: str) -> None:
+        """Make an instance.
+
+        Args:
+            columns: Of the file.
+            labels: What the user says.
+            path: Of the file, relative to the root.
+
+        Raises:
+            LayoutError: The class is to be found in the path, which has no such folder.
+        """
+        self._labels = Labels(columns, labels, path)
+        self._storage = PARQUET + columns.image
+        self._path = path
+        self._split = split_of(path)
+
+    def item(self, number: int, value: Value | None, name: Any, label: Any) -> ContainerItem:
+        """Return what is in row *number*.
+
+        Args:
+            number: Of the row in the file, from 0.
+            value: Its image; None if it has none.
+            name: What the image was called, as `cells_of` has it.
+            label: Cell of the label column.
+
+        Raises:
+            LayoutError: Its label has no name, as far as is known.
+        """
+        shown = _shown_name(name)
+        content = b"" if value is None or value.content is None else value.content
+        path = f"{self._path}/{number:08}" + (f"/{shown}" if shown else f".{_suffix(content)}")
+        if value is None:
+            kind = ProblemKind.IMAGE_NOT_STORED if name else ProblemKind.EMPTY
+            return Problem(path, kind, "" if shown is None else f"`{shown}`")
+        if not content:
+            kind = ProblemKind.MEMBER_TOO_LARGE if value.num_bytes else ProblemKind.EMPTY
+            return Problem(path, kind, f"{value.num_bytes:,} bytes")
+        try:
+            names = self._labels.of(label)
+        except LabelError as error:
+            return Problem(path, ProblemKind.LABEL_MISSING, str(error))
+        size, split = value.num_bytes, self._split
+        if value.offset is None:
+            return ContainerImage(path, names, number, size, self._storage, content, split)
+        return ContainerImage(path, names, value.offset, size, None, content, split)
+
+
+def _suffix(content: memoryview | bytes) -> str:
+    """Return the suffix for an image; `hash` finds out what is none."""
+    head = bytes(content[:4])
+    return next((suffix for start, suffix in _SUFFIXES.items() if head.startswith(start)), "jpg")
+
+
+def _shown_name(name: Any) -> str | None:
+    """Return the last part of the path that an image was stored with; None if it is of no use."""
+    last = name.replace(b"\\", b"/").rpartition(b"/")[2] if isinstance(name, bytes) else b""
+    text = last.decode(errors="replace")
+    is_fine = text.isprintable() and text[:1] != "." and len(last) <= _MAX_NAME_BYTES
+    return text if text and is_fine and text.encode() == last else None
+
+
+def cells_of(column: pa.Array) -> list[Any]:
+    """Return the cells of a column of labels or paths; text as bytes, which may not be UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if is_text(column.type):
+        column = column.cast(pa.large_binary())
+    cells: list[Any] = column.to_pylist()
+    return cells
+
+
+class LabelError(Exception):
+    """A label is not one of the classes."""
+
+
+class Labels:
+    """Names the classes of images."""
+
+    def __init__(self, columns: Columns, labels: LabelOptions, path: str) -> None:
+        """Make an instance for one file.
+
+        Args:
+            columns: Of the file.
+            labels: What the user says.
+            path: Of the file, relative to the root.
+
+        Raises:
+            LayoutError: The class is to be found in the path, which has no such folder.
+        """
+        self._columns = columns
+        self._options = labels
+        self._path = path
+        self._of_path = _class_in_path(path, labels.label_from) if columns.label is None else None
+
+    def of(self, cell: Any) -> str | tuple[str, ...] | None:
+        """Return the class, or classes, that a *cell* of the label column names; None if none.
+
+        Raises:
+            LabelError: It names none of the classes of its file.
+            LayoutError: It is a number, and there is no list of names; or no list of labels.
+        """
+        if self._of_path is not None:
+            return self._of_path
+        if not isinstance(cell, list):
+            return self._name_of(cell)
+        names = [name for name in map(self._name_of, cell) if name is not None]
+        if len(set(names)) < len(names) and not isinstance(cell[0], str):
+            raise LayoutError(
+                f"a row of `{self._path}` has a label twice: {_shown(cell)}; are these not class "
+                "indices, but a 0 or 1 for each class?",
+                hint=f"name another column: `--label-from {COLUMN}NAME`",
+            )
+        distinct = tuple(dict.fromkeys(names))
+        return distinct if len(distinct) > 1 else next(iter(distinct), None)
+
+    def _name_of(self, cell: Any) -> str | None:
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+            return None
+        if isinstance(cell, bytes | str):
+            return self._checked(cell if isinstance(cell, str) else _text_of(cell))
+        if cell != int(cell):
+            raise LabelError(f"{cell} is no class index")
+        index, names = int(cell), self._columns.class_names
+        if not self._columns.is_declared or names is None:
+            return self._options.name_of_index(index, self._path)
+        if index == UNLABELLED:
+            return None
+        if not 0 <= index < len(names):
+            raise LabelError(f"class index {index}, of {len(names):,} classes")
+        return self._checked(names[index])
+
+    def _checked(self, name: str) -> str:
+        if flaw := flaw_of_class_name(name):
+            raise LabelError(flaw)
+        return name
+
+
+def _text_of(cell: bytes) -> str:
+    return cell.decode(errors="backslashreplace")
+
+
+def _shown(cell: list[Any]) -> str:
+    return f"{cell}" if len(cell) <= _NUM_SHOWN else f"{cell[:_NUM_SHOWN]}"[:-1] + ", ...]"
+
+
+def _class_in_path(path: str, label_from: str | None) -> str:
+    """Return the class of the images in the file at *path*, which is a folder of its name."""
+    *folders, name = path.split("/")
+    parts = [*folders, name.rpartition(".")[0] or name]
+    place = {"folder": -1, "parent": -2, "top": 0}[label_from or "folder"]
+    if len(parts) < -place:
+        raise LayoutError(
+            f"`{path}` lies in no folder below the root",
+            hint="`--label-from folder` takes the name of the file for the class of its images",
+        )
+    return parts[place]
