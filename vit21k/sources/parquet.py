@@ -12,8 +12,8 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, islice, repeat
-from typing import Any, NamedTuple
+from itertools import islice, repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,10 +27,12 @@ from vit21k.sources.container import (
     ContainerItems,
     LabelOptions,
 )
-from vit21k.sources.parquet_pages import (
+from vit21k.sources.parquet_format import (
     DICTIONARY,
     HOP_BYTES,
+    Chunk,
     DamagedError,
+    Footer,
     plain_values,
     read_pages,
 )
@@ -47,7 +49,6 @@ _BATCH_BYTES = 1 << 24
 _MAX_BATCH_ROWS = 256
 _MAX_SHARED = 16  # rows of a batch that refer to the largest value of a dictionary, as a guess
 _BUFFER_BYTES = 1 << 20
-_MAX_LEVEL = 3
 
 
 _DAMAGE = (DamagedError, pa.ArrowException, OSError, ValueError, LookupError, TypeError)
@@ -102,20 +103,17 @@ class _Reader:
     """Reads the images of a file, row group by row group."""
 
     def __init__(self, source: ByteSource, path: str, labels: LabelOptions) -> None:
-        self._file = _opened(source)
         self._source = SeekableSource(source)
+        self._footer = Footer(self._source)
+        self._file = _opened(source)
         self._columns = columns_of(self._file.schema_arrow, labels, path)
         self._items = RowItems(self._columns, labels, path)
         self._num_unpacked = 0
-        self._starts = _row_starts(self._file.metadata)
-        self.num_groups = len(self._starts) - 1
-        if self._starts[-1] > self._source.num_bytes:
-            detail = f"{self._starts[-1]:,} rows in {self._source.num_bytes:,} bytes"
-            raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
+        self.num_groups = len(self._footer.row_starts) - 1
 
     def items(self, group: int) -> ContainerItems:
         """Yield the images of a row group."""
-        start, stop = self._starts[group : group + 2]
+        start, stop = self._footer.row_starts[group : group + 2]
         number = start
         for row in islice(self._rows(group), stop - start):
             if row[0] is not None:
@@ -127,7 +125,7 @@ class _Reader:
 
     def _rows(self, group: int) -> Iterator[_Row]:
         leaf, others = self._columns.leaf, self._columns.others
-        chunk = _chunks(self._file, group, [leaf])[0]
+        chunk = self._footer.chunks(group, [leaf])[0]
         if chunk.is_plain:
             values = plain_values(Window(self._source, chunk.start), chunk.end, chunk.level)
             for value, (name, label) in zip(values, self._cells(group, others), strict=False):
@@ -145,7 +143,7 @@ class _Reader:
             yield from zip(*self._cells_of(batch), strict=True)
 
     def _batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        num_rows = _suitable_rows(_chunks(self._file, group, leaves), self._source)
+        num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
         return _batches(self._file, group, leaves, num_rows)
 
     def _cells_of(self, batch: pa.RecordBatch) -> tuple[Iterable[Any], Iterable[Any]]:
@@ -167,65 +165,7 @@ def _opened(source: ByteSource) -> pq.ParquetFile:
     return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
 
 
-def _row_starts(metadata: pq.FileMetaData) -> list[int]:
-    """Return the number of the first row of each row group, and of all rows."""
-    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if min(counts, default=0) < 0:
-        raise DamagedError("a row group has less than no rows")
-    return [0, *accumulate(counts)]
-
-
-class _Chunk(NamedTuple):
-    """A column chunk.
-
-    Attributes:
-        start: Where its first page begins in the file.
-        end: Where its last page ends.
-        num_values: As its metadata say.
-        level: Definition level of what is no null.
-        is_plain: Its values are stored as they are.
-    """
-
-    start: int
-    end: int
-    num_values: int
-    level: int
-    is_plain: bool
-
-
-def _chunks(file: pq.ParquetFile, group: int, leaves: Sequence[str]) -> list[_Chunk]:
-    """Return the chunks of the columns *leaves*, or of the fields of those, in a row group."""
-    row_group = file.metadata.row_group(group)
-    places = [
-        place
-        for place in range(row_group.num_columns)
-        for leaf in leaves
-        if f"{file.schema.column(place).path}.".startswith(f"{leaf}.")
-    ]
-    if len(places) < len(leaves):
-        raise DamagedError("columns are missing")
-    return [_chunk(row_group.column(place), file.schema.column(place)) for place in places]
-
-
-def _chunk(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> _Chunk:
-    start = chunk.data_page_offset
-    if 0 < (chunk.dictionary_page_offset or 0) < start:
-        start = chunk.dictionary_page_offset
-    end = start + chunk.total_compressed_size
-    if not 0 < start <= end:
-        raise DamagedError(f"a column is said to be at offset {start:,} to {end:,}")
-    is_plain = (
-        chunk.compression == "UNCOMPRESSED"
-        and start == chunk.data_page_offset
-        and set(chunk.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"}
-        and column.max_repetition_level == 0
-        and column.max_definition_level <= _MAX_LEVEL
-        and column.physical_type == "BYTE_ARRAY"
-    )
-    return _Chunk(start, end, chunk.num_values, column.max_definition_level, is_plain)
-
-
-def _suitable_rows(chunks: Sequence[_Chunk], source: SeekableSource) -> int:
+def _suitable_rows(chunks: Sequence[Chunk], source: SeekableSource) -> int:
     """Return how many rows of *chunks* to decode at a time.
 
     Raises:
@@ -288,8 +228,8 @@ class ParquetRows:
         self._lock = threading.Lock()
         self._source = SeekableSource(source)
         try:
+            self._footer = Footer(self._source)
             self._file = _opened(source)
-            self._starts = _row_starts(self._file.metadata)
         except _DAMAGE as error:
             raise _image_error(error) from error
 
@@ -310,13 +250,13 @@ class ParquetRows:
         return content
 
     def _read(self, column: str, row: int) -> bytes | None:
-        group = bisect_right(self._starts, row) - 1
-        if not 0 <= group < len(self._starts) - 1:
+        group = bisect_right(self._footer.row_starts, row) - 1
+        if not 0 <= group < len(self._footer.row_starts) - 1:
             return None
         decoded = _decoded_groups.get(
             (self, column, group), lambda: _DecodedGroup(partial(self._decode, column, group))
         )
-        content = decoded.read(row - self._starts[group])
+        content = decoded.read(row - self._footer.row_starts[group])
         _decoded_groups.trim()
         return content
 
@@ -324,7 +264,7 @@ class ParquetRows:
         """Yield the images of a row group, some rows at a time."""
         is_struct = pa.types.is_struct(self._file.schema_arrow.field(column).type)
         leaves = [f"{column}.bytes" if is_struct else column]
-        num_rows = _suitable_rows(_chunks(self._file, group, leaves), self._source)
+        num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
         for batch in _batches(self._file, group, leaves, num_rows):
             yield _bytes_of(batch[column])
 
