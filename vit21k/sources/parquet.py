@@ -10,13 +10,12 @@ Source of the format: https://parquet.apache.org/docs/file-format/
 import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import islice, repeat
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vit21k.errors import ImageError
@@ -31,16 +30,23 @@ from vit21k.sources.parquet_format import (
     DICTIONARY,
     HOP_BYTES,
     Chunk,
-    DamagedError,
     Footer,
     plain_values,
     read_pages,
 )
-from vit21k.sources.rows import RowItems, Value, cells_of
+from vit21k.sources.rows import (
+    DAMAGE,
+    DamagedError,
+    RowItems,
+    Value,
+    bytes_of,
+    flaw_from,
+    names_and_labels,
+    values_of,
+)
 from vit21k.sources.tar import (
     MAX_RATIO,
     RATIO_COUNTS_FROM,
-    Flaw,
     SeekableSource,
     Window,
 )
@@ -49,23 +55,6 @@ _BATCH_BYTES = 1 << 24
 _MAX_BATCH_ROWS = 256
 _MAX_SHARED = 16  # rows of a batch that refer to the largest value of a dictionary, as a guess
 _BUFFER_BYTES = 1 << 20
-
-
-_DAMAGE = (DamagedError, pa.ArrowException, OSError, ValueError, LookupError, TypeError)
-
-
-def _flaw_from(error: Exception, where: str = "") -> Flaw:
-    """Return what an exception of `_DAMAGE` says of a file.
-
-    Raises:
-        OSError: *error* itself, where it is one of the system.
-    """
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-    kind, detail = ProblemKind.ARCHIVE_DAMAGED, (str(error).splitlines() or [""])[0]
-    if isinstance(error, DamagedError):
-        kind, detail = error.flaw
-    return kind, where + (detail or type(error).__name__)
 
 
 _Row = tuple[Value | None, Any, Any]
@@ -86,14 +75,14 @@ def read_parquet(source: ByteSource, path: str, labels: LabelOptions) -> Contain
     """
     try:
         reader = _Reader(source, path, labels)
-    except _DAMAGE as error:
-        yield Problem(path, *_flaw_from(error))
+    except DAMAGE as error:
+        yield Problem(path, *flaw_from(error))
         return
     for group in range(reader.num_groups):
         try:
             yield from reader.items(group)
-        except _DAMAGE as error:
-            flaw = _flaw_from(error, f"row group {group}: ")
+        except DAMAGE as error:
+            flaw = flaw_from(error, f"row group {group}: ")
             yield Problem(path, *flaw)
             if flaw[0] is ProblemKind.ARCHIVE_BOMB:
                 return
@@ -132,27 +121,19 @@ class _Reader:
                 yield value, name, label
             return
         for batch in self._batches(group, [leaf, *others]):
-            values = map(_decoded, _bytes_of(batch[self._columns.image]))
-            yield from zip(values, *self._cells_of(batch), strict=True)
+            values = values_of(bytes_of(batch[self._columns.image]))
+            yield from zip(values, *names_and_labels(batch, self._columns), strict=True)
 
     def _cells(self, group: int, leaves: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         """Yield name and label of each row of a row group."""
         if not leaves:
             yield from repeat((None, None))
         for batch in self._batches(group, leaves):
-            yield from zip(*self._cells_of(batch), strict=True)
+            yield from zip(*names_and_labels(batch, self._columns), strict=True)
 
     def _batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
         num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
         return _batches(self._file, group, leaves, num_rows)
-
-    def _cells_of(self, batch: pa.RecordBatch) -> tuple[Iterable[Any], Iterable[Any]]:
-        """Return names and labels of the rows of *batch*."""
-        image, label = self._columns.image, self._columns.label
-        names: Iterable[Any] = repeat(None, batch.num_rows)
-        if self._columns.has_path:
-            names = cells_of(pc.struct_field(batch[image], "path"))
-        return names, repeat(None, batch.num_rows) if label is None else cells_of(batch[label])
 
     def _count(self, num_bytes: int) -> None:
         """Count what was unpacked, and end a bomb: a value that many rows refer to."""
@@ -193,17 +174,6 @@ def _batches(
     return batches
 
 
-def _bytes_of(column: pa.Array) -> pa.Array:
-    """Return the bytes of a column of images."""
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-
-
-def _decoded(value: pa.Scalar) -> Value | None:
-    if not value.is_valid:
-        return None
-    return Value.of(memoryview(value.as_buffer()))
-
-
 # ---- random access
 
 _GROUP_BYTES = 1 << 27
@@ -230,7 +200,7 @@ class ParquetRows:
         try:
             self._footer = Footer(self._source)
             self._file = _opened(source)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _image_error(error) from error
 
     def read(self, column: str, row: int) -> bytes:
@@ -243,7 +213,7 @@ class ParquetRows:
         try:
             with self._lock:
                 content = self._read(column, row)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _image_error(error) from error
         if content is None:
             raise ImageError(f"row {row:,} holds no image", hint=_CHANGED)
@@ -266,7 +236,7 @@ class ParquetRows:
         leaves = [f"{column}.bytes" if is_struct else column]
         num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
         for batch in _batches(self._file, group, leaves, num_rows):
-            yield _bytes_of(batch[column])
+            yield bytes_of(batch[column])
 
 
 class _DecodedGroup:
@@ -334,5 +304,5 @@ _decoded_groups = _DecodedGroups()
 
 
 def _image_error(error: Exception) -> ImageError:
-    _, detail = _flaw_from(error)
+    _, detail = flaw_from(error)
     return ImageError(f"its Parquet file is damaged: {detail}", hint=_CHANGED)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.manifest.problems import ProblemKind
-from vit21k.sources.rows import Value
-from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw, SeekableSource, Window
+from vit21k.sources.rows import DamagedError, Value
+from vit21k.sources.tar import MAX_MEMBER_BYTES, SeekableSource, Window
 
 # ---- Thrift
 
@@ -77,6 +77,8 @@ def _parse_list(data: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
     at += 1
     if length == _LONG_LIST:
         length, at = _parse_varint(data, at)
+    if length > len(data) - at:
+        raise LookupError("a list that ends too late")
     items = []
     for _ in range(length):
         item, at = _parse_value(data, at, kind, depth)
@@ -110,14 +112,6 @@ _UNCOMPRESSED, _BYTE_ARRAY = 0, 6
 _OPTIONAL, _REPEATED = 1, 2
 _PLAIN, _RLE, _BIT_PACKED = 0, 3, 4
 _MAX_LEVEL = 3
-
-
-class DamagedError(Exception):
-    """The content of a file makes no sense, or unpacks to far too much."""
-
-    def __init__(self, detail: str, kind: ProblemKind = ProblemKind.ARCHIVE_DAMAGED) -> None:
-        super().__init__(detail)
-        self.flaw: Flaw = kind, detail
 
 
 class Chunk(NamedTuple):

@@ -1,9 +1,12 @@
 """Rows of Parquet and Arrow files -> images with their classes, or what is wrong with them."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vit21k.errors import LayoutError
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -16,7 +19,7 @@ from vit21k.sources.container import (
     flaw_of_class_name,
     split_of,
 )
-from vit21k.sources.tar import MAX_MEMBER_BYTES
+from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw
 
 PARQUET = "parquet:"
 """`storage` of an image that is located by its row: this, and the name of its column."""
@@ -32,6 +35,32 @@ _SUFFIXES = {
     b"II*\x00": "tif",
     b"MM\x00*": "tif",
 }
+
+
+class DamagedError(Exception):
+    """The content of a file makes no sense, or unpacks to far too much."""
+
+    def __init__(self, detail: str, kind: ProblemKind = ProblemKind.ARCHIVE_DAMAGED) -> None:
+        super().__init__(detail)
+        self.flaw: Flaw = kind, detail
+
+
+DAMAGE = (DamagedError, pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+"""What reading a malformed file raises; `OSError` without a number is Arrow's."""
+
+
+def flaw_from(error: Exception, where: str = "") -> Flaw:
+    """Return what an exception of `DAMAGE` says of a file.
+
+    Raises:
+        OSError: *error* itself, where it is one of the system.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    kind, detail = ProblemKind.ARCHIVE_DAMAGED, (str(error).splitlines() or [""])[0]
+    if isinstance(error, DamagedError):
+        kind, detail = error.flaw
+    return kind, where + (detail or type(error).__name__)
 
 
 class Value(NamedTuple):
@@ -116,6 +145,43 @@ def _shown_name(name: Any) -> str | None:
     text = last.decode(errors="replace")
     is_fine = text.isprintable() and text[:1] != "." and len(last) <= _MAX_NAME_BYTES
     return text if text and is_fine and text.encode() == last else None
+
+
+def bytes_of(column: pa.Array) -> pa.Array:
+    """Return the bytes in a column of images: its field `bytes`, or itself."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
+
+
+def values_of(
+    column: pa.Array, offset_of: Callable[[int], int] | None = None
+) -> Iterator[Value | None]:
+    """Yield the values of a binary *column* without copying them; None for nulls.
+
+    Args:
+        column: As `bytes_of` returns it.
+        offset_of: Returns where in its file the byte at an address is stored; None: nowhere.
+    """
+    _, starts, data = column.buffers()
+    dtype = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    edges = np.frombuffer(starts or b"", dtype)[column.offset :].tolist()
+    content = memoryview(data or b"")
+    base = offset_of(data.address) if offset_of and data else None
+    for place, is_valid in enumerate(column.is_valid().to_pylist()):
+        start, stop = edges[place : place + 2]
+        at = None if base is None else base + start
+        yield Value.of(content[start:stop], at) if is_valid else None
+
+
+def names_and_labels(batch: pa.RecordBatch, columns: Columns) -> tuple[list[Any], list[Any]]:
+    """Return what the images of *batch* were called, and the cells of their labels."""
+    names = labels = [None] * batch.num_rows
+    if columns.has_path:
+        names = cells_of(pc.struct_field(batch[columns.image], "path"))
+    if columns.label is not None:
+        labels = cells_of(batch[columns.label])
+    return names, labels
 
 
 def cells_of(column: pa.Array) -> list[Any]:
