@@ -51,7 +51,6 @@ def read_arrow(source: ByteSource, path: str, labels: LabelOptions) -> Container
         items = RowItems(columns, labels, path)
         for batch, start, body in _batches(stream, schema):
             images = bytes_of(batch[columns.image])
-            images.validate(full=True)
             values = values_of(images, partial(_offset_of, body, start, path))
             for row in zip(values, *names_and_labels(batch, columns), strict=True):
                 yield items.item(number, *row)
@@ -86,7 +85,9 @@ def _batches(
         if message.type != "record batch":
             raise DamagedError(f"a message of type `{message.type}`, which is not read")
         body = message.body
-        yield pa.ipc.read_record_batch(message, schema), stream.tell() - body.size, body
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)  # before anything else: what lies may end the process
+        yield batch, stream.tell() - body.size, body
 
 
 def _next_message(stream: pa.NativeFile) -> pa.Message | None:
