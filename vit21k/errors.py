@@ -24,7 +24,11 @@ Anything else that escapes is a bug in vit21k and keeps its traceback, except `O
 (no space, no permission, a failing disk), which ends a command with exit code 74.
 """
 
+import errno
 import os
+
+OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that are about this process, not about the file."""
 
 _CODES = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}

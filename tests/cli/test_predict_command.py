@@ -39,7 +39,7 @@ def test_predict_names_bad_images_does_the_rest_and_ends_with_3(
 
     assert result.code == 3
     assert "`cut.jpg`: " in result.stderr
-    assert "`gone.jpg`: No such file or directory" in result.stderr
+    assert "`gone.jpg`: the file is not there" in result.stderr
     assert "4 images: 2 predicted, 2 could not be read" in result.stderr
     assert "tree/ant/3.png" in result.stdout
 

@@ -20,7 +20,7 @@ from vit21k.near.leaks import find_leaks, find_near_duplicates
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val, split_by_folders
-from vit21k.report.galleries import ThumbBudget, first_bytes
+from vit21k.report.galleries import ThumbBudget
 from vit21k.report.numbers import MergedImages, Sum, read_numbers
 from vit21k.report.page import MAX_BYTES, ReportSummary, write_report
 
@@ -239,13 +239,6 @@ def test_a_image_that_cannot_be_shown_costs_nothing() -> None:
     assert budget.thumb(unreadable, 50) == "could not be read"
     assert budget.num_bytes_left == 100
     assert budget.unread == ["Input/output error"]
-
-
-def test_first_bytes_of_what_is_no_file_are_empty(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("/etc/passwd")
-
-    for name in (".", "link", "gone"):
-        assert first_bytes(tmp_path, name) == ("", "")
 
 
 @pytest.mark.slow

@@ -433,3 +433,26 @@ def test_a_manifest_has_the_columns_of_a_locator() -> None:
 def test_a_storage_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"`n1/a\.jpg` is stored as `lzma`"):
         ImageReader(tmp_path).read("n1/a.jpg", "n1.tar", 512, 10, "lzma")
+
+
+def test_first_bytes_are_those_of_regular_files_only(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("short")
+    os.mkfifo(tmp_path / "pipe")
+    reader = ImageReader(tmp_path)
+
+    assert reader.first_bytes("short", 2) == b"ab"
+    assert reader.first_bytes("short", 24) == b"abc"
+    for name in ("link", "pipe", "gone", "."):
+        assert reader.first_bytes(name, 24) == b""
+
+
+def test_a_compressed_tar_is_read_only_if_it_is_unpacked(tmp_path: Path) -> None:
+    content = tar_of({"a.jpg": b"one", "b.jpg": b"two"})
+    (tmp_path / "n1.tar.gz").write_bytes(gzip.compress(content))
+    where = ("n1/b.jpg", "n1.tar.gz", content.index(b"two"), 3)
+
+    assert ImageReader(tmp_path, unpacks=True).read(*where, "gzip") == b"two"
+    for reader, storage in ((ImageReader(tmp_path), "gzip"), (ImageReader(tmp_path), None)):
+        with pytest.raises(ImageError, match=r"`n1\.tar\.gz` is compressed"):
+            reader.read(*where, storage)

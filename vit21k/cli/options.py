@@ -379,7 +379,7 @@ class ImageOptions:
         list[Path] | None,
         typer.Argument(
             metavar="[IMAGE]...",
-            help="Images, folders and tar archives of images, `archive.tar/member.jpg`; "
+            help="Images, folders, tars and zips of images, `archive.tar/member.jpg`; "
             "- reads one image from stdin.",
         ),
     ] = None

@@ -23,14 +23,14 @@ from PIL import Image
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError, ImageTreeError, ManifestError
-from vit21k.inference.files import Files, list_archive
 from vit21k.lock import locked
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.file_digest import ALGORITHMS
 from vit21k.sources.folders import ARCHIVE, Skipped, in_words, list_folder
-from vit21k.sources.read import Root, read_again, refuse_gone, why_unread
+from vit21k.sources.listing import list_images, read_path
+from vit21k.sources.read import ImageReader, Root, read_again, refuse_gone, why_unread
 
 THUMB_SIDE = 32
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
@@ -556,7 +556,8 @@ def scan_folder(
     """
     if not root.is_dir():
         raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of images")
-    paths, skipped = _list_with_archives(root)
+    reader = ImageReader(root, unpacks=True)
+    paths, skipped = _list_with_archives(root, reader)
     if not paths:
         raise ImageTreeError(
             f"no images below `{root}`" + (f", but {in_words(skipped)}" if skipped else ""),
@@ -564,7 +565,7 @@ def scan_folder(
         )
     scanned: list[Scanned] = []
     each = scan(
-        lambda row: _read(root / paths[row]),
+        lambda row: read_path(reader, paths[row]),
         len(paths),
         digest=ALGORITHMS[algorithm].at_once,
         num_workers=num_workers,
@@ -578,14 +579,7 @@ def scan_folder(
     return FolderSet(root, paths, _as_set(scanned), problems, unread, skipped)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except NotADirectoryError:  # a member of an archive
-        return Files([path]).read_bytes(0)
-
-
-def _list_with_archives(root: Path) -> tuple[list[str], list[Skipped]]:
+def _list_with_archives(root: Path, reader: ImageReader) -> tuple[list[str], list[Skipped]]:
     """Return the images below *root*, also those in archives, and what is not looked at."""
     paths, skipped = list_folder(root)
     left: list[Skipped] = []
@@ -594,7 +588,7 @@ def _list_with_archives(root: Path) -> tuple[list[str], list[Skipped]]:
             left.append(one)
             continue
         try:
-            members, others = list_archive(root / one.path)
+            members, others = list_images(reader, one.path)
         except ImageError:
             left.append(one._replace(why="an archive that cannot be read"))
         else:

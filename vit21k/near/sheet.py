@@ -13,10 +13,10 @@ from vit21k.atomic import atomic_file
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError, one_line
-from vit21k.inference.files import Files
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES
-from vit21k.sources.read import Root, why_unread
+from vit21k.sources.listing import read_path
+from vit21k.sources.read import ImageReader, Root, why_unread
 
 
 class PairImages:
@@ -39,6 +39,7 @@ class PairImages:
         self._one = _places(table["path"], manifest.path.parent)
         options = manifest.header.options
         self._other_root: str | None = options.get("against")
+        self._other_reader = ImageReader(self._other_root or "", unpacks=True)
         self._others: ImageDataset | None = None
         others_at = manifest.path.parent if self._other_root is None else None
         if _is_there(options.get("against_manifests", "")):
@@ -70,9 +71,7 @@ class PairImages:
         """Return the content of the second; as `one`."""
         if self._others is not None:
             return self._others.read_bytes(self._other[index])
-        if self._other_root is None:
-            raise AssertionError("pairs are within a set, or with another one")
-        return Files([Path(self._other_root) / self.rows[index]["other_path"]]).read_bytes(0)
+        return read_path(self._other_reader, self.rows[index]["other_path"])
 
 
 def _is_there(manifests: str) -> bool:

@@ -6,14 +6,11 @@ Every list says how many it shows of how many there are.
 """
 
 import base64
-import errno
 import io
-import os
-import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,11 +19,10 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 from vit21k.manifest.io import Manifest
-from vit21k.manifest.schema import IMAGES, PROBLEMS, VAL
+from vit21k.manifest.schema import IMAGES, LOCATOR_COLUMNS, PROBLEMS, VAL
 from vit21k.near.sheet import PairImages
 from vit21k.report.numbers import MergedImages, Numbers
-from vit21k.sources.read import Root, open_file, why_unread
-from vit21k.sources.remote import is_url
+from vit21k.sources.read import ImageReader, Root, why_unread
 
 _QUALITY = 70
 
@@ -95,7 +91,6 @@ _GROUP_SIDE = 112
 _VAL_SIDE = 72
 _PAIR_SIDE = 96
 _FIRST_BYTES = 24
-_READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Group(NamedTuple):
@@ -223,10 +218,12 @@ def show_problems(numbers: Numbers, root: Root | None) -> list[Problem]:
     manifest = numbers.manifests.get(PROBLEMS.name)
     if manifest is None:
         return []
-    root = root or manifest.header.root
+    reader = ImageReader(root or manifest.header.root)
+    rows = manifest.read().slice(0, MAX_PROBLEMS).to_pylist()
+    starts = [_shown(reader.first_bytes(row["path"], _FIRST_BYTES)) for row in rows]
     return [
-        Problem(row["path"], row["kind"], row["detail"], first_bytes(root, row["path"]))
-        for row in manifest.read().slice(0, MAX_PROBLEMS).to_pylist()
+        Problem(row["path"], row["kind"], row["detail"], start)
+        for row, start in zip(rows, starts, strict=True)
     ]
 
 
@@ -234,30 +231,21 @@ def show_undecoded(numbers: Numbers, root: Root | None) -> list[Problem]:
     """Return the first of the files that were hashed, but cannot be decoded."""
     undecoded = numbers.undecoded().slice(0, MAX_PROBLEMS)
     images = numbers.manifests[IMAGES.name]
-    paths = images.read(["path"])["path"].take(undecoded["row"]).to_pylist()
-    root = root or images.header.root
+    locators = images.read(LOCATOR_COLUMNS).take(undecoded["row"]).to_pylist()
+    reader = ImageReader(root or images.header.root)
     return [
-        Problem(path, "not decoded", problem, first_bytes(root, path))
-        for path, problem in zip(paths, undecoded["problem"].to_pylist(), strict=True)
+        Problem(locator["path"], "not decoded", problem, _shown(_start_of(reader, locator)))
+        for locator, problem in zip(locators, undecoded["problem"].to_pylist(), strict=True)
     ]
 
 
-def _opened(root: Root, path: str) -> IO[bytes]:
-    """Open a regular file, no link and no pipe."""
-    descriptor = os.open(Path(root, path), _READ_FLAGS)
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file")
-    return file
+def _start_of(reader: ImageReader, locator: dict[str, Any]) -> bytes:
+    with suppress(ImageError, OSError):
+        return reader.read(**locator)[:_FIRST_BYTES]
+    return b""
 
 
-def first_bytes(root: Root, path: str) -> tuple[str, str]:
-    """Return how a file begins, in hexadecimal and as text; empty if it is no regular file."""
-    try:
-        with open_file(root, path, num_tries=1) if is_url(root) else _opened(root, path) as file:
-            content = file.read(_FIRST_BYTES)
-    except (OSError, ValueError):
-        return "", ""
+def _shown(content: bytes) -> tuple[str, str]:
+    """Return bytes in hexadecimal and as text."""
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in content)  # noqa: PLR2004
     return content.hex(" "), text

@@ -10,11 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from vit21k.errors import ImageTreeError, LayoutError, printable
+from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, printable
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import TAR, ContainerRange
-from vit21k.sources.read import OUR_OWN_LIMITS
 from vit21k.sources.tar import archive_stem
 
 IMAGE_SUFFIXES = frozenset(

@@ -7,6 +7,8 @@ import errno
 import io
 import os
 import resource
+import stat
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
+from vit21k.errors import OUR_OWN_LIMITS, ImageError, ImageTreeError, UnreadableImageError
+from vit21k.sources.container import ReadAt
 from vit21k.sources.remote import (
     NUM_CONNECTIONS,
     NUM_TRIES,
@@ -24,13 +27,11 @@ from vit21k.sources.remote import (
     RemoteTree,
     is_url,
 )
-from vit21k.sources.tar import is_gzip
+from vit21k.sources.tar import WINDOW_BYTES, GzipSource, SeekableSource, Window, is_gzip
+from vit21k.sources.zip import DEFLATE, read_deflated
 
 MAX_UNREAD = 100
 """Unreadable files in a row after which the tree is considered gone."""
-
-OUR_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors that are about this process, not about the file."""
 
 _NUM_READS = 3
 
@@ -119,6 +120,7 @@ GZIP_HINT = (
 )
 MOVED_HINT = "if the image tree has moved, say where it is now with `--root`"
 
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 _READ_BYTES = 1 << 18  # of a file at once: more than most images have
 
 
@@ -182,15 +184,44 @@ def existing_root(hashed: str, root: Root | None) -> str:
     return place
 
 
-class _OpenFile:
-    """A descriptor that is closed with its last reference."""
+class OpenFile:
+    """A descriptor that is closed with its last reference.
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    Attributes:
+        descriptor: Of the file, or of what it was unpacked to.
+        is_regular: Whether it is a regular file.
+        is_compressed: Whether it is a gzip file.
+        is_unpacked: Whether it was, and *descriptor* is that of an unnamed temporary file.
+    """
+
+    def __init__(self, path: str, flags: int = 0) -> None:
+        self.descriptor = os.open(path, _READ_FLAGS | os.O_NONBLOCK | flags)
+        self.is_regular = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
+        self.is_compressed = self.is_regular and is_gzip(self.descriptor)
+        self.is_unpacked = False
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        """Return *num_bytes* from *offset*, fewer where the file ends."""
+        parts = []
+        while num_bytes and (part := os.pread(self.descriptor, num_bytes, offset)):
+            parts.append(part)
+            offset += len(part)
+            num_bytes -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def unpack(self) -> None:
+        """Decompress a gzip file to an unnamed temporary file, and read that instead."""
+        window = Window(GzipSource(self.descriptor))
+        with tempfile.TemporaryFile() as file:
+            while len(content := window.take(WINDOW_BYTES)):
+                file.write(content)
+            file.flush()
+            os.dup2(file.fileno(), self.descriptor, inheritable=False)
+        self.is_unpacked = True
 
 
 class ImageReader:
@@ -200,12 +231,21 @@ class ImageReader:
         tree: What lies below a URL; None: the root is a folder.
     """
 
-    def __init__(self, root: Root, *, max_open: int | None = None) -> None:
+    def __init__(self, root: Root, *, max_open: int | None = None, unpacks: bool = False) -> None:
+        """Read below *root*.
+
+        Args:
+            root: A folder or URL; empty: paths are relative to the current folder, or absolute.
+            max_open: Most containers to keep open; default: a quarter of the descriptors.
+            unpacks: Decompress a compressed tar to a temporary file to read an image of it.
+        """
         self.tree = RemoteTree(str(root)) if is_url(root) else None
-        self._root = str(root)
+        self._root = root
+        self._prefix = f"{root}/" if str(root) else ""
+        self._unpacks = unpacks
         self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
 
     def read(
         self,
@@ -224,10 +264,10 @@ class ImageReader:
         """
         if container is None:
             return self._read_object(self.tree, path) if self.tree else self._read_file(path)
-        if storage is None:
-            return self._read_range(container, offset or 0, num_bytes or 0)
-        if storage == GZIP:
-            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
+        if storage in {None, GZIP}:
+            return self._read_range(container, offset or 0, num_bytes or 0, storage)
+        if storage == DEFLATE:
+            return read_deflated(self._read_at(container), offset or 0, num_bytes or 0)
         raise ImageError(
             f"`{path}` is stored as `{storage}`, which this version of vit21k does not read",
             hint="run `vit21k hash` again with this version",
@@ -267,6 +307,17 @@ class ImageReader:
         except FileNotFoundError:
             raise UnreadableImageError("the object is not there", hint=MOVED_HINT) from None
 
+    def first_bytes(self, path: str, num_bytes: int) -> bytes:
+        """Return the first bytes of any file; none if it is unreadable or not a regular file."""
+        try:
+            if self.tree:
+                with open_file(self.tree.url, path, num_tries=1) as object_:
+                    return object_.read(num_bytes)
+            file = OpenFile(f"{self._prefix}{path}", os.O_NOFOLLOW)
+            return file.read_at(num_bytes, 0) if file.is_regular else b""
+        except (OSError, ValueError):
+            return b""
+
     def _read_file(self, path: str) -> bytes:
         """Return the content of a plain file.
 
@@ -274,7 +325,7 @@ class ImageReader:
         many.
         """
         try:
-            descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(f"{self._prefix}{path}", _READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError):
             raise UnreadableImageError("the file is not there", hint=MOVED_HINT) from None
         try:
@@ -287,25 +338,43 @@ class ImageReader:
             os.close(descriptor)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read_range(self, container: str, offset: int, num_bytes: int) -> bytes:
-        """Return *num_bytes* of *container* from *offset*."""
+    def _read_range(
+        self, container: str, offset: int, num_bytes: int, storage: str | None
+    ) -> bytes:
+        """Return *num_bytes* of *container*, or of what it unpacks to, from *offset*."""
         if self.tree:
             try:
                 return self.tree.read_range(container, offset, offset + num_bytes)
             except OSError as error:
                 raise _explained(container, error) from error
-        file = self._file(container)  # the reference keeps it open
-        parts = []
-        while num_bytes:
-            part = os.pread(file.descriptor, num_bytes, offset)
-            if not part:
-                raise _too_short(container)
-            parts.append(part)
-            offset += len(part)
-            num_bytes -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        file = self.open_container(container)
+        if file.is_compressed and (storage != GZIP or not file.is_unpacked):
+            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
+        content = file.read_at(num_bytes, offset)
+        if len(content) < num_bytes:
+            raise _too_short(container)
+        return content
 
-    def _file(self, container: str) -> _OpenFile:
+    def _read_at(self, container: str) -> ReadAt:
+        """Return what reads up to a number of bytes from an offset of *container*."""
+        if self.tree:
+            return SeekableSource(self.tree.open(container)).read
+        return self.open_container(container).read_at
+
+    def is_file(self, path: str) -> bool:
+        """Return whether there is a file at *path*."""
+        return self.tree.is_object(path) if self.tree else Path(self._prefix + path).is_file()
+
+    def open_stream(self, path: str) -> io.BufferedReader:
+        """Open a container to be read by one thread.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        return open_file(self._root, path)
+
+    def open_container(self, container: str) -> OpenFile:
+        """Return an open local container; it is closed with the last reference to it."""
         with self._lock:
             file = self._open.pop(container, None) or self._opened(container)
             self._open[container] = file  # most recently used
@@ -313,25 +382,25 @@ class ImageReader:
                 self._open.popitem(last=False)
         return file
 
-    def _opened(self, container: str) -> _OpenFile:
+    def _opened(self, container: str) -> OpenFile:
         try:
-            file = self._open_file(f"{self._root}/{container}")
+            file = self._open_file(f"{self._prefix}{container}")
         except (FileNotFoundError, NotADirectoryError):
             raise _missing(container) from None
-        if is_gzip(file.descriptor):
-            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
+        if file.is_compressed and self._unpacks:
+            file.unpack()
         return file
 
-    def _open_file(self, path: str) -> _OpenFile:
+    def _open_file(self, path: str) -> OpenFile:
         """Open a file; if the limit of descriptors is reached, close the others first."""
         try:
-            return _OpenFile(path)
+            return OpenFile(path)
         except OSError as error:
             if error.errno not in _TOO_MANY or not self._open:
                 raise
         self._max_open = max(len(self._open) // 2, 1)
         self._open.clear()
-        return _OpenFile(path)
+        return OpenFile(path)
 
 
 def _range(locator: Locator) -> Range:
