@@ -108,6 +108,8 @@ def test_facts_of_hostile_files_are_those_of_python(library: ctypes.CDLL) -> Non
         if library.describe_bytes(data, len(content), row.ctypes.data):
             num_plain += 1
             assert FileRows(row)[0].facts == expected
+            assert FileRows(row)[0].digest == xxhash.xxh3_128_digest(content)
+        assert bytes(data) == content  # it is written to, and restored
     assert num_plain > NUM_MUTATED // 4
 
 

@@ -24,7 +24,7 @@
 
 #include "xxh3_128.h"
 
-enum { PROBE_BYTES = 4096, ASKED_BYTES = 1 << 20 };
+enum { PROBE_BYTES = 4096, ASKED_BYTES = 1 << 20, SAVED_BYTES = 1 << 16 };
 enum { TO_DO = 0, DONE = 1 };
 enum { HAS_DIGEST = 1, HAS_CONTENT = 2, HAS_PROBE = 4, HAS_FACTS = 8, SAW_END = 16, LOOKED_FOR_END = 32 };
 enum { NO_FORMAT = 0, JPEG = 1 };
@@ -85,11 +85,28 @@ static int ends_once(const uint8_t *data, int64_t place, int64_t size) {
     return 1;
 }
 
+/* The first bytes of an image as they were, so that they can be restored. */
+typedef struct {
+    uint8_t *bytes;
+    int64_t end, capacity;
+} Saved;
+
+static int save_up_to(Saved *saved, const uint8_t *data, int64_t end) {
+    if (!saved) return 1;
+    if (end > saved->capacity) return 0;
+    if (end > saved->end) {
+        memcpy(saved->bytes + saved->end, data + saved->end, (size_t)(end - saved->end));
+        saved->end = end;
+    }
+    return 1;
+}
+
 /* Notes the facts of a JPEG of *size* bytes.  What is kept of its header is moved up against the
- * rest, so that its content digest is one call; *data* is spoilt by that.  Returns 0 where it is
- * no JPEG, has no scan, has junk between segments, does not end in its only end marker, or where
- * its colours may be stored in another way than JFIF's. */
-static int note_image(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
+ * rest, so that its content digest is one call; *data* is spoilt by that, and *saved*, if there is
+ * one, has what was there.  Returns 0 where it is no JPEG, has no scan, has junk between segments,
+ * does not end in its only end marker, has a larger header than *saved* has room for, or where its
+ * colours may be stored in another way than JFIF's. */
+static int note_image(Row *row, uint8_t *data, int64_t size, TakeIn *take_in, Saved *saved) {
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8 || data[2] != 0xFF) return 0;
     if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return 0;
     int64_t place = 2, start = 2, kept = 2; /* kept: end of what is kept of what lies before start */
@@ -100,6 +117,7 @@ static int note_image(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
         if (kind == SCAN) {
             if (row->components != GREY && !(row->components == COLOUR && is_jfif)) return 0;
             if (!ends_once(data, place, size)) return 0;
+            if (!save_up_to(saved, data, start)) return 0;
             const int64_t first = start - (kept - 2);
             memmove(data + first, data + 2, (size_t)(kept - 2));
             xxh3_128(data + first, (size_t)(size - first), take_in, row->content_digest);
@@ -115,6 +133,7 @@ static int note_image(Row *row, uint8_t *data, int64_t size, TakeIn *take_in) {
             is_jfif |= begins_with(data, place + 4, size, "JFIF", 5);
         if (kind == FRAME) note_frame(row, data, place, size);
         if (is_dropped(kind, data, place, size)) {
+            if (!save_up_to(saved, data, place)) return 0;
             memmove(data + kept, data + start, (size_t)(place - start));
             kept += place - start;
             start = after;
@@ -130,7 +149,7 @@ static int read_whole(const Job *job, int descriptor, int64_t size, Row *row) {
     if (read(descriptor, job->buffer, (size_t)size) != size) return 0;
     xxh3_128(job->buffer, (size_t)size, job->take_in, row->digest);
     row->flags = HAS_DIGEST;
-    return note_image(row, job->buffer, size, job->take_in);
+    return note_image(row, job->buffer, size, job->take_in, NULL);
 }
 
 static int read_ends(const Job *job, int descriptor, int64_t size, Row *row) {
@@ -266,10 +285,18 @@ void digest_bytes(const uint8_t *data, int64_t size, int number, uint8_t *digest
     xxh3_128(data, (size_t)size, way_to_take_in(number), digest);
 }
 
-/* For tests: the row of these bytes, which are spoilt; 0 where they are not plain. */
+/* The row of these bytes, without times: written to, and restored.  0 where they are not plain. */
 int describe_bytes(uint8_t *data, int64_t size, Row *row) {
+    uint8_t bytes[SAVED_BYTES];
+    Saved saved = {bytes, 0, SAVED_BYTES};
+    TakeIn *take_in = way_to_take_in(-1);
     memset(row, 0, sizeof *row);
-    return note_image(row, data, size, way_to_take_in(-1));
+    row->num_bytes = size;
+    row->flags = HAS_DIGEST;
+    if (size > 0) xxh3_128(data, (size_t)size, take_in, row->digest);
+    const int is_plain = note_image(row, data, size, take_in, &saved);
+    memcpy(data, saved.bytes, (size_t)saved.end);
+    return is_plain;
 }
 
 int row_bytes(void) { return (int)sizeof(Row); }

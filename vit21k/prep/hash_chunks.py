@@ -272,8 +272,12 @@ class ChunkHasher:
             chunks = iter(held)
         return _joined(chunks)
 
-    def _digest_member(self, content: memoryview | bytes, mtime_ns: int) -> FileDigest:
+    def _digest_member(self, content: memoryview | bytes, mtime_ns: int) -> FileDigest | bytes:
         view = memoryview(content)
+        if self.compiled and not self.only_ends and len(view) < WHOLE_BYTES:
+            row = self.compiled.describe(view, mtime_ns)
+            if row is not None:
+                return row
         digest, facts = self.reader.describe(content, view)
         if facts.format in NOT_IMAGES:
             raise UnusableError(*no_image(facts))
@@ -345,16 +349,17 @@ class ChunkHasher:
         self,
         container: ContainerRange,
         fraction: float,
-        members: HashedMembers[FileDigest],
+        members: HashedMembers[FileDigest | bytes],
         *,
         is_compressed: bool,
     ) -> HashedChunk:
+        files = FileRows.of(members.digests)
         return HashedChunk(
             class_of(members.folder, self.layout.labels.label_from),
             fraction,
             paths=[members.folder + name for name in members.names],
-            files=FileRows.of(members.digests),
-            num_bytes_read=sum(file.num_bytes for file in members.digests),
+            files=files,
+            num_bytes_read=int(files.array["num_bytes"].sum()),
             problems=members.problems,
             container=container.path.decode(),
             offsets=members.offsets,

@@ -23,8 +23,8 @@ from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
 from vit21k.sources.container import ContainerImage, ContainerItems
 from vit21k.sources.folders import problem_from
 
-Digest = Callable[[memoryview | bytes], FileDigest]
-"""Returns what is to be known of an image; may raise `UnusableError`."""
+Digest = Callable[[memoryview | bytes], FileDigest | bytes]
+"""Returns what is known of an image, or its packed row; may raise `UnusableError`."""
 
 _RUN_ROWS = 1 << 16
 _PIECE_ROWS = 1 << 10
@@ -39,6 +39,7 @@ class Row(NamedTuple):
         path: Relative to the root.
         number: Counts the images of the container, in its order.
         offset: As in `ContainerImage`.
+        num_bytes: Size of the image.
         labels: Its classes.
         storage: As in `ContainerImage`.
         split: Published split.
@@ -48,10 +49,11 @@ class Row(NamedTuple):
     path: bytes
     number: int
     offset: int
+    num_bytes: int
     labels: tuple[str, ...]
     storage: str | None
     split: str | None
-    file: FileDigest | None
+    file: FileDigest | bytes | None
 
 
 class _Sorter:
@@ -156,7 +158,7 @@ def _row_of(
     if isinstance(item, Problem):
         problems.append(item)
         is_of_no_use = not item.kind.is_left_out and item.kind is not ProblemKind.DUPLICATE_MEMBER
-        return Row(item.path.encode(), number, 0, (), None, None, None) if is_of_no_use else None
+        return Row(item.path.encode(), number, 0, 0, (), None, None, None) if is_of_no_use else None
     labels = (item.label,) if isinstance(item.label, str) else tuple(sorted(item.label or ()))
     file = None
     if not labels:
@@ -166,8 +168,8 @@ def _row_of(
             file = digest(item.content)
         except UnusableError as error:
             problems.append(Problem(item.path, error.kind, error.detail))
-    path = item.path.encode()
-    return Row(path, number, item.offset, labels, item.storage, item.split, file)
+    where = item.path.encode(), number, item.offset, item.num_bytes
+    return Row(*where, labels, item.storage, item.split, file)
 
 
 def _last_of_each(rows: Iterator[Row], problems: list[Problem]) -> Iterator[Row]:
@@ -209,7 +211,7 @@ def _chunk_of(
         fraction,
         paths=[row.path.decode() for row, _ in each],
         files=FileRows.of(row.file for row, _ in each if row.file),
-        num_bytes_read=sum(row.file.num_bytes for row in rows if row.file),
+        num_bytes_read=sum(row.num_bytes for row in rows),
         container=container,
         offsets=[row.offset for row, _ in each],
         wnids=[label for _, label in each],

@@ -28,6 +28,7 @@ from vit21k.prep.file_digest import (
 from vit21k.sources.folders import Chunk, problem_from
 
 _ROW = struct.Struct("<qqqQ16s16s16sBIIBB")
+_MTIME, _MTIME_AT = struct.Struct("<q"), 8
 ROW = np.dtype(
     [
         ("num_bytes", "<i8"),
@@ -72,9 +73,10 @@ class FileRows(Sequence[FileDigest]):
         self.array = array
 
     @classmethod
-    def of(cls, files: Iterable[FileDigest]) -> "FileRows":
-        """Return *files* as rows."""
-        return cls(np.frombuffer(b"".join(map(_packed, files)), ROW))
+    def of(cls, files: Iterable[FileDigest | bytes]) -> "FileRows":
+        """Return *files*, some of which may be packed rows, as rows."""
+        packed = (one if isinstance(one, bytes) else _packed(one) for one in files)
+        return cls(np.frombuffer(b"".join(packed), ROW))
 
     def __len__(self) -> int:
         return len(self.array)
@@ -449,6 +451,7 @@ class CompiledReader:
         self._check = library.check_files
         self._ask = library.ask_for_files
         self._list = library.list_files
+        self._describe = library.describe_bytes
         address, number = ctypes.c_void_p, ctypes.c_int
         names = (number, ctypes.c_char_p, ctypes.c_int64, number, number)
         self._read.argtypes = (*names, address, ctypes.c_int64, address, address)
@@ -456,6 +459,7 @@ class CompiledReader:
         self._ask.argtypes = (*names, address)
         self._list.argtypes = (ctypes.c_char_p, address, ctypes.c_int64)
         self._list.restype = ctypes.c_int64
+        self._describe.argtypes = address, ctypes.c_int64, address
         self._read.restype = self._check.restype = self._ask.restype = None
         if library.row_bytes() != ROW.itemsize:
             raise NoExtensionError("the compiled extension is of another version of vit21k")
@@ -504,6 +508,24 @@ class CompiledReader:
         """
         args = files.folder, files.packed_names, len(files), open_flags, by_all
         self._check(*args, files.rows.ctypes.data, files.states.ctypes.data)
+
+    def describe(self, content: memoryview, mtime_ns: int) -> bytes | None:
+        """Return the row of an image in memory; None if it is not on the fast path.
+
+        Args:
+            content: Its bytes; nobody else may read them meanwhile.
+            mtime_ns: Of the file that they are from.
+        """
+        try:
+            row: bytearray = self._buffers.row
+            address: int = self._buffers.row_address
+        except AttributeError:
+            row = self._buffers.row = bytearray(ROW.itemsize)
+            address = self._buffers.row_address = np.frombuffer(row, np.uint8).ctypes.data
+        if not self._describe(np.frombuffer(content, np.uint8).ctypes.data, len(content), address):
+            return None
+        _MTIME.pack_into(row, _MTIME_AT, mtime_ns)
+        return bytes(row)
 
     def _buffer(self) -> int:
         """Return the address of this thread's buffer."""

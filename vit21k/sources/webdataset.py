@@ -56,7 +56,7 @@ _WNID_KEY = re.compile(r"(?:.*/)?(n\d{8})(?:[_-][^/]*|/[^/]*)?")
 _WNID = re.compile(r"n\d{8}")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 
-_Label = str | int | list[str | int]
+_Label = str | int | tuple[str | int, ...]
 """A label as it is stored: a class name or index, or several."""
 
 _AHEAD_BYTES = 4096
@@ -307,13 +307,21 @@ class _LabelReader:
         self._container = container
         self._label_from = labels.label_from or ""
         self._is_checked = labels.is_detected and self._label_from != _PACKED
+        self._names: dict[_Label, tuple[str, ...]] = {}  # of labels met before
 
     def __call__(self, sample: Sample) -> tuple[str, ...]:
         value = raw_label(sample, self._label_from, self._container)
-        values = value if isinstance(value, list) else [value]
-        names = tuple(dict.fromkeys(filter(None, map(self._name_of, values))))
+        names = self._names_of(value)
         if self._is_checked and (detail := _contradiction(sample, self._label_from, names)):
             raise _NoLabelError(detail)
+        return names
+
+    def _names_of(self, value: _Label) -> tuple[str, ...]:
+        names = self._names.get(value)
+        if names is None:
+            values = value if isinstance(value, tuple) else (value,)
+            names = tuple(dict.fromkeys(filter(None, map(self._name_of, values))))
+            self._names[value] = names
         return names
 
     def _name_of(self, value: str | int) -> str | None:
@@ -352,12 +360,16 @@ def _json_label(sample: Sample, name: str) -> _Label:
     if name not in fields:
         raise _NoLabelError(f"no field `{name}` in .json")
     value = fields[name]
-    if name in _PATH_FIELDS and isinstance(value, str):
-        return value.rpartition("/")[0].rpartition("/")[2]
-    values = value if isinstance(value, list) else [value]
+    if isinstance(value, str):
+        return _folder_of(value) if name in _PATH_FIELDS else value
+    values = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if any(isinstance(one, bool) or not isinstance(one, str | int) for one in values):
         raise _NoLabelError(f"`{name}` in .json is neither a class name nor an index")
-    return value if isinstance(value, list) else values[0]
+    return values[0] if isinstance(value, int) else values
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def _cls_label(sample: Sample) -> str | int:
@@ -391,20 +403,31 @@ def _folder_label(path: str, label_from: str) -> str:
 
 def _contradiction(sample: Sample, label_from: str, names: Sequence[str]) -> str | None:
     """Return what in *sample* names another WordNet id than *names*, or another index."""
-    others = {"key", *(f"json:{name}" for name in _FIELDS & _json_of(sample).keys())}
     if label_from in _INDICES:
         index = _stored(sample, label_from)
-        stored = [(other, _stored(sample, other)) for other in _INDICES]
-        found = [pair for pair in stored if isinstance(pair[1], int) and pair[1] != index]
-        if found:
-            return f"{in_words(label_from)} is {index}, {in_words(found[0][0])} is {found[0][1]}"
+        for other in _INDICES:
+            value = _stored(sample, other)
+            if isinstance(value, int) and value != index:
+                return f"{in_words(label_from)} is {index}, {in_words(other)} is {value}"
     if not names or not all(map(_WNID.fullmatch, names)):
         return None
-    for other in sorted(others - {label_from}):
-        value = _stored(sample, other)
-        if isinstance(value, str) and _WNID.fullmatch(value) and value not in names:
-            return f"{in_words(label_from)} is {names[0]}, {in_words(other)} is {value}"
+    for other, wnid in _wnids_in(sample):
+        if wnid not in names and other != label_from:
+            return f"{in_words(label_from)} is {names[0]}, {in_words(other)} is {wnid}"
     return None
+
+
+def _wnids_in(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Yield the WordNet ids in *sample*, and where they are, as a `label_from`."""
+    if found := _WNID_KEY.fullmatch(sample.key):
+        yield "key", found[1]
+    fields = _json_of(sample)
+    for name in sorted(_FIELDS & fields.keys()):
+        value = fields[name]
+        if isinstance(value, str):
+            value = _folder_of(value) if name in _PATH_FIELDS else value
+            if _WNID.fullmatch(value):
+                yield f"json:{name}", value
 
 
 def _json_of(sample: Sample) -> dict[str, Any]:
@@ -468,7 +491,9 @@ def detect_labels(samples: Sequence[Sample], labels: LabelOptions, path: str) ->
         return labels
     for label_from, is_label in _candidates(labels):
         values = [_stored(sample, label_from) for sample in samples]
-        if all(value is not None and is_label(value) for value in values):
+        if any(value not in {None, ()} for value in values) and all(
+            value is not None and is_label(value) for value in values
+        ):
             found = replace(labels, label_from=label_from, is_detected=True)
             _check(samples, found, path)
             return found
@@ -487,7 +512,7 @@ def _candidates(labels: LabelOptions) -> list[tuple[str, Callable[[_Label], bool
 
 
 def _is_name(value: _Label) -> bool:
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return all(map(_is_name, value))
     return isinstance(value, str) and bool(value) and not _INTEGER.fullmatch(value)
 
@@ -497,7 +522,7 @@ def _is_wnid(value: _Label) -> bool:
 
 
 def _is_index(value: _Label) -> bool:
-    return isinstance(value, int) or (isinstance(value, list) and all(map(_is_index, value)))
+    return isinstance(value, int) or (isinstance(value, tuple) and all(map(_is_index, value)))
 
 
 def _check(samples: Sequence[Sample], labels: LabelOptions, path: str) -> None:
