@@ -104,6 +104,7 @@ class ProblemKind(StrEnum):
         "image_not_stored",
         "A row of a Parquet or Arrow file with the path of an image, and not its bytes.",
     )
+    FILE_MISSING = "file_missing", "The label file has a label for it, and there is no such image."
     SEVERAL_IMAGES = (
         "several_images",
         "Images of a WebDataset that share a key; `--image-column` selects one of them.",
