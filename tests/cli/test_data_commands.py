@@ -98,6 +98,7 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
         "num_classes": 2,
         "num_bad": 2,
         "num_skipped": 1,
+        "num_missing": 0,
         "problems": {"empty": 1, "not_in_class_folder": 1, "other_suffix": 1},
         "num_known_problems": 0,
     }

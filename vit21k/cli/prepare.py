@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vit21k.prep.relabel import RelabelSummary
     from vit21k.prep.shards import Shard
     from vit21k.prep.split import SplitSummary
+    from vit21k.sources.label_file import LabelFile
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -51,6 +52,7 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
         "num_classes": len(summary.wnids),
         "num_bad": summary.num_bad,
         "num_skipped": summary.num_skipped,
+        "num_missing": summary.num_missing,
         "problems": console.counts(summary.problems),
         "num_known_problems": summary.num_known_problems,
     }
@@ -77,6 +79,7 @@ def report_hash(
         f"({console.size(summary.num_bytes)}), "
         f"{summary.num_bad:,} error{'' if summary.num_bad == 1 else 's'}, "
         f"{summary.num_skipped:,} skipped"
+        + (f", {summary.num_missing:,} labels without a file" if summary.num_missing else "")
     )
     console.note(f"next: `{next_command or for_manifests('vit21k relabel', manifests)}`")
 
@@ -182,6 +185,21 @@ def hash_command(
             "(jpg) in a WebDataset.",
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file with the class of each image, such as `1.jpg,cat` (CSV, TSV, JSON), or "
+            "ILSVRC's ground truth; the folders of the images do not matter then.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Class list that the numbers count, where the labels of ROOT are numbers.",
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -225,6 +243,8 @@ def hash_command(
 
       vit21k hash /data/imagenet-22k-wds --label-from json:class_name
 
+      vit21k hash ILSVRC2012_img_val.tar --labels ILSVRC2012_validation_ground_truth.txt
+
       vit21k hash /data/ImageNet21K --shard 3/8
 
       vit21k hash /shared/ImageNet21K --engine ray --address 10.0.0.1:6379
@@ -232,6 +252,8 @@ def hash_command(
       vit21k hash s3://bucket/ImageNet21K --num-workers 64
     """
     share = _shard(shard)
+    class_names = _class_names(classes)
+    label_file = _label_file(labels, root, class_names, label_from)
     cluster = engine.cluster()
     anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
     on_disk = {
@@ -243,11 +265,37 @@ def hash_command(
         "recheck": recheck,
         "shard": share,
         "engine": cluster.hash_chunks if cluster else None,
+        "class_names": class_names,
+        "label_file": label_file,
     }
     summary = _hash(root, manifests, anywhere, on_disk)
     if as_json:
         console.print_json(hash_result(summary))
-    _finish(summary, manifests, share)
+    _finish(summary, manifests, share, classes)
+
+
+def _class_names(classes: str | None) -> tuple[str, ...] | None:
+    from vit21k.manifest.class_lists import read_classes
+
+    return read_classes(classes).wnids if classes else None
+
+
+def _label_file(
+    path: Path | None, root: str, class_names: Sequence[str] | None, label_from: str | None
+) -> "LabelFile | None":
+    """Read the labels; report how."""
+    if path is None:
+        return None
+    if label_from and not label_from.startswith("column:"):
+        raise UsageError(
+            "`--labels` and `--label-from` are two sources of classes",
+            hint="with `--labels`, only `--label-from column:NAME` selects something: a column",
+        )
+    from vit21k.sources.label_file import read_label_file
+
+    labels = read_label_file(path, Path(root), class_names=class_names, label_from=label_from)
+    console.note(f"`{path}`: {labels.num_labels:,} labels ({labels.form})")
+    return labels
 
 
 def _shard(text: str | None) -> "Shard | None":
@@ -258,15 +306,26 @@ def _shard(text: str | None) -> "Shard | None":
     return Shard.parse(text) if text else None
 
 
-def _finish(summary: "HashSummary", manifests: Path, share: "Shard | None") -> None:
-    """Report *summary*, and exit with its exit code."""
+def _finish(
+    summary: "HashSummary", manifests: Path, share: "Shard | None", classes: str | None
+) -> None:
+    """Report *summary*, and exit with its exit code.
+
+    *classes* is the class list that numbers stand for.  Their order is that of the class indices,
+    but for the devkit's, which no model is numbered by.
+    """
+    from vit21k.manifest.class_lists import DEVKIT
+
     if share:
         report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
+    elif classes and classes != DEVKIT:
+        command = for_manifests(f"vit21k relabel --classes {shlex.quote(classes)}", manifests)
+        report_hash(summary, manifests, next_command=command)
     else:
         report_hash(summary, manifests)
     if summary.silently_changed:
         raise typer.Exit(errors.EXIT_DIFFERENCES)
-    if summary.num_bad:
+    if summary.num_bad or summary.num_missing:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 

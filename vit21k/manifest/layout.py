@@ -22,6 +22,9 @@ LabelFrom = str
 OPTION = "label_from"
 """Option of a manifest's header, where the user has said which."""
 
+LABEL_FILE_OPTION = "label_file"
+"""Option of a manifest's header: the file that the classes are from, and its SHA-256."""
+
 _TRAIN = frozenset({"train", "training"})
 _HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "dev", "eval"})
 SPLITS = _TRAIN | _HELD_OUT
@@ -224,8 +227,9 @@ class Layout:
             raise LayoutError(
                 f"`{self._root}` has no class folders: its images lie in `{_some(self._classes)}`, "
                 "which is no class",
-                hint=f"{_CLASS_FOLDERS} (lists of labels, such as the ground truth of ILSVRC, are "
-                f"not read); or, if these are classes: {_BY_FOLDER}",
+                hint="`vit21k hash --labels FILE` reads the classes from a file: the ground truth "
+                f"of ILSVRC, a CSV of `1.jpg,cat` ...; or {_CLASS_FOLDERS}; or, if these are "
+                f"classes: {_BY_FOLDER}",
             )
 
 

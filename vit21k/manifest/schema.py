@@ -174,7 +174,7 @@ PROBLEMS = ManifestKind(
         ]
     ),
     row="file or folder that was not used",
-    order="by path, byte by byte",
+    order="by path, byte by byte; names of a label file that no image has come last",
     made_by="vit21k hash <image root>",
 )
 

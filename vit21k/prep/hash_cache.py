@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit21k.manifest.io import Header
+from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.prep.scan import HEAD, NO_ROWS, Label, NamedRows, decode, decode_label, encode
 
@@ -290,7 +291,8 @@ def hash_cache(
         is_remote: Whether the times of the files are those of another machine.
     """
     options = {"algorithm": header.algorithm, "root": header.root, **header.options}
-    options.pop(LABEL_OPTION, None)  # does not change what is cached
+    for name in (LABEL_OPTION, LABEL_FILE_OPTION):  # do not change what is cached
+        options.pop(name, None)
     cache = HashCache(folder, options, is_fresh=is_fresh, is_remote=is_remote)
     try:
         yield cache

@@ -40,7 +40,7 @@ from vit21k.prep.hash_chunks import (
     suitable_workers,
 )
 from vit21k.prep.quick import MODE, Candidates, QuickHasher
-from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS
+from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS, with_classes
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.sources.container import TAR, ContainerRange, label_options
 from vit21k.sources.detect import LayoutName, SourceLayout, detect
@@ -53,6 +53,8 @@ from vit21k.sources.folders import (
     look_at,
     refuse_parquet,
 )
+from vit21k.sources.label_file import LabelFile
+from vit21k.sources.tar import archive_stem
 
 
 @dataclass
@@ -94,7 +96,13 @@ class HashSummary:
     @property
     def num_bad(self) -> int:
         """Files and folders that could not be used."""
-        return sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+        bad = sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+        return bad - self.num_missing
+
+    @property
+    def num_missing(self) -> int:
+        """Names of a label file that no image has."""
+        return self.problems[ProblemKind.FILE_MISSING]
 
     @property
     def num_skipped(self) -> int:
@@ -103,7 +111,8 @@ class HashSummary:
 
     def count(self, chunk: HashedChunk, *, is_second_walk: bool) -> None:
         """Add what became of *chunk*; what was known is counted on the first of two walks."""
-        self.num_entries += len(chunk.files) + len(chunk.problems)
+        num_missing = sum(each.kind is ProblemKind.FILE_MISSING for each in chunk.problems)
+        self.num_entries += len(chunk.files) + len(chunk.problems) - num_missing
         self.num_files += len(chunk.files)
         self.num_bytes += chunk.num_bytes
         self.num_bytes_read += chunk.num_bytes_read
@@ -149,6 +158,7 @@ def hash_tree(  # noqa: PLR0913
     label_from: str | None = None,
     class_names: Sequence[str] | None = None,
     image_column: str | None = None,
+    label_file: LabelFile | None = None,
     splits: Collection[str] = (),
     on_layout: Callable[[SourceLayout], None] = lambda _layout: None,
     on_look: OnChunk = lambda _chunk: None,
@@ -171,6 +181,7 @@ def hash_tree(  # noqa: PLR0913
         label_from: Where the class of an image comes from (`LabelOptions`); None: detected.
         class_names: What the class indices in a source mean; None: it says so itself.
         image_column: Column or field of a source that has images in several.
+        label_file: The classes of the images, whatever folder they are in.
         splits: Folders of the root that are splits, such as train and val, and never classes.
         on_layout: Called once with what was detected, before anything is hashed.
         on_look: Called with each chunk of the first walk of a quick run.
@@ -178,17 +189,29 @@ def hash_tree(  # noqa: PLR0913
 
     Raises:
         ImageTreeError: No such folder, or it has no images; *manifests* is unchanged.
-        LayoutError: The folders cannot be classes; *manifests* is unchanged.
-        UsageError: *manifests* lies inside *root*; or *mode* is quick on another engine.
+        LayoutError: The folders cannot be classes, or *label_file* fits no image, or one name of it
+            several; *manifests* is unchanged.
+        UsageError: *manifests* lies inside *root*; or *mode* is quick on another engine; or there
+            are a *label_file* and a *shard*.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
-    root, archive = image_root(root)
+    root, archive = image_root(root, is_flat=label_file is not None)
     refuse_inside(manifests, str(root))
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
-    labels = label_options(label_from, class_names, image_column)
-    found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
+    if shard and label_file:
+        raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
+    if label_file is not None:
+        found = SourceLayout(label_file=label_file.identity)
+    else:
+        labels = label_options(label_from, class_names, image_column)
+        found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
+        if class_names and found.name == "folders":
+            raise UsageError(
+                "`--classes` says what numbers mean, and the classes of folders are names",
+                hint="`vit21k relabel --classes LIST` sets the class indices",
+            )
     on_layout(found)
     judge = Layout(str(root / (archive or "")), label_from=found.judged_by, splits=splits)
     if archive is None:
@@ -205,7 +228,7 @@ def hash_tree(  # noqa: PLR0913
         recheck=recheck,
     )
     out = shard.folder(manifests) if shard else manifests
-    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge)
+    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge, label_file)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
@@ -237,11 +260,13 @@ class _Run:
         num_workers: int | None,
         engine: Engine,
         layout: Layout,
+        label_file: LabelFile | None,
     ) -> None:
         self.summary = HashSummary(is_remote=hasher.is_remote, layout=layout)
         self._hasher = hasher
         self._archive = archive
         self._shard = shard
+        self._label_file = label_file
         self._num_workers = num_workers or suitable_workers(hasher)
         self._engine = engine
 
@@ -256,7 +281,7 @@ class _Run:
             manifest_writer(PROBLEMS, out, header) as problems,
         ):
             rows = RowWriter(digests, problems)
-            for chunk in self._walk():
+            for chunk in self._labelled(self._walk()):
                 self.summary.count(chunk, is_second_walk=is_quick)
                 rows.add(chunk)
                 on_chunk(chunk)
@@ -264,6 +289,17 @@ class _Run:
             if not self._shard:
                 _refuse_nothing(self.summary, self._hasher.root)
             self.summary.layout.refuse(is_complete=not self._shard)
+
+    def _labelled(self, chunks: Iterator[HashedChunk]) -> Iterator[HashedChunk]:
+        """Yield *chunks* with the classes of the label file, if there is one; then its problems."""
+        if self._label_file is None:
+            yield from chunks
+            return
+        for chunk in chunks:
+            yield with_classes(chunk, self._label_file.class_of)
+        if not self.summary.num_files and self.summary.problems[ProblemKind.LABEL_MISSING]:
+            self._label_file.refuse(printable(self._hasher.root[:-1]))
+        yield HashedChunk("", 1.0, problems=self._label_file.unused())
 
     def _walk(self) -> Iterator[HashedChunk]:
         """Yield what became of everything, in path order, the members of archives one by one."""
@@ -304,12 +340,27 @@ def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk
         if hasher.compiled:
             walker.list_files = hasher.compiled.list_files
         chunks = walker.chunks()
+        if hasher.layout.label_file:
+            chunks = map(_with_files_of_root, chunks)
     else:
         name = os.fsencode(archive)
         kind = hasher.layout.kind_of(name) or TAR
         folder = b"" if kind == TAR else name + b"/"
+        if hasher.layout.label_file:
+            folder = (archive_stem(name) or name) + b"/"
         chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, folder, kind=kind))])
     return with_class_tars(chunks, hasher.root, flags=hasher.file_flags)
+
+
+def _with_files_of_root(chunk: Chunk) -> Chunk:
+    """Return *chunk* with the files of the root as such that are to be read."""
+    if chunk.folder:
+        return chunk
+    entries = [
+        (name, None if problem and problem.kind is ProblemKind.NOT_IN_CLASS_FOLDER else problem)
+        for name, problem in chunk.entries
+    ]
+    return chunk._replace(entries=entries)
 
 
 def _refuse_nothing(summary: HashSummary, root: bytes) -> None:

@@ -4,8 +4,8 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from random import random
 from typing import Any, NamedTuple, overload
@@ -287,6 +287,29 @@ class HashedChunk:
     def num_bad(self) -> int:
         """Problems, without skipped entries."""
         return sum(not problem.kind.is_left_out for problem in self.problems)
+
+
+def with_classes(chunk: HashedChunk, class_of: Callable[[str], str | Problem]) -> HashedChunk:
+    """Return *chunk* with the classes that its files have by their paths; without those of none.
+
+    Args:
+        chunk: What became of a chunk.
+        class_of: Returns the class of the file at a path, or why it has none.
+    """
+    if not chunk.files:
+        return chunk
+    found = [class_of(path) for path in chunk.paths]
+    kept = [place for place, one in enumerate(found) if isinstance(one, str)]
+    problems = [one for one in found if isinstance(one, Problem)]
+    return replace(
+        chunk,
+        paths=[chunk.paths[place] for place in kept],
+        files=FileRows(chunk.files.array[kept]),
+        problems=sorted([*chunk.problems, *problems]),
+        offsets=[chunk.offsets[place] for place in kept] if chunk.offsets else [],
+        storages=[chunk.storages[place] for place in kept] if chunk.storages else (),
+        wnids=[one for one in found if isinstance(one, str)],
+    )
 
 
 TO_DO, DONE, FLAWED, UNKNOWN = range(4)

@@ -1,7 +1,7 @@
 """Compare digests.parquet with the image tree: read and hash every file again."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ImageError
 from vit21k.manifest.io import Manifest, damaged_manifests, open_manifest
+from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
@@ -27,6 +28,7 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of
 from vit21k.prep.scan import FileRows, numbers
 from vit21k.prep.shards import OPTION, Shard
+from vit21k.sources.detect import SourceLayout
 from vit21k.sources.read import ImageReader, Locator, Root, existing_root
 
 Sign = Literal["=", "*", "+", "-", "!"]
@@ -73,10 +75,13 @@ class FileComparison:
     would then report a difference that is none.
     """
 
-    def __init__(self, digests: Manifest, known_problems: set[str], on_file: OnFile) -> None:
+    def __init__(
+        self, digests: Manifest, known_problems: set[str], unlabelled: set[str], on_file: OnFile
+    ) -> None:
         self.summary = VerifySummary(num_files=digests.num_rows)
         self._manifest = digests
         self._known_problems = known_problems
+        self._unlabelled = unlabelled
         self._on_file = on_file
         keys, digests_N2, sizes, has_digest = _read(digests)
         self._row_K = np.argsort(keys)
@@ -94,7 +99,8 @@ class FileComparison:
             for path, is_listed, is_same in zip(
                 chunk.paths, is_listed_B.tolist(), is_same_B.tolist(), strict=True
             ):
-                self._say("=" if is_same else "*" if is_listed else "+", path)
+                if is_listed or path not in self._unlabelled:
+                    self._say("=" if is_same else "*" if is_listed else "+", path)
         if chunk.problems:
             self._take_problems([each for each in chunk.problems if not each.kind.is_left_out])
 
@@ -199,7 +205,9 @@ def verify(
         ImageTreeError: The image tree is not there.
     """
     digests = open_manifest(manifests, DIGESTS)
-    comparison = FileComparison(digests, _known_problems(manifests), on_file)
+    bad = [kind for kind in ProblemKind if not kind.is_left_out]
+    known, unlabelled = (_with_problem(manifests, kinds) for kinds in (bad, _OF_LABELS))
+    comparison = FileComparison(digests, known, unlabelled, on_file)
     for chunk in _digested_again(digests, root, num_workers):
         comparison.take(chunk)
         on_chunk(chunk)
@@ -216,6 +224,7 @@ def _digested_again(
         os.fsencode(existing_root(digests.header.root, root)),
         algorithm=digests.header.algorithm,
         follow_symlinks=bool(options.get("follow_symlinks")),
+        layout=SourceLayout(label_file=options.get(LABEL_FILE_OPTION, {})),
     )
     chunks = chunks_of(hasher, options.get(ARCHIVE_OPTION))
     if OPTION in options:
@@ -225,16 +234,18 @@ def _digested_again(
         yield from chain((done,), done.more)
 
 
-def _known_problems(manifests: Path) -> set[str]:
-    """Return the paths that could not be used when the tree was hashed."""
+_OF_LABELS = (ProblemKind.LABEL_MISSING, ProblemKind.UNLABELLED)
+
+
+def _with_problem(manifests: Path, kinds: Collection[str]) -> set[str]:
+    """Return the paths that had a problem of one of *kinds* when the tree was hashed."""
     known: set[str] = set()
     if (manifests / PROBLEMS.file_name).is_file():
-        bad = {str(kind) for kind in ProblemKind if not kind.is_left_out}
         for rows in open_manifest(manifests, PROBLEMS).batches(["path", "kind"]):
             known.update(
                 path
                 for path, kind in zip(*(column.to_pylist() for column in rows.columns), strict=True)
-                if kind in bad
+                if kind in kinds
             )
     return known
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import xxhash
 
 from vit21k.errors import LayoutError, UsageError
+from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.sources.container import (
     NO_OPTIONS,
     ByteSource,
@@ -68,6 +69,8 @@ class SourceLayout:
         num_containers: Shards or Parquet files, as far as they were listed.
         shards: What `_info.json` says of each shard, by its path.
         is_said: The user has named the layout or `label_from`.
+        label_file: Name and SHA-256 of the file that the classes are from; empty: there is none.
+            Images need not be in a folder then, and an archive is read as a folder of its name.
     """
 
     name: LayoutName = "folders"
@@ -75,10 +78,13 @@ class SourceLayout:
     num_containers: int = 0
     shards: Mapping[str, ShardFacts] = field(default_factory=dict)
     is_said: bool = False
+    label_file: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
         """Layout and where the class comes from, in one line."""
+        if self.label_file:
+            return f"layout: files in any folders; class from `{self.label_file['name']}`"
         what = {"folders": "class folders", "webdataset": "WebDataset", "parquet": "Parquet"}
         containers = {"webdataset": "shards", "parquet": "files"}
         count = f", {self.num_containers:,} {containers[self.name]}" if self.num_containers else ""
@@ -114,6 +120,8 @@ class SourceLayout:
     @property
     def judged_by(self) -> str | None:
         """What `manifest.layout.Layout` is told: None if folders are to be judged as classes."""
+        if self.label_file:
+            return LABEL_FILE_OPTION
         return self.labels.label_from if self.name == "folders" else self.name
 
     @property
@@ -131,6 +139,8 @@ class SourceLayout:
             options[LAYOUT_OPTION] = self.name
         if self.labels.label_from:
             options["label_from"] = self.labels.label_from
+        if self.label_file:
+            options[LABEL_FILE_OPTION] = dict(self.label_file)
         return options
 
 

@@ -402,10 +402,14 @@ def _target(entry: os.DirEntry[bytes]) -> str:
 _MAX_LOOKED_INTO, _MAX_LOOKED_AT = 8, 64
 
 
-def image_root(root: Path) -> tuple[Path, str | None]:
+def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
     """Return *root* resolved, if it holds folders or archives.
 
     For an archive, return its folder and its name.
+
+    Args:
+        root: The image root.
+        is_flat: Images may lie in the root itself.
 
     Raises:
         ImageTreeError: There is no such folder, or it holds neither folders nor archives.
@@ -423,13 +427,15 @@ def image_root(root: Path) -> tuple[Path, str | None]:
             f"no such folder: `{root}`", hint="give the folder that holds the class folders"
         )
     entries = list(root.iterdir())
-    if not any(_may_hold_classes(entry) for entry in entries):
+    may_hold = _may_hold_images if is_flat else _may_hold_classes
+    if not any(may_hold(entry) for entry in entries):
         if any(entry.suffix == ".parquet" for entry in entries):
             refuse_parquet(str(root))
         raise LayoutError(
             f"`{root}` holds no class folders",
             hint="expected folders such as `n01440764/` with images in them, or archives such as "
-            "`n01440764.tar`; the class of an image is the name of the folder it lies in",
+            "`n01440764.tar`; the class of an image is the name of the folder it lies in; or, if a "
+            "file has the classes, `vit21k hash --labels FILE`",
         )
     return root.resolve(), None
 

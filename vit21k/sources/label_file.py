@@ -1,4 +1,4 @@
-"""Labels that are in a file beside the images: `hash --labels FILE`.
+"""LabelFile that are in a file beside the images: `hash --labels FILE`.
 
 Forms, as `manifest.file_lists` reads them:
 
@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from vit21k.errors import LayoutError, ManifestError
 from vit21k.manifest.class_lists import DEVKIT, known_list
@@ -38,15 +39,18 @@ _HUGGING_FACE = ("metadata.csv", "metadata.jsonl")
 _NUM_NAMED = 3
 
 
-class Labels:
+class LabelFile:
     """The labels of a file, by the names that it gives the images.
 
     Attributes:
+        identity: Name of the file, and SHA-256 of its bytes.
         form: How they were read, in words.
         num_labels: How many images have one.
     """
 
-    def __init__(self, label_of: dict[str, str], form: str) -> None:
+    def __init__(self, path: Path, label_of: dict[str, str], form: str) -> None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.identity = {"name": path.name, "sha256": digest}
         self.form = form
         self.num_labels = len(label_of)
         self._names = list(label_of)
@@ -54,7 +58,7 @@ class Labels:
         self._matcher = FileNames(self._names)
         self._path_of: dict[int, str] = {}
 
-    def of(self, path: str) -> str | Problem:
+    def class_of(self, path: str) -> str | Problem:
         """Return the class of the image at *path*, relative to the root, or why it has none.
 
         Raises:
@@ -84,18 +88,26 @@ class Labels:
         unused = (name for k, name in enumerate(self._names) if k not in self._path_of)
         return [Problem(name, ProblemKind.FILE_MISSING, "") for name in sorted(unused)]
 
+    def refuse(self, root: str) -> NoReturn:
+        """Refuse a file that has a label for no image of *root*."""
+        raise LayoutError(
+            f"no image of `{root}` has a label in `{self.identity['name']}`, which has labels of "
+            f"`{self._names[0]}` and {self.num_labels - 1:,} more",
+            hint=_WRITE_PATHS,
+        )
+
 
 _WRITE_PATHS = "write the paths of the images relative to the image root into the label file"
 
 
-def read_labels(
+def read_label_file(
     path: Path,
     root: Path,
     *,
     class_names: Sequence[str] | None = None,
     label_from: str | None = None,
     ground_truth: str = GROUND_TRUTH,
-) -> Labels:
+) -> LabelFile:
     """Read a label file.
 
     Args:
@@ -119,7 +131,7 @@ def read_labels(
     if any(labels) and all(is_number(label) for label in labels if label):
         labels = _names_of(path, labels, class_names)
     label_of = _without_repeats(path, names, labels)
-    return Labels(label_of, f"column {title}" if title else "file, label")
+    return LabelFile(path, label_of, f"column {title}" if title else "file, label")
 
 
 def _relative(name: str, path: Path, root: Path) -> str:
@@ -154,7 +166,7 @@ def _of_boxes(cell: str) -> str:
     return "\n".join(dict.fromkeys(cell.split()[::_CELLS_OF_BOX]))
 
 
-def _read_lines(table: Table, class_names: Sequence[str] | None, ground_truth: str) -> Labels:
+def _read_lines(table: Table, class_names: Sequence[str] | None, ground_truth: str) -> LabelFile:
     """Read one label per line, for the numbered images of ILSVRC's validation set."""
     labels = table.column(0)
     if all(map(is_number, labels)):
@@ -167,7 +179,9 @@ def _read_lines(table: Table, class_names: Sequence[str] | None, ground_truth: s
             hint="write the name of an image and its label into each line: `1.jpg,cat`",
         )
     names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, len(labels) + 1)]
-    return Labels(dict(zip(names, labels, strict=True)), f"line N is of {names[0][:-8]}N")
+    return LabelFile(
+        table.path, dict(zip(names, labels, strict=True)), f"line N is of {names[0][:-8]}N"
+    )
 
 
 def _names_of(
