@@ -58,10 +58,8 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
     }
 
 
-def report_hash(
-    summary: "HashSummary", manifests: Path, *, next_command: str | None = None
-) -> None:
-    """Report counts, problems and the next command (stderr)."""
+def report_hash(summary: "HashSummary", manifests: Path) -> None:
+    """Report counts and problems (stderr)."""
     from vit21k.manifest import known_problems
 
     for kind, count in sorted(summary.problems.items()):
@@ -81,7 +79,6 @@ def report_hash(
         f"{summary.num_skipped:,} skipped"
         + (f", {summary.num_missing:,} labels without a file" if summary.num_missing else "")
     )
-    console.note(f"next: `{next_command or for_manifests('vit21k relabel', manifests)}`")
 
 
 def _report_cached(summary: "HashSummary") -> None:
@@ -233,14 +230,6 @@ def hash_command(
 
       vit21k hash /data/fall11_whole.tar
 
-      vit21k hash /data/ImageNet21K --manifests in21k_manifests --num-workers 64
-
-      vit21k hash /data/ImageNet21K --algorithm md5 --json > hash.json
-
-      vit21k hash /data/ImageNet21K --mode quick
-
-      vit21k hash /data/ImageNet21K --recheck 0.01
-
       vit21k hash /data/imagenet-22k-wds --label-from json:class_name
 
       vit21k hash ILSVRC2012_img_val.tar --labels ILSVRC2012_validation_ground_truth.txt
@@ -253,25 +242,19 @@ def hash_command(
     """
     share = _shard(shard)
     class_names = _class_names(classes)
-    label_file = _label_file(labels, root, class_names, label_from)
     cluster = engine.cluster()
     anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
-    on_disk = {
-        "layout": layout,
-        "image_column": image_column,
-        "follow_symlinks": follow_symlinks,
-        "mode": mode,
-        "is_fresh": fresh,
-        "recheck": recheck,
-        "shard": share,
-        "engine": cluster.hash_chunks if cluster else None,
-        "class_names": class_names,
-        "label_file": label_file,
-    }
+    given = {"layout": layout, "image_column": image_column, "class_names": class_names}
+    reading = {"follow_symlinks": follow_symlinks, "mode": mode, "is_fresh": fresh}
+    on_disk: dict[str, Any] = {**given, **reading, "recheck": recheck, "shard": share}
+    on_disk["engine"] = cluster.hash_chunks if cluster else None
+    on_disk["label_file"] = _label_file(labels, root, class_names, label_from)
     summary = _hash(root, manifests, anywhere, on_disk)
     if as_json:
         console.print_json(hash_result(summary))
-    _finish(summary, manifests, share, classes)
+    report_hash(summary, share.folder(manifests) if share else manifests)
+    console.note(f"next: `{_after_hash(manifests, share, classes)}`")
+    _exit(summary)
 
 
 def _class_names(classes: str | None) -> tuple[str, ...] | None:
@@ -306,23 +289,7 @@ def _shard(text: str | None) -> "Shard | None":
     return Shard.parse(text) if text else None
 
 
-def _finish(
-    summary: "HashSummary", manifests: Path, share: "Shard | None", classes: str | None
-) -> None:
-    """Report *summary*, and exit with its exit code.
-
-    *classes* is the class list that numbers stand for.  Their order is that of the class indices,
-    but for the devkit's, which no model is numbered by.
-    """
-    from vit21k.manifest.class_lists import DEVKIT
-
-    if share:
-        report_hash(summary, share.folder(manifests), next_command=_after_shards(manifests))
-    elif classes and classes != DEVKIT:
-        command = for_manifests(f"vit21k relabel --classes {shlex.quote(classes)}", manifests)
-        report_hash(summary, manifests, next_command=command)
-    else:
-        report_hash(summary, manifests)
+def _exit(summary: "HashSummary") -> None:
     if summary.silently_changed:
         raise typer.Exit(errors.EXIT_DIFFERENCES)
     if summary.num_bad or summary.num_missing:
@@ -367,8 +334,20 @@ def _hash(
         return hash_remote(root, manifests, **anywhere, on_chunk=advance)
 
 
-def _after_shards(manifests: Path) -> str:
-    return for_manifests(f"vit21k relabel {shlex.quote(str(manifests / 'shards'))}/*", manifests)
+def _after_hash(manifests: Path, share: "Shard | None", classes: str | None) -> str:
+    """Return the command after `hash`.
+
+    *classes* is the list that numbers are of: their order is that of the class indices, but for
+    the devkit's, which no model is numbered by.
+    """
+    from vit21k.manifest.class_lists import DEVKIT
+
+    command = "vit21k relabel"
+    if share:
+        command += f" {shlex.quote(str(manifests / 'shards'))}/*"
+    if classes and classes != DEVKIT:
+        command += f" --classes {shlex.quote(classes)}"
+    return for_manifests(command, manifests)
 
 
 def relabel_command(

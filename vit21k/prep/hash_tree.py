@@ -42,7 +42,7 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.quick import MODE, Candidates, QuickHasher
 from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS, with_classes
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.sources.container import TAR, ContainerRange, label_options
+from vit21k.sources.container import TAR, ContainerRange, LabelOptions, label_options
 from vit21k.sources.detect import LayoutName, SourceLayout, detect
 from vit21k.sources.folders import (
     Chunk,
@@ -189,29 +189,16 @@ def hash_tree(  # noqa: PLR0913
 
     Raises:
         ImageTreeError: No such folder, or it has no images; *manifests* is unchanged.
-        LayoutError: The folders cannot be classes, or *label_file* fits no image, or one name of it
-            several; *manifests* is unchanged.
-        UsageError: *manifests* lies inside *root*; or *mode* is quick on another engine; or there
-            are a *label_file* and a *shard*.
+        LayoutError: Folders or labels are not clear; *manifests* is unchanged.
+        UsageError: *manifests* lies inside *root*, or arguments contradict each other.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
     root, archive = image_root(root, is_flat=label_file is not None)
     refuse_inside(manifests, str(root))
-    if mode == MODE and engine:
-        raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
-    if shard and label_file:
-        raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
-    if label_file is not None:
-        found = SourceLayout(label_file=label_file.identity)
-    else:
-        labels = label_options(label_from, class_names, image_column)
-        found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
-        if class_names and found.name == "folders":
-            raise UsageError(
-                "`--classes` says what numbers mean, and the classes of folders are names",
-                hint="`vit21k relabel --classes LIST` sets the class indices",
-            )
+    _refuse_contradictions(mode, engine, shard, label_file)
+    labels = label_options(label_from, class_names, image_column)
+    found = _layout_of(root, archive, layout, labels, label_file)
     on_layout(found)
     judge = Layout(str(root / (archive or "")), label_from=found.judged_by, splits=splits)
     if archive is None:
@@ -219,20 +206,52 @@ def hash_tree(  # noqa: PLR0913
     options = _non_default_options(mode, shard, archive) | found.options
     options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
-    hasher = (QuickHasher if mode == MODE else ChunkHasher)(
-        os.fsencode(root),
-        algorithm=algorithm,
-        follow_symlinks=follow_symlinks,
-        layout=found,
-        is_remote=is_remote(root),
-        recheck=recheck,
-    )
+    hasher = _hasher(root, header, found, recheck)
     out = shard.folder(manifests) if shard else manifests
     run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge, label_file)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary
+
+
+def _refuse_contradictions(
+    mode: str, engine: Engine | None, shard: Shard | None, label_file: LabelFile | None
+) -> None:
+    if mode == MODE and engine:
+        raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+    if shard and label_file:
+        raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
+
+
+def _layout_of(
+    root: Path,
+    archive: str | None,
+    layout: LayoutName | None,
+    labels: LabelOptions,
+    label_file: LabelFile | None,
+) -> SourceLayout:
+    """Return the layout of *root*, or of an archive in it; with a label file, none is detected."""
+    if label_file is not None:
+        return SourceLayout(label_file=label_file.identity)
+    found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
+    if labels.are_classes_given and found.name == "folders":
+        raise UsageError(
+            "`--classes` says what numbers mean, and the classes of folders are names",
+            hint="`vit21k relabel --classes LIST` sets the class indices",
+        )
+    return found
+
+
+def _hasher(root: Path, header: Header, layout: SourceLayout, recheck: float) -> ChunkHasher:
+    return (QuickHasher if header.options.get("mode") == MODE else ChunkHasher)(
+        os.fsencode(root),
+        algorithm=header.algorithm,
+        follow_symlinks=header.options["follow_symlinks"],
+        layout=layout,
+        is_remote=is_remote(root),
+        recheck=recheck,
+    )
 
 
 def _non_default_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
