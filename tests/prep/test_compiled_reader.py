@@ -1,6 +1,7 @@
 """`scan.c` against Python: the same digests, facts and manifests, on anything it is given."""
 
 import ctypes
+import mmap
 import os
 import pickle
 import random
@@ -294,6 +295,34 @@ def test_without_the_extension_python_does_it_and_the_reason_is_reported(
     monkeypatch.setattr(module, "extension", missing)
 
     assert compiled_reader.__wrapped__() == (None, "was not built")
+
+
+def test_an_older_extension_is_refused(library: ctypes.CDLL) -> None:
+    class Older:
+        def __getattr__(self, name: str) -> object:
+            if name == "scan_version":
+                raise AttributeError(name)
+            return getattr(library, name)
+
+    with pytest.raises(NoExtensionError, match="another version"):
+        CompiledReader(Older())  # type: ignore[arg-type]
+
+
+def test_images_mapped_from_a_file_are_not_written_to(
+    compiled: CompiledReader, tmp_path: Path
+) -> None:
+    content = malformed_images.encoded("RGB", comment=b"it is moved")
+    (tmp_path / "a.jpg").write_bytes(content)
+
+    with (
+        (tmp_path / "a.jpg").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        found = compiled.describe(view, 5)
+
+    assert found == compiled.describe(memoryview(bytearray(content)), 5)
+    assert found is not None
 
 
 def test_other_algorithms_are_left_to_python(tmp_path: Path) -> None:

@@ -460,6 +460,10 @@ class ChunkFiles:
 _ALGORITHM = "xxh3_128"
 
 
+_SCAN_VERSION = 2
+"""Of the functions in scan.c and of `ROW`; the same number is in scan.c."""
+
+
 class CompiledReader:
     """The functions of scan.c; thread-safe."""
 
@@ -469,6 +473,11 @@ class CompiledReader:
         Raises:
             NoExtensionError: The extension is of another version.
         """
+        if not hasattr(library, "scan_version") or library.scan_version() != _SCAN_VERSION:
+            raise NoExtensionError(
+                "the compiled extension is of another version of vit21k",
+                hint="install vit21k again; in a checkout, build it as CONTRIBUTING.md says",
+            )
         self._buffers = threading.local()
         self._read = library.read_files
         self._check = library.check_files
@@ -484,8 +493,6 @@ class CompiledReader:
         self._list.restype = ctypes.c_int64
         self._describe.argtypes = address, ctypes.c_int64, address
         self._read.restype = self._check.restype = self._ask.restype = None
-        if library.row_bytes() != ROW.itemsize:
-            raise NoExtensionError("the compiled extension is of another version of vit21k")
 
     def list_files(self, folder: bytes) -> list[bytes] | None:
         """Return the names in *folder*, in any order.
@@ -536,7 +543,8 @@ class CompiledReader:
         """Return the row of an image in memory; None if it is not on the fast path.
 
         Args:
-            content: Its bytes; nobody else may read them meanwhile.
+            content: Its bytes.  Where they are writable, nobody else may read them meanwhile: they
+                are written to, and restored.
             mtime_ns: Of the file that they are from.
         """
         try:
@@ -545,10 +553,20 @@ class CompiledReader:
         except AttributeError:
             row = self._buffers.row = bytearray(ROW.itemsize)
             address = self._buffers.row_address = np.frombuffer(row, np.uint8).ctypes.data
+        if content.readonly:  # perhaps mapped from a file
+            content = self._copied(content)
         if not self._describe(np.frombuffer(content, np.uint8).ctypes.data, len(content), address):
             return None
         _MTIME.pack_into(row, _MTIME_AT, mtime_ns)
         return bytes(row)
+
+    @staticmethod
+    def _copied(content: memoryview) -> memoryview:
+        if len(content) > BUFFER_BYTES:
+            return memoryview(bytearray(content))
+        copy = memoryview(thread_buffer())[: len(content)]
+        copy[:] = content
+        return copy
 
     def _buffer(self) -> int:
         """Return the address of this thread's buffer."""
