@@ -49,7 +49,7 @@ _INDICES = ("cls", *(f"json:{name}" for name in _LABEL_FIELDS))
 LABEL_FIELDS = frozenset({"cls", "json"})
 """Fields of a sample that may hold its label."""
 
-IMAGE_FIELDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_FIELDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
 
 _KEY = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)")
 _WNID_KEY = re.compile(r"(?:.*/)?(n\d{8})(?:[_-][^/]*|/[^/]*)?")
