@@ -8,7 +8,7 @@ Processes are started by torchrun, never by us::
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +40,6 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
-
-    def begin_sum(self, tensor: Tensor) -> Callable[[], object]:
-        """Begin to replace *tensor* by the sum of every process's; all begin them in one order.
-
-        Returns:
-            Waits until it is done (on a GPU: makes the current stream wait).
-        """
-        work = dist.all_reduce(tensor, async_op=True)
-        return work.wait if work is not None else _nothing
 
     def broadcast(self, tensor: Tensor) -> None:
         """Replace *tensor*, on the CPU, by that of the first process; all must call it."""
@@ -210,10 +201,6 @@ def _take_gpu(device: str, world: World) -> None:
             hint="give torchrun --nproc-per-node the number of GPUs, or use --device cpu",
         )
     torch.cuda.set_device(index)
-
-
-def _nothing() -> None:
-    pass
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from vit21k.optim.schedule import Ema
 from vit21k.recipe.schema import Recipe
 from vit21k.sources.read import Root
 from vit21k.training.builders import freeze
+from vit21k.training.gradients import shard
 from vit21k.training.objective import Objective
 from vit21k.training.reporter import Reporter
 
@@ -347,8 +348,6 @@ def build_train_state(run: RunContext, model: nn.Module) -> TrainState:
     recipe = run.recipe
     model = model.to(run.device).train()
     if recipe.parallel.kind == "fsdp" and run.world.world_size > 1:
-        from vit21k.training.gradients import shard  # noqa: PLC0415 (takes a second to import)
-
         shard(model, run.world, device=run.device, precision=recipe.products_in)
     ema = None
     if recipe.ema.decay is not None:

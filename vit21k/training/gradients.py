@@ -1,13 +1,14 @@
-"""Processes that train together: sharded weights, gradients summed, seeds of dropout."""
+"""Gradients of several processes: summed by DDP, or sharded by FSDP2; seeds of dropout."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from vit21k.data.loader import Batch
 from vit21k.data.rng import MASK64, mix64
@@ -15,11 +16,14 @@ from vit21k.data.sampler import StepSampler
 from vit21k.device import DTYPES, Precision
 from vit21k.distributed import World, whole
 
+LossOf = Callable[[nn.Module, Batch, Tensor | None], Tensor]
+"""Model, micro-batch and kept patches (None: all) -> mean loss over the images."""
+
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what a model on *device* draws from: as `torch.manual_seed`, to the bit.
+    """Seed the generators that a model on *device* uses, with the values of `torch.manual_seed`.
 
-    That one takes 0.4 ms a step where there is no GPU, to note the seed for devices that may come.
+    Without a GPU that function takes 0.4 ms a step, to note the seed for devices that may appear.
     """
     if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
@@ -30,9 +34,9 @@ def seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return a seed of its own for every step and process."""
-    place = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    return int(mix64(np.array([place & MASK64], dtype=np.uint64))[0]) >> 1
+    """Return a different seed for every step and process."""
+    mixed = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    return int(mix64(np.array([mixed & MASK64], dtype=np.uint64))[0]) >> 1
 
 
 def most_passes(sampler: StepSampler, device_batch_size: int) -> int:
@@ -41,10 +45,10 @@ def most_passes(sampler: StepSampler, device_batch_size: int) -> int:
     return -(-rows // device_batch_size)
 
 
-def in_lockstep(
+def with_dummies(
     micro_batches: Iterable[Batch], num_passes: int, img_size: int, step: int
 ) -> Iterator[Batch]:
-    """Yield the micro-batches of a step, and after them dummy batches that weigh nothing."""
+    """Yield the micro-batches of a step, and dummy batches of weight 0 up to *num_passes*."""
     num_done = 0
     for batch in micro_batches:
         yield batch
@@ -53,130 +57,103 @@ def in_lockstep(
         yield _dummy_batch(img_size, step)
 
 
-def _dummy_batch(img_size: int, step: int) -> Batch:
-    """Return two grey images that are no images: their loss has the weight 0."""
+def _dummy_batch(img_size: int, step: int | None = None) -> Batch:
+    """Return two images that do not count: their loss has the weight 0."""
     none = torch.empty(0, dtype=torch.int64)
-    grey = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)
-    return Batch(grey, none, none, rows_B=none, positions_B=torch.arange(2), step=step)
+    images = torch.full((2, 3, img_size, img_size), 128, dtype=torch.uint8)
+    return Batch(images, none, none, rows_B=none, positions_B=torch.arange(2), step=step)
 
 
-def shard(
-    model: nn.Module, world: World, *, device: torch.device, precision: Precision
-) -> FSDPModule:
-    """Spread *model* over the processes, block by block; all call it with the same weights.
+def shard(model: nn.Module, world: World, *, device: torch.device, precision: Precision) -> None:
+    """Shard *model* over the processes, block by block; all call it with the same weights.
 
     Activation checkpointing and compilation come before it, the optimizer after it.
 
     Args:
         model: On *device*; changed in place.
-        world: All processes share it.
+        world: All processes.
         device: Of this process.
-        precision: Weights are sent in it; they are kept, and gradients summed, in float32.
+        precision: Of the weights that are sent; they are stored, and gradients summed, in float32.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 (takes a second)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415
+
     mesh = init_device_mesh(device.type, (world.world_size,))
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in _blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    # The root as well: whoever looks between two steps must find parts everywhere.
-    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks of a ViT, or of the stages of a PiT."""
     lists = [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]
-    return [block for blocks in lists for block in blocks.children()]
-
-
-# 25 MB of float32, as in torch's DistributedDataParallel: few messages, little memory beside them.
-_BUCKET_VALUES = 25 * (1 << 18)
-
-
-@dataclass
-class _Bucket:
-    """Parameters whose gradients travel together.
-
-    Attributes:
-        params: Of one type.
-        num_missing: How many gradients of the last pass are still to come.
-        values: What travels; None: it was not sent yet.
-        wait: Until it has arrived.
-    """
-
-    params: list[nn.Parameter]
-    num_missing: int = 0
-    values: Tensor | None = None
-    wait: Callable[[], object] | None = None
+    # The root as well: between two steps all weights must be sharded.
+    for module in (*(block for blocks in lists for block in blocks.children()), model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 class GradientSums:
-    """Runs backward passes of *model* and sums the gradients over the processes of *world*.
+    """Adds gradients of micro-batches, and sums them over the processes of *world*.
 
     Args:
-        model: On its device; every process has the same.
+        model: On its device, the same in every process.
+        loss_of: Its loss.
         world: The processes.
+        img_size: Side of the model's images, in pixels.
 
     Attributes:
-        params: Those that are trained.  Listed once: a large model's modules take 0.8 ms to go
-            through, in which a GPU would wait.
-        in_lockstep: Every process must make the same number of passes.
+        params: Those that are trained.  Listed once: it takes 0.8 ms for a large model, in which a
+            GPU would wait.
+        is_sharded: Every process must make the same number of passes; otherwise at least one, if
+            there are several processes.
     """
 
-    def __init__(self, model: nn.Module, world: World) -> None:
+    def __init__(self, model: nn.Module, loss_of: LossOf, world: World, img_size: int) -> None:
         self.params = [param for param in model.parameters() if param.requires_grad]
-        self.in_lockstep = hasattr(model, "set_requires_gradient_sync")
+        self.is_sharded = hasattr(model, "set_requires_gradient_sync")
         self._model = model
-        self._world = world
-        self._is_own = world.world_size > 1 and not self.in_lockstep
-        self._buckets = _buckets_of(self.params) if self._is_own else []
-        self._num_sent = 0
-        self._is_last = False
-        for bucket in self._buckets:
-            for param in bucket.params:
-                param.register_post_accumulate_grad_hook(self._arrival_in(bucket))
+        self._factor = world.world_size if self.is_sharded else 1  # FSDP averages
+        self._loss: nn.Module = _Loss(model, loss_of)
+        if world.world_size > 1 and not self.is_sharded:
+            self._loss = DistributedDataParallel(
+                self._loss, init_sync=False, gradient_as_bucket_view=True
+            )
+            self._loss.register_comm_hook(None, lambda _state, bucket: _sum(bucket.buffer()))
+            # DDP arranges its buckets anew after its first pass.  Sums of three and more processes
+            # are rounded by bucket, so this pass makes a resumed run bit-identical.
+            self.add(_dummy_batch(img_size), weight=0.0, is_last=True)
+            model.zero_grad(set_to_none=True)
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradients of *loss*; during the *last* pass of an update they are also sent."""
-        if self.in_lockstep:
+    def add(
+        self, batch: Batch, kept_BM: Tensor | None = None, *, weight: float, is_last: bool
+    ) -> Tensor:
+        """Add *weight* times the gradients of a micro-batch, and return its loss.
+
+        In the *last* pass of an update they are summed over the processes as well.
+        """
+        context: AbstractContextManager[None] = nullcontext()
+        if self.is_sharded:
             self._model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
-            loss = loss * self._world.world_size  # FSDP takes the mean of all processes
-        self._is_last = is_last
-        for bucket in self._buckets if is_last else ():
-            bucket.num_missing = len(bucket.params)
-        loss.backward()
-        self._is_last = False
+        elif isinstance(self._loss, DistributedDataParallel) and not is_last:
+            context = self._loss.no_sync()
+        with context:
+            loss: Tensor = self._loss(batch, kept_BM)
+            (loss * (weight * self._factor)).backward()
+        return loss.detach()
 
-    def finish(self) -> None:
-        """Send what was not sent, and wait until every gradient is the sum over the processes."""
-        while self._num_sent < len(self._buckets):
-            self._send()
-        for bucket in self._buckets:
-            _receive(bucket)
-        self._num_sent = 0
 
-    def _arrival_in(self, bucket: _Bucket) -> Callable[[Tensor], None]:
-        def arrived(_param: Tensor) -> None:
-            if not self._is_last:
-                return
-            bucket.num_missing -= 1
-            while self._num_sent < len(self._buckets) and not self._next.num_missing:
-                self._send()
+class _Loss(nn.Module):
+    """The loss as a module: DDP has to wrap everything that is computed."""
 
-        return arrived
+    def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_of = loss_of
 
-    @property
-    def _next(self) -> _Bucket:
-        return self._buckets[self._num_sent]
+    def forward(self, batch: Batch, kept_BM: Tensor | None) -> Tensor:
+        return self._loss_of(self.model, batch, kept_BM)
 
-    def _send(self) -> None:
-        bucket = self._next
-        gradients = [
-            torch.zeros_like(param) if param.grad is None else param.grad for param in bucket.params
-        ]
-        bucket.values = torch.cat([gradient.flatten() for gradient in gradients])
-        bucket.wait = self._world.begin_sum(bucket.values)
-        self._num_sent += 1
+
+def _sum(values: Tensor) -> Any:
+    """Start to sum *values* over the processes, without DDP's division by their number."""
+    work: Any = dist.all_reduce(values, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 def clip(params: Sequence[nn.Parameter], max_norm: float | None) -> float:
@@ -186,30 +163,3 @@ def clip(params: Sequence[nn.Parameter], max_norm: float | None) -> float:
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return float(norm)
-
-
-def _receive(bucket: _Bucket) -> None:
-    """Put the sums where the gradients are."""
-    if bucket.values is None or bucket.wait is None:
-        raise RuntimeError("a bucket was never sent")
-    bucket.wait()
-    sizes = [param.numel() for param in bucket.params]
-    for param, total in zip(bucket.params, bucket.values.split(sizes), strict=True):
-        if param.grad is None:
-            param.grad = torch.empty_like(param)
-        param.grad.copy_(total.view_as(param))
-    bucket.values = bucket.wait = None
-
-
-def _buckets_of(params: Sequence[nn.Parameter]) -> list[_Bucket]:
-    """Return *params* in runs of one type, the last ones first."""
-    buckets: list[_Bucket] = []
-    num_values = 0
-    for param in reversed(params):
-        is_full = num_values + param.numel() > _BUCKET_VALUES
-        if not buckets or is_full or param.dtype != buckets[-1].params[0].dtype:
-            buckets.append(_Bucket([]))
-            num_values = 0
-        buckets[-1].params.append(param)
-        num_values += param.numel()
-    return buckets

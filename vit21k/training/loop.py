@@ -40,9 +40,9 @@ from vit21k.training.gradients import (
     GradientSums,
     clip,
     dropout_seed,
-    in_lockstep,
     most_passes,
     seed_dropout,
+    with_dummies,
 )
 from vit21k.training.log import Meters, RunLog, StepLosses
 
@@ -94,7 +94,7 @@ class Trainer:
                 are those before.
         """
         recipe, state, world = self.run.recipe, self.state, self.run.world
-        sums = GradientSums(state.model, world)
+        sums = GradientSums(state.model, self.run.objective.loss, world, recipe.model.img_size)
         device = sums.params[0].device
         if progress.owes_evaluation and not self._evaluate(progress):
             return False
@@ -125,19 +125,26 @@ class Trainer:
 
     def _accumulate(self, sums: GradientSums, step: int) -> "_Total":
         """Add up the gradient of the mean loss over one global batch, in every process."""
-        global_batch_size, loss_scale = self.run.recipe.data.global_batch_size, self._loss_scale
+        global_batch_size = self.run.recipe.data.global_batch_size
+        loss_scale = self.state.scaler.scale
         loss_sum, num_images, num_replaced = torch.zeros(()), 0, 0
         for batch, is_last in _and_whether_last(self._micro_batches(sums, step)):
-            if self.stop.is_asked and not sums.in_lockstep:
+            stops = self.stop.is_asked and not sums.is_sharded
+            if stops and self.run.world.world_size == 1:
                 break
-            loss = self.run.objective.loss(self.state.model, batch, self.patches(batch))
+            weight = len(batch.rows_B) / global_batch_size
+            loss = sums.add(
+                batch,
+                self.patches(batch),
+                weight=weight * loss_scale,
+                is_last=is_last or stops,
+            )
             self.losses.note(batch, loss)
-            loss = loss * (len(batch.rows_B) / global_batch_size)
-            sums.backward(loss * loss_scale, is_last=is_last)
-            loss_sum = loss_sum.to(loss.device) + loss.detach()
+            loss_sum = loss_sum.to(loss.device) + loss * weight
             num_images += len(batch.rows_B)
             num_replaced += batch.num_replaced
-        sums.finish()
+            if stops:  # after a pass that sums: the other processes wait for it
+                break
         # The one point where the host waits for the device.
         mine = [float(loss_sum), num_images, num_replaced, self.stop.is_asked]
         totals = self.run.world.all_reduce_sum(torch.tensor(mine, dtype=torch.float64))
@@ -153,19 +160,17 @@ class Trainer:
                 param.grad.mul_(scale / loss_scale)
         return _Total(loss_total * scale, int(images_total), int(replaced_total), stop=False)
 
-    @property
-    def _loss_scale(self) -> float:
-        return self.state.scaler.scale
-
     def _micro_batches(self, sums: GradientSums, step: int) -> Iterator[Batch]:
         """Yield this process's micro-batches of a step, and report each one."""
         self.losses.start_step(step)
         batches = self.meters.waiting(self.stop.guarded(self.loader.micro_batches(step)))
         batches = self._reported(batches, step)
-        if sums.in_lockstep:
+        if self.run.world.world_size == 1:
+            return batches
+        num_passes = 1
+        if sums.is_sharded:
             num_passes = most_passes(self.sampler, self.loader.device_batch_size)
-            batches = in_lockstep(batches, num_passes, self.run.recipe.model.img_size, step)
-        return batches
+        return with_dummies(batches, num_passes, self.run.recipe.model.img_size, step)
 
     def _reported(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
         num_done, num_images = 0, self.sampler.num_rows(step)
