@@ -1,1 +1,1 @@
-"""Manifest rows -> batches of uint8 images and sparse labels."""
+"""Batches of uint8 images and sparse labels, from manifest rows."""

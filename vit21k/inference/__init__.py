@@ -1,1 +1,1 @@
-"""Checkpoint -> numbers and files."""
+"""Evaluate models, predict, extract features, explain."""

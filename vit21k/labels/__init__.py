@@ -1,1 +1,1 @@
-"""Manifests -> manifests with other labels.  Never changes the old ones, never imports torch."""
+"""New manifests with other labels.  Never changes the old ones, never imports torch."""

@@ -1,1 +1,1 @@
-"""Images that are the same to the eye: fingerprints, and the pairs among millions of them."""
+"""Near-duplicates: fingerprints of images, and the near pairs among millions of them."""

@@ -1,4 +1,4 @@
-"""Images -> fingerprints: a pixel digest, a thumbnail, and 256-bit hashes of several views."""
+"""Fingerprints of images: a pixel digest, a thumbnail, and 256-bit hashes of several views."""
 
 import os
 import shutil
@@ -36,14 +36,14 @@ THUMB_SIDE = 32
 THUMB_BYTES = THUMB_SIDE * THUMB_SIDE
 
 FLAT_DEVIATION = 2.0
-"""A thumbnail whose grey values deviate less than this, of 255, shows nothing to compare."""
+"""A thumbnail with a smaller standard deviation of its grey values, of 255, is not compared."""
 
 
 class Fingerprint(NamedTuple):
-    """What an image is compared by.
+    """Fingerprint of an image.
 
     Attributes:
-        pixel_digest: Of the decoded pixels and the size; equal for lossless copies in any format.
+        pixel_digest: Digest of the decoded pixels and the size; equal for lossless copies.
         thumb_TT: Luma, squashed to a square; uint8.
     """
 
@@ -62,7 +62,7 @@ def fingerprint(content: bytes) -> Fingerprint:
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Return 16 bytes that two RGB images share if they have the same size and pixels."""
+    """Return a digest of 16 bytes of the size and the pixels of an RGB image."""
     digest = xxhash.xxh3_128(struct.pack("<II", image.width, image.height))
     digest.update(image.tobytes())
     return digest.digest()
@@ -71,14 +71,14 @@ def pixel_digest(image: Image.Image) -> bytes:
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
     """Return the image's luma as a square of `THUMB_SIDE` pixels.
 
-    The mean over the area of each pixel: what re-encoding and resizing change least.
+    Each pixel is a mean over its area, which re-encoding and resizing change least.
     """
     grey = image.convert("L").resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)
     return np.asarray(grey, dtype=np.uint8)
 
 
 def is_flat(thumbs_NTT: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which thumbnails show nothing: one colour, or nearly."""
+    """Return which thumbnails are nearly of one colour."""
     flat_N = np.empty(len(thumbs_NTT), dtype=bool)
     for start in range(0, len(thumbs_NTT), _BATCH_ROWS):
         batch = thumbs_NTT[start : start + _BATCH_ROWS].reshape(-1, THUMB_BYTES)
@@ -87,12 +87,12 @@ def is_flat(thumbs_NTT: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 class View(NamedTuple):
-    """A window of the image, stretched to the whole.
+    """A window of the image, stretched to a square.
 
     Attributes:
-        is_mirrored: Left and right change places.
-        width, height: Share of the image's width and height that the window has.
-        left, top: Share of what is cut off that lies on the left, and at the top.
+        is_mirrored: Whether it is flipped horizontally.
+        width, height: Size of the window as a fraction of the image.
+        left, top: Fraction of the cropped width and height that is cropped on the left and top.
     """
 
     is_mirrored: bool = False
@@ -114,7 +114,7 @@ def matrices(view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 @cache
 def _window(share: float, before: float) -> NDArray[np.float32]:
-    """Return the matrix that stretches a window of *share* of T pixels to T: area means."""
+    """Return the matrix that stretches a window of *share* of T pixels to T, by area means."""
     start = (1 - share) * before * THUMB_SIDE
     edges = start + share * np.arange(THUMB_SIDE + 1)
     pixel = np.arange(THUMB_SIDE)
@@ -123,17 +123,17 @@ def _window(share: float, before: float) -> NDArray[np.float32]:
     return matrix
 
 
-def crops(shares: tuple[float, ...], places: tuple[float, ...]) -> list[View]:
-    """Return the view as is, then windows of each share at each place, not mirrored."""
+def crops(shares: tuple[float, ...], offsets: tuple[float, ...]) -> list[View]:
+    """Return the full view, then windows of each size at each offset, not mirrored."""
     windows = [
         View(width=share, height=share, left=left, top=top)
-        for share, left, top in product(shares, places, places)
+        for share, left, top in product(shares, offsets, offsets)
     ]
     return [AS_IS, *windows]
 
 
 def mirrored(views: list[View]) -> list[View]:
-    """Return *views* with left and right changed."""
+    """Return *views* flipped horizontally."""
     return [view._replace(is_mirrored=True) for view in views]
 
 
@@ -142,15 +142,15 @@ NUM_WORDS = NUM_BITS // 64
 NUM_BANDS = 7
 BAND_BITS = 9
 
-_SIDE = 17  # frequencies along a side of which the lowest are taken
+_SIDE = 17  # frequencies per side, of which the lowest are used
 _BATCH_ROWS = 8_192
 
 
 def hash_bits(thumbs_NTT: NDArray[np.uint8], view: View = AS_IS) -> NDArray[np.uint64]:
-    """Return the hash of each thumbnail, seen through *view*.
+    """Return the hash of each thumbnail in *view*.
 
     Returns:
-        Shape (N, 4): 256 bits as four numbers.
+        Shape (N, 4): 256 bits as four integers.
     """
     words = np.empty((len(thumbs_NTT), NUM_WORDS), dtype=np.uint64)
     for start in range(0, len(thumbs_NTT), _BATCH_ROWS):
@@ -169,13 +169,13 @@ def coefficients(thumbs_NTT: NDArray[np.uint8], view: View = AS_IS) -> NDArray[n
 
 
 def distance(one_N4: NDArray[np.uint64], other_N4: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """Return in how many bits the hashes differ, pair by pair."""
+    """Return the Hamming distance of each pair of hashes."""
     bits_N: NDArray[np.uint16] = np.bitwise_count(one_N4 ^ other_N4).sum(axis=1, dtype=np.uint16)
     return bits_N
 
 
 def keys(words_N4: NDArray[np.uint64], table: tuple[int, ...]) -> NDArray[np.uint64]:
-    """Return the named bands of each hash, one after the other, as one number."""
+    """Return the bands *table* of each hash, concatenated, as one integer."""
     low_N = words_N4[:, 0]
     key_N = np.zeros(len(words_N4), dtype=np.uint64)
     for band in table:
@@ -192,12 +192,12 @@ def _pack(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
 def _cosines() -> NDArray[np.float32]:
     """Return the first rows of the cosine transform, (F + 1) x T."""
     frequency = np.arange(_SIDE)[:, None]
-    place = np.arange(THUMB_SIDE) + 0.5
-    return np.cos(np.pi * frequency * place / THUMB_SIDE).astype(np.float32)
+    position = np.arange(THUMB_SIDE) + 0.5
+    return np.cos(np.pi * frequency * position / THUMB_SIDE).astype(np.float32)
 
 
 def _order() -> NDArray[np.int64]:
-    """Return which coefficient each bit is the sign of: the lowest, the mean skipped."""
+    """Return the coefficient of each bit: the lowest frequencies without the mean."""
     down, across = np.divmod(np.arange(_SIDE * _SIDE), _SIDE)
     by_frequency = np.argsort(down**2 + across**2, kind="stable")[1 : NUM_BITS + 1]
     in_bands = by_frequency[: NUM_BANDS * BAND_BITS].reshape(BAND_BITS, NUM_BANDS).T.reshape(-1)
@@ -211,10 +211,10 @@ _ORDER = _order()
 DEFAULT_NUM_WORKERS = 4
 
 OnImages = Callable[[int, int], None]
-"""Called with how many images were done just now, and how many there are."""
+"""Called with the number of images done since the last call, and their total."""
 
 PART_ROWS = 16_384
-"""Images whose fingerprints are kept at a time while a run is under way: a minute's work."""
+"""Images per part that an interrupted run resumes from: about a minute."""
 
 _PARTS = ".fingerprints"
 _CHUNK_ROWS = 64
@@ -222,12 +222,12 @@ _CHUNKS_PER_WORKER = 4
 
 
 class Scanned(NamedTuple):
-    """What became of one image.
+    """Result of an image.
 
     Attributes:
-        content_digest: Of the file's bytes; empty if it could not be read.
-        fingerprint: None if it cannot be decoded, or could not be read.
-        problem: Why it cannot.
+        content_digest: Digest of the file's bytes; empty if it could not be read.
+        fingerprint: None if it could not be read or decoded.
+        problem: The reason.
     """
 
     content_digest: bytes
@@ -246,7 +246,7 @@ class ScanSummary:
 
     Attributes:
         num_images: Rows of `fingerprints.parquet`.
-        num_problems: Of them, those that could not be decoded.
+        num_problems: Images that could not be decoded.
         unread: Why images could not be read, by path.
     """
 
@@ -262,12 +262,12 @@ def scan(
     digest: Callable[[memoryview], bytes],
     num_workers: int = DEFAULT_NUM_WORKERS,
 ) -> Iterator[Scanned]:
-    """Yield what became of the images of all rows, in order.
+    """Yield the results of all rows, in order.
 
     Args:
-        read: Gives the content of a row's file.
-        num_rows: How many rows there are.
-        digest: Made of each file's bytes.
+        read: Returns the content of a row's file.
+        num_rows: Number of rows.
+        digest: Hash of the bytes of a file.
         num_workers: Threads that read and decode.
     """
 
@@ -308,17 +308,17 @@ def scan_images(
     num_workers: int = DEFAULT_NUM_WORKERS,
     on_images: OnImages = lambda _done, _total: None,
 ) -> ScanSummary:
-    """Make `fingerprints.parquet` of `images.parquet`, unless it is there and fresh.
+    """Write `fingerprints.parquet` for `images.parquet`, unless it exists and is fresh.
 
     Args:
         manifests: The folder of both.
-        root: Where the images are now; None: where they were hashed.
+        root: Current image root; None: as hashed.
         num_workers: Threads that read and decode.
-        on_images: Called with how many images were done just now, and how many there are.
+        on_images: Progress.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        ImageTreeError: The image root is not there.
+        ImageTreeError: The image root does not exist.
         LockedError: Another run works on *manifests*.
     """
     images = open_manifest(manifests, IMAGES)
@@ -339,7 +339,7 @@ def scan_images(
 
 
 class _Scanner:
-    """Fingerprints of the images of a manifest, some at a time."""
+    """Computes the fingerprints of the images of a manifest, in parts."""
 
     def __init__(
         self, dataset: ImageDataset, header: Header, num_workers: int, on_images: OnImages
@@ -357,10 +357,9 @@ class _Scanner:
             start += rows.num_rows
 
     def parts(self, folder: Path) -> Iterator[pa.Table]:
-        """Yield the rows of `PART_ROWS` images at a time, and keep them in *folder*.
+        """Yield the rows of `PART_ROWS` images at a time, and store them in *folder*.
 
-        A part is a manifest in a folder of its own; one of other images, or damaged, is made
-        again.
+        A part is a manifest in its own folder; if it is damaged or stale, it is replaced.
         """
         for start in range(0, len(self._images), PART_ROWS):
             part = folder / f"{start:012d}"
@@ -380,9 +379,9 @@ class _Scanner:
             return None
 
     def _read_again(self, rows: pa.Table, start: int) -> pa.Table:
-        """Return *rows*, in which images that were not read are replaced by what they give now.
+        """Return *rows*, reading again the images that could not be read.
 
-        They need not be neighbours, so that many in a row do not mean that the tree is gone.
+        Many failures are no evidence of a missing tree here, as these images failed before.
         """
         is_unread = pc.is_null(rows["digest"])
         again = np.flatnonzero(is_unread.to_numpy())
@@ -398,7 +397,7 @@ class _Scanner:
         return pa.concat_tables(self._rows(np.arange(start, stop), refuse_if_gone=True))
 
     def _rows(self, numbers: NDArray[np.int64], *, refuse_if_gone: bool = False) -> list[pa.Table]:
-        """Return the rows of the images of these *numbers*."""
+        """Return the rows of the images with these indices."""
         scanned = scan(
             lambda row: self._images.read_bytes(int(numbers[row])),
             len(numbers),
@@ -428,7 +427,7 @@ def _summary(found: Manifest, images: Manifest) -> ScanSummary:
 
 
 def _fresh(manifests: Path) -> Manifest | None:
-    """Return the fingerprints that are there, if `images.parquet` is what they were made of."""
+    """Return existing fingerprints, unless they are stale."""
     try:
         return open_manifest(manifests, FINGERPRINTS)
     except ManifestError:
@@ -450,19 +449,19 @@ def fingerprint_rows(scanned: list[Scanned]) -> pa.Table:
 
 
 MAX_BYTES_IN_MEMORY = 1 << 30
-"""Thumbnails of more are kept in a file without a name, which the system pages in and out."""
+"""Larger arrays of thumbnails are memory-mapped from an unnamed temporary file."""
 
 _DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class FingerprintSet:
-    """What images are compared by.
+    """Fingerprints of images, in arrays.
 
     Attributes:
-        digest_N: Of the file's bytes, as 16-byte strings.
-        pixel_digest_N: Of the decoded pixels; empty where the image could not be decoded.
-        thumbs_NTT: Thumbnails; zeros where it could not.
+        digest_N: Digests of the files, as 16-byte strings.
+        pixel_digest_N: Digests of the decoded pixels; empty if the image could not be decoded.
+        thumbs_NTT: Thumbnails; zeros if the image could not be decoded.
     """
 
     digest_N: NDArray[np.bytes_]
@@ -474,16 +473,16 @@ class FingerprintSet:
 
 
 def load_set(fingerprints: Manifest) -> FingerprintSet:
-    """Return what `fingerprints.parquet` holds.
+    """Return the content of `fingerprints.parquet`.
 
     Raises:
         ManifestError: The manifest is damaged.
-        OSError: There is no room beside it for the thumbnails.
+        OSError: The disk has no space for the thumbnails.
     """
     size = fingerprints.num_rows
     digest_N = np.empty(size, dtype="S16")
     pixel_N = np.empty(size, dtype="S16")
-    thumbs_NTT = _room_for(size, fingerprints.path.parent)
+    thumbs_NTT = _empty_thumbs(size, fingerprints.path.parent)
     row = 0
     for rows in fingerprints.batches(["digest", "pixel_digest", "thumb"]):
         stop = row + rows.num_rows
@@ -503,12 +502,12 @@ def _octets(column: pa.ChunkedArray, width: int) -> memoryview:
     return memoryview(array.buffers()[1])[start : start + len(array) * width]
 
 
-def _room_for(size: int, folder: Path) -> NDArray[np.uint8]:
+def _empty_thumbs(size: int, folder: Path) -> NDArray[np.uint8]:
     shape = (size, THUMB_SIDE, THUMB_SIDE)
     if size * THUMB_BYTES <= MAX_BYTES_IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
     with tempfile.TemporaryFile(dir=folder) as file:
-        try:  # or a disk that is full later would end the process, without a message
+        try:  # otherwise a full disk would end the process later, without a message
             os.posix_fallocate(file.fileno(), 0, size * THUMB_BYTES)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -516,24 +515,26 @@ def _room_for(size: int, folder: Path) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class FolderSet:
-    """The images of a folder at hand.
+class ImageSet:
+    """Images with their fingerprints: an evaluation set.
 
     Attributes:
-        root: The folder.
-        paths: Relative to it, in order; POSIX.
-        fingerprints: Their fingerprints, in that order.
+        root: Folder of the paths.
+        paths: Path of each image, relative to *root*.
+        fingerprints: Their fingerprints.
         problems: Why images cannot be decoded, by path.
         unread: Why images could not be read, by path.
-        skipped: What was not looked at.
+        skipped: Entries of the folder that are not images.
+        manifests: Folder of the manifests that list them, if there is one.
     """
 
-    root: Path
-    paths: Sequence[str]
+    root: Root
+    paths: pa.Array
     fingerprints: FingerprintSet
     problems: dict[str, str]
     unread: dict[str, str]
-    skipped: Sequence[Skipped]
+    skipped: Sequence[Skipped] = ()
+    manifests: Path | None = None
 
 
 def scan_folder(
@@ -542,26 +543,26 @@ def scan_folder(
     algorithm: str,
     num_workers: int = DEFAULT_NUM_WORKERS,
     on_images: OnImages = lambda _done, _total: None,
-) -> FolderSet:
-    """Take the fingerprints of every image below *root*, in memory (1.1 kB each).
+) -> ImageSet:
+    """Compute the fingerprints of all images below *root*, in memory (1.1 kB each).
 
     Args:
-        root: A folder of images at any depth, or right in it; also in archives.
-        algorithm: Of the digests to compare with.
+        root: A folder of images at any depth, also in archives.
+        algorithm: Hash algorithm of the digests to compare with.
         num_workers: Threads that read and decode.
-        on_images: Called with how many images were done just now, and how many there are.
+        on_images: Progress.
 
     Raises:
         ImageTreeError: No such folder, or no images in it.
     """
     if not root.is_dir():
-        raise ImageTreeError(f"no such folder: `{root}`", hint="give a folder of images")
+        raise ImageTreeError(f"no such folder: `{root}`", hint="name a folder of images")
     reader = ImageReader(root, unpacks=True)
     paths, skipped = _list_with_archives(root, reader)
     if not paths:
         raise ImageTreeError(
             f"no images below `{root}`" + (f", but {in_words(skipped)}" if skipped else ""),
-            hint="give a folder with .JPEG, .jpg, .png ... files in it",
+            hint="name a folder with .JPEG, .jpg, .png ... files",
         )
     scanned: list[Scanned] = []
     each = scan(
@@ -576,11 +577,13 @@ def scan_folder(
     by_path = list(zip(paths, scanned, strict=True))
     unread = {path: why for path, one in by_path if (why := why_not_read(one))}
     problems = {path: one.problem for path, one in by_path if one.problem and path not in unread}
-    return FolderSet(root, paths, _as_set(scanned), problems, unread, skipped)
+    return ImageSet(
+        root.resolve(), pa.array(paths, pa.string()), _as_set(scanned), problems, unread, skipped
+    )
 
 
 def _list_with_archives(root: Path, reader: ImageReader) -> tuple[list[str], list[Skipped]]:
-    """Return the images below *root*, also those in archives, and what is not looked at."""
+    """Return the images below *root*, also in archives, and the skipped entries."""
     paths, skipped = list_folder(root)
     left: list[Skipped] = []
     for one in skipped:

@@ -1,4 +1,4 @@
-"""Training images that are in an evaluation set, duplicates within a set, and their removal."""
+"""Find training images that are in an evaluation set, or twice in a set; remove leaks."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ from vit21k.manifest.writer import refuse_inside, write_manifest
 from vit21k.near.fingerprint import (
     DEFAULT_NUM_WORKERS,
     FingerprintSet,
+    ImageSet,
     OnImages,
     load_set,
     scan_folder,
@@ -38,72 +39,40 @@ from vit21k.sources.folders import Skipped
 from vit21k.sources.read import Root
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Images to compare the training images with.
-
-    Attributes:
-        root: What the paths are relative to.
-        paths: One for each image.
-        fingerprints: What they are compared by.
-        problems: Why images could not be decoded, by path.
-        unread: Why images could not be read, by path.
-        skipped: What of the folder was not looked at.
-        manifests: The folder of the manifests that it was taken from, if it was.
-    """
-
-    root: Root
-    paths: pa.Array
-    fingerprints: FingerprintSet
-    problems: dict[str, str]
-    unread: dict[str, str]
-    skipped: Sequence[Skipped] = ()
-    manifests: Path | None = None
-
-
 def open_evaluation_set(
     against: Path, images: Manifest, num_workers: int, on_images: OnImages
-) -> EvaluationSet:
-    """Take the fingerprints of a folder of images, or those of a manifest.
+) -> ImageSet:
+    """Return the fingerprints of a folder of images, or of the images of a manifest.
 
     Args:
-        against: The folder; or a manifest of images, or the folder of one.
-        images: The manifest whose images it is to be compared with.
+        against: A folder of images, a manifest of images, or a folder with one.
+        images: The manifest of the images to compare with.
         num_workers: Threads that read and decode.
-        on_images: Called with how many images were done just now, and how many there are.
+        on_images: Progress.
 
     Raises:
-        UsageError: *against* is the image root of *images*, or was hashed by another algorithm.
+        UsageError: *against* is the image root of *images*, or has another hash algorithm.
         ManifestError: A manifest is missing, stale or damaged.
-        ImageTreeError: The folder is not there, or holds no images.
+        ImageTreeError: The folder does not exist, or has no images.
     """
     manifest = _manifest_at(against)
     if manifest is None:
         if against.resolve() == Path(images.header.root).resolve():
             raise UsageError(
                 f"`{against}` is the image root itself",
-                hint="`vit21k labels near-duplicates` finds what occurs twice in it",
+                hint="`vit21k labels near-duplicates` finds duplicates within it",
             )
-        folder = scan_folder(
+        return scan_folder(
             against,
             algorithm=images.header.algorithm,
             num_workers=num_workers,
             on_images=on_images,
         )
-        paths = pa.array(folder.paths, pa.string())
-        return EvaluationSet(
-            against.resolve(),
-            paths,
-            folder.fingerprints,
-            folder.problems,
-            folder.unread,
-            folder.skipped,
-        )
     return _from_manifest(manifest, images, num_workers, on_images)
 
 
 def _manifest_at(against: Path) -> Manifest | None:
-    """Return the manifest of images that *against* is or holds, if it does: val before images."""
+    """Return the manifest at *against* or in that folder, if there is one: val before images."""
     if against.suffix == ".parquet":
         return open_manifest(against, *IMAGE_KINDS)
     for kind in reversed(IMAGE_KINDS):
@@ -114,13 +83,13 @@ def _manifest_at(against: Path) -> Manifest | None:
 
 def _from_manifest(
     manifest: Manifest, images: Manifest, num_workers: int, on_images: OnImages
-) -> EvaluationSet:
-    """Take the fingerprints of a manifest's images from beside it, or make them there."""
+) -> ImageSet:
+    """Return the fingerprints of a manifest's images, from its folder or computed there."""
     if manifest.header.algorithm != images.header.algorithm:
         raise UsageError(
             f"`{manifest.path}` was hashed with {manifest.header.algorithm}, "
             f"`{images.path}` with {images.header.algorithm}",
-            hint="give the folder of images instead of the manifest",
+            hint="name the folder of images instead of the manifest",
         )
     folder = manifest.path.parent
     scanned = scan_images(folder, num_workers=num_workers, on_images=on_images)
@@ -144,26 +113,26 @@ def _from_manifest(
     of_set = set(paths.to_pylist()) if scanned.unread else set()
     unread = {path: why for path, why in scanned.unread.items() if path in of_set}
     root = manifest.header.root
-    return EvaluationSet(root, paths, chosen, problems, unread, manifests=folder.resolve())
+    return ImageSet(root, paths, chosen, problems, unread, manifests=folder.resolve())
 
 
 def rows_of(paths: pa.Array, manifest: Manifest) -> NDArray[np.int64]:
-    """Return at which of *paths* each image of a manifest is.
+    """Return the index in *paths* of each image of a manifest.
 
     Args:
-        paths: Those of `images.parquet`.
-        manifest: One that was made of it.
+        paths: Paths of `images.parquet`.
+        manifest: A manifest made from it.
 
     Raises:
-        ManifestError: One is not there.
+        ManifestError: A path is missing.
     """
-    places = pc.index_in(manifest.read(["path"])["path"], paths)
-    if places.null_count:
+    rows = pc.index_in(manifest.read(["path"])["path"], paths)
+    if rows.null_count:
         raise ManifestError(
-            f"`{manifest.path}` names an image that `images.parquet` beside it does not have",
+            f"`{manifest.path}` has an image that is not in its `images.parquet`",
             hint=f"make it again with `{manifest.kind.made_by}`",
         )
-    row_M: NDArray[np.int64] = places.to_numpy().astype(np.int64)
+    row_M: NDArray[np.int64] = rows.to_numpy().astype(np.int64)
     return row_M
 
 
@@ -176,17 +145,17 @@ class PairSummary:
     """Counts of a search.
 
     Attributes:
-        num_images: Images looked at: of train if there is a train manifest, else all.
-        num_others: Images of the evaluation set; 0 where there is none.
+        num_images: Images of train if there is a train manifest, else all.
+        num_others: Images of the evaluation set; 0 without one.
         num_pairs: Rows written, by level.
-        num_found: Images in a pair of each level; one that is in several counts at the first.
+        num_found: Images in a pair, by the first level that holds.
         num_others_found: The same, of the evaluation set.
         num_problems: Images of the image root that cannot be decoded; compared by bytes only.
         unread: Why images could not be read, by path; they were not compared.
         other_problems: Why images of the evaluation set cannot be decoded, by path.
         other_unread: Why images of the evaluation set could not be read, by path.
-        other_skipped: What of the evaluation set's folder was not looked at.
-        num_overfull: Keys that too many hashes share to be compared under.
+        other_skipped: Entries of the evaluation set's folder that are not images.
+        num_overfull: Fingerprint keys shared by too many hashes to compare all pairs.
     """
 
     num_images: int
@@ -203,7 +172,7 @@ class PairSummary:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all images were read, and all of the evaluation set decoded and looked at."""
+        """Whether all images were read, and all of the evaluation set decoded."""
         missed = any(one.may_hold_images for one in self.other_skipped)
         return not (self.unread or self.other_unread or self.other_problems or missed)
 
@@ -221,17 +190,17 @@ def find_leaks(
     """Compare the training images with an evaluation set; write `leaks.parquet`.
 
     Args:
-        manifests: The folder of `images.parquet` and, if there is one, `train.parquet`.
-        against: A folder of images; or a manifest of images, or the folder of one.
-        root: Where the training images are now; None: where they were hashed.
+        manifests: The folder of `images.parquet` and, optionally, `train.parquet`.
+        against: A folder of images, a manifest of images, or a folder with one.
+        root: Current image root; None: as hashed.
         num_workers: Threads that read and decode.
-        on_images: Called as training images are decoded: how many just now, how many in all.
-        on_others: The same, of the evaluation set.
+        on_images: Progress of the training images.
+        on_others: Progress of the evaluation set.
         on_view: Called after each view of the search.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        ImageTreeError: A folder is not there, or holds no images.
+        ImageTreeError: A folder does not exist, or has no images.
         UsageError: *against* is the image root itself.
         LockedError: Another run works on *manifests*.
     """
@@ -275,7 +244,7 @@ def find_near_duplicates(
     on_images: OnImages = _ignore,
     on_view: Callable[[], None] = lambda: None,
 ) -> PairSummary:
-    """Find images of the set that are the same but for their bytes.
+    """Find images that occur twice with different bytes.
 
     Writes `near_duplicates.parquet`; arguments and errors are those of `find_leaks`.
     """
@@ -299,7 +268,7 @@ def find_near_duplicates(
 
 
 def _in_train(manifests: Path, paths: pa.Array) -> NDArray[np.bool_]:
-    """Mark which of *paths* are in train.parquet; all, if there is none."""
+    """Return which of *paths* are in train.parquet; all, if there is none."""
     if not (manifests / TRAIN.file_name).is_file():
         return np.ones(len(paths), dtype=bool)
     is_train_N = np.zeros(len(paths), dtype=bool)
@@ -355,7 +324,7 @@ class RemoveSummary:
 
     Attributes:
         num_before: Rows of the train manifest.
-        num_removed: Of them, those that are in the evaluation set.
+        num_removed: Rows whose image is in the evaluation set.
     """
 
     num_before: int
@@ -371,18 +340,18 @@ def remove_leaks(manifests: Path, level: Level, out: Path) -> RemoveSummary:
     """Write the train manifest without its leaks into another folder, with val and classes.
 
     Args:
-        manifests: The folder of `leaks.parquet` and `train.parquet`; both stay as they are.
-        level: Images that leak at this level, or at one before it, are skipped.
-        out: Where the new one goes.
+        manifests: The folder of `leaks.parquet` and `train.parquet`; both are unchanged.
+        level: Leaks of this level or a surer one are removed.
+        out: The new folder.
 
     Raises:
-        UsageError: *out* is *manifests*, or lies inside the image root.
+        UsageError: *out* is *manifests*, or inside the image root.
         ManifestError: A manifest is missing, stale or damaged.
         LockedError: Another run works on *out*.
     """
     if out.resolve() == manifests.resolve():
         raise UsageError(
-            "the cleaned train manifest must not replace the one it is made from",
+            "the cleaned train manifest must not replace its input",
             hint="name another folder with `--out DIR`",
         )
     train, leaks = open_manifest(manifests, TRAIN), open_manifest(manifests, LEAKS)

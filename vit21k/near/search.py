@@ -1,4 +1,4 @@
-"""All pairs of near hashes among millions, and the second look at each pair."""
+"""Find all pairs of near hashes among millions, and compare their thumbnails."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +27,17 @@ from vit21k.near.fingerprint import (
 )
 
 VIEWS = crops((0.97, 0.94, 0.91), (0.0, 0.5, 1.0))
-"""The windows; the places are the same from both sides, so that mirroring adds none."""
+"""The windows; their offsets are symmetric, so that mirroring adds none."""
 
 _BATCH_ROWS = 512
-_BLUR_DEVIATION = 2.0  # pixels: of the blur that is taken off
-_MARGIN = 2  # pixels at the border, where a blur knows too little
+_BLUR_DEVIATION = 2.0  # pixels: of the blur that is subtracted
+_MARGIN = 2  # pixels at the border, where the blur is inexact
 
 
 def similarity(one_PTT: NDArray[np.uint8], other_PTT: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return how alike the images of each pair are: 1 the same, about 0 unrelated.
+    """Return the similarity of each pair of images: 1 equal, about 0 unrelated.
 
-    The order of a pair makes no difference: either may be a crop of the other.
+    It is symmetric: either image may be a crop of the other.
     """
     best_P = np.full(len(one_PTT), -1, dtype=np.float32)
     for start in range(0, len(one_PTT), _BATCH_ROWS):
@@ -48,7 +48,7 @@ def similarity(one_PTT: NDArray[np.uint8], other_PTT: NDArray[np.uint8]) -> NDAr
 
 
 def _best(seen_PTT: NDArray[np.float32], still_PTT: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the best correlation of *still_PTT*, plain or mirrored, with a view of *seen_PTT*."""
+    """Return the highest correlation of *still_PTT*, also mirrored, with a view of *seen_PTT*."""
     still_PD = _unit(still_PTT, AS_IS)
     mirrored_PD = _unit(np.ascontiguousarray(still_PTT[:, :, ::-1]), AS_IS)
     best_P = np.full(len(seen_PTT), -1, dtype=np.float32)
@@ -66,7 +66,7 @@ def _sharpened(thumbs_PTT: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _unit(fine_PTT: NDArray[np.float32], view: View) -> NDArray[np.float32]:
-    """Return the sharpened thumbnails through *view*, of zero mean and unit length."""
+    """Return the sharpened thumbnails in *view*, with zero mean and unit length."""
     rows, cols = matrices(view)
     inner = slice(_MARGIN, THUMB_SIDE - _MARGIN)
     detail_PD = _through(fine_PTT, rows[inner], cols[inner]).reshape(len(fine_PTT), -1)
@@ -79,11 +79,11 @@ def _unit(fine_PTT: NDArray[np.float32], view: View) -> NDArray[np.float32]:
 def _through(
     thumbs_PTT: NDArray[np.float32], rows: NDArray[np.float32], cols: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return ``rows @ thumb @ cols.T`` of each: as two products of large matrices."""
+    """Return ``rows @ thumb @ cols.T`` of each, as two products of large matrices."""
     size = len(thumbs_PTT)
     across = (thumbs_PTT.reshape(-1, THUMB_SIDE) @ cols.T).reshape(size, THUMB_SIDE, -1)
-    turned = np.ascontiguousarray(across.swapaxes(1, 2)).reshape(-1, THUMB_SIDE)
-    seen = (turned @ rows.T).reshape(size, len(cols), len(rows))
+    transposed = np.ascontiguousarray(across.swapaxes(1, 2)).reshape(-1, THUMB_SIDE)
+    seen = (transposed @ rows.T).reshape(size, len(cols), len(rows))
     seen_PTT: NDArray[np.float32] = np.ascontiguousarray(seen.swapaxes(1, 2))
     return seen_PTT
 
@@ -102,10 +102,10 @@ _BLUR = _blur()
 TABLES = tuple(combinations(range(NUM_BANDS), 3))
 
 MAX_BUCKET_PAIRS = 4_000_000
-"""A key that more pairs share says nothing: they are counted, and not compared under it."""
+"""A key shared by more pairs is not selective: it is counted and skipped."""
 
 FEW_PAIRS = 10_000_000
-"""Up to so many are all compared, in about a tenth of a second: no table can miss one then."""
+"""Up to this many, all pairs are compared, in about a tenth of a second."""
 
 _SLICE_PAIRS = 1 << 18
 _WAITING_PAIRS = 1 << 21
@@ -113,8 +113,8 @@ _ROW_BITS = np.uint64(32)
 _ROW = np.uint64(0xFFFF_FFFF)
 
 
-_Meetings = Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""Rows of both sides that are to be compared, in parts."""
+_Candidates = Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Rows of both sides to compare, in parts."""
 
 
 class HashPairs(NamedTuple):
@@ -122,7 +122,7 @@ class HashPairs(NamedTuple):
 
     Attributes:
         one_P, other_P: Rows of the first and the second side.
-        distance_P: In how many of the 256 bits they differ.
+        distance_P: Hamming distance, of 256 bits.
     """
 
     one_P: NDArray[np.int64]
@@ -130,14 +130,13 @@ class HashPairs(NamedTuple):
     distance_P: NDArray[np.uint16]
 
     def where(self, is_kept_P: NDArray[np.bool_]) -> Self:
-        """Return those pairs that are marked."""
-        one_P, other_P, distance_P = self
-        return type(self)(one_P[is_kept_P], other_P[is_kept_P], distance_P[is_kept_P])
+        """Return the selected pairs."""
+        return type(self)._make(column[is_kept_P] for column in self)
 
 
 @dataclass
 class SearchCounts:
-    """What a search did.
+    """Counts of a search.
 
     Attributes:
         num_compared: Pairs whose hashes were compared in full; a pair counts in each table.
@@ -155,10 +154,10 @@ class NearSearch:
     Attributes:
         one_A4: Hashes of the first side.
         max_distance: In bits.
-        within: The second side holds the same rows in the same order, seen through a view: a row
-            is no pair of itself, and a pair is the same either way.
-        counts: Of all `probe` calls.
-        num_threads: Tables made and compared at a time; NumPy lets go of the interpreter's lock.
+        within: The second side has the same rows, in a view: a row is not paired with itself, and
+            each pair is reported once.
+        counts: Counts of all `probe` calls.
+        num_threads: Tables built and compared in parallel; NumPy releases the GIL.
     """
 
     one_A4: NDArray[np.uint64]
@@ -184,15 +183,15 @@ class NearSearch:
     def _table(self, table: tuple[int, ...], other_B4: NDArray[np.uint64]) -> "_TableResult":
         one_A, other_B = _table_of(self.one_A4, table), _table_of(other_B4, table)
         counts = SearchCounts()
-        meetings = _meetings(one_A, other_B, counts)
-        return _TableResult(self._compare(meetings, other_B4, counts), counts)
+        candidates = _candidates(one_A, other_B, counts)
+        return _TableResult(self._compare(candidates, other_B4, counts), counts)
 
     def _compare(
-        self, meetings: _Meetings, other_B4: NDArray[np.uint64], counts: SearchCounts
+        self, candidates: _Candidates, other_B4: NDArray[np.uint64], counts: SearchCounts
     ) -> HashPairs:
-        """Return those of *meetings* whose hashes are near."""
+        """Return those of *candidates* whose hashes are near."""
         found = []
-        for rows_P, others_P in meetings:
+        for rows_P, others_P in candidates:
             counts.num_compared += len(rows_P)
             distance_P = distance(self.one_A4[rows_P], other_B4[others_P])
             near_P = distance_P <= self.max_distance
@@ -206,21 +205,21 @@ class NearSearch:
 
 
 class _TableResult(NamedTuple):
-    """What one table brought."""
+    """Result of a table."""
 
     pairs: HashPairs
     counts: SearchCounts
 
 
 class MergedPairs:
-    """Pairs that come in parts, most of them again and again; few more are held than there are."""
+    """Merges parts with many repeated pairs, in bounded memory."""
 
     def __init__(self) -> None:
         self._parts = [merge_pairs([])]
         self._num_waiting = 0
 
     def add(self, pairs: HashPairs) -> None:
-        """Take in a part."""
+        """Add a part."""
         self._parts.append(pairs)
         self._num_waiting += len(pairs.one_P)
         if self._num_waiting > max(len(self._parts[0].one_P), _WAITING_PAIRS):
@@ -228,12 +227,12 @@ class MergedPairs:
             self._num_waiting = 0
 
     def result(self) -> HashPairs:
-        """Return all of them, each once, with its least distance; by row."""
+        """Return all pairs, each once with its smallest distance, ordered by row."""
         return merge_pairs(self._parts)
 
 
 def merge_pairs(parts: list[HashPairs]) -> HashPairs:
-    """Return the pairs of all *parts*, each once, with its least distance; by row."""
+    """Return the pairs of all *parts*, each once with its smallest distance, ordered by row."""
     if not parts:
         nothing = np.empty(0, dtype=np.int64)
         return HashPairs(nothing, nothing, np.empty(0, dtype=np.uint16))
@@ -254,7 +253,7 @@ def _table_of(words_N4: NDArray[np.uint64], table: tuple[int, ...]) -> NDArray[n
     return keyed_N
 
 
-def _all_pairs(num_rows: int, num_others: int) -> _Meetings:
+def _all_pairs(num_rows: int, num_others: int) -> _Candidates:
     """Yield every pair of rows, a bounded number at a time."""
     others = np.arange(num_others)
     step = max(1, _SLICE_PAIRS // num_others)
@@ -263,9 +262,9 @@ def _all_pairs(num_rows: int, num_others: int) -> _Meetings:
         yield np.repeat(rows, num_others), np.tile(others, len(rows))
 
 
-def _meetings(
+def _candidates(
     one_A: NDArray[np.uint64], other_B: NDArray[np.uint64], counts: SearchCounts
-) -> _Meetings:
+) -> _Candidates:
     """Yield the pairs of rows that share a key, a bounded number at a time."""
     start_K, size_K, other_start_K, other_size_K = _shared_keys(one_A, other_B)
     pairs_K = size_K * other_size_K
@@ -286,7 +285,7 @@ def _meetings(
 def _shared_keys(
     one_A: NDArray[np.uint64], other_B: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], ...]:
-    """Return, of each key on both sides, where its rows begin and how many they are, twice."""
+    """Return start and number of the rows of each common key, on both sides."""
     key_B = other_B >> _ROW_BITS
     start_K = np.flatnonzero(np.append(True, key_B[1:] != key_B[:-1]))
     size_K = np.diff(start_K, append=len(key_B))
@@ -294,27 +293,27 @@ def _shared_keys(
     del key_B
     key_A = one_A >> _ROW_BITS
     begin_K = np.searchsorted(key_A, key_K, side="left")
-    is_there_K = key_A[np.minimum(begin_K, len(key_A) - 1)] == key_K
-    start_K, size_K, begin_K = start_K[is_there_K], size_K[is_there_K], begin_K[is_there_K]
-    end_K = np.searchsorted(key_A, key_K[is_there_K], side="right")
+    is_shared_K = key_A[np.minimum(begin_K, len(key_A) - 1)] == key_K
+    start_K, size_K, begin_K = start_K[is_shared_K], size_K[is_shared_K], begin_K[is_shared_K]
+    end_K = np.searchsorted(key_A, key_K[is_shared_K], side="right")
     return begin_K, end_K - begin_K, start_K, size_K
 
 
 MAX_DISTANCE = 64
-"""Bits of 256.  Of 500 ImageNet images, no two come closer than 73, through any view."""
+"""Bits of 256.  Among 500 ImageNet images, the smallest distance in any view is 73."""
 
 MIN_SIMILARITY = 0.65
-"""Of 500 ImageNet images, no two are more alike than 0.53."""
+"""Among 500 ImageNet images, the highest similarity is 0.53."""
 
 _PAIRS_AT_A_TIME = 1 << 16
 
 _CROPS = crops((0.96,), (0.0, 0.5, 1.0))
 PROBES = (*_CROPS, *mirrored(_CROPS))
-"""The views through which one side is looked at; the other stays as it is."""
+"""The views of one side; the other is unchanged."""
 
 
 class Level(StrEnum):
-    """How far two images are the same; the first that is true counts."""
+    """How two images match; the first that holds counts."""
 
     EXACT = "exact"
     PIXEL = "pixel"
@@ -322,13 +321,13 @@ class Level(StrEnum):
 
 
 class Pairs(NamedTuple):
-    """Pairs of images, the most alike first.
+    """Pairs of images, the most similar first.
 
     Attributes:
         one_P, other_P: Rows of the first and the second set.
         level_P: Index into `Level`'s members.
-        distance_P: In how many of 256 bits their hashes differ; 0 above `Level.NEAR`.
-        similarity_P: Of their thumbnails' detail; 1 above `Level.NEAR`.
+        distance_P: Hamming distance of their hashes, of 256 bits; 0 above `Level.NEAR`.
+        similarity_P: Similarity of their thumbnails; 1 above `Level.NEAR`.
     """
 
     one_P: NDArray[np.int64]
@@ -338,15 +337,8 @@ class Pairs(NamedTuple):
     similarity_P: NDArray[np.float32]
 
     def where(self, is_kept_P: NDArray[np.bool_]) -> Self:
-        """Return those pairs that are marked."""
-        one_P, other_P, level_P, distance_P, similarity_P = self
-        return type(self)(
-            one_P[is_kept_P],
-            other_P[is_kept_P],
-            level_P[is_kept_P],
-            distance_P[is_kept_P],
-            similarity_P[is_kept_P],
-        )
+        """Return the selected pairs."""
+        return type(self)._make(column[is_kept_P] for column in self)
 
 
 def find_pairs(
@@ -362,9 +354,8 @@ def find_pairs(
     Args:
         one: A set.
         other: Another; None: pairs within *one*, each once.
-        max_distance: How many of 256 bits the hashes of a near pair may differ in, at the view
-            that fits best.
-        min_similarity: How alike its thumbnails must be at least.
+        max_distance: Maximum Hamming distance of a near pair in its best view, of 256 bits.
+        min_similarity: Minimum similarity of its thumbnails.
         on_view: Called after each of the views is searched; `num_views` of them.
     """
     others = other or one
@@ -376,15 +367,17 @@ def find_pairs(
         max_distance=max_distance,
         on_view=on_view,
     )
-    alike_P = _alike(one, others, near)
-    is_near_P = alike_P >= min_similarity
-    pairs = _by_level(exact, pixel, near.where(is_near_P), alike_P[is_near_P])
-    # within one set: none of an image and itself, and each one way round
+    similarity_P = _similarities(one, others, near)
+    is_near_P = similarity_P >= min_similarity
+    pairs = _by_level(exact, pixel, near.where(is_near_P), similarity_P[is_near_P])
+    # Within a set: no image with itself, and each pair once.
     return pairs if other else pairs.where(pairs.one_P < pairs.other_P), counts
 
 
-def _alike(one: FingerprintSet, other: FingerprintSet, pairs: HashPairs) -> NDArray[np.float32]:
-    """Return how alike the thumbnails of each pair are; few are held at a time."""
+def _similarities(
+    one: FingerprintSet, other: FingerprintSet, pairs: HashPairs
+) -> NDArray[np.float32]:
+    """Return the similarity of the thumbnails of each pair, in batches."""
     parts = [
         similarity(
             one.thumbs_NTT[pairs.one_P[start : start + _PAIRS_AT_A_TIME]],
@@ -396,7 +389,7 @@ def _alike(one: FingerprintSet, other: FingerprintSet, pairs: HashPairs) -> NDAr
 
 
 def num_views(*, within: bool) -> int:
-    """Return how many views `find_pairs` searches."""
+    """Return the number of views that `find_pairs` searches."""
     return len(PROBES) if within else 2 * len(PROBES) - 1
 
 
@@ -407,9 +400,9 @@ def near_hashes(
     max_distance: int = MAX_DISTANCE,
     on_view: Callable[[], None] = lambda: None,
 ) -> tuple[HashPairs, SearchCounts]:
-    """Return the pairs of thumbnails whose hashes are near through any view; flat ones have none.
+    """Return the pairs of thumbnails with near hashes in any view, without flat ones.
 
-    Either of a pair may be the crop, so that both sides are looked at through the views.
+    Either of a pair may be the crop, so that both sides are searched in all views.
     """
     row_A = np.flatnonzero(~is_flat(one_ATT))
     still_A4 = hash_bits(one_ATT)[row_A]
@@ -440,7 +433,7 @@ def _probe(
     views: tuple[View, ...],
     on_view: Callable[[], None],
 ) -> HashPairs:
-    """Return the pairs that *search* finds of the named rows' thumbnails through all *views*."""
+    """Return the pairs that *search* finds for the given rows in all *views*."""
     merged = MergedPairs()
     for view in views:
         merged.add(search.probe(hash_bits(thumbs_NTT, view)[rows]))
@@ -459,24 +452,24 @@ def _equal(
     size_A[one_A == b""] = 0
     one_P = np.repeat(np.arange(len(one_A)), size_A)
     before_P = np.repeat(np.cumsum(size_A) - size_A, size_A)
-    place_P = np.repeat(begin_A, size_A) + np.arange(len(one_P)) - before_P
-    return one_P, order_B[place_P]
+    index_P = np.repeat(begin_A, size_A) + np.arange(len(one_P)) - before_P
+    return one_P, order_B[index_P]
 
 
 def _by_level(
     exact: tuple[NDArray[np.int64], NDArray[np.int64]],
     pixel: tuple[NDArray[np.int64], NDArray[np.int64]],
     near: HashPairs,
-    alike_P: NDArray[np.float32],
+    similarity_P: NDArray[np.float32],
 ) -> Pairs:
-    """Return all pairs, each once at its first level; by level, then the most alike first."""
+    """Return all pairs, each once at its first level, ordered by level and similarity."""
     sizes = [len(exact[0]), len(pixel[0]), len(near.one_P)]
     same = sizes[0] + sizes[1]
     one = np.concatenate([exact[0], pixel[0], near.one_P])
     other = np.concatenate([exact[1], pixel[1], near.other_P])
     level = np.repeat(np.arange(len(sizes)), sizes)
     distances = np.concatenate([np.zeros(same, dtype=np.int64), near.distance_P])
-    alike = np.concatenate([np.ones(same, dtype=np.float32), alike_P])
+    similar = np.concatenate([np.ones(same, dtype=np.float32), similarity_P])
     _, first = np.unique(np.stack([one, other]), axis=1, return_index=True)
-    first = first[np.lexsort((other[first], one[first], -alike[first], level[first]))]
-    return Pairs(one[first], other[first], level[first], distances[first], alike[first])
+    first = first[np.lexsort((other[first], one[first], -similar[first], level[first]))]
+    return Pairs(one[first], other[first], level[first], distances[first], similar[first])

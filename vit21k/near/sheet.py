@@ -1,6 +1,6 @@
 """Contact sheets of pairs of images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,37 +23,38 @@ class PairImages:
     """The images of the first pairs of a manifest.
 
     Attributes:
-        rows: The pairs, as the manifest has them.
+        rows: The rows of the manifest.
     """
 
     def __init__(self, manifest: Manifest, *, root: Root | None, max_pairs: int) -> None:
         """Open the first *max_pairs* pairs of *manifest*.
 
         Raises:
-            ManifestError: `images.parquet` beside it is missing, stale or damaged.
-            ImageTreeError: The image root is not there.
+            ManifestError: Its `images.parquet` is missing, stale or damaged.
+            ImageTreeError: The image root does not exist.
         """
         table = manifest.read().slice(0, max_pairs)
         self.rows: list[dict[str, Any]] = table.to_pylist()
         self._images = _images_of(manifest.path.parent, root)
-        self._one = _places(table["path"], manifest.path.parent)
+        self._one = _rows_of(table["path"], manifest.path.parent)
         options = manifest.header.options
         self._other_root: str | None = options.get("against")
         self._other_reader = ImageReader(self._other_root or "", unpacks=True)
         self._others: ImageDataset | None = None
         others_at = manifest.path.parent if self._other_root is None else None
-        if _is_there(options.get("against_manifests", "")):
-            others_at = Path(options["against_manifests"])
+        others = options.get("against_manifests")
+        if others and (Path(others) / IMAGES.file_name).is_file():
+            others_at = Path(others)
         if others_at:
             same = others_at == manifest.path.parent
             self._others = self._images if same else _images_of(others_at, self._other_root)
-            self._other = _places(table["other_path"], others_at)
+            self._other = _rows_of(table["other_path"], others_at)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def label_ids(self, index: int) -> list[int]:
-        """Return the class indices of a pair: of its first image; of both, if both have some."""
+        """Return the class indices of a pair, of all its images with labels."""
         within = self._other_root is None
         others = self._images.label_ids(self._other[index]) if within else []
         return sorted({*self._images.label_ids(self._one[index]), *others})
@@ -62,32 +63,27 @@ class PairImages:
         """Return the content of the first image of a pair.
 
         Raises:
-            ImageError: The file is not there.
+            ImageError: The file does not exist.
             OSError: It cannot be read.
         """
         return self._images.read_bytes(self._one[index])
 
     def other(self, index: int) -> bytes:
-        """Return the content of the second; as `one`."""
+        """Return the content of the second image; as `one`."""
         if self._others is not None:
             return self._others.read_bytes(self._other[index])
         return read_path(self._other_reader, self.rows[index]["other_path"])
-
-
-def _is_there(manifests: str) -> bool:
-    """Return whether the evaluation set's manifests are where they were."""
-    return bool(manifests) and (Path(manifests) / IMAGES.file_name).is_file()
 
 
 def _images_of(manifests: Path, root: Root | None) -> ImageDataset:
     return ImageDataset.from_manifest(open_manifest(manifests, IMAGES), root)
 
 
-def _places(wanted: pa.ChunkedArray, manifests: Path) -> list[int]:
-    """Return at which rows of the `images.parquet` in *manifests* the *wanted* paths are."""
+def _rows_of(wanted: pa.ChunkedArray, manifests: Path) -> list[int]:
+    """Return the rows of the *wanted* paths in the `images.parquet` of *manifests*."""
     paths = open_manifest(manifests, IMAGES).read(["path"])["path"].combine_chunks()
-    places: list[int] = pc.index_in(wanted, paths).to_pylist()
-    return places
+    rows: list[int] = pc.index_in(wanted, paths).to_pylist()
+    return rows
 
 
 PAIRS_PER_SHEET = 24
@@ -105,7 +101,7 @@ class SheetPair(NamedTuple):
     """A pair to show.
 
     Attributes:
-        one, other: Give the content of the files.
+        one, other: Return the content of the files.
         caption: Two lines.
     """
 
@@ -133,27 +129,20 @@ def write_sheets(
     pairs: Sequence[SheetPair],
     folder: Path,
     *,
-    on_sheet: Callable[[], None] = lambda: None,
     on_unread: Callable[[str], None] = lambda _why: None,
 ) -> list[Path]:
     """Write `001.png`, `002.png` ... into *folder*, with `PAIRS_PER_SHEET` pairs each.
 
-    An image that cannot be decoded is shown as a grey square; so is one that could not be read,
-    and *on_unread* is called with the reason.
+    An image that cannot be read or decoded is shown as a grey square; *on_unread* is called with
+    the reason if it could not be read.
     """
     sheets = []
-    for number, some in enumerate(_batched(pairs), start=1):
-        path = folder / f"{number:03d}.png"
-        with atomic_file(path) as file:
-            _sheet(some, on_unread).save(file, "PNG")
-        sheets.append(path)
-        on_sheet()
-    return sheets
-
-
-def _batched(pairs: Sequence[SheetPair]) -> Iterator[Sequence[SheetPair]]:
     for start in range(0, len(pairs), PAIRS_PER_SHEET):
-        yield pairs[start : start + PAIRS_PER_SHEET]
+        path = folder / f"{start // PAIRS_PER_SHEET + 1:03d}.png"
+        with atomic_file(path) as file:
+            _sheet(pairs[start : start + PAIRS_PER_SHEET], on_unread).save(file, "PNG")
+        sheets.append(path)
+    return sheets
 
 
 def _sheet(pairs: Sequence[SheetPair], on_unread: Callable[[str], None]) -> Image.Image:
@@ -178,13 +167,13 @@ def _draw(
         left += _SIDE + _GAP
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TEXT_SIZE)
-    for number, line in enumerate(pair.caption):
-        place = (corner[0] + _GAP, top + _SIDE + 3 + number * (_TEXT_SIZE + 3))
-        draw.text(place, _fitting(line, draw, font), fill="black", font=font)
+    for index, line in enumerate(pair.caption):
+        position = (corner[0] + _GAP, top + _SIDE + 3 + index * (_TEXT_SIZE + 3))
+        draw.text(position, _fitting(line, draw, font), fill="black", font=font)
 
 
 def _fitting(line: str, draw: ImageDraw.ImageDraw, font: "Font") -> str:
-    """Return the line, with its end cut off if it is too long for a cell."""
+    """Return the line, truncated to the width of a cell."""
     line = one_line(line)
     while draw.textlength(line, font=font) > _CELL[0] - _GAP:
         line = line[:-2] + "…"
@@ -192,8 +181,7 @@ def _fitting(line: str, draw: ImageDraw.ImageDraw, font: "Font") -> str:
 
 
 def _small(read: Callable[[], bytes], on_unread: Callable[[str], None]) -> Image.Image:
-    """Return the image, whole, in the middle of a square."""
-    square = Image.new("RGB", (_SIDE, _SIDE), "white")
+    """Return the complete image, resized and centered in a square."""
     blank = Image.new("RGB", (_SIDE, _SIDE), _BLANK)
     try:
         content = read()
@@ -206,6 +194,7 @@ def _small(read: Callable[[], bytes], on_unread: Callable[[str], None]) -> Image
         return blank
     scale = _SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    square = Image.new("RGB", (_SIDE, _SIDE), "white")
     square.paste(image.resize(size), ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
     return square
 

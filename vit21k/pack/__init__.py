@@ -1,1 +1,1 @@
-"""Manifests -> packs: tars of prepared images for fast reading, in order or at random."""
+"""Packs: tars of preprocessed images for fast reading, sequentially or at random."""

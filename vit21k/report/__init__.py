@@ -1,1 +1,1 @@
-"""Manifests -> one HTML page: what was found, in numbers, charts and images."""
+"""One HTML page with the counts, charts and images of the manifests."""

@@ -1,1 +1,1 @@
-"""Going through doubtful labels and pairs by eye: a local page, decisions, and their use."""
+"""Review doubtful labels and pairs in a browser, and apply the decisions."""
