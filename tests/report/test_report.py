@@ -92,7 +92,7 @@ def test_every_sum_adds_up(world: Path, written: tuple[str, ReportSummary]) -> N
     sums = read_numbers(world / "m").sums()
 
     assert [one.adds_up for one in sums] == [True] * 4
-    assert sums[1] == Sum(("files", 8), [("images", 6), ("copies merged away", 2)])
+    assert sums[1] == Sum(("files", 8), [("images", 6), ("copies", 2)])
     assert written[1].do_counts_add_up
     assert written[0].count(">adds up<") == 4
 
@@ -115,7 +115,7 @@ def test_what_was_left_out_of_images_or_of_the_split_is_counted(tmp_path: Path) 
     sums = read_numbers(tmp_path / "m").sums()
 
     assert all(one.adds_up for one in sums)
-    assert ("skipped, under too many classes", 3) in sums[1].parts
+    assert ("skipped, over-labelled", 3) in sums[1].parts
     assert sums[-1].parts == [("in train", 1), ("in val", 1), ("in neither", 1)]
 
 

@@ -18,8 +18,8 @@ from vit21k.review.decisions import (
     Decision,
     DecisionLog,
     ItemKind,
+    in_effect,
     read_decisions,
-    standing,
 )
 
 DROP = Decision(action=Action.DROP, kind=ItemKind.MERGE, path="a/1.jpg", wnid="n00000001")
@@ -79,8 +79,8 @@ def test_what_is_no_decision_is_refused(line: bytes) -> None:
 
 
 def test_undo_takes_back_the_last_that_stands() -> None:
-    assert standing([DROP, LEAK, UNDO]) == [DROP]
-    assert standing([DROP, UNDO, UNDO, LEAK]) == [LEAK]
+    assert in_effect([DROP, LEAK, UNDO]) == [DROP]
+    assert in_effect([DROP, UNDO, UNDO, LEAK]) == [LEAK]
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_the_last_decision_on_an_item_counts(
     path.write_bytes(b"".join(decision.to_line() for decision in decisions))
     log = DecisionLog(path)
 
-    assert standing(decisions) == counts
-    assert log.standing == counts
+    assert in_effect(decisions) == counts
+    assert log.in_effect == counts
     log.close()
 
 
@@ -114,7 +114,7 @@ def test_near_duplicates_are_one_item_whichever_comes_first() -> None:
     same = Decision(action=Action.ACCEPT, kind=ItemKind.NEAR, path="a.jpg", other_path="b.jpg")
     other = Decision(action=Action.REJECT, kind=ItemKind.NEAR, path="b.jpg", other_path="a.jpg")
 
-    assert standing([same, other]) == [other]
+    assert in_effect([same, other]) == [other]
 
 
 def test_a_decision_that_counts_already_is_not_kept_again(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_decision_that_counts_already_is_not_kept_again(tmp_path: Path) -> Non
 
     assert read_decisions(tmp_path / "d.jsonl") == [DROP, OTHER_DROP]
     assert log.undo() == OTHER_DROP
-    assert log.standing == [DROP]
+    assert log.in_effect == [DROP]
     log.close()
 
 
@@ -137,7 +137,7 @@ def test_what_was_decided_is_there_when_it_is_opened_again(tmp_path: Path) -> No
 
     again = DecisionLog(tmp_path / "d.jsonl")
 
-    assert again.standing == [DROP]
+    assert again.in_effect == [DROP]
     assert read_decisions(tmp_path / "d.jsonl") == [DROP, LEAK, UNDO]
     again.close()
 
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="No space"):
             log.add(LEAK)
 
-    assert log.standing == [DROP]
+    assert log.in_effect == [DROP]
     log.add(LEAK)
     log.close()
     assert read_decisions(tmp_path / "d.jsonl") == [DROP, LEAK]

@@ -378,7 +378,7 @@ def review_command(
     decided = log.counts()
     kinds = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(decided.items()))
     console.done(
-        f"review: {len(queue):,} items; {len(log.standing):,} decisions in effect on "
+        f"review: {len(queue):,} items; {len(log.in_effect):,} decisions in effect on "
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
     console.note(f"next: `{for_manifests('vit21k labels apply --out DIR', manifests)}`")

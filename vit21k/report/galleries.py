@@ -1,9 +1,4 @@
-"""Image files -> small JPEG images inside the page, within a budget of bytes.
-
-What the page shows in images: merged groups, val, near pairs; and how bad files begin.
-
-Every list says how many it shows of how many there are.
-"""
+"""Galleries of the report: merged images, val, near pairs, bad files; as JPEGs within a budget."""
 
 import base64
 import io
@@ -27,14 +22,14 @@ from vit21k.sources.read import ImageReader, Root, why_unread
 _QUALITY = 70
 
 UNREAD, UNDECODED = "could not be read", "cannot be decoded"
-"""What stands in place of the address of an image that cannot be shown."""
+"""Placeholders for the address of an image that cannot be shown."""
 
 
 class ThumbBudget:
-    """Makes `data:` addresses of images until its bytes are spent.
+    """Encodes images as `data:` URLs until its budget is spent.
 
     Attributes:
-        num_bytes_left: What may still be spent, in bytes of the page.
+        num_bytes_left: Remaining bytes of the page.
         unread: Why images could not be read.
     """
 
@@ -43,11 +38,11 @@ class ThumbBudget:
         self.unread: list[str] = []
 
     def thumb(self, read: Callable[[], bytes], side: int) -> str | None:
-        """Return the address of an image of at most *side* pixels.
+        """Return the URL of an image of at most *side* pixels.
 
         Args:
-            read: Gives the content of the file.
-            side: Of the longer side.
+            read: Returns the content of the file.
+            side: Maximum of the longer side.
 
         Returns:
             None if the budget is spent; `UNREAD` or `UNDECODED` if the image cannot be shown.
@@ -69,7 +64,7 @@ class ThumbBudget:
 
 
 def small_jpeg(content: bytes, side: int) -> bytes:
-    """Return the image, no larger than *side* pixels, as a JPEG without metadata.
+    """Return the image, of at most *side* pixels, as a JPEG without metadata.
 
     Raises:
         ImageError: It is not an image, or damaged.
@@ -94,12 +89,12 @@ _FIRST_BYTES = 24
 
 
 class Group(NamedTuple):
-    """An image that lies under several classes.
+    """An image with several labels.
 
     Attributes:
-        thumb: A `data:` address; empty if the image cannot be shown.
-        path: Of the kept file.
-        relation: How the two labels that fit least relate.
+        thumb: From `ThumbBudget.thumb`.
+        path: Path of the kept file.
+        relation: Relation of the two least related labels.
         labels: Names of its classes, with wnids.
     """
 
@@ -110,12 +105,12 @@ class Group(NamedTuple):
 
 
 class ValClass(NamedTuple):
-    """Some of the val images of a class.
+    """Some val images of a class.
 
     Attributes:
         title: Name and wnid.
-        num_images: How many there are.
-        thumbs: Addresses of the first.
+        num_images: Number of val images.
+        thumbs: URLs of the first.
     """
 
     title: str
@@ -124,12 +119,12 @@ class ValClass(NamedTuple):
 
 
 class NearPair(NamedTuple):
-    """Two images that are the same.
+    """Two images that match.
 
     Attributes:
-        thumbs: Their addresses.
+        thumbs: Their URLs.
         caption: Level, distance and similarity.
-        paths: Their files.
+        paths: Their paths.
     """
 
     thumbs: tuple[str, str]
@@ -137,7 +132,7 @@ class NearPair(NamedTuple):
     paths: tuple[str, str]
 
 
-class Problem(NamedTuple):
+class BadFile(NamedTuple):
     """A file that was not used.
 
     Attributes:
@@ -154,7 +149,7 @@ class Problem(NamedTuple):
 def show_groups(
     numbers: Numbers, merged: MergedImages, budget: ThumbBudget, root: Root | None
 ) -> list[Group]:
-    """Return the first of the images with several labels."""
+    """Return the first images with several labels."""
     images = ImageDataset.from_manifest(numbers.manifests[IMAGES.name], root)
     groups = []
     for conflict in merged.conflicts.slice(0, MAX_GROUPS).to_pylist():
@@ -172,22 +167,22 @@ def show_val(numbers: Numbers, budget: ThumbBudget, root: Root | None) -> list[V
         return []
     images = ImageDataset.from_manifest(numbers.manifests[VAL.name], root)
     row_of = np.arange(len(images))
-    label_R = images.labels_of(row_of)[1]  # each has one
+    label_R = images.labels_of(row_of)[1]  # one per image
     present, first, counts = np.unique(label_R, return_index=True, return_counts=True)
     chosen = np.unique(np.linspace(0, len(present) - 1, MAX_VAL_CLASSES).astype(int))
     shown = []
-    for place in chosen.tolist():
-        rows = range(first[place], first[place] + min(counts[place], MAX_VAL_OF_A_CLASS))
+    for index in chosen.tolist():
+        rows = range(first[index], first[index] + min(counts[index], MAX_VAL_OF_A_CLASS))
         thumbs = _thumbs(budget, [partial(images.read_bytes, row) for row in rows])
         if thumbs is None:
             break
-        title = str(numbers.classes["title"].iloc[present[place]])
-        shown.append(ValClass(title, int(counts[place]), thumbs))
+        title = str(numbers.classes["title"].iloc[present[index]])
+        shown.append(ValClass(title, int(counts[index]), thumbs))
     return shown
 
 
 def _thumbs(budget: ThumbBudget, reads: list[Callable[[], bytes]]) -> list[str] | None:
-    """Return the thumbnails of a class; None if the budget ends before."""
+    """Return the thumbnails of a class; None if the budget does not suffice."""
     thumbs = []
     for read in reads:
         thumb = budget.thumb(read, _VAL_SIDE)
@@ -213,8 +208,8 @@ def show_pairs(manifest: Manifest | None, budget: ThumbBudget, root: Root | None
     return pairs
 
 
-def show_problems(numbers: Numbers, root: Root | None) -> list[Problem]:
-    """Return the first of the files that were not used, with their first bytes."""
+def show_problems(numbers: Numbers, root: Root | None) -> list[BadFile]:
+    """Return the first files that were not used, with their first bytes."""
     manifest = numbers.manifests.get(PROBLEMS.name)
     if manifest is None:
         return []
@@ -222,19 +217,19 @@ def show_problems(numbers: Numbers, root: Root | None) -> list[Problem]:
     rows = manifest.read().slice(0, MAX_PROBLEMS).to_pylist()
     starts = [_shown(reader.first_bytes(row["path"], _FIRST_BYTES)) for row in rows]
     return [
-        Problem(row["path"], row["kind"], row["detail"], start)
+        BadFile(row["path"], row["kind"], row["detail"], start)
         for row, start in zip(rows, starts, strict=True)
     ]
 
 
-def show_undecoded(numbers: Numbers, root: Root | None) -> list[Problem]:
-    """Return the first of the files that were hashed, but cannot be decoded."""
+def show_undecoded(numbers: Numbers, root: Root | None) -> list[BadFile]:
+    """Return the first files that were hashed but cannot be decoded."""
     undecoded = numbers.undecoded().slice(0, MAX_PROBLEMS)
     images = numbers.manifests[IMAGES.name]
     locators = images.read(LOCATOR_COLUMNS).take(undecoded["row"]).to_pylist()
     reader = ImageReader(root or images.header.root)
     return [
-        Problem(locator["path"], "not decoded", problem, _shown(_start_of(reader, locator)))
+        BadFile(locator["path"], "not decoded", problem, _shown(_start_of(reader, locator)))
         for locator, problem in zip(locators, undecoded["problem"].to_pylist(), strict=True)
     ]
 

@@ -1,7 +1,4 @@
-"""images.parquet -> images with several labels, the most doubtful first, and pairs of classes.
-
-Manifests -> the numbers of the page: counts that add up, classes, labels per image.
-"""
+"""Numbers of the report: counts that add up, classes, labels per image, multi-label images."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -37,14 +34,14 @@ from vit21k.manifest.wordnet import RANKED, Hierarchy, relate
 
 
 class MergedImages:
-    """The images with several labels.
+    """The images with several labels, the most doubtful first.
 
     Attributes:
         conflicts: Rows of `conflicts.parquet`, ranked, with the row in *images* as `row`.
     """
 
     def __init__(self, images: Manifest) -> None:
-        """Read and rank them.
+        """Read and rank the images.
 
         Raises:
             ManifestError: *images* is damaged.
@@ -53,21 +50,21 @@ class MergedImages:
         self._images = _with_several_labels(images)
         self.conflicts = conflict_rows(self._images.drop_columns("row"), self._hierarchy)
         rows = self._images["row"]
-        places = pc.index_in(self.conflicts["path"], self._images["path"].combine_chunks())
-        self.conflicts = self.conflicts.append_column("row", rows.take(places))
+        index = pc.index_in(self.conflicts["path"], self._images["path"].combine_chunks())
+        self.conflicts = self.conflicts.append_column("row", rows.take(index))
 
     def __len__(self) -> int:
         return int(self.conflicts.num_rows)
 
     def co_occurrence(self) -> pd.DataFrame:
-        """Count how often two classes meet on one image: the pairs that meet most often first.
+        """Count the images of each pair of classes, the most frequent pairs first.
 
         Returns:
-            A row for each pair: `class_index`, `other_index`, `num_images`, and how they relate.
+            A row for each pair: `class_index`, `other_index`, `num_images`, `relation`.
         """
         lists = LabelLists.from_arrow(self._images["label_ids"].combine_chunks())
-        met = label_pairs(lists)
-        pairs = pd.DataFrame({"class_index": met.first_P, "other_index": met.second_P})
+        found = label_pairs(lists)
+        pairs = pd.DataFrame({"class_index": found.first_P, "other_index": found.second_P})
         pairs = pairs.groupby(["class_index", "other_index"]).size().reset_index(name="num_images")
         relations = relate(self._hierarchy, *pairs[["class_index", "other_index"]].to_numpy().T)
         pairs["relation"] = [str(RANKED[rank]) for rank in relations.rank_P]
@@ -75,16 +72,16 @@ class MergedImages:
 
 
 def _with_several_labels(images: Manifest) -> pa.Table:
-    """Return the rows of *images* with several labels, and where they are."""
+    """Return the rows of *images* with several labels, with their index."""
     columns = [name for name in CONFLICTS.schema.names if name in images.kind.schema.names]
     schema = pa.schema([images.kind.schema.field(name) for name in columns])
     parts = [schema.empty_table().append_column("row", pa.array([], pa.int64()))]
     start = 0
     for rows in images.batches(columns):
-        place = np.arange(start, start + rows.num_rows)
+        index = np.arange(start, start + rows.num_rows)
         start += rows.num_rows
         several = pc.greater(pc.list_value_length(rows["label_ids"]), 1)
-        parts.append(rows.append_column("row", pa.array(place)).filter(several))
+        parts.append(rows.append_column("row", pa.array(index)).filter(several))
     return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
 
 
@@ -94,7 +91,7 @@ OPTIONAL_KINDS = (
 
 
 class Sum(NamedTuple):
-    """A line of counts: *total* is the sum of *parts*, or something is wrong.
+    """A line of counts: *total* should be the sum of *parts*.
 
     Attributes:
         total: Name and count.
@@ -106,18 +103,18 @@ class Sum(NamedTuple):
 
     @property
     def adds_up(self) -> bool:
-        """Whether it is."""
+        """Whether it is the sum."""
         return self.total[1] == sum(count for _, count in self.parts)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the page counts.
+    """Counts of the page.
 
     Attributes:
-        manifests: Those that are there, by kind.
-        classes: The rows of `classes.parquet`, and of each its `title`: name and wnid.
-        labels_per_image: How many images have 1, 2 ... labels.
+        manifests: The existing manifests, by kind.
+        classes: The rows of `classes.parquet`, with a column `title`: name and wnid.
+        labels_per_image: Number of images with 1, 2 ... labels.
         problems: Rows of `problems.parquet`, by kind.
     """
 
@@ -127,18 +124,18 @@ class Numbers:
     problems: Counter[str]
 
     def num_rows(self, kind: ManifestKind) -> int | None:
-        """Return how many rows a manifest has; None if it is not there."""
+        """Return the number of rows of a manifest; None if it does not exist."""
         manifest = self.manifests.get(kind.name)
         return None if manifest is None else manifest.num_rows
 
     def undecoded(self) -> pa.Table:
-        """Return row and problem of the images that were read, and cannot be decoded."""
+        """Return row and problem of the images that were read but cannot be decoded."""
         rows = self._problems()
         return rows.filter(pc.is_valid(rows["digest"])).select(["row", "problem"])
 
     @property
     def num_unread(self) -> int:
-        """How many images could not be read when they were compared."""
+        """Number of images that could not be read by the search for near-duplicates."""
         return int(self._problems()["digest"].null_count)
 
     def _problems(self) -> pa.Table:
@@ -157,9 +154,9 @@ class Numbers:
             if PROBLEMS.name in self.manifests:
                 sums.append(self._entries(num_files))
             num_copies = self.num_rows(COPIES) or 0
-            parts = [("images", num_images), ("copies merged away", num_copies)]
+            parts = [("images", num_images), ("copies", num_copies)]
             if num_overlabelled := self.num_rows(OVERLABELLED):
-                parts.append(("skipped, under too many classes", num_overlabelled))
+                parts.append(("skipped, over-labelled", num_overlabelled))
             sums.append(Sum(("files", num_files), parts))
         several = num_images - self.labels_per_image.get(1, 0)
         parts = [("with one label", num_images - several), ("with several labels", several)]
@@ -169,8 +166,7 @@ class Numbers:
         return sums
 
     def _entries(self, num_files: int) -> Sum:
-        kinds_left_out = {str(kind) for kind in ProblemKind if kind.is_left_out}
-        skipped = sum(self.problems[kind] for kind in kinds_left_out)
+        skipped = sum(self.problems[str(kind)] for kind in ProblemKind if kind.is_left_out)
         num_bad = self.problems.total() - skipped
         parts = [("files", num_files), ("bad", num_bad), ("skipped", skipped)]
         return Sum(("entries of the tree", num_files + self.problems.total()), parts)
@@ -180,7 +176,7 @@ class Numbers:
         options = self.manifests[VAL.name].header.options
         if options.get("split") == "holdout":
             parts = [("in train", num_train), ("in val", num_val)]
-            if "train_folder" in options:  # some may lie elsewhere, or have several labels
+            if "train_folder" in options:  # some may be in other folders, or have several labels
                 parts.append(("in neither", max(num_images - num_train - num_val, 0)))
         else:
             parts = [("in train alone", num_train - num_val), ("in both (a dummy split)", num_val)]
@@ -188,7 +184,7 @@ class Numbers:
 
 
 def read_numbers(manifests: Path) -> Numbers:
-    """Read what is there.
+    """Read the manifests of a folder.
 
     Raises:
         ManifestError: `images` or `classes.parquet` is missing; any is stale or damaged.
@@ -203,7 +199,7 @@ def read_numbers(manifests: Path) -> Numbers:
     classes = _read_classes(found[CLASSES.name])
     if len(classes) != len(found[IMAGES.name].classes()):
         raise ManifestError(
-            f"`{manifests}`: images and classes are of different class lists",
+            f"`{manifests}`: images and classes have different class lists",
             hint="make both again with `vit21k relabel`",
         )
     return Numbers(found, classes, _labels_per_image(found[IMAGES.name]), problems)

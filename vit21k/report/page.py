@@ -1,6 +1,6 @@
-"""Manifests -> report.html: one file, no network, no script.
+"""Write report.html: one file, without network or scripts.
 
-The bytes depend on the manifests and the images alone.
+The bytes depend only on the manifests and the images.
 """
 
 from collections import Counter
@@ -39,8 +39,8 @@ class Chart(NamedTuple):
     """A chart and its table.
 
     Attributes:
-        title: Its heading.
-        text: What it shows.
+        title: Heading.
+        text: Description.
         svg: Empty if there is nothing to draw.
         columns, rows: The table.
     """
@@ -54,15 +54,15 @@ class Chart(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSummary:
-    """What was written.
+    """Summary of a report.
 
     Attributes:
         path: The page.
         num_bytes: Its size.
         num_images: Rows of `images.parquet`.
-        num_groups, num_groups_shown: Images with several labels, and how many are in the page.
-        num_unread: Images that should be shown and could not be read.
-        do_counts_add_up: Whether every sum does.
+        num_groups, num_groups_shown: Images with several labels, and how many are on the page.
+        num_unread: Images that could not be read and are not shown.
+        do_counts_add_up: Whether all sums are correct.
     """
 
     path: str
@@ -80,15 +80,15 @@ def write_report(
     """Write the page.
 
     Args:
-        manifests: The folder of `images` and `classes.parquet`; what else is there is shown too.
+        manifests: The folder of `images` and `classes.parquet`, and optionally other manifests.
         out: The file to write.
-        root: Where the images are now; None: where they were hashed.
-        title: Of the page.
+        root: Current image root; None: as hashed.
+        title: Title of the page.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        ImageTreeError: The image root is not there.
-        UsageError: *out* lies inside the image root.
+        ImageTreeError: The image root does not exist.
+        UsageError: *out* is inside the image root.
     """
     numbers = read_numbers(manifests)
     refuse_inside(out.parent, numbers.manifests[IMAGES.name].header.root, option="--out")
@@ -126,7 +126,7 @@ def write_report(
 def _images(
     numbers: Numbers, budgets: Mapping[str, ThumbBudget], root: Root | None
 ) -> dict[str, Any]:
-    """Return what the page shows of val, pairs and bad files."""
+    """Return the values of the template for val, pairs and bad files."""
     near = [
         (
             name,
@@ -166,20 +166,20 @@ def _long_tail(numbers: Numbers) -> Chart:
         [
             Line("files (before merging)", ranks, before.tolist(), "before"),
             Line("images (after merging)", ranks, after.tolist(), "after"),
-            Line("images of it alone", ranks, single.tolist(), "single"),
+            Line("single-label images", ranks, single.tolist(), "single"),
         ],
         marks=[(VAL_MARK, f"{VAL_MARK}: val"), (LARGE_MARK, f"{LARGE_MARK}: ImageNet-21K-P")],
-        x_name="classes, each line by its own size",
+        x_name="classes, each line sorted by size",
         y_name="per class",
     )
     text = (
-        f"{len(sizes):,} classes. Below {VAL_MARK} images of its own: "
+        f"{len(sizes):,} classes. Below {VAL_MARK} single-label images: "
         f"{(single < VAL_MARK).sum():,} classes; above {LARGE_MARK} images: "
         f"{(after > LARGE_MARK).sum():,}; without any: {(after == 0).sum():,}."
     )
-    places = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_TABLE_ROWS)).astype(int)
-    table = sizes.iloc[places].set_axis(places + 1).reset_index().to_numpy().tolist()
-    names = ["rank", "files", "images", "alone"]
+    ranks_shown = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_TABLE_ROWS)).astype(int)
+    table = sizes.iloc[ranks_shown].set_axis(ranks_shown + 1).reset_index().to_numpy().tolist()
+    names = ["rank", "files", "images", "single-label"]
     return Chart("Images per class, before and after merging", text, svg, names, table)
 
 
@@ -197,16 +197,16 @@ def _labels_per_image(numbers: Numbers) -> Chart:
     return Chart("Labels per image", text, svg, ["labels", "images"], rows)
 
 
-def _pairs(numbers: Numbers, met: pd.DataFrame) -> Chart:
-    shown = met.head(NUM_PAIRS)
+def _pairs(numbers: Numbers, pairs: pd.DataFrame) -> Chart:
+    shown = pairs.head(NUM_PAIRS)
     pair = shown[["class_index", "other_index"]].to_numpy()
     titles = numbers.classes["title"].to_numpy()[pair]
     names = numbers.classes["name"].str.split(",").str[0].to_numpy()[pair]
     counts, relations = shown["num_images"].tolist(), shown["relation"].tolist()
     rows = [(*both, *rest) for both, *rest in zip(titles, relations, counts, strict=True)]
     bars = [(" + ".join(both), *rest) for both, *rest in zip(names, counts, relations, strict=True)]
-    title = "Classes that meet most often on one image"
-    text = f"{len(met):,} pairs of classes meet; the first {len(rows):,} are shown."
+    title = "Most frequent pairs of classes on one image"
+    text = f"{len(pairs):,} pairs of classes occur; the first {len(rows):,} are shown."
     svg = charts.rows(bars, title=title) if bars else Markup("")
     return Chart(title, text, svg, ["class", "class", "relation", "images"], rows)
 

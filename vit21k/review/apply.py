@@ -1,4 +1,4 @@
-"""Decisions -> a new folder of manifests: images, classes, and changes.parquet."""
+"""Apply decisions: write images, classes and changes.parquet to a new folder."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -22,7 +22,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import CHANGES, IMAGES
 from vit21k.manifest.writer import write_manifest
-from vit21k.review.decisions import Action, Decision, ItemKind, read_decisions, standing
+from vit21k.review.decisions import Action, Decision, ItemKind, in_effect, read_decisions
 
 Row = dict[str, Any]
 
@@ -33,19 +33,17 @@ NO_SPLIT = (
 
 
 class Edit:
-    """The images that decisions are about, as they become; all others are not touched.
+    """Images with edited labels.
 
-    An image keeps its row, its digest and its file; only its labels change, or it goes.
+    An image keeps its row, its digest and its file; its labels change, or it is removed.
+
+    Args:
+        table: All rows of `images.parquet`.
+        classes: The class list of its labels.
+        paths: Paths of the images that may be edited.
     """
 
     def __init__(self, table: pa.Table, classes: ClassList, paths: Collection[str]) -> None:
-        """Make an instance.
-
-        Args:
-            table: All rows of `images.parquet`.
-            classes: What its labels index.
-            paths: Those of the images that may be edited.
-        """
         self._table = table
         self._index_of = {wnid: index for index, wnid in enumerate(classes.wnids)}
         self._paths = table["path"]
@@ -53,18 +51,18 @@ class Edit:
         rows = np.flatnonzero(is_named.to_numpy())
         named = self._paths.take(pa.array(rows)).to_pylist()
         self._row_of = dict(zip(named, rows.tolist(), strict=True))
-        self._now: dict[int, Row] = {}  # by row: what became of it; without labels it goes
+        self._now: dict[int, Row] = {}  # by row: the edited row; removed if without labels
         self._why: dict[int, tuple[str, str]] = {}  # by row: action, other path
-        self._joined: dict[int, int] = {}  # by row: the row that it is a part of now
+        self._joined: dict[int, int] = {}  # by row: the row that it is merged into
 
     def apply(self, decision: Decision) -> str | None:
-        """Do what was decided; return why not, if it no longer fits."""
+        """Apply a decision; return the reason if it is not possible."""
         row = self._row_of.get(decision.path)
         if row is None:
             return "the image is not in the manifest"
         digest = self._table["digest"][row].as_py()
         if digest and decision.digest and digest.hex() != decision.digest:
-            return "the image is another one now"
+            return "the image has changed"
         if decision.kind is ItemKind.LEAK:
             return self._remove(row, decision.other_path)
         if decision.kind is ItemKind.NEAR:
@@ -74,7 +72,7 @@ class Edit:
         return NO_SPLIT
 
     def _of(self, row: int) -> Row:
-        """Return what the image of a row has become."""
+        """Return the edited row of an image."""
         while row in self._joined:
             row = self._joined[row]
         if row not in self._now:
@@ -105,7 +103,7 @@ class Edit:
         if mine is theirs:
             return None
         if not mine["label_ids"] or not theirs["label_ids"]:
-            return "one of the two is skipped already"
+            return "one of the two is already removed"
         mine["label_ids"] = sorted({*mine["label_ids"], *theirs["label_ids"]})
         mine["num_files"] += theirs["num_files"]
         theirs["label_ids"].clear()
@@ -122,7 +120,7 @@ class Edit:
         return [str(self._paths[row]) for row in dropped if not self._of(row)["label_ids"]]
 
     def result(self) -> tuple[pa.Table, list[Row]]:
-        """Return the new rows of images, by first label, and the rows of changes."""
+        """Return the new rows of images, ordered by first label, and the rows of changes."""
         edited = [{**now, "row": row} for row, now in self._now.items() if now["label_ids"]]
         is_kept = np.ones(self._table.num_rows, dtype=bool)
         is_kept[[*self._now, *self._joined]] = False
@@ -132,11 +130,11 @@ class Edit:
             rows.filter(pa.array(is_kept)).cast(schema),
             pa.Table.from_pylist(edited, schema=schema),
         ]
-        whole = pa.concat_tables(parts)
-        first = pc.list_element(whole["label_ids"], 0).to_numpy()
-        order = np.lexsort((whole["row"].to_numpy(), first))
-        whole = whole.take(pa.array(order)).drop_columns("row")
-        return whole, [self._change(row) for row in sorted(self._why)]
+        images = pa.concat_tables(parts)
+        first = pc.list_element(images["label_ids"], 0).to_numpy()
+        order = np.lexsort((images["row"].to_numpy(), first))
+        images = images.take(pa.array(order)).drop_columns("row")
+        return images, [self._change(row) for row in sorted(self._why)]
 
     def _change(self, row: int) -> Row:
         action, other_path = self._why[row]
@@ -152,15 +150,15 @@ class Edit:
 
 @dataclass(kw_only=True)
 class ApplySummary:
-    """Counts of what was done.
+    """Counts of an application of decisions.
 
     Attributes:
         num_before, num_images: Images of the old and the new manifest.
-        num_decisions: That stand.
-        num_confirmed: Of these, those that leave everything as it is.
-        num_applied: Those that changed something.
-        not_applied: Those that no longer fit, with the reason, by path.
-        unlabelled: Paths of the images that go because all of their labels were dropped.
+        num_decisions: Decisions in effect.
+        num_confirmed: Decisions that change nothing.
+        num_applied: Decisions that change something.
+        not_applied: Path and reason of decisions that are not possible.
+        unlabelled: Paths of images that are removed because all of their labels were dropped.
         num_changed: Rows of `changes.parquet`.
     """
 
@@ -179,22 +177,22 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
 
     Args:
         manifests: The folder of `images` and `classes.parquet`.
-        decisions: What `vit21k review` wrote.
-        out: The new folder; made if need be.
+        decisions: The file of `vit21k review`.
+        out: The new folder; created if missing.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
         DataError: *decisions* is missing or damaged.
-        UsageError: *out* is *manifests*, or lies inside the image root.
+        UsageError: *out* is *manifests*, or inside the image root.
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
     check_out(manifests, out, images.header.root)
-    stand = standing(read_decisions(decisions))
+    decided = in_effect(read_decisions(decisions))
     table = images.read()
-    edit = Edit(table, images.classes(), _paths_of(stand))
-    summary = ApplySummary(num_before=images.num_rows, num_decisions=len(stand))
-    for decision in stand:
+    edit = Edit(table, images.classes(), _paths_of(decided))
+    summary = ApplySummary(num_before=images.num_rows, num_decisions=len(decided))
+    for decision in decided:
         if decision.action is Action.REJECT or _is_confirmation(decision):
             summary.num_confirmed += 1
         elif problem := edit.apply(decision):
@@ -203,7 +201,7 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
             summary.num_applied += 1
     summary.unlabelled = edit.unlabelled()
     rows, changes = edit.result()
-    digest = hashlib.sha256(b"".join(one.to_line() for one in stand)).hexdigest()
+    digest = hashlib.sha256(b"".join(one.to_line() for one in decided)).hexdigest()
     step = {"verb": "apply", "decisions": digest, "num_applied": summary.num_applied}
     with locked(out, command="labels apply"):
         _write(manifests, out, images, rows, changes, step)
@@ -215,8 +213,8 @@ def _is_confirmation(decision: Decision) -> bool:
     return decision.kind is ItemKind.MERGE and decision.action is Action.ACCEPT
 
 
-def _paths_of(stand: list[Decision]) -> set[str]:
-    return {path for one in stand for path in (one.path, one.other_path) if path}
+def _paths_of(decided: list[Decision]) -> set[str]:
+    return {path for one in decided for path in (one.path, one.other_path) if path}
 
 
 def _write(

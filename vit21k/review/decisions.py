@@ -1,7 +1,7 @@
-"""decisions.jsonl: what a person decided, a line for each decision, appended and synced at once.
+"""decisions.jsonl: a line for each decision of a person, appended and synced immediately.
 
-Nothing is ever rewritten: undoing appends a line too.  A line that a crash cut short was never
-acknowledged; it is ignored, and taken off before the next one is appended.
+Lines are never rewritten: undoing appends a line too.  A partial last line, after a crash, was
+never acknowledged; it is ignored, and removed before the next one is appended.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ FILE_NAME = "decisions.jsonl"
 
 
 class ItemKind(StrEnum):
-    """What is decided on."""
+    """Kind of item."""
 
     MERGE = "merge"
     LEAK = "leak"
@@ -29,7 +29,7 @@ class ItemKind(StrEnum):
 
 
 class Action(StrEnum):
-    """What is decided."""
+    """A decision on an item."""
 
     ACCEPT = "accept"
     REJECT = "reject"
@@ -43,16 +43,16 @@ ACTIONS = {
     ItemKind.LEAK: (Action.ACCEPT, Action.REJECT),
     ItemKind.NEAR: (Action.ACCEPT, Action.REJECT),
 }
-"""What can be decided on each kind of item, beside `Action.UNDO`."""
+"""Possible decisions on each kind of item, apart from `Action.UNDO`."""
 
 _READABLE = {**ACTIONS, ItemKind.MERGE: (*ACTIONS[ItemKind.MERGE], Action.SPLIT)}
 
 Key = tuple[str, str, str]
-"""Names an item: its kind and its paths."""
+"""Identifies an item: its kind and its paths."""
 
 
 def item_key(kind: ItemKind | None, path: str, other_path: str) -> Key:
-    """Return what names an item; near-duplicates have no first and second."""
+    """Return the key of an item; the paths of near-duplicates are unordered."""
     if kind is ItemKind.NEAR:
         path, other_path = sorted((path, other_path))
     return str(kind), path, other_path
@@ -63,10 +63,10 @@ class Decision:
     """A line of the file.
 
     Attributes:
-        kind: What is decided on; None to undo.
-        action: What is decided.  `UNDO` takes back the last decision that still stands.
+        action: The decision.  `UNDO` undoes the last decision that is in effect.
+        kind: Kind of item; None to undo.
         path: The kept file of the image.
-        digest: Of its bytes, in hexadecimal, where known.
+        digest: Digest of its bytes, in hexadecimal, if known.
         other_path: The other image of a pair.
         wnid: The label to drop.
     """
@@ -80,20 +80,20 @@ class Decision:
 
     @property
     def item(self) -> Key:
-        """What it is about."""
+        """Key of its item."""
         return item_key(self.kind, self.path, self.other_path)
 
     def to_line(self) -> bytes:
-        """Return it as a line."""
+        """Return the line of the file."""
         fields = {name: value for name, value in asdict(self).items() if value}
         return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
-        """Return what `to_line` wrote.
+        """Parse a line.
 
         Raises:
-            ValueError: It did not write that.
+            ValueError: It is not from `to_line`.
         """
         fields = json.loads(line)
         if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
@@ -122,9 +122,9 @@ def not_undone(decisions: Iterable[Decision]) -> list[Decision]:
 
 
 def by_item(decisions: Iterable[Decision]) -> dict[Key, list[Decision]]:
-    """Return what counts for each item: its last decision that was not undone.
+    """Return the decisions in effect, by item: the last one that was not undone.
 
-    Labels are dropped one by one, so that the drops since the last other decision all count, each
+    Labels are dropped one by one: all drops since the last other decision are in effect, each
     label once.  Items are in the order of their last decisions.
     """
     found: dict[Key, list[Decision]] = {}
@@ -139,16 +139,16 @@ def by_item(decisions: Iterable[Decision]) -> dict[Key, list[Decision]]:
     return found
 
 
-def standing(decisions: Iterable[Decision]) -> list[Decision]:
-    """Return all decisions that count, item by item."""
+def in_effect(decisions: Iterable[Decision]) -> list[Decision]:
+    """Return all decisions in effect, item by item."""
     return [one for of_item in by_item(decisions).values() for one in of_item]
 
 
 def read_decisions(path: Path) -> list[Decision]:
-    """Read all lines, `UNDO` included; a last line that was cut short is ignored.
+    """Read all lines, including `UNDO`; a partial last line is ignored.
 
     Raises:
-        DataError: Another line is damaged, or there is no such file.
+        DataError: Another line is damaged, or the file does not exist.
     """
     try:
         content = path.read_bytes()
@@ -163,20 +163,20 @@ def read_decisions(path: Path) -> list[Decision]:
         except ValueError as error:
             raise DataError(
                 f"line {number} of `{path}` is not a decision: {error}",
-                hint="take the line out, or restore the file from a copy",
+                hint="remove the line, or restore the file from a copy",
             ) from error
     return decisions
 
 
 class DecisionLog:
-    """The file, open for one process; any thread may add to it.
+    """The file, locked by this process; thread-safe.
 
     Attributes:
-        by_item: The decisions that count, by item.
+        by_item: The decisions in effect, by item.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open *path*, made if need be.
+        """Open *path*, created if missing.
 
         Raises:
             LockedError: Another process has it open.
@@ -186,12 +186,12 @@ class DecisionLog:
         self._file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._cut_half_line()
+            self._remove_partial_line()
             self._take(read_decisions(path))
         except BlockingIOError:
             self._file.close()
             raise LockedError(
-                f"`{path}` is in use by another `vit21k review`", hint="end that one first"
+                f"`{path}` is in use by another `vit21k review`", hint="stop that one first"
             ) from None
         except BaseException:
             self._file.close()
@@ -199,25 +199,25 @@ class DecisionLog:
         self._mutex = threading.Lock()
 
     @property
-    def standing(self) -> list[Decision]:
-        """The decisions that count, item by item."""
+    def in_effect(self) -> list[Decision]:
+        """The decisions in effect, item by item."""
         return [one for of_item in self.by_item.values() for one in of_item]
 
     def add(self, decision: Decision) -> None:
-        """Append a decision, unless it counts already; it is on disk when this returns.
+        """Append a decision, unless it is in effect; it is on disk when this returns.
 
         Raises:
-            OSError: The disk is full or failing; the decision does not count.
+            OSError: The disk is full or failing; the decision is not in effect.
         """
         with self._mutex:
             if decision not in self.by_item.get(decision.item, []):
                 self._append(decision)
 
     def undo(self) -> Decision | None:
-        """Take the last decision back that still stands, and return it; None if none does.
+        """Undo the last decision in effect, and return it; None if there is none.
 
         Raises:
-            OSError: The disk is full or failing; it still stands.
+            OSError: The disk is full or failing; it is still in effect.
         """
         with self._mutex:
             if not self._not_undone:
@@ -227,7 +227,7 @@ class DecisionLog:
             return last
 
     def counts(self) -> Counter[str]:
-        """Return how many items of each kind are decided."""
+        """Return the number of decided items of each kind."""
         return Counter(kind for kind, _, _ in self.by_item)
 
     def _append(self, decision: Decision) -> None:
@@ -244,7 +244,7 @@ class DecisionLog:
         self.by_item = by_item(self._not_undone)
 
     def close(self) -> None:
-        """Let others open it."""
+        """Close the file and release the lock."""
         self._file.close()
 
     def _write(self, line: bytes) -> None:
@@ -253,10 +253,10 @@ class DecisionLog:
             view = view[self._file.write(view) or 0 :]
         os.fsync(self._file.fileno())
 
-    def _cut_half_line(self) -> None:
+    def _remove_partial_line(self) -> None:
         self._file.seek(0)
         content = self._file.readall()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            os.ftruncate(self._file.fileno(), whole)
+        complete = content.rfind(b"\n") + 1
+        if complete != len(content):
+            os.ftruncate(self._file.fileno(), complete)
             os.fsync(self._file.fileno())

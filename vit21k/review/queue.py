@@ -1,4 +1,4 @@
-"""Manifests -> what is to be looked at, in order: leaks, merges by doubt, near-duplicates."""
+"""The review queue: leaks, near-duplicates, and merges by doubt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +15,24 @@ from vit21k.review.decisions import ItemKind, Key, item_key
 from vit21k.sources.read import Root
 
 MAX_PAIRS = 20_000
-"""Of leaks and of near-duplicates, those that are offered: the surest."""
+"""Maximum number of leaks and of near-duplicates in the queue: the most certain."""
 
 _MEANING = {str(relation): relation.doc for relation in Relation}
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to decide on.
+    """An item to decide on.
 
     Attributes:
-        kind: Which kind of decision.
+        kind: Kind of decision.
         path: The kept file of the image.
-        digest: Of its bytes, in hexadecimal, where known.
+        digest: Digest of its bytes, in hexadecimal, if known.
         other_path: The other image of a pair; empty for a merge.
         wnids: The image's labels.
-        names: The same in words.
+        names: Names of the labels.
         about: What is doubtful, in a line.
-        num_images: How many images there are to show: 1 or 2.
+        num_images: Number of images to show: 1 or 2.
     """
 
     kind: ItemKind
@@ -46,7 +46,7 @@ class Item:
 
     @property
     def key(self) -> Key:
-        """What decisions name it by."""
+        """Key of the item in decisions."""
         return item_key(self.kind, self.path, self.other_path)
 
 
@@ -61,7 +61,7 @@ class _Part(Protocol):
 
 
 class Queue:
-    """All items, by number; nothing is kept per item but its row."""
+    """All items by index; only their rows are in memory."""
 
     def __init__(self, parts: dict[ItemKind, _Part]) -> None:
         self._parts = parts
@@ -70,27 +70,27 @@ class Queue:
         return sum(len(part) for part in self._parts.values())
 
     def counts(self) -> dict[str, int]:
-        """Return how many items of each kind there are, in the order of the numbers."""
+        """Return the number of items of each kind, in order."""
         return {str(kind): len(part) for kind, part in self._parts.items()}
 
     def item(self, index: int) -> Item:
         """Return an item.
 
         Raises:
-            IndexError: There are not so many.
+            IndexError: There is no such item.
         """
-        part, place = self._find(index)
-        return part.item(place)
+        part, row = self._find(index)
+        return part.item(row)
 
     def read(self, index: int, which: int) -> bytes:
         """Return the file of one of its images.
 
         Raises:
             IndexError: There is no such item or image.
-            ImageError: The file is not there.
+            ImageError: The file does not exist.
         """
-        part, place = self._find(index)
-        return part.read(place, which)
+        part, row = self._find(index)
+        return part.read(row, which)
 
     def _find(self, index: int) -> tuple[_Part, int]:
         if index >= 0:
@@ -158,16 +158,16 @@ class _Pairs:
 
 
 def open_queue(manifests: Path, *, root: Root | None = None) -> Queue:
-    """Read what is to be looked at.
+    """Read the items to review.
 
     Args:
-        manifests: The folder of `images` and `classes.parquet`; `leaks` and `near_duplicates`
-            where they are there.
-        root: Where the images are now; None: where they were hashed.
+        manifests: The folder of `images` and `classes.parquet`, and optionally of `leaks` and
+            `near_duplicates`.
+        root: Current image root; None: as hashed.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        ImageTreeError: The image root is not there.
+        ImageTreeError: The image root does not exist.
     """
     images = open_manifest(manifests, IMAGES)
     names = open_manifest(manifests, CLASSES).read(["name"])["name"].to_pylist()

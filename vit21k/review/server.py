@@ -1,11 +1,8 @@
-"""What the page asks for: items with what stands on them, and decisions to be kept.
+"""The review page over HTTP, for one person on this machine.
 
-The review page over HTTP, for one person on this machine.
-
-What keeps others out: the socket listens on 127.0.0.1; every address begins with a token that only
-the person who started it was shown; the `Host` header must name this machine, so that a page on the
-web cannot reach it through a name of its own; decisions must come as JSON from this very page; and
-an image is named by the index of its item alone, decoded here, and sent as a small JPEG.
+Access control: the socket listens on 127.0.0.1; every address begins with a secret token; the
+`Host` header must name this machine, against DNS rebinding; decisions must be JSON sent by the page
+itself; images are addressed by the index of their item, decoded here, and sent as small JPEGs.
 """
 
 import hmac
@@ -31,19 +28,19 @@ from vit21k.sources.read import why_unread
 
 MAX_ITEMS = 200
 
-_NO_STRING = "an action or a label is no string"
-_WRONG_LABEL = "a label is missing, or is none of the image's"
+_NO_STRING = "an action or a label is not a string"
+_WRONG_LABEL = "a label is missing, or is not one of the image"
 
 
 class ReviewSession:
-    """A queue and the decisions on it, as plain values for JSON."""
+    """A queue and its decisions, as JSON values."""
 
     def __init__(self, queue: Queue, log: DecisionLog) -> None:
         self.queue = queue
         self._log = log
 
     def items(self, start: int) -> dict[str, Any]:
-        """Return at most `MAX_ITEMS` items from index *start* on, and the counts.
+        """Return at most `MAX_ITEMS` items from index *start*, and the counts.
 
         Raises:
             IndexError: There are fewer items.
@@ -56,7 +53,7 @@ class ReviewSession:
             "kinds": self.queue.counts(),
             "decided": self._log.counts(),
             "items": [
-                _fields(index, item, self._standing_on(item))
+                _fields(index, item, self._in_effect_on(item))
                 for index in range(start, stop)
                 for item in [self.queue.item(index)]
             ],
@@ -65,16 +62,16 @@ class ReviewSession:
     def decide(
         self, index: int, action: object, wnid: object = "", *, is_confirmed: bool = False
     ) -> dict[str, Any]:
-        """Keep a decision on item number *index*; it is on disk when this returns.
+        """Store a decision on an item; it is on disk when this returns.
 
-        Dropping the last label of an image removes the image: that is kept only if *is_confirmed*.
+        Dropping the last label of an image removes the image, and needs *is_confirmed*.
 
         Returns:
-            The item, and under "must_confirm" whether the decision was not kept for that reason.
+            The item, and "must_confirm": whether the decision was refused for that reason.
 
         Raises:
             IndexError: There is no such item.
-            ValueError: It cannot be decided so.
+            ValueError: The decision is not possible.
             OSError: The disk is full or failing.
         """
         item = self.queue.item(index)
@@ -85,13 +82,13 @@ class ReviewSession:
         return {**self._answer(index), "undone": None, "must_confirm": must_confirm}
 
     def undo(self, index: int) -> dict[str, Any]:
-        """Take the last decision back that still stands, whatever item it is on.
+        """Undo the last decision in effect, on any item.
 
         Returns:
-            Item number *index*, and under "undone" which item it was; None if none was left.
+            Item *index*, and "undone": the item of that decision; None if there was none.
 
         Raises:
-            IndexError: There is no item number *index*.
+            IndexError: There is no item *index*.
             OSError: The disk is full or failing.
         """
         self.queue.item(index)
@@ -103,23 +100,23 @@ class ReviewSession:
 
     def _answer(self, index: int) -> dict[str, Any]:
         item = self.queue.item(index)
-        stands = self._standing_on(item)
-        return {"item": _fields(index, item, stands), "decided": self._log.counts()}
+        decisions = self._in_effect_on(item)
+        return {"item": _fields(index, item, decisions), "decided": self._log.counts()}
 
-    def _standing_on(self, item: Item) -> list[Decision]:
-        """Return the decisions that count for *item*; not those on other bytes of that name."""
-        stands = self._log.by_item.get(item.key, [])
-        return [one for one in stands if not (one.digest and item.digest not in ("", one.digest))]
+    def _in_effect_on(self, item: Item) -> list[Decision]:
+        """Return the decisions in effect on *item*, except those on other bytes of that path."""
+        decisions = self._log.by_item.get(item.key, [])
+        return [one for one in decisions if not one.digest or item.digest in ("", one.digest)]
 
     def _drops_last_label(self, item: Item, decision: Decision) -> bool:
-        dropped = {one.wnid for one in (*self._standing_on(item), decision)}
-        is_new = decision not in self._standing_on(item)
+        dropped = {one.wnid for one in (*self._in_effect_on(item), decision)}
+        is_new = decision not in self._in_effect_on(item)
         return decision.action is Action.DROP and is_new and dropped >= set(item.wnids)
 
 
 def _decision(item: Item, action: object, wnid: object) -> Decision:
     if not isinstance(action, str) or not isinstance(wnid, str):
-        raise ValueError(_NO_STRING)  # noqa: TRY004 (whoever sent it is wrong, not the caller)
+        raise ValueError(_NO_STRING)  # noqa: TRY004 (an error of the client, not of the caller)
     if bool(wnid) != (action == Action.DROP) or (wnid and wnid not in item.wnids):
         raise ValueError(_WRONG_LABEL)
     if action not in ACTIONS[item.kind]:
@@ -134,7 +131,7 @@ def _decision(item: Item, action: object, wnid: object) -> Decision:
     )
 
 
-def _fields(index: int, item: Item, stands: list[Decision]) -> dict[str, Any]:
+def _fields(index: int, item: Item, decisions: list[Decision]) -> dict[str, Any]:
     return {
         "index": index,
         "kind": str(item.kind),
@@ -144,7 +141,7 @@ def _fields(index: int, item: Item, stands: list[Decision]) -> dict[str, Any]:
         "names": item.names,
         "about": item.about,
         "num_images": item.num_images,
-        "decisions": [{"action": str(one.action), "wnid": one.wnid} for one in stands],
+        "decisions": [{"action": str(one.action), "wnid": one.wnid} for one in decisions],
     }
 
 
@@ -170,7 +167,7 @@ _HEADERS = {
 
 
 def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
-    """Return the application that serves *session* below ``/token/`` on *port* of this machine."""
+    """Return the application that serves *session* below ``/token/`` on *port*."""
     hosts = [f"{host}:{port}" for host in (HOST, "localhost")]
     arrivals = Arrivals(LIMITS.max_connections * LIMITS.max_body_bytes)
 
@@ -184,7 +181,7 @@ def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
     async def decide(request: Request) -> Response:
         origin = request.headers.get("origin")
         if origin is not None and origin.removeprefix("http://") not in hosts:
-            raise RefusedError(403, "other_page", "decisions come from the page alone")
+            raise RefusedError(403, "other_page", "decisions must come from the review page")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise RefusedError(415, "not_json", "a decision is a JSON object")
         body = await read_body(request, LIMITS, arrivals)
@@ -204,7 +201,7 @@ def review_app(session: ReviewSession, token: str, port: int) -> ASGIApp:
 
 
 def _guarded(app: ASGIApp, token: str, hosts: Sequence[str]) -> ASGIApp:
-    """Return *app* for requests to one of *hosts* with *token*, its answers with strict headers."""
+    """Return *app*, restricted to *hosts* and *token*, with strict response headers."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_strict(message: Message) -> None:
@@ -245,7 +242,7 @@ def _small_image(session: ReviewSession, index: int, which: int) -> bytes:
 
 
 def _decide(session: ReviewSession, body: bytes) -> dict[str, Any]:
-    """Keep the decision in *body*; it is on disk when this returns."""
+    """Store the decision in *body*; it is on disk when this returns."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -261,7 +258,7 @@ def _decide(session: ReviewSession, body: bytes) -> dict[str, Any]:
     except (IndexError, ValueError) as error:
         raise RefusedError(400, "bad_decision", str(error)) from None
     except OSError as error:
-        raise RefusedError(507, "not_kept", why_unread(error)) from None
+        raise RefusedError(507, "not_stored", why_unread(error)) from None
 
 
 async def _refused(_request: Request, refusal: Any) -> Response:
