@@ -25,7 +25,6 @@ from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
 from vit21k.pack.plan import Plan
 from vit21k.pack.shards import member_header, sample_key
-from vit21k.pack.tiles import compiled_recoder
 from vit21k.pack.verify import decode_pack, verify_pack
 from vit21k.sources import read
 
@@ -43,7 +42,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lossless(native_extension):
-    return Lossless(compiled_recoder())
+    return Lossless()
 
 
 class Packs:
@@ -57,7 +56,7 @@ class Packs:
         if name != "raw":
             level = self._request.getfixturevalue("lossless")
         if name == "short side":
-            level = Resized(level.recode, 64, 90)
+            level = Resized(64, 90)
         if not out.exists():
             pack(self._home / "m", out, level, PackOptions(per_shard=7, num_workers=2))
         return out
@@ -229,9 +228,7 @@ def test_an_image_too_long_for_a_jpeg_is_kept_as_it_is(lossless, tmp_path):
     shutil.copy(long, root / "n00000001" / "long.png")
     write_manifests(root, tmp_path / "m")
 
-    summary = pack(
-        tmp_path / "m", tmp_path / "p", Resized(lossless.recode, 64, 90), PackOptions(per_shard=99)
-    )
+    summary = pack(tmp_path / "m", tmp_path / "p", Resized(64, 90), PackOptions(per_shard=99))
 
     index = open_manifest(tmp_path / "p", PACKED).read().to_pylist()
     (row,) = [row for row in index if row["path"] == "n00000001/long.png"]
@@ -251,7 +248,7 @@ def test_an_error_while_an_image_is_encoded_is_that_images_problem(lossless, tmp
                 raise OSError("encoder error -2")
             return super().__call__(content)
 
-    pack(tmp_path / "m", tmp_path / "p", Failing(lossless.recode), PackOptions(per_shard=99))
+    pack(tmp_path / "m", tmp_path / "p", Failing(), PackOptions(per_shard=99))
 
     (row,) = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
     assert (row["path"], row["kind"]) == ("n00000001/png.JPEG", "damaged_image")

@@ -7,7 +7,6 @@ from conftest import needs_extension
 from packable import KINDS, NUM_PLAIN, write_manifests, write_tree
 
 from vit21k._native import NoExtensionError
-from vit21k.pack.tiles import compiled_recoder
 
 NUM_IMAGES = NUM_PLAIN + len(KINDS)
 SMALL = [
@@ -103,7 +102,6 @@ def test_without_the_extension_only_raw_packs_are_made(vit21k, manifests, monkey
         raise NoExtensionError("it was not built", hint="install a C compiler")
 
     monkeypatch.setattr("vit21k.pack.tiles.extension", refuse)
-    monkeypatch.setattr("vit21k.pack.tiles.compiled_recoder", compiled_recoder.__wrapped__)
     refused = vit21k("pack", "--lossless", "--manifests", manifests, "--out", "p")
     raw = vit21k("pack", "--raw", "--short-side", 64, "--manifests", manifests, "--out", "raw")
 

@@ -24,7 +24,6 @@ from vit21k.errors import ImageError
 from vit21k.inference.files import Files
 from vit21k.near.fingerprint import fingerprint, pixel_digest
 from vit21k.pack.levels import Lossless, Raw, Resized
-from vit21k.pack.tiles import compiled_recoder
 from vit21k.prep.decode_worker import verdict_on
 
 DATA = Path(__file__).parents[1] / "fixtures" / "images"
@@ -146,8 +145,7 @@ def pack_level(level, request):
     if level == "raw":
         return Raw(4)
     request.getfixturevalue("native_extension")
-    recode = compiled_recoder()
-    return Lossless(recode) if level == "lossless" else Resized(recode, 4, 90)
+    return Lossless() if level == "lossless" else Resized(4, 90)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -13,7 +13,6 @@ from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw
-from vit21k.pack.tiles import compiled_recoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 
@@ -28,7 +27,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lossless_pack(home, native_extension):
-    level = Lossless(compiled_recoder())
+    level = Lossless()
     pack(home / "m", home / "p", level, PackOptions(per_shard=6, num_workers=2))
     return home / "p"
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from vit21k.pack.tiles import (
     NotTileableError,
-    compiled_recoder,
     parse_jpeg,
     tile_jpeg,
     tile_width,
@@ -27,7 +26,7 @@ def pixels(content: bytes) -> np.ndarray:
 
 
 def tiled(content: bytes, **options) -> bytes:
-    return tile_jpeg(content, compiled_recoder(), **options)
+    return tile_jpeg(content, **options)
 
 
 def variants() -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vit21k.data.rng import uniform_values
 from vit21k.data.transforms import TrainTransform
-from vit21k.pack.tiles import NotTileableError, compiled_recoder, tile_jpeg
+from vit21k.pack.tiles import NotTileableError, tile_jpeg
 
 
 class Drawn(NamedTuple):
@@ -35,7 +35,6 @@ def drawn_crops(folder: Path, num_crops: int, seed: int) -> Iterator[Drawn]:
     """Yield the JPEGs below *folder*, with about equally many crops of each, *num_crops* in all."""
     paths = sorted(path for path in folder.rglob("*.[jJ][pP]*[gG]"))
     per_image = -(-num_crops // max(len(paths), 1))
-    recode = compiled_recoder()
     for number, path in enumerate(paths):
         first = per_image * number
         positions_B = np.arange(first, min(first + per_image, num_crops), dtype=np.int64)
@@ -43,7 +42,7 @@ def drawn_crops(folder: Path, num_crops: int, seed: int) -> Iterator[Drawn]:
             return
         content = path.read_bytes()
         try:
-            tiled = tile_jpeg(content, recode)
+            tiled = tile_jpeg(content)
         except NotTileableError:
             tiled = None
         yield Drawn(content, tiled, uniform_values(seed, positions_B, TrainTransform.num_uniforms))

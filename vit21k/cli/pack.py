@@ -120,15 +120,15 @@ def _level(
     lossless: bool, short_side: int | None, quality: int | None, *, raw: bool, keep_metadata: bool
 ) -> "Level":
     from vit21k.pack.levels import Lossless, Raw, Resized
-    from vit21k.pack.tiles import compiled_recoder
+    from vit21k.pack.tiles import require_recoder
 
     _refuse_contradictions(lossless, short_side, quality, raw=raw, keep_metadata=keep_metadata)
     if raw and short_side is not None:
         return Raw(short_side)
-    recode = compiled_recoder()
+    require_recoder()
     if short_side is not None:
-        return Resized(recode, short_side, _QUALITY if quality is None else quality)
-    return Lossless(recode, keep_metadata)
+        return Resized(short_side, _QUALITY if quality is None else quality)
+    return Lossless(keep_metadata)
 
 
 def _refuse_contradictions(

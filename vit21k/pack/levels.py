@@ -1,9 +1,9 @@
-"""How much is done to an image before it is packed: three levels, each a function of its bytes.
+"""Levels of a pack: how images are re-encoded, as a function of their bytes.
 
-| level | an image becomes | what is lost |
+| level | result | loss |
 |---|---|---|
-| `Lossless` | a tile JPEG (`vit21k.pack.tiles`); what cannot be tiled stays as it is | nothing |
-| `Resized` | a tile JPEG of a given short side | detail, and JPEG's loss once more |
+| `Lossless` | a tile JPEG (`vit21k.pack.tiles`), or the file if it cannot be tiled | none |
+| `Resized` | a tile JPEG of a given short side | detail, and JPEG compression |
 | `Raw` | uint8 pixels of a given short side | detail |
 """
 
@@ -19,13 +19,13 @@ from PIL import Image, features
 
 from vit21k.data.decode import MAX_JPEG_SIDE, decode_rgb
 from vit21k.errors import ImageError
-from vit21k.pack.tiles import NotTileableError, Recode, tile_jpeg, tile_width
+from vit21k.pack.tiles import NotTileableError, tile_jpeg, tile_width
 
 TILES, AS_IS, RESIZED, RAW = "tiles", "as_is", "resized", "raw"
-"""What an image became: a tile JPEG of the same pixels; its own file; a smaller one; pixels."""
+"""Form of a packed image: a lossless tile JPEG; the unchanged file; a smaller JPEG; pixels."""
 
 _GZIP_START = b"\x1f\x8b"
-_MCU = 16  # pixels of what is coded at a time, with chroma of half the size
+_MCU = 16  # pixels of an MCU with chroma of half the size
 _SUFFIXES = (
     (b"\xff\xd8", "jpg"),
     (b"\x89PNG", "png"),
@@ -39,13 +39,13 @@ _SUFFIXES = (
 
 
 class Packed(NamedTuple):
-    """What goes into a pack for an image.
+    """A packed image.
 
     Attributes:
-        content: Its file.
-        suffix: Of the name of the file, without the dot.
+        content: The file.
+        suffix: Suffix of its name, without the dot.
         form: `TILES`, `AS_IS`, `RESIZED` or `RAW`.
-        note: Why it is as it was; None if it is not.
+        note: Why the file is unchanged; None if it is not.
         size: (width, height) in pixels.
     """
 
@@ -57,14 +57,14 @@ class Packed(NamedTuple):
 
 
 class Level(Protocol):
-    """A way to prepare an image; called from any thread."""
+    """Re-encodes images; thread-safe."""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What decides the bytes; plain JSON values."""
+        """What the bytes depend on, as JSON values."""
 
     def __call__(self, content: bytes) -> Packed:
-        """Prepare the image in the file *content*.
+        """Re-encode the image in the file *content*.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -76,20 +76,18 @@ class Lossless:
     """Every coefficient, with restart markers.
 
     Attributes:
-        recode: What `vit21k.pack.tiles.compiled_recoder` returned.
         keep_metadata: Keep EXIF, colour profiles and comments.
     """
 
-    recode: Recode
     keep_metadata: bool = False
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What decides the bytes."""
+        """What the bytes depend on."""
         return {"level": "lossless", "keep_metadata": self.keep_metadata}
 
     def __call__(self, content: bytes) -> Packed:
-        """Tile a JPEG, and see that it still decodes to the same pixels.
+        """Tile a JPEG, and check that it decodes to the same pixels.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -97,7 +95,7 @@ class Lossless:
         image = decode_rgb(content)
         content = _unpacked(content)
         try:
-            tiled = tile_jpeg(content, self.recode, keep_metadata=self.keep_metadata)
+            tiled = tile_jpeg(content, keep_metadata=self.keep_metadata)
             if _same_pixels(image, tiled):
                 return Packed(tiled, "jpg", TILES, None, image.size)
             note = "its tiles would not decode to the same pixels"
@@ -108,21 +106,19 @@ class Lossless:
 
 @dataclass(frozen=True)
 class Resized:
-    """JPEG of a given short side, tiled; what is not larger than that is tiled as it is.
+    """JPEG of a given short side, tiled; smaller images are tiled without resizing.
 
     Attributes:
-        recode: What `vit21k.pack.tiles.compiled_recoder` returned.
-        short_side: Pixels; the other side is rounded down, as torchvision's `Resize` does.
-        quality: Of the JPEG, 1 to 100.
+        short_side: Pixels; the other side is rounded down, as in torchvision's `Resize`.
+        quality: JPEG quality, 1 to 100.
     """
 
-    recode: Recode
     short_side: int
     quality: int
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What decides the bytes; another encoder may write others."""
+        """What the bytes depend on, including the encoder."""
         encoder = f"libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
         return {
             "level": "short_side",
@@ -140,11 +136,11 @@ class Resized:
         image = decode_rgb(content)
         if min(image.size) <= self.short_side:
             try:
-                tiled = tile_jpeg(_unpacked(content), self.recode)
+                tiled = tile_jpeg(_unpacked(content))
                 if _same_pixels(image, tiled):
                     return Packed(tiled, "jpg", TILES, None, image.size)
             except NotTileableError:
-                pass  # a PNG, say: it is encoded as it is
+                pass  # such as a PNG: it is encoded below
         small = _shrunk(image, self.short_side)
         if max(small.size) > MAX_JPEG_SIDE:
             note = f"a side of {max(small.size):,} pixels is too long for a JPEG"
@@ -167,17 +163,17 @@ class Resized:
 
 @dataclass(frozen=True)
 class Raw:
-    """RGB pixels, nothing to decode.
+    """RGB pixels, without compression.
 
     Attributes:
-        short_side: Pixels; what is not larger stays as it is.
+        short_side: Pixels; smaller images are not resized.
     """
 
     short_side: int
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What decides the bytes."""
+        """What the bytes depend on."""
         return {"level": "raw", "short_side": self.short_side}
 
     def __call__(self, content: bytes) -> Packed:
@@ -192,13 +188,13 @@ class Raw:
 
 
 def to_ppm(pixels_HWC: NDArray[np.uint8]) -> bytes:
-    """Return RGB *pixels_HWC* as a file."""
+    """Return RGB *pixels_HWC* as a PPM file."""
     height, width, _ = pixels_HWC.shape
     return b"P6\n%d %d\n255\n" % (width, height) + pixels_HWC.tobytes()
 
 
 def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
-    """Return *image* with this short side, antialiased, unless it is smaller already."""
+    """Return *image* resized to this short side, antialiased, unless it is smaller."""
     short, long = sorted(image.size)
     if short <= short_side:
         return image
@@ -216,7 +212,7 @@ def _same_pixels(image: Image.Image, content: bytes) -> bool:
 
 
 def _unpacked(content: bytes) -> bytes:
-    """Return what is in a gzip'd image that was decoded before, so is not too large."""
+    """Return the content of a gzip'd image, whose size was checked when it was decoded."""
     return zlib.decompress(content, wbits=31) if content.startswith(_GZIP_START) else content
 
 
