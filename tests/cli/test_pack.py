@@ -19,11 +19,11 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageTreeError, ManifestError, UsageError
 from vit21k.manifest.io import open_manifest
-from vit21k.manifest.schema import LEFT_OUT, PACKED, TRAIN, VAL
+from vit21k.manifest.schema import PACKED, SKIPPED, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
 from vit21k.pack.build import PackOptions, pack
 from vit21k.pack.levels import Lossless, Raw, Resized
-from vit21k.pack.plan import Plan
+from vit21k.pack.plan import PackPlan
 from vit21k.pack.shards import member_header, sample_key
 from vit21k.pack.verify import decode_pack, verify_pack
 from vit21k.sources import read
@@ -210,7 +210,7 @@ def test_bad_images_are_left_out_listed_and_counted(lossless, tmp_path):
 
     summary = pack(tmp_path / "m", tmp_path / "p", lossless, PackOptions(per_shard=7))
 
-    skipped = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
+    skipped = open_manifest(tmp_path / "p", SKIPPED).read().to_pylist()
     assert {row["path"]: row["kind"] for row in skipped} == {
         next(iter(BAD)): "truncated_image",
         "n00000002/08.JPEG": "vanished",
@@ -250,7 +250,7 @@ def test_an_error_while_an_image_is_encoded_is_that_images_problem(lossless, tmp
 
     pack(tmp_path / "m", tmp_path / "p", Failing(), PackOptions(per_shard=99))
 
-    (row,) = open_manifest(tmp_path / "p", LEFT_OUT).read().to_pylist()
+    (row,) = open_manifest(tmp_path / "p", SKIPPED).read().to_pylist()
     assert (row["path"], row["kind"]) == ("n00000001/png.JPEG", "damaged_image")
     assert row["detail"] == "it cannot be packed: encoder error -2"
 
@@ -289,7 +289,7 @@ def test_a_tree_that_goes_away_during_the_run_stops_it(
     options = PackOptions(per_shard=7, num_workers=1)
     done = []
 
-    def unmount(_num_bytes, _is_left_out):
+    def unmount(_num_bytes, _is_skipped):
         done.append(1)
         if len(done) == 15:  # four more are under way
             tree.rename(tmp_path / "away")
@@ -318,7 +318,7 @@ def test_finished_shards_are_kept_by_the_next_run(lossless, home, packs, tmp_pat
     def stop_at(wanted):
         done = []
 
-        def on_image(_num_bytes, _is_left_out):
+        def on_image(_num_bytes, _is_skipped):
             done.append(1)
             if len(done) == wanted:
                 raise KeyboardInterrupt
@@ -396,7 +396,7 @@ def test_a_dummy_val_that_is_not_in_train_is_refused(home, tmp_path):
 
 
 def test_a_shard_knows_its_rows_without_holding_them():
-    plan = Plan(name="x", level={}, per_shard=7, seed=3, num_images={"train": 100}, inputs={})
+    plan = PackPlan(name="x", level={}, per_shard=7, seed=3, num_images={"train": 100}, inputs={})
     shards = list(plan.shards())
 
     assert [len(shard.positions) for shard in shards] == [len(shard.rows) for shard in shards]
@@ -407,7 +407,7 @@ def test_a_shard_knows_its_rows_without_holding_them():
 def _interrupt_after(number):
     left = iter(range(number))
 
-    def on_image(_num_bytes, _is_left_out):
+    def on_image(_num_bytes, _is_skipped):
         if next(left, None) is None:
             raise KeyboardInterrupt
 
@@ -568,7 +568,7 @@ def test_verify_compares_the_images_of_a_manifest_with_the_index(copy):
 
     write_manifest(swapped, TRAIN, copy, header, train.classes())
     assert compared(copy)[0].manifest_problems == {
-        "train.parquet": "2 images are not where the index says"
+        "train.parquet": "2 images have other offsets than in the index"
     }
     write_manifest(rows.slice(1), TRAIN, copy, header, train.classes())
     assert "the index" in compared(copy)[0].manifest_problems["train.parquet"]

@@ -228,7 +228,7 @@ def test_skipped_images_are_left_out_counted_and_named(root, damaged_root, num_w
     assert loader.skipped["11.jpeg"] == "the file is not there"
 
 
-def test_a_micro_batch_of_bad_images_only_is_left_out(damaged_root):
+def test_a_micro_batch_of_bad_images_only_is_skipped(damaged_root):
     loader = train_loader(
         damaged_root, on_bad_image="skip", device_batch_size=1, global_batch_size=45
     )
@@ -342,7 +342,7 @@ def test_some_files_that_are_gone_do_not_make_a_tree_that_is(root, tmp_path):
     assert {row for step in batches for batch in step for row in batch[3]} == set(range(1, 45, 2))
 
 
-def test_where_no_substitute_is_good_either_a_image_is_left_out(tmp_path):
+def test_where_no_substitute_is_good_either_a_image_is_skipped(tmp_path):
     for index in range(NUM_IMAGES):
         (tmp_path / f"{index}.jpeg").write_bytes(b"no image")
     loader = train_loader(tmp_path, on_bad_image="replace")

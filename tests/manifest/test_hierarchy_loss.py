@@ -115,7 +115,7 @@ def test_the_levels_of_imagenet_21k_p_are_the_eleven_of_the_paper_and_the_deepes
     assert levels.weights_H[-1] == 20
 
 
-def test_a_level_with_one_class_is_left_out():
+def test_a_level_with_one_class_is_skipped():
     levels = Levels.from_parents(np.array([-1, 0, 0]))
 
     assert [classes.tolist() for classes in levels.classes_HC] == [[1, 2]]

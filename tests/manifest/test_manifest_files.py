@@ -356,7 +356,7 @@ def test_hugging_face_datasets_reads_class_labels(tiny_tree: Path, tmp_path: Pat
 
 def test_every_kind_of_problem_says_what_it_is() -> None:
     assert all(kind.doc.endswith(".") for kind in ProblemKind)
-    assert {kind for kind in ProblemKind if kind.is_left_out} == {
+    assert {kind for kind in ProblemKind if kind.is_skipped} == {
         ProblemKind.ALREADY_UNPACKED,
         ProblemKind.OTHER_SUFFIX,
         ProblemKind.HIDDEN,

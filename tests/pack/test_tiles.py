@@ -86,7 +86,7 @@ def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
 
 
 @needs_extension
-def test_what_follows_the_end_is_left_out():
+def test_what_follows_the_end_is_skipped():
     content = VARIANTS["4:2:0 q90"]
 
     assert tiled(content + b"trailer") == tiled(content)

@@ -168,7 +168,7 @@ def test_an_archive_below_the_root_stands_for_a_folder(make_tree: MakeTree, tmp_
     assert _paths(tmp_path / "m") == sorted(expected)
 
 
-def test_an_archive_beside_its_folder_is_left_out(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_an_archive_beside_its_folder_is_skipped(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree({"n1/x.jpg": b"x", "n1.tar": tar_of({"x.jpg": b"x"}), "n2/y.jpg": b"y"})
 
     summary = _hash(root, tmp_path / "m")

@@ -112,7 +112,7 @@ def test_a_near_duplicate_becomes_one_image_with_the_labels_of_both(
     assert (summary.num_images, summary.num_changed) == (4, 2)
 
 
-def test_a_leak_is_left_out(manifests: Path, tmp_path: Path) -> None:
+def test_a_leak_is_skipped(manifests: Path, tmp_path: Path) -> None:
     leak = Decision(action=Action.ACCEPT, kind=ItemKind.LEAK, path=LEAK, other_path="3.jpg")
 
     summary, labels = applied(manifests, tmp_path / "out", leak)
@@ -135,7 +135,7 @@ def test_what_confirms_and_what_was_undone_changes_nothing(manifests: Path, tmp_
     assert read_manifest(tmp_path / "out", IMAGES).equals(read_manifest(manifests, IMAGES))
 
 
-def test_a_image_without_labels_is_left_out(manifests: Path, tmp_path: Path) -> None:
+def test_a_image_without_labels_is_skipped(manifests: Path, tmp_path: Path) -> None:
     both = [merge(Action.DROP, FAR, wnid=wnid) for wnid in (BEAGLE, BANANA)]
 
     summary, labels = applied(manifests, tmp_path / "out", *both)

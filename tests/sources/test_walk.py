@@ -113,7 +113,7 @@ def test_other_suffixes_are_left_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "a" / name).touch()
 
     assert _problems(tmp_path) == {f"a/{name}": ("other_suffix", "")}
-    assert ProblemKind.OTHER_SUFFIX.is_left_out
+    assert ProblemKind.OTHER_SUFFIX.is_skipped
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from vit21k.manifest.schema import DIGEST_BYTES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
 from vit21k.pack.build import PER_SHARD, PackOptions, pack
 from vit21k.pack.levels import Raw
-from vit21k.pack.plan import PART_SCHEMA, Part, Parts, Plan, Shard, ShardFacts, open_sources
+from vit21k.pack.plan import PART_SCHEMA, PackPlan, PackShard, Part, Parts, ShardFacts, open_sources
 
 LEVEL = Raw(256)
 _VAL_EACH = 32
@@ -62,7 +62,7 @@ def make_manifests(folder: Path, num_rows: int) -> None:
 def make_parts(folder: Path, out: Path) -> None:
     """Leave what a run of `pack` leaves that was killed behind its last shard."""
     sources = open_sources(folder)
-    plan = Plan(
+    plan = PackPlan(
         name="imagenet21k",
         level=dict(LEVEL.options),
         per_shard=PER_SHARD,
@@ -80,7 +80,7 @@ def make_parts(folder: Path, out: Path) -> None:
         parts.save(part)
 
 
-def _made_part(shard: Shard, paths: pa.ChunkedArray) -> Part:
+def _made_part(shard: PackShard, paths: pa.ChunkedArray) -> Part:
     """Return a part as a raw pack has them; one image in 1,000 could not be decoded."""
     rows = shard.rows
     count = len(rows)

@@ -43,7 +43,7 @@ def column_table(schema: pa.Schema, docs: dict[str, str], may_be_null: frozenset
 
 def problem_table() -> str:
     """Return the closed list of problem kinds."""
-    rows = (f"| `{k}` | {k.doc} | {'no' if k.is_left_out else 'yes'} |" for k in ProblemKind)
+    rows = (f"| `{k}` | {k.doc} | {'no' if k.is_skipped else 'yes'} |" for k in ProblemKind)
     return "\n".join(["| kind | meaning | exit code 3 |", "|---|---|---|", *rows])
 
 

@@ -104,8 +104,8 @@ def pack_command(
             options,
             root=root,
             on_start=lambda total: setattr(progress, "total", total),
-            on_image=lambda num_bytes, is_left_out: progress.advance(
-                num_bytes=num_bytes, num_problems=is_left_out
+            on_image=lambda num_bytes, is_skipped: progress.advance(
+                num_bytes=num_bytes, num_problems=is_skipped
             ),
             note=console.note,
         )

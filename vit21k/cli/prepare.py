@@ -63,7 +63,7 @@ def report_hash(summary: "HashSummary", manifests: Path) -> None:
     from vit21k.manifest import known_problems
 
     for kind, count in sorted(summary.problems.items()):
-        say = console.note if kind.is_left_out else console.warn
+        say = console.note if kind.is_skipped else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
     if known := known_problems.in_words(summary.num_known_problems):
         console.note(known)

@@ -218,7 +218,7 @@ def _damaged(path: Path, why: str) -> ManifestError:
     )
 
 
-BESIDE = "."
+OWN_FOLDER = "."
 """Root of images that lie in the folder of their manifest, so that both can be moved."""
 
 
@@ -294,7 +294,7 @@ class Manifest:
 
 def _with_place(header: Header, path: Path) -> Header:
     """Return *header* with an absolute root: that of a pack is the folder its manifests lie in."""
-    if header.root != BESIDE:
+    if header.root != OWN_FOLDER:
         return header
     return replace(header, root=path.absolute().parent.as_posix())
 

@@ -9,19 +9,19 @@ class ProblemKind(StrEnum):
 
     Attributes:
         doc: One sentence for the user.
-        is_left_out: True where nothing is wrong: such files are listed and counted, but they do
+        is_skipped: True where nothing is wrong: such files are listed and counted, but they do
             not change the exit code of `vit21k hash`.
     """
 
     doc: str
-    is_left_out: bool
+    is_skipped: bool
 
-    def __new__(cls, value: str, doc: str, is_left_out: bool = False) -> Self:  # noqa: FBT001, FBT002, RUF100
+    def __new__(cls, value: str, doc: str, is_skipped: bool = False) -> Self:  # noqa: FBT001, FBT002, RUF100
         """Make a member of the string *value*."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.doc = doc
-        member.is_left_out = is_left_out
+        member.is_skipped = is_skipped
         return member
 
     EMPTY = "empty", "The file holds no bytes."

@@ -458,7 +458,7 @@ PACKED = ManifestKind(
     may_be_null=frozenset({"digest", "note"}),
     is_by_digest=True,
 )
-LEFT_OUT = ManifestKind(
+SKIPPED = ManifestKind(
     name="skipped",
     version=1,
     schema=PROBLEMS.schema,
@@ -486,7 +486,7 @@ KINDS = {
         EXPANDED,
         CONFLICTS,
         PACKED,
-        LEFT_OUT,
+        SKIPPED,
     )
 }
 """Every kind of manifest by its name, in the order they are made."""

@@ -1,11 +1,4 @@
-"""A finished pack that lacks shards -> the parts of those that are there.
-
-Parts are removed when a pack is finished.  Its index and its list of what was skipped say all that
-was in them but for the rows' numbers, which the plan gives.
-
-
-Manifests -> a pack: shards, and the manifests by which they are read.
-"""
+"""Write a pack: shards, and the manifests that index them; resume or repair one."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +14,18 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.errors import ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.io import open_manifest
-from vit21k.manifest.schema import CLASSES, IMAGES, LEFT_OUT, PACKED, TRAIN, VAL
+from vit21k.manifest.schema import CLASSES, IMAGES, PACKED, SKIPPED, TRAIN, VAL
 from vit21k.manifest.writer import refuse_inside
-from vit21k.pack.index import INFO, OPTION, has_val, is_whole, write_index
+from vit21k.pack.index import INFO, OPTION, has_val, is_complete, write_index
 from vit21k.pack.levels import Level
 from vit21k.pack.plan import (
     PART_SCHEMA,
+    PackPlan,
     Part,
     Parts,
-    Plan,
     ShardFacts,
     Sources,
-    open_dataset,
+    open_images,
     open_sources,
     part_rows,
     shard_pattern,
@@ -44,18 +37,21 @@ _FROM_INDEX = [name for name in PART_SCHEMA.names if name not in ("row", "proble
 
 
 def restore_parts(
-    folder: Path, plan: Plan, parts: Parts, images: Mapping[str, ImageDataset]
+    folder: Path, plan: PackPlan, parts: Parts, images: Mapping[str, ImageDataset]
 ) -> None:
-    """Write the part of each shard in *folder* that is as large as its index says.
+    """Write the part of each intact shard of a complete pack in *folder*, from its index.
+
+    Parts are removed when a pack is complete.  The index and the list of skipped images contain
+    everything except the row indices, which follow from the plan.
 
     Raises:
-        ManifestError: The index is damaged, or does not go with what was skipped.
+        ManifestError: The index is damaged, or does not match the list of skipped images.
         OSError: The disk is full or failing.
     """
     index = open_manifest(folder, PACKED)
     facts = [ShardFacts(**each) for each in index.header.options["shards"]]
-    has_left_out = (folder / LEFT_OUT.file_name).is_file()
-    skipped = open_manifest(folder, LEFT_OUT).read().to_pylist() if has_left_out else []
+    has_skipped = (folder / SKIPPED.file_name).is_file()
+    skipped = open_manifest(folder, SKIPPED).read().to_pylist() if has_skipped else []
     problems = {each["path"]: (each["kind"], each["detail"]) for each in skipped}
     rows_of_shards = _by_shard(index.batches(_FROM_INDEX), facts)
     for shard, (found, rows) in zip(plan.shards(), rows_of_shards, strict=True):
@@ -68,7 +64,7 @@ def restore_parts(
 def _by_shard(
     batches: Iterator[pa.Table], facts: list[ShardFacts]
 ) -> Iterator[tuple[ShardFacts, pa.Table]]:
-    """Yield each shard with its rows of the index; those of a shard follow each other."""
+    """Yield each shard with its rows of the index, which are consecutive."""
     rows = pa.schema([PART_SCHEMA.field(name) for name in _FROM_INDEX]).empty_table()
     for shard in facts:
         while rows.num_rows < shard.num_images:
@@ -82,14 +78,14 @@ def _in_order(
     packed: list[dict[str, Any]],
     problems: Mapping[str, tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield what became of each image of a shard: it is in the index, or was skipped."""
+    """Yield a row for each image of a shard: it is in the index, or was skipped."""
     of_path = {each["path"]: each for each in packed}
     for row, path in named:
         if path in of_path:
             yield {"row": row, **of_path[path]}
         elif path not in problems:
             raise ManifestError(
-                f"the index and the list of what was skipped do not know `{path}`",
+                f"`{path}` is neither in the index nor in the list of skipped images",
                 hint="make the pack again with `--fresh`",
             )
         else:
@@ -100,7 +96,7 @@ def _in_order(
 PER_SHARD = 5_000
 """550 MB of ImageNet's images."""
 
-_FILES = (TRAIN, VAL, IMAGES, CLASSES, LEFT_OUT)
+_FILES = (TRAIN, VAL, IMAGES, CLASSES, SKIPPED)
 
 
 @dataclass
@@ -110,15 +106,15 @@ class PackSummary:
     Attributes:
         num_images: Images of the manifests: the sum of the forms and of `num_skipped`.
         num_shards: Tars.
-        num_shards_kept: Those of them that were finished by an earlier run.
-        num_skipped: Images that are not there or cannot be decoded, in `skipped.parquet`.
-        skipped: Of which kinds these are.
-        forms: How many images became what: `tiles`, `as_is`, `resized`, `raw`.
-        notes: Why images stayed as they are, and how many did.
+        num_shards_kept: Tars that an earlier run completed.
+        num_skipped: Images that could not be read or decoded, in `skipped.parquet`.
+        skipped: Number of these by kind.
+        forms: Number of images by form: `tiles`, `as_is`, `resized`, `raw`.
+        notes: Number of unchanged images by reason.
         source_bytes: Size of the packed images' files.
         packed_bytes: Size of the images in the pack.
-        total_bytes: Size of the shards, with the headers and labels in them.
-        has_val: Whether there are images to validate on.
+        total_bytes: Size of the shards, including headers and labels.
+        has_val: Whether there is a val split.
     """
 
     num_images: int = 0
@@ -136,14 +132,14 @@ class PackSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How a pack is laid out.
+    """Options of a pack.
 
     Attributes:
-        name: What the shards' names begin with.
-        per_shard: Images of a shard.
-        seed: Of the order of the images; None: that of the manifests.
-        num_workers: Threads that prepare images; they decide no byte.
-        fresh: Remove the pack that is there first.
+        name: Prefix of the shard names.
+        per_shard: Images per shard.
+        seed: Seed of the order of images; None: the order of the manifests.
+        num_workers: Threads that process images; the result does not depend on it.
+        fresh: Remove an existing pack first.
     """
 
     name: str = "imagenet21k"
@@ -161,27 +157,27 @@ def pack(
     *,
     root: Root | None = None,
     on_start: Callable[[int], None] = lambda _num_images: None,
-    on_image: Callable[[int, bool], None] = lambda _num_bytes, _is_left_out: None,
+    on_image: Callable[[int, bool], None] = lambda _num_bytes, _is_skipped: None,
     note: Callable[[str], None] = lambda _text: None,
 ) -> PackSummary:
-    """Write a pack of what *manifests* hold into the folder *out*, or finish one.
+    """Write a pack of the images in *manifests* into the folder *out*, or complete one.
 
     Args:
         manifests: The folder of the manifests.
-        out: Where; new, or with a pack of the same plan that was not finished.
-        level: What is done to an image.
-        options: How the pack is laid out.
-        root: Where the images are now; default: where they were hashed.
-        on_start: Called with how many images there are to do, if there are any.
+        out: A new folder, or that of an incomplete pack with the same plan.
+        level: How images are re-encoded.
+        options: Options of the pack.
+        root: Current image root; default: as hashed.
+        on_start: Called with the number of images to process, if there are any.
         on_image: Called with the size of each image's file, and whether it is skipped.
-        note: Hears what is done first, if it takes long.
+        note: Reports preparations that take long.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
-        ImageTreeError: The images are not there.
-        UsageError: *out* lies in the image root, or holds something else.
+        ImageTreeError: The image root does not exist.
+        UsageError: *out* is inside the image root, or not empty.
         LockedError: Another run works on *out*.
-        OSError: The disk is full or failing; the same call resumes from there.
+        OSError: The disk is full or failing; the same call resumes.
     """
     sources = open_sources(manifests)
     refuse_inside(out, str(root or sources.manifests[0].header.root), option="--out")
@@ -191,15 +187,15 @@ def pack(
         parts = Parts(out)
         if options.fresh:
             _remove_pack(out, parts, plan)
-        if is_whole(out, plan):
+        if is_complete(out, plan):
             parts.remove()
             return _summary(out, num_kept=None)
         _refuse_other_plan(out, parts, plan)
-        if (out / PACKED.file_name).is_file():  # a finished pack that has lost shards
-            restore_parts(out, plan, parts, open_dataset(sources, root, note))
+        if (out / PACKED.file_name).is_file():  # a complete pack that has lost shards
+            restore_parts(out, plan, parts, open_images(sources, root, note))
         missing = [shard for shard in plan.shards() if not parts.finished(shard.file_name)]
         if missing:
-            images = open_dataset(sources, root, note)
+            images = open_images(sources, root, note)
             parts.begin(plan.as_json())
             on_start(sum(len(shard.positions) for shard in missing))
             wnids, num_workers = sources.classes().wnids, options.num_workers
@@ -211,8 +207,8 @@ def pack(
         return _summary(out, num_kept=sum(map(len, shards.values())) - len(missing))
 
 
-def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
-    return Plan(
+def _plan_of(sources: Sources, level: Level, options: PackOptions) -> PackPlan:
+    return PackPlan(
         name=options.name,
         level=dict(level.options),
         per_shard=options.per_shard,
@@ -222,21 +218,21 @@ def _plan_of(sources: Sources, level: Level, options: PackOptions) -> Plan:
     )
 
 
-def _facts_of_all(parts: Parts, plan: Plan) -> dict[str, list[ShardFacts]]:
+def _facts_of_all(parts: Parts, plan: PackPlan) -> dict[str, list[ShardFacts]]:
     by_split: dict[str, list[ShardFacts]] = {split: [] for split in plan.num_images}
     for shard in plan.shards():
         facts = parts.facts(shard.file_name)
         if facts is None:
-            raise OSError(f"`{shard.file_name}` was written, and is not there any more")
+            raise OSError(f"`{shard.file_name}` was written, but no longer exists")
         by_split[shard.split].append(facts)
     return by_split
 
 
 def _refuse_other_files(out: Path, sources: Sources) -> None:
-    """Refuse a folder with something in it that is no pack."""
+    """Refuse a folder that is neither empty nor a pack."""
     if out.resolve() == sources.folder.resolve():
         raise UsageError(
-            f"`{out}` holds the manifests that are to be packed", hint="name a new folder: `--out`"
+            f"`{out}` is the folder of the manifests", hint="name a new folder: `--out DIR`"
         )
     if not out.is_dir() or (out / PACKED.file_name).is_file() or Parts(out).folder.is_dir():
         return
@@ -244,7 +240,7 @@ def _refuse_other_files(out: Path, sources: Sources) -> None:
         raise UsageError(f"`{out}` is not empty", hint="name a new folder with `--out DIR`")
 
 
-def _refuse_other_plan(out: Path, parts: Parts, plan: Plan) -> None:
+def _refuse_other_plan(out: Path, parts: Parts, plan: PackPlan) -> None:
     before = parts.plan()
     if before is None and (out / PACKED.file_name).is_file():
         before = open_manifest(out, PACKED).header.options[OPTION]
@@ -252,16 +248,16 @@ def _refuse_other_plan(out: Path, parts: Parts, plan: Plan) -> None:
         wanted = plan.as_json()
         names = ", ".join(sorted(name for name in wanted if wanted[name] != before.get(name)))
         raise UsageError(
-            f"`{out}` holds a pack that was made otherwise ({names})",
+            f"`{out}` has a pack with other options ({names})",
             hint="name another folder with `--out`, or remove that pack with `--fresh`",
         )
 
 
-def _remove_pack(out: Path, parts: Parts, plan: Plan) -> None:
-    """Remove what a pack wrote, and nothing else; its index last, by which the rest is known."""
+def _remove_pack(out: Path, parts: Parts, plan: PackPlan) -> None:
+    """Remove the files of a pack, its index last."""
     index = out / PACKED.file_name
     before: Any = parts.plan() or (plan.as_json() if index.is_file() else None)
-    with suppress(ManifestError):  # a damaged one: the shards may be called otherwise
+    with suppress(ManifestError):  # damaged: the shards may have another name
         before = open_manifest(index, PACKED).header.options[OPTION]
     if before is None:
         return
@@ -277,11 +273,11 @@ def _remove_pack(out: Path, parts: Parts, plan: Plan) -> None:
 
 
 def _summary(out: Path, *, num_kept: int | None) -> PackSummary:
-    """Count what the finished pack in *out* holds; *num_kept* None: all of it was there."""
+    """Return the counts of the complete pack in *out*; *num_kept* None: all shards were kept."""
     index = open_manifest(out, PACKED)
     shards = index.header.options["shards"]
     skipped = Counter[str]()
-    for rows in open_manifest(out, LEFT_OUT).batches(["kind"]):
+    for rows in open_manifest(out, SKIPPED).batches(["kind"]):
         skipped += _counted(rows["kind"])
     num_skipped = skipped.total()
     summary = PackSummary(

@@ -1,14 +1,12 @@
-"""Where the images of a split lie in its shards, by row of its manifest.
+"""Write the manifests of a pack: the offset of each image in the shards, and their index.
 
-Finished shards -> the manifests and lists by which a pack is read.
+For vit21k: `train.parquet` and `val.parquet` with the rows, labels and order of the packed
+manifests and the offset of each image; `packed.parquet`, the index of the shards.  For other
+readers: `_info.json`, as in timm.
 
-Readers of ours: `train.parquet` and `val.parquet` with the rows, labels and order of those that
-were packed, and the place of each image in the shards; `packed.parquet`, the index of the shards.
-Readers of others: `_info.json`, as timm has it.
-
-A manifest's rows and a shard's images are in different orders.  What the one needs of the other
-lies in files (`vit21k.pack.plan`), so that memory is that of a few row groups, and of the paths
-of a dummy val.
+The rows of a manifest and the images of a shard are in different orders.  The data that map one
+to the other are in files (`vit21k.pack.plan`), so that memory is that of a few row groups, and of
+the paths of a dummy val.
 """
 
 import json
@@ -24,20 +22,20 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import BESIDE, Header, Manifest, open_manifest
+from vit21k.manifest.io import OWN_FOLDER, Header, Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.schema import DIGEST_BYTES, KINDS, LEFT_OUT, PACKED, VAL
+from vit21k.manifest.schema import DIGEST_BYTES, KINDS, PACKED, SKIPPED, VAL
 from vit21k.manifest.writer import manifest_writer
-from vit21k.pack.plan import TRAIN_SPLIT, Parts, Plan, ShardFacts, Sources, scratch_array
+from vit21k.pack.plan import TRAIN_SPLIT, PackPlan, Parts, ShardFacts, Sources, scratch_array
 
 
-class PlacesInShards:
-    """Where images lie: 20 bytes each, in files that lie beside the parts.
+class ShardIndex:
+    """Shard, offset and size of each image of a split: 20 bytes each, in files next to the parts.
 
     Args:
-        parts: Of the pack.
-        shards: Of the split.
-        num_rows: Of its manifest.
+        parts: Parts of the pack.
+        shards: Shards of the split.
+        num_rows: Number of rows of its manifest.
 
     Raises:
         ManifestError: A part is damaged.
@@ -46,7 +44,7 @@ class PlacesInShards:
 
     def __init__(self, parts: Parts, shards: Sequence[ShardFacts], num_rows: int) -> None:
         self._containers = [shard.file_name for shard in shards]
-        self._shard_R = self._array(parts, np.int32, num_rows)  # from 1; 0: in none
+        self._shard_R = self._array(parts, np.int32, num_rows)  # from 1; 0: skipped
         self._offset_R = self._array(parts, np.int64, num_rows)
         self._num_bytes_R = self._array(parts, np.int64, num_rows)
         for number, name in enumerate(self._containers, start=1):
@@ -57,17 +55,17 @@ class PlacesInShards:
             self._offset_R[rows] = packed["offset"].to_numpy()
             self._num_bytes_R[rows] = packed["num_bytes"].to_numpy()
 
-    def applied(self, rows: pa.Table, numbers_B: NDArray[np.int64]) -> pa.Table:
-        """Return *rows*, which have these *numbers_B*, with their places; those that have any."""
-        is_in = self._shard_R[numbers_B] > 0
-        rows, numbers_B = rows.filter(pa.array(is_in)), numbers_B[is_in]
+    def applied(self, rows: pa.Table, index_B: NDArray[np.int64]) -> pa.Table:
+        """Return *rows*, with indices *index_B*, with their offsets; skipped images are dropped."""
+        is_in = self._shard_R[index_B] > 0
+        rows, index_B = rows.filter(pa.array(is_in)), index_B[is_in]
         containers = pa.DictionaryArray.from_arrays(
-            pa.array(self._shard_R[numbers_B] - 1), pa.array(self._containers, pa.string())
+            pa.array(self._shard_R[index_B] - 1), pa.array(self._containers, pa.string())
         ).cast(pa.string())
         columns = {
             "container": containers,
-            "offset": pa.array(self._offset_R[numbers_B]),
-            "num_bytes": pa.array(self._num_bytes_R[numbers_B]),
+            "offset": pa.array(self._offset_R[index_B]),
+            "num_bytes": pa.array(self._num_bytes_R[index_B]),
             "storage": pa.nulls(rows.num_rows, pa.string()),
         }
         for name, values in columns.items():
@@ -80,7 +78,7 @@ class PlacesInShards:
 
 
 OPTION = "pack"
-"""Under which the plan stands in the headers of a pack's manifests."""
+"""Key of the plan in the headers of a pack's manifests."""
 
 INFO = "_info.json"
 _SAME_NAMES = (
@@ -92,18 +90,18 @@ _SAME_NAMES = (
 def write_index(
     folder: Path,
     sources: Sources,
-    plan: Plan,
+    plan: PackPlan,
     parts: Parts,
     shards: Mapping[str, list[ShardFacts]],
 ) -> None:
-    """Write all manifests of the pack in *folder*; its index, which says that it is whole, last.
+    """Write all manifests of the pack in *folder*; its index, which marks it complete, last.
 
     Args:
-        folder: Of the pack.
-        sources: What is packed.
-        plan: Of the pack.
-        parts: Of all shards.
-        shards: Of each split, in order.
+        folder: Folder of the pack.
+        sources: The packed manifests.
+        plan: Plan of the pack.
+        parts: Parts of all shards.
+        shards: Shards of each split, in order.
 
     Raises:
         ManifestError: A part or a manifest is damaged.
@@ -113,37 +111,37 @@ def write_index(
     if sources.classes_file:
         write_atomic(folder / sources.classes_file.name, sources.classes_file.read_bytes())
     inputs: dict[str, str] = {}
-    for split, manifest in reversed(list(sources.by_split.items())):  # val first: train names it
-        places = PlacesInShards(parts, shards[split], manifest.num_rows)
+    for split, manifest in reversed(list(sources.by_split.items())):  # val first: an input of train
+        offsets = ShardIndex(parts, shards[split], manifest.num_rows)
         if split == TRAIN_SPLIT and sources.dummy_val:
-            numbers = _numbers_in(manifest, sources.dummy_val)
-            inputs |= _write(folder, sources.dummy_val, places, plan, inputs, numbers)
-        inputs |= _write(folder, manifest, places, plan, inputs)
-    _write_left_out(folder, plan, parts, shards)
+            rows = _rows_in(manifest, sources.dummy_val)
+            inputs |= _write(folder, sources.dummy_val, offsets, plan, inputs, rows)
+        inputs |= _write(folder, manifest, offsets, plan, inputs)
+    _write_skipped(folder, plan, parts, shards)
     _write_packed(folder, sources, plan, parts, shards)
 
 
 def _write(
     folder: Path,
     manifest: Manifest,
-    places: PlacesInShards,
-    plan: Plan,
+    offsets: ShardIndex,
+    plan: PackPlan,
     inputs: Mapping[str, str],
-    numbers: NDArray[np.int64] | None = None,
+    rows_of: NDArray[np.int64] | None = None,
 ) -> dict[str, str]:
-    """Write *manifest* with new places; return its kind and new fingerprint.
+    """Write *manifest* with new offsets; return its kind and new fingerprint.
 
     Args:
-        folder: Of the pack.
-        manifest: What is packed.
-        places: Of the images.
-        plan: Of the pack.
-        inputs: Fingerprints of manifests of this pack that it was made with.
-        numbers: Of each row in *places*; default: 0, 1, 2, ...
+        folder: Folder of the pack.
+        manifest: The packed manifest.
+        offsets: Offsets of the images.
+        plan: Plan of the pack.
+        inputs: Fingerprints of its inputs in this pack.
+        rows_of: Row of each image in *offsets*; default: 0, 1, 2, ...
     """
     header = replace(
         manifest.header,
-        root=BESIDE,
+        root=OWN_FOLDER,
         inputs=dict(inputs),
         inputs_in=".",
         options={**manifest.header.options, OPTION: plan.as_json()},
@@ -152,44 +150,44 @@ def _write(
     with manifest_writer(manifest.kind, folder, header, manifest.classes()) as writer:
         for rows in manifest.batches():
             here = np.arange(start, start + rows.num_rows)
-            writer.write(places.applied(rows, here if numbers is None else numbers[here]))
+            writer.write(offsets.applied(rows, here if rows_of is None else rows_of[here]))
             start += rows.num_rows
     return {manifest.kind.name: open_manifest(folder, manifest.kind).fingerprint}
 
 
-def _numbers_in(train: Manifest, val: Manifest) -> NDArray[np.int64]:
+def _rows_in(train: Manifest, val: Manifest) -> NDArray[np.int64]:
     """Return the row in *train* of each image of *val*.
 
     Raises:
-        ManifestError: One is not in it.
+        ManifestError: An image is missing.
     """
     paths = val.read(["path"])["path"].combine_chunks()
-    numbers = np.full(val.num_rows, -1)
+    rows_in = np.full(val.num_rows, -1)
     start = 0
     for rows in train.batches(["path"]):
         found = pc.index_in(rows["path"], value_set=paths)
         is_val = found.is_valid().to_numpy()
-        numbers[found.drop_null().to_numpy()] = start + np.flatnonzero(is_val)
+        rows_in[found.drop_null().to_numpy()] = start + np.flatnonzero(is_val)
         start += rows.num_rows
-    if (numbers < 0).any():
+    if (rows_in < 0).any():
         raise ManifestError(
-            f"`{val.path}` says that its images are in train, and some are not",
+            f"`{val.path}` is a dummy split, but some of its images are not in train",
             hint="make both again with `vit21k make-val`",
         )
-    return numbers
+    return rows_in
 
 
 def _write_packed(
     folder: Path,
     sources: Sources,
-    plan: Plan,
+    plan: PackPlan,
     parts: Parts,
     shards: Mapping[str, list[ShardFacts]],
 ) -> None:
     facts = [shard._asdict() for split in shards.values() for shard in split]
     header = Header(
         algorithm=next(iter(sources.by_split.values())).header.algorithm,
-        root=BESIDE,
+        root=OWN_FOLDER,
         options={OPTION: plan.as_json(), "shards": facts},
     )
     with manifest_writer(PACKED, folder, header) as writer:
@@ -200,7 +198,7 @@ def _write_packed(
 
 
 def _digests_of(manifest: Manifest, folder: Path) -> NDArray[Any]:
-    """Return the digest of each image of *manifest*, in a file without a name in *folder*."""
+    """Return the digest of each image of *manifest*, in an unnamed file in *folder*."""
     digests = scratch_array(folder, np.dtype((np.uint8, DIGEST_BYTES)), manifest.num_rows)
     start = 0
     for rows in manifest.batches(["digest"]):
@@ -227,11 +225,11 @@ def _packed_rows(shard: ShardFacts, parts: Parts, digests: NDArray[Any]) -> pa.T
     return pa.table(columns)
 
 
-def _write_left_out(
-    folder: Path, plan: Plan, parts: Parts, shards: Mapping[str, list[ShardFacts]]
+def _write_skipped(
+    folder: Path, plan: PackPlan, parts: Parts, shards: Mapping[str, list[ShardFacts]]
 ) -> None:
-    header = Header(algorithm="", root=BESIDE, options={OPTION: plan.as_json()})
-    with manifest_writer(LEFT_OUT, folder, header) as writer:
+    header = Header(algorithm="", root=OWN_FOLDER, options={OPTION: plan.as_json()})
+    with manifest_writer(SKIPPED, folder, header) as writer:
         for shard in (shard for split in shards.values() for shard in split):
             rows = parts.rows(shard.file_name, ["path", "problem", "detail"])
             rows = rows.filter(pc.is_valid(rows["problem"]))
@@ -239,7 +237,7 @@ def _write_left_out(
 
 
 def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
-    """Return what timm's `wds/` reader wants to know."""
+    """Return the `_info.json` of timm's `wds/` reader."""
     splits = {
         split: {
             "name": split,
@@ -262,15 +260,15 @@ def is_info_of(folder: Path, index: Manifest) -> bool:
     return path.is_file() and path.read_bytes() == _info(plan["name"], shards).encode()
 
 
-def is_whole(folder: Path, plan: Plan) -> bool:
-    """Return whether *folder* holds the finished pack of *plan*: its manifests, and all shards.
+def is_complete(folder: Path, plan: PackPlan) -> bool:
+    """Return whether *folder* has the complete pack of *plan*: its manifests, and all shards.
 
-    One that lacks images which could not be read is not finished: they may be there now.
+    A pack without images that could not be read is incomplete, as they may be readable now.
     """
-    names = {PACKED.name, LEFT_OUT.name, *plan.inputs}
+    names = {PACKED.name, SKIPPED.name, *plan.inputs}
     if not all((folder / KINDS[name].file_name).is_file() for name in names):
         return False
-    kinds = open_manifest(folder, LEFT_OUT).read(["kind"])["kind"]
+    kinds = open_manifest(folder, SKIPPED).read(["kind"])["kind"]
     if str(ProblemKind.VANISHED) in kinds.unique().to_pylist():
         return False
     options = open_manifest(folder, PACKED).header.options
@@ -282,5 +280,5 @@ def is_whole(folder: Path, plan: Plan) -> bool:
 
 
 def has_val(folder: Path) -> bool:
-    """Return whether the pack in *folder* has images to validate on."""
+    """Return whether the pack in *folder* has a val split."""
     return (folder / VAL.file_name).is_file()

@@ -1,4 +1,4 @@
-"""What a pack is to be: which image goes where, and which shards are finished."""
+"""The plan of a pack: which image is in which shard; and its completed shards."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from vit21k.sources.read import Root
 def scratch_array(folder: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     """Return an array of *length* zeros, mapped from a file in *folder*.
 
-    Its blocks are reserved at once: a disk that is full later would be a signal, not an exception.
+    Its blocks are reserved in advance: a full disk would otherwise cause a signal, no exception.
 
     Raises:
         OSError: The disk is full or failing.
@@ -39,10 +39,10 @@ def scratch_array(folder: Path, dtype: np.dtype[Any], length: int) -> NDArray[An
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, length * dtype.itemsize)
-        except OSError as error:  # it does not say where
+        except OSError as error:  # without a path
             raise OSError(error.errno, error.strerror, str(folder)) from error
         mapped = np.memmap(file, dtype.base, mode="r+", shape=(length, *dtype.shape))
-    # A plain array: what a `memmap` adds to each access costs more than the access.
+    # An ndarray: each access to a `memmap` is much slower.
     return np.asarray(mapped)
 
 
@@ -51,12 +51,12 @@ TRAIN_SPLIT, VAL_SPLIT = "train", "validation"
 
 @dataclass(frozen=True)
 class Sources:
-    """What is packed.
+    """The manifests to pack.
 
     Attributes:
-        folder: Of the manifests.
-        by_split: Manifests whose images go into shards, by the name of the split.
-        dummy_val: The val of a dummy split: its images are in train's shards.
+        folder: Folder of the manifests.
+        by_split: Manifests whose images are written to shards, by split.
+        dummy_val: The val of a dummy split: its images are in the shards of train.
     """
 
     folder: Path
@@ -65,32 +65,32 @@ class Sources:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """All of them."""
+        """All manifests."""
         return [*self.by_split.values(), *([self.dummy_val] if self.dummy_val else [])]
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return sum(manifest.num_rows for manifest in self.by_split.values())
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of each manifest, by its kind."""
+        """Fingerprints of the manifests, by kind."""
         return {manifest.kind.name: manifest.fingerprint for manifest in self.manifests}
 
     @property
     def classes_file(self) -> Path | None:
-        """The names of the classes, if they are there."""
+        """`classes.parquet`, if it exists."""
         path = self.folder / CLASSES.file_name
         return path if path.is_file() else None
 
     def classes(self) -> ClassList:
-        """Return the class list of all."""
+        """Return the class list."""
         return self.by_split[TRAIN_SPLIT].classes()
 
 
 def open_sources(manifests: Path) -> Sources:
-    """Open what *manifests* holds.
+    """Open the manifests in *manifests*.
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged, or there are no images.
@@ -103,17 +103,17 @@ def open_sources(manifests: Path) -> Sources:
     else:
         sources = Sources(manifests, {TRAIN_SPLIT: open_manifest(manifests, IMAGES)}, None)
     if not sources.num_images:
-        raise ManifestError(f"`{manifests}` holds no images")
+        raise ManifestError(f"`{manifests}` has no images")
     return sources
 
 
-def open_dataset(
+def open_images(
     sources: Sources, root: Root | None, note: Callable[[str], None] = lambda _text: None
 ) -> dict[str, ImageDataset]:
-    """Open the images of each split; rows of a large one are mapped, and *note* hears of it.
+    """Open the images of each split; rows of a large one are mapped, which *note* reports.
 
     Raises:
-        ImageTreeError: They are not there.
+        ImageTreeError: The image root does not exist.
     """
     return {
         split: ImageDataset.from_manifest(manifest, root, mapped=True, note=note)
@@ -121,19 +121,19 @@ def open_dataset(
     }
 
 
-_STREAM = 0x7061636B  # keeps the order apart from what else depends on a seed
+_STREAM = 0x7061636B  # separates the order from other uses of the seed
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class Shard(NamedTuple):
-    """A tar of a pack.
+class PackShard(NamedTuple):
+    """A planned shard.
 
     Attributes:
         file_name: `<name>-<split>-00000.tar`.
-        split: Which split its images are of.
-        positions: Their places in the order of the split.
-        num_in_split: How many images that has.
-        key: Of the order; None: that of the manifest.
+        split: Split of its images.
+        positions: Their positions in the order of the split.
+        num_in_split: Number of images in the split.
+        key: Key of the permutation; None: the order of the manifest.
     """
 
     file_name: str
@@ -144,22 +144,22 @@ class Shard(NamedTuple):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Its images' rows in the split's manifest, in the shard's order; computed anew."""
+        """Rows of its images in the split's manifest, in the order of the shard."""
         positions = np.arange(self.positions.start, self.positions.stop)
         return positions if self.key is None else permute(positions, self.num_in_split, self.key)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What decides every byte of a pack.
+class PackPlan:
+    """What the bytes of a pack depend on.
 
     Attributes:
-        name: What shards' names begin with.
+        name: Prefix of the shard names.
         level: `Level.options`.
-        per_shard: Images of a shard; the last one of a split may have fewer.
-        seed: Of the order; None: that of the manifest.
-        num_images: Of each split.
-        inputs: Fingerprints of the manifests that are packed, by kind.
+        per_shard: Images per shard; the last one of a split may have fewer.
+        seed: Seed of the order; None: the order of the manifest.
+        num_images: Number of images of each split.
+        inputs: Fingerprints of the packed manifests, by kind.
     """
 
     name: str
@@ -172,15 +172,15 @@ class Plan:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"`{self.name}` is no name for shards",
+                f"`{self.name}` cannot be the prefix of shard names",
                 hint="letters, digits, `-` and `_`: `--name imagenet21k`",
             )
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; equal plans make equal packs."""
+        """Return the plan as JSON values; equal plans make equal packs."""
         return asdict(self)
 
-    def shards(self) -> Iterator[Shard]:
+    def shards(self) -> Iterator[PackShard]:
         """Yield all shards, in order."""
         for split, num_images in self.num_images.items():
             key = None if self.seed is None else derive_key(_STREAM, self.seed, len(split))
@@ -188,11 +188,11 @@ class Plan:
                 start = number * self.per_shard
                 positions = range(start, min(start + self.per_shard, num_images))
                 name = f"{self.name}-{split}-{number:05}.tar"
-                yield Shard(name, split, positions, num_images, key)
+                yield PackShard(name, split, positions, num_images, key)
 
 
 def shard_pattern(name: str) -> re.Pattern[str]:
-    """Return what the names of the shards of a pack called *name* look like."""
+    """Return the pattern of the shard names of a pack called *name*."""
     return re.compile(re.escape(name) + r"-(train|validation)-\d{5,}\.tar")
 
 
@@ -217,18 +217,18 @@ PART_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A row for each image; of those that are skipped only `row`, `path`, `problem` and `detail`."""
+"""A row for each image; skipped ones have only `row`, `path`, `problem` and `detail`."""
 
 
 class ShardFacts(NamedTuple):
-    """A finished shard.
+    """A completed shard.
 
     Attributes:
         file_name: The tar.
-        split: Which split its images are of.
-        num_images: How many it holds.
-        num_bytes: Its size.
-        digest: xxh3_128 of all its bytes, in hexadecimal digits.
+        split: Split of its images.
+        num_images: Number of images.
+        num_bytes: Size of the tar.
+        digest: xxh3_128 of the tar, in hexadecimal.
     """
 
     file_name: str
@@ -239,32 +239,32 @@ class ShardFacts(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A finished shard and its images; `rows` are of `PART_SCHEMA`."""
+    """A completed shard and its images; `rows` have `PART_SCHEMA`."""
 
     facts: ShardFacts
     rows: pa.Table
 
 
 class Parts:
-    """The parts of the pack in *folder*."""
+    """The completed shards of the unfinished pack in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / _FOLDER
         self._pack = folder
 
     def plan(self) -> Any:
-        """Return the plan of the run that was not finished; None if there is none."""
+        """Return the plan of an unfinished run; None if there is none."""
         try:
             return json.loads((self.folder / _PLAN).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Note what is going to be made."""
+        """Store the plan."""
         write_atomic(self.folder / _PLAN, json.dumps(plan, sort_keys=True).encode())
 
     def save(self, part: Part) -> None:
-        """Note a finished shard."""
+        """Store a completed shard."""
         metadata = {_FACTS: json.dumps(part.facts).encode()}
         with atomic_file(self._path(part.facts.file_name)) as file:
             pq.write_table(
@@ -273,10 +273,10 @@ class Parts:
             )  # fmt: skip
 
     def finished(self, file_name: str) -> ShardFacts | None:
-        """Return what is known of a shard; None if it has to be made.
+        """Return the facts of a shard; None if it must be written.
 
-        All of its part is read, so that damage is not found when all else is done.  A shard that
-        lacks an image which could not be read is made again: it may be there now.
+        The complete part is read, so that damage is found early.  A shard without an image that
+        could not be read is written again, as the image may be readable now.
         """
         try:
             problems = self.rows(file_name)["problem"]
@@ -286,7 +286,7 @@ class Parts:
             return None
 
     def facts(self, file_name: str) -> ShardFacts | None:
-        """Return what is known of a shard; None if it has no part, or is not as large as it was.
+        """Return the facts of a shard; None if it has no part, or another size.
 
         Raises:
             ManifestError: The part is damaged.
@@ -302,7 +302,7 @@ class Parts:
         """Return the images of a shard; *columns* of `PART_SCHEMA`.
 
         Raises:
-            ManifestError: The part is not there, or damaged.
+            ManifestError: The part does not exist, or is damaged.
         """
         path = self._path(file_name)
         if not path.is_file():
@@ -312,7 +312,7 @@ class Parts:
             return rows.cast(pa.schema([PART_SCHEMA.field(name) for name in columns]))
 
     def remove(self) -> None:
-        """Forget all of it: the pack is finished."""
+        """Remove all parts: the pack is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, file_name: str) -> Path:

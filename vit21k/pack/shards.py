@@ -1,4 +1,4 @@
-"""Shards of a plan -> tars: threads prepare images, one writes."""
+"""Write shards: threads re-encode images, one thread writes."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.pack.levels import Level, Packed
-from vit21k.pack.plan import Part, Parts, Shard, ShardFacts, part_rows
+from vit21k.pack.plan import PackShard, Part, Parts, ShardFacts, part_rows
 from vit21k.prep.decode_worker import verdict_on
 from vit21k.sources.read import read_again, refuse_gone
 
@@ -28,19 +28,19 @@ _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
 
 
-class Place(NamedTuple):
-    """Where a member's data lie."""
+class Extent(NamedTuple):
+    """Offset and size of the data of a member."""
 
     offset: int
     num_bytes: int
 
 
 class TarWriter:
-    """Writes members to a file, and digests all that it writes.
+    """Writes members to a file, and hashes it.
 
     Attributes:
-        num_bytes: Written so far.
-        digest: xxh3_128 of it.
+        num_bytes: Bytes written so far.
+        digest: xxh3_128 of them.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -48,16 +48,16 @@ class TarWriter:
         self.digest = xxhash.xxh3_128()
         self._file = file
 
-    def add(self, name: str, content: bytes) -> Place:
+    def add(self, name: str, content: bytes) -> Extent:
         """Append a member."""
         self._write(member_header(name, len(content)))
-        place = Place(self.num_bytes, len(content))
+        extent = Extent(self.num_bytes, len(content))
         self._write(content)
         self._write(bytes(-len(content) % _BLOCK))
-        return place
+        return extent
 
     def finish(self) -> None:
-        """Append the end mark."""
+        """Append the end marker."""
         self._write(_END)
 
     def _write(self, content: bytes) -> None:
@@ -79,7 +79,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE)
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """Return the header of a member as `tarfile` makes it in GNU's format, a tenth as long."""
+    """Return the header of a member as `tarfile` does in GNU format, ten times as fast."""
     encoded = name.encode()
     if len(encoded) > _MAX_NAME:
         info = tarfile.TarInfo(name)
@@ -94,10 +94,10 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 
 def sample_key(path: str, taken: set[str], row: int) -> str:
-    """Return what the members of a sample are called, before the dot; add it to *taken*.
+    """Return the key of a sample, the name of its members before the dot; add it to *taken*.
 
-    The path without its suffix and without dots, which end the key for webdataset; with the row
-    behind it if that is taken.
+    The path without suffix and without dots, which end the key in webdataset; with the row
+    appended if that is taken.
     """
     folder, slash, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name
@@ -111,7 +111,7 @@ def sample_key(path: str, taken: set[str], row: int) -> str:
 def label_members(path: str, label_ids: Sequence[int], wnids: Sequence[str]) -> tuple[bytes, bytes]:
     """Return `.cls` and `.json` of a sample.
 
-    `.cls` is the first label, for readers that know one only; `.json` has all of them.
+    `.cls` is the first label, for single-label readers; `.json` has all labels.
     """
     first = label_ids[0] if label_ids else -1
     fields = {
@@ -124,20 +124,20 @@ def label_members(path: str, label_ids: Sequence[int], wnids: Sequence[str]) -> 
 
 
 def read_tar_digest(file: io.BufferedReader, piece_bytes: int = 1 << 20) -> str:
-    """Return the xxh3_128 of all bytes of *file*, from where it stands."""
+    """Return the xxh3_128 of *file* from its position to its end."""
     digest = xxhash.xxh3_128()
     while piece := file.read(piece_bytes):
         digest.update(piece)
     return digest.hexdigest()
 
 
-_AHEAD = 4  # images a thread
+_PREFETCH = 4  # images per thread
 
 
 class _Outcome(NamedTuple):
-    """What became of an image: what is packed, or what is wrong with it."""
+    """Result of an image: packed, or a problem."""
 
-    shard: Shard
+    shard: PackShard
     row: int
     source_bytes: int
     packed: Packed | None
@@ -152,11 +152,11 @@ class ShardBuilder:
     """Writes the shards of a pack.
 
     Args:
-        folder: Of the pack.
-        images: Of each split.
-        wnids: Of each label.
-        level: What is done to an image.
-        num_workers: Threads that do it.
+        folder: Folder of the pack.
+        images: Images of each split.
+        wnids: The class list.
+        level: How images are re-encoded.
+        num_workers: Threads.
     """
 
     def __init__(
@@ -175,13 +175,12 @@ class ShardBuilder:
         self._level = level
         self._num_workers = num_workers
 
-    def build(self, shards: Iterable[Shard], on_image: OnImage) -> None:
+    def build(self, shards: Iterable[PackShard], on_image: OnImage) -> None:
         """Write *shards*, each with its part.
 
         Raises:
-            ImageTreeError: The images are not there: a disk that is not mounted, a tree that has
-                moved or was emptied.
-            OSError: The disk is full or failing, or an image cannot be read for now.
+            ImageTreeError: The image root is gone: not mounted, moved or emptied.
+            OSError: The disk is full or failing, or an image cannot be read at the moment.
         """
         with (
             ThreadPoolExecutor(self._num_workers, "pack") as pool,
@@ -200,14 +199,14 @@ class ShardBuilder:
                     finishing.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                if writing:  # after what is on its way to the disk, which may be this one
+                if writing:  # after the pending write, which may be of this shard
                     to_disk.submit(writing.abandon)
                 raise
 
     def _hand_over(
         self, shard: "_OpenShard | None", before: Future[None] | None, pool: ThreadPoolExecutor
     ) -> Future[None] | None:
-        """Let *pool* finish *shard*, after the one before it."""
+        """Finish *shard* in *pool*, after the one before it."""
         if before:
             before.result()
         return pool.submit(self._finish, shard) if shard else None
@@ -215,25 +214,27 @@ class ShardBuilder:
     def _finish(self, shard: "_OpenShard") -> None:
         self._parts.save(shard.finish())
 
-    def _outcomes(self, shards: Iterable[Shard], pool: ThreadPoolExecutor) -> Iterator[_Outcome]:
-        """Yield what becomes of each image, in order; some are always under way."""
+    def _outcomes(
+        self, shards: Iterable[PackShard], pool: ThreadPoolExecutor
+    ) -> Iterator[_Outcome]:
+        """Yield the result of each image, in order; some are processed ahead."""
         waiting: deque[Future[_Outcome]] = deque()
         for shard in shards:
             for row in shard.rows.tolist():
                 waiting.append(pool.submit(self._prepare, shard, row))
-                if len(waiting) >= self._num_workers * _AHEAD:
+                if len(waiting) >= self._num_workers * _PREFETCH:
                     yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     def _outcomes_of_tree(
-        self, shards: Iterable[Shard], pool: ThreadPoolExecutor
+        self, shards: Iterable[PackShard], pool: ThreadPoolExecutor
     ) -> Iterator[_Outcome]:
-        """Yield the outcomes, unless the tree is gone: a finished shard lacks images for good."""
+        """Yield the results, unless the image root is gone."""
         root = next(iter(self._images.values())).root
         return refuse_gone(self._outcomes(shards, pool), _why_unread, root)
 
-    def _prepare(self, shard: Shard, row: int) -> _Outcome:
+    def _prepare(self, shard: PackShard, row: int) -> _Outcome:
         content = b""
         try:
             content = read_again(self._images[shard.split].read_bytes, row)
@@ -242,7 +243,7 @@ class ShardBuilder:
             return _Outcome(shard, row, 0, None, problem)
         try:
             return _Outcome(shard, row, len(content), self._level(content), None)
-        except Exception as error:  # nothing here reads or writes a file: it is the image
+        except Exception as error:  # no file is read or written here: the image is the cause
             detail = f"it cannot be packed: {error or type(error).__name__}"
             problem = verdict_on(content) or (ProblemKind.DAMAGED_IMAGE, detail)
             return _Outcome(shard, row, len(content), None, problem)
@@ -259,9 +260,9 @@ def _why_unread(outcome: _Outcome) -> str | None:
 
 
 class _OpenShard:
-    """A shard that is being written."""
+    """A shard being written."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: PackShard) -> None:
         self.shard = shard
         self._path = folder / shard.file_name
         self._stack = ExitStack()
@@ -273,7 +274,7 @@ class _OpenShard:
     def add(
         self, path: str, label_ids: list[int], wnids: tuple[str, ...], outcome: _Outcome
     ) -> None:
-        """Append the members of an image; or only note that it is skipped."""
+        """Append the members of an image, or record that it is skipped."""
         if outcome.packed is None:
             kind, detail = outcome.problem or ("", "")
             bad = {"row": outcome.row, "path": path, "problem": str(kind), "detail": detail}
@@ -281,7 +282,7 @@ class _OpenShard:
             return
         content, suffix, form, note, (width, height) = outcome.packed
         key = sample_key(path, self._keys, outcome.row)
-        place = self._writer.add(f"{key}.{suffix}", content)
+        extent = self._writer.add(f"{key}.{suffix}", content)
         first_label, labels = label_members(path, label_ids, wnids)
         self._writer.add(f"{key}.cls", first_label)
         self._writer.add(f"{key}.json", labels)
@@ -293,8 +294,8 @@ class _OpenShard:
                 "key": key,
                 "form": form,
                 "note": note,
-                "offset": place.offset,
-                "num_bytes": place.num_bytes,
+                "offset": extent.offset,
+                "num_bytes": extent.num_bytes,
                 "source_bytes": outcome.source_bytes,
                 "packed_digest": xxhash.xxh3_128_digest(content),
                 "width": width,
@@ -303,10 +304,10 @@ class _OpenShard:
         )
 
     def finish(self) -> Part:
-        """Bring it to disk, read it again, and return what is known of it.
+        """Sync the file, read it back, and return its facts.
 
         Raises:
-            OSError: The disk is full or failing, or gives back other bytes than it was given.
+            OSError: The disk is full or failing, or returns other bytes than were written.
         """
         self._writer.finish()
         self._stack.close()
@@ -315,7 +316,7 @@ class _OpenShard:
             found = read_tar_digest(file)
         if found != written:
             self._path.unlink()
-            raise OSError(f"`{self._path}`: the disk gives back other bytes than were written")
+            raise OSError(f"`{self._path}`: the disk returns other bytes than were written")
         facts = ShardFacts(
             self.shard.file_name,
             self.shard.split,
@@ -326,5 +327,5 @@ class _OpenShard:
         return Part(facts, part_rows(self._rows))
 
     def abandon(self) -> None:
-        """Remove what was written, unless it is finished."""
+        """Remove the file, unless it is complete."""
         self._stack.__exit__(GeneratorExit, GeneratorExit(), None)

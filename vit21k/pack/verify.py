@@ -1,8 +1,8 @@
-"""A pack and its index -> where they differ: every byte of shards and manifests is read again.
+"""Compare a pack with its index: every byte of shards and manifests is read.
 
-A manifest is right if it is intact, belongs to this pack, and has the images of the index, each
-in its place.  A shard whose digest is that of the index is right, with all its members.  Of any
-other one, the images are digested one by one, to say which of them are damaged.
+A manifest is correct if it is intact, belongs to this pack, and has the images of the index at
+their offsets.  A shard with the digest of the index is correct.  The images of any other shard are
+hashed one by one, to find the damaged ones.
 """
 
 from collections import Counter, deque
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vit21k.errors import ImageError, ManifestError
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.problems import ProblemKind
-from vit21k.manifest.schema import IMAGE_KINDS, KINDS, LEFT_OUT, PACKED, VAL
+from vit21k.manifest.schema import IMAGE_KINDS, KINDS, PACKED, SKIPPED, VAL
 from vit21k.pack.index import INFO, OPTION, is_info_of
 from vit21k.pack.plan import TRAIN_SPLIT, VAL_SPLIT
 from vit21k.pack.shards import read_tar_digest
@@ -32,7 +32,7 @@ Sign = Literal["=", "*", "-", "+"]
 OnFile = Callable[[Sign, str], None]
 OnShard = Callable[[int, int], None]
 
-_PLACE = ["container", "offset", "num_bytes", "digest"]
+_OFFSET_COLUMNS = ["container", "offset", "num_bytes", "digest"]
 _OFFSET_BITS = 40
 
 
@@ -42,13 +42,13 @@ class VerifyPackSummary:
 
     Attributes:
         num_images: Images of the index: the sum of the next three.
-        num_same: Those whose bytes are as they were.
-        num_different: Those with other bytes.
-        num_missing: Those whose shard is not there, or ends before them.
+        num_same: Unchanged images.
+        num_different: Images with other bytes.
+        num_missing: Images whose shard is missing or truncated.
         num_shards: Shards of the index.
-        num_shards_same: Those of them that are as they were, to the last byte.
-        manifest_problems: What is wrong with the pack's own manifests, by file name.
-        num_decoded: Images that were decoded in full, if that was asked for.
+        num_shards_same: Byte-identical shards.
+        manifest_problems: Problems of the pack's manifests, by file name.
+        num_decoded: Images that were decoded, if asked for.
         problems: Images that could not be decoded, by kind.
     """
 
@@ -70,7 +70,7 @@ class VerifyPackSummary:
 
 
 def is_pack(folder: Path) -> bool:
-    """Return whether *folder* holds a pack."""
+    """Return whether *folder* is a pack."""
     return (folder / PACKED.file_name).is_file()
 
 
@@ -84,11 +84,11 @@ def verify_pack(
     """Compare the pack in *folder* with its index.
 
     Args:
-        folder: Of the pack.
-        root: Where its shards are; default: in *folder*.
-        on_file: Called with each image; with the name of a shard in which something other than
-            its images differs; and with the name of a manifest that is missing or differs.
-        on_shard: Called with the numbers of images and of bytes of each shard that is done.
+        folder: Folder of the pack.
+        root: Folder of its shards; default: *folder*.
+        on_file: Called with each image, each shard that differs outside its images, and each
+            manifest that is missing or differs.
+        on_shard: Called with the number of images and bytes of each completed shard.
 
     Raises:
         ManifestError: The index is missing or damaged.
@@ -115,17 +115,17 @@ def verify_pack(
 
 
 def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
-    """Return what is wrong with the manifests of a pack beside its index, by file name.
+    """Return the problems of the manifests of a pack, by file name.
 
     Raises:
         ManifestError: The index is damaged.
     """
     plan = index.header.options[OPTION]
-    places: _Places | None = None
+    offsets: _Offsets | None = None
     problems = {}
     for kind in (kind for kind in KINDS.values() if kind is not PACKED):
         path = folder / kind.file_name
-        is_ours = kind.name in plan["inputs"] or kind is LEFT_OUT
+        is_ours = kind.name in plan["inputs"] or kind is SKIPPED
         if not path.is_file() and not is_ours:
             continue
         try:
@@ -134,10 +134,10 @@ def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
             if is_ours and manifest.header.options.get(OPTION) != plan:
                 problem = "it belongs to another pack"
             elif kind in IMAGE_KINDS and is_ours:
-                places = places or _Places(index)
-                problem = places.compared(manifest)
+                offsets = offsets or _Offsets(index)
+                problem = offsets.compared(manifest)
             else:
-                deque(manifest.batches(), maxlen=0)  # to the end, where damage is an error
+                deque(manifest.batches(), maxlen=0)  # read to the end, as damage raises
         except ManifestError as error:
             problem = error.message
         if problem:
@@ -147,8 +147,8 @@ def manifest_problems(folder: Path, index: Manifest) -> dict[str, str]:
     return problems
 
 
-class _Places:
-    """Where the images of a pack lie, by its index: 24 bytes each."""
+class _Offsets:
+    """Offset, size and digest of the images of a pack: 24 bytes each."""
 
     def __init__(self, index: Manifest) -> None:
         shards = index.header.options["shards"]
@@ -156,29 +156,27 @@ class _Places:
         self._num_in: Counter[str] = Counter()
         for facts in shards:
             self._num_in[facts["split"]] += facts["num_images"]
-        parts = [self._numbers(rows) for rows in index.batches(_PLACE)]
+        parts = [self._numbers(rows) for rows in index.batches(_OFFSET_COLUMNS)]
         numbers = np.concatenate([*parts, np.empty((0, 3), dtype=np.uint64)])
         self._numbers_P3 = numbers[np.argsort(numbers[:, 0])]
 
     def compared(self, manifest: Manifest) -> str | None:
-        """Return in what the images of a manifest differ from those of the index.
+        """Return how the images of a manifest differ from those of the index.
 
         Raises:
             ManifestError: It is damaged.
         """
         split = VAL_SPLIT if manifest.kind is VAL else TRAIN_SPLIT
-        wanted = self._num_in[split]  # none of a dummy val, which is a part of train
+        wanted = self._num_in[split]  # none of a dummy val, which is a subset of train
         if wanted and manifest.num_rows != wanted:
             return f"it has {manifest.num_rows:,} images, the index {wanted:,}"
-        num_elsewhere = sum(
-            self._num_elsewhere(self._numbers(rows), rows["digest"].is_valid().to_numpy())
-            for rows in manifest.batches(_PLACE)
+        num_wrong = sum(
+            self._num_wrong(self._numbers(rows), rows["digest"].is_valid().to_numpy())
+            for rows in manifest.batches(_OFFSET_COLUMNS)
         )
-        return f"{num_elsewhere:,} images are not where the index says" if num_elsewhere else None
+        return f"{num_wrong:,} images have other offsets than in the index" if num_wrong else None
 
-    def _num_elsewhere(
-        self, numbers_R3: NDArray[np.uint64], has_digest_R: NDArray[np.bool_]
-    ) -> int:
+    def _num_wrong(self, numbers_R3: NDArray[np.uint64], has_digest_R: NDArray[np.bool_]) -> int:
         if not len(self._numbers_P3):
             return len(numbers_R3)
         row_R = np.searchsorted(self._numbers_P3[:, 0], numbers_R3[:, 0])
@@ -188,19 +186,19 @@ class _Places:
         return int(differs_R3.any(axis=1).sum())
 
     def _numbers(self, rows: pa.Table) -> NDArray[np.uint64]:
-        """Return place, size and half of the digest of each image."""
+        """Return shard and offset, size and half of the digest of each image."""
         shard_R = pc.fill_null(pc.index_in(rows["container"], self._containers), -1).to_numpy()
         offset_R = pc.fill_null(rows["offset"], 0).to_numpy()
         size_R = pc.fill_null(rows["num_bytes"], 0).to_numpy()
         half_R = as_numbers(rows["digest"].combine_chunks())[:, 0]
-        place_R = (shard_R.astype(np.int64) << _OFFSET_BITS) + offset_R
-        return np.stack([place_R.view(np.uint64), size_R.view(np.uint64), half_R], axis=1)
+        position_R = (shard_R.astype(np.int64) << _OFFSET_BITS) + offset_R
+        return np.stack([position_R.view(np.uint64), size_R.view(np.uint64), half_R], axis=1)
 
 
 def _by_shard(
     index: Manifest, shards: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-    """Yield each shard with its rows; those of a shard follow each other."""
+    """Yield each shard with its rows, which are consecutive."""
     batches = index.batches(["path", "container", "offset", "num_bytes", "packed_digest"])
     rows = index.kind.schema.empty_table().select(
         ["path", "container", "offset", "num_bytes", "packed_digest"]
@@ -223,7 +221,7 @@ def _is_same(root: Root, facts: dict[str, Any]) -> bool:
 def _compare_images(
     reader: ImageReader, rows: pa.Table, summary: VerifyPackSummary, on_file: OnFile
 ) -> bool:
-    """Compare images one by one; return whether any of them is why the shard differs."""
+    """Compare images one by one; return whether any of them differs."""
     num_bad = summary.num_different + summary.num_missing
     for row in rows.to_pylist():
         try:
@@ -250,12 +248,12 @@ def decode_pack(
     on_bad: Callable[[str, ProblemKind, str], None],
     on_verdict: Callable[[bool], None] = lambda _is_bad: None,
 ) -> None:
-    """Decode every image of the pack in *folder* in full, in processes of their own.
+    """Decode every image of the pack in *folder* completely, in worker processes.
 
     Args:
-        folder: Of the pack.
-        summary: To count in.
-        root: Where its shards are; default: in *folder*.
+        folder: Folder of the pack.
+        summary: Counts to update.
+        root: Folder of its shards; default: *folder*.
         num_workers: Processes.
         on_bad: Called with path, kind and detail of each image that cannot be decoded.
         on_verdict: Called with each image, and whether it is bad.
@@ -277,6 +275,6 @@ def decode_pack(
 
 
 def _reader_of(rows: pa.Table, reader: ImageReader) -> Callable[[int], bytes]:
-    """Return what reads the image in a row of *rows*; from any thread."""
+    """Return a thread-safe function that reads the image of a row of *rows*."""
     columns = [rows[name] for name in ("path", "container", "offset", "num_bytes")]
     return lambda row: reader.read(*(column[row].as_py() for column in columns))

@@ -157,7 +157,7 @@ def _row_of(
     """Return the row of *item*, if it has one; add what is wrong with it to *problems*."""
     if isinstance(item, Problem):
         problems.append(item)
-        is_of_no_use = not item.kind.is_left_out and item.kind is not ProblemKind.DUPLICATE_MEMBER
+        is_of_no_use = not item.kind.is_skipped and item.kind is not ProblemKind.DUPLICATE_MEMBER
         return Row(item.path.encode(), number, 0, 0, (), None, None, None) if is_of_no_use else None
     labels = (item.label,) if isinstance(item.label, str) else tuple(sorted(item.label or ()))
     file = None

@@ -96,7 +96,7 @@ class HashSummary:
     @property
     def num_bad(self) -> int:
         """Files and folders that could not be used."""
-        bad = sum(count for kind, count in self.problems.items() if not kind.is_left_out)
+        bad = sum(count for kind, count in self.problems.items() if not kind.is_skipped)
         return bad - self.num_missing
 
     @property
@@ -107,7 +107,7 @@ class HashSummary:
     @property
     def num_skipped(self) -> int:
         """What is no image, or not to be followed."""
-        return sum(count for kind, count in self.problems.items() if kind.is_left_out)
+        return sum(count for kind, count in self.problems.items() if kind.is_skipped)
 
     def count(self, chunk: HashedChunk, *, is_second_walk: bool) -> None:
         """Add what became of *chunk*; what was known is counted on the first of two walks."""
@@ -123,7 +123,7 @@ class HashSummary:
         self.num_unknown += int(is_unknown.sum())
         self.silently_changed += chunk.silently_changed
         self.problems.update(problem.kind for problem in chunk.problems)
-        bad = [problem.path for problem in chunk.problems if not problem.kind.is_left_out]
+        bad = [problem.path for problem in chunk.problems if not problem.kind.is_skipped]
         self.num_known_problems += num_known(bad)
         others = [p.path for p in chunk.problems if p.kind is ProblemKind.OTHER_SUFFIX]
         self.other_suffixes.update(path.rpartition(".")[2].lower() for path in others)

@@ -286,7 +286,7 @@ class HashedChunk:
     @property
     def num_bad(self) -> int:
         """Problems, without skipped entries."""
-        return sum(not problem.kind.is_left_out for problem in self.problems)
+        return sum(not problem.kind.is_skipped for problem in self.problems)
 
 
 def with_classes(chunk: HashedChunk, class_of: Callable[[str], str | Problem]) -> HashedChunk:

@@ -102,7 +102,7 @@ class FileComparison:
                 if is_listed or path not in self._unlabelled:
                     self._say("=" if is_same else "*" if is_listed else "+", path)
         if chunk.problems:
-            self._take_problems([each for each in chunk.problems if not each.kind.is_left_out])
+            self._take_problems([each for each in chunk.problems if not each.kind.is_skipped])
 
     def _are_same(self, rows_B: NDArray[np.int64], files: FileRows) -> NDArray[np.bool_]:
         """Return which of *files* are as the rows say; anything where the row is -1."""
@@ -205,7 +205,7 @@ def verify(
         ImageTreeError: The image tree is not there.
     """
     digests = open_manifest(manifests, DIGESTS)
-    bad = [kind for kind in ProblemKind if not kind.is_left_out]
+    bad = [kind for kind in ProblemKind if not kind.is_skipped]
     known, unlabelled = (_with_problem(manifests, kinds) for kinds in (bad, _OF_LABELS))
     comparison = FileComparison(digests, known, unlabelled, on_file)
     for chunk in _digested_again(digests, root, num_workers):

@@ -166,7 +166,7 @@ class Numbers:
         return sums
 
     def _entries(self, num_files: int) -> Sum:
-        skipped = sum(self.problems[str(kind)] for kind in ProblemKind if kind.is_left_out)
+        skipped = sum(self.problems[str(kind)] for kind in ProblemKind if kind.is_skipped)
         num_bad = self.problems.total() - skipped
         parts = [("files", num_files), ("bad", num_bad), ("skipped", skipped)]
         return Sum(("entries of the tree", num_files + self.problems.total()), parts)
