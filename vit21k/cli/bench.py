@@ -21,7 +21,7 @@ from vit21k.cli.options import (
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
-    from vit21k.bench.plan import Plan
+    from vit21k.bench.plan import Cluster, Plan, Run
     from vit21k.cli.bench_measure import Measured
 
 _DEFAULT_RECIPE = "pretrain_l16_in21k"
@@ -86,22 +86,21 @@ def bench_command(
         vit21k bench --manifests data_manifests --json > bench.json
     """
     require_torch("bench")
-    from vit21k.bench.plan import plan_run
     from vit21k.cli import bench_measure
     from vit21k.recipe.load import load_recipe
 
     if gpu is None and peak_share is not None:
         raise UsageError("--mfu needs a published peak", hint="add --gpu a100|h100|h200")
-    plan_for = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [])
     source = bench_measure.open_images(manifests, root)
     found = bench_measure.measure(
-        plan_for,
+        loaded,
         source,
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         seconds=seconds,
     )
-    run = bench_measure.run_of(plan_for, num_images or source.num_images, found.args)
+    run = bench_measure.run_of(loaded, num_images or source.num_images, found.args)
     assumed = [bench_measure.assumed_dataset(source, num_images, found)]
     if gpu is None:
         cluster = bench_measure.this_cluster(found, gpus, gpus_per_node, network_gbit)
@@ -110,6 +109,21 @@ def bench_command(
         cluster = bench_measure.rented_cluster(found, *rented)
         assumed.append(f"{cores_per_gpu} cores per GPU, as fast as those of this machine")
         assumed.append("the fraction of the peak that large models reach; small ones do not")
+    _report(recipe, found, run, cluster, assumed, as_json=as_json)
+
+
+def _report(
+    recipe: str,
+    found: "Measured",
+    run: "Run",
+    cluster: "Cluster",
+    assumed: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Plan *run* on *cluster*, and print the plan."""
+    from vit21k.bench.plan import plan_run
+
     plan = plan_run(run, cluster)
     read = plan.node_read_images * found.images.mean_bytes
     assumed.append(f"storage delivers {read / 1e6:,.3g} MB/s of images to each node")
@@ -120,7 +134,7 @@ def bench_command(
         console.print_json({"recipe": recipe, "measured": found.as_json(), **parts})
     else:
         _show(found, plan, where)
-    is_here = gpu is None and cluster.num_devices <= found.num_devices
+    is_here = cluster.device == found.device.name and cluster.num_devices <= found.num_devices
     console.done(
         f"bench: {recipe} would take {console.duration(3600 * plan.hours)} on {where} "
         f"({'measured' if is_here else 'calculated'}), limited by {plan.bottleneck}; "

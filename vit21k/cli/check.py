@@ -18,8 +18,10 @@ from vit21k.machine import num_threads
 if TYPE_CHECKING:
     from vit21k.manifest.problems import ProblemKind
     from vit21k.pack.verify import VerifyPackSummary
+    from vit21k.prep.decode_check import DecodeSummary
     from vit21k.prep.diff import Difference, DiffSummary
     from vit21k.prep.verify import VerifySummary
+    from vit21k.sources.read import Root
 
 _MARKS = {"added": "+", "removed": "-", "relabelled": "*", "moved": ">"}
 _NUM_NAMED = 5
@@ -86,7 +88,6 @@ def _verify_tree(
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import DIGESTS
     from vit21k.manifest.writer import refuse_inside
-    from vit21k.prep.decode_check import find_undecodable
     from vit21k.prep.verify import verify
 
     if combined:
@@ -106,34 +107,38 @@ def _verify_tree(
             ),
         )
     result: dict[str, Any] = {**asdict(summary), "is_same": summary.is_same}
-    problems: Counter[ProblemKind] = Counter()
-    if decode:
-        with console.progress("decode", unit="images") as progress:
-            decoded = find_undecodable(
-                manifests,
-                root=root,
-                num_workers=num_threads(),
-                on_verdict=lambda verdict: progress.advance(num_problems=verdict.kind is not None),
-            )
-        problems = decoded.problems
+    decoded = _decode_tree(manifests, root) if decode else None
+    if decoded:
         result["decode"] = {
             "num_images": decoded.num_images,
             "num_decoded": decoded.num_decoded,
-            "problems": console.counts(problems),
+            "problems": console.counts(decoded.problems),
             "num_known_problems": decoded.num_known_problems,
         }
     if as_json:
         console.print_json(result)
     _report_verify(summary)
-    if decode:
-        for kind, count in sorted(problems.items()):
+    if decoded:
+        for kind, count in sorted(decoded.problems.items()):
             console.warn(f"{count:,} x {kind}: {kind.doc}")
         if known := known_problems.in_words(decoded.num_known_problems):
             console.note(known)
-        if problems:
+        if decoded.problems:
             console.note(f"listed in `{manifests / 'undecodable.parquet'}`")
-        _report_decoded(decoded.num_images, decoded.num_decoded, problems)
-    _exit(summary.is_same, problems)
+        _report_decoded(decoded.num_images, decoded.num_decoded, decoded.problems)
+    _exit(summary.is_same, decoded.problems if decoded else Counter())
+
+
+def _decode_tree(manifests: Path, root: "Root | None") -> "DecodeSummary":
+    from vit21k.prep.decode_check import find_undecodable
+
+    with console.progress("decode", unit="images") as progress:
+        return find_undecodable(
+            manifests,
+            root=root,
+            num_workers=num_threads(),
+            on_verdict=lambda verdict: progress.advance(num_problems=verdict.kind is not None),
+        )
 
 
 def _verify_pack(

@@ -1,9 +1,9 @@
 """`eval`: measure a trained model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,9 +28,11 @@ from vit21k.errors import EXIT_BAD_DATA, CheckpointError, ManifestError, one_lin
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
     from vit21k.data.loader import Batch, EvalLoader
-    from vit21k.inference.evaluate import EvalResult
-    from vit21k.manifest.classes import ClassList
+    from vit21k.distributed import World
+    from vit21k.inference.evaluate import EvalOptions, EvalResult
     from vit21k.manifest.io import Manifest
+    from vit21k.models.vit import ImageClassifier
+    from vit21k.sources.read import Root
 
 
 def eval_command(
@@ -78,12 +80,11 @@ def eval_command(
 ) -> None:
     """Measure a model on a split, exactly once per image: loss, prec@1, top-5, mAP, F1.
 
-    prec@1: the top class is one of the image's labels; top5: one of the five is.
-    mAP and the macro means skip classes without images in the split, and their number is shown;
-    mAP_error bounds the effect of binning scores on mAP.
-    On a dummy split, whose images are also in train, the names are `dummy_val/...`.
-    With `--on-bad-image skip`, num_skipped images are missing from num_images; the exit code is
-    then 3.
+    prec@1: the top class is one of the image's labels; top5: one of the five is.  mAP and the macro
+    means skip classes without images, whose number is shown; mAP_error bounds the effect of binning
+    scores on mAP.  On a dummy split, with images that are also in train, the names are
+    `dummy_val/...`.  With `--on-bad-image skip`, num_skipped images are missing from num_images;
+    the exit code is then 3.
 
     [bold]Examples[/bold]
 
@@ -96,14 +97,10 @@ def eval_command(
       torchrun --standalone --nproc-per-node=8 -m vit21k eval runs/pretrain_l16_in21k
     """
     require_torch("eval")
-    from vit21k.data.dataset import ImageDataset
-    from vit21k.data.loader import EvalLoader
     from vit21k.distributed import explaining_lost_peers, init_world
-    from vit21k.inference.evaluate import EvalOptions, evaluate_model
+    from vit21k.inference.evaluate import EvalOptions
     from vit21k.inference.metrics import check_table_path, write_class_table
-    from vit21k.inference.predict import eval_transform
     from vit21k.inference.real_labels import read_real_labels
-    from vit21k.training.context import metric_prefix
 
     if per_class is not None:
         check_table_path(per_class)
@@ -115,37 +112,55 @@ def eval_command(
         hflip=tta == "hflip",
         precision=precision,
     )
+    loading: dict[str, Any] = {"on_bad_image": on_bad_image, "device_batch_size": device_batch_size}
+    loading["num_workers"] = workers_or_cores(num_workers)
     with closing(init_world(device_or_best(device))) as world, explaining_lost_peers(world):
         model, card = model_options.load_classifier(run, device)
         if world.rank == 0:
             precision_on(model, precision)  # warns
         _check_classes(card, source, is_real=real is not None)
-        images = ImageDataset.from_manifest(source, root, mapped=True, note=console.note)
-        loader = EvalLoader(
-            images,
-            eval_transform(card.eval_settings),
-            device_batch_size=device_batch_size,
-            num_workers=workers_or_cores(num_workers),
-            rank=world.rank,
-            world_size=world.world_size,
-            on_bad_image=on_bad_image,
-        )
-        total = len(images) // world.world_size
-        with loader, console.progress("eval", unit="images", total=total) as progress:
-            batches = _counted(loader, progress if world.rank == 0 else None)
-            found = evaluate_model(model, card, images, batches, options, world=world)
-        for path, reason in loader.skipped.items():  # those of this process
-            console.warn(f"`{one_line(path)}`: {one_line(reason)}")
+        found = _evaluate(model, card, source, root, options, world, loading)
         if world.rank:
             return
     if per_class is not None:
         write_class_table(per_class, found.table, card.classes)
-    about = {"model": str(card.path), "manifest": str(source.path)}
-    if on_bad_image == "skip":
-        found.metrics["num_skipped"] = len(images) - found.metrics["num_images"]
-    _report(found, about, metric_prefix(source), card.classes, as_json=as_json)
+    _report(found, card, source, as_json=as_json)
     if found.metrics.get("num_skipped"):
         raise typer.Exit(EXIT_BAD_DATA)
+
+
+def _evaluate(
+    model: "ImageClassifier",
+    card: "ModelCard",
+    source: "Manifest",
+    root: "Root | None",
+    options: "EvalOptions",
+    world: "World",
+    loading: dict[str, Any],
+) -> "EvalResult":
+    """Evaluate *model* on this process's share of the images; warn about skipped ones."""
+    from vit21k.data.dataset import ImageDataset
+    from vit21k.data.loader import EvalLoader
+    from vit21k.inference.evaluate import evaluate_model
+    from vit21k.inference.predict import eval_transform
+
+    images = ImageDataset.from_manifest(source, root, mapped=True, note=console.note)
+    loader = EvalLoader(
+        images,
+        eval_transform(card.eval_settings),
+        rank=world.rank,
+        world_size=world.world_size,
+        **loading,
+    )
+    total = len(images) // world.world_size
+    with loader, console.progress("eval", unit="images", total=total) as progress:
+        batches = _counted(loader, progress if world.rank == 0 else None)
+        found = evaluate_model(model, card, images, batches, options, world=world)
+    for path, reason in loader.skipped.items():
+        console.warn(f"`{one_line(path)}`: {one_line(reason)}")
+    if loading["on_bad_image"] == "skip":
+        found.metrics["num_skipped"] = len(images) - found.metrics["num_images"]
+    return found
 
 
 def _open_images(manifest: Path | None, manifests: Path, split: str) -> "Manifest":
@@ -184,17 +199,14 @@ def _counted(loader: "EvalLoader", progress: console.Progress | None) -> "Iterat
             progress.advance(len(batch.rows_B))
 
 
-def _report(
-    found: "EvalResult",
-    about: Mapping[str, str],
-    prefix: str,
-    classes: "ClassList",
-    *,
-    as_json: bool,
-) -> None:
-    """Print the metrics, each after *prefix*, and the most confused pairs, then the counts."""
+def _report(found: "EvalResult", card: "ModelCard", source: "Manifest", *, as_json: bool) -> None:
+    """Print the metrics and the most confused pairs, then the counts."""
+    from vit21k.training.context import metric_prefix
+
+    classes, prefix = card.classes, metric_prefix(source)
     metrics = {f"{prefix}/{name}": value for name, value in found.metrics.items()}
     metrics |= {f"real/{name}": value for name, value in found.real.items()}
+    about = {"model": str(card.path), "manifest": str(source.path)}
     confused = [
         {
             "label": classes.wnids[pair.label],

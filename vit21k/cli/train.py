@@ -37,6 +37,7 @@ from vit21k.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitReport, InitSource
+    from vit21k.data.dataset import CacheOptions
     from vit21k.launch import Job
     from vit21k.recipe.schema import Recipe
     from vit21k.training.context import Fork, RunOptions
@@ -249,6 +250,75 @@ _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_38
 Stage = Literal["pretrain", "finetune"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Options for the first weights of a run."""
+
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE|ADDRESS",
+            help="Weights to start from: a run, a file or folder of another library, "
+            "hf://owner/name, https://..., or a name of Google's (ViT-L_16).",
+        ),
+    ] = None
+    init_head: Annotated[
+        Literal["same-classes", "from-wnids"],
+        typer.Option(
+            "--head",
+            help="same-classes: keep their head if it has the same class list; from-wnids: keep "
+            "the rows of common classes.",
+        ),
+    ] = "same-classes"
+    init_classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST|FILE",
+            help="Class list of --init, if its files do not state it: google, in1k, or a file.",
+        ),
+    ] = None
+    weights: WhichWeights = None
+
+    def source(self) -> "InitSource | None":
+        """Return the source of the first weights; None without ``--init``."""
+        from vit21k.checkpoint.initialise import InitSource
+        from vit21k.manifest.class_lists import read_classes
+
+        if self.init is None:
+            if self.init_head != "same-classes" or self.init_classes or self.weights:
+                raise UsageError("--head, --init-classes and --weights need --init")
+            return None
+        classes = None if self.init_classes is None else read_classes(self.init_classes)
+        return InitSource(
+            path=local_copy(self.init), head=self.init_head, classes=classes, weights=self.weights
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheDir:
+    """Options of the cache of remote images."""
+
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep images of a URL in this folder of a local disk, which all processes of the "
+            "node share.",
+        ),
+    ] = None
+    cache_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="With --cache: its limit, such as 500GB or 2TB."),
+    ] = "200GB"
+
+    def options(self) -> "CacheOptions | None":
+        """Return the options of the cache; None without ``--cache``."""
+        from vit21k.data.dataset import CacheOptions
+
+        limit = parse_bytes("--cache-size", self.cache_size)
+        return CacheOptions(self.cache, limit, console.warn) if self.cache else None
+
+
 def train_command(
     stage: Annotated[
         Stage | None,
@@ -262,30 +332,8 @@ def train_command(
         ),
     ] = None,
     overrides: Overrides = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|FILE|ADDRESS",
-            help="Weights to start from: a run, a file or folder of another library, "
-            "hf://owner/name, https://..., or a name of Google's (ViT-L_16).",
-        ),
-    ] = None,
-    init_head: Annotated[
-        Literal["same-classes", "from-wnids"],
-        typer.Option(
-            "--head",
-            help="same-classes: keep their head if it has the same class list; from-wnids: keep "
-            "the rows of common classes.",
-        ),
-    ] = "same-classes",
-    init_classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST|FILE",
-            help="Class list of --init, if its files do not state it: google, in1k, or a file.",
-        ),
-    ] = None,
-    weights: WhichWeights = None,
+    *,
+    init: InitOptions,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -303,18 +351,7 @@ def train_command(
         ),
     ] = None,
     root: ImageRoot = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep images of a URL in this folder of a local disk, which all processes of the "
-            "node share.",
-        ),
-    ] = None,
-    cache_size: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="With --cache: its limit, such as 500GB or 2TB."),
-    ] = "200GB",
+    cache: CacheDir,
     run_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run; default: runs/<recipe>."),
@@ -351,7 +388,6 @@ def train_command(
             min=0.001, help="Peak of one device, for MFU; default: a measured matrix product."
         ),
     ] = None,
-    *,
     dry_run: DryRunOptions,
 ) -> None:
     """Train a Vision Transformer: train.parquet, val.parquet -> RUN_DIR.
@@ -378,18 +414,14 @@ def train_command(
         vit21k train --recipe tiny --manifests pack --root s3://bucket/pack --cache /scratch/cache
     """
     require_torch("train")
-    from vit21k.data.dataset import CacheOptions
     from vit21k.training.context import RunOptions
-    from vit21k.training.dry_run import dry_run as dry_run_of
-    from vit21k.training.run import train_run
     from vit21k.training.sinks import parse_sinks
 
     dry_run.check()
     _check_finite({"--rate": dry_run.rate, "--peak-tflops": peak_tflops})
     loaded = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
-    default_dir = Path("runs") / _run_name(loaded.stage, recipe)
-    fork = None if resume_from is None else _fork(resume_from, default_dir)
-    limit = parse_bytes("--cache-size", cache_size)
+    name = _run_name(loaded.stage, recipe)
+    default_dir = Path("runs") / name
     options = RunOptions(
         manifests=manifests,
         root=root,
@@ -397,27 +429,30 @@ def train_command(
         device=device_or_best(device),
         num_workers=workers_or_cores(num_workers),
         device_batch_size=device_batch_size,
-        recipe_name=_run_name(loaded.stage, recipe),
+        recipe_name=name,
         log_to=parse_sinks(log_to),
         peak_flops=None if peak_tflops is None else peak_tflops * 1e12,
-        cache=CacheOptions(cache, limit, console.warn) if cache else None,
+        cache=cache.options(),
     )
-    source = _init_source(init, init_head, init_classes, weights)
-    reporter = ConsoleReporter()
+    fork = None if resume_from is None else _fork(resume_from, default_dir)
+    first = {"init": init.source(), "fork": fork, "fresh": fresh}
     with _with_data(data, options, dry_run.is_dry, fresh) as options:
-        if dry_run.is_dry:
-            found = dry_run_of(
-                loaded,
-                options,
-                reporter,
-                init=source,
-                fork=fork,
-                fresh=fresh,
-                images_per_second=dry_run.rate,
-            )
-            _report_dry_run(loaded, options.recipe_name, found, dry_run)
-            return
-        train_run(loaded, options, reporter, init=source, fork=fork, fresh=fresh)
+        _train(loaded, options, first, dry_run)
+
+
+def _train(
+    recipe: "Recipe", options: "RunOptions", first: dict[str, Any], dry_run: DryRunOptions
+) -> None:
+    """Train, or report a dry run; *first* are the arguments for the first weights."""
+    from vit21k.training.dry_run import dry_run as dry_run_of
+    from vit21k.training.run import train_run
+
+    reporter = ConsoleReporter()
+    if dry_run.is_dry:
+        found = dry_run_of(recipe, options, reporter, **first, images_per_second=dry_run.rate)
+        _report_dry_run(recipe, options.recipe_name, found, dry_run)
+        return
+    train_run(recipe, options, reporter, **first)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one prints
         command = for_manifests(f"vit21k eval {options.run_dir}", options.manifests)
         console.done(f"train: finished; next: `{command}`")
@@ -465,24 +500,6 @@ def _fork(text: str, default_dir: Path) -> "Fork":
 def _teacher(address: str | None) -> list[str]:
     """Return the override that sets the teacher of a recipe."""
     return [] if address is None else [f"distill.teacher={json.dumps(local_copy(address))}"]
-
-
-def _init_source(
-    init: str | None,
-    head: Literal["same-classes", "from-wnids"],
-    classes: str | None,
-    weights: Literal["raw", "ema"] | None,
-) -> "InitSource | None":
-    """Return the source of the first weights, from the options."""
-    from vit21k.checkpoint.initialise import InitSource
-    from vit21k.manifest.class_lists import read_classes
-
-    if init is None:
-        if head != "same-classes" or classes is not None or weights is not None:
-            raise UsageError("--head, --init-classes and --weights need --init")
-        return None
-    known = None if classes is None else read_classes(classes)
-    return InitSource(path=local_copy(init), head=head, classes=known, weights=weights)
 
 
 def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":

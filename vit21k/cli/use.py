@@ -29,7 +29,10 @@ from vit21k.errors import UsageError, one_line, printable
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.model_folder import ModelCard
+    from vit21k.data.dataset import ImageRows
+    from vit21k.inference.features import FeatureOptions, FeatureReport
     from vit21k.inference.predict import Prediction
+    from vit21k.models.vit import ImageClassifier
     from vit21k.serving.batcher import Score
     from vit21k.sources.folders import Skipped
 
@@ -65,8 +68,7 @@ def predict_command(
 ) -> None:
     """Predict the classes of images: class index, class folder, name, probability.
 
-    Images that cannot be read are listed on stderr and the others are predicted; the exit code is
-    then 3.
+    Images that cannot be read are listed on stderr, and the exit code is then 3.
 
     [bold]Examples[/bold]
 
@@ -100,14 +102,13 @@ def predict_command(
     if out is not None:
         with console.progress("predict", unit="images", total=len(rows)) as progress:
             write_predictions(out, _reported(found, problems, progress))
+        if as_json:
+            counts = {"num_images": len(rows), "num_problems": len(problems)}
+            _print_counts(out, counts, skipped)
     elif as_json:
         console.print_json([_as_json(each) for each in _reported(found, problems)])
     else:
         _print(_reported(found, problems))
-    counts = {"num_images": len(rows), "num_problems": len(problems)}
-    if out is not None and as_json:
-        listed = [one._asdict() for one in skipped]
-        console.print_json({"out": str(out), **counts, "skipped": listed})
     _finish(
         f"predict: {len(rows):,} images: {len(rows) - len(problems):,} predicted, "
         f"{len(problems):,} could not be read",
@@ -115,6 +116,11 @@ def predict_command(
         out,
         has_problems=bool(problems),
     )
+
+
+def _print_counts(out: Path, counts: dict[str, int], skipped: "list[Skipped]") -> None:
+    listed = [one._asdict() for one in skipped]
+    console.print_json({"out": str(out), **counts, "skipped": listed})
 
 
 def _finish(
@@ -208,8 +214,7 @@ def features_command(
       vit21k features runs/tiny cat.jpg --kind tokens --out cat.parquet
     """
     require_torch("features")
-    from vit21k.inference.features import FeatureOptions, extract_features, merge_shards
-    from vit21k.lock import locked
+    from vit21k.inference.features import FeatureOptions
 
     skipped: list[Skipped] = []
     rows = images.open(skipped)
@@ -221,6 +226,31 @@ def features_command(
         precision=precision_on(model, precision),
         shard_rows=shard_rows,
     )
+    report = _extract(model, card, rows, out, options, num_workers)
+    if as_json:
+        _print_counts(out, report.counts, skipped)
+    resumed = f" ({report.num_resumed:,} by an earlier run)" if report.num_resumed else ""
+    _finish(
+        f"features: {report.num_images:,} images{resumed}: "
+        f"{report.counts['num_written']:,} written, {len(report.problems):,} could not be read",
+        skipped,
+        out,
+        has_problems=bool(report.problems),
+    )
+
+
+def _extract(
+    model: "ImageClassifier",
+    card: "ModelCard",
+    rows: "ImageRows",
+    out: Path,
+    options: "FeatureOptions",
+    num_workers: int | None,
+) -> "FeatureReport":
+    """Write the features to *out*, a folder of shards or a file; warn about unread images."""
+    from vit21k.inference.features import extract_features, merge_shards
+    from vit21k.lock import locked
+
     is_file = out.suffix == ".parquet"
     folder = out.with_name(f".{out.name}.shards") if is_file else out
     with locked(folder, command="features"):
@@ -240,23 +270,7 @@ def features_command(
         shutil.rmtree(folder)
     for path, reason in report.problems:
         console.warn(f"`{one_line(path)}`: {one_line(reason)}")
-    counts = {
-        "num_images": report.num_images,
-        "num_written": report.num_images - len(report.problems),
-        "num_problems": len(report.problems),
-        "num_resumed": report.num_resumed,
-    }
-    if as_json:
-        listed = [one._asdict() for one in skipped]
-        console.print_json({"out": str(out), **counts, "skipped": listed})
-    resumed = f" ({report.num_resumed:,} by an earlier run)" if report.num_resumed else ""
-    _finish(
-        f"features: {report.num_images:,} images{resumed}: {counts['num_written']:,} written, "
-        f"{counts['num_problems']:,} could not be read",
-        skipped,
-        out,
-        has_problems=bool(report.problems),
-    )
+    return report
 
 
 def explain_command(

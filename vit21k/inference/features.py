@@ -220,6 +220,16 @@ class FeatureReport:
     shards: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts of images that add up."""
+        return {
+            "num_images": self.num_images,
+            "num_written": self.num_images - len(self.problems),
+            "num_problems": len(self.problems),
+            "num_resumed": self.num_resumed,
+        }
+
 
 def extract_features(
     model: ImageClassifier,
