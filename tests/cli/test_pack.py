@@ -484,7 +484,7 @@ def test_a_folder_with_other_files_is_refused(home, tmp_path):
         pack(home / "m", tmp_path, Raw(8), PackOptions())
     with pytest.raises(UsageError, match="folder of the manifests"):
         pack(home / "m", home / "m", Raw(8), PackOptions())
-    with pytest.raises(UsageError, match="no name for shards"):
+    with pytest.raises(UsageError, match="prefix of shard names"):
         pack(home / "m", tmp_path / "p", Raw(8), PackOptions(name="../x"))
 
 

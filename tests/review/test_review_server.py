@@ -319,7 +319,7 @@ def test_an_image_that_is_gone_is_told_from_one_that_is_damaged(
     path.unlink()
     try:
         status, reason, _ = client.request("image/0/1")
-        assert (status, reason) == (503, b"could not be read: No such file or directory")
+        assert (status, reason) == (503, b"could not be read: the file is not there")
         path.write_bytes(b"\xff\xd8 no JPEG")
         status, reason, _ = client.request("image/0/1")
         assert status == 422
