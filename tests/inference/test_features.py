@@ -213,4 +213,4 @@ def test_a_shard_without_a_good_image_is_empty(tmp_path, loaded):
     merge_shards(report.shards, tmp_path / "all.parquet")
 
     assert pq.read_table(tmp_path / "all.parquet").num_rows == 0
-    assert problems_in(tmp_path / "all.parquet") == [("gone.png", "No such file or directory")]
+    assert problems_in(tmp_path / "all.parquet") == [("gone.png", "the file is not there")]

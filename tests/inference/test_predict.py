@@ -110,7 +110,7 @@ def test_bad_images_are_reported_in_their_place_and_the_rest_is_done(tmp_path):
     assert [bool(prediction.top) for prediction in found] == [False, True, *[False] * 4, True]
     problems = [prediction.problem for prediction in found]
     assert [problem is None for problem in problems] == [False, True, *[False] * 4, True]
-    assert problems[3] == "No such file or directory"
+    assert problems[3] == "the file is not there"
 
 
 def test_no_images_are_no_predictions():
