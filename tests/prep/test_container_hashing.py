@@ -17,6 +17,7 @@ from vit21k.prep import hash_containers
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.shards import Shard, merge_shards
+from vit21k.prep.verify import verify
 from vit21k.sources.read import ImageReader, Locator
 
 JPEG = b"\xff\xd8\xff"
@@ -226,3 +227,22 @@ def test_class_tars_are_not_shards(make_tree: MakeTree, tmp_path: Path) -> None:
     assert [row["path"] for row in _rows(tmp_path / "m")] == [
         f"{wnid}/{wnid}_1.JPEG" for wnid in CLASSES
     ]
+
+
+@pytest.mark.parametrize("classes", [None, ["x", "y", "z"]])
+def test_verify_reads_shards_again(
+    classes: list[str] | None, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    samples = {"a": {"wnids": ["n2", "n1"]}, "b": {"wnids": ["n1"]}, "c": {"wnids": []}}
+    files = {"p.tar": _shard(samples)} if classes is None else _web_dataset()
+    root = make_tree(files)
+    label_from = "json:label" if classes else None
+    hash_tree(root, tmp_path / "m", label_from=label_from, class_names=classes)
+
+    summary = verify(tmp_path / "m")
+    assert (summary.is_same, summary.num_files) == (True, 15 if classes else 2)
+
+    path = min(root.iterdir())
+    path.write_bytes(path.read_bytes().replace(JPEG, b"\xff\xd8\xfe", 1))
+    changed = verify(tmp_path / "m")
+    assert (changed.is_same, changed.num_different) == (False, 1)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ImageError
 from vit21k.manifest.io import Manifest, damaged_manifests, open_manifest
-from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
@@ -78,19 +77,23 @@ class FileComparison:
     def __init__(
         self, digests: Manifest, known_problems: set[str], unlabelled: set[str], on_file: OnFile
     ) -> None:
-        self.summary = VerifySummary(num_files=digests.num_rows)
         self._manifest = digests
         self._known_problems = known_problems
         self._unlabelled = unlabelled
         self._on_file = on_file
         keys, digests_N2, sizes, has_digest = _read(digests)
-        self._row_K = np.argsort(keys)
+        self._row_K = np.argsort(keys, kind="stable")
         self._key_K = keys[self._row_K]
         self._digests_N2, self._num_bytes_N, self._has_digest_N = digests_N2, sizes, has_digest
         self._is_met_N = np.zeros(len(keys), dtype=bool)
+        is_repeated_K = self._key_K[1:] == self._key_K[:-1]  # a row for each label of an image
+        self._is_met_N[self._row_K[1:][is_repeated_K]] = True
+        num_files = len(keys) - int(is_repeated_K.sum())
+        self.summary = VerifySummary(num_files=num_files)
 
     def take(self, chunk: HashedChunk) -> None:
         """Compare what became of a chunk."""
+        chunk = _without_repeats(chunk)
         if chunk.files:
             rows_B = self._rows_of(chunk.paths)
             is_listed_B = rows_B >= 0
@@ -150,6 +153,15 @@ class FileComparison:
         name = _COUNTERS[sign]
         setattr(self.summary, name, getattr(self.summary, name) + 1)
         self._on_file(sign, path)
+
+
+def _without_repeats(chunk: HashedChunk) -> HashedChunk:
+    """Return *chunk* with one row for each path: images in containers have one for each label."""
+    is_first = [path != before for before, path in zip(["", *chunk.paths], chunk.paths)]  # noqa: B905
+    if all(is_first):
+        return chunk
+    paths = [path for path, is_kept in zip(chunk.paths, is_first, strict=True) if is_kept]
+    return replace(chunk, paths=paths, files=FileRows(chunk.files.array[is_first]))
 
 
 _COUNTERS: dict[Sign, str] = {
@@ -224,7 +236,7 @@ def _digested_again(
         os.fsencode(existing_root(digests.header.root, root)),
         algorithm=digests.header.algorithm,
         follow_symlinks=bool(options.get("follow_symlinks")),
-        layout=SourceLayout(label_file=options.get(LABEL_FILE_OPTION, {})),
+        layout=SourceLayout.of_header(options),
     )
     chunks = chunks_of(hasher, options.get(ARCHIVE_OPTION))
     if OPTION in options:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import xxhash
 
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.layout import LABEL_FILE_OPTION
+from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.sources.container import (
     NO_OPTIONS,
     ByteSource,
@@ -45,6 +46,12 @@ LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 
 LAYOUT_OPTION = "layout"
 """Option of a manifest's header; absent: folders."""
+
+CLASSES_OPTION = "source_classes"
+"""Option of a manifest's header: what class indices in the source mean; absent: there are none."""
+
+IMAGE_COLUMN_OPTION = "image_column"
+"""Option of a manifest's header: `LabelOptions.image_column`; absent: there is only one."""
 
 INFO = "_info.json"
 _CLASS_LIST_FIELDS = ("class_names", "classes", "label_names")
@@ -138,10 +145,26 @@ class SourceLayout:
         if self.name != "folders":
             options[LAYOUT_OPTION] = self.name
         if self.labels.label_from:
-            options["label_from"] = self.labels.label_from
+            options[LABEL_OPTION] = self.labels.label_from
+        if self.labels.class_names is not None:
+            options[CLASSES_OPTION] = list(self.labels.class_names)
+        if self.labels.image_column:
+            options[IMAGE_COLUMN_OPTION] = self.labels.image_column
         if self.label_file:
             options[LABEL_FILE_OPTION] = dict(self.label_file)
         return options
+
+    @classmethod
+    def of_header(cls, options: Mapping[str, Any]) -> Self:
+        """Return the layout of the source that was hashed with these `options`."""
+        classes = options.get(CLASSES_OPTION)
+        labels = LabelOptions(
+            options.get(LABEL_OPTION),
+            None if classes is None else tuple(classes),
+            options.get(IMAGE_COLUMN_OPTION),
+        )
+        label_file = options.get(LABEL_FILE_OPTION, {})
+        return cls(options.get(LAYOUT_OPTION, "folders"), labels, label_file=label_file)
 
 
 CLASS_FOLDERS = SourceLayout()
