@@ -45,6 +45,11 @@ def archive_stem(name: bytes) -> bytes | None:
     return archive_stem(part["whole"]) if part and _is_first(part["index"]) else None
 
 
+def is_first_part(name: bytes) -> bool:
+    """Return whether a name is that of the first part of a multi-part tar."""
+    return archive_stem(name) is not None and not name.lower().endswith(_SUFFIXES)
+
+
 def _part(name: bytes) -> re.Match[bytes] | None:
     return None if how_to_unpack(name) else _PART.fullmatch(name)
 
