@@ -52,6 +52,17 @@ def printable(path: bytes | str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def is_utf8(name: bytes) -> bool:
+    """Return whether *name* is UTF-8."""
+    if name.isascii():
+        return True
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2

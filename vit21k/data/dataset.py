@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_folder
 from vit21k.data.node_cache import AHEAD_IMAGES, AheadReader, NodeCache
-from vit21k.errors import ImageTreeError, ManifestError
+from vit21k.errors import ManifestError
 from vit21k.lock import locked
 from vit21k.machine import user_cache
 from vit21k.manifest.io import Manifest, open_manifest
-from vit21k.manifest.schema import IMAGE_KINDS, LOCATOR_COLUMNS
-from vit21k.sources.read import GZIP, GZIP_HINT, ImageReader, Locator, Root, existing_root
+from vit21k.manifest.schema import DIGESTS, IMAGE_KINDS, IMAGES, LOCATOR_COLUMNS
+from vit21k.sources.gzip_tar import GZIP, INDEX_FOLDER
+from vit21k.sources.read import ImageReader, Locator, Root, existing_root
 
 
 @runtime_checkable
@@ -430,19 +431,30 @@ class ImageDataset:
         rows: FlatRows,
         index: RowIndex | None = None,
         open_cache: Callable[[ImageReader], NodeCache | None] = lambda _reader: None,
+        *,
+        manifests: Path | None = None,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         """Make an instance of *rows*.
 
+        Args:
+            root: Where the images are.
+            rows: Their paths, labels and locators.
+            index: Where *rows* are mapped from.
+            open_cache: Opens the cache of images behind a URL.
+            manifests: Folder with the indices of compressed tars; None: there is none.
+            note: Called with what is done, if it takes long.
+
         Raises:
-            ImageTreeError: A container is compressed.
+            ImageTreeError: A container is compressed, and an index cannot be made.
         """
         self.root = root
         self.index = index
         self._rows = rows
         self._path_text = memoryview(rows.path_text_T.data)
+        self._reader = ImageReader(root, manifests=manifests)
         if rows.locators:
-            refuse_sequential(rows.locators)
-        self._reader = ImageReader(root)
+            self._reader.index_compressed(_compressed(rows.locators), note)
         self._ahead: AheadReader | None = None
         if self._reader.tree:
             self._ahead = AheadReader(self._reader, self.locate, open_cache(self._reader))
@@ -454,13 +466,14 @@ class ImageDataset:
         paths: pa.Array,
         label_lists: pa.Array,
         locators: LocatorColumns | None = None,
+        manifests: Path | None = None,
     ) -> Self:
         """Take string *paths* and list *label_lists*, without nulls.
 
         Raises:
-            ImageTreeError: A container is compressed.
+            ImageTreeError: A container is compressed, and an index cannot be made.
         """
-        return cls(root, FlatRows.from_arrow(paths, label_lists, locators))
+        return cls(root, FlatRows.from_arrow(paths, label_lists, locators), manifests=manifests)
 
     @classmethod
     def from_manifest(
@@ -483,7 +496,7 @@ class ImageDataset:
 
         Raises:
             ImageTreeError: The image root is not there, or not known, or a container in it is
-                compressed.
+                compressed and an index cannot be made.
             ManifestError: The manifest is damaged.
             OSError: The server of a URL does not answer.
         """
@@ -495,7 +508,9 @@ class ImageDataset:
             containers = rows.locators.containers if rows.locators else ()
             return _open_cache(cache, manifest, reader, containers) if cache else None
 
-        return cls(root, rows, index, open_cache)
+        return cls(
+            root, rows, index, open_cache, manifests=folder_with_indices(manifest), note=note
+        )
 
     def __len__(self) -> int:
         return len(self._rows.path_starts_B) - 1
@@ -558,14 +573,25 @@ class ImageDataset:
             self._ahead.expect(rows_B)
 
 
-def refuse_sequential(locators: LocatorColumns) -> None:
-    """Refuse containers whose images cannot be read in any order.
-
-    Raises:
-        ImageTreeError: One is compressed.
-    """
+def _compressed(locators: LocatorColumns) -> list[str]:
+    """Return the compressed containers."""
     if GZIP not in locators.storages:
-        return
-    row = np.flatnonzero(locators.storage_B == locators.storages.index(GZIP))[:1]
-    container = locators.containers[locators.container_B[row[0]]] if len(row) else ""
-    raise ImageTreeError(f"`{container}` is compressed: its images cannot be read", hint=GZIP_HINT)
+        return []
+    is_compressed_B = locators.storage_B == locators.storages.index(GZIP)
+    numbers = np.unique(locators.container_B[is_compressed_B]).tolist()
+    return [name for number in numbers if (name := locators.containers[number])]
+
+
+def folder_with_indices(manifest: Manifest) -> Path:
+    """Return the folder with the indices of compressed tars: that of *manifest*, or of its inputs.
+
+    Where there are none, it is the folder of *manifest*.
+    """
+    source = manifest
+    with suppress(ManifestError, OSError):
+        while not (source.path.parent / INDEX_FOLDER).is_dir() and source.header.inputs:
+            inputs = source.path.parent / source.header.inputs_in
+            kind = IMAGES if IMAGES.name in source.header.inputs else DIGESTS
+            source = open_manifest(inputs, kind, allow_stale=True)
+    has_indices = (source.path.parent / INDEX_FOLDER).is_dir()
+    return source.path.parent if has_indices else manifest.path.parent

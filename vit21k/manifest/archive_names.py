@@ -51,7 +51,8 @@ def is_first_part(name: bytes) -> bool:
 
 
 def _part(name: bytes) -> re.Match[bytes] | None:
-    return None if how_to_unpack(name) else _PART.fullmatch(name)
+    is_whole = name.lower().endswith(_SUFFIXES) or how_to_unpack(name)
+    return None if is_whole else _PART.fullmatch(name)
 
 
 class Parts(NamedTuple):
@@ -70,7 +71,7 @@ def find_parts(names: Iterable[bytes]) -> Parts:
     """Return which of the files of a folder are parts: `a.tar.aa`, `a.tgz.part1`, `a.tar.gz.00`."""
     groups: dict[tuple[bytes, bool], dict[bytes, bytes]] = defaultdict(dict)
     for name in names:
-        part = None if name.lower().endswith(_SUFFIXES) else _part(name)
+        part = _part(name)
         if part:
             index = part["index"]
             groups[name.removesuffix(index), index.isdigit()][index] = name
@@ -124,7 +125,7 @@ def _following(index: bytes) -> list[bytes]:
 
 def is_gzip_name(name: bytes) -> bool:
     """Return whether a file's name says that it is compressed."""
-    part = _PART.fullmatch(name)
+    part = _part(name)
     return (part["whole"] if part else name).lower().endswith((b".gz", b".tgz"))
 
 

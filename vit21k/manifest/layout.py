@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from vit21k.errors import LayoutError
+from vit21k.manifest.archive_names import archive_stem
 
 LabelFrom = str
 """What the class of an image comes from: `folder`, `top` ... (`sources.container.LabelOptions`)."""
@@ -235,7 +236,8 @@ class Layout:
 
 def stem_of(archive: str) -> str:
     """Return the name of an archive without its suffix: what it would be unpacked to."""
-    return re.sub(r"\.(tar|tar\.gz|tgz)$", "", archive.rpartition("/")[2], flags=re.IGNORECASE)
+    name = archive.rpartition("/")[2].encode(errors="surrogateescape")
+    return (archive_stem(name) or name).decode(errors="surrogateescape")
 
 
 def _role(name: str) -> str:

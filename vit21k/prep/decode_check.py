@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.data.dataset import ImageDataset, LocatorColumns
+from vit21k.data.dataset import ImageDataset, LocatorColumns, folder_with_indices
 from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
@@ -283,5 +283,7 @@ def _distinct(digests: Manifest, root: Root) -> tuple[ImageDataset, NDArray[np.i
     )
     paths = rows["path"].cast(pa.large_string()).combine_chunks()
     paths = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
-    images = ImageDataset.from_arrow(root, paths, no_labels, LocatorColumns.from_rows(rows))
+    images = ImageDataset.from_arrow(
+        root, paths, no_labels, LocatorColumns.from_rows(rows), folder_with_indices(digests)
+    )
     return images, np.flatnonzero(~is_copy)

@@ -6,7 +6,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, NamedTuple, Self, TypeVar
@@ -14,33 +14,38 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import numpy as np
 
 from vit21k.errors import TemporaryFolderError, printable
+from vit21k.manifest.archive_names import (
+    archive_stem,
+    is_first_part,
+    is_gzip_name,
+    is_zip_name,
+)
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
+from vit21k.sources.archive_file import ArchiveFile, FileStatus
 from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.folders import Chunk, is_image_name, problem_from
+from vit21k.sources.gzip_tar import GZIP, GzipIndex, GzipStream, unpack
 from vit21k.sources.tar import (
     BLOCK_BYTES,
     MAX_MEMBER_BYTES,
     WINDOW_BYTES,
     BombError,
-    FileSource,
-    GzipSource,
     Member,
     Window,
-    archive_stem,
-    is_gzip,
-    is_gzip_name,
     read_members,
 )
+from vit21k.sources.zip import ZipMember, read_zip_members
 
 
 def flaw_of_class_tar(name: bytes) -> tuple[ProblemKind, str] | None:
     """Return the flaw of a class tar by its name; None if there is none."""
     if name.startswith(b".") or b"/." in name:
         return ProblemKind.HIDDEN, ""
-    if is_gzip_name(printable(name)):
-        return ProblemKind.ARCHIVE_TOO_DEEP, "compressed, inside another archive"
+    if is_gzip_name(name) or is_zip_name(name) or is_first_part(name):
+        kind = "a zip" if is_zip_name(name) else "a part" if is_first_part(name) else "compressed"
+        return ProblemKind.ARCHIVE_TOO_DEEP, f"{kind}, inside another archive"
     try:
         name.decode()
     except UnicodeDecodeError:
@@ -145,6 +150,20 @@ class UnusableError(Exception):
         self.detail = detail
 
 
+class Outcome(NamedTuple, Generic[_Digest]):
+    """What became of a member.
+
+    Attributes:
+        offset: Of its data in the container, as `storage` defines it.
+        storage: As in the schema.
+        found: Its digest, or why there is none.
+    """
+
+    offset: int
+    storage: str | None
+    found: _Digest | UnusableError
+
+
 @dataclass
 class HashedMembers(Generic[_Digest]):
     """Hashed members of one folder, by name; or problems, with an empty folder.
@@ -152,8 +171,7 @@ class HashedMembers(Generic[_Digest]):
     Attributes:
         folder: Relative to the image root; ends in ``/``.
         names: In that folder.
-        offsets: Of their data in the tar, or in the decompressed stream.
-        outcomes: The digest of each, or why there is none.
+        outcomes: What became of each.
         number: Counts the items of one tar, in the order of the tar.
         class_tar: Name, without suffix, of the class tar that holds them, if any.
         class_tar_offset: Its offset.
@@ -161,23 +179,32 @@ class HashedMembers(Generic[_Digest]):
 
     folder: str
     names: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    outcomes: list[_Digest | UnusableError] = field(default_factory=list)
+    outcomes: list[Outcome[_Digest]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     number: int = 0
     class_tar: bytes = b""
     class_tar_offset: int = -1
 
-    def add(self, name: str, offset: int, outcome: _Digest | UnusableError) -> None:
+    def add(self, name: str, outcome: Outcome[_Digest]) -> None:
         """Add a member."""
         self.names.append(name)
-        self.offsets.append(offset)
         self.outcomes.append(outcome)
 
     @property
     def digests(self) -> list[_Digest]:
         """Digests of the members that have one."""
-        return [found for found in self.outcomes if not isinstance(found, UnusableError)]
+        return [one.found for one in self.outcomes if not isinstance(one.found, UnusableError)]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Offset of each."""
+        return [one.offset for one in self.outcomes]
+
+    @property
+    def storages(self) -> list[str | None]:
+        """Storage of each; empty if all are stored as they are."""
+        storages = [one.storage for one in self.outcomes]
+        return storages if any(storages) else []
 
     @property
     def first_path(self) -> str:
@@ -191,13 +218,13 @@ class HashedMembers(Generic[_Digest]):
 
 
 def by_folder(
-    found: dict[bytes, tuple[int, _Digest | UnusableError]], number: int
+    found: dict[bytes, Outcome[_Digest]], number: int
 ) -> Iterator[HashedMembers[_Digest]]:
-    """Yield offsets and outcomes by path, folder by folder."""
+    """Yield outcomes by path, folder by folder."""
     for folder, paths in groupby(sorted(found), key=_folder_of):
         members: HashedMembers[_Digest] = HashedMembers(folder.decode(), number=number)
         for path in paths:
-            members.add(path[len(folder) :].decode(), *found[path])
+            members.add(path[len(folder) :].decode(), found[path])
         yield members
 
 
@@ -227,13 +254,13 @@ def _merged(
     if len(runs) < 2:  # noqa: PLR2004
         yield from runs
         return
-    found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
+    found: dict[bytes, Outcome[_Digest]] = {}
     for run in sorted(runs, key=lambda run: run.number):
-        for name, offset, outcome in zip(run.names, run.offsets, run.outcomes, strict=True):
+        for name, outcome in zip(run.names, run.outcomes, strict=True):
             path = (run.folder + name).encode()
             if path in found:
-                on_duplicate(path, found[path][0])
-            found[path] = offset, outcome
+                on_duplicate(path, found[path].offset)
+            found[path] = outcome
     yield from by_folder(found, runs[0].number)
 
 
@@ -249,45 +276,54 @@ _DAMAGE = (EOFError, zlib.error, BombError, OSError)
 
 def hash_container(
     container: ContainerRange,
-    descriptor: int,
+    file: ArchiveFile,
     digest: Callable[[memoryview], _Digest],
     is_stopped: Callable[[], bool] = lambda: False,
+    on_index: Callable[[GzipIndex], None] = lambda _index: None,
 ) -> Iterator[HashedMembers[_Digest]]:
-    """Yield the members of a tar folder by folder, in path order, after it is read completely.
+    """Yield the members of a tar or zip folder by folder, in path order, after it is read.
 
     Problems that belong to no folder come last.
 
     Args:
-        container: A tar, or a class tar in one.
-        descriptor: Of the tar, open for reading.
+        container: A tar, a class tar in one, or a zip.
+        file: It, or the tar that holds it.
         digest: Hashes the content of a member; may raise `UnusableError`.
         is_stopped: Called after each member: whether to stop early.
+        on_index: Called with the index of a compressed tar, if one is made.
     """
-    return _ContainerHasher(container, descriptor, digest, is_stopped).run()
+    return _ContainerHasher(container, file, digest, is_stopped, on_index).run()
+
+
+_ContentOf = Callable[[Member | ZipMember], memoryview | bytes]
+"""Returns the content of a member; may raise `UnusableError`."""
 
 
 class _ContainerHasher(Generic[_Digest]):
     def __init__(
         self,
         container: ContainerRange,
-        descriptor: int,
+        file: ArchiveFile,
         digest: Callable[[memoryview], _Digest],
         is_stopped: Callable[[], bool],
+        on_index: Callable[[GzipIndex], None],
     ) -> None:
         self._container = container
-        self._descriptor = descriptor
+        self._file = file
+        self._storage: str | None = None
         self._digest = digest
         self._is_stopped = is_stopped
+        self._on_index = on_index
         self._problems: list[Problem] = []
         self._class_tars: dict[bytes, int] = {}
         self._num_runs = 0
 
     def run(self) -> Iterator[HashedMembers[_Digest]]:
-        before = version_of(os.fstat(self._descriptor))
+        before = self._file.status
         with Spool[HashedMembers[_Digest]]() as spool:
             for members in self._read_to_the_damage():
                 spool.add(members.first_path.encode(), members)
-            if version_of(os.fstat(self._descriptor)) == before:
+            if self._file.status == before:
                 runs = filter(self._is_of_last_class_tar, spool.in_order())
                 for members in disjoint(runs, self._list_duplicate):
                     if (good := self._without_flaws(members)).names:
@@ -311,50 +347,80 @@ class _ContainerHasher(Generic[_Digest]):
 
     def _without_flaws(self, members: HashedMembers[_Digest]) -> HashedMembers[_Digest]:
         """Return the usable of *members*; list the others."""
-        if not any(isinstance(outcome, UnusableError) for outcome in members.outcomes):
+        if not any(isinstance(outcome.found, UnusableError) for outcome in members.outcomes):
             return members
         good: HashedMembers[_Digest] = HashedMembers(members.folder)
-        entries = zip(members.names, members.offsets, members.outcomes, strict=True)
-        for name, offset, outcome in entries:
-            if isinstance(outcome, UnusableError):
-                self._list((members.folder + name).encode(), outcome.kind, outcome.detail)
+        for name, outcome in zip(members.names, members.outcomes, strict=True):
+            if isinstance(outcome.found, UnusableError):
+                path = (members.folder + name).encode()
+                self._list(path, outcome.found.kind, outcome.found.detail)
             else:
-                good.add(name, offset, outcome)
+                good.add(name, outcome)
         return good
 
     def _read(self) -> Iterator[HashedMembers[_Digest]]:
-        if is_gzip(self._descriptor):
-            window = Window(GzipSource(self._descriptor))
-        else:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            source = FileSource(self._descriptor, self._container.end)
-            size = (source.num_bytes or 0) - self._container.start
-            window_bytes = max(min(size, WINDOW_BYTES), BLOCK_BYTES)
-            window = Window(source, self._container.start, window_bytes=window_bytes)
-        yield from self._read_tar(
-            window, self._container.folder, None, is_inner=self._container.is_class_tar
-        )
+        container = self._container
+        if is_zip_name(container.path):
+            members = read_zip_members(self._file, _may_be_image)
+            yield from self._read_members(members, container.folder, _content_of_zip)
+            return
+        if self._file.is_gzip:
+            yield from self._read_compressed()
+            return
+        self._file.advise(os.POSIX_FADV_SEQUENTIAL)
+        end = self._file.num_bytes if container.end is None else container.end
+        window_bytes = max(min(end - container.start, WINDOW_BYTES), BLOCK_BYTES)
+        window = Window(self._file, container.start, window_bytes=window_bytes)
+        yield from self._read_tar(window, container.folder, end, is_inner=container.is_class_tar)
+
+    def _read_compressed(self) -> Iterator[HashedMembers[_Digest]]:
+        self._storage = GZIP
+        with closing(unpack(self._file)) as stream:
+            window = Window(stream)
+            yield from self._read_tar(window, self._container.folder, None, is_inner=False)
+            while not self._is_stopped() and len(window.take(WINDOW_BYTES)):
+                pass  # something follows the end of the tar
+            if stream.index is not None:
+                self._on_index(stream.index)
 
     def _read_tar(
         self, window: Window, folder: bytes, end: int | None, *, is_inner: bool
     ) -> Iterator[HashedMembers[_Digest]]:
-        """Yield the class tars in the tar at *window* in its order, then its own members."""
-        found: dict[bytes, tuple[int, _Digest | UnusableError]] = {}
+        """Yield the class tars in the tar at *window* as they come, and its own members last."""
+
+        def content_of(member: Member | ZipMember) -> memoryview:
+            return _content_at(window, member)
+
+        def read_class_tar(stem: bytes, member: Member) -> Iterator[HashedMembers[_Digest]]:
+            return self._read_class_tar(window, folder, stem, member)
+
+        members = read_members(window, end)
+        inner = None if is_inner else read_class_tar
+        return self._read_members(members, folder, content_of, inner)
+
+    def _read_members(
+        self,
+        members: Iterable[Member | ZipMember],
+        folder: bytes,
+        content_of: _ContentOf,
+        read_class_tar: Callable[[bytes, Member], Iterator[HashedMembers[_Digest]]] | None = None,
+    ) -> Iterator[HashedMembers[_Digest]]:
+        found: dict[bytes, Outcome[_Digest]] = {}
         last_path = b""
         try:
-            for member in read_members(window, end):
+            for member in members:
                 if self._is_stopped():
                     return
                 stem = archive_stem(member.name)
-                if stem is not None and not is_inner:
-                    yield from self._read_class_tar(window, folder, stem, member)
+                if stem is not None and read_class_tar and isinstance(member, Member):
+                    yield from read_class_tar(stem, member)
                     continue
-                path = self._path_of(member, folder)
+                path = self._path_of(member.name, folder)
                 if len(found) >= RUN_MEMBERS and not _are_siblings(path, last_path):
                     yield from self._run_of(found)
                     found = {}
                 last_path = path
-                self._take(path, member, window, found)
+                self._take(path, member, content_of, found)
         except _DAMAGE:
             yield from self._run_of(found)
             raise
@@ -381,47 +447,37 @@ class _ContainerHasher(Generic[_Digest]):
     def _take(
         self,
         path: bytes,
-        member: Member,
-        window: Window,
-        found: dict[bytes, tuple[int, _Digest | UnusableError]],
+        member: Member | ZipMember,
+        content_of: _ContentOf,
+        found: dict[bytes, Outcome[_Digest]],
     ) -> None:
-        """Add the outcome of *member* to *found*; list it if its name is not that of an image.
+        """Put into *found* what became of *member*; list it if it cannot be an image by its name.
 
-        Of members with equal names the last one counts, even if it is unusable.
+        A member that is of no use replaces an earlier one of its name, too.
         """
         by_name = flaw_of_name(path) if member.name else member.flaw
         if by_name is not None:
             self._list(path, *(member.flaw or by_name))
             return
         if path in found:
-            self._list_duplicate(path, found[path][0])
+            self._list_duplicate(path, found[path].offset)
+        storage = member.storage if isinstance(member, ZipMember) else self._storage
         try:
-            found[path] = member.offset, self._digest(self._content_of(member, window))
+            content = memoryview(content_of(member))
+            found[path] = Outcome(member.offset, storage, self._digest(content))
         except UnusableError as error:
-            found[path] = member.offset, error
+            found[path] = Outcome(member.offset, storage, error)
 
-    def _content_of(self, member: Member, window: Window) -> memoryview:
-        flaw = member.flaw or flaw_of_size(member.num_bytes)
-        if flaw is not None:
-            raise UnusableError(*flaw)
-        content = window.take(member.num_bytes)
-        if len(content) < member.num_bytes:
-            detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
-            raise UnusableError(ProblemKind.ARCHIVE_TRUNCATED, detail)
-        return content
-
-    def _path_of(self, member: Member, folder: bytes) -> bytes:
-        if not member.name:
+    def _path_of(self, name: bytes, folder: bytes) -> bytes:
+        if not name:
             return self._container.name
-        if folder or b"/" in member.name:
-            return folder + member.name
-        # The source is this tar, with images at its top: its name is their class.
-        name = self._container.path.rpartition(b"/")[2]
-        return (archive_stem(name) or name) + b"/" + member.name
+        if folder or b"/" in name:
+            return folder + name
+        # The image root is this archive, and the image lies at its top: its class is the archive.
+        archive = self._container.path.rpartition(b"/")[2]
+        return (archive_stem(archive) or archive) + b"/" + name
 
-    def _run_of(
-        self, found: dict[bytes, tuple[int, _Digest | UnusableError]]
-    ) -> Iterator[HashedMembers[_Digest]]:
+    def _run_of(self, found: dict[bytes, Outcome[_Digest]]) -> Iterator[HashedMembers[_Digest]]:
         self._num_runs += 1
         return by_folder(found, self._num_runs)
 
@@ -441,9 +497,26 @@ class _ContainerHasher(Generic[_Digest]):
         self._problems.append(Problem(printable(path), kind, detail))
 
 
-def version_of(status: os.stat_result) -> tuple[int, int, int]:
-    """Return what changes when a file is written to."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _content_at(window: Window, member: Member | ZipMember) -> memoryview:
+    """Return the content of a member of the tar at *window*."""
+    flaw = member.flaw or flaw_of_size(member.num_bytes)
+    if flaw is not None:
+        raise UnusableError(*flaw)
+    content = window.take(member.num_bytes)
+    if len(content) < member.num_bytes:
+        detail = f"has {len(content):,} of {member.num_bytes:,} bytes"
+        raise UnusableError(ProblemKind.ARCHIVE_TRUNCATED, detail)
+    return content
+
+
+def _content_of_zip(member: Member | ZipMember) -> memoryview | bytes:
+    if member.flaw is not None:
+        raise UnusableError(*member.flaw)
+    return member.content if isinstance(member, ZipMember) else b""
+
+
+def _may_be_image(name: bytes) -> bool:
+    return flaw_of_name(b"folder/" + name) is None
 
 
 def _are_siblings(path: bytes, other: bytes) -> bool:
@@ -454,11 +527,27 @@ _EVERYTHING = (b"", b"\xff")
 MAX_BYTES = 4 << 30
 """Largest container that is cached: its rows, 600 bytes a member, are held in memory."""
 
-Members = list[tuple[str, list[str], FileRows]]
-"""(folder, paths of the members, their rows) of each folder; `inode` holds the offset."""
+_STORED_AS = b"//"
+"""Between path and storage of a cached member; no path has it."""
 
 
-def is_small(container: ContainerRange, status: os.stat_result) -> bool:
+class KnownMembers(NamedTuple):
+    """Cached members of one folder.
+
+    Attributes:
+        folder: Relative to the root; ends in `/`.
+        paths: Of the members.
+        storages: Of the members, as in the schema.
+        files: Their rows; `inode` holds the offset.
+    """
+
+    folder: str
+    paths: list[str]
+    storages: list[str | None]
+    files: FileRows
+
+
+def is_small(container: ContainerRange, status: FileStatus) -> bool:
     """Return whether the rows of *container* fit in memory."""
     return (
         status.st_size if container.end is None else container.end - container.start
@@ -466,29 +555,37 @@ def is_small(container: ContainerRange, status: os.stat_result) -> bool:
 
 
 def cached_members(
-    cache: HashCache, container: ContainerRange, status: os.stat_result, *, is_remote: bool
-) -> Members:
+    cache: HashCache, container: ContainerRange, status: FileStatus, *, is_remote: bool
+) -> list[KnownMembers]:
     """Return the cached members of *container*; none if it has changed."""
     key = cache_key(container, status, is_remote=is_remote)
     known = cache.recall(key, *_EVERYTHING)
     if (known.rows["mtime_ns"] != status.st_mtime_ns).any():
         return []  # it was modified too recently when it was read
-    members: Members = []
+    members = []
     start = 0
-    for folder, names in groupby(known.names, key=_folder_of):
-        paths = [name.decode() for name in names]
-        rows = known.rows[start : start + len(paths)]
-        members.append((folder.decode(), paths, FileRows(rows)))
+    pairs = [name.partition(_STORED_AS)[::2] for name in known.names]
+    for folder, same in groupby(pairs, key=lambda pair: _folder_of(pair[0])):
+        paths, storages = zip(*same, strict=True)
+        found = KnownMembers(
+            folder.decode(),
+            [path.decode() for path in paths],
+            [storage.decode() or None for storage in storages],
+            FileRows(known.rows[start : start + len(paths)]),
+        )
+        members.append(found)
         start += len(paths)
     return members
 
 
-def differing_members(known: Members, chunks: Sequence[HashedChunk]) -> list[str]:
+def differing_members(
+    known: Iterable[KnownMembers | HashedChunk], chunks: Sequence[HashedChunk]
+) -> list[str]:
     """Return the paths of members whose digest in *chunks* differs from that in *known*."""
     before = {
         path: digest
-        for _, paths, files in known
-        for path, digest in zip(paths, files.array["digest"].tolist(), strict=True)
+        for one in known
+        for path, digest in zip(one.paths, one.files.array["digest"].tolist(), strict=True)
     }
     return [
         path
@@ -502,7 +599,7 @@ def differing_members(known: Members, chunks: Sequence[HashedChunk]) -> list[str
 def cache_members(
     cache: HashCache,
     container: ContainerRange,
-    status: os.stat_result,
+    status: FileStatus,
     chunks: Sequence[HashedChunk],
     *,
     is_remote: bool,
@@ -511,15 +608,23 @@ def cache_members(
     """Cache the members of *container*: all those in *chunks*, which were read after *read_at*."""
     if any(chunk.problems for chunk in chunks):
         return
-    paths = [path.encode() for chunk in chunks for path in chunk.paths]
+    names = [name for chunk in chunks for name in _cached_names(chunk)]
     rows = np.concatenate([chunk.files.array for chunk in chunks])
     rows["ctime_ns"] = status.st_ctime_ns
     rows["inode"] = [offset for chunk in chunks for offset in chunk.offsets]
-    cache.add(cache_key(container, status, is_remote=is_remote), NamedRows(paths, rows), read_at)
+    cache.add(cache_key(container, status, is_remote=is_remote), NamedRows(names, rows), read_at)
+
+
+def _cached_names(chunk: HashedChunk) -> list[bytes]:
+    paths = [path.encode() for path in chunk.paths]
+    if not chunk.storages:
+        return paths
+    pairs = zip(paths, chunk.storages, strict=True)
+    return [path + _STORED_AS + storage.encode() if storage else path for path, storage in pairs]
 
 
 def cache_key(
-    container: ContainerRange, status: os.stat_result, options: str = "", *, is_remote: bool
+    container: ContainerRange, status: FileStatus, options: str = "", *, is_remote: bool
 ) -> bytes:
     """Return what identifies *container* in the cache; no folder's path begins with a slash.
 
@@ -565,8 +670,8 @@ def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iter
 def _share_before_end(container: ContainerRange, root: bytes) -> float:
     if container.end is None:
         return 1.0
-    with suppress(OSError, ZeroDivisionError):
-        return min(container.end / os.stat(root + container.path).st_size, 1.0)  # noqa: PTH116 (bytes)
+    with suppress(OSError, ZeroDivisionError), ArchiveFile(root + container.path) as file:
+        return min(container.end / file.num_bytes, 1.0)
     return 1.0
 
 
@@ -580,19 +685,16 @@ def class_tars_of(
         whole: A tar.
         flags: Flags of `open`.
     """
+    if is_zip_name(whole.path):
+        return [whole]
     try:
-        descriptor = os.open(root + whole.path, flags)
+        with ArchiveFile(root + whole.path, flags) as file:
+            if file.is_gzip:
+                return [whole]
+            file.advise(os.POSIX_FADV_RANDOM)
+            found = _class_tars(Window(file, window_bytes=_HOP_BYTES))
     except OSError as error:
         return [problem_from(whole.path, error)]
-    try:
-        if is_gzip(descriptor):
-            return [whole]
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        found = _class_tars(Window(FileSource(descriptor), window_bytes=_HOP_BYTES))
-    except OSError as error:
-        return [problem_from(whole.path, error)]
-    finally:
-        os.close(descriptor)
     return _ranges_of(found, whole) if found else [whole]
 
 
@@ -685,20 +787,32 @@ def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
 
 def _images_of(root: bytes, archive: bytes, folder: bytes, *, flags: int) -> _Images:
     """Return the images of a tar and of the class tars in it; of equal names the last."""
-    descriptor = os.open(root + archive, flags)
     sizes: dict[bytes, int] = {}
     try:
-        if is_gzip(descriptor):
-            window = Window(GzipSource(descriptor))
-        else:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            window = Window(FileSource(descriptor), window_bytes=_HOP_BYTES)
-        damage = _add_images(window, folder, None, root, sizes)
+        with ArchiveFile(root + archive, flags) as file:
+            if is_zip_name(archive):
+                damage = _add_images_of_zip(file, folder, sizes)
+            elif file.is_gzip:
+                window = Window(GzipStream(file.read_at))
+                damage = _add_images(window, folder, None, root, sizes)
+            else:
+                file.advise(os.POSIX_FADV_RANDOM)
+                window = Window(file, window_bytes=_HOP_BYTES)
+                damage = _add_images(window, folder, None, root, sizes)
     except (EOFError, zlib.error, BombError) as error:
         return _Images(sizes, f"cannot be read to its end ({type(error).__name__})")
-    finally:
-        os.close(descriptor)
     return _Images(sizes, damage)
+
+
+def _add_images_of_zip(file: ArchiveFile, folder: bytes, sizes: dict[bytes, int]) -> str:
+    """Add the images of a zip to *sizes*; return its damage."""
+    damage = ""
+    for member in read_zip_members(file, lambda _name: False):
+        if not member.name and member.flaw:
+            damage = member.flaw[1]
+        elif flaw_of_name(folder + member.name) is None and member.flaw is None:
+            sizes[folder + member.name] = member.num_bytes
+    return damage
 
 
 def _add_images(
@@ -749,12 +863,8 @@ def _has_size(path: bytes, size: int) -> bool:
 
 def _unpacks_to(compressed: bytes, plain: bytes, flags: int) -> bool:
     """Return whether the size in the trailer of a gzip file is that of *plain*."""
-    descriptor = os.open(compressed, flags)
-    try:
-        if not is_gzip(descriptor):
+    with ArchiveFile(compressed, flags) as file, ArchiveFile(plain, flags) as other:
+        if not file.is_gzip:
             return False
-        num_bytes = os.fstat(descriptor).st_size
-        stored = os.pread(descriptor, _SIZE_OF_GZIP, num_bytes - _SIZE_OF_GZIP)
-    finally:
-        os.close(descriptor)
-    return int.from_bytes(stored, "little") == os.stat(plain).st_size % 2**32  # noqa: PTH116 (bytes)
+        stored = file.read_at(_SIZE_OF_GZIP, file.num_bytes - _SIZE_OF_GZIP)
+        return int.from_bytes(stored, "little") == other.num_bytes % 2**32

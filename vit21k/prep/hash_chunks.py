@@ -1,6 +1,5 @@
 """Chunks of a source -> rows of digests.parquet and problems.parquet, in a thread pool."""
 
-import io
 import os
 import random
 import resource
@@ -32,7 +31,7 @@ from vit21k.prep.file_digest import (
 )
 from vit21k.prep.hash_archives import (
     HashedMembers,
-    Members,
+    KnownMembers,
     UnusableError,
     cache_key,
     cache_members,
@@ -41,7 +40,6 @@ from vit21k.prep.hash_archives import (
     hash_container,
     is_small,
     problem_beside,
-    version_of,
 )
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.hash_containers import cache_chunks, cached_chunks, chunks_of_items, hash_items
@@ -62,11 +60,11 @@ from vit21k.prep.scan import (
     compiled_reader_for,
     have,
 )
+from vit21k.sources.archive_file import ArchiveFile, FileStatus
 from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.detect import CLASS_FOLDERS, SourceLayout
 from vit21k.sources.folders import Chunk, problem_from
-from vit21k.sources.read import GZIP
-from vit21k.sources.tar import is_gzip
+from vit21k.sources.gzip_tar import GzipIndex, IndexFolder
 
 
 def arrow_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
@@ -163,6 +161,7 @@ class ChunkHasher:
         is_remote: Whether inodes and status-change times are unreliable (network file systems).
         is_stopped: Set it to stop chunks in progress at their next file.
         layout: Where the class of an image comes from.
+        indices: Where the indices of compressed tars are kept; None: nowhere.
         prefetches: Set it to read ahead all files of a chunk before the first one is read.
     """
 
@@ -189,6 +188,7 @@ class ChunkHasher:
         self.recheck = recheck
         self.is_remote = is_remote
         self.cache: HashCache | None = None
+        self.indices: IndexFolder | None = None
         self.layout = layout
         self.file_flags = _FILE_FLAGS | no_follow
         self.reader = FileReader(algorithm, self.file_flags)
@@ -197,7 +197,13 @@ class ChunkHasher:
         self._folder_flags = _FOLDER_FLAGS | no_follow
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "cache": None, "compiled": None}  # valid on this machine only
+        # what is valid on this machine only
+        return {
+            **vars(self),
+            "cache": None,
+            "indices": None,
+            "compiled": None,
+        }  # valid on this machine only
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -245,27 +251,23 @@ class ChunkHasher:
 
     def _hash_tar(self, container: ContainerRange, fraction: float) -> HashedChunk:
         try:
-            descriptor = os.open(self.root + container.path, self.file_flags)
+            file = ArchiveFile(self.root + container.path, self.file_flags)
         except OSError as error:
             return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
         read_at = self.cache.now() if self.cache else 0
-        try:
-            status, is_compressed = os.fstat(descriptor), is_gzip(descriptor)
-            known = self._cached_members(container, status)
+        with file:
+            status = file.status
+            known = self._cached_members(container, file)
             if known and random.random() >= self.recheck:  # noqa: S311
-                chunks = self._known_chunks(container, fraction, known, is_compressed=is_compressed)
+                chunks = self._known_chunks(container, fraction, known)
                 return _joined(iter(self._noted(container, status, chunks, read_at)))
 
             digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
-            found = hash_container(container, descriptor, digest, lambda: self.is_stopped)
+            save = partial(self._save_index, container, file)
+            found = hash_container(container, file, digest, lambda: self.is_stopped, save)
             first = next(found)  # after the container is read completely
-        finally:
-            os.close(descriptor)
         parts = chain((first,), found)
-        chunks = (
-            self._members_chunk(container, fraction, members, is_compressed=is_compressed)
-            for members in parts
-        )
+        chunks = (self._members_chunk(container, fraction, members) for members in parts)
         if self.cache and not self.is_stopped and is_small(container, status):
             held = self._noted(container, status, chunks, read_at)
             held[0].silently_changed = differing_members(known, held)
@@ -289,12 +291,12 @@ class ChunkHasher:
     def _hash_container(self, container: ContainerRange, fraction: float) -> HashedChunk:
         path = container.path.decode()
         try:
-            descriptor = os.open(self.root + container.path, self.file_flags)
+            file = ArchiveFile(self.root + container.path, self.file_flags)
         except OSError as error:
             return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
         read_at = self.cache.now() if self.cache else 0
-        with io.FileIO(descriptor) as file:
-            status = os.fstat(descriptor)
+        with file:
+            status = file.status
             key = cache_key(container, status, self.layout.cached_by, is_remote=self.is_remote)
             known = cached_chunks(self.cache, key, status, path, fraction) if self.cache else []
             if self.cache and known and random.random() >= self.recheck:  # noqa: S311
@@ -304,22 +306,21 @@ class ChunkHasher:
             digest = partial(self._digest_member, mtime_ns=status.st_mtime_ns)
             found = hash_items(items, path, digest, lambda: self.is_stopped)
             first = next(found)  # after the container is read completely
-            if version_of(os.fstat(descriptor)) != version_of(status):
+            if file.status != status:
                 problem = Problem(path, ProblemKind.CHANGED_WHILE_READ, "")
                 return HashedChunk("", fraction, problems=[problem])
         chunks = chunks_of_items(chain([first], found), path, fraction)
         if self.cache and not self.is_stopped and is_small(container, status):
             held = list(chunks)
             cache_chunks(self.cache, key, status, held, read_at)
-            before: Members = [("", chunk.paths, chunk.files) for chunk in known]
-            held[0].silently_changed = differing_members(before, held)
+            held[0].silently_changed = differing_members(known, held)
             chunks = iter(held)
         return _joined(chunks)
 
     def _noted(
         self,
         container: ContainerRange,
-        status: os.stat_result,
+        status: FileStatus,
         chunks: Iterator[HashedChunk],
         read_at: int,
     ) -> list[HashedChunk]:
@@ -331,9 +332,9 @@ class ChunkHasher:
         return held
 
     def _known_chunks(
-        self, container: ContainerRange, fraction: float, known: Members, *, is_compressed: bool
+        self, container: ContainerRange, fraction: float, known: Sequence[KnownMembers]
     ) -> Iterator[HashedChunk]:
-        for folder, paths, files in known:
+        for folder, paths, storages, files in known:
             yield HashedChunk(
                 class_of(folder, self.layout.labels.label_from),
                 fraction,
@@ -342,7 +343,7 @@ class ChunkHasher:
                 num_known=len(files),
                 container=container.path.decode(),
                 offsets=files.array["inode"].tolist(),
-                storages=[GZIP] * len(files) if is_compressed else (),
+                storages=storages if any(storages) else (),
             )
 
     def _members_chunk(
@@ -350,8 +351,6 @@ class ChunkHasher:
         container: ContainerRange,
         fraction: float,
         members: HashedMembers[FileDigest | bytes],
-        *,
-        is_compressed: bool,
     ) -> HashedChunk:
         files = FileRows.of(members.digests)
         return HashedChunk(
@@ -363,13 +362,19 @@ class ChunkHasher:
             problems=members.problems,
             container=container.path.decode(),
             offsets=members.offsets,
-            storages=[GZIP] * len(members.names) if is_compressed else (),
+            storages=members.storages,
         )
 
-    def _cached_members(self, container: ContainerRange, status: os.stat_result) -> Members:
-        if self.cache is None:
+    def _cached_members(self, container: ContainerRange, file: ArchiveFile) -> list[KnownMembers]:
+        """Return what earlier runs read; nothing if reading it again would make its index."""
+        is_indexed = not self.indices or not self.indices.lacks(container.path.decode(), file)
+        if self.cache is None or not is_indexed:
             return []
-        return cached_members(self.cache, container, status, is_remote=self.is_remote)
+        return cached_members(self.cache, container, file.status, is_remote=self.is_remote)
+
+    def _save_index(self, container: ContainerRange, file: ArchiveFile, index: GzipIndex) -> None:
+        if self.indices:
+            self.indices.save(container.path.decode(), file, index)
 
     def _hash_entries(self, chunk: Chunk, folder: int, done: HashedChunk) -> None:
         names = [name for name, problem in chunk.entries if problem is None]

@@ -5,7 +5,6 @@ come, and sorted: in memory, or in the temporary folder if there are very many.
 """
 
 import heapq
-import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from vit21k.prep.file_digest import FileDigest
 from vit21k.prep.hash_archives import UnusableError, in_temporary_folder
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
+from vit21k.sources.archive_file import FileStatus
 from vit21k.sources.container import ContainerImage, ContainerItems
 from vit21k.sources.folders import problem_from
 
@@ -227,7 +227,7 @@ _EVERYTHING = (b"", b"\xff")
 def cache_chunks(
     cache: HashCache,
     key: bytes,
-    status: os.stat_result,
+    status: FileStatus,
     chunks: Sequence[HashedChunk],
     read_at: int,
 ) -> None:
@@ -249,7 +249,7 @@ def _cached_names(chunk: HashedChunk) -> Iterator[bytes]:
 
 
 def cached_chunks(
-    cache: HashCache, key: bytes, status: os.stat_result, container: str, fraction: float
+    cache: HashCache, key: bytes, status: FileStatus, container: str, fraction: float
 ) -> list[HashedChunk]:
     """Return the rows of a container that an earlier run cached; none unless they are all."""
     names, rows = cache.recall(key, *_EVERYTHING)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vit21k.errors import ImageTreeError, MissingExtraError, printable
 from vit21k.lock import locked
+from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.io import Header
 from vit21k.manifest.layout import OPTION, LabelFrom, Layout, class_of
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -31,7 +32,6 @@ from vit21k.prep.hash_chunks import HashedChunk, digest_rows, hash_in_threads, p
 from vit21k.prep.hash_tree import DEFAULT_ALGORITHM, HashSummary
 from vit21k.prep.scan import FileRows
 from vit21k.sources.folders import Chunk, Level, Walker, problem_from
-from vit21k.sources.tar import archive_stem
 
 _NUM_WORKERS = 32
 """Answers of a server take longer than those of a disk."""

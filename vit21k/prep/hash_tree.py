@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from vit21k.errors import ImageTreeError, UsageError, printable
 from vit21k.lock import locked
+from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.io import Header
 from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.layout import Layout, stem_of
@@ -53,8 +54,8 @@ from vit21k.sources.folders import (
     look_at,
     refuse_parquet,
 )
+from vit21k.sources.gzip_tar import IndexFolder
 from vit21k.sources.label_file import LabelFile
-from vit21k.sources.tar import archive_stem
 
 
 @dataclass
@@ -210,6 +211,7 @@ def hash_tree(  # noqa: PLR0913
     out = shard.folder(manifests) if shard else manifests
     run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge, label_file)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
+    hasher.indices = IndexFolder(manifests)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary

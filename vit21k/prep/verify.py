@@ -290,7 +290,7 @@ def compare_copies(manifests: Path, *, root: Root | None = None, num_workers: in
     locators = _locators(digests, groups.rows_M)
     first_M = np.repeat(groups.starts_G, groups.sizes_G)
     copies = [place for place in range(len(locators)) if first_M[place] != place]
-    reader = ImageReader(root)
+    reader = ImageReader(root, manifests=digests.path.parent)
 
     def compare(copy: int) -> None:
         one, other = locators[first_M[copy]], locators[copy]

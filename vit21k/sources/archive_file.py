@@ -1,9 +1,11 @@
 """An open container on a disk: one file, or the parts of a multi-part tar, read as one."""
 
+import io
 import os
+import stat
 from bisect import bisect_right
 from itertools import accumulate
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
 from vit21k.errors import printable
 from vit21k.manifest.archive_names import find_parts, is_first_part
@@ -23,10 +25,10 @@ class FileStatus(NamedTuple):
     st_ino: int
 
 
-class ArchiveFile:
+class ArchiveFile(io.RawIOBase):
     """A container that is open for reading; closed with its last reference.
 
-    `read_at` and `read_into` are thread-safe; `seek`, `read` and `readinto` are those of a file.
+    `read_at` and `read_into` are thread-safe; the methods of a file object are not.
 
     Attributes:
         name: Its path, for messages.
@@ -43,6 +45,7 @@ class ArchiveFile:
         Raises:
             OSError: It, or one of its parts, cannot be opened.
         """
+        super().__init__()
         self._descriptors: list[int] = []
         self._at = 0
         self.name = printable(path)
@@ -52,19 +55,19 @@ class ArchiveFile:
         self._starts = list(accumulate(sizes, initial=0))
         self.num_bytes = self._starts.pop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close it."""
+        super().close()
         while self._descriptors:
             os.close(self._descriptors.pop())
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
 
     @property
     def status(self) -> FileStatus:
@@ -78,9 +81,19 @@ class ArchiveFile:
         )
 
     @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file, and not a folder or a pipe."""
+        return stat.S_ISREG(os.fstat(self._descriptors[0]).st_mode)
+
+    @property
     def is_gzip(self) -> bool:
         """Whether it begins like a gzip file."""
         return self.read_at(len(GZIP_START), 0) == GZIP_START
+
+    @property
+    def descriptor(self) -> int | None:
+        """Its file descriptor; None if it has several parts."""
+        return self._descriptors[0] if len(self._descriptors) == 1 else None
 
     def advise(self, advice: int) -> None:
         """Say how it will be read, such as `os.POSIX_FADV_RANDOM`."""
@@ -119,13 +132,7 @@ class ArchiveFile:
         """Return the position."""
         return self._at
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Return the next *size* bytes; all that follow if it is negative."""
-        content = self.read_at(self.num_bytes - self._at if size < 0 else size, self._at)
-        self._at += len(content)
-        return content
-
-    def readinto(self, buffer: memoryview, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         """Fill *buffer*, or a part of it; return the number of bytes, 0 at the end."""
         num_read = self.read_into(memoryview(buffer), self._at)
         self._at += num_read

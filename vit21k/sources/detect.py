@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 import xxhash
 
 from vit21k.errors import LayoutError, UsageError
+from vit21k.manifest.archive_names import archive_stem, is_gzip_name
 from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.sources.container import (
@@ -28,7 +29,7 @@ from vit21k.sources.container import (
     split_of,
 )
 from vit21k.sources.folders import is_image_name, kind_of_tar
-from vit21k.sources.tar import SeekableSource, Window, archive_stem, is_gzip_name, read_members
+from vit21k.sources.tar import SeekableSource, Window, read_members
 from vit21k.sources.webdataset import (
     IMAGE_FIELDS,
     LABEL_FIELDS,
@@ -257,7 +258,7 @@ def _spread(paths: Sequence[str]) -> list[str]:
 def _is_shard(tree: SourceTree, path: str) -> bool:
     """Return whether a tar is a shard of a WebDataset, and not a class tar or a tree in a tar."""
     stem = (archive_stem(path.rpartition("/")[2].encode()) or b"").decode()
-    if _WNID.fullmatch(stem) or is_gzip_name(path):
+    if _WNID.fullmatch(stem) or is_gzip_name(path.encode()):
         return False
     with closing(tree.open(path)) as file:
         window = Window(SeekableSource(file), window_bytes=_HOP_BYTES)

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, printable
+from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, is_utf8, printable
+from vit21k.manifest.archive_names import archive_stem, find_parts, how_to_unpack
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import TAR, ContainerRange
-from vit21k.sources.tar import archive_stem
 
 IMAGE_SUFFIXES = frozenset(
     {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
@@ -48,7 +48,8 @@ def problem_of(folder: bytes, name: bytes, flaws: Flaws) -> Problem | None:
     elif name in flaws:
         kind, detail = flaws[name]
     elif not is_image_name(name):
-        kind = ProblemKind.OTHER_SUFFIX
+        detail = how_to_unpack(name) or ""
+        kind = ProblemKind.ARCHIVE_NOT_SUPPORTED if detail else ProblemKind.OTHER_SUFFIX
     elif not is_utf8(folder) or not is_utf8(name):
         kind = ProblemKind.NAME_NOT_UTF8
     elif not folder:
@@ -82,17 +83,6 @@ def problem_from(path: bytes, error: OSError) -> Problem:
 def is_image_name(name: bytes) -> bool:
     """Return whether a file name has the suffix of an image."""
     return name[name.rfind(b".") :].lower() in IMAGE_SUFFIXES
-
-
-def is_utf8(name: bytes) -> bool:
-    """Return whether *name* is UTF-8."""
-    if name.isascii():
-        return True
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 _REMOTE_NAMES = (
@@ -333,11 +323,26 @@ class Walker:
                     level.keys.append(name)
                     num_files += 1
         level.has_files_only = is_usual and num_files == len(level.keys)
+        self._take_parts(level, archives)
         if archives:
             level.has_files_only = False
             level.add_containers(archives)
         level.keys.sort()
         return level
+
+    def _take_parts(self, level: Level, archives: dict[bytes, str]) -> None:
+        """Move the first parts of multi-part tars to *archives*; drop the others."""
+        files = [*level.keys, *archives]
+        if not any(mark in b"\0".join(files).lower() for mark in _MARKS_OF_PARTS):
+            return
+        parts = find_parts(name for name in files if name not in level.flaws)
+        for first, names in parts.of_first.items():
+            if kind := self.kind_of(first):
+                archives[first] = kind
+                level.keys = [key for key in level.keys if key not in names]
+        for name, flaw in parts.flaws.items():
+            level.flaws[name] = ProblemKind.ARCHIVE_TRUNCATED, flaw
+            level.has_files_only = False
 
     def _kind_of_key(self, key: bytes) -> str | None:
         """Return how a file is read as a container; the last byte of its name rules out most."""
@@ -368,7 +373,8 @@ class Walker:
 
 
 _ENDS_OF_ARCHIVES = b"rRzZpPtT"  # `.tar`, `.gz`, `.tgz`, `.zip` and `.parquet`
-_SUFFIXES_OF_CONTAINERS = (b".zip", b".parquet")  # `list_files` looks for the others
+_MARKS_OF_PARTS = (b".tar", b".tgz")
+_SUFFIXES_OF_CONTAINERS = (b".zip", b".parquet", *_MARKS_OF_PARTS)
 
 
 def _may_be_containers(names: list[bytes]) -> bool:
@@ -415,6 +421,7 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
         ImageTreeError: There is no such folder, or it holds neither folders nor archives.
     """
     if root.is_file():
+        _refuse_archive(root)
         if archive_stem(os.fsencode(root.name)) is None:
             raise ImageTreeError(
                 f"`{root}` is a file, not a folder or an archive",
@@ -429,6 +436,8 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
     entries = list(root.iterdir())
     may_hold = _may_hold_images if is_flat else _may_hold_classes
     if not any(may_hold(entry) for entry in entries):
+        for entry in entries:
+            _refuse_archive(entry)
         if any(entry.suffix == ".parquet" for entry in entries):
             refuse_parquet(str(root))
         raise LayoutError(
@@ -438,6 +447,13 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
             "file has the classes, `vit21k hash --labels FILE`",
         )
     return root.resolve(), None
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse an archive that is not read, by its name."""
+    hint = how_to_unpack(os.fsencode(path.name))
+    if hint is not None:
+        raise LayoutError(f"`{path}` is an archive of a kind that is not read", hint=hint)
 
 
 def refuse_parquet(root: str) -> NoReturn:

@@ -12,6 +12,7 @@ import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,9 @@ import xxhash
 from vit21k import machine
 from vit21k.atomic import write_atomic
 from vit21k.errors import ImageError
-from vit21k.sources.container import ByteSource, ReadAt
+from vit21k.sources.archive_file import ArchiveFile
+from vit21k.sources.container import ReadAt
+from vit21k.sources.tar import MAX_RATIO, RATIO_COUNTS_FROM, BombError
 
 GZIP = "gzip"
 """`storage` of images in a compressed tar."""
@@ -33,12 +36,8 @@ NEEDS_INDEX_BYTES = 8 << 20
 _GZIP, _RAW = 31, -15  # wbits of zlib: gzip members, a deflate stream
 _FOOTER_BYTES = 8  # of a gzip member: CRC-32 and size
 _READ_BYTES = 1 << 18
+_STEP_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 15
-_MAX_RATIO, _RATIO_BYTES = 100, 1 << 26
-
-
-class BombError(Exception):
-    """64 MiB of a stream come from less than a hundredth of that."""
 
 
 class _Growth:
@@ -54,8 +53,8 @@ class _Growth:
             BombError: They have grown too much since they were checked before.
         """
         grown = unpacked - self._unpacked
-        if grown > _RATIO_BYTES:
-            if grown > _MAX_RATIO * (packed - self._packed):
+        if grown > RATIO_COUNTS_FROM:
+            if grown > MAX_RATIO * (packed - self._packed):
                 raise BombError
             self._packed, self._unpacked = packed, unpacked
 
@@ -93,6 +92,7 @@ class GzipStream:
     """
 
     num_bytes: int | None = None
+    index: "GzipIndex | None" = None
 
     def __init__(self, read_at: ReadAt, point: Point = _START) -> None:
         self.offset = point.unpacked
@@ -282,6 +282,55 @@ def _points(content: bytes) -> Iterator[Point]:
         yield Point(unpacked, packed, num_bits, content[at - num_bytes : at])
 
 
+INDEX_FOLDER = "gzip_index"
+"""Next to the manifests."""
+
+
+class IndexFolder:
+    """A folder with the indices of compressed tars."""
+
+    def __init__(self, manifests: Path) -> None:
+        """Make an instance; *manifests* is the folder that it lies in, or will lie in."""
+        self._folder = manifests / INDEX_FOLDER
+
+    def lacks(self, container: str, file: ArchiveFile) -> bool:
+        """Return whether a file has no index here, but would have one if it were read."""
+        is_large = file.num_bytes >= NEEDS_INDEX_BYTES and rapidgzip() is not None
+        return is_large and file.is_gzip and self.load(container, file) is None
+
+    def has(self, container: str) -> bool:
+        """Return whether there is an index of a file, perhaps of another version of it."""
+        return self._path(container).exists()
+
+    def load(self, container: str, file: ArchiveFile) -> GzipIndex | None:
+        """Return the index of a file; None if there is none of its present version.
+
+        Args:
+            container: Path of the file, relative to the image root.
+            file: It.
+        """
+        try:
+            return GzipIndex.load(self._path(container), _version(file))
+        except (OSError, StaleIndexError):
+            return None
+
+    def save(self, container: str, file: ArchiveFile, index: GzipIndex) -> None:
+        """Keep the index of a file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        index.save(self._path(container), _version(file))
+
+    def _path(self, container: str) -> Path:
+        return self._folder / f"{container}.index"
+
+
+def _version(file: ArchiveFile) -> str:
+    status = file.status
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 _MAX_STREAMS = 8
 
 
@@ -326,19 +375,23 @@ class GzipReader:
         return GzipStream(self._read_at, point)
 
 
-def unpack(
-    source: str | ByteSource, read_at: ReadAt, num_bytes: int
-) -> "IndexingStream | GzipStream":
-    """Return what a gzip file unpacks to, by rapidgzip if it is installed and the file is large.
+def unpack(file: ArchiveFile) -> "IndexingStream | GzipStream":
+    """Return what a gzip file unpacks to, by rapidgzip if it is installed and the file is large."""
+    if file.num_bytes < NEEDS_INDEX_BYTES or rapidgzip() is None:
+        return GzipStream(file.read_at)
+    return IndexingStream(file)
 
-    Args:
-        source: Its path, or where it is read from, by one thread at a time.
-        read_at: Reads the same file.
-        num_bytes: Its size.
-    """
-    if num_bytes < NEEDS_INDEX_BYTES or rapidgzip() is None:
-        return GzipStream(read_at)
-    return IndexingStream(source, read_at)
+
+def made_index(file: ArchiveFile) -> GzipIndex | None:
+    """Unpack a file to make its index; return None if rapidgzip is not installed, or refuses it."""
+    if rapidgzip() is None:
+        return None
+    view = memoryview(bytearray(_STEP_BYTES))
+    with closing(IndexingStream(file)) as stream, suppress(*_ERRORS, BombError):
+        while stream.read_into(view):
+            pass
+        return stream.index
+    return None
 
 
 @cache
@@ -390,22 +443,20 @@ class IndexingStream:
 
     num_bytes: int | None = None
 
-    def __init__(self, source: str | ByteSource, read_at: ReadAt) -> None:
-        """Open the file; it has to be closed.
-
-        Args:
-            source: Its path, or where it is read from, by one thread at a time.
-            read_at: Reads the same file.
-        """
+    def __init__(self, file: ArchiveFile) -> None:
+        """Begin with the threads; it has to be closed."""
         self.index: GzipIndex | None = None
-        self._read_at = read_at
+        self._read_at = file.read_at
         self._offset = 0
         self._growth = _Growth()
         self._file: Any = None
         self._num_threads = _cores.take()
         self._read_into: Callable[[memoryview], int] = self._read_file
         try:
-            self._file = rapidgzip().RapidgzipFile(source, parallelization=self._num_threads)
+            self._file = rapidgzip().RapidgzipFile(
+                file if file.descriptor is None else file.descriptor,
+                parallelization=self._num_threads,
+            )
         except _ERRORS:
             self._read_into = self._fall_back()
 

@@ -8,17 +8,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from vit21k.errors import ImageError, UnreadableImageError, printable
+from vit21k.manifest.archive_names import archive_stem, is_gzip_name, is_zip_name
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.archive_file import ArchiveFile
 from vit21k.sources.folders import Skipped, is_image_name, may_be_image
-from vit21k.sources.read import GZIP, ImageReader, Locator
+from vit21k.sources.gzip_tar import GZIP
+from vit21k.sources.read import ImageReader, Locator
 from vit21k.sources.tar import (
     MAX_MEMBER_BYTES,
     BombError,
-    FileSource,
     Member,
     Window,
-    archive_stem,
-    is_gzip_name,
     read_members,
 )
 from vit21k.sources.zip import read_zip_members
@@ -32,11 +32,7 @@ _HOP_BYTES = 4096
 
 def is_container_name(name: str) -> bool:
     """Return whether a file name has the suffix of a tar or zip."""
-    return archive_stem(os.fsencode(name)) is not None or _is_zip_name(name)
-
-
-def _is_zip_name(name: str) -> bool:
-    return name.lower().endswith(".zip")
+    return archive_stem(os.fsencode(name)) is not None
 
 
 @lru_cache(maxsize=8)
@@ -49,7 +45,7 @@ def list_container(reader: ImageReader, container: str) -> Members:
         ImageError: It is not a tar or zip, or cannot be read.
     """
     try:
-        if _is_zip_name(container):
+        if is_zip_name(os.fsencode(container)):
             members = dict(_zip_members(reader, container))
         else:
             members = dict(_tar_members(reader, container))
@@ -126,31 +122,31 @@ def _is_wanted(name: str, member: Locator | Problem, container: str) -> bool:
 
 
 def _tar_members(reader: ImageReader, container: str) -> Iterator[tuple[str, Locator | Problem]]:
-    file = reader.open_container(container)
-    source = FileSource(file.descriptor)
-    storage = GZIP if file.is_unpacked else None
-    for name, member in _members_between(source, "", 0, source.num_bytes or 0, is_inner=False):
+    opened = reader.open_container(container)
+    storage = GZIP if opened.is_unpacked else None
+    file = opened.file
+    for name, member in _members_between(file, "", 0, file.num_bytes, is_inner=False):
         yield name, _located(container, name, member, storage)
 
 
 def _members_between(
-    source: FileSource, folder: str, start: int, end: int, *, is_inner: bool
+    file: ArchiveFile, folder: str, start: int, end: int, *, is_inner: bool
 ) -> Iterator[tuple[str, Member]]:
     """Yield the members between two offsets, and those of class tars among them."""
     last: dict[str, Member] = {}
-    for member in read_members(Window(source, start, window_bytes=_HOP_BYTES), end):
+    for member in read_members(Window(file, start, window_bytes=_HOP_BYTES), end):
         name = os.fsdecode(member.name).lstrip("/") or f"at offset {member.offset:,}"
         last.pop(name, None)
         last[name] = member
     for name, member in last.items():
         if archive_stem(member.name) is None or is_inner or member.flaw:
             yield folder + name, member
-        elif is_gzip_name(name):
+        elif is_gzip_name(member.name) or is_zip_name(member.name):
             flaw = ProblemKind.MEMBER_NOT_SUPPORTED, "a compressed archive within an archive"
             yield folder + name, member._replace(flaw=flaw)
         else:
             stop = member.offset + member.num_bytes
-            yield from _members_between(source, name + "/", member.offset, stop, is_inner=True)
+            yield from _members_between(file, name + "/", member.offset, stop, is_inner=True)
 
 
 def _located(container: str, name: str, member: Member, storage: str | None) -> Locator | Problem:

@@ -7,18 +7,29 @@ import errno
 import io
 import os
 import resource
-import stat
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vit21k.errors import OUR_OWN_LIMITS, ImageError, ImageTreeError, UnreadableImageError
+from vit21k.sources.archive_file import OPEN_FLAGS, ArchiveFile
 from vit21k.sources.container import ReadAt
+from vit21k.sources.gzip_tar import (
+    GZIP,
+    NEEDS_INDEX_BYTES,
+    GzipIndex,
+    GzipReader,
+    IndexFolder,
+    made_index,
+    rapidgzip,
+    unpack,
+)
 from vit21k.sources.remote import (
     NUM_CONNECTIONS,
     NUM_TRIES,
@@ -27,7 +38,7 @@ from vit21k.sources.remote import (
     RemoteTree,
     is_url,
 )
-from vit21k.sources.tar import WINDOW_BYTES, GzipSource, SeekableSource, Window, is_gzip
+from vit21k.sources.tar import WINDOW_BYTES, SeekableSource, Window
 from vit21k.sources.zip import DEFLATE, read_deflated
 
 MAX_UNREAD = 100
@@ -111,13 +122,12 @@ MAX_OPEN = 256
 
 _TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
 
-GZIP = "gzip"
-"""`storage` of images in a compressed tar."""
-
 GZIP_HINT = (
-    "a member of a compressed archive cannot be read without all that come before it; unpack the "
-    "outer layer (`gunzip -k FILE.tar.gz`), and run `vit21k hash` on the .tar again"
+    "images in a compressed tar are read by an index that rapidgzip makes: `pip install "
+    "'vit21k[gzip]'`, and run this command again; or unpack its outer layer (`gunzip -k "
+    "FILE.tar.gz`), and run `vit21k hash` on the .tar"
 )
+_HASH_AGAIN = "run `vit21k hash` again"
 MOVED_HINT = "if the image tree has moved, say where it is now with `--root`"
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC
@@ -184,44 +194,18 @@ def existing_root(hashed: str, root: Root | None) -> str:
     return place
 
 
-class OpenFile:
-    """A descriptor that is closed with its last reference.
+class OpenContainer(NamedTuple):
+    """An open container, closed with its last reference.
 
     Attributes:
-        descriptor: Of the file, or of what it was unpacked to.
-        is_regular: Whether it is a regular file.
-        is_compressed: Whether it is a gzip file.
-        is_unpacked: Whether it was, and *descriptor* is that of an unnamed temporary file.
+        file: It, or what it was unpacked to.
+        is_unpacked: Whether it is compressed, and *file* an unnamed temporary file.
+        reader: Reads what it unpacks to, if it is compressed and not unpacked.
     """
 
-    def __init__(self, path: str, flags: int = 0) -> None:
-        self.descriptor = os.open(path, _READ_FLAGS | os.O_NONBLOCK | flags)
-        self.is_regular = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
-        self.is_compressed = self.is_regular and is_gzip(self.descriptor)
-        self.is_unpacked = False
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-    def read_at(self, num_bytes: int, offset: int) -> bytes:
-        """Return *num_bytes* from *offset*, fewer where the file ends."""
-        parts = []
-        while num_bytes and (part := os.pread(self.descriptor, num_bytes, offset)):
-            parts.append(part)
-            offset += len(part)
-            num_bytes -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def unpack(self) -> None:
-        """Decompress a gzip file to an unnamed temporary file, and read that instead."""
-        window = Window(GzipSource(self.descriptor))
-        with tempfile.TemporaryFile() as file:
-            while len(content := window.take(WINDOW_BYTES)):
-                file.write(content)
-            file.flush()
-            os.dup2(file.fileno(), self.descriptor, inheritable=False)
-        self.is_unpacked = True
+    file: ArchiveFile
+    is_unpacked: bool = False
+    reader: GzipReader | None = None
 
 
 class ImageReader:
@@ -231,21 +215,30 @@ class ImageReader:
         tree: What lies below a URL; None: the root is a folder.
     """
 
-    def __init__(self, root: Root, *, max_open: int | None = None, unpacks: bool = False) -> None:
+    def __init__(
+        self,
+        root: Root,
+        *,
+        max_open: int | None = None,
+        unpacks: bool = False,
+        manifests: Path | None = None,
+    ) -> None:
         """Read below *root*.
 
         Args:
             root: A folder or URL; empty: paths are relative to the current folder, or absolute.
             max_open: Most containers to keep open; default: a quarter of the descriptors.
             unpacks: Decompress a compressed tar to a temporary file to read an image of it.
+            manifests: Folder with the indices of compressed tars; None: they are made anew.
         """
         self.tree = RemoteTree(str(root)) if is_url(root) else None
         self._root = root
         self._prefix = f"{root}/" if str(root) else ""
         self._unpacks = unpacks
+        self._indices = IndexFolder(manifests) if manifests else None
         self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, OpenFile] = OrderedDict()
+        self._open: OrderedDict[str, OpenContainer] = OrderedDict()
 
     def read(
         self,
@@ -313,8 +306,8 @@ class ImageReader:
             if self.tree:
                 with open_file(self.tree.url, path, num_tries=1) as object_:
                     return object_.read(num_bytes)
-            file = OpenFile(f"{self._prefix}{path}", os.O_NOFOLLOW)
-            return file.read_at(num_bytes, 0) if file.is_regular else b""
+            with ArchiveFile(f"{self._prefix}{path}", OPEN_FLAGS | os.O_NOFOLLOW) as file:
+                return file.read_at(num_bytes, 0) if file.is_regular else b""
         except (OSError, ValueError):
             return b""
 
@@ -347,10 +340,14 @@ class ImageReader:
                 return self.tree.read_range(container, offset, offset + num_bytes)
             except OSError as error:
                 raise _explained(container, error) from error
-        file = self.open_container(container)
-        if file.is_compressed and (storage != GZIP or not file.is_unpacked):
-            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
-        content = file.read_at(num_bytes, offset)
+        opened = self.open_container(container)
+        is_compressed = opened.is_unpacked or opened.reader is not None
+        if is_compressed != (storage == GZIP):
+            how = "is compressed, and was not" if is_compressed else "is not compressed, and was"
+            raise ImageError(f"`{container}` {how} when it was hashed", hint=_HASH_AGAIN)
+        if opened.reader:
+            return opened.reader.read(offset, num_bytes)
+        content = opened.file.read_at(num_bytes, offset)
         if len(content) < num_bytes:
             raise _too_short(container)
         return content
@@ -359,7 +356,7 @@ class ImageReader:
         """Return what reads up to a number of bytes from an offset of *container*."""
         if self.tree:
             return SeekableSource(self.tree.open(container)).read
-        return self.open_container(container).read_at
+        return self.open_container(container).file.read_at
 
     def is_file(self, path: str) -> bool:
         """Return whether there is a file at *path*."""
@@ -373,34 +370,91 @@ class ImageReader:
         """
         return open_file(self._root, path)
 
-    def open_container(self, container: str) -> OpenFile:
+    def open_container(self, container: str) -> OpenContainer:
         """Return an open local container; it is closed with the last reference to it."""
         with self._lock:
-            file = self._open.pop(container, None) or self._opened(container)
-            self._open[container] = file  # most recently used
+            opened = self._open.pop(container, None) or self._opened(container)
+            self._open[container] = opened  # most recently used
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
-        return file
+        return opened
 
-    def _opened(self, container: str) -> OpenFile:
+    def _opened(self, container: str) -> OpenContainer:
         try:
             file = self._open_file(f"{self._prefix}{container}")
         except (FileNotFoundError, NotADirectoryError):
             raise _missing(container) from None
-        if file.is_compressed and self._unpacks:
-            file.unpack()
-        return file
+        if not file.is_regular or not file.is_gzip:
+            return OpenContainer(file)
+        if self._unpacks:
+            return OpenContainer(_unpacked(file), is_unpacked=True)
+        return OpenContainer(file, reader=self._reader_of(container, file))
 
-    def _open_file(self, path: str) -> OpenFile:
+    def _reader_of(self, container: str, file: ArchiveFile) -> GzipReader:
+        """Return what reads a compressed tar at random; its index is made if there is none."""
+        if file.num_bytes < NEEDS_INDEX_BYTES:
+            return GzipReader(file.read_at, GzipIndex())
+        index = self._indices.load(container, file) if self._indices else None
+        if index is None:
+            index = made_index(file)
+            if index is None:
+                raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
+            if self._indices:
+                with suppress(OSError):  # the folder may be read-only
+                    self._indices.save(container, file, index)
+        return GzipReader(file.read_at, index)
+
+    def index_compressed(
+        self, containers: Iterable[str], note: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        """Make the indices of compressed tars that have none.
+
+        Args:
+            containers: Their paths.
+            note: Called with a line for each that is unpacked for that.
+
+        Raises:
+            ImageTreeError: rapidgzip is not installed, or they are behind a URL.
+        """
+        for container in containers:
+            try:
+                if self.tree is None and not self._lacks_index(container):
+                    continue
+                if self.tree or rapidgzip() is None:
+                    raise ImageTreeError(
+                        f"`{container}` is compressed: its images cannot be read", hint=GZIP_HINT
+                    )
+                note(f"indexing `{container}`, once")
+                self.open_container(container)
+            except (OSError, ImageError):  # reading its images reports that
+                continue
+
+    def _lacks_index(self, container: str) -> bool:
+        with ArchiveFile(f"{self._prefix}{container}") as file:
+            is_large = file.num_bytes >= NEEDS_INDEX_BYTES and file.is_gzip
+            has_index = self._indices is not None and self._indices.has(container)
+            return is_large and not has_index
+
+    def _open_file(self, path: str) -> ArchiveFile:
         """Open a file; if the limit of descriptors is reached, close the others first."""
         try:
-            return OpenFile(path)
+            return ArchiveFile(path)
         except OSError as error:
             if error.errno not in _TOO_MANY or not self._open:
                 raise
         self._max_open = max(len(self._open) // 2, 1)
         self._open.clear()
-        return OpenFile(path)
+        return ArchiveFile(path)
+
+
+def _unpacked(file: ArchiveFile) -> ArchiveFile:
+    """Return what a gzip file decompresses to, in an unnamed temporary file."""
+    with tempfile.TemporaryFile() as unpacked, closing(unpack(file)) as stream:
+        window = Window(stream)
+        while len(content := window.take(WINDOW_BYTES)):
+            unpacked.write(content)
+        unpacked.flush()
+        return ArchiveFile(f"/proc/self/fd/{unpacked.fileno()}")
 
 
 def _range(locator: Locator) -> Range:
@@ -422,7 +476,7 @@ def _missing(container: str) -> UnreadableImageError:
 def _too_short(container: str) -> ImageError:
     return ImageError(
         f"`{container}` ends before its member does",
-        hint="it has changed since it was hashed; run `vit21k hash` again",
+        hint=f"it has changed since it was hashed; {_HASH_AGAIN}",
     )
 
 

@@ -9,29 +9,6 @@ from typing import NamedTuple, Protocol
 from vit21k.manifest.problems import ProblemKind
 from vit21k.sources.container import ByteSource
 
-GZIP_START = b"\x1f\x8b"
-
-_SUFFIXES = (b".tar", b".tar.gz", b".tgz")
-
-
-def archive_stem(name: bytes) -> bytes | None:
-    """Return *name* without its suffix; None if the suffix is not that of a tar."""
-    lower = name.lower()
-    for suffix in _SUFFIXES:
-        if lower.endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return None
-
-
-def is_gzip_name(name: str) -> bool:
-    """Return whether a file name has the suffix of a compressed tar."""
-    return name.lower().endswith((".gz", ".tgz"))
-
-
-def is_gzip(descriptor: int) -> bool:
-    """Return whether an open file starts with the gzip magic number."""
-    return os.pread(descriptor, len(GZIP_START), 0) == GZIP_START
-
 
 def parse_pax(content: bytes) -> dict[bytes, bytes] | None:
     r"""Return the records ``<length> <key>=<value>\n`` of *content*; None if one is malformed."""
@@ -131,11 +108,10 @@ def _text(field: bytes) -> bytes:
 WINDOW_BYTES = 1 << 20
 """Holds most members many times, and fits into the processor cache with the code that hashes it."""
 
-_RAW_BYTES = 1 << 18
-_GZIP = 31  # zlib: a gzip header, largest window
+
 MAX_RATIO = 100
 RATIO_COUNTS_FROM = 1 << 26
-"""Compressed images hardly shrink: a stream that expands a hundredfold is a bomb."""
+"""Compressed images hardly shrink: 64 MiB from less than a hundredth of that are a bomb."""
 
 
 class BombError(Exception):
@@ -154,24 +130,6 @@ class Source(Protocol):
 
     def can_jump(self) -> bool:
         """Return whether any offset can be read, not only the next one."""
-
-
-class FileSource:
-    """An uncompressed local file, up to *end*."""
-
-    def __init__(self, descriptor: int, end: int | None = None) -> None:
-        size = os.fstat(descriptor).st_size
-        self.num_bytes: int | None = size if end is None else min(end, size)
-        self._descriptor = descriptor
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill *view* from *offset* of the file."""
-        left = (self.num_bytes or 0) - offset
-        return os.preadv(self._descriptor, [view[:left]], offset) if left > 0 else 0
-
-    def can_jump(self) -> bool:
-        """Return True."""
-        return True
 
 
 class SeekableSource:
@@ -198,63 +156,6 @@ class SeekableSource:
     def can_jump(self) -> bool:
         """Return True."""
         return True
-
-
-class GzipSource:
-    """The decompressed stream of a gzip file with one or more members.
-
-    Raises:
-        EOFError: On reading: the file ends too early.
-        zlib.error: On reading: it is damaged.
-        BombError: On reading: it expands too much.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self.num_bytes: int | None = None
-        self._descriptor = descriptor
-        self._num_read = 0
-        self._num_unpacked = 0
-        self._unpacker = zlib.decompressobj(_GZIP)
-        self._raw = b""
-        self._is_within = False
-
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill *view* with what comes next."""
-        while True:
-            self._raw = self._raw or self._read()
-            if not self._raw:
-                if self._is_within:
-                    raise EOFError
-                return 0
-            unpacked = self._unpacker.decompress(self._raw, len(view))
-            self._is_within = True
-            self._raw = self._unpacker.unconsumed_tail
-            if self._unpacker.eof:
-                self._next_gzip_member()
-            if unpacked:
-                self._count(len(unpacked))
-                view[: len(unpacked)] = unpacked
-                return len(unpacked)
-
-    def can_jump(self) -> bool:
-        """Return False."""
-        return False
-
-    def _read(self) -> bytes:
-        raw = os.pread(self._descriptor, _RAW_BYTES, self._num_read)
-        self._num_read += len(raw)
-        return raw
-
-    def _next_gzip_member(self) -> None:
-        self._raw = self._unpacker.unused_data.lstrip(b"\0")  # some writers pad
-        self._unpacker = zlib.decompressobj(_GZIP)
-        self._is_within = False
-
-    def _count(self, num_bytes: int) -> None:
-        self._num_unpacked += num_bytes
-        limit = max(MAX_RATIO * self._num_read, RATIO_COUNTS_FROM)
-        if self._num_unpacked > limit:
-            raise BombError
 
 
 class Window:

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.errors import ImageError, printable
+from vit21k.errors import ImageError, is_utf8, printable
 from vit21k.manifest.problems import ProblemKind
 from vit21k.sources.container import ByteSource, ReadAt
-from vit21k.sources.folders import is_utf8
 from vit21k.sources.tar import (
     MAX_MEMBER_BYTES,
     MAX_RATIO,
