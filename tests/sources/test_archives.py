@@ -418,12 +418,16 @@ def test_first_bytes_are_those_of_regular_files_only(tmp_path: Path) -> None:
         assert reader.first_bytes(name, 24) == b""
 
 
-def test_a_compressed_tar_is_read_only_if_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_compressed_tar_is_read_as_it_was_hashed(tmp_path: Path) -> None:
     content = tar_of({"a.jpg": b"one", "b.jpg": b"two"})
     (tmp_path / "n1.tar.gz").write_bytes(gzip.compress(content))
     where = ("n1/b.jpg", "n1.tar.gz", content.index(b"two"), 3)
 
-    assert ImageReader(tmp_path, unpacks=True).read(*where, "gzip") == b"two"
-    for reader, storage in ((ImageReader(tmp_path), "gzip"), (ImageReader(tmp_path), None)):
-        with pytest.raises(ImageError, match=r"`n1\.tar\.gz` is compressed"):
-            reader.read(*where, storage)
+    for unpacks in (False, True):
+        reader = ImageReader(tmp_path, unpacks=unpacks)
+        assert reader.read(*where, "gzip") == b"two"
+        with pytest.raises(ImageError, match=r"`n1\.tar\.gz` is compressed, and was not"):
+            reader.read(*where)
+    (tmp_path / "n1.tar.gz").write_bytes(content)
+    with pytest.raises(ImageError, match=r"`n1\.tar\.gz` is not compressed, and was"):
+        ImageReader(tmp_path).read(*where, "gzip")
