@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
     ),
     "a WebDataset with .json": (
         {"imagenet12k-train-0000.tar": _web_dataset("jpg", "json"), "_info.json": b"{}"},
-        "imagenet12k-train-0000.tar` is a WebDataset without a class",
+        "is a WebDataset without a class",
     ),
     "a WebDataset with .cls, compressed": (
         {"a.tar.gz": gzip.compress(_web_dataset("cls", "jpg"))},

@@ -280,15 +280,13 @@ def _detect_webdataset(
     shards = _read_infos(tree, survey.infos)
     if labels.class_names is None:
         labels = replace(labels, class_names=_class_names(tree, survey.infos))
-    for path in _spread(survey.tars):
-        samples = _preview(tree, path)
-        if samples:
-            labels = detect_labels(samples, labels, path)
-    if labels.label_from is None:
+    samples = [sample for path in _spread(survey.tars) for sample in _preview(tree, path)]
+    if not samples:
         raise LayoutError(
             f"no shard of `{name}` holds an image",
             hint="expected tars with members such as `00000000.jpg` and `00000000.json`",
         )
+    labels = detect_labels(samples, labels, name)
     return SourceLayout("webdataset", labels, len(survey.tars), shards)
 
 
