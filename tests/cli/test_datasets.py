@@ -32,7 +32,7 @@ def test_an_archive_becomes_a_tree_and_manifests(vit21k, archive, tmp_path):
     assert (train.num_rows, val.num_rows) == (15, 3)
     assert all(path.startswith("test/") for path in val["path"].to_pylist())
     assert "18 files in `cifar10/images`" in result.stderr
-    assert "15 images in train, 3 in val (the folder `test`)" in result.stderr
+    assert "15 images in train, 3 in val (the published test split)" in result.stderr
     assert "vit21k train --recipe cifar10_cpu --manifests cifar10/manifests" in result.stderr
 
 
@@ -182,7 +182,7 @@ def test_a_hugging_face_dataset_is_trained_on_by_naming_it(vit21k, tmp_path):
     result = vit21k(*finetune(vit21k, tmp_path, tmp_path / "saved"))
 
     assert result.code == 0, result.stderr
-    assert "8 images in train, 2 in val (the folder `test`)" in result.stderr
+    assert "8 images in train, 2 in val (the published test split)" in result.stderr
     tree = tmp_path / "run/data/tree/images"
     assert (tree / "train/cat/00000000.png").read_bytes() == photo(0)
 

@@ -38,18 +38,14 @@ def _web_dataset(*suffixes: str) -> bytes:
 
 CLASS_TAR = tar_of(_files("n01440764_1.JPEG", "n01440764_2.JPEG"))
 REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
-    "train and val": (
-        _files("train/n01440764/1.jpg", "train/n01443537/2.jpg", "val/n01440764/3.jpg"),
-        "holds splits, not classes: `train/` and `val/`",
-    ),
     "ILSVRC as it is unpacked": (
         _files("train/n01440764/1.jpg", "val/ILSVRC2012_val_1.JPEG", "test/t.JPEG"),
         "holds splits, not classes: `train/` and `test/`",
     ),
     "splits in class folders": (_files("dog/train/1.jpg", "dog/test/2.jpg"), "`train/` and `test/"),
-    "tars of splits": (
-        {"train.tar": tar_of(_files("dog/1.jpg")), "val.tar": tar_of(_files("dog/2.jpg"))},
-        "`train/` and `val/`",
+    "splits beside classes": (
+        _files("train/dog/1.jpg", "val/dog/2.jpg", "dog/3.jpg"),
+        "holds splits, not classes: `train/` and `val/`",
     ),
     "the val images of ILSVRC": (
         _files("val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"),
@@ -196,7 +192,7 @@ MD5 = "0cc175b9c0f1b6a831c399e269772661"
 
 
 @pytest.mark.parametrize(
-    "what", ["train and val", "splits in class folders", "the val images of ILSVRC",
+    "what", ["splits beside classes", "splits in class folders", "the val images of ILSVRC",
              "folders in class folders", "a folder in a wnid"]
 )  # fmt: skip
 def test_an_md5sum_file_is_judged_by_its_folders_too(what: str, tmp_path: Path) -> None:

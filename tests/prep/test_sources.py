@@ -122,7 +122,8 @@ def test_folders_of_a_split_are_the_split(tmp_path, val):
     prepared = prepare(tmp_path / "photos", tmp_path / "m")
 
     assert (prepared.num_train, prepared.num_val) == (6, 3)
-    assert prepared.split == f"the folder `{val}`"
+    split = "test" if val == "test" else "validation"
+    assert prepared.split == f"the published {split} split"
 
 
 def test_preparing_again_changes_no_byte(tmp_path):

@@ -19,7 +19,7 @@ from vit21k.manifest.schema import IMAGES
 from vit21k.near.leaks import find_leaks, find_near_duplicates
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
-from vit21k.prep.split import make_val, split_by_folders
+from vit21k.prep.split import make_val, split_by_source
 from vit21k.report.galleries import ThumbBudget
 from vit21k.report.numbers import MergedImages, Sum, read_numbers
 from vit21k.report.page import MAX_BYTES, ReportSummary, write_report
@@ -110,7 +110,7 @@ def test_what_was_left_out_of_images_or_of_the_split_is_counted(tmp_path: Path) 
         (tmp_path / "tree" / name).write_bytes(content)
     hash_tree(tmp_path / "tree", tmp_path / "m", label_from="folder")
     relabel(tmp_path / "m", max_labels=2)
-    split_by_folders(tmp_path / "m", train="train", val="val", held_out=["test"])
+    split_by_source(tmp_path / "m")
 
     sums = read_numbers(tmp_path / "m").sums()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vit21k.prep.import_tree import Prepared
     from vit21k.prep.relabel import RelabelSummary
     from vit21k.prep.shards import Shard
-    from vit21k.prep.split import SplitSummary
+    from vit21k.prep.split import ListSplitSummary, SourceSplitSummary, SplitSummary
     from vit21k.sources.label_file import LabelFile
 
 _WNID = re.compile(r"n\d{8}")
@@ -170,7 +170,7 @@ def hash_command(
         ),
     ] = 0.0,
     layout: Annotated[
-        Literal["folders", "webdataset", "parquet"] | None,
+        Literal["folders", "splits", "webdataset", "parquet"] | None,
         typer.Option(help="What ROOT is.", show_default="detected"),
     ] = None,
     label_from: LabelSource = None,
@@ -455,6 +455,11 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
             "possibly placeholders; inspect those with the most `label_ids` in images.parquet; "
             f"`--max-labels {MANY_LABELS}` skips them"
         )
+    if summary.num_in_both:
+        console.warn(
+            f"{summary.num_in_both:,} images are in the published train split and in another one: "
+            "they are not trained on"
+        )
     if summary.num_classes_without_files:
         console.warn(
             f"{summary.num_classes_without_files:,} classes of the list have no files; "
@@ -484,8 +489,9 @@ def _compare_bytes(manifests: Path, by: str) -> None:
 def make_val_command(
     manifests: Manifests = DEFAULT_MANIFESTS,
     per_class: Annotated[
-        int, typer.Option(min=1, help="Images per class, if there are enough.")
-    ] = 20,
+        int | None,
+        typer.Option(min=1, help="Images per class, if there are enough.", show_default="20"),
+    ] = None,
     holdout: Annotated[
         bool, typer.Option("--holdout", help="Remove them from train, with all their duplicates.")
     ] = False,
@@ -497,6 +503,21 @@ def make_val_command(
             help="Choose at random, by a hash of the content; default: the first images.",
         ),
     ] = None,
+    from_source: Annotated[
+        bool | None,
+        typer.Option(
+            "--from-source/--no-from-source",
+            help="Take the published split; or choose from all images, although there is one.",
+            show_default="refused if there is one",
+        ),
+    ] = None,
+    val_list: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the images in a list: paths, names with or without suffix, or digests.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose validation images: images.parquet -> val.parquet, train.parquet.
@@ -506,20 +527,89 @@ def make_val_command(
     Without --holdout they stay in train as well, as in PLSC: a dummy split, for monitoring a
     training run; its metrics are named dummy_val/...
 
+    --from-source and --val-list hold them out.  No image that was published as validation or test
+    data is in train then, nor is any duplicate of one.
+
     [bold]Examples[/bold]
 
       vit21k make-val
 
       vit21k make-val --per-class 50 --holdout --seed 0
 
+      vit21k make-val --from-source
+
+      vit21k make-val --val-list val_12k.csv
+
       vit21k make-val --json | jq .short_classes
     """
     from vit21k.prep.split import make_val
 
-    summary = make_val(manifests, per_class=per_class, holdout=holdout, seed=seed)
+    if from_source or val_list:
+        if per_class or seed is not None or (from_source is not None and val_list):
+            raise UsageError(
+                "`--from-source` and `--val-list` choose all val images",
+                hint="use one of them, without `--per-class` and `--seed`",
+            )
+        _take_split(manifests, val_list, as_json=as_json)
+        return
+    per_class = per_class or _PER_CLASS
+    summary = make_val(
+        manifests,
+        per_class=per_class,
+        holdout=holdout,
+        seed=seed,
+        is_any_split=from_source is False,
+    )
     if as_json:
         console.print_json(asdict(summary))
     _report_split(summary, manifests, per_class=per_class, holdout=holdout)
+
+
+_PER_CLASS = 20
+
+
+def _take_split(manifests: Path, val_list: Path | None, *, as_json: bool) -> None:
+    """Make the split that was published, or that a list gives; report it."""
+    from vit21k.prep.split import split_by_list, split_by_source
+
+    summary: SourceSplitSummary | ListSplitSummary
+    unmatched: Sequence[str] = ()
+    if val_list is None:
+        summary = split_by_source(manifests)
+        rest = {
+            f"{summary.num_several_labels:,} of {summary.val_split} with several labels": (
+                summary.num_several_labels
+            ),
+            f"{summary.num_held_out:,} of the test split": summary.num_held_out,
+            f"{summary.num_without:,} without a published split": summary.num_without,
+        }
+        words = f"in val (the published {summary.val_split} split)"
+    else:
+        summary = split_by_list(manifests, val_list)
+        unmatched = summary.unmatched
+        rest = {
+            f"{summary.num_several_labels:,} of the list with several labels": (
+                summary.num_several_labels
+            ),
+            f"{summary.num_held_out:,} published as validation or test data": summary.num_held_out,
+        }
+        words = f"in val ({summary.num_names:,} names in the list)"
+    if as_json:
+        console.print_json(asdict(summary))
+    neither = [words for words, count in rest.items() if count]
+    if neither:
+        console.note(f"in neither: {', '.join(neither)}")
+    console.done(
+        f"make-val: {summary.num_images:,} images: {summary.num_train:,} in train, "
+        f"{summary.num_val:,} {words}, {sum(rest.values()):,} in neither"
+    )
+    console.note(f"next: `{for_manifests('vit21k train --stage pretrain', manifests)}`")
+    if unmatched:
+        console.warn(
+            f"{len(unmatched):,} names in `{val_list}` are of no image: "
+            f"{console.some(list(unmatched))}; all are in `make-val --json`"
+        )
+        raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
 def _report_split(

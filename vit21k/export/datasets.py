@@ -18,6 +18,7 @@ from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import refuse_inside
 from vit21k.prep.dedup import prefetched
+from vit21k.prep.split import refuse_published
 from vit21k.sources.read import Root
 from vit21k.sources.remote import is_url
 
@@ -63,7 +64,9 @@ def open_splits(manifests: Path, out: Path, root: Root | None = None) -> Splits:
             "validation" if is_held_out else "dummy_val": val,
         }
     else:
-        by_name = {"train": open_manifest(manifests, IMAGES)}
+        images = open_manifest(manifests, IMAGES)
+        refuse_published(images, "this export without a split")
+        by_name = {"train": images}
     train = by_name["train"]
     refuse_inside(out, str(root or train.header.root), option="--out")
     if out.is_dir() and any(out.iterdir()):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import damage_is_an_error
-from vit21k.manifest.layout import SPLITS, Layout
+from vit21k.manifest.layout import SPLIT_OF, Layout
 from vit21k.manifest.wordnet import names_of
 
 
@@ -206,7 +206,7 @@ def class_folders(root: Path) -> list[str]:
     """
     found: set[str] = set()
     with_files: set[str] = set()
-    layout = Layout(str(root), splits=SPLITS)
+    layout = Layout(str(root), inside=_below_split)
     for folder, folders, files in os.walk(root):
         classes = [name for name in folders if _is_wnid(name)]
         found.update(classes)
@@ -222,6 +222,11 @@ def class_folders(root: Path) -> list[str]:
     if not found:
         layout.refuse()
     return sorted(found or with_files)
+
+
+def _below_split(folder: str) -> str:
+    first, _, rest = folder.partition("/")
+    return rest if first.lower() in SPLIT_OF else folder
 
 
 def _is_wnid(name: str) -> bool:

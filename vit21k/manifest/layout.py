@@ -8,7 +8,7 @@ Input: folders as they are met, in any order.  Memory: a few names for each clas
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -26,14 +26,17 @@ OPTION = "label_from"
 LABEL_FILE_OPTION = "label_file"
 """Option of a manifest's header: the file that the classes are from, and its SHA-256."""
 
-_TRAIN = frozenset({"train", "training"})
-_HELD_OUT = frozenset({"val", "valid", "validation", "test", "testing", "dev", "eval"})
-SPLITS = _TRAIN | _HELD_OUT
-"""What folders of splits are called, in lower case."""
+_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
+"""Published splits by what folders of them are called, in lower case."""
 
-_OF_SPLIT = re.compile(
-    r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])", re.IGNORECASE
-)
+SPLITS_OPTION = "splits"
+"""Option of a manifest's header: the folders that were taken as published splits."""
+
 _NO_CLASSES = re.compile(
     r"images?|imgs?|images|photos|data|dataset|jpegs?|jpegimages|all", re.IGNORECASE
 )
@@ -56,13 +59,23 @@ def class_of(folder: str, label_from: LabelFrom | None) -> str:
     return folder[:-1].rpartition("/")[2]
 
 
+def split_named(name: str) -> str | None:
+    """Return the split that a word of *name* is (`imagenet21k_train`), if only one split is."""
+    found = _splits_in(name)
+    return found.pop() if len(found) == 1 else None
+
+
+def _splits_in(name: str) -> set[str]:
+    return {SPLIT_OF[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_OF}
+
+
 class Layout:
     """What the folders of a tree say of its labels.
 
     Args:
         root: The image root, for messages.
         label_from: What the user has said; nothing is refused then.
-        splits: Folders of the root that whoever asks keeps apart, as train and val.
+        inside: Returns what is left of a folder below a published split; "" for its own folder.
     """
 
     def __init__(
@@ -70,23 +83,24 @@ class Layout:
         root: str,
         *,
         label_from: LabelFrom | None = None,
-        splits: Collection[str] = (),
+        inside: Callable[[str], str] = lambda folder: folder,
     ) -> None:
         self._root = root
         self._label_from = label_from
-        self._splits = frozenset(splits)
+        self._inside = inside
         self._first: tuple[str, str] | None = None
         self._folders: set[str] = set()
         self._classes: set[str] = set()
         self._shards: set[str] = set()
         self._split_of: dict[str, set[str]] = {}
+        self._in_split: str | None = None
         self._nested: tuple[str, str] | None = None
         self._keys: set[str] = set()
         self._label_beside: tuple[str, str] | None = None
 
     def like(self) -> "Layout":
         """Return another one, of nothing yet."""
-        return Layout(self._root, label_from=self._label_from, splits=self._splits)
+        return Layout(self._root, label_from=self._label_from, inside=self._inside)
 
     def add(self, folder: str, stem: str | None = None) -> None:
         """Note a folder that images lie in.
@@ -97,16 +111,19 @@ class Layout:
         """
         if folder in self._folders or self._label_from:
             return
-        above, _, name = folder.rpartition("/")
+        above, _, name = self._inside(folder).rpartition("/")
+        if not name:
+            self._in_split = self._in_split or folder
+            return
         self._classes.add(name)
+        self._add_splits_above(above)
         if _WNID.fullmatch(name):
-            self.add_split(above)
             return
         self._folders.add(folder)
         if name == stem:
             self._shards.add(name)
         self.add_split(folder)
-        self._find_nested(folder, above)
+        self._find_nested(self._inside(folder), above)
 
     def add_rows(self, rows: pa.Table) -> None:
         """Note the folders of rows of `digests`: those of the first and last of each run."""
@@ -124,9 +141,16 @@ class Layout:
     def add_split(self, folder: str) -> None:
         """Note a folder that lies above others, and may be a split."""
         above = ""
+        for part in self._inside(folder).split("/"):
+            if part.lower() in SPLIT_OF:
+                self._split_of.setdefault(above, set()).add(part)
+            above += f"{part}/"
+
+    def _add_splits_above(self, folder: str) -> None:
+        """Note the folders above a class that are splits by a word of their names."""
+        above = ""
         for part in folder.split("/"):
-            is_kept_apart = not above and part in self._splits
-            if part.lower() in SPLITS and not is_kept_apart:
+            if split_named(part):
                 self._split_of.setdefault(above, set()).add(part)
             above += f"{part}/"
 
@@ -161,6 +185,7 @@ class Layout:
         """
         if self._label_from:
             return
+        self._refuse_in_split()
         self._refuse_splits()
         self._refuse_labels_beside()
         if is_complete and self._classes:
@@ -178,12 +203,10 @@ class Layout:
 
     def _find_nested(self, folder: str, above: str) -> None:
         """Note it if classes lie below different folders, or below a wnid."""
-        if folder in self._splits or self._nested is not None:
+        if self._nested is not None:
             return
         if above.rpartition("/")[2] == folder.rpartition("/")[2]:  # a folder in a tar of its name
             above = above.rpartition("/")[0]
-        split, _, rest = above.partition("/")
-        above = rest if split in self._splits else above
         wnid = next((part for part in above.split("/") if _WNID.fullmatch(part)), None)
         self._first = self._first or (above, folder)
         if wnid is not None:
@@ -191,17 +214,27 @@ class Layout:
         elif self._first[0] != above:
             self._nested = self._first[1], folder
 
+    def _refuse_in_split(self) -> None:
+        if self._in_split is not None:
+            raise LayoutError(
+                f"images lie in `{self._in_split}/` of `{self._root}` itself, which is a published "
+                "split and no class",
+                hint=f"{_CLASS_FOLDERS}; or, if a file has their classes, `vit21k hash --labels "
+                "FILE`",
+            )
+
     def _refuse_splits(self) -> None:
         for above, names in sorted(self._split_of.items()):
             if len({_role(name) for name in names}) > 1:
-                a, b = sorted(names, key=lambda name: (name.lower() not in _TRAIN, name))[:2]
+                a, b = sorted(names, key=lambda name: (_role(name) != "train", name))[:2]
                 place = f"{self._root}/{above}"
                 raise LayoutError(
                     f"`{place}` holds splits, not classes: `{a}/` and `{b}/`; hashed as one tree, "
                     f"the images of `{b}` would be trained on",
-                    hint=f"hash each by itself: `vit21k hash {place}{a}`, `vit21k hash {place}{b}`,"
-                    " with `--manifests` of its own; `vit21k train --data` takes `train/` and "
-                    f"`val/` at the top as they are; or, if these are classes: {_BY_FOLDER}",
+                    hint="`--layout splits` takes folders of these names as published splits, for "
+                    "`make-val --from-source`; or hash each by itself, with `--manifests` of its "
+                    f"own: `vit21k hash {place}{a}`, `vit21k hash {place}{b}`; or, if these are "
+                    f"classes: {_BY_FOLDER}",
                 )
 
     def _refuse_labels_beside(self) -> None:
@@ -224,7 +257,7 @@ class Layout:
 
     def _refuse_flat(self) -> None:
         is_flat = len(self._classes) == 1 and _NO_CLASSES.fullmatch(next(iter(self._classes)))
-        if is_flat or all(_OF_SPLIT.search(name) for name in self._classes):
+        if is_flat or all(map(_splits_in, self._classes)):
             raise LayoutError(
                 f"`{self._root}` has no class folders: its images lie in `{_some(self._classes)}`, "
                 "which is no class",
@@ -240,8 +273,8 @@ def stem_of(archive: str) -> str:
     return (archive_stem(name) or name).decode(errors="surrogateescape")
 
 
-def _role(name: str) -> str:
-    return "train" if name.lower() in _TRAIN else name.lower()
+def _role(name: str) -> str | None:
+    return SPLIT_OF.get(name.lower()) or split_named(name)
 
 
 def _some(names: Collection[str]) -> str:

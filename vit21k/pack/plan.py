@@ -23,6 +23,7 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, damage_is_an_error, open_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL
+from vit21k.prep.split import refuse_published
 from vit21k.sources.read import Root
 
 
@@ -101,7 +102,9 @@ def open_sources(manifests: Path) -> Sources:
         by_split = {TRAIN_SPLIT: train} if is_dummy else {TRAIN_SPLIT: train, VAL_SPLIT: val}
         sources = Sources(manifests, by_split, val if is_dummy else None)
     else:
-        sources = Sources(manifests, {TRAIN_SPLIT: open_manifest(manifests, IMAGES)}, None)
+        images = open_manifest(manifests, IMAGES)
+        refuse_published(images, "`pack` without a split")
+        sources = Sources(manifests, {TRAIN_SPLIT: images}, None)
     if not sources.num_images:
         raise ManifestError(f"`{manifests}` has no images")
     return sources

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from vit21k import machine
 from vit21k.errors import printable
-from vit21k.manifest.layout import class_of
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ManifestWriter
@@ -233,7 +232,7 @@ class ChunkHasher:
 
     def _hash_folder(self, chunk: Chunk) -> HashedChunk:
         folder = printable(chunk.folder)
-        done = HashedChunk(class_of(folder, self.layout.labels.label_from), chunk.fraction)
+        done = HashedChunk(self.layout.class_of(folder), chunk.fraction)
         if all(problem for _, problem in chunk.entries):
             done.problems += [problem for _, problem in chunk.entries if problem]
             return done
@@ -336,7 +335,7 @@ class ChunkHasher:
     ) -> Iterator[HashedChunk]:
         for folder, paths, storages, files in known:
             yield HashedChunk(
-                class_of(folder, self.layout.labels.label_from),
+                self.layout.class_of(folder),
                 fraction,
                 paths=paths,
                 files=files,
@@ -354,7 +353,7 @@ class ChunkHasher:
     ) -> HashedChunk:
         files = FileRows.of(members.digests)
         return HashedChunk(
-            class_of(members.folder, self.layout.labels.label_from),
+            self.layout.class_of(members.folder),
             fraction,
             paths=[members.folder + name for name in members.names],
             files=files,

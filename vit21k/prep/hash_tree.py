@@ -13,7 +13,7 @@ Memory: independent of the number of files.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.io import Header
 from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.layout import Layout, stem_of
-from vit21k.manifest.problems import ProblemKind
+from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.file_digest import UNKNOWN
@@ -44,7 +44,7 @@ from vit21k.prep.quick import MODE, Candidates, QuickHasher
 from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS, with_classes
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.sources.container import TAR, ContainerRange, LabelOptions, label_options
-from vit21k.sources.detect import LayoutName, SourceLayout, detect
+from vit21k.sources.detect import LayoutChoice, SourceLayout, detect
 from vit21k.sources.folders import (
     Chunk,
     FolderTree,
@@ -56,6 +56,7 @@ from vit21k.sources.folders import (
 )
 from vit21k.sources.gzip_tar import IndexFolder
 from vit21k.sources.label_file import LabelFile
+from vit21k.sources.split_folders import find_splits
 
 
 @dataclass
@@ -155,12 +156,11 @@ def hash_tree(  # noqa: PLR0913
     recheck: float = 0.0,
     shard: Shard | None = None,
     engine: Engine | None = None,
-    layout: LayoutName | None = None,
+    layout: LayoutChoice | None = None,
     label_from: str | None = None,
     class_names: Sequence[str] | None = None,
     image_column: str | None = None,
     label_file: LabelFile | None = None,
-    splits: Collection[str] = (),
     on_layout: Callable[[SourceLayout], None] = lambda _layout: None,
     on_look: OnChunk = lambda _chunk: None,
     on_chunk: OnChunk = lambda _chunk: None,
@@ -183,7 +183,6 @@ def hash_tree(  # noqa: PLR0913
         class_names: What the class indices in a source mean; None: it says so itself.
         image_column: Column or field of a source that has images in several.
         label_file: The classes of the images, whatever folder they are in.
-        splits: Folders of the root that are splits, such as train and val, and never classes.
         on_layout: Called once with what was detected, before anything is hashed.
         on_look: Called with each chunk of the first walk of a quick run.
         on_chunk: Called with each hashed chunk, in path order.
@@ -201,7 +200,8 @@ def hash_tree(  # noqa: PLR0913
     labels = label_options(label_from, class_names, image_column)
     found = _layout_of(root, archive, layout, labels, label_file)
     on_layout(found)
-    judge = Layout(str(root / (archive or "")), label_from=found.judged_by, splits=splits)
+    inside = found.splits.inside if found.splits else str
+    judge = Layout(str(root / (archive or "")), label_from=found.judged_by, inside=inside)
     if archive is None:
         look_at(root, judge)
     options = _non_default_options(mode, shard, archive) | found.options
@@ -229,14 +229,15 @@ def _refuse_contradictions(
 def _layout_of(
     root: Path,
     archive: str | None,
-    layout: LayoutName | None,
+    layout: LayoutChoice | None,
     labels: LabelOptions,
     label_file: LabelFile | None,
 ) -> SourceLayout:
-    """Return the layout of *root*, or of an archive in it; with a label file, none is detected."""
+    """Return the layout of *root*, or of an archive in it; with a label file, only its splits."""
+    tree = FolderTree(root, only=archive)
     if label_file is not None:
-        return SourceLayout(label_file=label_file.identity)
-    found = detect(FolderTree(root, only=archive), str(root), layout=layout, labels=labels)
+        return SourceLayout(label_file=label_file.identity, splits=find_splits(tree, are_flat=True))
+    found = detect(tree, str(root), layout=layout, labels=labels)
     if labels.are_classes_given and found.name == "folders":
         raise UsageError(
             "`--classes` says what numbers mean, and the classes of folders are names",
@@ -302,7 +303,7 @@ class _Run:
             manifest_writer(PROBLEMS, out, header) as problems,
         ):
             rows = RowWriter(digests, problems)
-            for chunk in self._labelled(self._walk()):
+            for chunk in self._labelled(map(self._in_split, self._walk())):
                 self.summary.count(chunk, is_second_walk=is_quick)
                 rows.add(chunk)
                 on_chunk(chunk)
@@ -310,6 +311,20 @@ class _Run:
             if not self._shard:
                 _refuse_nothing(self.summary, self._hasher.root)
             self.summary.layout.refuse(is_complete=not self._shard)
+
+    def _in_split(self, chunk: HashedChunk) -> HashedChunk:
+        """Return *chunk* with the published split that its folder is in.
+
+        Images in the folder of a test split itself have no class.
+        """
+        splits = self._hasher.layout.splits
+        if splits is None or not chunk.files:
+            return chunk
+        folder = chunk.paths[0].rpartition("/")[0]
+        chunk.source_split = splits.split_of(folder)
+        if chunk.source_split == "test" and not splits.inside(folder) and not self._label_file:
+            return with_classes(chunk, _without_class)
+        return chunk
 
     def _labelled(self, chunks: Iterator[HashedChunk]) -> Iterator[HashedChunk]:
         """Yield *chunks* with the classes of the label file, if there is one; then its problems."""
@@ -342,6 +357,10 @@ class _Run:
         candidates.keep_repeated()
         if isinstance(self._hasher, QuickHasher):
             self._hasher.start_second_walk(candidates)
+
+
+def _without_class(path: str) -> Problem:
+    return Problem(path, ProblemKind.UNLABELLED, "in the folder of a split, in no class folder")
 
 
 def _is_of(shard: Shard, chunk: Chunk) -> bool:

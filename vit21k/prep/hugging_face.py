@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit21k.errors import DataError
+from vit21k.manifest.layout import SPLIT_OF
 from vit21k.prep.cifar import NamedImage
-from vit21k.prep.import_tree import TRAIN_FOLDER, VAL_FOLDERS
 
-_SPLITS = (TRAIN_FOLDER, *VAL_FOLDERS)
 _SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class")
 _BATCH_ROWS = 256
@@ -116,7 +115,7 @@ def _files_of(path: Path) -> Iterator[tuple[str | None, Path]]:
 def _split_files(path: Path) -> Iterator[tuple[str | None, Path]]:
     files = _parquet_files(path)
     splits = [file.stem.partition("-")[0] for file in files]
-    known = [split if split in _SPLITS else None for split in splits]
+    known = [split if split in SPLIT_OF else None for split in splits]
     if any(known) and not all(known):
         raise DataError(
             f"`{files[known.index(None)]}` is of no split that is known, and others are",

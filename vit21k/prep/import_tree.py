@@ -20,7 +20,7 @@ from vit21k.manifest.schema import CLASSES
 from vit21k.prep.cifar import NamedImage
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
-from vit21k.prep.split import make_val, split_by_folders
+from vit21k.prep.split import has_published_split, make_val, split_by_source
 from vit21k.sources.folders import IMAGE_SUFFIXES
 
 IMAGES = "images"
@@ -138,11 +138,6 @@ def _path_of(info: zipfile.ZipInfo) -> str | None:
     return "/".join(parts)
 
 
-TRAIN_FOLDER = "train"
-VAL_FOLDERS = ("val", "valid", "validation", "test")
-"""What the folder of a split may be called, the first that is there counts; all are skipped of
-train."""
-
 _MOST_HELD_OUT = 50
 _HELD_OUT_SHARE = 5
 
@@ -178,8 +173,8 @@ def prepare(
 ) -> Prepared:
     """Hash *root*, merge equal files, and split train from val.
 
-    Where *root* has a folder ``train`` and one for validation, those are the split; else images
-    of every class are held out, drawn by their content.
+    Where *root* has a folder ``train`` and one for validation or testing, those are the split;
+    else images of every class are held out, drawn by their content.
 
     Args:
         root: The image tree; opened read-only.
@@ -194,21 +189,18 @@ def prepare(
         UsageError: *manifests* lies inside *root*.
         OSError: The disk is full or failing.
     """
-    val = val_folder_of(root)
-    splits = (TRAIN_FOLDER, *VAL_FOLDERS) if val is not None else ()
     label_from: LabelFrom | None = "folder" if labels is not None else None
-    summary = hash_tree(root, manifests, label_from=label_from, splits=splits)
+    summary = hash_tree(root, manifests, label_from=label_from)
     relabelled = relabel(manifests, classes=_classes_of(labels, summary.wnids))
     if relabelled.num_classes == 1:
         raise LayoutError(
             f"all images of `{root}` are of one class, `{next(iter(summary.wnids))}`",
             hint="put the images into one folder for each class",
         )
-    if val is not None:
-        others = [name for name in VAL_FOLDERS if name != val]
-        by_folder = split_by_folders(manifests, train=TRAIN_FOLDER, val=val, held_out=others)
-        num_train, num_val = by_folder.num_train, by_folder.num_val
-        split = f"the folder `{val}`"
+    if has_published_split(manifests):
+        published = split_by_source(manifests)
+        num_train, num_val = published.num_train, published.num_val
+        split = f"the published {published.val_split} split"
     else:
         per_class = held_out_of_each(manifests)
         drawn = make_val(manifests, per_class=per_class, holdout=True, seed=0)
@@ -232,13 +224,6 @@ def _classes_of(labels: Mapping[str, str] | None, folders: Collection[str]) -> C
     are_numbers = labels is not None and all(folder.isdecimal() for folder in folders)
     wnids = tuple(sorted(folders, key=int if are_numbers else None))
     return ClassList(wnids, wnids)
-
-
-def val_folder_of(root: Path) -> str | None:
-    """Return the folder of *root* to validate on; None if its folders are no splits."""
-    if not (root / TRAIN_FOLDER).is_dir():
-        return None
-    return next((name for name in VAL_FOLDERS if (root / name).is_dir()), None)
 
 
 def held_out_of_each(manifests: Path) -> int:

@@ -24,7 +24,7 @@ from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.dedup import as_digests, prefetched
-from vit21k.prep.split import choose, single_labels
+from vit21k.prep.split import choose, refuse_published, single_labels
 from vit21k.sources.folders import image_root
 
 HINT = "it must be all of what `md5sum FILE...`, or `md5sum -z FILE...`, has printed"
@@ -448,6 +448,7 @@ def export_lists(
         images = open_manifest(manifests, IMAGES)
         refuse_inside(out, images.header.root, option="--out")
         if per_class is not None or not (manifests / VAL.file_name).is_file():
+            refuse_published(images, "`export-lists` without a split")
             in_val = _first_single_labels(images, per_class or PLSC_PER_CLASS)
             lists = {_ALL: (images, None), _DUMMY_VAL: (images, in_val)}
         else:

@@ -203,6 +203,8 @@ class RelabelSummary:
         num_classes_without_files: Classes of the list that no file lies in.
         num_classes_before: Length of the class list of the `images.parquet` that was replaced, if
             it was another list.
+        num_in_both: Images published for training and, as another file, for something else; they
+            are not trained on.
     """
 
     num_files: int
@@ -213,6 +215,7 @@ class RelabelSummary:
     num_classes: int
     num_classes_without_files: int
     num_classes_before: int | None
+    num_in_both: int = 0
 
     @property
     def num_copies(self) -> int:
@@ -273,11 +276,11 @@ def relabel(
                 for kind in (IMAGES, COPIES, OVERLABELLED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, result))
-            source = RowSource(digests, result, classes.wnids, read_splits(digests, result))
-            for tables in source.batches():
+            split_N, num_in_both = read_splits(digests, result)
+            for tables in RowSource(digests, result, classes.wnids, split_N).batches():
                 for name, rows in tables.items():
                     writers[name].write(rows)
-    return _summary(result, classes, num_classes_before)
+    return _summary(result, classes, num_classes_before, num_in_both)
 
 
 def _header_for(
@@ -311,14 +314,16 @@ def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
     return wnid_N, list(index_of)
 
 
-def read_splits(digests: Manifest, result: DedupResult) -> NDArray[np.int8] | None:
-    """Return the published split of each image at its kept file; None if no file has one.
+def read_splits(digests: Manifest, result: DedupResult) -> tuple[NDArray[np.int8] | None, int]:
+    """Return the published split of each image, and how many are in train and in another.
 
     Of copies in several splits, the image has the split that is used for training the least: no
     image that is held out somewhere is trained on.
 
     Returns:
-        split_N, indices into `SOURCE_SPLITS`, -1 for none.
+        split_N: At the kept file of each image an index into `SOURCE_SPLITS`, -1 for none; None if
+            no file has a split.
+        num_in_both: Images with a file in train and one in a split that is held out.
     """
     split_N = np.full(digests.num_rows, -1, dtype=np.int8)
     row, is_any = 0, False
@@ -329,13 +334,15 @@ def read_splits(digests: Manifest, result: DedupResult) -> NDArray[np.int8] | No
             is_any = True
         row += rows.num_rows
     if not is_any:
-        return None
+        return None, 0
     split_G = split_N[result.first_row_G]
+    is_in_train_G = split_G == 0
     is_copy_C = result.group_C >= 0
-    copies = result.copy_row_C[is_copy_C]
-    np.maximum.at(split_G, result.group_C[is_copy_C], split_N[copies])
+    split_C = split_N[result.copy_row_C[is_copy_C]]
+    np.maximum.at(split_G, result.group_C[is_copy_C], split_C)
+    np.logical_or.at(is_in_train_G, result.group_C[is_copy_C], split_C == 0)
     split_N[result.first_row_G] = split_G
-    return split_N
+    return split_N, int((is_in_train_G & (split_G > 0)).sum())
 
 
 def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
@@ -388,7 +395,7 @@ def _num_classes_before(manifests: Path, classes: ClassList) -> int | None:
 
 
 def _summary(
-    result: DedupResult, classes: ClassList, num_classes_before: int | None
+    result: DedupResult, classes: ClassList, num_classes_before: int | None, num_in_both: int
 ) -> RelabelSummary:
     return RelabelSummary(
         num_files=len(result.label_N),
@@ -399,4 +406,5 @@ def _summary(
         num_classes=len(classes),
         num_classes_without_files=int((result.num_files_of_classes(len(classes)) == 0).sum()),
         num_classes_before=num_classes_before,
+        num_in_both=num_in_both,
     )

@@ -1,11 +1,12 @@
-"""images.parquet -> train.parquet, val.parquet: by count per class, or by folders."""
+"""images.parquet -> train.parquet, val.parquet: by count per class, by a list, or as published."""
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from vit21k.data.rng import derive_key, mix64
 from vit21k.errors import UsageError
 from vit21k.lock import locked
+from vit21k.manifest.file_lists import SUFFIX, FileNames, read_names, without_suffix
 from vit21k.manifest.io import Header, Manifest, open_manifest
-from vit21k.manifest.schema import COPIES, IMAGES, TRAIN, VAL
+from vit21k.manifest.schema import COPIES, IMAGES, SOURCE_SPLITS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, refuse_inside, refuse_repeated
 from vit21k.prep.dedup import as_numbers, prefetched
 
@@ -43,7 +45,12 @@ class SplitSummary:
 
 
 def make_val(
-    manifests: Path, *, per_class: int = 20, holdout: bool = False, seed: int | None = None
+    manifests: Path,
+    *,
+    per_class: int = 20,
+    holdout: bool = False,
+    seed: int | None = None,
+    is_any_split: bool = False,
 ) -> SplitSummary:
     """Choose images to validate on; write `val.parquet` and `train.parquet`.
 
@@ -52,17 +59,20 @@ def make_val(
         per_class: How many single-label images of each class to choose, where there are so many.
         holdout: Take them out of train.  An image is distinct content, so that no copy stays.
         seed: Draw them, instead of taking the first; 64 bits.
+        is_any_split: Ignore in which split the images were published.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
         UsageError: *manifests* lies inside the image root; or images without a digest are to be
-            drawn with a seed.
+            drawn with a seed; or some were published as validation or test data.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
     with locked(manifests, command="make-val"):
         images = open_manifest(manifests, IMAGES)
         refuse_inside(manifests, images.header.root)
+        if not is_any_split:
+            refuse_published(images, "this split")
         wnids = images.classes().wnids
         singles = single_labels(images)
         score_R = None if seed is None else _scores(images, singles, seed)
@@ -240,106 +250,268 @@ def write_split(
     return train.num_rows, val.num_rows
 
 
-_DIGEST = COPIES.schema.field("digest").type
+TRAIN_SPLIT, *HELD_OUT_SPLITS = SOURCE_SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSplitSummary:
-    """Counts of a split by folders.
+class SourceSplitSummary:
+    """Counts of a split as it was published; the images of the last five are all there are.
 
     Attributes:
         num_images: Rows of `images.parquet`.
+        val_split: Published split that is used as val: `validation`, or `test` without one.
         num_train: Rows of `train.parquet`.
         num_val: Rows of `val.parquet`.
-        num_in_both: Images of the train folder that are not in train, for they lie in another.
-        num_several_labels: Images of the val folder with more than one label, which are in none.
-        num_elsewhere: Images in neither folder, which are in none.
+        num_several_labels: Images of the val split with more than one label, which are in none.
+        num_held_out: Images of another split that is no training data, which are in none.
+        num_without: Images that were published in no split, which are in none.
+    """
+
+    num_images: int
+    val_split: str
+    num_train: int
+    num_val: int
+    num_several_labels: int
+    num_held_out: int
+    num_without: int
+
+
+def split_by_source(manifests: Path) -> SourceSplitSummary:
+    """Write `val.parquet` and `train.parquet` as the source was published.
+
+    Args:
+        manifests: The folder that holds `images.parquet`.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+        UsageError: *manifests* lies inside the image root, or no image was published for training,
+            or none for anything else.
+        LockedError: Another run works on *manifests*.
+        OSError: The disk is full or failing.
+    """
+    with locked(manifests, command="make-val"):
+        images = open_manifest(manifests, IMAGES)
+        refuse_inside(manifests, images.header.root)
+        split_P = published_splits(images)
+        counts = {name: int((split_P == k).sum()) for k, name in enumerate(SOURCE_SPLITS)}
+        val_split = next((name for name in HELD_OUT_SPLITS if counts[name]), None)
+        if val_split is None or not counts[TRAIN_SPLIT]:
+            found = ", ".join(f"{count:,} in {name}" for name, count in counts.items() if count)
+            raise UsageError(
+                f"the source of `{manifests}` has no published split to take: "
+                f"{found or 'no image is in one'}",
+                hint="`vit21k make-val --per-class 50 --holdout` chooses images, "
+                "`--val-list FILE` takes those of a list",
+            )
+        is_single_P = single_labels(images).is_single_P
+        is_val_P = split_P == SOURCE_SPLITS.index(val_split)
+        header = _header(images, {"from_source": True})
+        num_train, num_val = write_split(
+            images, manifests, header, is_val_P & is_single_P, split_P == 0
+        )
+    return SourceSplitSummary(
+        num_images=images.num_rows,
+        val_split=val_split,
+        num_train=num_train,
+        num_val=num_val,
+        num_several_labels=counts[val_split] - num_val,
+        num_held_out=sum(counts[name] for name in HELD_OUT_SPLITS if name != val_split),
+        num_without=int((split_P < 0).sum()),
+    )
+
+
+def has_published_split(manifests: Path) -> bool:
+    """Return whether some images were published for training, and some for something else.
+
+    Raises:
+        ManifestError: `images.parquet` is missing, stale or damaged.
+    """
+    split_P = published_splits(open_manifest(manifests, IMAGES))
+    return bool((split_P == 0).any() and (split_P > 0).any())
+
+
+def published_splits(images: Manifest) -> NDArray[np.int8]:
+    """Return the published split of each image, an index into `SOURCE_SPLITS`; -1: none."""
+    split_P = np.full(images.num_rows, -1, dtype=np.int8)
+    row = 0
+    for rows in prefetched(images.batches(["source_split"])):
+        found = pc.index_in(rows["source_split"], value_set=pa.array(SOURCE_SPLITS))
+        split_P[row : row + rows.num_rows] = found.fill_null(-1).to_numpy()
+        row += rows.num_rows
+    return split_P
+
+
+def refuse_published(images: Manifest, command: str) -> None:
+    """Refuse to use all images for training where some were published for something else.
+
+    Args:
+        images: All images.
+        command: What is refused, for the message.
+
+    Raises:
+        UsageError: Some were published as validation or test data.
+    """
+    num_held_out = int((published_splits(images) > 0).sum())
+    if num_held_out:
+        raise UsageError(
+            f"{num_held_out:,} images were published as validation or test data, and {command} "
+            "would let them into train",
+            hint="`vit21k make-val --from-source` takes the split as published; "
+            "`vit21k make-val --no-from-source` chooses from all images",
+        )
+
+
+def _header(images: Manifest, options: Mapping[str, Any]) -> Header:
+    """Return the header of a split whose val images are held out."""
+    return replace(
+        images.header,
+        inputs={"images": images.fingerprint},
+        inputs_in=".",
+        options={**images.header.options, "split": "holdout", **options},
+    )
+
+
+_DIGEST = COPIES.schema.field("digest").type
+_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}")
+_STEM = rf"(?is)^(?:.*/)?(?P<stem>[^/]*?)(?:{SUFFIX.pattern[:-1]})?$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSplitSummary:
+    """Counts of a split by a list of names.
+
+    Attributes:
+        num_images: Rows of `images.parquet`: the sum of the next four.
+        num_train: Rows of `train.parquet`.
+        num_val: Rows of `val.parquet`.
+        num_several_labels: Images of the list with more than one label, which are in none.
+        num_held_out: Images that are not in the list, but were published as validation or test
+            data, which are in none.
+        num_names: Names in the list.
+        unmatched: Names that no image has.
     """
 
     num_images: int
     num_train: int
     num_val: int
-    num_in_both: int
     num_several_labels: int
-    num_elsewhere: int
+    num_held_out: int
+    num_names: int
+    unmatched: tuple[str, ...]
 
 
-def split_by_folders(
-    manifests: Path, *, train: str, val: str, held_out: Sequence[str] = ()
-) -> FolderSplitSummary:
-    """Write `val.parquet` of the images below one folder, `train.parquet` of those of another.
+def split_by_list(manifests: Path, val_list: Path) -> ListSplitSummary:
+    """Write `val.parquet` of the images in a list, `train.parquet` of all others.
+
+    A name of any copy of an image means the image: no copy of it stays in train.
 
     Args:
         manifests: The folder that holds `images.parquet` and `copies.parquet`.
-        train: Folder of the images to train on, relative to the image root.
-        val: Folder of the images to validate on.
-        held_out: Folders of other images not to train on.
+        val_list: Names, paths or hexadecimal digests of images, as `file_lists.read_names` reads
+            them.
 
     Raises:
-        ManifestError: `images.parquet` or `copies.parquet` is missing, stale or damaged.
-        UsageError: *manifests* lies inside the image root, or one of the folders has no images.
+        ManifestError: A manifest is missing, stale or damaged, or the list cannot be read.
+        UsageError: *manifests* lies inside the image root, a name means several images, or no name
+            means any.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
+    names = read_names(val_list)
     with locked(manifests, command="make-val"):
-        images, copies = open_manifest(manifests, IMAGES), open_manifest(manifests, COPIES)
+        images = open_manifest(manifests, IMAGES)
         refuse_inside(manifests, images.header.root)
-        in_train, in_val = (_lies_in([folder], images, copies) for folder in (train, val))
-        out = _lies_in([val, *held_out], images, copies)
-        for folder, found in ((train, in_train), (val, in_val)):
-            if not found.any():
-                raise UsageError(
-                    f"no image lies below `{folder}` in `{images.header.root}`",
-                    hint="folders are named relative to the image root, as in `images.parquet`",
-                )
-        is_single = _have_one_label(images)
-        header = replace(
-            images.header,
-            inputs={"images": images.fingerprint},
-            inputs_in=".",
-            options={
-                **images.header.options,
-                "split": "holdout",
-                "train_folder": train,
-                "val_folder": val,
-            },
-        )
+        row_E = _rows_of(names, images, _copies_of(manifests))
+        if (row_E < 0).all():
+            raise UsageError(
+                f"none of the {len(names):,} names in `{val_list}`, such as `{names[0]}`, is of an "
+                f"image in `{manifests}`",
+                hint="names are paths relative to the image root, file names with or without "
+                "suffix, or digests",
+            )
+        is_listed_P = np.zeros(images.num_rows, dtype=bool)
+        is_listed_P[row_E[row_E >= 0]] = True
+        is_val_P = is_listed_P & single_labels(images).is_single_P
+        is_held_out_P = (published_splits(images) > 0) & ~is_listed_P
+        digest = hashlib.sha256(val_list.read_bytes()).hexdigest()
+        header = _header(images, {"val_list": {"name": val_list.name, "sha256": digest}})
         num_train, num_val = write_split(
-            images, manifests, header, in_val & is_single, in_train & ~out
+            images, manifests, header, is_val_P, ~is_listed_P & ~is_held_out_P
         )
-    return FolderSplitSummary(
+    return ListSplitSummary(
         num_images=images.num_rows,
         num_train=num_train,
         num_val=num_val,
-        num_in_both=int((in_train & out).sum()),
-        num_several_labels=int((in_val & ~is_single).sum()),
-        num_elsewhere=int((~in_train & ~in_val).sum()),
+        num_several_labels=int(is_listed_P.sum()) - num_val,
+        num_held_out=int(is_held_out_P.sum()),
+        num_names=len(names),
+        unmatched=tuple(name for name, row in zip(names, row_E.tolist(), strict=True) if row < 0),
     )
 
 
-def _lies_in(folders: Sequence[str], images: Manifest, copies: Manifest) -> NDArray[np.bool_]:
-    """Return, for each image, whether one of its files lies below one of *folders*."""
-    prefixes = "|".join(re.escape(folder.strip("/")) for folder in folders)
-    pattern = f"^({prefixes})/"
-    found = [
-        rows["digest"].filter(pc.match_substring_regex(rows["path"], pattern))
-        for rows in copies.batches(["digest", "path"])
-    ]
-    digests = pa.chunked_array([c for one in found for c in one.chunks], _DIGEST)
-    lies = [
-        pc.or_(
-            pc.match_substring_regex(rows["path"], pattern),
-            pc.is_in(rows["digest"], value_set=digests.combine_chunks()),
-        ).to_numpy()
-        for rows in prefetched(images.batches(["digest", "path"]))
-    ]
-    return np.concatenate(lies)
+def _copies_of(manifests: Path) -> Manifest | None:
+    """Return `copies.parquet`; None in a folder of manifests with other labels."""
+    has_copies = (manifests / COPIES.file_name).is_file()
+    return open_manifest(manifests, COPIES) if has_copies else None
 
 
-def _have_one_label(images: Manifest) -> NDArray[np.bool_]:
-    counts = [
-        pc.list_value_length(rows["label_ids"]).to_numpy()
-        for rows in prefetched(images.batches(["label_ids"]))
-    ]
-    is_single: NDArray[np.bool_] = np.concatenate(counts) == 1
-    return is_single
+def _rows_of(names: Sequence[str], images: Manifest, copies: Manifest | None) -> NDArray[np.int64]:
+    """Return the row of `images.parquet` that each name means; -1 for none.
+
+    Raises:
+        UsageError: A name means several images.
+    """
+    found = _Found(names)
+    for rows in prefetched(copies.batches(["digest", "path"])) if copies else ():
+        found.add_copies(rows)
+    row = 0
+    for rows in prefetched(images.batches(["digest", "path"])):
+        found.add_images(rows, row)
+        row += rows.num_rows
+    return found.row_E
+
+
+class _Found:
+    """Which image each name of a list means, while copies and then images are read."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.row_E = np.full(len(names), -1)
+        self._names = names
+        self._matcher = FileNames(names)
+        stems = {without_suffix(name).replace("\\", "/").rpartition("/")[2] for name in names}
+        self._stems = pa.array(sorted(stems))
+        self._names_of: dict[bytes, set[int]] = {}
+        for index, name in enumerate(names):
+            if _HEX_DIGEST.fullmatch(name):
+                self._names_of.setdefault(bytes.fromhex(name), set()).add(index)
+        self._digests = pa.array(list(self._names_of), _DIGEST)
+
+    def add_copies(self, rows: pa.Table) -> None:
+        """Take rows of `copies.parquet`: their names are those of the image with their digest."""
+        for _, path, digest in self._candidates(rows):
+            self._names_of.setdefault(digest, set()).update(self._matcher.find(path))
+        self._digests = pa.array(list(self._names_of), _DIGEST)
+
+    def add_images(self, rows: pa.Table, first_row: int) -> None:
+        """Take rows of `images.parquet`, from *first_row* on."""
+        for row, path, digest in self._candidates(rows):
+            for index in {*self._matcher.find(path), *self._names_of.get(digest, ())}:
+                self._set(index, first_row + row, path)
+
+    def _candidates(self, rows: pa.Table) -> Iterator[tuple[int, str, bytes]]:
+        """Yield place, path and digest of rows that a name may mean."""
+        stems = pc.struct_field(pc.extract_regex(rows["path"], _STEM), "stem")
+        by_name = pc.is_in(stems, value_set=self._stems)
+        by_digest = pc.is_in(rows["digest"], value_set=self._digests, skip_nulls=True)
+        places = np.flatnonzero(pc.or_(by_name, by_digest).to_numpy())
+        few = rows.take(pa.array(places))
+        columns = (few[name].to_pylist() for name in ("path", "digest"))
+        yield from zip(places.tolist(), *columns, strict=True)
+
+    def _set(self, index: int, row: int, path: str) -> None:
+        if self.row_E[index] not in (-1, row):
+            raise UsageError(
+                f"`{self._names[index]}` in the list means several images, one of them `{path}`",
+                hint="write paths relative to the image root, or digests",
+            )
+        self.row_E[index] = row

@@ -176,7 +176,7 @@ class Numbers:
         options = self.manifests[VAL.name].header.options
         if options.get("split") == "holdout":
             parts = [("in train", num_train), ("in val", num_val)]
-            if "train_folder" in options:  # some may be in other folders, or have several labels
+            if {"from_source", "val_list"} & options.keys():  # others, or with several labels
                 parts.append(("in neither", max(num_images - num_train - num_val, 0)))
         else:
             parts = [("in train alone", num_train - num_val), ("in both (a dummy split)", num_val)]

@@ -6,12 +6,12 @@ one container, or a `Problem`, in the container's order.  It lists malformed con
 the user has to settle.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from vit21k.errors import LayoutError, UsageError
+from vit21k.manifest.layout import SPLIT_OF, split_named
 from vit21k.manifest.problems import Problem
 
 UNLABELLED = -1
@@ -189,12 +189,6 @@ class ContainerImage(NamedTuple):
     split: str | None = None
 
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-_SPLIT_OF = {alias: split for split, aliases in _SPLITS.items() for alias in aliases}
 _MAX_CLASS_NAME = 1000
 
 
@@ -209,10 +203,9 @@ def split_of(path: str) -> str | None:
     """
     *folders, name = path.lower().split("/")
     for folder in folders:
-        if folder in _SPLIT_OF:
-            return _SPLIT_OF[folder]
-    found = {_SPLIT_OF[word] for word in re.findall("[a-z]+", name) if word in _SPLIT_OF}
-    return found.pop() if len(found) == 1 else None
+        if folder in SPLIT_OF:
+            return SPLIT_OF[folder]
+    return split_named(name)
 
 
 def flaw_of_class_name(name: str) -> str | None:

@@ -18,7 +18,7 @@ import xxhash
 
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.archive_names import archive_stem, is_gzip_name
-from vit21k.manifest.layout import LABEL_FILE_OPTION
+from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, class_of
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.sources.container import (
     NO_OPTIONS,
@@ -29,6 +29,7 @@ from vit21k.sources.container import (
     split_of,
 )
 from vit21k.sources.folders import is_image_name, kind_of_tar
+from vit21k.sources.split_folders import SplitFolders, find_splits
 from vit21k.sources.tar import SeekableSource, Window, read_members
 from vit21k.sources.webdataset import (
     IMAGE_FIELDS,
@@ -44,6 +45,9 @@ from vit21k.sources.webdataset import (
 
 LayoutName = Literal["folders", "webdataset", "parquet"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
+
+LayoutChoice = Literal["folders", "splits", "webdataset", "parquet"]
+"""What a user may say: splits are folders of class folders."""
 
 LAYOUT_OPTION = "layout"
 """Option of a manifest's header; absent: folders."""
@@ -79,6 +83,7 @@ class SourceLayout:
         is_said: The user has named the layout or `label_from`.
         label_file: Name and SHA-256 of the file that the classes are from; empty: there is none.
             Images need not be in a folder then, and an archive is read as a folder of its name.
+        splits: Folders that are published splits; None if there are none.
     """
 
     name: LayoutName = "folders"
@@ -87,12 +92,18 @@ class SourceLayout:
     shards: Mapping[str, ShardFacts] = field(default_factory=dict)
     is_said: bool = False
     label_file: Mapping[str, str] = field(default_factory=dict)
+    splits: SplitFolders | None = None
 
     @property
     def line(self) -> str:
         """Layout and where the class comes from, in one line."""
+        splits = ""
+        if self.splits:
+            folders = [one for one in self.splits.folders if self.splits.split_of(one)]
+            names = ", ".join(f"`{one}`" for one in folders) or "folders of such names"
+            splits = f" in published splits ({names})"
         if self.label_file:
-            return f"layout: files in any folders; class from `{self.label_file['name']}`"
+            return f"layout: files in any folders{splits}; class from `{self.label_file['name']}`"
         what = {"folders": "class folders", "webdataset": "WebDataset", "parquet": "Parquet"}
         containers = {"webdataset": "shards", "parquet": "files"}
         count = f", {self.num_containers:,} {containers[self.name]}" if self.num_containers else ""
@@ -101,7 +112,14 @@ class SourceLayout:
         if self.labels.class_names is not None:
             whose = "--classes" if self.labels.are_classes_given else INFO
             classes = f" and the class list of `{whose}`"
-        return f"layout: {what[self.name]}{count}; class from {in_words(label_from)}{classes}"
+        return (
+            f"layout: {what[self.name]}{splits}{count}; class from {in_words(label_from)}{classes}"
+        )
+
+    def class_of(self, folder: str) -> str:
+        """Return the class of the images in *folder*, which ends in `/`, relative to the root."""
+        inside = self.splits.inside(folder) if self.splits else folder
+        return class_of(inside or folder, self.labels.label_from)
 
     def kind_of(self, name: bytes) -> str | None:
         """Return how a file is read as a container (`ArchivePart.kind`); None if it is not one."""
@@ -153,6 +171,8 @@ class SourceLayout:
             options[IMAGE_COLUMN_OPTION] = self.labels.image_column
         if self.label_file:
             options[LABEL_FILE_OPTION] = dict(self.label_file)
+        if self.splits:
+            options[SPLITS_OPTION] = list(self.splits.folders)
         return options
 
     @classmethod
@@ -165,7 +185,13 @@ class SourceLayout:
             options.get(IMAGE_COLUMN_OPTION),
         )
         label_file = options.get(LABEL_FILE_OPTION, {})
-        return cls(options.get(LAYOUT_OPTION, "folders"), labels, label_file=label_file)
+        splits = options.get(SPLITS_OPTION)
+        return cls(
+            options.get(LAYOUT_OPTION, "folders"),
+            labels,
+            label_file=label_file,
+            splits=None if splits is None else SplitFolders(tuple(splits)),
+        )
 
 
 CLASS_FOLDERS = SourceLayout()
@@ -185,7 +211,7 @@ def detect(
     tree: SourceTree,
     name: str,
     *,
-    layout: LayoutName | None = None,
+    layout: LayoutChoice | None = None,
     labels: LabelOptions = NO_OPTIONS,
 ) -> SourceLayout:
     """Return the layout of *tree*.
@@ -202,11 +228,15 @@ def detect(
         OSError: It cannot be listed, or a container cannot be read.
     """
     survey = _survey(tree)
-    found = layout or _layout_of(tree, survey)
+    said = "folders" if layout == "splits" else layout
+    found = said or _layout_of(tree, survey)
     if found == "webdataset":
         result = _detect_webdataset(tree, name, survey, labels)
     else:
-        result = SourceLayout(found, labels)
+        splits = find_splits(tree) if found == "folders" and layout != "folders" else None
+        if layout == "splits":
+            splits = splits or SplitFolders()
+        result = SourceLayout(found, labels, splits=splits)
     _refuse_labels(result)
     return replace(result, is_said=layout is not None or labels.label_from is not None)
 

@@ -1,0 +1,94 @@
+"""Published splits that are folders of a source: `train/` and `val/` with class folders in them.
+
+They are found at the top of a source, or below single folders: `imagenet21k_resized/` holds
+`imagenet21k_train/` and `imagenet21k_val/`.  A folder is a split if one word of its name is, and
+beside `train` there must be another split.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from vit21k.manifest.archive_names import archive_stem
+from vit21k.manifest.layout import split_named
+from vit21k.sources.container import Entry, SourceTree
+from vit21k.sources.folders import is_image_name
+
+_MAX_DEPTH = 3
+_NUM_LOOKED_AT = 64
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """Which folders are splits.
+
+    Attributes:
+        folders: Splits and what is beside them, relative to the root, without a slash at the end;
+            empty: every topmost folder that is a split by its name.
+    """
+
+    folders: tuple[str, ...] = ()
+
+    def split_of(self, folder: str) -> str | None:
+        """Return the split that *folder* is or lies in, if any."""
+        found = self._split_folder(folder)
+        return split_named(found.rpartition("/")[2]) if found else None
+
+    def inside(self, folder: str) -> str:
+        """Return *folder* relative to the split that it lies in; "" for that of a split."""
+        found = self._split_folder(folder)
+        return folder[len(found) :].removeprefix("/") if found else folder
+
+    def _split_folder(self, folder: str) -> str | None:
+        if self.folders:
+            within = f"{folder}/"
+            return next((one for one in self.folders if within.startswith(f"{one}/")), None)
+        above = ""
+        for part in folder.split("/"):
+            if split_named(part):
+                return above + part
+            above += f"{part}/"
+        return None
+
+
+def find_splits(tree: SourceTree, *, are_flat: bool = False) -> SplitFolders | None:
+    """Return the folders, or tars, of *tree* that are published splits; None if there are none.
+
+    Args:
+        tree: The source.
+        are_flat: Images of a split need not be in class folders.
+    """
+    above = ""
+    for _ in range(_MAX_DEPTH):
+        entries = [entry for entry in tree.entries(above) if not entry.name.startswith(".")]
+        names = [_folder_name(entry) for entry in entries]
+        splits = {split_named(name) for name in names if name} - {None}
+        if "train" in splits and len(splits) > 1:
+            if not are_flat and not all(_may_be_split(tree, above, entry) for entry in entries):
+                return None
+            return SplitFolders(tuple(sorted(above + name for name in names if name)))
+        folders = [entry.name for entry in entries if entry.is_folder]
+        if len(folders) != 1 or len([name for name in names if name]) != 1:
+            return None
+        above += f"{folders[0]}/"
+    return None
+
+
+def _folder_name(entry: Entry) -> str | None:
+    """Return the name of a folder, or of the one that a tar would be unpacked to."""
+    if entry.is_folder:
+        return entry.name
+    stem = archive_stem(entry.name.encode(errors="surrogateescape"))
+    return stem.decode(errors="surrogateescape") if stem else None
+
+
+def _may_be_split(tree: SourceTree, above: str, entry: Entry) -> bool:
+    """Return whether an entry beside splits is no class: its images, if any, are in folders.
+
+    Those of a test split need not be, as they may have no classes.
+    """
+    if not entry.is_folder or split_named(entry.name) == "test":
+        return True
+    inside: Iterable[Entry] = islice(tree.entries(f"{above}{entry.name}/"), _NUM_LOOKED_AT)
+    names = (one.name.encode(errors="surrogateescape") for one in inside if not one.is_folder)
+    return not any(map(is_image_name, names))
