@@ -1,7 +1,7 @@
-"""Write a file or a folder so that others see the old one or the new one, never a half.
+"""Write a file or a folder atomically: readers see the old one or the new one.
 
-What is being written lies beside its destination as ``.<name>.<host>-<pid>.partial``.  A process
-that is killed leaves it behind; the next writer of the same destination removes it.
+Partial files are next to their destination as ``.<name>.<host>-<pid>.partial``.  Those of killed
+processes are removed by the next writer of the same destination.
 """
 
 import os
@@ -22,8 +22,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     The bytes are on disk (fsync) before the name moves, and the name before the call returns.
 
     Args:
-        path: Destination; its folder is created if need be.  A device, such as `/dev/null`, is
-            written to as it is: it must not be replaced by a file.
+        path: Destination; its folder is created if missing.  A device, such as `/dev/null`, is
+            written to directly, as it must not be replaced by a file.
 
     Raises:
         OSError: The disk is full or failing; *path* is unchanged.
@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write *content* to *path* in one step."""
+    """Write *content* to *path* atomically."""
     with atomic_file(path) as file:
         file.write(content)
 
@@ -58,8 +58,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Every file written into it (no sub-folders) is on disk before the name moves.
 
     Raises:
-        FileExistsError: *path* is already there; a folder cannot be replaced in one step.
-        OSError: The disk is full or failing; *path* is not made.
+        FileExistsError: *path* exists; a folder cannot be replaced atomically.
+        OSError: The disk is full or failing; *path* is not created.
     """
     partial = _partial(path)
     if path.exists():
@@ -78,7 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """Return the temporary name for *path*, its folder made and swept of dead writers' leavings."""
+    """Return the temporary name for *path*; create its folder and remove stale partial files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
     prefix = f".{path.name}.{host}-"

@@ -1,11 +1,9 @@
-"""Names that are shown: those of files may hold line breaks, codes for a terminal, any bytes.
-
-Every exception vit21k raises on purpose.
+"""All exceptions that vit21k raises on purpose, exit codes, and printable file names.
 
 Vit21kError                   the command line prints it without a traceback   exit 1
 ├── UsageError                arguments that contradict each other or the world       2
 │   └── RecipeError           a recipe, or an override of it, is wrong                2
-├── DataError                 the files on disk are not what they were said to be     3
+├── DataError                 input data are missing or invalid                       3
 │   ├── ImageTreeError        the image root is not <root>/**/<class>/<file>
 │   │   └── LayoutError       the names of its folders cannot be classes                  2
 │   ├── ManifestError         a manifest is missing, stale, damaged or another one
@@ -15,13 +13,13 @@ Vit21kError                   the command line prints it without a traceback   e
 ├── MissingExtraError         an optional dependency is not installed                 1
 ├── NonFiniteLossError        training diverged                                       1
 ├── TemporaryFolderError      the temporary folder is full or failing                74
-├── LostPeerError             another process of the same run has ended                1
+├── LostPeerError             another process of the same run has ended               1
 ├── LockedError               another run works on the same folder                   75
-├── TerminatedError           SIGTERM ended the run; its state is saved             143
-└── InterruptedRunError       Ctrl-C ended the run; its state is saved              130
+├── TerminatedError           SIGTERM ended the run; a checkpoint is saved          143
+└── InterruptedRunError       Ctrl-C ended the run; a checkpoint is saved           130
 
-Anything else that escapes is a bug in vit21k and keeps its traceback, except `OSError`
-(no space, no permission, a failing disk), which ends a command with exit code 74.
+Any other exception is a bug and keeps its traceback, except `OSError` (no space, no permission, a
+failing disk), which ends a command with exit code 74.
 """
 
 import errno
@@ -38,7 +36,7 @@ _CODES_ALONE = {code: text for code, text in _ESCAPES.items() if chr(code) not i
 
 
 def without_codes(text: str) -> str:
-    r"""Return *text* with control characters as ``\x1b``; its lines and tabs stay."""
+    r"""Return *text* with control characters as ``\x1b``, except line breaks and tabs."""
     return text.translate(_CODES_ALONE)
 
 
@@ -77,46 +75,46 @@ EXIT_CODES = {
     EXIT_DONE: "done",
     EXIT_FAILED: "failed",
     EXIT_USAGE: "wrong usage or recipe",
-    EXIT_BAD_DATA: "some inputs were bad (they are listed), or data are not what was said",
+    EXIT_BAD_DATA: "some inputs are invalid (they are listed), or data do not match their manifest",
     EXIT_DIFFERENCES: "a check found differences",
     EXIT_STORAGE: "a file could not be written or read (disk full, no permission, I/O error)",
     EXIT_LOCKED: "another run works on the same folder",
     EXIT_INTERRUPTED: "interrupted",
-    EXIT_TERMINATED: "terminated; the state is saved",
+    EXIT_TERMINATED: "terminated; a checkpoint is saved",
 }
-"""What each exit code of the command line means; the README and `vit21k --help` print it."""
+"""Meaning of each exit code; printed by `vit21k --help` and docs/commands.md."""
 
 
 class Vit21kError(Exception):
-    """Base class.  *message* says what is wrong, *hint* what to do about it."""
+    """Base class.  *message* states the problem, *hint* what to do."""
 
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        message = without_codes(message)  # names of files, and what files say, come in messages
+        message = without_codes(message)  # file names and file content occur in messages
         super().__init__(message)
         self.message = message
         self.hint = None if hint is None else without_codes(hint)
 
 
 class UsageError(Vit21kError):
-    """The arguments contradict each other, or name what is not there."""
+    """Arguments contradict each other, or name something that does not exist."""
 
     exit_code = EXIT_USAGE
 
 
 class RecipeError(UsageError):
-    """A recipe file, or an override given with ``--set``, is not usable."""
+    """A recipe file, or an override with ``--set``, is invalid."""
 
 
 class DataError(Vit21kError):
-    """Input data is missing or is not what the caller said it is."""
+    """Input data are missing or invalid."""
 
     exit_code = EXIT_BAD_DATA
 
 
 class ImageTreeError(DataError):
-    """The image root does not hold ``<class>/<file>`` at any depth."""
+    """The image root has no ``<class>/<file>`` at any depth."""
 
 
 class LayoutError(ImageTreeError):
@@ -152,17 +150,17 @@ class MissingExtraError(Vit21kError):
 
 
 class NonFiniteLossError(Vit21kError):
-    """The loss stopped being a finite number."""
+    """The loss is not finite."""
 
 
 class TemporaryFolderError(Vit21kError):
-    """The folder for temporary files is full or failing; no input is to blame."""
+    """The folder for temporary files is full or failing."""
 
     exit_code = EXIT_STORAGE
 
 
 class LostPeerError(Vit21kError):
-    """Another process of the same run has ended, so that this one cannot continue."""
+    """Another process of the same run has ended, so this one cannot continue."""
 
 
 class LockedError(Vit21kError):
@@ -172,12 +170,12 @@ class LockedError(Vit21kError):
 
 
 class TerminatedError(Vit21kError):
-    """SIGTERM asked the run to stop; its state was saved first."""
+    """SIGTERM stopped the run after a checkpoint was saved."""
 
     exit_code = EXIT_TERMINATED
 
 
 class InterruptedRunError(Vit21kError):
-    """Ctrl-C asked the run to stop; its state was saved first."""
+    """Ctrl-C stopped the run after a checkpoint was saved."""
 
     exit_code = EXIT_INTERRUPTED

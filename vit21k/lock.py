@@ -1,4 +1,4 @@
-"""One writer per folder: a lock that dies with its holder."""
+"""One writer per folder: a lock that is released when its holder ends."""
 
 import fcntl
 import json
@@ -18,14 +18,13 @@ _TRIES = 100
 
 @contextmanager
 def locked(folder: Path, *, command: str, wait: bool = False) -> Iterator[None]:
-    """Hold *folder* for one process until the block ends or the process dies.
+    """Lock *folder* for this process until the block ends or the process ends.
 
     Args:
-        folder: Created if need be, and removed again if the block fails before it has put
-            anything there.  The lock is the file ``.lock`` in it; the file stays, the lock does
-            not.
-        command: What the holder is doing, shown to whoever is turned away.
-        wait: Wait for another holder to end, instead of turning away.
+        folder: Created if missing, and removed again if the block fails before it writes anything
+            there.  The lock is on the file ``.lock`` in it, which is not removed.
+        command: Command of the holder, shown to other processes.
+        wait: Wait for another holder to end, instead of raising.
 
     Raises:
         LockedError: Another process holds it; the message names the process.
@@ -47,7 +46,7 @@ def locked(folder: Path, *, command: str, wait: bool = False) -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds *folder* now.
 
-    To know it, the lock is asked for, together with all others who ask, and given back at once.
+    It takes a shared lock and releases it immediately.
     """
     try:
         descriptor = os.open(folder / _NAME, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,14 +63,14 @@ def is_locked(folder: Path) -> bool:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make *folder*; return it and those above it that were not there, the deepest first."""
+    """Create *folder*; return the created folders, the deepest first."""
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     folder.mkdir(parents=True, exist_ok=True)
     return made
 
 
 def _remove_if_empty(made: list[Path]) -> None:
-    """Remove the folders *made* again, unless there is something in them but the lock."""
+    """Remove the folders *made* again, if they contain only the lock."""
     with suppress(OSError):
         if made and [path.name for path in made[0].iterdir()] == [_NAME]:
             (made[0] / _NAME).unlink()
@@ -80,20 +79,20 @@ def _remove_if_empty(made: list[Path]) -> None:
 
 
 def _open(folder: Path, *, wait: bool) -> int:
-    """Return a descriptor of the lock, which is held."""
+    """Return a descriptor of the held lock."""
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if _is_held(descriptor, folder, wait=wait):
                 return descriptor
             os.close(descriptor)
-        # Whoever had made the folder has just removed it.
+        # Another process has just removed the folder that it created.
         folder.mkdir(parents=True, exist_ok=True)
-    raise LockedError(f"`{folder}` is made and removed again and again")
+    raise LockedError(f"`{folder}` is repeatedly created and removed by other processes")
 
 
 def _is_held(descriptor: int, folder: Path, *, wait: bool) -> bool:
-    """Take the lock; return whether it is still there."""
+    """Take the lock; return whether its file still exists."""
     try:
         _take(descriptor, wait=wait)
     except BlockingIOError:
@@ -101,7 +100,7 @@ def _is_held(descriptor: int, folder: Path, *, wait: bool) -> bool:
         os.close(descriptor)
         raise LockedError(
             f"`{folder}` is in use by {holder}",
-            hint="wait for it to end, or work in another folder",
+            hint="wait for it to end, or use another folder",
         ) from None
     except BaseException:
         os.close(descriptor)
@@ -110,7 +109,7 @@ def _is_held(descriptor: int, folder: Path, *, wait: bool) -> bool:
 
 
 def _take(descriptor: int, *, wait: bool) -> None:
-    """Take the lock; a second time if the first might have met somebody who only asked."""
+    """Take the lock; try twice, as the first attempt may have met `is_locked`."""
     if wait:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return

@@ -1,10 +1,6 @@
-"""What the machine gives this process: cores, memory, file systems, GPUs.
+"""Resources of this process: cores, memory, file systems, GPUs, the cache folder.
 
-In a container or a batch job the machine has more than the process may use, so limits of control
-groups (cgroups, versions 1 and 2) count as well.
-
-
-Where what can be made or fetched again is kept, for one user on one machine.
+In containers and batch jobs, limits of control groups (cgroups, versions 1 and 2) apply.
 """
 
 import os
@@ -30,17 +26,17 @@ _OTHER_OPEN_FILES = 64
 
 
 def num_cores() -> float:
-    """Return how many cores this process may keep busy; a quota may be a fraction of one."""
+    """Return the number of cores this process may use; a quota may be a fraction."""
     return min(float(len(os.sched_getaffinity(0))), cpu_quota() or float("inf"))
 
 
 def num_threads() -> int:
-    """Return how many threads can compute at a time: whole cores, and at least one."""
+    """Return the number of threads that can compute in parallel, at least one."""
     return max(1, int(num_cores()))
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """Return the tightest quota of the control groups, in cores; None if there is none."""
+    """Return the lowest quota of the control groups, in cores; None if there is none."""
     quotas = []
     for folder in _groups(root, "cpu"):
         words = _words(folder / "cpu.max") or [
@@ -54,7 +50,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def memory_bytes(root: Path = _ROOT) -> tuple[int, int]:
-    """Return how much memory this process may use in all, and how much of it is free."""
+    """Return the total and the free memory of this process, in bytes."""
     info = dict(re.findall(r"(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text()))
     total, free = int(info["MemTotal"]) * 1024, int(info["MemAvailable"]) * 1024
     for folder in _groups(root, "memory"):
@@ -67,7 +63,7 @@ def memory_bytes(root: Path = _ROOT) -> tuple[int, int]:
 
 
 def _used_bytes(group: Path, used: str) -> int:
-    """Return what a group uses, without cached files that give way when memory is needed."""
+    """Return the memory use of a group, without reclaimable cached files."""
     cached = re.search(
         r"(?m)^(?:total_)?inactive_file (\d+)", "\n".join(_lines(group / "memory.stat"))
     )
@@ -83,7 +79,7 @@ def cpu_features(root: Path = _ROOT) -> frozenset[str]:
 def cpu_multiplies(precision: Literal["bf16", "fp16"], root: Path = _ROOT) -> bool:
     """Return whether the processor has instructions for matrix products in 16 bits.
 
-    Without them each value is converted, and products are many times as slow as in float32.
+    Without them, products are many times slower than in float32.
     """
     return not _PRODUCTS[precision].isdisjoint(cpu_features(root))
 
@@ -114,7 +110,7 @@ def nvidia_gpus() -> list[str]:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return *path*, or the nearest folder above it that is there."""
+    """Return *path*, or its nearest existing parent."""
     path = path.absolute()
     while not path.is_dir():
         path = path.parent
@@ -145,7 +141,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise the limit of this process for open files, if *count* more are to be open at a time."""
+    """Raise the limit of open files of this process to allow *count* more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _OTHER_OPEN_FILES
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
@@ -154,9 +150,9 @@ def allow_open_files(count: int) -> None:
 
 
 def user_cache() -> Path | None:
-    """Return the folder of vit21k in the user's cache; None if the user has no home.
+    """Return the folder of vit21k in the user's cache; None if the user has no home folder.
 
-    A container may run as a user whom the system does not know.
+    A container may run as an unknown user.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:

@@ -189,7 +189,7 @@ def test_a_run_that_dies_half_way_leaves_nothing_that_looks_whole(
         select(manifests, manifests / "out", Selection(drop=[TENCH]))
 
     for kind in (CLASSES, VAL, TRAIN):
-        with pytest.raises(ManifestError, match=r"stale: `images.parquet` beside it"):
+        with pytest.raises(ManifestError, match=r"stale: `images.parquet` has changed"):
             open_manifest(manifests / "out", kind)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import vit21k
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, SealingFile, open_manifest, read_manifest
+from vit21k.manifest.io import ChecksummedFile, Header, open_manifest, read_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import (
     DIGESTS,
@@ -79,7 +79,7 @@ def test_a_row_is_one_digest(tmp_path: Path, kind: ManifestKind) -> None:
 
     rows = _rows(kind)
     again = rows["digest"][2].as_py().hex()
-    with pytest.raises(ManifestError, match=f"have the digest {again}: a row is one digest"):
+    with pytest.raises(ManifestError, match=f"have the digest {again}: it must be unique"):
         write_manifest(pa.concat_tables([rows, rows.slice(2, 1)]), kind, tmp_path, HEADER, CLASSES)
 
     assert (tmp_path / kind.file_name).read_bytes() == before
@@ -212,15 +212,15 @@ def test_a_disk_that_is_full_is_an_error_wherever_it_is_met(
 ) -> None:
     write_manifest(_rows(IMAGES, 5), IMAGES, tmp_path, HEADER, CLASSES)
     before = (tmp_path / IMAGES.file_name).read_bytes()
-    write, left = SealingFile.write, [0]
+    write, left = ChecksummedFile.write, [0]
 
-    def fail(sealing: SealingFile, data: bytes) -> int:
+    def fail(file: ChecksummedFile, data: bytes) -> int:
         left[0] -= 1
         if not left[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(sealing, data)
+        return write(file, data)
 
-    monkeypatch.setattr(SealingFile, "write", fail)
+    monkeypatch.setattr(ChecksummedFile, "write", fail)
     for left[0] in range(1, 40, 3):
         with pytest.raises(OSError, match="No space") as caught:
             _write_in_row_groups(tmp_path)

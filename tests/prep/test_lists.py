@@ -173,7 +173,7 @@ def test_line_breaks_in_names_are_always_refused(
 
 
 def test_nothing_is_written_below_the_image_root(prepared: Path, tiny_tree: Path) -> None:
-    with pytest.raises(UsageError, match="lies inside the image root") as caught:
+    with pytest.raises(UsageError, match="is inside the image root") as caught:
         export_lists(prepared, tiny_tree / "lists")
 
     assert "--out" in (caught.value.hint or "")

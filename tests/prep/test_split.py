@@ -76,9 +76,9 @@ def test_manifests_in_which_a_merge_was_split_are_refused(tmp_path: Path, holdou
     with manifest_writer(IMAGES, tmp_path, header, classes, is_distinct=True) as writer:
         writer.write(table)  # as an earlier version did
 
-    with pytest.raises(ManifestError, match=f"have the digest {_digest(1).hex()}: a row is one"):
+    with pytest.raises(ManifestError, match=f"have the digest {_digest(1).hex()}: it must be unique"):
         make_val(tmp_path, per_class=1, holdout=holdout, seed=2)
-    with pytest.raises(ManifestError, match="a row is one digest"):
+    with pytest.raises(ManifestError, match="it must be unique"):
         diff_manifests(tmp_path, tmp_path)
     assert not (tmp_path / TRAIN.file_name).exists()
 
@@ -244,7 +244,7 @@ def test_train_and_val_of_two_runs_do_not_go_together(tmp_path: Path) -> None:
     make_val(tmp_path, per_class=2, holdout=True)
     (tmp_path / "train.parquet").write_bytes(train)
 
-    with pytest.raises(ManifestError, match=r"stale: `val.parquet` beside it has changed"):
+    with pytest.raises(ManifestError, match=r"stale: `val.parquet` has changed"):
         open_manifest(tmp_path, TRAIN)
 
 

@@ -1,4 +1,4 @@
-"""The notebook's door to the manifests: `vit21k.read_manifest("images").to_pandas()`."""
+"""Read manifests in Python: `vit21k.read_manifest("images").to_pandas()`."""
 
 import os
 from pathlib import Path
@@ -20,8 +20,8 @@ def read_manifest(
 
     Args:
         kind: "digests", "problems", "images", "copies", "classes", "train" or "val".
-        manifests: The folder it lies in, or the file itself.  Default: the folder that
-            `VIT21K_MANIFESTS` names, else `data_manifests`.
+        manifests: Its folder, or the file itself.  Default: the folder `VIT21K_MANIFESTS`, or else
+            `data_manifests`.
         columns: Read only these.
 
     Raises:

@@ -46,9 +46,8 @@ class ClassList:
     def read_text(cls, path: Path) -> Self:
         """Read one class per line: ``folder``, ``folder<TAB>name`` or ``n01440764 name``; or JSON.
 
-        Blank lines are skipped.  The order of the lines is the order of the class indices.  In JSON
-        they are said: ``{"0": ["n01440764", "tench"]}``, ``{"n01440764": 0}``; or they are places
-        in an array.
+        Blank lines are skipped.  The order of the lines is the order of the class indices.  JSON
+        states the indices: ``{"0": ["n01440764", "tench"]}``, ``{"n01440764": 0}``, or an array.
 
         Raises:
             ManifestError: No such file, not text, empty, a folder named twice, or no list.

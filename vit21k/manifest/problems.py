@@ -9,8 +9,8 @@ class ProblemKind(StrEnum):
 
     Attributes:
         doc: One sentence for the user.
-        is_skipped: True where nothing is wrong: such files are listed and counted, but they do
-            not change the exit code of `vit21k hash`.
+        is_skipped: Whether nothing is wrong: such files are listed and counted, but do not change
+            the exit code of `vit21k hash`.
     """
 
     doc: str
@@ -25,8 +25,8 @@ class ProblemKind(StrEnum):
         return member
 
     EMPTY = "empty", "The file holds no bytes."
-    UNREADABLE = "unreadable", "The system refused to read it; `detail` has its words."
-    VANISHED = "vanished", "It was listed, and gone when it was to be read."
+    UNREADABLE = "unreadable", "The system refused to read it; `detail` has its message."
+    VANISHED = "vanished", "It was listed, but no longer existed when it was read."
     CHANGED_WHILE_READ = (
         "changed_while_read",
         "Its size or times changed while it was read, and again when it was read anew.",
@@ -37,10 +37,10 @@ class ProblemKind(StrEnum):
     )
     NOT_IN_CLASS_FOLDER = (
         "not_in_class_folder",
-        "It lies in the image root itself, so it has no class.",
+        "It is in the image root itself, so it has no class.",
     )
     NOT_A_REGULAR_FILE = "not_a_regular_file", "A pipe, a socket or a device."
-    BROKEN_SYMLINK = "broken_symlink", "A symbolic link to what is not there."
+    BROKEN_SYMLINK = "broken_symlink", "A symbolic link to a missing file."
     SYMLINK_LOOP = "symlink_loop", "A symbolic link that leads back to itself."
     FOLDER_SEEN_BEFORE = (
         "folder_seen_before",
@@ -52,7 +52,7 @@ class ProblemKind(StrEnum):
     )
     MEMBER_NOT_SUPPORTED = (
         "member_not_supported",
-        "A member of an archive that is stored in a way that is not read, such as a sparse file.",
+        "A member of an archive with unsupported storage, such as a sparse file.",
     )
     MEMBER_TOO_LARGE = "member_too_large", "A member of an archive of more than 256 MiB."
     UNSAFE_NAME = (
@@ -63,7 +63,7 @@ class ProblemKind(StrEnum):
         "duplicate_member",
         "Another member of the archive has its name; the last one was taken, as `tar` does.",
     )
-    ARCHIVE_DAMAGED = "archive_damaged", "A part of an archive makes no sense; `detail` says where."
+    ARCHIVE_DAMAGED = "archive_damaged", "An archive is malformed; `detail` has the offset."
     ARCHIVE_TRUNCATED = "archive_truncated", "An archive, or its last member, ends too early."
     ARCHIVE_TOO_DEEP = "archive_too_deep", "An archive inside an archive inside an archive."
     ARCHIVE_BOMB = "archive_bomb", "A compressed archive that unpacks to over 100 times its size."
@@ -76,12 +76,12 @@ class ProblemKind(StrEnum):
         "An archive in a format that is not read; `detail` says how to unpack it.",
     )
     ARCHIVE_NOT_READ = "archive_not_read", "An archive behind a URL; they are read from disks only."
-    NOT_AN_IMAGE = "not_an_image", "Its bytes are not of an image format that is read."
+    NOT_AN_IMAGE = "not_an_image", "Its bytes are not of a supported image format."
     TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."
-    DAMAGED_IMAGE = "damaged_image", "An image whose data make no sense."
+    DAMAGED_IMAGE = "damaged_image", "An image whose data are malformed."
     TOO_MANY_PIXELS = (
         "too_many_pixels",
-        "More than 89,478,485 pixels, or a side that no decoder takes: perhaps a bomb.",
+        "More than 89,478,485 pixels, or a side that no decoder supports: possibly a bomb.",
     )
     UNSUPPORTED_PIXELS = (
         "unsupported_pixels",
@@ -95,7 +95,7 @@ class ProblemKind(StrEnum):
         "too_much_memory",
         "Decoding it would take more memory than the budget, or did.",
     )
-    DECODER_DIED = "decoder_died", "Decoding it ended the process that did it."
+    DECODER_DIED = "decoder_died", "Decoding it ended the decoding process."
     LABEL_MISSING = (
         "label_missing",
         "Its label is missing, malformed, or contradicts another one; `detail` says which.",
@@ -119,9 +119,9 @@ class ProblemKind(StrEnum):
         "The folder, or archive, of its name was read instead, and has all images of this one.",
         True,
     )
-    OTHER_SUFFIX = "other_suffix", "Its name does not end like that of an image.", True
+    OTHER_SUFFIX = "other_suffix", "Its suffix is not that of an image.", True
     HIDDEN = "hidden", "Its name begins with a dot; nothing below a hidden folder is read.", True
-    SYMLINK = "symlink", "A symbolic link; `--follow-symlinks` reads what it leads to.", True
+    SYMLINK = "symlink", "A symbolic link; `--follow-symlinks` follows it.", True
 
 
 class Problem(NamedTuple):
@@ -130,7 +130,7 @@ class Problem(NamedTuple):
     Attributes:
         path: Relative to the image root; that of a folder ends in ``/``.
         kind: What is wrong.
-        detail: What the system said, or what was found.
+        detail: Message of the system, or details.
     """
 
     path: str

@@ -18,12 +18,12 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import damage_is_an_error
 
 COLUMNS = {
-    "wnid": "`n` and the eight digits of its place in WordNet 3.0.",
+    "wnid": "`n` and the eight digits of its offset in WordNet 3.0.",
     "lemmas": "Its names; ImageNet joins them with commas.",
-    "gloss": "What it means, with WordNet's examples.",
-    "parents": "The wnids it is a kind or an instance of; the root alone has none.",
+    "gloss": "Its definition, with WordNet's examples.",
+    "parents": "The wnids of its direct hypernyms; only the root has none.",
 }
-"""What each column of the table holds; its rows are in ascending order of `wnid`."""
+"""Columns of the table; its rows are in ascending order of `wnid`."""
 
 _STRINGS = pa.list_(pa.field("element", pa.string()))
 
@@ -37,10 +37,10 @@ _FILE = Path(__file__).parent / "data" / "synsets.parquet"
 class Synsets:
     """The nouns of WordNet 3.0, by wnid.
 
-    Every method of a wnid raises `KeyError` for one that is not among them.
+    Methods that take a wnid raise `KeyError` for an unknown one.
 
     Attributes:
-        wnids: All of them, ascending.  The place of one in this list is its *row*.
+        wnids: All wnids, ascending.  The index of a wnid in this list is its *row*.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -62,20 +62,20 @@ class Synsets:
     def name(self, wnid: str) -> str:
         """Return its lemmas, joined by commas: "tench, Tinca tinca".
 
-        Names do not identify: two classes of ImageNet-1k are called "crane".
+        Names are not unique: two classes of ImageNet-1k are called "crane".
         """
         return ", ".join(self._lemmas[self._rows[wnid]].as_py())
 
     def gloss(self, wnid: str) -> str:
-        """Return what it means, in a sentence."""
+        """Return its definition."""
         return str(self._glosses[self._rows[wnid]].as_py())
 
     def parents(self, wnid: str) -> tuple[str, ...]:
-        """Return what it is directly a kind or an instance of; the root alone has none."""
+        """Return its direct hypernyms; only the root has none."""
         return tuple(self._parents[self._rows[wnid]].as_py())
 
     def ancestors(self, wnid: str) -> tuple[str, ...]:
-        """Return everything it is a kind or an instance of, the nearest first, each once."""
+        """Return all hypernyms, the nearest first, each once."""
         found: dict[str, None] = {}
         nearest = self.parents(wnid)
         while nearest:
@@ -85,9 +85,9 @@ class Synsets:
         return tuple(found)
 
     def search(self, text: str) -> list[str]:
-        """Return the wnids that have *text* in one of their names, then those in whose gloss it is.
+        """Return the wnids with *text* in one of their names, then those with it in their gloss.
 
-        Case does not matter; of the names, those that are *text* and nothing else come first.
+        Case-insensitive; names that are equal to *text* come first.
         """
         wanted = text.strip().lower()
         joined = pc.utf8_lower(pc.binary_join(self._lemmas, "\n"))
@@ -100,17 +100,17 @@ class Synsets:
         return [self.wnids[row] for row in (*rows.tolist(), *rest.tolist())]
 
     def rows_of(self, wnids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each of *wnids*; -1 for what is no noun of WordNet."""
+        """Return the row of each of *wnids*; -1 for unknown ones."""
         return np.array([self._rows.get(wnid, -1) for wnid in wnids], dtype=np.int64)
 
     @cached_property
     def parent_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the parents of each row begin (and the last end), and the rows that they are."""
+        """Start of the parents of each row (and the end of the last), and the rows of parents."""
         flat = np.array([self._rows[wnid] for wnid in self._parents.flatten().to_pylist()])
         return self._parents.offsets.to_numpy().astype(np.int64), flat
 
     def subtree(self, wnid: str) -> NDArray[np.bool_]:
-        """Return which rows are *wnid* or a kind of it."""
+        """Return which rows are *wnid* or a hyponym of it."""
         starts, parents = self.parent_rows
         children = np.repeat(np.arange(len(self)), np.diff(starts))
         is_in = np.zeros(len(self), dtype=bool)
@@ -123,7 +123,7 @@ class Synsets:
 
     @cached_property
     def depths(self) -> NDArray[np.int64]:
-        """Number of steps from the root to each row, on the longest way; the root has 0."""
+        """Number of steps from the root to each row, on the longest path; the root has 0."""
         starts, parents = self.parent_rows
         children = np.repeat(np.arange(len(self)), np.diff(starts))
         depths = np.zeros(len(self), dtype=np.int64)
@@ -137,7 +137,7 @@ class Synsets:
 
 @cache
 def load_synsets() -> Synsets:
-    """Return the nouns of WordNet 3.0, read once.
+    """Return the nouns of WordNet 3.0 (cached).
 
     Raises:
         ManifestError: The table was not installed with vit21k, or is damaged.
@@ -146,7 +146,7 @@ def load_synsets() -> Synsets:
 
 
 def names_of(wnids: Iterable[str]) -> dict[str, str]:
-    """Return the name of each wnid that WordNet knows, as ImageNet writes it: lemmas and commas.
+    """Return the name of each known wnid as ImageNet writes it: lemmas joined by commas.
 
     Raises:
         ManifestError: The table was not installed with vit21k, or is damaged.
@@ -159,7 +159,7 @@ def names_of(wnids: Iterable[str]) -> dict[str, str]:
 
 def _read(columns: list[str] | None) -> pa.Table:
     if not _FILE.is_file():
-        raise ManifestError(f"no table of synsets at `{_FILE}`", hint="install vit21k again")
+        raise ManifestError(f"no table of synsets at `{_FILE}`", hint="reinstall vit21k")
     with damage_is_an_error(_FILE):
         return pq.read_table(_FILE, columns=columns, page_checksum_verification=True)
 
@@ -168,11 +168,11 @@ Ints = NDArray[np.int64]
 
 
 class Above(NamedTuple):
-    """What is above each class: a list for each, one after the other.
+    """Hypernyms of each class: one list per class, concatenated.
 
     Attributes:
-        starts: Where the list of each class begins, and where the last one ends; K + 1 numbers.
-        above_E: What is above: class indices, or rows of WordNet.
+        starts: Start of the list of each class, and the end of the last; K + 1 offsets.
+        above_E: Class indices or rows of WordNet.
     """
 
     starts: Ints
@@ -180,31 +180,31 @@ class Above(NamedTuple):
 
     @property
     def num_K(self) -> Ints:
-        """How many there are above each class."""
+        """Number of hypernyms of each class."""
         return np.diff(self.starts)
 
     def of(self, class_index: int) -> list[int]:
-        """Return what is above one class."""
+        """Return the hypernyms of a class."""
         start, stop = self.starts[class_index : class_index + 2]
         return [int(above) for above in self.above_E[start:stop]]
 
     def of_each(self, class_indices: Ints) -> tuple[Ints, Ints]:
-        """Return what is above each of *class_indices*: places in *class_indices*, and what."""
+        """Return pairs of an index into *class_indices* and a hypernym of that class."""
         starts = self.starts[class_indices]
         counts = self.starts[class_indices + 1] - starts
-        places = np.repeat(np.arange(len(counts)), counts)
-        in_list = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return places, self.above_E[starts[places] + in_list]
+        index_E = np.repeat(np.arange(len(counts)), counts)
+        in_list = np.arange(len(index_E)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return index_E, self.above_E[starts[index_E] + in_list]
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """The classes of a list, each with the classes of the same list that it is a kind of.
+    """The classes of a list with their hypernyms in the list.
 
     Attributes:
         classes: The list.
         synsets: WordNet.
-        row_K: Row of each class in WordNet; -1 where its name is no wnid.
+        row_K: Row of each class in WordNet; -1 if its name is not a wnid.
     """
 
     classes: ClassList
@@ -213,7 +213,7 @@ class Hierarchy:
 
     @classmethod
     def of(cls, classes: ClassList) -> Self:
-        """Place *classes* in WordNet.
+        """Look up *classes* in WordNet.
 
         Raises:
             ManifestError: WordNet's table was not installed with vit21k, or is damaged.
@@ -226,12 +226,12 @@ class Hierarchy:
 
     @property
     def num_unknown(self) -> int:
-        """How many classes WordNet does not know; nothing is above or below them."""
+        """Number of classes that are not in WordNet; they have no hypernyms or hyponyms."""
         return int((self.row_K < 0).sum())
 
     @cached_property
     def class_of_row_S(self) -> Ints:
-        """Class index of each noun of WordNet; -1 where it is not in the list."""
+        """Class index of each noun of WordNet; -1 if it is not in the list."""
         class_of_row = np.full(len(self.synsets), -1, dtype=np.int64)
         known = np.flatnonzero(self.row_K >= 0)
         class_of_row[self.row_K[known]] = known
@@ -239,26 +239,26 @@ class Hierarchy:
 
     @cached_property
     def synset_ancestors(self) -> Above:
-        """All of WordNet that is above each class, in the list or not: rows, ascending."""
+        """Rows of all hypernyms of each class in WordNet, ascending."""
         return self._climb(only_nearest=False)
 
     @cached_property
     def parents(self) -> Above:
-        """The nearest classes of the list on the ways up from a class; ascending by row.
+        """The nearest hypernyms of each class in the list; ascending by row.
 
-        None is above another one: what a shorter way reaches too early is skipped.
+        None is a hypernym of another one, which a shorter path may reach.
         """
         rows = self._climb(only_nearest=True)
         of_E = np.repeat(np.arange(len(self)), rows.num_K)
         above_E = self.class_of_row_S[rows.above_E]
-        places, higher = self.ancestors.of_each(above_E)
+        index_E, higher = self.ancestors.of_each(above_E)
         key_E = of_E * len(self) + above_E
-        is_nearest = ~np.isin(key_E, of_E[places] * len(self) + higher)
+        is_nearest = ~np.isin(key_E, of_E[index_E] * len(self) + higher)
         return _as_lists(of_E[is_nearest], above_E[is_nearest], len(self))
 
     @cached_property
     def ancestors(self) -> Above:
-        """Every class of the list above each class; ascending by row of WordNet."""
+        """All hypernyms of each class in the list; ascending by row of WordNet."""
         rows = self.synset_ancestors
         above_E = self.class_of_row_S[rows.above_E]
         of_E = np.repeat(np.arange(len(self)), rows.num_K)
@@ -269,8 +269,8 @@ class Hierarchy:
         of_E, above_E = (np.empty(0, dtype=np.int64),) * 2
         of_F = reached_F = np.arange(len(self))
         for _ in range(num_levels):
-            places, above = self.parents.of_each(reached_F)
-            of_F, reached_F = _distinct(of_F[places], above, len(self))
+            index, above = self.parents.of_each(reached_F)
+            of_F, reached_F = _distinct(of_F[index], above, len(self))
             of_E, above_E = _distinct(
                 np.append(of_E, of_F), np.append(above_E, reached_F), len(self)
             )
@@ -278,19 +278,19 @@ class Hierarchy:
 
     @cached_property
     def num_children_K(self) -> Ints:
-        """How many classes have each class as a parent; 0 for a leaf."""
+        """Number of classes with each class as a parent; 0 for a leaf."""
         return np.bincount(self.parents.above_E, minlength=len(self))
 
     def is_leaf_K(self) -> NDArray[np.bool_]:
-        """Return which classes have no other class of the list below them."""
+        """Return which classes have no hyponyms in the list."""
         is_leaf: NDArray[np.bool_] = self.num_children_K == 0
         return is_leaf
 
     def subtree_K(self, wnid: str) -> NDArray[np.bool_]:
-        """Return which classes are *wnid*, in the list or not, or a kind of it.
+        """Return which classes are *wnid* or a hyponym of it.
 
         Raises:
-            KeyError: *wnid* is no noun of WordNet.
+            KeyError: *wnid* is not in WordNet.
         """
         is_in = np.append(self.synsets.subtree(wnid), False)  # the last: row -1
         subtree: NDArray[np.bool_] = is_in[self.row_K]
@@ -299,21 +299,21 @@ class Hierarchy:
     def primary_parent_K(self) -> Ints:
         """Return one parent for each class, so that the list is a forest; -1 for a root.
 
-        Of several it is the deepest in WordNet, and of equally deep ones that of the lowest index.
+        Of several, it is the deepest in WordNet, and of equally deep ones that of the lowest index.
         """
         of_E = np.repeat(np.arange(len(self)), self.parents.num_K)
         above_E = self.parents.above_E
         depth_E = self.synsets.depths[self.row_K[above_E]]
         order = np.lexsort((-above_E, depth_E, of_E))
         primary_K = np.full(len(self), -1, dtype=np.int64)
-        primary_K[of_E[order]] = above_E[order]  # the last one written stays
+        primary_K[of_E[order]] = above_E[order]  # the last one wins
         return primary_K
 
     def _climb(self, *, only_nearest: bool) -> Above:
-        """Go up from every class, a step at a time; with *only_nearest* as far as the list.
+        """Follow hypernyms step by step; with *only_nearest* up to the first in the list.
 
         Returns:
-            Rows of WordNet above each class; with *only_nearest* those that are in the list.
+            Rows of the hypernyms of each class; with *only_nearest* only of those in the list.
         """
         starts, parents = self.synsets.parent_rows
         num_rows = len(self.synsets)
@@ -321,8 +321,8 @@ class Hierarchy:
         row_F = self.row_K[of_F]
         found_of, found_row = [of_F[:0]], [row_F[:0]]
         while len(of_F):
-            places, row_F = Above(starts, parents).of_each(row_F)
-            of_F, row_F = _distinct(of_F[places], row_F, num_rows)
+            index, row_F = Above(starts, parents).of_each(row_F)
+            of_F, row_F = _distinct(of_F[index], row_F, num_rows)
             is_end = self.class_of_row_S[row_F] >= 0 if only_nearest else np.ones(len(of_F), bool)
             found_of.append(of_F[is_end])
             found_row.append(row_F[is_end])
@@ -341,7 +341,7 @@ def _distinct(of_E: Ints, above_E: Ints, size: int) -> tuple[Ints, Ints]:
 def distinct(keys: Ints) -> Ints:
     """Return *keys* ascending, without repeats.
 
-    `np.unique` hashes, which takes ten times as long for millions of keys that are nearly sorted.
+    `np.unique` hashes, which is ten times slower for millions of nearly sorted keys.
     """
     ordered = np.sort(keys, kind="stable")
     is_new = np.ones(len(ordered), dtype=bool)
@@ -356,10 +356,10 @@ def _as_lists(of_E: Ints, above_E: Ints, num_classes: int) -> Above:
 
 
 NEAR_DEPTH = 6
-"""From this depth on, what two classes have in common says something: animal, device, vehicle ...
+"""From this depth on, common ancestors are specific: animal, device, vehicle ...
 
-One step above are organism and instrumentality, and there everything meets.  The depth is the
-number of steps from "entity" on the longest way.
+One step above are organism and instrumentality, which cover nearly everything.  The depth is the
+number of steps from "entity" on the longest path.
 """
 
 _PAIRS_AT_A_TIME = 1 << 13
@@ -381,26 +381,25 @@ class Relation(StrEnum):
         member.doc = doc
         return member
 
-    FAR = "far", f"What they have in common lies less than {NEAR_DEPTH} steps below `entity`."
-    UNKNOWN = "unknown", "WordNet does not know one of them."
-    NEAR = "near", f"They have something in common at least {NEAR_DEPTH} steps below `entity`."
-    SIBLINGS = "siblings", "Both are a kind of the same thing, one step up in WordNet."
-    ANCESTOR = "ancestor", "One is a kind of the other."
+    FAR = "far", f"Their common ancestor is less than {NEAR_DEPTH} steps below `entity`."
+    UNKNOWN = "unknown", "One of them is not in WordNet."
+    NEAR = "near", f"Their common ancestor is at least {NEAR_DEPTH} steps below `entity`."
+    SIBLINGS = "siblings", "Both have the same direct hypernym in WordNet."
+    ANCESTOR = "ancestor", "One is a hypernym of the other."
 
 
 RANKED = tuple(Relation)
-"""Every relation by its rank, 0 the most doubtful."""
+"""All relations by rank, 0 the most doubtful."""
 
 
 class Related(NamedTuple):
-    """How the classes of each pair relate.
+    """Relation of the classes of each pair.
 
     Attributes:
-        rank_P: Which of `RANKED`.
-        row_P: Their lowest common ancestor, one of them perhaps, as a row of WordNet; -1 if there
-            is none.
+        rank_P: Index into `RANKED`.
+        row_P: Row of their lowest common ancestor, which may be one of them; -1 if there is none.
         depth_P: Its depth; -1 if there is none.
-        distance_P: Steps between the two through it, on the longest ways; -1 if there is none.
+        distance_P: Steps between the two through it, on the longest paths; -1 if there is none.
     """
 
     rank_P: Ints
@@ -410,7 +409,7 @@ class Related(NamedTuple):
 
 
 def relate(hierarchy: Hierarchy, first_P: Ints, second_P: Ints) -> Related:
-    """Tell how the classes *first_P* and *second_P* relate, pair by pair."""
+    """Return the relation of the classes *first_P* and *second_P*, pair by pair."""
     lists = _Lines(hierarchy)
     parts = [
         lists.relate(first_P[start : start + _PAIRS_AT_A_TIME], second_P[start:][:_PAIRS_AT_A_TIME])
@@ -423,7 +422,7 @@ def relate(hierarchy: Hierarchy, first_P: Ints, second_P: Ints) -> Related:
 
 
 class _Lines:
-    """Each class with all that is above it in a row of one length, the deepest first."""
+    """Each class with its hypernyms, in rows of equal length, the deepest first."""
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         self._depths = np.append(hierarchy.synsets.depths, -1)  # of row -1: no such noun
@@ -433,8 +432,8 @@ class _Lines:
         self._line_KW = np.full((len(hierarchy), width), -1, dtype=np.int64)
         self._line_KW[:, 0] = hierarchy.row_K
         of_E = np.repeat(np.arange(len(hierarchy)), above.num_K)
-        place_E = 1 + np.arange(len(of_E)) - above.starts[of_E]
-        self._line_KW[of_E, place_E] = above.above_E
+        column_E = 1 + np.arange(len(of_E)) - above.starts[of_E]
+        self._line_KW[of_E, column_E] = above.above_E
         order = np.argsort(-self._depths[self._line_KW], axis=1, kind="stable")
         self._line_KW = np.take_along_axis(self._line_KW, order, axis=1)
         starts, parents = hierarchy.synsets.parent_rows
@@ -465,7 +464,7 @@ class _Lines:
 
 
 def _padded_parents(starts: Ints, parents: Ints, row_K: Ints) -> Ints:
-    """Return the rows directly above each class in WordNet, filled up with -1."""
+    """Return the rows of the direct hypernyms of each class, padded with -1."""
     counts_K = np.where(row_K >= 0, starts[row_K + 1] - starts[row_K], 0)
     padded_KW = np.full((len(row_K), int(counts_K.max(initial=1))), -1, dtype=np.int64)
     for column in range(padded_KW.shape[1]):
@@ -475,7 +474,7 @@ def _padded_parents(starts: Ints, parents: Ints, row_K: Ints) -> Ints:
 
 
 def _is_in(rows_PW: Ints, others_PV: Ints) -> NDArray[np.bool_]:
-    """Return which of each row of *rows_PW* are in that row of *others_PV*; -1 never is."""
+    """Return which elements of each row of *rows_PW* are in that row of *others_PV*, except -1."""
     is_in_PW = np.zeros(rows_PW.shape, dtype=bool)
     for column in others_PV.T:
         is_in_PW |= rows_PW == column[:, None]

@@ -1,4 +1,4 @@
-"""Write manifests: rows in order, atomically, the same bytes for the same rows."""
+"""Write manifests atomically; equal rows give byte-identical files."""
 
 import base64
 import inspect
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, Manifest, Metadata, SealingFile, to_metadata
+from vit21k.manifest.io import ChecksummedFile, Header, Manifest, Metadata, to_metadata
 from vit21k.manifest.schema import ManifestKind
 
 ROW_GROUP_ROWS = 131_072
@@ -67,27 +67,27 @@ _SPREAD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class DistinctDigests:
-    """Takes digests, some rows at a time; null is the digest of no file."""
+    """Finds repeated digests; nulls do not count."""
 
     def __init__(self) -> None:
         self._keys: list[NDArray[np.uint64]] = []
 
     def add(self, digests: pa.ChunkedArray) -> None:
-        """Take the digests of more rows."""
+        """Add the digests of more rows."""
         self._keys += [_keys(chunk.drop_null()) for chunk in digests.chunks]
 
     def suspects(self) -> NDArray[np.uint64]:
-        """Return the numbers that occur more than once."""
+        """Return the 64-bit keys that occur more than once."""
         keys = np.concatenate([*self._keys, np.empty(0, dtype=np.uint64)])
         keys.sort()
         return np.unique(keys[1:][keys[1:] == keys[:-1]])
 
 
 def refuse_repeated(manifest: Manifest) -> None:
-    """Refuse a manifest in which two rows have the same digest.
+    """Refuse a manifest with two rows of the same digest.
 
     Raises:
-        ManifestError: That is so.
+        ManifestError: There are two.
     """
     found = DistinctDigests()
     for rows in manifest.batches(["digest"]):
@@ -101,23 +101,23 @@ def refuse_repeated(manifest: Manifest) -> None:
 def compare_suspects(
     digests: Iterable[pa.ChunkedArray], suspects: NDArray[np.uint64], name: str
 ) -> None:
-    """Compare the *digests* whose numbers are among *suspects* in full.
+    """Compare the complete *digests* whose keys are among *suspects*.
 
     Raises:
-        ManifestError: Two are the same.
+        ManifestError: Two are equal.
     """
-    met: set[bytes] = set()
+    seen: set[bytes] = set()
     for column in digests:
         for chunk in column.chunks:
             some = chunk.drop_null()
             for digest in some.filter(pa.array(np.isin(_keys(some), suspects))).to_pylist():
-                if digest in met:
+                if digest in seen:
                     raise ManifestError(
-                        f"two rows of {name} have the digest {digest.hex()}: a row is one digest",
-                        hint="make it again from `vit21k relabel` on: earlier versions of "
+                        f"two rows of {name} have the digest {digest.hex()}: it must be unique",
+                        hint="rerun the commands from `vit21k relabel` on: earlier versions of "
                         "`labels apply` split merges",
                     )
-                met.add(digest)
+                seen.add(digest)
 
 
 def _keys(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
@@ -127,15 +127,14 @@ def _keys(digests: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
 
 
 class ManifestWriter:
-    """Takes rows in order and writes them in row groups of one fixed size.
+    """Writes rows in order, in row groups of a fixed size.
 
-    How the rows arrive (in how many pieces) does not change the file.  Where a row is one digest,
-    two rows with the same one are refused.
+    The file does not depend on how the rows are divided into calls.  Where digests must be unique,
+    repeated ones are refused.
 
     Attributes:
-        header: What the manifest says of itself; may be replaced until it is finished, for what is
-            known at the end only.
-        num_rows: How many rows it has been given.
+        header: Metadata; may be replaced until the end, for values that are known last.
+        num_rows: Number of rows so far.
 
     Performance: a row group is encoded in a thread while the rows of the next one are gathered.
     """
@@ -161,7 +160,7 @@ class ManifestWriter:
         self.num_rows = 0
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Append *rows*; a column that may be null need not be there.
+        """Append *rows*; nullable columns may be missing.
 
         Raises:
             ManifestError: A column is missing, has another type, or holds a null.
@@ -176,7 +175,7 @@ class ManifestWriter:
             self._flush(self._row_group_rows)
 
     def finish(self) -> None:
-        """Write what is still waiting."""
+        """Write the remaining rows."""
         if self._num_waiting or not self.num_rows:
             self._flush(self._num_waiting)
         self._encoded()
@@ -192,7 +191,7 @@ class ManifestWriter:
         )
 
     def _encoded(self) -> None:
-        """Wait for the last row group; raise what writing it has raised."""
+        """Wait for the last row group; raise its exception, if any."""
         if self._encoding:
             self._encoding.result()
 
@@ -210,24 +209,23 @@ def manifest_writer(
     """Yield a writer; the manifest appears in *folder* when the block ends without an exception.
 
     Args:
-        kind: Which manifest.
-        folder: Where; made if need be.
-        header: What it says of itself.
-        classes: The list that its `label_ids` index; its wnids travel in the file.
-        row_group_rows: What a reader holds at a time; default: `ROW_GROUP_ROWS`.
-        is_distinct: Where a row is one digest: the caller has compared all digests already, or
-            takes each row at most once from a manifest in which they were compared.
+        kind: Kind of manifest.
+        folder: Its folder; created if missing.
+        header: Metadata.
+        classes: The class list of its `label_ids`; its wnids are stored in the file.
+        row_group_rows: Rows of a row group; default: `ROW_GROUP_ROWS`.
+        is_distinct: The caller guarantees that digests are unique.
 
     Raises:
-        ManifestError: Two rows have the same digest, where a row is one; the old manifest is
-            unchanged.
+        ManifestError: Two rows have the same digest, where digests must be unique; the old manifest
+            is unchanged.
         OSError: The disk is full or failing; the old manifest is unchanged.
     """
     schema = kind.schema.with_metadata(to_metadata(kind, header, classes))
     digests = DistinctDigests() if kind.is_by_digest and not is_distinct else None
     with atomic_file(folder / kind.file_name) as file:
-        sealing = SealingFile(file)
-        parquet = pq.ParquetWriter(pa.PythonFile(sealing, "w"), schema, **encoding(kind))
+        output = ChecksummedFile(file)
+        parquet = pq.ParquetWriter(pa.PythonFile(output, "w"), schema, **encoding(kind))
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
                 writer = ManifestWriter(kind, header, parquet, thread, row_group_rows, digests)
@@ -235,9 +233,9 @@ def manifest_writer(
                 writer.finish()
             if writer.header != header:
                 _replace_metadata(parquet, schema, to_metadata(kind, writer.header, classes))
-            sealing.seal(parquet)
+            output.finish(parquet)
         except BaseException:
-            sealing.abandon(parquet)
+            output.abandon(parquet)
             raise
         if digests and len(suspects := digests.suspects()):
             file.flush()
@@ -247,10 +245,10 @@ def manifest_writer(
 
 
 def _replace_metadata(parquet: pq.ParquetWriter, schema: pa.Schema, metadata: Metadata) -> None:
-    """Put *metadata* in place of that of *schema*, with which *parquet* was opened.
+    """Replace the metadata of *schema*, with which *parquet* was opened.
 
-    A key that is added again replaces the one before.  Arrow's readers take it from a copy of the
-    schema, which is a key of its own.
+    A key that is added again replaces the earlier one.  Arrow reads metadata from a copy of the
+    schema, which has its own key.
     """
     copy = base64.b64encode(schema.with_metadata(metadata).serialize())
     parquet.add_key_value_metadata({**metadata, b"ARROW:schema": copy})
@@ -263,7 +261,7 @@ def write_manifest(
     header: Header,
     classes: ClassList | None = None,
 ) -> None:
-    """Write *rows* as the *kind* manifest of *folder*, replacing what is there in one step."""
+    """Write *rows* as the *kind* manifest of *folder*, replacing an existing one atomically."""
     with manifest_writer(kind, folder, header, classes) as writer:
         writer.write(rows)
 
@@ -285,18 +283,18 @@ def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
 
 
 def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> None:
-    """Refuse to write into *folder* if it lies below the image root.
+    """Refuse to write into *folder* if it is below the image root.
 
     Args:
-        folder: Where a command would write.
-        root: An absolute path, or "" if the image root is not known.
+        folder: Output folder of a command.
+        root: An absolute path, or "" if the image root is unknown.
         option: The option that names *folder*.
 
     Raises:
-        UsageError: *folder* lies below *root*.
+        UsageError: *folder* is below *root*.
     """
     if root and folder.resolve().is_relative_to(Path(root).resolve()):
         raise UsageError(
-            f"`{folder}` lies inside the image root `{root}`, where nothing is ever written",
+            f"`{folder}` is inside the image root `{root}`, which is never written to",
             hint=f"name a folder outside it with `{option} DIR`",
         )
