@@ -76,7 +76,9 @@ def test_manifests_in_which_a_merge_was_split_are_refused(tmp_path: Path, holdou
     with manifest_writer(IMAGES, tmp_path, header, classes, is_distinct=True) as writer:
         writer.write(table)  # as an earlier version did
 
-    with pytest.raises(ManifestError, match=f"have the digest {_digest(1).hex()}: it must be unique"):
+    with pytest.raises(
+        ManifestError, match=f"have the digest {_digest(1).hex()}: it must be unique"
+    ):
         make_val(tmp_path, per_class=1, holdout=holdout, seed=2)
     with pytest.raises(ManifestError, match="it must be unique"):
         diff_manifests(tmp_path, tmp_path)
