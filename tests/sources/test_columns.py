@@ -104,13 +104,15 @@ def test_an_image_column_is_named_or_refused():
         columns_of(two, LabelOptions(image_column="label"), "a")
 
 
-def test_two_classes_of_one_name_are_refused_unless_a_list_names_them():
-    cranes = schema({"label": class_label("crane", "crane")}, image=IMAGE, label=INT)
+def test_two_classes_of_one_name_are_told_apart_by_their_indices():
+    cranes = schema({"label": class_label("crane", "owl", "crane")}, image=IMAGE, label=INT)
+    wnids = ("n02012849", "n01621127", "n03126707")
 
-    with pytest.raises(LayoutError, match="have one name, `crane`"):
-        columns_of(cranes, NO_OPTIONS, "a.parquet")
-    wnids = ("n02012849", "n03126707")
-    assert columns_of(cranes, LabelOptions(class_names=wnids), "a.parquet").class_names == wnids
+    def names(options):
+        return columns_of(cranes, options, "a.parquet").class_names
+
+    assert names(NO_OPTIONS) == ("crane (0)", "owl", "crane (2)")
+    assert names(LabelOptions(class_names=wnids)) == wnids
 
 
 def test_names_of_a_column_of_strings_are_its_values():

@@ -16,6 +16,7 @@ from vit21k.manifest.problems import ProblemKind
 from vit21k.sources import parquet
 from vit21k.sources.container import ContainerImage, LabelOptions
 from vit21k.sources.parquet import ParquetRows, read_parquet
+from vit21k.sources.read import ImageReader
 
 NAMES = ("tench", "goldfish", "shark")
 LABELS = [0, 2, 1, 0]
@@ -28,7 +29,10 @@ def read(file, labels=None, path="train-00000-of-00001.parquet"):
 
 
 def _kept(item):
-    return item._replace(content=bytes(item.content)) if isinstance(item, ContainerImage) else item
+    if not isinstance(item, ContainerImage):
+        return item
+    assert memoryview(item.content).format == "B"
+    return item._replace(content=bytes(item.content))
 
 
 def check(file, labels=None, expected=tuple(NAMES[label] for label in LABELS)):
@@ -36,7 +40,7 @@ def check(file, labels=None, expected=tuple(NAMES[label] for label in LABELS)):
     images = read(file, labels)
     assert [image.content for image in images] == [content(i) for i in range(len(expected))]
     assert [image.label for image in images] == list(expected)
-    rows = ParquetRows(file)
+    rows = ParquetRows(lambda: file)
     for image in reversed(images):
         start, stop = image.offset, image.offset + image.num_bytes
         if image.storage is None:
@@ -220,7 +224,7 @@ def test_rows_of_a_damaged_row_group_are_a_problem_and_others_are_read():
     assert found[0].detail.startswith("row group 0: ")
     assert found[2].path.endswith("/00000003/x_3.JPEG")
     with pytest.raises(ImageError, match="damaged"):
-        ParquetRows(named(io.BytesIO(damaged))).read("image", 0)
+        ParquetRows(lambda: named(io.BytesIO(damaged))).read("image", 0)
 
 
 def test_a_truncated_file_is_one_problem_wherever_it_ends():
@@ -231,11 +235,29 @@ def test_a_truncated_file_is_one_problem_wherever_it_ends():
         assert problem.kind in (ProblemKind.ARCHIVE_TRUNCATED, ProblemKind.ARCHIVE_DAMAGED)
 
 
+def test_images_are_read_below_a_root_like_all_others(tmp_path):
+    file = parquet_of(table(LABELS, names=NAMES))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.parquet").write_bytes(file.getvalue())
+    reader = ImageReader(tmp_path, max_open=1)
+    num_bytes = len(content(2))
+
+    assert reader.read("", "a/b.parquet", 2, num_bytes, "parquet:image") == content(2)
+    for wrong in (
+        ("a/b.parquet", 2, num_bytes - 1, "parquet:image"),
+        ("a/b.parquet", 2, num_bytes, "parquet:photo"),
+        ("a/gone.parquet", 2, num_bytes, "parquet:image"),
+    ):
+        with pytest.raises(ImageError):
+            reader.read("", *wrong)
+
+
 def test_a_row_that_is_not_there_is_an_error():
-    rows = ParquetRows(parquet_of(table([0], images=[None]), compression="zstd"))
+    file = parquet_of(table([0], images=[None]), compression="zstd")
+    rows = ParquetRows(lambda: file)
 
     for row in (-1, 0, 1):
-        with pytest.raises(ImageError, match="holds no image"):
+        with pytest.raises(ImageError, match="holds another image, or none"):
             rows.read("image", row)
 
 
@@ -266,10 +288,8 @@ def test_rows_read_in_any_order_are_decoded_within_bounds(monkeypatch):
     monkeypatch.setattr(parquet, "_CACHE_BYTES", 4000)
     monkeypatch.setattr(parquet, "_MAX_BATCH_ROWS", 2)
     images = [{"bytes": content(i), "path": None} for i in range(40)]
-    files = [
-        ParquetRows(parquet_of(table(["a"] * 40, images=images), row_group_size=20))
-        for _ in range(3)
-    ]
+    content_of_file = parquet_of(table(["a"] * 40, images=images), row_group_size=20).getvalue()
+    files = [ParquetRows(lambda: named(io.BytesIO(content_of_file))) for _ in range(3)]
     order = [(file, row) for file in files for row in range(40)]
     random.Random(1).shuffle(order)
 

@@ -27,6 +27,7 @@ from vit21k.cli.options import (
 from vit21k.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from vit21k.manifest.classes import ClassList
     from vit21k.prep.hash_chunks import HashedChunk
     from vit21k.prep.hash_tree import HashSummary
     from vit21k.prep.import_tree import Prepared
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from vit21k.prep.shards import Shard
     from vit21k.prep.split import ListSplitSummary, SourceSplitSummary, SplitSummary
     from vit21k.sources.label_file import LabelFile
+
+FROM_SOURCE = "from-source"
+"""Value of `--classes`: the class list of the source."""
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -365,7 +369,8 @@ def relabel_command(
         typer.Option(
             metavar="LIST",
             help="Class list: a known list (fall11, in1k ...), a file with one class folder per "
-            "line, or another tree; default: the folders found, sorted.",
+            "line, another tree, or `from-source`, the dataset's own list in its order; "
+            "default: the classes found, sorted.",
         ),
     ] = None,
     by: Annotated[
@@ -403,6 +408,8 @@ def relabel_command(
 
       vit21k relabel --classes winter21
 
+      vit21k relabel --classes from-source
+
       vit21k relabel --by content --max-labels 20
 
       vit21k relabel --verify-bytes
@@ -416,14 +423,13 @@ def relabel_command(
     from vit21k.manifest.schema import IMAGES
     from vit21k.prep.relabel import relabel
 
-    asked = read_classes(classes) if classes else None
+    asked = read_classes(classes) if classes and classes != FROM_SOURCE else None
     if shards:
-        from vit21k.prep.shards import merge_shards
-
-        num_merged = merge_shards(shards, manifests)
-        console.note(f"{len(shards):,} shards merged: {num_merged:,} files in digests.parquet")
+        _merge_shards(shards, manifests)
     if verify_bytes:
         _compare_bytes(manifests, by)
+    if classes == FROM_SOURCE:
+        asked = _classes_of_source(manifests)
     summary = relabel(
         manifests,
         classes=asked,
@@ -435,9 +441,41 @@ def relabel_command(
         found = open_manifest(manifests, IMAGES).classes()
         warn_of_part(found)
         warn_of_numbers(found)
+        _note_other_order(manifests, found)
     if as_json:
         console.print_json({**asdict(summary), "num_copies": summary.num_copies})
     _report_relabel(summary, manifests, is_capped=max_labels is not None)
+
+
+def _merge_shards(shards: Sequence[Path], manifests: Path) -> None:
+    from vit21k.prep.shards import merge_shards
+
+    num_merged = merge_shards(shards, manifests)
+    console.note(f"{len(shards):,} shards merged: {num_merged:,} files in digests.parquet")
+
+
+def _classes_of_source(manifests: Path) -> "ClassList":
+    from vit21k.prep.relabel import classes_of_source
+
+    classes = classes_of_source(manifests)
+    if classes is None:
+        raise UsageError(
+            f"`{manifests / 'digests.parquet'}` has no class list: its source has none",
+            hint="name a list, or a file with one class per line: `--classes LIST`",
+        )
+    return classes
+
+
+def _note_other_order(manifests: Path, found: "ClassList") -> None:
+    """Note that the source has a class list in another order than that of the names *found*."""
+    from vit21k.prep.relabel import classes_of_source
+
+    classes = classes_of_source(manifests)
+    if classes is not None and classes.wnids != found.wnids:
+        console.note(
+            f"classes are sorted by name; `--classes {FROM_SOURCE}` keeps the order of the source, "
+            f"in which class 0 is `{classes.wnids[0]}`, not `{found.wnids[0]}`"
+        )
 
 
 def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bool) -> None:

@@ -10,6 +10,9 @@ from typing import Self
 
 from vit21k.errors import ManifestError
 
+CLASSES_OPTION = "source_classes"
+"""Option of the header of `digests`: the class list of the source, in its order, if it has one."""
+
 _WNID_THEN_NAME = re.compile(r"(n\d{8})\s+(\S.*)")
 
 

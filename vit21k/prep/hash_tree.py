@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vit21k.errors import ImageTreeError, UsageError, printable
+from vit21k.errors import ImageTreeError, LayoutError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.io import Header
@@ -52,7 +52,6 @@ from vit21k.sources.folders import (
     image_root,
     is_remote,
     look_at,
-    refuse_parquet,
 )
 from vit21k.sources.gzip_tar import IndexFolder
 from vit21k.sources.label_file import LabelFile
@@ -404,8 +403,12 @@ def _with_files_of_root(chunk: Chunk) -> Chunk:
 
 
 def _refuse_nothing(summary: HashSummary, root: bytes) -> None:
-    if not summary.num_files and summary.other_suffixes["parquet"]:
-        refuse_parquet(printable(root[:-1]))
+    tables = [suffix for suffix in ("parquet", "arrow") if summary.other_suffixes[suffix]]
+    if not summary.num_files and tables:
+        raise LayoutError(
+            f"`{printable(root[:-1])}` holds .{tables[0]} files, and no images that are found",
+            hint=f"`--layout {tables[0]}` looks for images in their columns",
+        )
     if not summary.num_files and not summary.num_bad:
         raise ImageTreeError(
             f"no images below `{printable(root[:-1])}`",

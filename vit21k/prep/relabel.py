@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.lock import locked
-from vit21k.manifest.classes import ClassList
+from vit21k.manifest.classes import CLASSES_OPTION, ClassList
 from vit21k.manifest.io import Header, Manifest, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
@@ -281,6 +281,16 @@ def relabel(
                 for name, rows in tables.items():
                     writers[name].write(rows)
     return _summary(result, classes, num_classes_before, num_in_both)
+
+
+def classes_of_source(manifests: Path) -> ClassList | None:
+    """Return the class list that the hashed source has itself; None if it has none.
+
+    Raises:
+        ManifestError: `digests.parquet` is missing or damaged.
+    """
+    names = open_manifest(manifests, DIGESTS).header.options.get(CLASSES_OPTION)
+    return None if names is None else ClassList(tuple(names))
 
 
 def _header_for(

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from vit21k.errors import LayoutError
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.sources.columns import columns_of
 from vit21k.sources.container import ByteSource, ContainerItems, LabelOptions
 from vit21k.sources.rows import (
     DAMAGE,
     DamagedError,
     RowItems,
     bytes_of,
+    columns_with_images,
     flaw_from,
     names_and_labels,
     values_of,
@@ -47,7 +47,7 @@ def read_arrow(source: ByteSource, path: str, labels: LabelOptions) -> Container
     number = 0
     try:
         stream, schema = open_arrow(source)
-        columns = columns_of(schema, labels, path)
+        columns = columns_with_images(schema, labels, path)
         items = RowItems(columns, labels, path)
         for batch, start, body in _batches(stream, schema):
             images = bytes_of(batch[columns.image])

@@ -8,6 +8,7 @@ What is ambiguous is refused.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -111,22 +112,26 @@ def _fitting(
     declared: tuple[str, ...], given: tuple[str, ...] | None, path: str
 ) -> tuple[str, ...]:
     """Return the names of classes that a file has *declared*, or those *given* for them."""
-    is_distinct = len(set(declared)) == len(declared)
-    if is_distinct and (given is None or set(declared) <= set(given)):
-        return declared
-    if given is None:
-        repeated = next(name for at, name in enumerate(declared) if name in declared[:at])
-        raise LayoutError(
-            f"two classes of `{path}` have one name, `{repeated}`",
-            hint="give distinct names in the order of the class indices: `--classes LIST`",
-        )
-    if len(declared) == len(given) and set(declared).isdisjoint(given):
+    names = _distinct(declared)
+    if given is None or set(names) <= set(given):
+        return names
+    if len(names) == len(given) and set(declared).isdisjoint(given):
         return given
     raise LayoutError(
-        f"`{path}` names {len(declared):,} classes, the class list {len(given):,}, and they have "
-        f"{len(set(declared) & set(given)):,} in common",
+        f"`{path}` names {len(names):,} classes, the class list {len(given):,}, and they have "
+        f"{len(set(names) & set(given)):,} in common",
         hint="give a list with all of these classes, or with other names for them in the same "
         "order; without `--classes` those in the file are used",
+    )
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return *names* with the class index behind those that several classes have."""
+    counts = Counter(names)
+    if counts.total() == len(counts):
+        return names
+    return tuple(
+        f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)
     )
 
 

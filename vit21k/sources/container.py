@@ -18,6 +18,10 @@ UNLABELLED = -1
 """Label of an image whose class is withheld, as in the test splits of Hugging Face datasets."""
 
 
+PARQUET = "parquet:"
+"""`storage` of an image that is located by its row in a Parquet file, before its column's name."""
+
+
 class ByteSource(Protocol):
     """A seekable binary file, local or behind a URL: `open(path, "rb")` or fsspec's `open`."""
 
@@ -189,6 +193,7 @@ class ContainerImage(NamedTuple):
     split: str | None = None
 
 
+_PARTIAL = "partial-"  # of a split that the hub has converted only the beginning of
 _MAX_CLASS_NAME = 1000
 
 
@@ -203,8 +208,8 @@ def split_of(path: str) -> str | None:
     """
     *folders, name = path.lower().split("/")
     for folder in folders:
-        if folder in SPLIT_OF:
-            return SPLIT_OF[folder]
+        if (whole := folder.removeprefix(_PARTIAL)) in SPLIT_OF:
+            return SPLIT_OF[whole]
     return split_named(name)
 
 

@@ -6,6 +6,7 @@ classes while they are walked.
 """
 
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import xxhash
 
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.archive_names import archive_stem, is_gzip_name
+from vit21k.manifest.classes import CLASSES_OPTION
 from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, class_of
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.sources.container import (
@@ -28,8 +30,9 @@ from vit21k.sources.container import (
     SourceTree,
     split_of,
 )
-from vit21k.sources.folders import is_image_name, kind_of_tar
+from vit21k.sources.folders import is_image_name, kind_of_table, kind_of_tar
 from vit21k.sources.split_folders import SplitFolders, find_splits
+from vit21k.sources.tables import detect_columns, hold_images, read_table
 from vit21k.sources.tar import SeekableSource, Window, read_members
 from vit21k.sources.webdataset import (
     IMAGE_FIELDS,
@@ -43,20 +46,19 @@ from vit21k.sources.webdataset import (
     read_webdataset,
 )
 
-LayoutName = Literal["folders", "webdataset", "parquet"]
+LayoutName = Literal["folders", "webdataset", "parquet", "arrow"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 
-LayoutChoice = Literal["folders", "splits", "webdataset", "parquet"]
+LayoutChoice = Literal["folders", "splits", "webdataset", "parquet", "arrow"]
 """What a user may say: splits are folders of class folders."""
 
 LAYOUT_OPTION = "layout"
 """Option of a manifest's header; absent: folders."""
 
-CLASSES_OPTION = "source_classes"
-"""Option of a manifest's header: what class indices in the source mean; absent: there are none."""
-
 IMAGE_COLUMN_OPTION = "image_column"
 """Option of a manifest's header: `LabelOptions.image_column`; absent: there is only one."""
+
+_TABLES: tuple[LayoutName, ...] = ("parquet", "arrow")
 
 INFO = "_info.json"
 _CLASS_LIST_FIELDS = ("class_names", "classes", "label_names")
@@ -104,17 +106,19 @@ class SourceLayout:
             splits = f" in published splits ({names})"
         if self.label_file:
             return f"layout: files in any folders{splits}; class from `{self.label_file['name']}`"
-        what = {"folders": "class folders", "webdataset": "WebDataset", "parquet": "Parquet"}
-        containers = {"webdataset": "shards", "parquet": "files"}
-        count = f", {self.num_containers:,} {containers[self.name]}" if self.num_containers else ""
+        what = {"folders": "class folders", "webdataset": "WebDataset"}.get(
+            self.name, self.name.capitalize()
+        )
+        containers = "files" if self.name in _TABLES else "shards"
+        count = f", {self.num_containers:,} {containers}" if self.num_containers else ""
         label_from = self.labels.label_from or "folder"
         classes = ""
         if self.labels.class_names is not None:
             whose = "--classes" if self.labels.are_classes_given else INFO
             classes = f" and the class list of `{whose}`"
-        return (
-            f"layout: {what[self.name]}{splits}{count}; class from {in_words(label_from)}{classes}"
-        )
+            if self.name in _TABLES and not self.labels.are_classes_given:
+                classes = f", which has {len(self.labels.class_names):,} classes"
+        return f"layout: {what}{splits}{count}; class from {in_words(label_from)}{classes}"
 
     def class_of(self, folder: str) -> str:
         """Return the class of the images in *folder*, which ends in `/`, relative to the root."""
@@ -126,6 +130,8 @@ class SourceLayout:
         kind = kind_of_tar(name)
         if self.name == "webdataset" and kind is not None:
             return "webdataset"
+        if self.name in _TABLES and kind_of_table(name) == self.name:
+            return self.name
         return kind if self.name == "folders" else None
 
     def read(self, kind: str, source: ByteSource, path: str) -> ContainerItems:
@@ -141,6 +147,8 @@ class SourceLayout:
         """
         if kind == "webdataset":
             return read_webdataset(source, path, self.labels, self.shards.get(path, NO_FACTS))
+        if kind in _TABLES:
+            return read_table(source, path, self.labels)
         raise ValueError(kind)
 
     @property
@@ -202,7 +210,7 @@ class _Survey:
     """Files of a source by kind: all of them, or those of some folders."""
 
     tars: list[str] = field(default_factory=list)
-    parquets: list[str] = field(default_factory=list)
+    tables: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in _TABLES})
     images: list[str] = field(default_factory=list)
     infos: list[str] = field(default_factory=list)
 
@@ -229,9 +237,12 @@ def detect(
     """
     survey = _survey(tree)
     said = "folders" if layout == "splits" else layout
-    found = said or _layout_of(tree, survey)
+    found = said or _layout_of(tree, name, survey)
     if found == "webdataset":
         result = _detect_webdataset(tree, name, survey, labels)
+    elif found in _TABLES:
+        paths = survey.tables[found]
+        result = SourceLayout(found, detect_columns(tree, _spread(paths), labels), len(paths))
     else:
         splits = find_splits(tree) if found == "folders" and layout != "folders" else None
         if layout == "splits":
@@ -263,18 +274,30 @@ def _note(survey: _Survey, path: str) -> None:
     name = path.rpartition("/")[2]
     if archive_stem(name.encode(errors="surrogateescape")) is not None:
         survey.tars.append(path)
-    elif name.lower().endswith(".parquet"):
-        survey.parquets.append(path)
+    elif kind := kind_of_table(os.fsencode(name)):
+        survey.tables[kind].append(path)
     elif name == INFO:
         survey.infos.append(path)
     elif is_image_name(name.encode(errors="surrogateescape")):
         survey.images.append(path)
 
 
-def _layout_of(tree: SourceTree, survey: _Survey) -> LayoutName:
+def _layout_of(tree: SourceTree, name: str, survey: _Survey) -> LayoutName:
     if any(_is_shard(tree, path) for path in _spread(survey.tars)):
         return "webdataset"
-    return "folders"
+    have = {kind: hold_images(tree, _spread(survey.tables[kind])) for kind in _TABLES}
+    tables = [kind for kind in _TABLES if have[kind]]
+    if not tables and not survey.images and not survey.tars:
+        tables = [kind for kind in _TABLES if have[kind] is None]  # what is wrong will be listed
+    if len(tables) > 1 or (tables and survey.images):
+        other = survey.tables[tables[1]] if len(tables) > 1 else survey.images
+        raise LayoutError(
+            f"`{name}` holds images in several layouts: `{survey.tables[tables[0]][0]}` and "
+            f"`{other[0]}`",
+            hint=f"hash each by itself, or select one: `--layout {tables[0]}`, "
+            f"`--layout {tables[1] if len(tables) > 1 else 'folders'}`",
+        )
+    return tables[0] if tables else "folders"
 
 
 def _spread(paths: Sequence[str]) -> list[str]:
@@ -310,13 +333,15 @@ def _detect_webdataset(
     shards = _read_infos(tree, survey.infos)
     if labels.class_names is None:
         labels = replace(labels, class_names=_class_names(tree, survey.infos))
-    samples = [sample for path in _spread(survey.tars) for sample in _preview(tree, path)]
-    if not samples:
+    for path in _spread(survey.tars):
+        samples = _preview(tree, path)
+        if samples:
+            labels = detect_labels(samples, labels, path)
+    if labels.label_from is None:
         raise LayoutError(
             f"no shard of `{name}` holds an image",
             hint="expected tars with members such as `00000000.jpg` and `00000000.json`",
         )
-    labels = detect_labels(samples, labels, name)
     return SourceLayout("webdataset", labels, len(survey.tars), shards)
 
 
@@ -368,7 +393,8 @@ def _read_info(tree: SourceTree, path: str) -> dict[str, Any]:
 _LABELS_OF: dict[LayoutName, tuple[str, ...]] = {
     "folders": ("folder", "parent", "top", "key"),
     "webdataset": ("folder", "parent", "top", "key", "cls", "json"),
-    "parquet": ("column",),
+    "parquet": ("column", "folder", "parent", "top"),
+    "arrow": ("column", "folder", "parent", "top"),
 }
 
 

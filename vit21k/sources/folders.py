@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, is_utf8, printable
 from vit21k.manifest.archive_names import archive_stem, find_parts, how_to_unpack
@@ -155,6 +155,17 @@ KindOf = Callable[[bytes], str | None]
 def kind_of_tar(name: bytes) -> str | None:
     """Return `TAR` for the name of a tar."""
     return TAR if archive_stem(name) is not None else None
+
+
+_TABLES = {b".parquet": "parquet", b".arrow": "arrow"}
+_OF_CACHE = b"cache-"  # files that `datasets` makes of others
+
+
+def kind_of_table(name: bytes) -> str | None:
+    """Return `parquet` or `arrow` for the name of such a file."""
+    if name.startswith((b".", _OF_CACHE)):
+        return None
+    return _TABLES.get(name[name.rfind(b".") :].lower())
 
 
 def walk(
@@ -372,9 +383,9 @@ class Walker:
         return fraction
 
 
-_ENDS_OF_ARCHIVES = b"rRzZpPtT"  # `.tar`, `.gz`, `.tgz`, `.zip` and `.parquet`
+_ENDS_OF_ARCHIVES = b"rRzZpPtTwW"  # `.tar`, `.gz`, `.tgz`, `.zip`, `.parquet` and `.arrow`
 _MARKS_OF_PARTS = (b".tar", b".tgz")
-_SUFFIXES_OF_CONTAINERS = (b".zip", b".parquet", *_MARKS_OF_PARTS)
+_SUFFIXES_OF_CONTAINERS = (b".zip", b".parquet", b".arrow", *_MARKS_OF_PARTS)
 
 
 def _may_be_containers(names: list[bytes]) -> bool:
@@ -422,7 +433,7 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
     """
     if root.is_file():
         _refuse_archive(root)
-        if archive_stem(os.fsencode(root.name)) is None:
+        if not _is_container(root):
             raise ImageTreeError(
                 f"`{root}` is a file, not a folder or an archive",
                 hint="give the folder that holds the class folders",
@@ -435,11 +446,9 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
         )
     entries = list(root.iterdir())
     may_hold = _may_hold_images if is_flat else _may_hold_classes
-    if not any(may_hold(entry) for entry in entries):
+    if not any(may_hold(entry) or _is_container(entry) for entry in entries):
         for entry in entries:
             _refuse_archive(entry)
-        if any(entry.suffix == ".parquet" for entry in entries):
-            refuse_parquet(str(root))
         raise LayoutError(
             f"`{root}` holds no class folders",
             hint="expected folders such as `n01440764/` with images in them, or archives such as "
@@ -456,14 +465,9 @@ def _refuse_archive(path: Path) -> None:
         raise LayoutError(f"`{path}` is an archive of a kind that is not read", hint=hint)
 
 
-def refuse_parquet(root: str) -> NoReturn:
-    """Refuse a tree of Parquet files and name the command that reads them."""
-    raise LayoutError(
-        f"`{root}` holds Parquet files, and no image files",
-        hint="`vit21k train --data DIR` reads a Hugging Face dataset whose files are in DIR or "
-        "DIR/data, with the split in their names (`train-00000-of-00002.parquet`); copy or link "
-        "files of another layout, such as `train/0000.parquet`, to such names",
-    )
+def _is_container(entry: Path) -> bool:
+    name = os.fsencode(entry.name)
+    return archive_stem(name) is not None or kind_of_table(name) is not None
 
 
 def look_at(root: Path, layout: Layout) -> None:

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, repeat
 from typing import Any
 
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.sources.columns import columns_of
 from vit21k.sources.container import (
     ByteSource,
     ContainerItems,
@@ -40,6 +39,7 @@ from vit21k.sources.rows import (
     RowItems,
     Value,
     bytes_of,
+    columns_with_images,
     flaw_from,
     names_and_labels,
     values_of,
@@ -92,10 +92,9 @@ class _Reader:
     """Reads the images of a file, row group by row group."""
 
     def __init__(self, source: ByteSource, path: str, labels: LabelOptions) -> None:
-        self._source = SeekableSource(source)
-        self._footer = Footer(self._source)
-        self._file = _opened(source)
-        self._columns = columns_of(self._file.schema_arrow, labels, path)
+        self._file = OpenParquet(source)
+        self._footer = self._file.footer
+        self._columns = columns_with_images(self._file.schema, labels, path)
         self._items = RowItems(self._columns, labels, path)
         self._num_unpacked = 0
         self.num_groups = len(self._footer.row_starts) - 1
@@ -116,11 +115,11 @@ class _Reader:
         leaf, others = self._columns.leaf, self._columns.others
         chunk = self._footer.chunks(group, [leaf])[0]
         if chunk.is_plain:
-            values = plain_values(Window(self._source, chunk.start), chunk.end, chunk.level)
+            values = plain_values(self._file.window(chunk.start), chunk.end, chunk.level)
             for value, (name, label) in zip(values, self._cells(group, others), strict=False):
                 yield value, name, label
             return
-        for batch in self._batches(group, [leaf, *others]):
+        for batch in self._file.batches(group, [leaf, *others]):
             values = values_of(bytes_of(batch[self._columns.image]))
             yield from zip(values, *names_and_labels(batch, self._columns), strict=True)
 
@@ -128,50 +127,72 @@ class _Reader:
         """Yield name and label of each row of a row group."""
         if not leaves:
             yield from repeat((None, None))
-        for batch in self._batches(group, leaves):
+        for batch in self._file.batches(group, leaves):
             yield from zip(*names_and_labels(batch, self._columns), strict=True)
-
-    def _batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
-        return _batches(self._file, group, leaves, num_rows)
 
     def _count(self, num_bytes: int) -> None:
         """Count what was unpacked, and end a bomb: a value that many rows refer to."""
         self._num_unpacked += num_bytes
-        if self._num_unpacked > max(MAX_RATIO * self._source.num_bytes, RATIO_COUNTS_FROM):
+        if self._num_unpacked > max(MAX_RATIO * self._file.num_bytes, RATIO_COUNTS_FROM):
             raise DamagedError("unpacks to over 100 times its size", ProblemKind.ARCHIVE_BOMB)
 
 
-def _opened(source: ByteSource) -> pq.ParquetFile:
-    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+class OpenParquet:
+    """An open Parquet file.
 
-
-def _suitable_rows(chunks: Sequence[Chunk], source: SeekableSource) -> int:
-    """Return how many rows of *chunks* to decode at a time.
-
-    Raises:
-        DamagedError: Their pages make no sense, or unpack to far too much.
+    Attributes:
+        footer: What it says of its column chunks.
+        schema: Its columns, as Arrow has them.
+        num_bytes: Its size.
     """
-    per_row = 1
-    for chunk in chunks:
-        window = Window(source, chunk.start, window_bytes=HOP_BYTES)
-        pages = list(read_pages(window, chunk.end))
-        num_bytes = sum(page.unpacked_bytes for page in pages)
-        if num_bytes > max(MAX_RATIO * (chunk.end - chunk.start), RATIO_COUNTS_FROM):
-            detail = f"{chunk.end - chunk.start:,} bytes unpack to {num_bytes:,}"
-            raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
-        shared = sum(page.unpacked_bytes for page in pages if page.kind == DICTIONARY)
-        per_row += num_bytes // max(chunk.num_values, 1) + shared // _MAX_SHARED
-    return min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
 
+    def __init__(self, source: ByteSource) -> None:
+        """Read the footer of *source*.
 
-def _batches(
-    file: pq.ParquetFile, group: int, leaves: Sequence[str], num_rows: int
-) -> Iterator[pa.RecordBatch]:
-    batches: Iterator[pa.RecordBatch] = file.iter_batches(
-        num_rows, row_groups=[group], columns=leaves, use_threads=False
-    )
-    return batches
+        Raises:
+            DamagedError: It is no Parquet file; so do the other exceptions of `DAMAGE` say.
+            OSError: It cannot be read.
+        """
+        self._source = SeekableSource(source)
+        self.num_bytes = self._source.num_bytes
+        self.footer = Footer(self._source)
+        self._file = pq.ParquetFile(
+            source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+        )
+        self.schema: pa.Schema = self._file.schema_arrow
+
+    def window(self, offset: int) -> Window:
+        """Return a window at *offset* of the file."""
+        return Window(self._source, offset)
+
+    def batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of a row group, as many rows at a time as fit into memory.
+
+        Args:
+            group: Its number.
+            leaves: Names of columns, or of fields of columns, which come without the others.
+
+        Raises:
+            DamagedError: Its pages make no sense, or unpack to far too much.
+        """
+        num_rows = self._suitable_rows(self.footer.chunks(group, leaves))
+        yield from self._file.iter_batches(
+            num_rows, row_groups=[group], columns=leaves, use_threads=False
+        )
+
+    def _suitable_rows(self, chunks: Sequence[Chunk]) -> int:
+        """Return how many rows of *chunks* to decode at a time."""
+        per_row = 1
+        for chunk in chunks:
+            window = Window(self._source, chunk.start, window_bytes=HOP_BYTES)
+            pages = list(read_pages(window, chunk.end))
+            num_bytes = sum(page.unpacked_bytes for page in pages)
+            if num_bytes > max(MAX_RATIO * (chunk.end - chunk.start), RATIO_COUNTS_FROM):
+                detail = f"{chunk.end - chunk.start:,} bytes unpack to {num_bytes:,}"
+                raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
+            shared = sum(page.unpacked_bytes for page in pages if page.kind == DICTIONARY)
+            per_row += num_bytes // max(chunk.num_values, 1) + shared // _MAX_SHARED
+        return min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
 
 
 # ---- random access
@@ -188,23 +209,29 @@ class ParquetRows:
     that are read in their order are decoded once.
     """
 
-    def __init__(self, source: ByteSource) -> None:
-        """Open a file.
-
-        Raises:
-            ImageError: It is no Parquet file.
-            OSError: It cannot be read.
-        """
+    def __init__(self, open_file: Callable[[], ByteSource]) -> None:
+        """Make an instance for a file, which is opened when a row is first read."""
+        self._open_file = open_file
         self._lock = threading.Lock()
-        self._source = SeekableSource(source)
-        try:
-            self._footer = Footer(self._source)
-            self._file = _opened(source)
-        except DAMAGE as error:
-            raise _image_error(error) from error
+        self._source: ByteSource | None = None
 
-    def read(self, column: str, row: int) -> bytes:
+    def __del__(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+    @cached_property
+    def _file(self) -> OpenParquet:
+        if self._source is None:
+            self._source = self._open_file()
+        return OpenParquet(self._source)
+
+    def read(self, column: str, row: int, num_bytes: int | None = None) -> bytes:
         """Return the image in a *row* of the file, from a *column* of structs or bytes.
+
+        Args:
+            column: Its name.
+            row: Its number in the file.
+            num_bytes: How many it has; None: any number.
 
         Raises:
             ImageError: There is none, or its row group is damaged.
@@ -215,27 +242,26 @@ class ParquetRows:
                 content = self._read(column, row)
         except DAMAGE as error:
             raise _image_error(error) from error
-        if content is None:
-            raise ImageError(f"row {row:,} holds no image", hint=_CHANGED)
+        if content is None or num_bytes not in (None, len(content)):
+            raise ImageError(f"row {row:,} holds another image, or none", hint=_CHANGED)
         return content
 
     def _read(self, column: str, row: int) -> bytes | None:
-        group = bisect_right(self._footer.row_starts, row) - 1
-        if not 0 <= group < len(self._footer.row_starts) - 1:
+        starts = self._file.footer.row_starts
+        group = bisect_right(starts, row) - 1
+        if not 0 <= group < len(starts) - 1:
             return None
         decoded = _decoded_groups.get(
             (self, column, group), lambda: _DecodedGroup(partial(self._decode, column, group))
         )
-        content = decoded.read(row - self._footer.row_starts[group])
+        content = decoded.read(row - starts[group])
         _decoded_groups.trim()
         return content
 
     def _decode(self, column: str, group: int) -> Iterator[pa.Array]:
         """Yield the images of a row group, some rows at a time."""
-        is_struct = pa.types.is_struct(self._file.schema_arrow.field(column).type)
-        leaves = [f"{column}.bytes" if is_struct else column]
-        num_rows = _suitable_rows(self._footer.chunks(group, leaves), self._source)
-        for batch in _batches(self._file, group, leaves, num_rows):
+        is_struct = pa.types.is_struct(self._file.schema.field(column).type)
+        for batch in self._file.batches(group, [f"{column}.bytes" if is_struct else column]):
             yield bytes_of(batch[column])
 
 

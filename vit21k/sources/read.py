@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vit21k.errors import OUR_OWN_LIMITS, ImageError, ImageTreeError, UnreadableImageError
 from vit21k.sources.archive_file import OPEN_FLAGS, ArchiveFile
-from vit21k.sources.container import ReadAt
+from vit21k.sources.container import PARQUET, ByteSource, ReadAt
 from vit21k.sources.gzip_tar import (
     GZIP,
     NEEDS_INDEX_BYTES,
@@ -40,6 +40,9 @@ from vit21k.sources.remote import (
 )
 from vit21k.sources.tar import WINDOW_BYTES, SeekableSource, Window
 from vit21k.sources.zip import DEFLATE, read_deflated
+
+if TYPE_CHECKING:
+    from vit21k.sources.parquet import ParquetRows
 
 MAX_UNREAD = 100
 """Unreadable files in a row after which the tree is considered gone."""
@@ -239,6 +242,7 @@ class ImageReader:
         self._max_open = _suitable_max() if max_open is None else max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenContainer] = OrderedDict()
+        self._parquets: OrderedDict[str, ParquetRows] = OrderedDict()
 
     def read(
         self,
@@ -252,7 +256,7 @@ class ImageReader:
 
         Raises:
             UnreadableImageError: The file or the container is not there.
-            ImageError: The container is shorter than it was, or cannot be read at random.
+            ImageError: The container is shorter than it was, damaged, or cannot be read at random.
             OSError: It cannot be read.
         """
         if container is None:
@@ -261,6 +265,9 @@ class ImageReader:
             return self._read_range(container, offset or 0, num_bytes or 0, storage)
         if storage == DEFLATE:
             return read_deflated(self._read_at(container), offset or 0, num_bytes or 0)
+        if storage.startswith(PARQUET):
+            column = storage.removeprefix(PARQUET)
+            return self._parquet(container).read(column, offset or 0, num_bytes)
         raise ImageError(
             f"`{path}` is stored as `{storage}`, which this version of vit21k does not read",
             hint="run `vit21k hash` again with this version",
@@ -351,6 +358,26 @@ class ImageReader:
         if len(content) < num_bytes:
             raise _too_short(container)
         return content
+
+    def _parquet(self, container: str) -> "ParquetRows":
+        from vit21k.sources.parquet import ParquetRows  # noqa: PLC0415 (most sources have none)
+
+        with self._lock:
+            rows = self._parquets.pop(container, None)
+            if rows is None:
+                rows = ParquetRows(lambda: self._open_parquet(container))
+            self._parquets[container] = rows  # most recently used
+            if len(self._parquets) > self._max_open:
+                self._parquets.popitem(last=False)
+        return rows
+
+    def _open_parquet(self, container: str) -> ByteSource:
+        try:
+            if self.tree:
+                return self.tree.open(container)
+            return io.FileIO(f"{self._prefix}{container}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise _missing(container) from None
 
     def _read_at(self, container: str) -> ReadAt:
         """Return what reads up to a number of bytes from an offset of *container*."""

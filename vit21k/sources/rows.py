@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from vit21k.errors import LayoutError
 from vit21k.manifest.problems import Problem, ProblemKind
-from vit21k.sources.columns import COLUMN, Columns, is_text
+from vit21k.sources.columns import COLUMN, Columns, columns_of, holds_images, is_text
 from vit21k.sources.container import (
+    PARQUET,
     UNLABELLED,
     ContainerImage,
     ContainerItem,
@@ -20,9 +21,6 @@ from vit21k.sources.container import (
     split_of,
 )
 from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw
-
-PARQUET = "parquet:"
-"""`storage` of an image that is located by its row: this, and the name of its column."""
 
 _NUM_SHOWN = 8
 _MAX_NAME_BYTES = 200
@@ -147,6 +145,18 @@ def _shown_name(name: Any) -> str | None:
     return text if text and is_fine and text.encode() == last else None
 
 
+def columns_with_images(schema: pa.Schema, labels: LabelOptions, path: str) -> Columns:
+    """Return where the file at *path* holds images and labels.
+
+    Raises:
+        DamagedError: It has no column that may hold images.
+        LayoutError: It is not clear which.
+    """
+    if not holds_images(schema):
+        raise DamagedError("no column holds the bytes of images", ProblemKind.NOT_AN_IMAGE)
+    return columns_of(schema, labels, path)
+
+
 def bytes_of(column: pa.Array) -> pa.Array:
     """Return the bytes in a column of images: its field `bytes`, or itself."""
     if pa.types.is_struct(column.type):
@@ -166,7 +176,7 @@ def values_of(
     _, starts, data = column.buffers()
     dtype = np.int64 if pa.types.is_large_binary(column.type) else np.int32
     edges = np.frombuffer(starts or b"", dtype)[column.offset :].tolist()
-    content = memoryview(data or b"")
+    content = memoryview(data or b"").cast("B")  # Arrow's are of signed numbers
     base = offset_of(data.address) if offset_of and data else None
     for place, is_valid in enumerate(column.is_valid().to_pylist()):
         start, stop = edges[place : place + 2]

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from vit21k.errors import LayoutError, printable
@@ -460,36 +461,33 @@ def in_words(label_from: str) -> str:
 
 
 def preview(source: ByteSource, path: str) -> list[Sample]:
-    """Return the first samples of a shard, up to its first fault, without bytes of images.
+    """Return the first samples of a shard, without the bytes of their images.
 
     Raises:
         OSError: The shard cannot be read.
     """
     window = Window(SeekableSource(source), window_bytes=_PREVIEW_BYTES)
-    samples: list[Sample] = []
-    for sample in read_samples(window, path, has_content=False):
-        if isinstance(sample, Sample):
-            samples += [sample] if sample.images else []
-        elif not sample.kind.is_skipped:
-            break  # the next sample may lack what is damaged
-        if len(samples) == _NUM_PREVIEWED:
-            break
-    return samples
+    samples = (
+        sample
+        for sample in read_samples(window, path, has_content=False)
+        if isinstance(sample, Sample) and sample.images
+    )
+    return list(islice(samples, _NUM_PREVIEWED))
 
 
-def detect_labels(samples: Sequence[Sample], labels: LabelOptions, name: str) -> LabelOptions:
+def detect_labels(samples: Sequence[Sample], labels: LabelOptions, path: str) -> LabelOptions:
     """Return *labels* with the `label_from` that all of *samples* have.
 
     Args:
-        samples: The first of some shards; there are some.
+        samples: The first of the source; there are some.
         labels: What the user says.
-        name: Of the source, for messages.
+        path: Shard that they are of, for messages.
 
     Raises:
         LayoutError: None says what the classes are, or two contradict each other.
     """
     if labels.label_from is not None:
-        _check(samples, labels, name)
+        _check(samples, labels, path)
         return labels
     for label_from, is_label in _candidates(labels):
         values = [_stored(sample, label_from) for sample in samples]
@@ -497,9 +495,9 @@ def detect_labels(samples: Sequence[Sample], labels: LabelOptions, name: str) ->
             value is not None and is_label(value) for value in values
         ):
             found = replace(labels, label_from=label_from, is_detected=True)
-            _check(samples, found, name)
+            _check(samples, found, path)
             return found
-    raise _ambiguous(samples, labels, name)
+    raise _ambiguous(samples, labels, path)
 
 
 def _candidates(labels: LabelOptions) -> list[tuple[str, Callable[[_Label], bool]]]:
@@ -527,9 +525,9 @@ def _is_index(value: _Label) -> bool:
     return isinstance(value, int) or (isinstance(value, tuple) and all(map(_is_index, value)))
 
 
-def _check(samples: Sequence[Sample], labels: LabelOptions, name: str) -> None:
+def _check(samples: Sequence[Sample], labels: LabelOptions, path: str) -> None:
     """Refuse *labels* if they do not say the class of the first sample that has any."""
-    read = _LabelReader(labels, name)
+    read = _LabelReader(labels, path)
     errors = []
     for sample in samples:
         try:
@@ -545,16 +543,16 @@ def _check(samples: Sequence[Sample], labels: LabelOptions, name: str) -> None:
         )
 
 
-def _ambiguous(samples: Sequence[Sample], labels: LabelOptions, name: str) -> LayoutError:
+def _ambiguous(samples: Sequence[Sample], labels: LabelOptions, path: str) -> LayoutError:
     stored = [_stored(sample, one) for sample in samples for one in _INDICES]
     if labels.class_names is None and any(isinstance(value, int) for value in stored):
         return LayoutError(
-            f"the labels in `{name}` are class indices without class names",
+            f"the labels in `{path}` are class indices without class names",
             hint="give the class names in the order of the indices: `--classes LIST` (a known "
             f"list such as fall11, or a file with a name per line); or {_options(samples)}",
         )
     return LayoutError(
-        f"`{name}` is a WebDataset without a class for every image", hint=_options(samples)
+        f"`{path}` is a WebDataset without a class for every image", hint=_options(samples)
     )
 
 
