@@ -12,9 +12,22 @@ ROOTS = (
     "CHANGELOG.md",
     "data_manifests",
     "docs",
+    "vit21k/atomic.py",
     "vit21k/checkpoint",
+    "vit21k/cli",
     "vit21k/convert",
+    "vit21k/errors.py",
     "vit21k/export",
+    "vit21k/inference",
+    "vit21k/labels",
+    "vit21k/lock.py",
+    "vit21k/machine.py",
+    "vit21k/near",
+    "vit21k/pack",
+    "vit21k/recipes",
+    "vit21k/report",
+    "vit21k/review",
+    "vit21k/serving",
 )
 """Files, and folders whose files are read, of the suffixes below."""
 SUFFIXES = {".c", ".h", ".html", ".j2", ".js", ".md", ".py", ".yaml", ".yml"}

@@ -106,7 +106,7 @@ def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> 
     """Return the image files of *paths*: files themselves, all images of folders and archives.
 
     In folders and archives, files with a suffix of `IMAGE_SUFFIXES` count; in a folder they are
-    ordered by path, in an archive by offset.  Damaged parts of an archive, and members that are
+    ordered by path, in an archive by offset.  Damage in an archive, and members that are
     not supported (links, sparse files, absolute names), are included: reading them raises the
     reason.
 
