@@ -16,6 +16,7 @@ ROOTS = (
     "vit21k/checkpoint",
     "vit21k/cli",
     "vit21k/convert",
+    "vit21k/data",
     "vit21k/errors.py",
     "vit21k/export",
     "vit21k/inference",

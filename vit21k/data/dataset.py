@@ -1,4 +1,4 @@
-"""Manifest rows -> paths, bytes and labels of images, by row, from mapped arrays."""
+"""Paths, bytes and labels of images by manifest row, from memory-mapped arrays."""
 
 import json
 import shutil
@@ -26,45 +26,45 @@ from vit21k.sources.read import ImageReader, Locator, Root, existing_root
 
 @runtime_checkable
 class ImageRows(Protocol):
-    """Images in an order.  `Images` are those of a manifest.
+    """Ordered images.  `ImageDataset` has those of a manifest.
 
     Dimensions: B images, L labels of them.
     """
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
 
     def path(self, row: int) -> str:
-        """Return what an image is called."""
+        """Return the path of an image."""
 
     def read_bytes(self, row: int) -> bytes:
         """Return the content of its file.
 
         Raises:
-            ImageError: It cannot be had.
+            ImageError: It cannot be read.
         """
 
     def labels_of(self, rows_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return label_rows_L and label_ids_L of a batch; empty where labels are not known."""
+        """Return label_rows_L and label_ids_L of a batch; empty if labels are unknown."""
 
     @property
     def num_ahead(self) -> int:
-        """How many images to announce with `prefetch` before they are read; 0: none."""
+        """Number of images to `prefetch` before they are read."""
 
     def prefetch(self, rows_B: NDArray[np.int64]) -> None:
-        """Begin to read the images of a batch."""
+        """Start reading the images of a batch."""
 
 
 class LocatorColumns(NamedTuple):
-    """Where each image is in a container: 21 bytes an image.
+    """Locators of images in containers: 21 bytes per image.
 
     Attributes:
-        containers: Their paths, relative to the image root; None last, which -1 picks.
-        storages: The ways in which they store images; None last.
+        containers: Their paths, relative to the image root; None last, for the index -1.
+        storages: Storage formats of images; None last.
         container_B: int32, an index into *containers*; -1 for a plain file.
         offset_B: int64, bytes; 0 for a plain file.
         num_bytes_B: int64; 0 for a plain file.
-        storage_B: int8, an index into *storages*; -1 where images are stored as they are.
+        storage_B: int8, an index into *storages*; -1 if images are stored unchanged.
     """
 
     containers: tuple[str | None, ...]
@@ -89,7 +89,7 @@ class LocatorColumns(NamedTuple):
         )
 
     def locate(self, path: str, row: int) -> Locator:
-        """Return the locator of the image in *row*, which is called *path*."""
+        """Return the locator of the image in *row*, whose path is *path*."""
         return Locator(
             path,
             self.containers[self.container_B[row]],
@@ -102,7 +102,7 @@ class LocatorColumns(NamedTuple):
 def _encoded(
     column: pa.ChunkedArray, dtype: np.dtype[Any]
 ) -> tuple[tuple[str | None, ...], NDArray[Any]]:
-    """Return the distinct texts of *column* and None; and the index of each row's, -1 for null."""
+    """Return the distinct values of *column* and None, and the index of each row; -1 for null."""
     encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
     encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
     indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype)
@@ -116,12 +116,12 @@ class FlatRows(NamedTuple):
     """Paths, labels and locators; in memory, or mapped from files.
 
     Attributes:
-        path_text_T: uint8; all paths in UTF-8, one after the other.
-        path_starts_B: int64; where each begins, and where the last one ends.
-        label_ids_L: int32, which holds the index of any class.
-        label_starts_B: int64; where those of each row begin, and where the last ones end.
-        num_multi_label: How many rows have more than one label.
-        locators: Where images are in containers; None if all are plain files.
+        path_text_T: uint8; all paths in UTF-8, concatenated.
+        path_starts_B: int64; start of each path, and end of the last.
+        label_ids_L: int32; class indices.
+        label_starts_B: int64; start of the labels of each row, and end of the last.
+        num_multi_label: Number of rows with several labels.
+        locators: Locators in containers; None if all images are plain files.
     """
 
     path_text_T: NDArray[np.uint8]
@@ -318,32 +318,32 @@ class RowIndex:
 
 
 def open_index(manifest: Manifest, note: Callable[[str], None]) -> RowIndex | None:
-    """Return the index of *manifest*, made if need be; None if rows should be read as they are.
+    """Return the index of *manifest*, created if missing; None if rows should be read directly.
 
     Args:
-        manifest: Which.
-        note: Hears when an index has to be made, and how long it took.
+        manifest: The manifest.
+        note: Reports that an index is created, and how long it took.
 
     Raises:
         ManifestError: The manifest is damaged.
     """
     if manifest.num_rows < MIN_ROWS:
         return None
-    places = list(_places(manifest))
-    for folder in places:
+    folders = list(_index_folders(manifest))
+    for folder in folders:
         if rows := map_index(folder):
             return RowIndex(rows, folder, None)
     note(f"indexing the {manifest.num_rows:,} rows of `{manifest.path}`, once for all runs")
-    for folder in places:
-        with suppress(OSError):  # read-only, full, or without locks: the next place
+    for folder in folders:
+        with suppress(OSError):  # read-only, full, or without locks: try the next folder
             index = _made(manifest, folder)
             note(f"indexed in {index.seconds:.1f} s: `{index.folder}`")
             return index
-    note("the index cannot be written anywhere: every process reads the rows into its memory")
+    note("the index cannot be written to any folder: every process reads the rows into memory")
     return None
 
 
-def _places(manifest: Manifest) -> Iterator[Path]:
+def _index_folders(manifest: Manifest) -> Iterator[Path]:
     yield manifest.path.absolute().parent / FOLDER / manifest.fingerprint
     if cache := user_cache():
         yield cache / "rows" / manifest.fingerprint
@@ -564,7 +564,7 @@ class ImageDataset:
 
     @property
     def num_ahead(self) -> int:
-        """How many images to announce with `prefetch` before they are read; 0: none."""
+        """Number of images to `prefetch` before they are read."""
         return AHEAD_IMAGES if self._ahead else 0
 
     def prefetch(self, rows_B: NDArray[np.int64]) -> None:

@@ -1,4 +1,4 @@
-"""The bytes of an image file -> an RGB image, by one policy for every command."""
+"""Decode an image file to RGB, by the same policy in every command."""
 
 import ctypes
 import io
@@ -37,11 +37,11 @@ MAX_BYTES = 1 << 30
 """Estimated memory that decoding one file may take, in addition to the file."""
 
 MAX_UNPACKED_BYTES = 64 << 20
-"""Of gzip'd images, as in `vit21k hash`: what decompresses to more is refused."""
+"""Limit of gzip'd images, as in `vit21k hash`: larger ones are refused."""
 
 MESSAGES: Counter[str] = Counter()
-"""What libtiff and Pillow's log reported since the process began: how often, by the message before
-its arguments are filled in.  By themselves, both print to the terminal."""
+"""Messages of libtiff and Pillow's log since the process began, counted by their format string.
+By default, both print to the terminal."""
 
 _GZIP_START = b"\x1f\x8b"
 _JPEG_START = b"\xff\xd8\xff"
@@ -69,7 +69,7 @@ _BYTE_SECONDS = 25e-9
 _JPEG_BLOCK_SECONDS = 12e-9  # of each scan
 _JPEG_SCAN_SECONDS = 5e-6
 _ARITHMETIC_FACTOR = 10
-_READ_SECONDS = 3e-6  # a call of Pillow's parsers in Python, and what they do with its result
+_READ_SECONDS = 3e-6  # a call of Pillow's parsers in Python
 
 # Bytes a pixel in addition to the image itself, by decoder.
 _PIXEL_BYTES = {"webp": 18, "bmp_rle": 3, "ppm_plain": 8, "ppm": 8, "libtiff": 4, "gif": 4}
@@ -81,12 +81,12 @@ _COEFFICIENT_BLOCK_BYTES = 128
 def decode_rgb(
     content: bytes, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS
 ) -> Image.Image:
-    """Decode a file in full to an RGB image.
+    """Decode a file to an RGB image.
 
     Args:
         content: The file.
-        max_pixels: An image of more is refused before it is decoded.
-        max_seconds: So is one whose decoding would take longer, as estimated.
+        max_pixels: Larger images are refused before decoding.
+        max_seconds: Images with a longer estimated decoding time are refused.
 
     Raises:
         ImageError: Whatever is wrong: not an image, truncated, of pixels without a known range, or
@@ -103,12 +103,12 @@ def decode_rgb(
 def open_image(
     content: bytes, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS
 ) -> ImageFile:
-    """Read the header of a file, and refuse what is too large, too slow or too hungry to decode.
+    """Read the header of a file; refuse images that need too much time or memory to decode.
 
     Args:
         content: The file.
-        max_pixels: An image of more is refused.
-        max_seconds: So is one whose decoding would take longer, as estimated.
+        max_pixels: Larger images are refused.
+        max_seconds: Images with a longer estimated decoding time are refused.
 
     Returns:
         Pillow's image, not decoded yet.
@@ -136,11 +136,11 @@ def is_readable_jpeg(content: bytes) -> bool:
 
 
 class _MeteredFile(io.BytesIO):
-    """The bytes of a file, of which Pillow's parsers may read only so much.
+    """The bytes of a file, with a budget of reads for Pillow's parsers.
 
-    They are loops in Python over what a file says of itself: chunks, tags that point to the same
-    data again and again, runs of pixels.  The number of calls bounds their time, that of bytes the
-    memory that a header takes.
+    These are Python loops over the structure of a file: chunks, tags that point to the same data
+    repeatedly, runs of pixels.  The number of calls bounds their time, the number of bytes the
+    memory of a header.
 
     Attributes:
         bytes_left: That may still be read.
@@ -152,7 +152,7 @@ class _MeteredFile(io.BytesIO):
         self.bytes_left = 4 * len(content) + (1 << 20)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read on.
+        """Read from the file.
 
         Raises:
             ImageError: The budget is used up.
@@ -180,7 +180,7 @@ logging.getLogger("PIL").addHandler(_CountingHandler(logging.WARNING))
 
 
 class _JpegImage(JpegImageFile):
-    """A JPEG file whose EXIF segment is not parsed: it decides nothing here, and may be broken."""
+    """A JPEG file whose EXIF segment is not parsed: it is not needed, and may be malformed."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
@@ -194,7 +194,7 @@ class _TiffImage(TiffImageFile):
         super()._setup()  # type: ignore[no-untyped-call, unused-ignore]
 
     def load_end(self) -> None:
-        """Leave the pixels as they are stored."""
+        """Do not transform the pixels."""
 
 
 _KINDS: tuple[tuple[bytes | tuple[bytes, ...], type[ImageFile]], ...] = (
@@ -206,11 +206,11 @@ _KINDS: tuple[tuple[bytes | tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0"), _TiffImage),
     (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f", b"0")), PpmImageFile),
 )
-"""What is decoded; PPM is for packs of pixels.  Pillow knows more, some of which start programs."""
+"""Supported formats; PPM is for raw packs.  Pillow has more, some of which start programs."""
 
 
 def _unpacked(content: bytes) -> bytes:
-    """Return what is in gzip'd bytes, other bytes as they are."""
+    """Return the content of gzip'd bytes; other bytes unchanged."""
     if not content.startswith(_GZIP_START):
         return content
     unpacker = zlib.decompressobj(wbits=31)
@@ -225,7 +225,7 @@ def _unpacked(content: bytes) -> bytes:
 
 
 def _opened(content: bytes) -> ImageFile:
-    """Read the header, by the plugin of the format that the first bytes name."""
+    """Read the header, with the plugin for the first bytes."""
     plugin = next((plugin for start, plugin in _KINDS if content.startswith(start)), None)
     if plugin is None:
         raise UnidentifiedImageError
@@ -242,10 +242,10 @@ def _opened(content: bytes) -> ImageFile:
 
 
 def _check_cost(image: ImageFile, content: bytes, max_pixels: int, max_seconds: float) -> None:
-    """Refuse an image whose header says that it is beyond the budget.
+    """Refuse an image whose header exceeds the budget.
 
     Raises:
-        ImageError: It is.
+        ImageError: It exceeds the budget.
     """
     size = f"{image.width} x {image.height} pixels"
     num_pixels = image.width * image.height

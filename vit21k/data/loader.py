@@ -1,4 +1,4 @@
-"""Images -> batches of uint8 images and sparse labels, by a pool of threads."""
+"""Decode and augment batches in a thread pool; replace or skip bad images."""
 
 import errno
 from collections import deque
@@ -31,57 +31,45 @@ from vit21k.data.transforms import (
 from vit21k.errors import ImageError, ImageTreeError, UnreadableImageError
 
 _CHUNK = 32
-"""Images of one task of a thread: few enough to share a batch out, enough to pay for the task."""
+"""Images per task: small enough to divide a batch among threads, large enough to pay off."""
 
 _NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-_NUM_SUBSTITUTES = 10
-"""How many others are tried in place of a bad image, before it is skipped after all."""
+_NUM_REPLACEMENTS = 10
+"""Number of replacements to try before a bad image is skipped."""
 
 
 OnBadImage = Literal["fail", "skip", "replace"]
 
 _LEAST_JUDGED = 1000
-"""Images before which no rate is a rate."""
+"""Minimum number of images for the rate of bad ones."""
 
 _NUM_NAMED = 10
-"""Bad images that an error names."""
+"""Maximum number of bad images in an error message."""
 
 _MAX_UNREADABLE = 100
-"""Files in a row that cannot be read, before the image tree is taken to be gone."""
+"""Consecutive unreadable files after which the image root is considered gone."""
 
 _FEW_UNREADABLE = 10
-"""The same, where the bad images are too many anyway: what to say of them."""
+"""The same, if there are too many bad images anyway: decides the message."""
 
 _LOST_HINT = (
-    "check that the disk of the image tree is mounted and may be read, or say where the tree is "
-    "now with `--root`"
+    "check that the disk of the image tree is mounted and readable, or name the current image "
+    "root with `--root`"
 )
 
 
-class Reads(NamedTuple):
-    """What came of reading some files, one after the other.
-
-    Attributes:
-        num_unreadable: Files that could not be opened or read.
-        is_any_read: Whether one of them could.
-    """
-
-    num_unreadable: int
-    is_any_read: bool
-
-
 class BadImages:
-    """Counts bad images, as long as they are tolerated.
+    """Counts bad images, while they are tolerated.
 
     Args:
-        on_bad_image: "fail": raise at the first one; else it is noted.
+        on_bad_image: "fail": raise at the first one; otherwise count it.
         hint: What to do about a bad image.
-        max_rate: Raise when more of the images were bad, and more than that of 1,000.
+        max_rate: Raise if a larger fraction of images is bad, of 1,000 or more.
 
     Attributes:
         reasons: Why each was bad, by path.
-        num: How often one was met.
+        num: Number of occurrences.
     """
 
     def __init__(self, on_bad_image: OnBadImage, *, hint: str, max_rate: float = 1.0) -> None:
@@ -94,7 +82,7 @@ class BadImages:
         self._max_rate = max_rate
 
     def reason(self, path: str, error: ImageError) -> str:
-        """Return what is wrong with an image.
+        """Return why an image is bad.
 
         Raises:
             ImageError: Bad images are not tolerated.
@@ -104,25 +92,27 @@ class BadImages:
         raise ImageError(f"`{path}`: {error.message}", hint=error.hint or self._hint) from error
 
     def note(
-        self, num_done: int, bad: Sequence[tuple[str, str]], reads: Sequence[Reads] = ()
+        self, num_done: int, bad: Sequence[tuple[str, str]], chunks: "Sequence[_Chunk]" = ()
     ) -> None:
-        """Count *num_done* more images, and (path, reason) of those that are bad.
+        """Count *num_done* more images, and the (path, reason) of bad ones.
 
         Args:
-            num_done: Bad ones included.
-            bad: An image that was tried several times comes as often.
-            reads: Of their files, in order.
+            num_done: Number of images, including bad ones.
+            bad: Images that were tried several times are repeated.
+            chunks: Results of reading their files, in order.
 
         Raises:
-            ImageTreeError: The last files could not be read, so many that the tree must be gone.
-            ImageError: Too many are bad.
+            ImageTreeError: Too many consecutive files could not be read: the image root is gone.
+            ImageError: Too many images are bad.
         """
         self._num_done += num_done
         self.num += len(bad)
         self.reasons.update(bad)
-        for num_unreadable, is_any_read in reads:
-            before = 0 if is_any_read else self._num_unreadable_in_a_row
-            self._num_unreadable_in_a_row = before + (0 if is_any_read else num_unreadable)
+        for chunk in chunks:
+            if chunk.is_any_read:
+                self._num_unreadable_in_a_row = 0
+            else:
+                self._num_unreadable_in_a_row += chunk.num_unreadable
         in_a_row = self._num_unreadable_in_a_row
         too_many = self.num > self._max_rate * max(self._num_done, _LEAST_JUDGED)
         if in_a_row >= (_FEW_UNREADABLE if too_many else _MAX_UNREADABLE):
@@ -147,14 +137,14 @@ class BadImages:
 
 @dataclass
 class _Chunk:
-    """What became of a chunk.
+    """Result of a chunk.
 
     Attributes:
-        skipped: Places that are to be skipped.
-        replaced: How many places have another image than they were to have.
-        bad: Rows that are bad, with why.
-        num_unreadable: How often a file could not be opened or read.
-        is_any_read: Whether one could.
+        skipped: Indices in the batch to skip.
+        bad: Bad rows, with the reason.
+        replaced: Number of replaced images.
+        num_unreadable: Number of failures to open or read a file.
+        is_any_read: Whether any file could be read.
     """
 
     skipped: list[int] = field(default_factory=list)
@@ -165,17 +155,17 @@ class _Chunk:
 
 
 class Batch(NamedTuple):
-    """A batch on its way to a device.
+    """A batch of images with sparse labels.
 
     Attributes:
         images_BCHW: uint8, RGB, not normalised.
-        label_rows_L: int64; which image of the batch each label belongs to.
+        label_rows_L: int64; row in the batch of each label.
         label_ids_L: int64; class index of each label.
         rows_B: int64; row of each image in the manifest.
-        positions_B: int64; how many images the run has seen before each: the key of everything
-            that is drawn for it.  Empty where nothing is drawn, as in evaluation.
-        step: The 0-based step of the run that the images belong to; None in evaluation.
-        num_replaced: Images that stand in for bad ones.
+        positions_B: int64; number of images of the run before each: the key of its random values.
+            Empty without random values, as in evaluation.
+        step: The 0-based step of the run; None in evaluation.
+        num_replaced: Number of replacements of bad images.
     """
 
     images_BCHW: Tensor
@@ -188,29 +178,29 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """A batch to decode.
 
     Attributes:
         rows_B: Row of each image in the manifest.
-        crops: What decodes, crops and resizes the images.
-        positions_B: How many images the run has seen before each; empty: nothing is drawn.
-        substitute: (place in the batch, number of tries so far) -> another row.
-        step: Of the run; None in evaluation.
+        crops: Decodes, crops and resizes the images.
+        positions_B: Number of images of the run before each; empty: no random values.
+        replacement: (index in the batch, number of tries so far) -> another row.
+        step: Step of the run; None in evaluation.
     """
 
     rows_B: NDArray[np.int64]
     crops: RandomCrops | ResizedImages
     positions_B: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    substitute: Callable[[int, int], int] | None = None
+    replacement: Callable[[int, int], int] | None = None
     step: int | None = None
 
 
 @dataclass
 class _Pending:
-    """A batch in the making: a task of a thread for each chunk of it."""
+    """A batch in progress, with a task for each chunk."""
 
-    job: Job
+    job: DecodeJob
     images_BCHW: Tensor
     chunks: list[range]
     tasks: list[Future[_Chunk]] = field(default_factory=list)
@@ -220,12 +210,12 @@ class BatchDecoder:
     """Decodes batches ahead of their use, in order.
 
     Args:
-        images: What the rows of a job name.
-        img_size: Height and width that the transforms return.
-        batch_size: Usual size of a job; it decides how many are decoded ahead.
-        num_workers: Threads; with 0 the caller's own thread decodes.
-        bad_images: What notes those that are skipped or replaced.
-        pin_memory: Put the images where a GPU can copy them from by itself.
+        images: The images that the rows of a job index.
+        img_size: Height and width of the transformed images.
+        batch_size: Usual size of a job; determines how many are decoded ahead.
+        num_workers: Threads; with 0 the thread of the caller decodes.
+        bad_images: Counts skipped and replaced images.
+        pin_memory: Allocate images in pinned memory.
     """
 
     def __init__(
@@ -243,15 +233,15 @@ class BatchDecoder:
         self._images = images
         self._img_size = img_size
         self._pool = ThreadPoolExecutor(num_workers, "decode") if num_workers else None
-        # Enough that every thread has a task to do and one to take next: with large batches, two.
+        # So that every thread has a task and a next one; two with large batches.
         self._num_ahead = max(2, -(-2 * _CHUNK * num_workers // batch_size)) if num_workers else 0
 
-    def batches(self, jobs: Iterable[Job]) -> Iterator[Batch]:
-        """Yield the batch of each job, some of which may be smaller than their job or empty.
+    def batches(self, jobs: Iterable[DecodeJob]) -> Iterator[Batch]:
+        """Yield the batch of each job; with skipped images it is smaller, or even empty.
 
         Raises:
-            ImageError: An image is bad, and bad images are not skipped; or too many are.
-            ImageTreeError: So many files in a row cannot be read that the tree must be gone.
+            ImageError: An image is bad, and bad images are not tolerated; or too many are bad.
+            ImageTreeError: Too many consecutive files could not be read: the image root is gone.
             OSError: There are too many open files, or no memory.
         """
         waiting: deque[_Pending] = deque()
@@ -266,12 +256,12 @@ class BatchDecoder:
             for pending in waiting:
                 _cancel(pending)
 
-    def _announced(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Yield *jobs*; the images of those that come next are prefetched."""
+    def _announced(self, jobs: Iterable[DecodeJob]) -> Iterator[DecodeJob]:
+        """Yield *jobs*, prefetching the images of the next ones."""
         if not self._images.num_ahead:
             yield from jobs
             return
-        coming: deque[Job] = deque()
+        coming: deque[DecodeJob] = deque()
         num_coming = 0
         for job in jobs:
             self._images.prefetch(job.rows_B)
@@ -283,11 +273,11 @@ class BatchDecoder:
         yield from coming
 
     def close(self) -> None:
-        """Drop what is not begun, and join the threads."""
+        """Cancel pending tasks, and join the threads."""
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, job: Job) -> _Pending:
+    def _start(self, job: DecodeJob) -> _Pending:
         B = len(job.rows_B)
         shape = (B, 3, self._img_size, self._img_size)
         images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
@@ -310,8 +300,7 @@ class BatchDecoder:
             _cancel(pending)
         rows_B, positions_B = job.rows_B, job.positions_B
         bad = [(self._images.path(row), why) for chunk in done for row, why in chunk.bad]
-        reads = [Reads(chunk.num_unreadable, chunk.is_any_read) for chunk in done]
-        self._bad_images.note(len(rows_B), bad, reads)
+        self._bad_images.note(len(rows_B), bad, done)
         if skipped := [index for chunk in done for index in chunk.skipped]:
             kept = np.delete(np.arange(len(rows_B)), skipped)
             rows_B, images_BCHW = rows_B[kept], images_BCHW[kept]
@@ -327,8 +316,8 @@ class BatchDecoder:
             num_replaced=sum(chunk.replaced for chunk in done),
         )
 
-    def _fill(self, job: Job, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
-        """Decode a chunk into its place; return what of it is bad."""
+    def _fill(self, job: DecodeJob, images_BCHW: NDArray[np.uint8], chunk: range) -> _Chunk:
+        """Decode a chunk into the batch; return its result."""
         done = _Chunk()
         contents = self._read(job, chunk)
         done.is_any_read = bool(contents)
@@ -341,17 +330,17 @@ class BatchDecoder:
                 why := self._try(job, images_BCHW, index, contents.pop(index, None), done)
             ) is not None:
                 done.bad.append((int(job.rows_B[index]), why))
-                if job.substitute is None or num_tries == _NUM_SUBSTITUTES:
+                if job.replacement is None or num_tries == _NUM_REPLACEMENTS:
                     done.skipped.append(index)
                     break
-                job.rows_B[index] = job.substitute(index, num_tries)
+                job.rows_B[index] = job.replacement(index, num_tries)
                 num_tries += 1
             else:
                 done.replaced += num_tries > 0
         return done
 
-    def _read(self, job: Job, chunk: range) -> dict[int, bytes]:
-        """Return the files of a chunk, by place; one that cannot be read is tried again alone."""
+    def _read(self, job: DecodeJob, chunk: range) -> dict[int, bytes]:
+        """Return the files of a chunk, by index; those that cannot be read are tried again."""
         contents = {}
         for index in chunk:
             with suppress(ImageError, OSError):
@@ -360,13 +349,13 @@ class BatchDecoder:
 
     def _try(
         self,
-        job: Job,
+        job: DecodeJob,
         images_BCHW: NDArray[np.uint8],
         index: int,
         content: bytes | None,
         done: _Chunk,
     ) -> str | None:
-        """Decode one image into its place; return what is wrong with it, if that is tolerated."""
+        """Decode an image into the batch; return why it is bad, if that is tolerated."""
         row = int(job.rows_B[index])
         try:
             content = self._images.read_bytes(row) if content is None else content
@@ -398,10 +387,10 @@ _Copy = tuple[Batch, torch.cuda.Event]
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield *batches*; on a GPU with their images there, two batches ahead of their use.
+    """Yield *batches*; on a GPU, images are copied two batches ahead of their use.
 
-    Copies run on a stream of their own.  Images in pinned memory are copied while the host goes on;
-    labels, rows and positions stay on the host, where mixing is drawn.
+    Copies run on a separate stream, asynchronously for pinned memory.  Labels, rows and positions
+    stay on the host.
     """
     if device.type != "cuda":
         return batches
@@ -412,9 +401,9 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 def started_ahead(
     items: Iterator[Batch], start: Callable[[Batch], _T], finish: Callable[[_T], Batch]
 ) -> Iterator[Batch]:
-    """Yield each item started and finished, in order; two are started ahead of it.
+    """Yield each item started and finished, in order; two items are started in advance.
 
-    An error in *items* is met up to two items early.
+    An error in *items* is raised up to two items early.
     """
     waiting: deque[_T] = deque()
     for item in items:
@@ -434,7 +423,7 @@ def _start(batch: Batch, *, device: torch.device, stream: torch.cuda.Stream) -> 
 
 
 def _finish(copy: _Copy) -> Batch:
-    """Let the stream that computes wait for the copy, and keep the memory until it has read it."""
+    """Make the compute stream wait for the copy, and keep the memory until it is read."""
     batch, copied = copy
     computing = torch.cuda.current_stream(batch.images_BCHW.device)
     computing.wait_event(copied)
@@ -443,16 +432,16 @@ def _finish(copy: _Copy) -> Batch:
 
 
 _CPU = torch.device("cpu")
-_SUBSTITUTES = 0x737562  # separates these random values from those of the crops
-_SKIP_HINT = "repair it, or leave such images out: `--set data.on_bad_image=skip`"
+_REPLACEMENTS = 0x737562  # separates these random values from those of the crops
+_SKIP_HINT = "repair it, or skip bad images: `--set data.on_bad_image=skip`"
 _REPAIR_HINT = (
-    "repair it, or leave such images out: `vit21k eval --on-bad-image skip`, "
+    "repair it, or skip bad images: `vit21k eval --on-bad-image skip`, "
     "`vit21k train --set data.on_bad_image=skip`"
 )
 
 
 class _Loader:
-    """What both loaders share: the decoder, what was skipped, and its end."""
+    """Base of the loaders: the decoder and the skipped images."""
 
     def __init__(self, decoder: BatchDecoder, bad_images: BadImages) -> None:
         self._decoder = decoder
@@ -460,7 +449,7 @@ class _Loader:
 
     @property
     def num_skipped(self) -> int:
-        """How often a bad image was skipped so far."""
+        """Number of skipped images so far."""
         return self._bad_images.num
 
     @property
@@ -469,7 +458,7 @@ class _Loader:
         return self._bad_images.reasons
 
     def close(self) -> None:
-        """Join the threads; the loader cannot be used any more."""
+        """Join the threads; the loader cannot be used afterwards."""
         self._decoder.close()
 
     def __enter__(self) -> Self:
@@ -487,20 +476,20 @@ class _Loader:
 class TrainLoader(_Loader):
     """The micro-batches of each step of this rank.
 
-    Steps may be asked for in any order; in ascending order they are decoded ahead, across steps.
+    Steps may be requested in any order; in ascending order they are decoded ahead, across steps.
 
     Args:
         images: The training images.
-        sampler: Which of them each step takes.
-        transform: Random crop and flip, drawn from *seed* and the sampler's positions.
+        sampler: Selects the images of each step.
+        transform: Random crop and flip, from *seed* and the positions of the sampler.
         device_batch_size: Images of a micro-batch; the last one of a step may be smaller.
-        num_workers: Threads that decode; with 0 the caller's own does.
+        num_workers: Decoding threads; with 0 the thread of the caller decodes.
         seed: Seed of the run.
-        policy: What is done to a crop after that, drawn from the same; None: nothing.
-        on_bad_image: "fail": raise at the first bad image; "skip": leave it out and count it;
-            "replace": take another one, drawn from the same, and count it.
-        max_bad_rate: Raise when more of the images are bad, counted over 1,000 or more.
-        device: Where the images are wanted; to a GPU they are copied ahead.
+        policy: Augmentation of the crops, from the same random values; None: none.
+        on_bad_image: "fail": raise at the first bad image; "skip": skip and count it; "replace":
+            use another image instead, by a random value, and count it.
+        max_bad_rate: Raise if a larger fraction of images is bad, of 1,000 or more.
+        device: Device of the images; they are copied ahead to a GPU.
     """
 
     def __init__(  # noqa: PLR0913 (each is a plain value)
@@ -537,14 +526,14 @@ class TrainLoader(_Loader):
         self._num_images = len(images)
         self._device = device
         self._batches: Iterator[Batch] = iter(())
-        self._next_step: int | None = None  # where `_batches` is; None: in the middle of a step
+        self._next_step: int | None = None  # of `_batches`; None: within a step
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield the images of the 0-based *step*; empty micro-batches are skipped.
 
         Raises:
-            ImageError: An image is bad, and bad images are not skipped; or too many are.
-            ImageTreeError: So many files in a row cannot be read that the tree must be gone.
+            ImageError: An image is bad, and bad images are not tolerated; or too many are bad.
+            ImageTreeError: Too many consecutive files could not be read: the image root is gone.
             OSError: There are too many open files, or no memory.
         """
         if self._next_step != step:
@@ -556,31 +545,33 @@ class TrainLoader(_Loader):
                 yield batch
         self._next_step = step + 1
 
-    def _jobs_from(self, step: int) -> Iterator[Job]:
-        """Yield the jobs of *step* and of all steps after it, without end."""
+    def _jobs_from(self, step: int) -> Iterator[DecodeJob]:
+        """Yield the jobs of *step* and of all later steps, endlessly."""
         for later in count(step):
             rows, positions = self._sampler.batch(later)
             for start in range(0, len(rows), self._device_batch_size):
                 part = slice(start, start + self._device_batch_size)
                 yield self._job(rows[part], positions[part], later)
 
-    def _job(self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64], step: int) -> Job:
+    def _job(
+        self, rows_B: NDArray[np.int64], positions_B: NDArray[np.int64], step: int
+    ) -> DecodeJob:
         policy = self._policy
         num_columns = self._transform.num_uniforms + (policy.num_uniforms if policy else 0)
         uniforms_BD = uniform_values(self._seed, positions_B, num_columns)
         crops = RandomCrops(self._transform, uniforms_BD, policy, self._crop_decoder)
-        substitutes = self._substitutes(positions_B) if self._replaces else None
-        return Job(rows_B, crops, positions_B, substitutes, step)
+        replacements = self._replacements(positions_B) if self._replaces else None
+        return DecodeJob(rows_B, crops, positions_B, replacements, step)
 
-    def _substitutes(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
-        """Return what gives another row for a place of a batch."""
+    def _replacements(self, positions_B: NDArray[np.int64]) -> Callable[[int, int], int]:
+        """Return a function that selects replacements for the images of a batch."""
 
-        def substitute(index: int, num_tries: int) -> int:
-            key, position = derive_key(_SUBSTITUTES, self._seed), positions_B[index : index + 1]
-            draw = uniform_values(key, position, num_tries + 1)[0, num_tries]
-            return int(draw * self._num_images)
+        def replacement(index: int, num_tries: int) -> int:
+            key, position = derive_key(_REPLACEMENTS, self._seed), positions_B[index : index + 1]
+            uniform = uniform_values(key, position, num_tries + 1)[0, num_tries]
+            return int(uniform * self._num_images)
 
-        return substitute
+        return replacement
 
 
 class EvalLoader(_Loader):
@@ -588,12 +579,12 @@ class EvalLoader(_Loader):
 
     Args:
         images: The images.
-        transform: What is done to each.
+        transform: Resizes and crops each image.
         device_batch_size: Images of a batch; the last one may be smaller.
-        num_workers: Threads that decode; with 0 the caller's own does.
-        rank: Which process this is.
-        world_size: How many processes there are.
-        on_bad_image: "fail": raise at the first bad image; "skip": leave it out and count it.
+        num_workers: Decoding threads; with 0 the thread of the caller decodes.
+        rank: Index of this process.
+        world_size: Number of processes.
+        on_bad_image: "fail": raise at the first bad image; "skip": skip and count it.
     """
 
     def __init__(
@@ -627,13 +618,13 @@ class EvalLoader(_Loader):
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches; those without a good image are skipped."""
+        """Yield the batches; empty ones are skipped."""
         for batch in self._decoder.batches(self._jobs()):
             if len(batch.rows_B):
                 yield batch
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[DecodeJob]:
         for start in self._starts:
             last = min(start + self._starts.step, self._last)
             rows_B = np.arange(start, last, dtype=np.int64)
-            yield Job(rows_B, self._resized)
+            yield DecodeJob(rows_B, self._resized)

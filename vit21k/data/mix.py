@@ -23,7 +23,7 @@ _LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
 
 
 class ErasedBox(NamedTuple):
-    """A box of an image: which, where in pixels, and the seed of what is put there."""
+    """A box of an image in pixels, and the seed of its noise."""
 
     image: int
     top: int
@@ -35,11 +35,11 @@ class ErasedBox(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Eraser:
-    """Draws what is erased: in some images a box of 2 % to a third of the area.
+    """Selects boxes to erase: in some images a box of 2 % to a third of the area.
 
     Attributes:
         seed: Seed of the run.
-        rate: How many of the images.
+        rate: Fraction of the images.
         fill: "pixel": normal noise for every value; "zero": the mean colour.
 
     Source: `RandomErasing` in timm/data/random_erasing.py; its modes `pixel` and `const`.
@@ -51,7 +51,7 @@ class Eraser:
     fill: EraseFill
 
     def boxes(self, positions_B: NDArray[np.int64], side: int) -> list[ErasedBox]:
-        """Return what is erased in the images at *positions_B* of the run, of *side* pixels."""
+        """Return the boxes to erase in the images at *positions_B* of the run, of *side* pixels."""
         key = derive_key(_STREAM, self.seed)
         uniforms = uniform_values(key, positions_B, _FIRST_TRY + 2 * _NUM_TRIES)
         found = []
@@ -64,7 +64,7 @@ class Eraser:
 
 
 def _box(uniforms: list[float], side: int) -> tuple[int, int, int, int] | None:
-    """Return top, bottom, left and right, or None if none of the tries fits."""
+    """Return top, bottom, left and right, or None if no try fits."""
     for column in range(_FIRST_TRY, _FIRST_TRY + 2 * _NUM_TRIES, 2):
         area = side * side * (_AREA[0] + uniforms[column] * (_AREA[1] - _AREA[0]))
         ratio = math.exp(_LOG_RATIO[0] + uniforms[column + 1] * (_LOG_RATIO[1] - _LOG_RATIO[0]))
@@ -83,13 +83,13 @@ _ID_BITS = 32
 
 
 class MixPlan(NamedTuple):
-    """What becomes of each image of a batch.
+    """How to mix the images of a batch.
 
     Attributes:
-        partners_B: int64; the image it is mixed with: its own place if it is not mixed.
-        shares_B: float64; how much of it remains, 0 to 1.
-        is_cut_B: bool; whether it is pasted into (cutmix), not blended (mixup).
-        boxes_B4: int64; top, bottom, left and right of what is pasted, in pixels.
+        partners_B: int64; the image it is mixed with; its own index if it is not mixed.
+        shares_B: float64; remaining share of the image, 0 to 1.
+        is_cut_B: bool; whether a box is pasted (cutmix), or the images are blended (mixup).
+        boxes_B4: int64; top, bottom, left and right of the pasted box, in pixels.
     """
 
     partners_B: NDArray[np.int64]
@@ -100,13 +100,13 @@ class MixPlan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer:
-    """Draws what is mixed with what.
+    """Selects the images to mix.
 
     Attributes:
         seed: Seed of the run.
-        mixup_alpha: The share of a blend is Beta(a, a) distributed, 0 < a <= 1; 0: none is blended.
-        cutmix_alpha: The same of the share that remains where a box is pasted.
-        mix_rate: How many of the pairs are mixed at all.
+        mixup_alpha: The share of a blend is Beta(a, a) distributed, 0 < a <= 1; 0: no mixup.
+        cutmix_alpha: The same for the share that remains after pasting; 0: no cutmix.
+        mix_rate: Fraction of the pairs that are mixed.
         switch_rate: How many of the mixed ones by cutmix, if there are both.
     """
 
@@ -117,10 +117,10 @@ class Mixer:
     switch_rate: float = 0.5
 
     def plan(self, positions_B: NDArray[np.int64], side: int) -> MixPlan:
-        """Return what becomes of the images of a batch.
+        """Return how to mix the images of a batch.
 
-        An image whose partner is not in the batch, because it could not be decoded or the epoch
-        ended before it, is not mixed.
+        An image without its partner in the batch, because it could not be decoded or the epoch
+        ended, is not mixed.
 
         Args:
             positions_B: Of the images in the run, ascending.
@@ -166,13 +166,13 @@ def mix_labels(
     label_ids_L: NDArray[np.int64],
     label_weights_L: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return the labels of the mixed images: their own and their partners', by their shares.
+    """Return the labels of the mixed images: their own and their partners', weighted by shares.
 
-    A class that both partners carry is one label with the sum of both weights; a label of which
-    nothing remains is none.
+    A class of both partners is one label with the sum of both weights; labels with weight 0 are
+    dropped.
 
     Args:
-        plan: Who is mixed with whom.
+        plan: How the images are mixed.
         label_rows_L: Which image each label belongs to.
         label_ids_L: Class index of each label.
         label_weights_L: The target at each label.
@@ -197,7 +197,7 @@ def mix_labels(
 
 
 def _beta(alphas_P: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Beta(a, a) numbers from (P, 2 tries) uniform ones.
+    """Return Beta(a, a) values from (P, 2 tries) uniform ones.
 
     Source: Johnk, "Erzeugung von betaverteilten und gammaverteilten Zufallszahlen" (1964).  For
     a <= 1 at least half of the tries succeed.
@@ -214,11 +214,11 @@ def _beta(alphas_P: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArr
 def _boxes(
     shares_P: NDArray[np.float64], y_P: NDArray[np.float64], x_P: NDArray[np.float64], side: int
 ) -> NDArray[np.int64]:
-    """Return boxes of an area of 1 - share, cut off at the border.
+    """Return boxes of an area of 1 - share, clipped at the border.
 
-    Half of the side, rounded down, lies on either side of the center, so that an odd side loses a
+    Half of the side, rounded down, is on either side of the center, so that an uneven side loses a
     pixel: `rand_bbox` of the paper's code (clovaai/CutMix-PyTorch), of MMPretrain, and of the timm
-    that the recipes were made with (1.0.31 keeps the odd pixel).
+    that the recipes were made with (1.0.31 keeps that pixel).
     """
     cut_P = (side * np.sqrt(1 - shares_P)).astype(np.int64)
     edges = []
@@ -242,10 +242,10 @@ class Augmented(NamedTuple):
     """A batch on its device.
 
     Attributes:
-        images_BCHW: 0 to 255, not normalised: uint8, or float32 if anything was done to it.
-        label_rows_L: int64; which image each label belongs to.
+        images_BCHW: 0 to 255, not normalised: uint8, or float32 if erased or mixed.
+        label_rows_L: int64; row in the batch of each label.
         label_ids_L: int64; class index of each label; (row, id) pairs are distinct.
-        label_weights_L: float32; the target at each label where images are mixed; else None.
+        label_weights_L: float32; target of each label of mixed images; else None.
     """
 
     images_BCHW: Tensor
@@ -259,10 +259,10 @@ class DeviceTransform:
     """Erases and mixes.
 
     Attributes:
-        mean: Of red, green and blue, 0 to 1: the colour of what is erased.
-        std: Of the same: the deviation of noise, so that it is 1 after normalisation.
-        sums_to_one: Whether the targets of an image add up to 1 (softmax), or each is 1 (sigmoid).
-        eraser: What is erased; None: nothing.
+        mean: Mean of red, green and blue, 0 to 1: the colour of erased boxes.
+        std: Standard deviation of the same: that of noise, so that it is 1 after normalisation.
+        sums_to_one: Whether the targets of an image sum to 1 (softmax), or each is 1 (sigmoid).
+        eraser: Random erasing; None: none.
         mixer: What is mixed; None: nothing.
     """
 
@@ -273,7 +273,7 @@ class DeviceTransform:
     mixer: Mixer | None = None
 
     def __call__(self, batch: Batch, device: torch.device) -> Augmented:
-        """Return *batch* on *device*, erased and mixed; without positions only moved there."""
+        """Return *batch* on *device*, erased and mixed; only moved if it has no positions."""
         images_BCHW = batch.images_BCHW.to(device, non_blocking=True)
         rows_L, ids_L = batch.label_rows_L, batch.label_ids_L
         if not len(batch.positions_B):
@@ -297,7 +297,7 @@ class DeviceTransform:
 
 
 def mix_images(images_BCHW: Tensor, plan: MixPlan) -> Tensor:
-    """Return the images blended with, or pasted into by, their partners; float32."""
+    """Return the images mixed with their partners; float32."""
     device, side = images_BCHW.device, images_BCHW.shape[-1]
     partners_B = _send(torch.from_numpy(plan.partners_B), device)
     is_cut_B111 = _send(torch.from_numpy(plan.is_cut_B), device).view(-1, 1, 1, 1)
@@ -306,9 +306,9 @@ def mix_images(images_BCHW: Tensor, plan: MixPlan) -> Tensor:
     )
     boxes_4B11 = _send(torch.from_numpy(plan.boxes_B4), device).t().reshape(4, -1, 1, 1)
     top, bottom, left, right = boxes_4B11
-    places = torch.arange(side, device=device)
-    in_rows_BH1 = (places.view(-1, 1) >= top) & (places.view(-1, 1) < bottom)
-    in_box_B1HW = (in_rows_BH1 & (places >= left) & (places < right)).unsqueeze(1)
+    pixels = torch.arange(side, device=device)
+    in_rows_BH1 = (pixels.view(-1, 1) >= top) & (pixels.view(-1, 1) < bottom)
+    in_box_B1HW = (in_rows_BH1 & (pixels >= left) & (pixels < right)).unsqueeze(1)
     kept_B1HW = torch.where(is_cut_B111, (~in_box_B1HW).float(), shares_B111)
     images_BCHW = images_BCHW.float()
     return torch.lerp(images_BCHW[partners_B], images_BCHW, kept_B1HW)
@@ -322,7 +322,7 @@ def _erase(
     *,
     noise: bool,
 ) -> None:
-    """Overwrite boxes of the images, in place, by what is 0 or standard normal once normalised."""
+    """Overwrite boxes of the images, in place, with 0 or normal noise (after normalisation)."""
     device = images_BCHW.device
     mean_C11 = torch.tensor(mean, device=device).view(-1, 1, 1) * _LARGEST
     std_C11 = torch.tensor(std, device=device).view(-1, 1, 1) * _LARGEST
@@ -338,7 +338,7 @@ def _erase(
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
-    """Copy to *device*; to a GPU from pinned memory, so that the host does not wait."""
+    """Copy to *device*; to a GPU asynchronously from pinned memory."""
     if device.type == "cuda" and not values.is_cuda:
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

@@ -1,6 +1,6 @@
 """Images of a source behind a URL: read ahead of their use, and kept on a disk of this node.
 
-`AheadReader` reads the images that it is told will be used next, `NodeCache` keeps them for the
+`AheadReader` prefetches images, `NodeCache` keeps them for the
 next epoch, for the other processes of the node, and for the next run.
 
 Layout::
@@ -188,7 +188,7 @@ class NodeCache:
             self._segment = None
 
     def _next_segment(self, num_bytes: int) -> _Segment | None:
-        """Return a segment with room for *num_bytes*: one that a process left, or a new one."""
+        """Return a segment with *num_bytes* of free space: of an earlier process, or a new one."""
         numbers = [int(path.stem) for path in self.folder.glob(f"*{_SUFFIX}")]
         for number in sorted(numbers):
             if segment := self._adopted(number, num_bytes):

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 UInt64s = NDArray[np.uint64]
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""What SplitMix64 adds from one output to the next."""
+"""Increment of SplitMix64."""
 
 MASK64 = (1 << 64) - 1
 
@@ -25,7 +25,7 @@ def derive_key(*parts: int) -> int:
 
 
 def derive_keys(*parts: UInt64s) -> UInt64s:
-    """Return what `derive_key` returns, for each row of arrays that broadcast."""
+    """Return `derive_key` of each row of arrays that broadcast."""
     keys = np.zeros(1, dtype=np.uint64)
     for part in parts:
         keys = mix64(keys * np.uint64(3) + GOLDEN_GAMMA + part)
@@ -38,7 +38,7 @@ _STREAM = 0x64726177  # separates them from the order, which has the same seed
 def uniform_values(
     seed: int, positions: NDArray[np.int64], num_uniforms: int
 ) -> NDArray[np.float64]:
-    """Return (B, num_uniforms) numbers, 0 <= x < 1: a pure function of (seed, position, column).
+    """Return (B, num_uniforms) uniforms, 0 <= x < 1: a pure function of (seed, position, column).
 
     Each position has the SplitMix64 stream that starts at a hash of seed and position.
 
@@ -62,8 +62,8 @@ def permute(positions: NDArray[np.int64], num_items: int, key: int) -> NDArray[n
 
     Args:
         positions: Each from 0 to *num_items* - 1.
-        num_items: How many items there are, 1 or more.
-        key: Which permutation.
+        num_items: Number of items, 1 or more.
+        key: Selects the permutation.
 
     Raises:
         ValueError: A position is out of range.
@@ -77,7 +77,7 @@ def permute(positions: NDArray[np.int64], num_items: int, key: int) -> NDArray[n
 def permute_each(
     positions_B: NDArray[np.int64], num_items_B: NDArray[np.int64], keys_B: UInt64s
 ) -> NDArray[np.int64]:
-    """Return what `permute` returns, each position with a number of items and a key of its own.
+    """Return `permute` of each position, with its own number of items and key.
 
     Numbers and keys broadcast to the positions, which the caller keeps in range.
     """

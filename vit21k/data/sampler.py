@@ -1,15 +1,11 @@
-"""Class-balanced sampling: every class as often as every other, each one's images in turn.
+"""The images of each step and their order, optionally class-balanced; without state.
 
-A round visits every class that has images once, in an order of its own, and takes one image of
-each.  A class goes through all its images, in an order of its own, before one comes again.  Which
-image is where is a pure function of (seed, place in the run), without a state.
+Class-balanced sampling: a round visits every class with images once, in a random order, and takes
+one image of each.  A class iterates over all its images, in a random order, before any is repeated.
+The image at a position is a pure function of (seed, position in the run).
 
-Dimensions: B places of the run, K classes, M memberships: an image is in each of its classes.
-
-
-Step -> which images, in which order.
-
-Dimensions: B images of one step on one rank.
+Dimensions: B images of one step on one rank, or positions of the run; K classes; M memberships:
+an image is in each of its classes.
 """
 
 from typing import NamedTuple, Protocol, Self
@@ -28,8 +24,7 @@ _CHUNK_ROWS = 1 << 20
 class ClassRows:
     """The images of each class, as two flat arrays.
 
-    An image with 14.2 million others costs 4 bytes for each of its labels: 60 MB in all, and
-    3 s to sort when a run starts.
+    Each label takes 4 bytes: 60 MB for 14.2 million images, and 3 s to sort when a run starts.
 
     Args:
         rows_M: int32; the rows of the first class, then those of the second, and so on.
@@ -62,16 +57,16 @@ class ClassRows:
 
     @property
     def num_classes(self) -> int:
-        """How many classes have an image."""
+        """Number of classes with images."""
         return len(self._sizes_K)
 
-    def rows(self, places_B: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-        """Return the row at each of the *places_B*, counted from the start of the run."""
+    def rows(self, positions_B: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        """Return the row at each position of the run."""
         seeds = np.array([seed], dtype=np.int64).astype(np.uint64)
-        round_B, in_round_B = np.divmod(places_B, self.num_classes)
+        round_B, in_round_B = np.divmod(positions_B, self.num_classes)
         round_keys_B = derive_keys(_ROUNDS, seeds, round_B.astype(np.uint64))
         class_B = permute_each(in_round_B, np.array([self.num_classes]), round_keys_B)
-        # A class is visited once a round, so the round is also the number of its visits.
+        # A class is visited once per round, so the round is also its number of visits.
         size_B = self._sizes_K[class_B]
         cycle_B, in_cycle_B = np.divmod(round_B, size_B)
         cycle_keys_B = derive_keys(
@@ -84,12 +79,12 @@ class ClassRows:
 def _labels(
     images: ImageRows, start: int, stop: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the row and the class of every label of some rows."""
-    places, ids = images.labels_of(np.arange(start, stop, dtype=np.int64))
-    return (places + start).astype(np.int32), ids.astype(np.int32)
+    """Return the row and the class of every label of a range of rows."""
+    rows, ids = images.labels_of(np.arange(start, stop, dtype=np.int64))
+    return (rows + start).astype(np.int32), ids.astype(np.int32)
 
 
-_STREAM = 0x6F726465  # separates the order from the uniforms, which have the same seed
+_STREAM = 0x6F726465  # separates the order from other uses of the seed
 
 
 class StepRows(NamedTuple):
@@ -97,9 +92,9 @@ class StepRows(NamedTuple):
 
     Attributes:
         rows_B: Row of each image in the manifest.
-        positions_B: How many images the run has seen before each, over all ranks, an epoch
-            counting as an even number: the key of its augmentation.  Pairs of images that are
-            mixed are at 2k and 2k + 1.
+        positions_B: Number of images of the run before each, over all ranks, with epochs rounded up
+            to an even number: the key of its augmentation.  Pairs of mixed images are at 2k and
+            2k + 1.
     """
 
     rows_B: NDArray[np.int64]
@@ -107,10 +102,10 @@ class StepRows(NamedTuple):
 
 
 class StepOrder(Protocol):
-    """Which images each step takes.  `StepSampler` is the one of a run."""
+    """Selects the images of each step.  A run uses `StepSampler`."""
 
     def num_rows(self, step: int) -> int:
-        """Return how many images this rank has in the 0-based *step*."""
+        """Return the number of images of this rank in the 0-based *step*."""
 
     def batch(self, step: int) -> StepRows:
         """Return this rank's images of the 0-based *step*."""
@@ -119,21 +114,21 @@ class StepOrder(Protocol):
 class StepSampler:
     """The images of every step: a pure function of seed, step, rank and world size.
 
-    Each epoch is a permutation of its own.  A step's global batch is a run of consecutive
-    positions, the same for any number of ranks, and each rank takes a consecutive part of it.
+    Each epoch is another permutation.  The global batch of a step is a range of consecutive
+    positions, independent of the number of ranks, and each rank takes a consecutive part of it.
 
     Args:
-        num_images: Rows of the manifest; so many images are an epoch.
+        num_images: Rows of the manifest: images of an epoch.
         global_batch_size: Images of a step, over all ranks.
         seed: Seed of the run.
-        rank: Which process this is.
-        world_size: How many processes there are.
-        drop_last: Leave the last, incomplete batch of an epoch out (other images each epoch);
-            else that batch is smaller, and a rank's part of it may be empty.
-        repeats: How often an image comes in an epoch, each time augmented in another way (DeiT's
-            repeated augmentation).  Its copies share a batch, far apart in it; an epoch then has
-            one image in *repeats*.
-        class_rows: Take every class as often as every other, not every image.
+        rank: Index of this process.
+        world_size: Number of processes.
+        drop_last: Skip the last, incomplete batch of an epoch (other images each epoch); otherwise
+            that batch is smaller, and a rank's part of it may be empty.
+        repeats: Number of occurrences of an image in an epoch, with different augmentation (DeiT's
+            repeated augmentation).  They are in one batch, far apart; an epoch then has one image
+            in *repeats*.
+        class_rows: Sample all classes equally often, instead of all images.
 
     Attributes:
         steps_per_epoch: Steps until the next permutation.
@@ -173,11 +168,11 @@ class StepSampler:
         self._images_per_epoch = full * global_batch_size if drop_last else num_images
 
     def num_rows(self, step: int) -> int:
-        """Return how many images this rank has in the 0-based *step*."""
+        """Return the number of images of this rank in the 0-based *step*."""
         return len(self._part(step % self.steps_per_epoch))
 
     def num_before(self, step: int) -> int:
-        """Return how many images all ranks have in the steps before *step*."""
+        """Return the number of images of all ranks in the steps before *step*."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch * self._images_per_epoch + step_in_epoch * self.global_batch_size
 
@@ -193,15 +188,15 @@ class StepSampler:
         )
 
     def _ordinals(self, step_in_epoch: int, part: range) -> NDArray[np.int64]:
-        """Return which image of the epoch is at each place of *part*."""
+        """Return the index in the epoch of the image at each position of *part*."""
         if self._repeats == 1:
             return np.arange(part.start, part.stop, dtype=np.int64)
         # First one copy of every image of the global batch, then the next of every image.
-        whole = self._whole(step_in_epoch)
-        copies = np.arange(whole.start, whole.stop, dtype=np.int64)
+        batch = self._global_batch(step_in_epoch)
+        copies = np.arange(batch.start, batch.stop, dtype=np.int64)
         spread = copies[np.argsort(copies % self._repeats, kind="stable")]
         ordinals_B: NDArray[np.int64] = (
-            spread[part.start - whole.start : part.stop - whole.start] // self._repeats
+            spread[part.start - batch.start : part.stop - batch.start] // self._repeats
         )
         return ordinals_B
 
@@ -211,18 +206,18 @@ class StepSampler:
         per_epoch = -(-self._images_per_epoch // self._repeats)
         return self._class_rows.rows(epoch * per_epoch + ordinals_B, self.seed)
 
-    def _whole(self, step_in_epoch: int) -> range:
-        """Return the places of a step's global batch, within the epoch."""
+    def _global_batch(self, step_in_epoch: int) -> range:
+        """Return the positions of a step's global batch, within the epoch."""
         start = step_in_epoch * self.global_batch_size
         return range(start, min(start + self.global_batch_size, self._images_per_epoch))
 
     def _part(self, step_in_epoch: int) -> range:
-        """Return this rank's places of a step, within the epoch."""
-        whole = self._whole(step_in_epoch)
-        return whole[self._cut(len(whole), self.rank) : self._cut(len(whole), self.rank + 1)]
+        """Return this rank's positions of a step, within the epoch."""
+        batch = self._global_batch(step_in_epoch)
+        return batch[self._cut(len(batch), self.rank) : self._cut(len(batch), self.rank + 1)]
 
     def _cut(self, size: int, rank: int) -> int:
-        """Return where the part of *rank* starts; pairs of a smaller batch are kept together."""
+        """Return the start of the part of *rank*; pairs in a smaller batch are kept together."""
         if rank == self.world_size or size == self.global_batch_size:
             return size * rank // self.world_size
         return size // 2 * rank // self.world_size * 2

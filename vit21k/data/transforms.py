@@ -1,4 +1,4 @@
-"""Image files -> uint8 batches of one size: random crops, or resize and center crop.
+"""Transform image files to uint8 batches: random crops, or resize and center crop.
 
 Two decoders give the same pixels.  `CropDecoder` (crop.c of the compiled extension) decodes,
 resizes, crops and flips many images with one call, without the interpreter's lock: baseline JPEGs,
@@ -44,12 +44,12 @@ Box = tuple[int, int, int, int]
 
 
 class Crop(NamedTuple):
-    """What is wanted of an image: a window of a box of it that is resized.
+    """A window of a resized box of an image.
 
     Attributes:
-        box: What is resized.
-        is_flipped: The result is, from left to right.
-        resized: Width and height of the box then; None: those of the result.
+        box: The box that is resized.
+        is_flipped: Whether the result is flipped horizontally.
+        resized: Width and height of the resized box; None: those of the result.
         window: Left and top of the result in that.
         takes_columns_first: They are resized before rows, and rounded to 8 bits in between.
     """
@@ -114,11 +114,11 @@ class TrainTransform:
         uniforms: NDArray[np.float64],
         out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
-        """Return the image as (3, H, W), written to *out* if that is given.
+        """Return the image as (3, H, W), written to *out* if given.
 
         Args:
             image: RGB.
-            uniforms: `num_uniforms` uniform numbers, 0 <= x < 1.
+            uniforms: `num_uniforms` random values, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
         """
         crop = self.crop(image.size, uniforms.tolist())
@@ -129,13 +129,13 @@ class TrainTransform:
         return _written(image_CHW.numpy(), out)
 
     def crop(self, size: tuple[int, int], uniforms: Sequence[float]) -> Crop:
-        """Return what is taken of an image of (width, height), by its `num_uniforms` numbers."""
+        """Return the crop of an image of (width, height), from its `num_uniforms` random values."""
         box = crop_box(size, uniforms, scale=self.crop_scale, ratio=self.crop_ratio)
         return Crop(box, uniforms[_FLIP] < self.hflip)
 
 
 class EvalTransform:
-    """The complete image or its center, resized by Pillow: torchvision's to the pixel.
+    """The complete image or its center, resized by Pillow, with the pixels of torchvision.
 
     Args:
         img_size: Height and width of the result.
@@ -173,10 +173,10 @@ class EvalTransform:
     def __call__(
         self, image: Image.Image, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Return the RGB image as (3, H, W), written to *out* if that is given.
+        """Return the RGB image as (3, H, W), written to *out* if given.
 
         Raises:
-            ImageError: The image is so long a strip that it would not fit into memory.
+            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
         """
         crop = self.crop(image.size)
         left, top = crop.window
@@ -185,10 +185,10 @@ class EvalTransform:
         return _written(np.asarray(image).transpose(2, 0, 1), out)
 
     def crop(self, size: tuple[int, int]) -> Crop:
-        """Return what is made of an image of (width, height).
+        """Return the crop of an image of (width, height).
 
         Raises:
-            ImageError: It is so long a strip that it would not fit into memory.
+            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
         """
         width, height = self._resized(size)
         left, top = (self._half((side - self.img_size) / 2) for side in (width, height))
@@ -201,7 +201,7 @@ class EvalTransform:
         short, long = sorted(size)
         long = int(self.resize * long / short)
         if self.resize * long > MAX_PIXELS:
-            raise ImageError(f"{size[0]} x {size[1]} pixels are too long a strip to resize")
+            raise ImageError(f"{size[0]} x {size[1]} pixels: the aspect ratio is too extreme to resize")
         return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
 
 
@@ -214,8 +214,8 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Return a random crop as (left, top, right, bottom).
 
-    Up to ten times an area and a ratio are tried; if none fits, the crop is the largest one in the
-    middle whose ratio is allowed.
+    Ten areas and ratios are tried; if none fits, the crop is the largest centered one with an
+    allowed ratio.
 
     Args:
         size: (width, height) of the image.
@@ -268,11 +268,11 @@ _FACTS, _NUMBERS = 3, 10  # int32 of an image, of a crop
 _PRECISIONS = {"torch": 0, "pillow": 22}  # bits of a weight's fraction; 0: found for each
 
 Resampling = Literal["torch", "pillow"]
-"""Whose antialiased resampling of uint8 it is, to the bit."""
+"""Antialiased resampling of uint8, bit-identical to that library."""
 
 
-class ImageFacts(NamedTuple):
-    """What the header of an image that the compiled code supports says.
+class HeaderFacts(NamedTuple):
+    """Header of an image that the compiled code supports.
 
     Attributes:
         width: Pixels.
@@ -286,7 +286,7 @@ class ImageFacts(NamedTuple):
 
 
 class CropDecoder:
-    """The functions of crop.c; any number of threads may share them."""
+    """The functions of crop.c; thread-safe."""
 
     def __init__(self, library: ctypes.CDLL, variant: Variant) -> None:
         names = ("new_decoder", "free_decoder", "measure", "crop_all")
@@ -301,34 +301,32 @@ class CropDecoder:
         self._measure.argtypes = [place, place, number, place]
         self._crop_all.argtypes = [place] * 4 + [number] * 4 + [place] * 2
 
-    def measure(self, contents: Sequence[bytes]) -> list[ImageFacts | None]:
-        """Return what the headers of each file say; None for what cannot be decoded here."""
+    def measure(self, contents: Sequence[bytes]) -> list[HeaderFacts | None]:
+        """Return the header of each file; None for files that are not supported."""
         num = len(contents)
         facts = (ctypes.c_int32 * (_FACTS * num))()
         self._measure(*_as_c(contents), num, facts)
         rows = zip(*[iter(facts)] * _FACTS, strict=True)
-        return [ImageFacts(w, h, bool(unusual)) if w else None for w, h, unusual in rows]
+        return [HeaderFacts(w, h, bool(unusual)) if w else None for w, h, unusual in rows]
 
     def crop(
         self,
         contents: Sequence[bytes],
         crops: Sequence[Crop],
         images_BCHW: NDArray[np.uint8],
-        places: Sequence[int],
+        indices: Sequence[int],
         mode: str,
         resampling: Resampling = "torch",
     ) -> list[bool]:
-        """Write each crop to its place; return for each whether that was done.
-
-        What was not has to be decoded elsewhere.
+        """Write each crop to the batch; return whether each succeeded.
 
         Args:
-            contents: Files that can be decoded here.
-            crops: Of each, within the image.
-            images_BCHW: Contiguous, as high as wide.
-            places: Where in it each crop goes.
+            contents: Supported files.
+            crops: Crop of each.
+            images_BCHW: Contiguous, square.
+            indices: Index of each crop in the batch.
             mode: "bilinear" or "bicubic".
-            resampling: Whose; torch's only of whole boxes.
+            resampling: Library to match; torch's only for complete boxes.
         """
         num = len(contents)
         if not num:
@@ -336,7 +334,7 @@ class CropDecoder:
         size, is_bicubic = images_BCHW.shape[-1], mode == "bicubic"
         numbers = [number for crop in crops for number in _numbers(crop, size)]
         first, step = images_BCHW.ctypes.data, images_BCHW.strides[0]
-        outs = (ctypes.c_void_p * num)(*(first + step * place for place in places))
+        outs = (ctypes.c_void_p * num)(*(first + step * index for index in indices))
         statuses = (ctypes.c_int32 * num)()
         crops_C = (ctypes.c_int32 * (_NUMBERS * num))(*numbers)
         how = (size, is_bicubic, _PRECISIONS[resampling])
@@ -344,7 +342,7 @@ class CropDecoder:
         return [status == _DONE for status in statuses]
 
     def _decoder(self) -> int:
-        """Return what this thread keeps from image to image: tables and an arena."""
+        """Return the decoder of this thread: tables and an arena."""
         if not hasattr(self._threads, "decoder"):
             self._threads.decoder = _Decoder(self._new(), self._free)
         address: int = self._threads.decoder.address
@@ -390,7 +388,7 @@ _LONG_BYTES = 16 << 20
 
 
 def compiled_crops() -> CropDecoder | None:
-    """Return what crops many images at a time; None where the extension was not built."""
+    """Return the compiled decoder; None without the compiled extension."""
     try:
         return crop_decoder()
     except NoExtensionError:
@@ -405,11 +403,11 @@ def fill_fast(
     mode: Literal["bicubic", "bilinear"],
     resampling: Resampling,
 ) -> set[int]:
-    """Write the crops that the compiled code can make to the batch; return their indices.
+    """Write the crops of supported files to the batch; return their indices.
 
     Args:
         decoder: From `compiled_crops`.
-        contents: Files, by place in the batch.
+        contents: Files, by index in the batch.
         images_BCHW: The batch.
         crop_of: (place, (width, height)) -> what is wanted; None: it is skipped.
         mode: How pixels are resampled.
@@ -432,7 +430,7 @@ def fill_fast(
     return {place for place, is_filled in zip(crops, are_filled, strict=True) if is_filled}
 
 
-def _is_allowed(image: ImageFacts, content: bytes) -> bool:
+def _is_allowed(image: HeaderFacts, content: bytes) -> bool:
     """Return whether `decode_rgb` accepts the header of the file as well."""
     if image.width * image.height > MAX_PIXELS:
         return False
@@ -463,15 +461,15 @@ class RandomCrops:
     decoder: CropDecoder | None = None
 
     def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
-        """Write the crop of the image at a place of the batch to *out* (3, H, W)."""
+        """Write the crop of the image at an index of the batch to *out* (3, H, W)."""
         self.transform(image, self.uniforms_BD[index], out)
         self._finish(index, out)
 
     def fill(self, contents: Mapping[int, bytes], images_BCHW: NDArray[np.uint8]) -> set[int]:
-        """Write the crops that the compiled code can make to the batch; return their indices.
+        """Write the crops of supported files to the batch; return their indices.
 
         Args:
-            contents: Files, by place in the batch.
+            contents: Files, by index in the batch.
             images_BCHW: The batch.
         """
         if not self.decoder:
@@ -507,10 +505,10 @@ class ResizedImages:
     decoder: CropDecoder | None = None
 
     def __call__(self, image: Image.Image, index: int, out: NDArray[np.uint8]) -> None:
-        """Write the image at a place of the batch to *out* (3, H, W).
+        """Write the image at an index of the batch to *out* (3, H, W).
 
         Raises:
-            ImageError: The image is too long a strip.
+            ImageError: The aspect ratio is too extreme.
         """
         self.transform(image, out)
 
@@ -518,7 +516,7 @@ class ResizedImages:
         """Write the images that the compiled code can resize to the batch; return their indices.
 
         Args:
-            contents: Files, by place in the batch.
+            contents: Files, by index in the batch.
             images_BCHW: The batch.
         """
         if not self.decoder:
@@ -529,24 +527,24 @@ class ResizedImages:
     def _crop(self, _place: int, size: tuple[int, int]) -> Crop | None:
         try:
             crop = self.transform.crop(size)
-        except ImageError:  # it is raised again when the image is decoded in the ordinary way
+        except ImageError:  # raised again when Pillow decodes the image
             return None
         columns_first = _takes_columns_first(size, crop.resized or size)
         return crop._replace(takes_columns_first=columns_first)
 
 
 def _takes_columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
-    """Return whether Pillow resizes columns before rows: where it lessens rows by far more.
+    """Return whether Pillow resizes columns before rows: if it reduces rows by much more.
 
     Source: `ImagingResampleInner` in Resample.c of Pillow 13.
     """
     rows_less, columns_less = size[1] - resized[1], size[0] - resized[0]
-    return rows_less > 0 and rows_less > 2 * columns_less and _pillow_ever_does()
+    return rows_less > 0 and rows_less > 2 * columns_less and _pillow_orders_passes()
 
 
 @cache
-def _pillow_ever_does() -> bool:
-    """Return whether this Pillow does that, as from 13.0 on; it shows in what is rounded."""
+def _pillow_orders_passes() -> bool:
+    """Return whether this version of Pillow does so, as 13.0 and later; detected by rounding."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 5, 3), dtype=np.uint8)
     image, how = Image.fromarray(noise), Image.Resampling.BICUBIC
     in_two = image.resize((image.width, 4), how).resize((6, 4), how)
