@@ -201,7 +201,9 @@ class EvalTransform:
         short, long = sorted(size)
         long = int(self.resize * long / short)
         if self.resize * long > MAX_PIXELS:
-            raise ImageError(f"{size[0]} x {size[1]} pixels: the aspect ratio is too extreme to resize")
+            raise ImageError(
+                f"{size[0]} x {size[1]} pixels: the aspect ratio is too extreme to resize"
+            )
         return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
 
 
