@@ -30,6 +30,8 @@ class ObjectServer:
         latency_s: Waited before each answer.
         requests: Method, path and Range header of each request.
         url: Of the server.
+        tags: Entity tags by path; default: of the content.
+        has_ranges: Whether requests for a part are understood.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -39,6 +41,7 @@ class ObjectServer:
         self.requests: list[tuple[str, str, str]] = []
         self.url = ""
         self.tags: dict[str, str] = {}
+        self.has_ranges = True
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
@@ -82,7 +85,7 @@ class ObjectServer:
         content = self.files[path]
         more = {"Accept-Ranges": "bytes", "Last-Modified": _DATE, "ETag": self._tag(path)}
         status, part = 200, memoryview(content)
-        if asked:
+        if asked and self.has_ranges:
             first, last = asked.removeprefix("bytes=").split("-")
             start, end = int(first), min(int(last or len(content) - 1), len(content) - 1) + 1
             if start >= len(content):

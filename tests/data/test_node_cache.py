@@ -38,8 +38,8 @@ def opened(tmp_path: Path) -> Iterator[Open]:
 
 
 def fill(cache: NodeCache) -> None:
-    for row, content in enumerate(CONTENTS):
-        cache.put(row, content)
+    for first in range(0, ROWS, 20):
+        cache.put(dict(enumerate(CONTENTS[first : first + 20], first)))
 
 
 def right_rows(cache: NodeCache) -> int:
@@ -69,7 +69,7 @@ def test_processes_see_what_others_put(opened: Open) -> None:
     one, other = opened(url="a"), opened(url="a")
 
     for row in range(ROWS):
-        (one, other)[row % 2].put(row, CONTENTS[row])
+        (one, other)[row % 2].put({row: CONTENTS[row]})
 
     assert right_rows(one) == right_rows(other) == ROWS
 
@@ -84,7 +84,7 @@ def test_the_limit_holds_and_what_is_there_stays(opened: Open, tmp_path: Path) -
     cache = opened(max_bytes=(2 << 20) + 8 * ROWS + 4096, url="a")
 
     for row in range(ROWS):
-        cache.put(row, bytes([row]) * 60_000)
+        cache.put({row: bytes([row]) * 60_000})
 
     assert num_bytes(tmp_path) <= (2 << 20) + 8 * ROWS + 4096
     cached = [cache.get(row) is not None for row in range(ROWS)]
@@ -121,7 +121,7 @@ def test_a_source_in_use_is_not_evicted(opened: Open) -> None:
 def test_a_lower_limit_removes_images(opened: Open, tmp_path: Path) -> None:
     first = opened(url="a")
     for row in range(ROWS):
-        first.put(row, bytes(60_000))
+        first.put({row: bytes(60_000)})
     first.close()
     assert num_bytes(tmp_path) > 12 << 20
 
@@ -198,7 +198,7 @@ from vit21k.data.node_cache import NodeCache
 cache = NodeCache(pathlib.Path(sys.argv[1]), LIMIT, {"url": "a"}, ROWS)
 while True:
     for row, content in enumerate(CONTENTS):
-        cache.put(row, content)
+        cache.put({row: content})
         print(row, flush=True)
 """
 
@@ -220,7 +220,7 @@ def test_a_process_that_is_killed_leaves_only_right_images(opened: Open, tmp_pat
 def test_segments_that_others_left_are_filled_up(opened: Open) -> None:
     for row in range(ROWS):
         cache = opened(url="a")
-        cache.put(row, CONTENTS[row])
+        cache.put({row: CONTENTS[row]})
         cache.close()
 
     assert right_rows(opened(url="a")) == ROWS

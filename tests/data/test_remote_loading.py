@@ -1,12 +1,15 @@
 """`data.dataset` and `data.loader` over a URL: the batches of a disk, read ahead and cached."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import flaky_files
 import numpy as np
 import pytest
+from conftest import needs_extra
 from flaky_files import BackEndError, FlakyFiles, failing, short_answer
+from object_server import running
 from packable import write_manifests, write_tree
 
 from vit21k.data.dataset import CacheOptions, ImageDataset
@@ -100,6 +103,18 @@ def test_errors_of_the_server_do_not_change_batches(pack: Path, url: str, tmp_pa
     short_answer(".tar", b"short")
 
     assert batches(dataset(pack, url, cache=cache_in(tmp_path))) == batches(dataset(pack))
+
+
+def test_a_failing_server_does_not_change_batches(pack: Path, tmp_path: Path) -> None:
+    needs_extra("aiohttp")
+    drawn = random.Random(0)
+    faults = ["500", "503", "reset", "short", *(None,) * 8]
+    with running({path.name: path.read_bytes() for path in pack.glob("*.tar")}) as server:
+        server.fault = lambda _method, _path: drawn.choice(faults)
+
+        assert batches(dataset(pack, server.url, cache=cache_in(tmp_path))) == batches(
+            dataset(pack)
+        )
 
 
 def test_evaluation_reads_neighbours_with_one_request(pack: Path, url: str) -> None:

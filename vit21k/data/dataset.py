@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit21k.atomic import atomic_folder
-from vit21k.data.node_cache import AHEAD_IMAGES, AheadReader, NodeCache
+from vit21k.data.node_cache import AHEAD_IMAGES, AheadReader, CacheFiller, NodeCache
 from vit21k.errors import ManifestError
 from vit21k.lock import locked
 from vit21k.machine import user_cache
@@ -457,7 +457,10 @@ class ImageDataset:
             self._reader.index_compressed(_compressed(rows.locators), note)
         self._ahead: AheadReader | None = None
         if self._reader.tree:
-            self._ahead = AheadReader(self._reader, self.locate, open_cache(self._reader))
+            cache = open_cache(self._reader)
+            self._ahead = AheadReader(self._reader, self.locate, cache)
+            if cache and rows.locators:
+                CacheFiller(self._reader, rows.locators.containers, self._in_container, cache)
 
     @classmethod
     def from_arrow(
@@ -561,6 +564,16 @@ class ImageDataset:
         """Return where an image is."""
         path, locators = self.path(row), self._rows.locators
         return locators.locate(path, row) if locators else Locator(path)
+
+    def _in_container(self, index: int) -> tuple[NDArray[np.int64], list[Locator]]:
+        """Return rows and locators of the images that a container stores as they are."""
+        locators = self._rows.locators
+        if locators is None:
+            return np.empty(0, np.int64), []
+        is_stored = locators.storage_B < 0
+        rows_B = np.flatnonzero((locators.container_B == index) & is_stored)
+        rows_B = rows_B[np.argsort(locators.offset_B[rows_B], kind="stable")]
+        return rows_B, [self.locate(row) for row in rows_B.tolist()]
 
     @property
     def num_ahead(self) -> int:

@@ -27,11 +27,13 @@ import os
 import shutil
 import struct
 import threading
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +53,7 @@ _CARD, _INDEX, _IN_USE, _SUFFIX = "card.json", "index", ".in-use", ".segment"
 _USED = struct.Struct("<Q")
 _RECORD = struct.Struct("<qqQ")  # row, bytes of the content, xxh3_64 of it
 _IN_USE_NUMBER = -1
+_MAX_WRITTEN = 256  # records at a time: Linux takes 1,024 buffers
 _ALIGNMENT = 64
 _SIZE_BITS = 26
 _MAX_IMAGE_BYTES = (1 << _SIZE_BITS) - 1
@@ -65,11 +68,28 @@ class _Segment(NamedTuple):
     descriptor: int
 
 
+class _Record(NamedTuple):
+    """An image as it is written to a segment."""
+
+    row: int
+    content: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return -(-(_RECORD.size + len(self.content)) // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def parts(self) -> tuple[bytes, bytes, bytes]:
+        padding = bytes(-(_RECORD.size + len(self.content)) % _ALIGNMENT)
+        return _head(self.row, self.content), self.content, padding
+
+
 class NodeCache:
     """Contents of the images of one manifest, by row; thread-safe.
 
     Attributes:
         folder: Of this manifest.
+        is_full: Nothing is added any more.
     """
 
     def __init__(
@@ -98,7 +118,7 @@ class NodeCache:
         self._warn = warn
         self._lock = threading.Lock()
         self._segment: _Segment | None = None
-        self._is_full = False
+        self.is_full = False
         with locked(folder, command=_COMMAND, wait=True):
             in_use, is_only_user = _mark_in_use(self.folder)
             self._descriptors = {_IN_USE_NUMBER: in_use}
@@ -120,23 +140,29 @@ class NodeCache:
             return None
         num_bytes = at & _MAX_IMAGE_BYTES
         number, offset = divmod((at >> _SIZE_BITS) * _ALIGNMENT, self._segment_bytes)
-        try:
+        record = b""
+        with suppress(OSError):  # evicted, or the disk fails
             record = os.pread(self._opened(number), _RECORD.size + num_bytes, offset)
-        except OSError:  # evicted, or the disk fails
-            return None
         content = record[_RECORD.size :]
-        is_right = record[: _RECORD.size] == _head(row, content) and len(content) == num_bytes
-        return content if is_right else None
+        if record[: _RECORD.size] != _head(row, content) or len(content) != num_bytes:
+            self._index[row] = 0
+            return None
+        return content
 
-    def put(self, row: int, content: bytes) -> None:
-        """Keep the content of an image, if there is room."""
+    def put(self, contents: Mapping[int, bytes]) -> None:
+        """Keep the contents of images, by row, as far as there is room."""
+        new = {
+            row: content
+            for row, content in contents.items()
+            if not self._index[row] and len(content) <= _MAX_IMAGE_BYTES
+        }
+        records = [_Record(row, content) for row, content in new.items()]
         with self._lock:
-            if self._is_full or len(content) > _MAX_IMAGE_BYTES:
-                return
             try:
-                self._append(row, content)
+                while records and not self.is_full:
+                    records = self._append(records)
             except OSError as error:
-                self._is_full = True
+                self.is_full = True
                 self._warn(
                     f"the cache `{self.folder}` cannot be written ({error.strerror or error}): "
                     "images that are not in it are read from the source each time"
@@ -145,7 +171,7 @@ class NodeCache:
     def close(self) -> None:
         """Close all files; this source may be evicted then."""
         with self._lock:
-            self._is_full = True
+            self.is_full = True
             self._leave_segment()
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
@@ -164,23 +190,29 @@ class NodeCache:
         write_atomic(self.folder / _CARD, json.dumps(facts, indent=1).encode())
         return segment_bytes
 
-    def _append(self, row: int, content: bytes) -> None:
-        taken = -(-(_RECORD.size + len(content)) // _ALIGNMENT) * _ALIGNMENT
-        if taken > self._segment_bytes - _ALIGNMENT:
-            return
-        if self._segment is None or _used(self._segment) + taken > self._segment_bytes:
+    def _append(self, records: "list[_Record]") -> "list[_Record]":
+        """Write as many of *records* as fit into one segment; return the others."""
+        first = records[0].num_bytes
+        if first > self._segment_bytes - _ALIGNMENT:
+            return records[1:]
+        if self._segment is None or _used(self._segment) + first > self._segment_bytes:
             self._leave_segment()
             with locked(self._disk.folder, command=_COMMAND, wait=True):
-                self._segment = self._next_segment(taken)
+                self._segment = self._next_segment(first)
         if self._segment is None:
-            self._is_full = True
-            return
+            self.is_full = True
+            return []
+        start = _used(self._segment)
+        ends = list(accumulate((record.num_bytes for record in records), initial=start))
+        count = min(bisect_right(ends, self._segment_bytes) - 1, _MAX_WRITTEN)
         number, descriptor = self._segment
-        offset = _used(self._segment)
-        os.pwrite(descriptor, _USED.pack(offset + taken), 0)
-        os.pwrite(descriptor, _head(row, content) + content, offset)
-        position = number * self._segment_bytes + offset
-        self._index[row] = (position // _ALIGNMENT) << _SIZE_BITS | len(content)
+        os.pwrite(descriptor, _USED.pack(ends[count]), 0)
+        os.pwritev(descriptor, [part for one in records[:count] for part in one.parts], start)
+        for record, offset in zip(records[:count], ends, strict=False):
+            position = number * self._segment_bytes + offset
+            value = (position // _ALIGNMENT) << _SIZE_BITS | len(record.content)
+            self._index[record.row] = value
+        return records[count:]
 
     def _leave_segment(self) -> None:
         if self._segment:
@@ -228,6 +260,8 @@ AHEAD_IMAGES = 1024
 """Announced before they are used: at 4,000 images a second, back-off of a quarter of a second."""
 
 _NUM_BATCHES = 8
+_FILL_BYTES = 32 << 20
+"""Read at a time to fill the cache, by requests of 8 MiB."""
 _Content = bytes | ImageError | OSError
 
 
@@ -297,10 +331,85 @@ class AheadReader:
 
     def _read(self, rows: list[int]) -> list[_Content]:
         contents = self._reader.read_many([self._locate(row) for row in rows])
-        for row, content in zip(rows, contents, strict=True):
-            if self._cache and isinstance(content, bytes):
-                self._cache.put(row, content)
+        if self._cache:
+            found = zip(rows, contents, strict=True)
+            self._cache.put({row: content for row, content in found if isinstance(content, bytes)})
         return contents
+
+
+class CacheFiller:
+    """Reads containers from start to end into a cache, beside the images that are asked for.
+
+    Large requests cost a small part of what a request for each image does.  The processes of a
+    node share the containers: each takes one that no other has locked.
+
+    Args:
+        reader: Of the containers.
+        containers: Their paths.
+        locate: Returns rows, offsets and sizes of the images in one of them, by its index.
+        cache: What is filled.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        containers: Sequence[str | None],
+        locate: Callable[[int], tuple[NDArray[np.int64], list[Locator]]],
+        cache: NodeCache,
+    ) -> None:
+        self._reader = reader
+        self._containers = containers
+        self._locate = locate
+        self._cache = cache
+        self._is_stopped = False
+        threading.Thread(target=self._run, name="fill", daemon=True).start()
+
+    def stop(self) -> None:
+        """End after the present request."""
+        self._is_stopped = True
+
+    def _run(self) -> None:
+        with suppress(OSError, RuntimeError):  # the disk fails; the interpreter ends
+            for index, container in enumerate(self._containers):
+                if container is not None:
+                    self._fill_alone(index)
+
+    def _fill_alone(self, index: int) -> None:
+        """Read a container unless another process does."""
+        try:
+            lock = _open_locked(self._cache.folder / f"{index}.fill", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        try:
+            self._fill(index)
+        finally:
+            os.close(lock)
+
+    def _fill(self, index: int) -> None:
+        rows_B, locators = self._locate(index)
+        written: Future[None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="fill") as pool:
+            for start, stop in _spans(locators):
+                if self._is_stopped or self._cache.is_full:
+                    return
+                wanted = np.flatnonzero(~self._cache.have(rows_B[start:stop])) + start
+                contents = self._reader.read_many([locators[at] for at in wanted.tolist()])
+                found = zip(rows_B[wanted].tolist(), contents, strict=True)
+                new = {row: content for row, content in found if isinstance(content, bytes)}
+                if written:
+                    written.result()  # one span is read while another is written
+                written = pool.submit(self._cache.put, new)
+
+
+def _spans(locators: Sequence[Locator]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last index of images that are read at a time."""
+    start, num_bytes = 0, 0
+    for index, locator in enumerate(locators):
+        num_bytes += locator.num_bytes or 0
+        if num_bytes >= _FILL_BYTES:
+            yield start, index + 1
+            start, num_bytes = index + 1, 0
+    yield start, len(locators)
 
 
 class _Disk(NamedTuple):

@@ -48,6 +48,8 @@ _NOT_RETRIED = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ObjectEndsError, MemoryError),
 )
+_STATUS_GONE = frozenset((404, 410))
+_STATUS_PAST_END = 416
 _STATUS_RETRIED = frozenset((408, 425, 429))
 _CLIENT_ERRORS = range(400, 500)
 
@@ -312,15 +314,15 @@ class RemoteTree:
             try:
                 return request()
             except Exception as error:  # each back end has its own
-                if not _may_pass(error):
-                    raise _as_os_error(error) from error
+                if not _may_pass(_cause(error)):
+                    raise _as_os_error(_cause(error)) from error
             if self._stopped.wait(delay * random.uniform(0.5, 1.5)):  # noqa: S311
                 break
             delay = min(2 * delay, _MAX_DELAY_S)
         try:
             return request()
         except Exception as error:
-            raise _as_os_error(error) from error
+            raise _as_os_error(_cause(error)) from error
 
     def _place(self, path: str) -> str:
         """Return the name by which fsspec knows *path*."""
@@ -361,18 +363,29 @@ def _options_for(url: str, configured: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _may_pass(error: Exception) -> bool:
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the server behind *error*: fsspec's HTTP reports all as not found."""
+    cause = error.__cause__
+    is_http = cause is not None and type(cause).__module__.startswith("aiohttp")
+    if isinstance(error, FileNotFoundError) and cause is not None and is_http:
+        return error if getattr(cause, "status", None) in _STATUS_GONE else cause
+    return error
+
+
+def _may_pass(error: BaseException) -> bool:
     if isinstance(error, _NOT_RETRIED):
         return False
     status = getattr(error, "status", None)
     return status not in _CLIENT_ERRORS or status in _STATUS_RETRIED
 
 
-def _as_os_error(error: Exception) -> OSError:
+def _as_os_error(error: BaseException) -> OSError:
     """Return *error* as one of the system, in the words of the back end."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return error
     text = str(error) or type(error).__name__
+    if getattr(error, "status", None) == _STATUS_PAST_END:
+        return ObjectEndsError(errno.EIO, text)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, text)
     if isinstance(error, PermissionError):
