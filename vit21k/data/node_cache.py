@@ -338,10 +338,10 @@ class AheadReader:
 
 
 class CacheFiller:
-    """Reads containers from start to end into a cache, beside the images that are asked for.
+    """Read complete containers into a cache in the background.
 
-    Large requests cost a small part of what a request for each image does.  The processes of a
-    node share the containers: each takes one that no other has locked.
+    Requests of 8 MiB cost a fraction of a request for each image.  The processes of a node divide
+    the containers: each takes one that no other has locked.
 
     Args:
         reader: Of the containers.

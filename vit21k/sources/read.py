@@ -342,6 +342,8 @@ class ImageReader:
         self, container: str, offset: int, num_bytes: int, storage: str | None
     ) -> bytes:
         """Return *num_bytes* of *container*, or of what it unpacks to, from *offset*."""
+        if self.tree and storage == GZIP:
+            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
         if self.tree:
             try:
                 return self.tree.read_range(container, offset, offset + num_bytes)
