@@ -66,11 +66,11 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
     ),
     "a WebDataset with .json": (
         {"imagenet12k-train-0000.tar": _web_dataset("jpg", "json"), "_info.json": b"{}"},
-        "imagenet12k-train-0000.tar` is a WebDataset without a class",
+        "is a WebDataset without a class",
     ),
     "a WebDataset with .cls, compressed": (
         {"a.tar.gz": gzip.compress(_web_dataset("cls", "jpg"))},
-        "is a WebDataset.*a/00000000.cls",
+        "class indices without class names",
     ),
     "an unpacked WebDataset": (
         _files("0000/1.jpg", "0000/2.jpg") | {"0000/1.cls": b"3"},
@@ -106,7 +106,7 @@ def test_who_says_where_labels_come_from_is_believed(
     rows = read_manifest(tmp_path / "m", DIGESTS, ["path", "wnid"]).to_pylist()
     assert rows
     folders = [row["path"].split("/")[-2] for row in rows]
-    assert [row["wnid"] for row in rows] == [one.removesuffix(".tar") for one in folders]
+    assert [row["wnid"] for row in rows] == [one.partition(".tar")[0] for one in folders]
 
 
 ACCEPTED: dict[str, tuple[Mapping[str, bytes], list[str]]] = {

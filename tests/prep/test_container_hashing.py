@@ -1,5 +1,6 @@
 """Hashing of WebDatasets: rows, labels, splits, problems, the cache; equal for any threads."""
 
+import gzip
 import json
 import os
 from collections.abc import Mapping
@@ -246,3 +247,33 @@ def test_verify_reads_shards_again(
     path.write_bytes(path.read_bytes().replace(JPEG, b"\xff\xd8\xfe", 1))
     changed = verify(tmp_path / "m")
     assert (changed.is_same, changed.num_different) == (False, 1)
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tgz"])
+def test_compressed_shards_are_read_in_their_stream(
+    suffix: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    shards = {
+        name.replace(".tar", f".{suffix}"): gzip.compress(content)
+        for name, content in _web_dataset().items()
+    }
+    root = make_tree(shards)
+    summary = hash_tree(root, tmp_path / "m")
+
+    assert (summary.wnids, summary.num_files) == (set(CLASSES), 15)
+    assert verify(tmp_path / "m").is_same
+    reader = ImageReader(root)
+    for row in _rows(tmp_path / "m"):
+        key = row["path"].rpartition("/")[2].removesuffix(".jpg")
+        assert row["storage"] == "gzip"
+        fields = {name: row[name] for name in Locator._fields}
+        assert reader.read(**fields) == JPEG + key.encode()
+
+
+def test_a_damaged_stream_is_listed(make_tree: MakeTree, tmp_path: Path) -> None:
+    whole = gzip.compress(_web_dataset(1)["imagenet22k-validation-0000.tar"])
+    files = {"a.tar.gz": whole[:-40], "b.tar.gz": whole}
+    hash_tree(make_tree(files), tmp_path / "m", layout="webdataset")
+    problems = read_manifest(tmp_path / "m", PROBLEMS, ["path", "kind"]).to_pylist()
+    assert {"path": "a.tar.gz", "kind": "archive_truncated"} in problems
+    assert {row["container"] for row in _rows(tmp_path / "m")} >= {"b.tar.gz"}

@@ -26,7 +26,7 @@ from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
 from vit21k.sources.archive_file import ArchiveFile, FileStatus
 from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.folders import Chunk, is_image_name, problem_from
-from vit21k.sources.gzip_tar import GZIP, GzipIndex, GzipStream, unpack
+from vit21k.sources.gzip_tar import GZIP, GzipIndex, GzipStream, flaw_of_stream, unpack
 from vit21k.sources.tar import (
     BLOCK_BYTES,
     MAX_MEMBER_BYTES,
@@ -487,11 +487,7 @@ class _ContainerHasher(Generic[_Digest]):
     def _problem_from(self, error: Exception) -> Problem:
         if isinstance(error, OSError):
             return problem_from(self._container.name, error)
-        kind, detail = {
-            EOFError: (ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"),
-            BombError: (ProblemKind.ARCHIVE_BOMB, ""),
-        }.get(type(error), (ProblemKind.ARCHIVE_DAMAGED, str(error)))
-        return Problem(printable(self._container.name), kind, detail)
+        return Problem(printable(self._container.name), *flaw_of_stream(error))
 
     def _list(self, path: bytes, kind: ProblemKind, detail: str = "") -> None:
         self._problems.append(Problem(printable(path), kind, detail))

@@ -10,7 +10,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, Self, get_args
@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 import xxhash
 
 from vit21k.errors import LayoutError, UsageError
-from vit21k.manifest.archive_names import archive_stem, is_gzip_name
+from vit21k.manifest.archive_names import archive_stem, is_zip_name
 from vit21k.manifest.classes import CLASSES_OPTION
 from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, class_of
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
@@ -31,9 +31,10 @@ from vit21k.sources.container import (
     split_of,
 )
 from vit21k.sources.folders import is_image_name, kind_of_table, kind_of_tar
+from vit21k.sources.gzip_tar import DAMAGE
 from vit21k.sources.split_folders import SplitFolders, find_splits
 from vit21k.sources.tables import detect_columns, hold_images, read_table
-from vit21k.sources.tar import SeekableSource, Window, read_members
+from vit21k.sources.tar import read_members
 from vit21k.sources.webdataset import (
     IMAGE_FIELDS,
     LABEL_FIELDS,
@@ -44,6 +45,7 @@ from vit21k.sources.webdataset import (
     in_words,
     preview,
     read_webdataset,
+    window_of,
 )
 
 LayoutName = Literal["folders", "webdataset", "parquet", "arrow"]
@@ -128,7 +130,7 @@ class SourceLayout:
     def kind_of(self, name: bytes) -> str | None:
         """Return how a file is read as a container (`ArchivePart.kind`); None if it is not one."""
         kind = kind_of_tar(name)
-        if self.name == "webdataset" and kind is not None:
+        if self.name == "webdataset" and kind is not None and not is_zip_name(name):
             return "webdataset"
         if self.name in _TABLES and kind_of_table(name) == self.name:
             return self.name
@@ -272,13 +274,13 @@ def _survey(tree: SourceTree) -> _Survey:
 
 def _note(survey: _Survey, path: str) -> None:
     name = path.rpartition("/")[2]
-    if archive_stem(name.encode(errors="surrogateescape")) is not None:
+    if kind_of_tar(os.fsencode(name)) and not is_zip_name(os.fsencode(name)):
         survey.tars.append(path)
     elif kind := kind_of_table(os.fsencode(name)):
         survey.tables[kind].append(path)
     elif name == INFO:
         survey.infos.append(path)
-    elif is_image_name(name.encode(errors="surrogateescape")):
+    elif is_image_name(os.fsencode(name)):
         survey.images.append(path)
 
 
@@ -311,12 +313,9 @@ def _spread(paths: Sequence[str]) -> list[str]:
 def _is_shard(tree: SourceTree, path: str) -> bool:
     """Return whether a tar is a shard of a WebDataset, and not a class tar or a tree in a tar."""
     stem = (archive_stem(path.rpartition("/")[2].encode()) or b"").decode()
-    if _WNID.fullmatch(stem) or is_gzip_name(path.encode()):
+    if _WNID.fullmatch(stem):
         return False
-    with closing(tree.open(path)) as file:
-        window = Window(SeekableSource(file), window_bytes=_HOP_BYTES)
-        members = islice(read_members(window), _NUM_MEMBERS)
-        names = [member.name.decode(errors="replace") for member in members if member.name]
+    names = _first_names(tree, path)
     suffixes: dict[str, set[str]] = {}
     for one in names:
         folder, slash, base = one.rpartition("/")
@@ -327,21 +326,31 @@ def _is_shard(tree: SourceTree, path: str) -> bool:
     return bool(suffixes) and all(_WNID_KEY.fullmatch(key) for key in suffixes)
 
 
+def _first_names(tree: SourceTree, path: str) -> list[str]:
+    """Return the names of the first members of a tar, as far as it can be read."""
+    names = []
+    with closing(tree.open(path)) as file, suppress(*DAMAGE):
+        window = window_of(file, _HOP_BYTES)
+        for member in islice(read_members(window), _NUM_MEMBERS):
+            if archive_stem(member.name) is not None:
+                return []  # class tars
+            names += [member.name.decode(errors="replace")] if member.name else []
+    return names
+
+
 def _detect_webdataset(
     tree: SourceTree, name: str, survey: _Survey, labels: LabelOptions
 ) -> SourceLayout:
     shards = _read_infos(tree, survey.infos)
     if labels.class_names is None:
         labels = replace(labels, class_names=_class_names(tree, survey.infos))
-    for path in _spread(survey.tars):
-        samples = _preview(tree, path)
-        if samples:
-            labels = detect_labels(samples, labels, path)
-    if labels.label_from is None:
+    samples = [sample for path in _spread(survey.tars) for sample in _preview(tree, path)]
+    if not samples:
         raise LayoutError(
             f"no shard of `{name}` holds an image",
             hint="expected tars with members such as `00000000.jpg` and `00000000.json`",
         )
+    labels = detect_labels(samples, labels, name)
     return SourceLayout("webdataset", labels, len(survey.tars), shards)
 
 

@@ -1,7 +1,6 @@
 """Walk an image tree in path order and classify its entries; read-only."""
 
 import errno
-import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, is_utf8, 
 from vit21k.manifest.archive_names import archive_stem, find_parts, how_to_unpack
 from vit21k.manifest.layout import Layout
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.archive_file import ArchiveFile
 from vit21k.sources.container import TAR, ContainerRange
 
 IMAGE_SUFFIXES = frozenset(
@@ -621,6 +621,6 @@ class FolderTree:
         except OSError:
             return []
 
-    def open(self, path: str) -> io.FileIO:
-        """Open the file *path* for reading, without a buffer."""
-        return io.FileIO(self._root / path)
+    def open(self, path: str) -> ArchiveFile:
+        """Open the file *path*, or all parts of the archive whose first part it is."""
+        return ArchiveFile(os.fsencode(self._root / path))

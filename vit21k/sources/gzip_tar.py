@@ -23,9 +23,10 @@ import xxhash
 from vit21k import machine
 from vit21k.atomic import write_atomic
 from vit21k.errors import ImageError
+from vit21k.manifest.problems import ProblemKind
 from vit21k.sources.archive_file import ArchiveFile
 from vit21k.sources.container import ReadAt
-from vit21k.sources.tar import MAX_RATIO, RATIO_COUNTS_FROM, BombError
+from vit21k.sources.tar import MAX_RATIO, RATIO_COUNTS_FROM, BombError, Flaw
 
 GZIP = "gzip"
 """`storage` of images in a compressed tar."""
@@ -334,6 +335,19 @@ def _version(file: ArchiveFile) -> str:
 _MAX_STREAMS = 8
 
 
+DAMAGE = (EOFError, zlib.error, BombError)
+"""What reading a stream raises if its file is damaged."""
+
+
+def flaw_of_stream(error: Exception) -> Flaw:
+    """Return what an exception of `DAMAGE` says of the file."""
+    if isinstance(error, EOFError):
+        return ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"
+    if isinstance(error, BombError):
+        return ProblemKind.ARCHIVE_BOMB, ""
+    return ProblemKind.ARCHIVE_DAMAGED, str(error)
+
+
 class GzipReader:
     """Reads a gzip file at random; any number of threads may share it."""
 
@@ -354,7 +368,7 @@ class GzipReader:
         try:
             stream.go_to(offset)
             content = stream.take(num_bytes)
-        except (EOFError, zlib.error, BombError) as error:
+        except DAMAGE as error:
             raise ImageError(
                 f"a compressed tar is damaged ({str(error) or 'it ends too early'})",
                 hint="if it has changed since it was hashed, run `vit21k hash` again",

@@ -193,6 +193,10 @@ class Window:
         if self._end - self._start < num_bytes:
             self._fill(num_bytes)
 
+    def can_jump(self) -> bool:
+        """Return whether any offset of the stream can be read, not only the next one."""
+        return self._source.can_jump()
+
     def read_again(self, offset: int, num_bytes: int) -> bytes:
         """Return bytes that were taken before, fewer if the stream has been cut since.
 

@@ -19,13 +19,15 @@ listed, if they are met later.
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, NamedTuple
 
 from vit21k.errors import LayoutError, printable
+from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.sources.archive_file import ArchiveFile
 from vit21k.sources.container import (
     ByteSource,
     ContainerImage,
@@ -34,6 +36,7 @@ from vit21k.sources.container import (
     flaw_of_class_name,
     split_of,
 )
+from vit21k.sources.gzip_tar import DAMAGE, GZIP, GzipStream, flaw_of_stream, unpack
 from vit21k.sources.tar import MAX_MEMBER_BYTES, Member, SeekableSource, Window, read_members
 
 _NAME_FIELDS = ("wnids", "wnid", "synset", "class_name", "classname", "class", "label_name")
@@ -66,14 +69,14 @@ _PREVIEW_BYTES = 1 << 16
 
 
 class _Image(NamedTuple):
-    """An image of a sample: where it is, and its bytes while `fill` is the window's."""
+    """An image of a sample: where it is, and its bytes while `fill` is None or the window's."""
 
     path: str
     field: str
     offset: int
     num_bytes: int
     content: memoryview | bytes
-    fill: int
+    fill: int | None
 
 
 @dataclass
@@ -138,13 +141,19 @@ def read_webdataset(
     Raises:
         OSError: The shard cannot be read.
     """
-    return read_window(Window(SeekableSource(source)), path, labels, facts)
+    if not isinstance(source, ArchiveFile) or not source.is_gzip:
+        yield from _read_window(Window(SeekableSource(source)), None, path, labels, facts)
+        return
+    try:
+        with closing(unpack(source)) as stream:
+            yield from _read_window(Window(stream), GZIP, path, labels, facts)
+    except DAMAGE as error:
+        yield Problem(path, *flaw_of_stream(error))
 
 
-def read_window(
-    window: Window, path: str, labels: LabelOptions, facts: ShardFacts = NO_FACTS
+def _read_window(
+    window: Window, storage: str | None, path: str, labels: LabelOptions, facts: ShardFacts
 ) -> ContainerItems:
-    """Yield the images of the shard at *window*, as `read_webdataset` does."""
     read = _LabelReader(labels, path)
     split = facts.split or split_of(path)
     num_images = 0
@@ -155,7 +164,10 @@ def read_window(
         image = _only_image(sample, path, labels.image_column)
         if isinstance(image, _Image):
             num_images += 1
-            yield _with_label(image, sample, read, split, window)
+            item = _with_label(image, sample, read, window)
+            if isinstance(item, ContainerImage):
+                item = item._replace(storage=storage, split=split)
+            yield item
         else:
             yield from image
     if facts.num_images is not None and num_images != facts.num_images:
@@ -167,7 +179,6 @@ def _with_label(
     image: _Image,
     sample: Sample,
     read: "_LabelReader",
-    split: str | None,
     window: Window,
 ) -> ContainerImage | Problem:
     try:
@@ -175,10 +186,10 @@ def _with_label(
     except _NoLabelError as error:
         return Problem(image.path, ProblemKind.LABEL_MISSING, str(error))
     content = image.content
-    if image.fill != window.num_fills:
+    if image.fill not in {None, window.num_fills}:
         content = window.read_again(image.offset, image.num_bytes)
     label = names[0] if len(names) == 1 else names or None
-    return ContainerImage(image.path, label, image.offset, image.num_bytes, None, content, split)
+    return ContainerImage(image.path, label, image.offset, image.num_bytes, None, content)
 
 
 def _only_image(
@@ -286,7 +297,9 @@ def _add_image(
         if len(content) < num_bytes:
             detail = f"has {len(content):,} of {num_bytes:,} bytes"
             return Problem(path, ProblemKind.ARCHIVE_TRUNCATED, detail)
-    image = _Image(path, suffix, member.offset, num_bytes, content, window.num_fills)
+    fill = window.num_fills if window.can_jump() else None
+    content = content if window.can_jump() else bytes(content)
+    image = _Image(path, suffix, member.offset, num_bytes, content, fill)
     before = [one for one in sample.images if one.path == path]
     sample.images = [one for one in sample.images if one.path != path] + [image]
     if before:
@@ -398,7 +411,7 @@ def _folder_label(path: str, label_from: str) -> str:
     index = {"folder": -1, "parent": -2, "top": 0}[label_from]
     if label_from == "parent" and len(folders) < -index:
         raise _NoLabelError("there is no folder above that of its key")
-    return folders[index].removesuffix(".tar")
+    return (archive_stem(folders[index].encode()) or folders[index].encode()).decode()
 
 
 def _contradiction(sample: Sample, label_from: str, names: Sequence[str]) -> str | None:
@@ -461,33 +474,43 @@ def in_words(label_from: str) -> str:
 
 
 def preview(source: ByteSource, path: str) -> list[Sample]:
-    """Return the first samples of a shard, without the bytes of their images.
+    """Return the first samples of a shard, up to its first fault, without bytes of images.
 
     Raises:
         OSError: The shard cannot be read.
     """
-    window = Window(SeekableSource(source), window_bytes=_PREVIEW_BYTES)
-    samples = (
-        sample
-        for sample in read_samples(window, path, has_content=False)
-        if isinstance(sample, Sample) and sample.images
-    )
-    return list(islice(samples, _NUM_PREVIEWED))
+    samples: list[Sample] = []
+    with suppress(*DAMAGE):
+        for sample in read_samples(window_of(source, _PREVIEW_BYTES), path, has_content=False):
+            if isinstance(sample, Sample):
+                samples += [sample] if sample.images else []
+            elif not sample.kind.is_skipped:
+                break  # the next sample may lack what is damaged
+            if len(samples) == _NUM_PREVIEWED:
+                break
+    return samples
 
 
-def detect_labels(samples: Sequence[Sample], labels: LabelOptions, path: str) -> LabelOptions:
+def window_of(source: ByteSource, num_bytes: int) -> Window:
+    """Return a window of *num_bytes* at the begin of a tar, compressed or not."""
+    if isinstance(source, ArchiveFile) and source.is_gzip:
+        return Window(GzipStream(source.read_at), window_bytes=num_bytes)
+    return Window(SeekableSource(source), window_bytes=num_bytes)
+
+
+def detect_labels(samples: Sequence[Sample], labels: LabelOptions, name: str) -> LabelOptions:
     """Return *labels* with the `label_from` that all of *samples* have.
 
     Args:
-        samples: The first of the source; there are some.
+        samples: The first of some shards; there are some.
         labels: What the user says.
-        path: Shard that they are of, for messages.
+        name: Of the source, for messages.
 
     Raises:
         LayoutError: None says what the classes are, or two contradict each other.
     """
     if labels.label_from is not None:
-        _check(samples, labels, path)
+        _check(samples, labels, name)
         return labels
     for label_from, is_label in _candidates(labels):
         values = [_stored(sample, label_from) for sample in samples]
@@ -495,9 +518,9 @@ def detect_labels(samples: Sequence[Sample], labels: LabelOptions, path: str) ->
             value is not None and is_label(value) for value in values
         ):
             found = replace(labels, label_from=label_from, is_detected=True)
-            _check(samples, found, path)
+            _check(samples, found, name)
             return found
-    raise _ambiguous(samples, labels, path)
+    raise _ambiguous(samples, labels, name)
 
 
 def _candidates(labels: LabelOptions) -> list[tuple[str, Callable[[_Label], bool]]]:
@@ -525,9 +548,9 @@ def _is_index(value: _Label) -> bool:
     return isinstance(value, int) or (isinstance(value, tuple) and all(map(_is_index, value)))
 
 
-def _check(samples: Sequence[Sample], labels: LabelOptions, path: str) -> None:
+def _check(samples: Sequence[Sample], labels: LabelOptions, name: str) -> None:
     """Refuse *labels* if they do not say the class of the first sample that has any."""
-    read = _LabelReader(labels, path)
+    read = _LabelReader(labels, name)
     errors = []
     for sample in samples:
         try:
@@ -543,16 +566,16 @@ def _check(samples: Sequence[Sample], labels: LabelOptions, path: str) -> None:
         )
 
 
-def _ambiguous(samples: Sequence[Sample], labels: LabelOptions, path: str) -> LayoutError:
+def _ambiguous(samples: Sequence[Sample], labels: LabelOptions, name: str) -> LayoutError:
     stored = [_stored(sample, one) for sample in samples for one in _INDICES]
     if labels.class_names is None and any(isinstance(value, int) for value in stored):
         return LayoutError(
-            f"the labels in `{path}` are class indices without class names",
+            f"the labels in `{name}` are class indices without class names",
             hint="give the class names in the order of the indices: `--classes LIST` (a known "
             f"list such as fall11, or a file with a name per line); or {_options(samples)}",
         )
     return LayoutError(
-        f"`{path}` is a WebDataset without a class for every image", hint=_options(samples)
+        f"`{name}` is a WebDataset without a class for every image", hint=_options(samples)
     )
 
 
