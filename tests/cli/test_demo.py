@@ -114,5 +114,5 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
 
     assert result.returncode == 2
     assert "is not empty, and was not created by `demo`" in result.stderr
-    assert "hint: give the demo a folder of its own" in result.stderr
+    assert "hint: name a new folder: `vit21k demo DIR`" in result.stderr
     assert (tmp_path / "runs" / "mine").exists()
