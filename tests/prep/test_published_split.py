@@ -104,6 +104,14 @@ def test_the_command_takes_the_published_split_or_all_images(manifests: Path) ->
     assert isinstance(both.exception, UsageError)
 
 
+def test_the_next_command_takes_the_published_split(manifests: Path) -> None:
+    relabelled = _run("relabel", "--manifests", manifests)
+    status = _run("status", "--manifests", manifests)
+
+    for result in (relabelled, status):
+        assert f"next: `vit21k make-val --from-source --manifests {manifests}`" in result.stderr
+
+
 def test_without_validation_the_test_split_is_taken(make_tree: MakeTree, tmp_path: Path) -> None:
     files = {path: content for path, content in FILES.items() if not path.startswith("val/")}
     hash_tree(make_tree(files), tmp_path / "m")

@@ -399,6 +399,7 @@ def apply_command(
 
       vit21k labels apply --out reviewed_manifests
     """
+    from vit21k.prep.split import command_to_split
     from vit21k.review.apply import apply_decisions
     from vit21k.review.decisions import FILE_NAME
 
@@ -422,6 +423,6 @@ def apply_command(
         f"{summary.num_images:,}, "
         f"{summary.num_changed:,} of the old ones changed"
     )
-    console.note(f"next: `vit21k make-val --manifests {out}`")
+    console.note(f"next: `{for_manifests(command_to_split(out), out)}`")
     if summary.not_applied:
         raise typer.Exit(errors.EXIT_BAD_DATA)

@@ -291,6 +291,8 @@ def _result(summary: "RewriteSummary") -> dict[str, object]:
 
 
 def _report(verb: str, summary: "RewriteSummary", folder: Path, *, has_split: bool = False) -> None:
+    from vit21k.prep.split import command_to_split
+
     if summary.stale_split:
         console.warn("the split is stale and was skipped; make a new one in the new folder")
     for name, count in summary.splits.items():
@@ -301,8 +303,9 @@ def _report(verb: str, summary: "RewriteSummary", folder: Path, *, has_split: bo
         f"{summary.num_skipped:,} skipped; "
         f"{summary.num_labels_before:,} labels are now {summary.num_labels:,}; in `{folder}`"
     )
-    command = "train --stage pretrain" if summary.splits or has_split else "make-val"
-    console.note(f"next: `{for_manifests(f'vit21k {command}', folder)}`")
+    is_split = summary.splits or has_split
+    command = "vit21k train --stage pretrain" if is_split else command_to_split(folder)
+    console.note(f"next: `{for_manifests(command, folder)}`")
 
 
 def tree_command(

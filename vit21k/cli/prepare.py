@@ -480,6 +480,7 @@ def _note_other_order(manifests: Path, found: "ClassList") -> None:
 
 def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bool) -> None:
     from vit21k.prep.relabel import MANY_LABELS
+    from vit21k.prep.split import command_to_split
 
     if summary.num_classes_before is not None:
         console.warn(
@@ -509,7 +510,7 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
         f"{summary.num_classes:,} classes"
         + (f", {summary.num_overlabelled_files:,} skipped" if is_capped else "")
     )
-    console.note(f"next: `{for_manifests('vit21k make-val', manifests)}`")
+    console.note(f"next: `{for_manifests(command_to_split(manifests), manifests)}`")
 
 
 def _compare_bytes(manifests: Path, by: str) -> None:

@@ -232,9 +232,8 @@ class Layout:
                     f"`{place}` holds splits, not classes: `{a}/` and `{b}/`; hashed as one tree, "
                     f"the images of `{b}` would be trained on",
                     hint="`--layout splits` takes folders of these names as published splits, for "
-                    "`make-val --from-source`; or hash each by itself, with `--manifests` of its "
-                    f"own: `vit21k hash {place}{a}`, `vit21k hash {place}{b}`; or, if these are "
-                    f"classes: {_BY_FOLDER}",
+                    "`make-val --from-source`; or, if these are classes: "
+                    f"{_BY_FOLDER}",
                 )
 
     def _refuse_labels_beside(self) -> None:

@@ -22,6 +22,7 @@ from vit21k.manifest.schema import COPIES, IMAGES, SOURCE_SPLITS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, refuse_inside, refuse_repeated
 from vit21k.prep.dedup import as_numbers, prefetched
 
+MAKE_VAL = TRAIN.made_by
 _SLICE_ROWS = 1 << 13  # what is made on the way stays in the cache
 
 
@@ -328,6 +329,11 @@ def has_published_split(manifests: Path) -> bool:
     """
     split_P = published_splits(open_manifest(manifests, IMAGES))
     return bool((split_P == 0).any() and (split_P > 0).any())
+
+
+def command_to_split(manifests: Path) -> str:
+    """Return the `make-val` to type next for the images in *manifests*."""
+    return MAKE_VAL + (" --from-source" if has_published_split(manifests) else "")
 
 
 def published_splits(images: Manifest) -> NDArray[np.int8]:

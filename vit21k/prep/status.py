@@ -11,6 +11,7 @@ from typing import Literal
 from vit21k.errors import ManifestError
 from vit21k.manifest.io import Manifest, made_by, open_manifest, stale_input
 from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
+from vit21k.prep.split import MAKE_VAL, command_to_split
 
 State = Literal["fresh", "stale", "missing", "damaged"]
 
@@ -78,7 +79,7 @@ def status_of(folder: Path) -> Status:
         root=root,
         has_root=bool(root) and Path(root).is_dir(),
         manifests=found,
-        next=_with_root(first.next, root) if first else AFTER_ALL,
+        next=_next(folder, first.next, root) if first else AFTER_ALL,
     )
 
 
@@ -114,5 +115,7 @@ def _root(folder: Path) -> str:
     return ""
 
 
-def _with_root(command: str, root: str) -> str:
+def _next(folder: Path, command: str, root: str) -> str:
+    if command == MAKE_VAL:  # then all that it is made from is there
+        return command_to_split(folder)
     return command.replace("<image root>", root) if root else command
