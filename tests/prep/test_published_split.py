@@ -16,6 +16,7 @@ from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL, Manife
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.plsc import export_lists
 from vit21k.prep.relabel import relabel
+from vit21k.prep.shards import Shard, merge_shards
 from vit21k.prep.split import make_val, split_by_list, split_by_source
 
 FILES = {
@@ -170,6 +171,18 @@ def test_what_is_not_clear_is_refused(
     with pytest.raises(LayoutError, match=message):
         hash_tree(make_tree({path: path.encode() for path in files}), tmp_path / "m")
     assert not list((tmp_path / "m").glob("*.parquet"))
+
+
+def test_shards_of_machines_keep_the_published_splits(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree(FILES)
+    hash_tree(root, tmp_path / "whole")
+    shards = [Shard(number, 3) for number in (1, 2, 3)]
+    for shard in shards:
+        hash_tree(root, tmp_path / "m", shard=shard)
+
+    merge_shards([shard.folder(tmp_path / "m") for shard in shards], tmp_path / "m")
+
+    assert _splits(tmp_path / "m") == _splits(tmp_path / "whole")
 
 
 def test_a_flat_test_folder_has_no_classes(make_tree: MakeTree, tmp_path: Path) -> None:

@@ -199,8 +199,7 @@ def hash_tree(  # noqa: PLR0913
     labels = label_options(label_from, class_names, image_column)
     found = _layout_of(root, archive, layout, labels, label_file)
     on_layout(found)
-    inside = found.splits.inside if found.splits else str
-    judge = Layout(str(root / (archive or "")), label_from=found.judged_by, inside=inside)
+    judge = found.judge(str(root / (archive or "")))
     if archive is None:
         look_at(root, judge)
     options = _non_default_options(mode, shard, archive) | found.options

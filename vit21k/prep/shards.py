@@ -24,12 +24,11 @@ from vit21k.errors import DataError, UsageError
 from vit21k.lock import locked
 from vit21k.machine import allow_open_files
 from vit21k.manifest.io import Header, Manifest, open_manifest
-from vit21k.manifest.layout import OPTION as LABEL_OPTION
-from vit21k.manifest.layout import Layout
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer, refuse_inside
 from vit21k.prep.dedup import repeated_probes
 from vit21k.prep.quick import MODE, hash_unproven
+from vit21k.sources.detect import SourceLayout
 
 FOLDER = "shards"
 OPTION = "shard"
@@ -116,7 +115,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
         manifest_writer(PROBLEMS, manifests, header) as listed,
     ):
         listed.write(_sorted_problems(problems))
-        layout = Layout(header.root, label_from=header.options.get(LABEL_OPTION))
+        layout = SourceLayout.of_header(header.options).judge(header.root)
         repeated = repeated_probes(digests) if header.options.get("mode") == MODE else None
         for rows in merged([part.batches() for part in digests]):
             layout.add_rows(rows)

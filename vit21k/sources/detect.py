@@ -20,7 +20,7 @@ import xxhash
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.archive_names import archive_stem, is_zip_name
 from vit21k.manifest.classes import CLASSES_OPTION
-from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, class_of
+from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, Layout, class_of
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.sources.container import (
     NO_OPTIONS,
@@ -153,12 +153,18 @@ class SourceLayout:
             return read_table(source, path, self.labels)
         raise ValueError(kind)
 
-    @property
-    def judged_by(self) -> str | None:
-        """What `manifest.layout.Layout` is told: None if folders are to be judged as classes."""
+    def judge(self, root: str) -> Layout:
+        """Return what refuses folders that cannot be classes; it accepts all if none are classes.
+
+        Args:
+            root: Of the source, for messages.
+        """
+        label_from = self.labels.label_from if self.name == "folders" else self.name
         if self.label_file:
-            return LABEL_FILE_OPTION
-        return self.labels.label_from if self.name == "folders" else self.name
+            label_from = LABEL_FILE_OPTION
+        return Layout(
+            root, label_from=label_from, inside=self.splits.inside if self.splits else str
+        )
 
     @property
     def cached_by(self) -> str:
