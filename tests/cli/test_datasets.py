@@ -12,9 +12,10 @@ from file_server import serving
 from PIL import Image
 from small_run import SMALL as SIZES
 from small_run import save_run
+from table_files import parquet_of, table
 
 from vit21k.manifest.io import read_manifest
-from vit21k.manifest.schema import TRAIN, VAL
+from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 
 
 @pytest.fixture
@@ -182,9 +183,55 @@ def test_a_hugging_face_dataset_is_trained_on_by_naming_it(vit21k, tmp_path):
     result = vit21k(*finetune(vit21k, tmp_path, tmp_path / "saved"))
 
     assert result.code == 0, result.stderr
+    assert "layout: Arrow, 2 files; class from the column `label`, which has 2 cl" in result.stderr
     assert "8 images in train, 2 in val (the published test split)" in result.stderr
-    tree = tmp_path / "run/data/tree/images"
-    assert (tree / "train/cat/00000000.png").read_bytes() == photo(0)
+    assert not (tmp_path / "run/data/pack").exists()  # trained on in place
+
+
+def _parquet_files(folder):
+    """Write compressed Parquet files of two splits, in which class 0 is not the first by name."""
+    for split, seeds in (("train", range(8)), ("validation", range(8, 10))):
+        images = [{"bytes": photo(seed), "path": None} for seed in seeds]
+        rows = table([seed % 2 for seed in seeds], names=["dog", "cat"], images=images)
+        folder.mkdir(exist_ok=True)
+        file = parquet_of(rows, compression="zstd")
+        (folder / f"{split}-00000-of-00001.parquet").write_bytes(file.getvalue())
+
+
+def test_compressed_parquet_files_are_copied_once_to_be_trained_on(vit21k, tmp_path):
+    pytest.importorskip("torch")
+    _parquet_files(tmp_path / "hub")
+    command = finetune(vit21k, tmp_path, tmp_path / "hub")
+
+    first = vit21k(*command)
+    shards = sorted((tmp_path / "run/data/pack").glob("*.tar"))
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    again = vit21k(*command, "--fresh")
+
+    assert (first.code, again.code) == (0, 0), (first.stderr, again.stderr)
+    assert "10 images copied to `run/data/pack`" in first.stderr
+    assert [shard.stat().st_mtime_ns for shard in shards] == before
+    classes = read_manifest(tmp_path / "run/data/pack", CLASSES, ["wnid"])["wnid"]
+    assert classes.to_pylist() == ["dog", "cat"]
+
+
+def test_compressed_parquet_files_are_not_trained_on_in_place(vit21k, tmp_path):
+    pytest.importorskip("torch")
+    _parquet_files(tmp_path / "hub")
+    vit21k("hash", "hub", "--manifests=m")
+    vit21k("relabel", "--manifests=m", "--classes=from-source")
+    vit21k("make-val", "--manifests=m", "--from-source")
+
+    command = ["train", "--recipe=tiny", "--manifests=m", "--run-dir=run", "--num-workers=1"]
+    refused = vit21k(*command)
+
+    assert refused.code == 3
+    assert "a row group is decoded" in refused.stderr
+    hint = "vit21k pack --lossless --manifests m --out m_pack"
+    assert hint in refused.stderr
+    packed = vit21k(*hint.split()[1:])
+    assert packed.code == 0, packed.stderr
+    assert read_manifest(tmp_path / "m_pack", CLASSES, ["wnid"])["wnid"].to_pylist()[0] == "dog"
 
 
 def test_data_and_manifests_are_not_given_together(vit21k, photos, tmp_path):

@@ -1,12 +1,9 @@
 """`manifest.layout`: a split, a shard or a folder within a class never becomes a class."""
 
 import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import MakeTree
 from tar_files import tar_of
@@ -15,11 +12,9 @@ from vit21k.errors import LayoutError
 from vit21k.manifest.class_lists import class_folders
 from vit21k.manifest.io import read_manifest
 from vit21k.manifest.layout import Layout
-from vit21k.manifest.schema import CLASSES, DIGESTS, IMAGES
+from vit21k.manifest.schema import DIGESTS
 from vit21k.prep.hash_tree import hash_tree
-from vit21k.prep.hugging_face import HuggingFaceImages
-from vit21k.prep.import_tree import IMAGES as IMAGE_FOLDER
-from vit21k.prep.import_tree import prepare, write_tree
+from vit21k.prep.import_tree import prepare
 from vit21k.prep.plsc import import_md5sum
 from vit21k.prep.shards import Shard
 
@@ -226,36 +221,6 @@ def test_what_cannot_be_trained_on_is_refused(
 ) -> None:
     with pytest.raises(LayoutError):
         prepare(make_tree(files), tmp_path / "m")
-
-
-def _parquet(path: Path, labels: list[int], names: list[str] | None) -> None:
-    """Write images and labels as the library datasets does."""
-    images = [{"bytes": JPEG + b"%d" % row, "path": None} for row in range(len(labels))]
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
-    info = json.dumps({"info": {"features": features}} if names else {"info": {"features": {}}})
-    table = pa.table({"image": images, "label": labels})
-    path.parent.mkdir(parents=True)
-    pq.write_table(table.replace_schema_metadata({"huggingface": info}), path)
-
-
-@pytest.mark.parametrize("names", [["tench", "goldfish", *"kjihgfedcb"], None])
-def test_class_indices_are_the_labels_of_the_dataset(
-    names: list[str] | None, tmp_path: Path
-) -> None:
-    labels = [row % 12 for row in range(36)]
-    _parquet(tmp_path / "hub" / "train-0.parquet", labels, names)
-    dataset = HuggingFaceImages(tmp_path / "hub")
-    write_tree(dataset.images(), tmp_path / "data", dataset.source)
-
-    prepare(tmp_path / "data" / IMAGE_FOLDER, tmp_path / "m", labels=dataset.names)
-
-    rows = read_manifest(tmp_path / "m", IMAGES, ["path", "label_ids"]).to_pylist()
-    assert len(rows) == 36
-    for row in rows:
-        number = int(row["path"].rpartition("/")[2].removesuffix(".jpg"))
-        assert row["label_ids"] == [labels[number]]
-    found = read_manifest(tmp_path / "m", CLASSES, ["wnid"])["wnid"].to_pylist()
-    assert found == (names or [str(label) for label in range(12)])
 
 
 def test_nothing_is_refused_of_nothing() -> None:

@@ -1,11 +1,9 @@
-"""Zips, Hugging Face datasets and class folders -> trees and manifests."""
+"""Zips and class folders -> trees and manifests."""
 
 import io
 import zipfile
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -13,7 +11,6 @@ from vit21k.errors import DataError, UsageError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 from vit21k.prep.cifar import NamedImage
-from vit21k.prep.hugging_face import HuggingFaceImages, is_hugging_face
 from vit21k.prep.import_tree import prepare, read_zip, write_tree
 
 
@@ -103,15 +100,13 @@ def make_tree(root, layout):
 def test_class_folders_are_held_out_of_by_a_share_of_the_smallest(tmp_path):
     make_tree(tmp_path / "photos", {"red fox": 10, "café": 25})
 
-    labels = {"red fox": "a red fox", "café": "café"}
-
-    prepared = prepare(tmp_path / "photos", tmp_path / "m", labels=labels)
+    prepared = prepare(tmp_path / "photos", tmp_path / "m")
 
     assert (prepared.num_train, prepared.num_val, prepared.num_classes) == (31, 4, 2)
     assert prepared.split == "2 of each class, held out"
-    assert read_manifest(tmp_path / "m", CLASSES, ["name"])["name"].to_pylist() == [
-        "a red fox",
+    assert read_manifest(tmp_path / "m", CLASSES, ["wnid"])["wnid"].to_pylist() == [
         "café",
+        "red fox",
     ]
 
 
@@ -134,115 +129,3 @@ def test_preparing_again_changes_no_byte(tmp_path):
     prepare(tmp_path / "photos", tmp_path / "m")
 
     assert [open_manifest(tmp_path / "m", kind).fingerprint for kind in (TRAIN, VAL)] == before
-
-
-def tree_of(dataset):
-    return dict(HuggingFaceImages(dataset).images())
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A dataset that the real library has saved, in one split and in two."""
-    datasets = pytest.importorskip("datasets")
-    folder = tmp_path_factory.mktemp("hf")
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a/b", ".dog", "owl"])}
-    )
-    contents = [image(seed, "JPEG" if seed % 2 else "PNG") for seed in range(5)]
-    rows = {
-        "img": [{"bytes": content, "path": None} for content in contents],
-        "label": [0, 1, 2, 0, -1],
-    }
-    data = datasets.Dataset.from_dict(rows, features=features)
-    data.save_to_disk(folder / "one")
-    datasets.DatasetDict(train=data, validation=data.select([3, 2])).save_to_disk(folder / "two")
-    data.to_parquet(folder / "all.parquet")
-    return folder, contents
-
-
-@pytest.mark.parametrize("name", ["one", "all.parquet"])
-def test_what_the_library_saves_becomes_files_byte_for_byte(saved, name):
-    folder, contents = saved
-    dataset = HuggingFaceImages(folder / name)
-
-    images = dict(dataset.images())
-
-    assert is_hugging_face(folder / name)
-    assert dataset.names == {"a_b": "a/b", "_.dog": ".dog", "owl": "owl"}
-    assert dataset.num_unlabelled == 1
-    assert images == {
-        "a_b/00000000.png": contents[0],
-        "_.dog/00000001.jpg": contents[1],
-        "owl/00000002.png": contents[2],
-        "a_b/00000003.jpg": contents[3],
-    }
-
-
-def test_the_splits_of_a_dataset_are_those_of_the_tree(saved):
-    folder, contents = saved
-
-    images = tree_of(folder / "two")
-
-    assert images["train/owl/00000002.png"] == contents[2]
-    assert images["validation/a_b/00000005.jpg"] == contents[3]
-    assert len(images) == 6
-
-
-def test_parquet_files_of_the_hub_name_their_splits_and_may_hold_many_labels(tmp_path):
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    for split in ("train", "test"):
-        table = pa.table(
-            {
-                "image": pa.array([{"bytes": image(1), "path": "x.png"}], struct),
-                "labels": [["cat", "dog"]],
-            }
-        )
-        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-
-    assert sorted(tree_of(tmp_path)) == [
-        "test/cat/00000000.png",
-        "test/dog/00000000.png",
-        "train/cat/00000001.png",
-        "train/dog/00000001.png",
-    ]
-
-
-def test_a_file_of_no_known_split_beside_others_is_refused(tmp_path):
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(
-        {"image": pa.array([{"bytes": image(1), "path": "x.png"}], struct), "label": ["cat"]}
-    )
-    for name in ("train-0.parquet", "holdout-0.parquet"):
-        pq.write_table(table, tmp_path / name)
-
-    with pytest.raises(DataError, match=r"holdout-0\.parquet` is of no split that is known"):
-        HuggingFaceImages(tmp_path)
-    (tmp_path / "default").mkdir()
-    (tmp_path / "holdout-0.parquet").rename(tmp_path / "default" / "0.parquet")
-    assert HuggingFaceImages(tmp_path).skipped == [tmp_path / "default" / "0.parquet"]
-
-
-def test_an_image_file_that_is_not_there_is_no_empty_image(tmp_path):
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = pa.array([{"bytes": None, "path": "x.png"}], struct)
-    pq.write_table(pa.table({"image": images, "label": ["cat"]}), tmp_path / "a.parquet")
-
-    with pytest.raises(DataError, match=r"x\.png`, which the dataset names, is not there"):
-        list(HuggingFaceImages(tmp_path).images())
-
-
-def test_a_dataset_without_images_or_labels_is_refused(tmp_path):
-    pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "a.parquet")
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({"image": pa.array([None], struct)}), tmp_path / "b.parquet")
-
-    with pytest.raises(DataError, match="no column of images"):
-        HuggingFaceImages(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="no column of labels"):
-        HuggingFaceImages(tmp_path / "b.parquet")
-
-
-def test_class_folders_are_no_dataset(tmp_path):
-    make_tree(tmp_path / "photos", {"a": 1})
-
-    assert not is_hugging_face(tmp_path / "photos")

@@ -13,6 +13,7 @@ from vit21k.manifest.schema import CLASSES, DIGESTS, IMAGES, LOCATOR_COLUMNS, PR
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import classes_of_source, relabel
 from vit21k.prep.verify import verify
+from vit21k.sources import detect
 from vit21k.sources.read import ImageReader
 
 NAMES = ("tench", "crane", "shark", "crane")
@@ -187,6 +188,19 @@ def test_damaged_files_are_listed(tmp_path):
     assert [path for path, _ in problems(tmp_path / "m")] == ["1.parquet", "2.parquet"]
     only = hash_tree(write(tmp_path / "t", {"1.parquet": whole[:-9]}), tmp_path / "n")
     assert (only.num_files, only.num_bad) == (0, 1)
+
+
+def test_a_file_with_other_columns_than_those_detected_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "_NUM_LOOKED_AT", 2)
+    files = {f"{i}.parquet": parquet_of(table(["cat"], images=images(i, 1))) for i in range(3)}
+    files["1.parquet"] = parquet_of(table(["cat"], label="kind"))
+    root = write(tmp_path / "s", files)
+
+    hash_tree(root, tmp_path / "m")
+
+    assert problems(tmp_path / "m") == [("1.parquet", ProblemKind.LABEL_MISSING)]
+    with pytest.raises(LayoutError, match="the column of labels, `label`, is not there"):
+        hash_tree(root, tmp_path / "m", label_from="column:label")
 
 
 def test_integers_are_named_by_a_class_list_or_the_dataset_card(tmp_path):

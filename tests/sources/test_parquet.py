@@ -3,6 +3,9 @@
 import io
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import duckdb
 import pandas as pd
@@ -298,3 +301,45 @@ def test_rows_read_in_any_order_are_decoded_within_bounds(monkeypatch):
 
     held = parquet._decoded_groups._groups.values()
     assert sum(group.num_bytes for group in held) < 4000 + 3000
+
+
+def _mutated(whole, seed):
+    """Return *whole* with some bytes replaced, mostly in its footer and headers of pages."""
+    rng = random.Random(seed)
+    content = bytearray(whole)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for _ in range(rng.choice([1, 2, 8])):
+        at = rng.choice([rng.randrange(4, 60), rng.randrange(footer, len(content))])
+        some = rng.choice([b"\xff\xff\xff\xff\x0f", b"\0", b"\x7f", rng.randbytes(3)])
+        content[at : at + len(some)] = some
+    return bytes(content)
+
+
+HOSTILE = """
+import resource, sys, time
+sys.path[:0] = sys.argv[1:]
+from test_parquet import LABELS, NAMES, _mutated, parquet_of, read, table
+from table_files import named
+import io
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+files = [
+    parquet_of(table(LABELS, names=NAMES), compression=codec, use_dictionary=bool(rows)).getvalue()
+    for codec in ("none", "snappy", "zstd") for rows in (0, 1)
+]
+start = time.monotonic()
+for seed in range(300):
+    whole = files[seed % len(files)]
+    items = read(named(io.BytesIO(_mutated(whole, seed))))
+    assert items, seed
+assert time.monotonic() - start < 60
+"""
+
+
+def test_hostile_files_are_listed():
+    """In a process of its own, which pyarrow may end."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    result = subprocess.run(
+        [sys.executable, "-c", HOSTILE, *folders], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 0, result.stderr

@@ -25,9 +25,11 @@ from vit21k.cli.options import (
     for_manifests,
 )
 from vit21k.errors import DataError, UsageError
+from vit21k.machine import num_threads
 
 if TYPE_CHECKING:
     from vit21k.manifest.classes import ClassList
+    from vit21k.pack.build import PackSummary
     from vit21k.prep.hash_chunks import HashedChunk
     from vit21k.prep.hash_tree import HashSummary
     from vit21k.prep.import_tree import Prepared
@@ -746,8 +748,8 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
     run that has begun are not changed.
 
     Args:
-        path: Class folders, optionally below ``train`` and ``val``; or a Hugging Face dataset on
-            disk.
+        path: A source of any layout: class folders, optionally below ``train`` and ``val``, a
+            Hugging Face dataset on disk, WebDataset shards, zips ...
         run_dir: Folder of the run; nothing is written elsewhere.
         fresh: Start the run over.
 
@@ -758,32 +760,50 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
     from vit21k.lock import locked
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES as IMAGES_KIND
-    from vit21k.prep.hugging_face import HuggingFaceImages, is_hugging_face
-    from vit21k.prep.import_tree import IMAGES, MANIFESTS, prepare, write_tree
+    from vit21k.prep.import_tree import MANIFESTS, prepare
 
     if not path.exists():
         raise UsageError(f"`{path}` does not exist")
-    folder, labels = run_dir / "data", None
+    folder = run_dir / "data"
     with locked(folder, command="train --data", wait=True):
-        root = path
-        if is_hugging_face(path):
-            dataset = HuggingFaceImages(path)
-            counts: dict[str, Any] = write_tree(dataset.images(), folder / "tree", dataset.source)
-            root, labels = folder / "tree" / IMAGES, dataset.names
-            console.note(f"`{path}`: {sum(counts.values()):,} images as files in `{root}`")
-            if dataset.skipped:
-                console.warn(
-                    f"{len(dataset.skipped):,} files of rows below `{path}` are skipped, "
-                    f"such as `{dataset.skipped[0]}`"
-                )
-            if dataset.num_unlabelled:
-                console.warn(f"{dataset.num_unlabelled:,} images have no label; skipped")
         has_begun = not fresh and (run_dir / "checkpoints" / "latest").is_file()
         with _prepared_apart(folder / MANIFESTS, path, run_dir, has_begun) as manifests:
-            prepared = prepare(root, manifests, labels=labels)
-    warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
-    console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
-    return folder / MANIFESTS
+            prepared = prepare(path, manifests, on_layout=lambda found: console.note(found.line))
+        warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
+        console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
+        return _copied_if_slow(folder / MANIFESTS, folder / "pack")
+
+
+def _copied_if_slow(manifests: Path, out: Path) -> Path:
+    """Return *manifests*, or those of a pack in *out* if single images are slow to read."""
+    from vit21k.data.dataset import ImageDataset
+    from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.schema import TRAIN
+    from vit21k.pack.build import PackOptions, pack
+    from vit21k.pack.levels import AsIs
+
+    if not ImageDataset.from_manifest(open_manifest(manifests, TRAIN)).has_slow_images:
+        return manifests
+    with console.progress("copy", unit="images") as bar:
+
+        def copy(*, fresh: bool) -> "PackSummary":
+            return pack(
+                manifests,
+                out,
+                AsIs(),
+                PackOptions(num_workers=num_threads(), fresh=fresh),
+                on_start=lambda total: setattr(bar, "total", total),
+                on_image=lambda num_bytes, is_skipped: bar.advance(
+                    num_bytes=num_bytes, num_problems=is_skipped
+                ),
+            )
+
+        try:
+            summary = copy(fresh=False)
+        except UsageError:  # a copy of what the manifests were before
+            summary = copy(fresh=True)
+    console.note(f"data: {summary.num_images - summary.num_skipped:,} images copied to `{out}`")
+    return out
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from vit21k.lock import locked
 from vit21k.machine import user_cache
 from vit21k.manifest.io import Manifest, open_manifest
 from vit21k.manifest.schema import DIGESTS, IMAGE_KINDS, IMAGES, LOCATOR_COLUMNS
+from vit21k.sources.container import PARQUET
 from vit21k.sources.gzip_tar import GZIP, INDEX_FOLDER
 from vit21k.sources.read import ImageReader, Locator, Root, existing_root
 
@@ -574,6 +575,12 @@ class ImageDataset:
         rows_B = np.flatnonzero((locators.container_B == index) & is_stored)
         rows_B = rows_B[np.argsort(locators.offset_B[rows_B], kind="stable")]
         return rows_B, [self.locate(row) for row in rows_B.tolist()]
+
+    @property
+    def has_slow_images(self) -> bool:
+        """Whether images are located by row: to read one, many before it are decoded."""
+        storages = self._rows.locators.storages if self._rows.locators else ()
+        return any((storage or "").startswith(PARQUET) for storage in storages)
 
     @property
     def num_ahead(self) -> int:

@@ -2,6 +2,7 @@
 
 | level | result | loss |
 |---|---|---|
+| `AsIs` | the file | none |
 | `Lossless` | a tile JPEG (`vit21k.pack.tiles`), or the file if it cannot be tiled | none |
 | `Resized` | a tile JPEG of a given short side | detail, and JPEG compression |
 | `Raw` | uint8 pixels of a given short side | detail |
@@ -69,6 +70,26 @@ class Level(Protocol):
         Raises:
             ImageError: It cannot be decoded.
         """
+
+
+@dataclass(frozen=True)
+class AsIs:
+    """The image file itself, if it can be decoded."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the bytes depend on."""
+        return {"level": "as_is"}
+
+    def __call__(self, content: bytes) -> Packed:
+        """Decode an image, for its size.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        image = decode_rgb(content)
+        content = _unpacked(content)
+        return Packed(content, _suffix(content), AS_IS, None, image.size)
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,25 @@
 import json
 import os
 import shutil
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import DataError, LayoutError, UsageError
 from vit21k.lock import locked
-from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import read_manifest
-from vit21k.manifest.layout import LabelFrom
+from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import CLASSES
 from vit21k.prep.cifar import NamedImage
 from vit21k.prep.hash_tree import hash_tree
-from vit21k.prep.relabel import relabel
+from vit21k.prep.relabel import classes_of_source, relabel
 from vit21k.prep.split import has_published_split, make_val, split_by_source
-from vit21k.sources.folders import IMAGE_SUFFIXES
+from vit21k.sources.detect import SourceLayout
+from vit21k.sources.folders import is_image_name
+from vit21k.sources.zip import read_zip_members
 
 IMAGES = "images"
 MANIFESTS = "manifests"
@@ -100,42 +100,34 @@ def _read_record(path: Path) -> dict[str, Any]:
 _NUM_PARTS = 3  # split, class, file
 
 
+_DAMAGE = (ProblemKind.ARCHIVE_DAMAGED, ProblemKind.ARCHIVE_TRUNCATED)
+
+
 def read_zip(archive: Path) -> Iterator[NamedImage]:
     """Yield the images of *archive*, which hold ``[...]/train/<class>/<file>`` and ``test``.
 
     Raises:
         DataError: It is not a zip, is damaged, or has no such folders.
     """
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = [(info, path) for info in file.infolist() if (path := _path_of(info))]
-            if not {"train/", "test/"} <= {path.partition("/")[0] + "/" for _, path in members}:
-                raise DataError(
-                    f"`{archive}` has no images in `train/<class>/` and `test/<class>/`"
-                )
-            for info, path in members:
-                yield NamedImage(path, file.read(info))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise DataError(f"`{archive}` is not a whole zip archive: {error}") from error
+    splits = set()
+    with archive.open("rb") as file:
+        for member in read_zip_members(file):
+            path = _path_of(member.name)
+            if member.flaw is not None and member.flaw[0] in _DAMAGE:
+                raise DataError(f"`{archive}` is not a whole zip archive: {member.flaw[1]}")
+            if path is not None and member.flaw is None:
+                splits.add(path.partition("/")[0])
+                yield NamedImage(path, bytes(member.content))
+    if splits != {"train", "test"}:
+        raise DataError(f"`{archive}` has no images in `train/<class>/` and `test/<class>/`")
 
 
-def _path_of(info: zipfile.ZipInfo) -> str | None:
-    """Return ``split/class/file``; None if the member is no image in a class folder of a split.
-
-    What is returned has three plain parts, so nothing can be written outside the tree.
-    """
-    parts = PurePosixPath(info.filename).parts[-_NUM_PARTS:]
-    is_image = PurePosixPath(info.filename).suffix.lower().encode() in IMAGE_SUFFIXES
-    if (
-        info.is_dir()
-        or not is_image
-        or len(parts) < _NUM_PARTS
-        or parts[0] not in ("train", "test")
-    ):
-        return None
-    if any(part in ("..", ".", "/") or "\\" in part or "\0" in part for part in parts):
-        return None
-    return "/".join(parts)
+def _path_of(name: bytes) -> str | None:
+    """Return ``split/class/file``; None if the member is no image in a class folder of a split."""
+    parts = os.fsdecode(name).split("/")[-_NUM_PARTS:]
+    is_split = len(parts) == _NUM_PARTS and parts[0] in ("train", "test")
+    is_plain = is_image_name(name) and not any("\\" in part for part in parts)
+    return "/".join(parts) if is_split and is_plain else None
 
 
 _MOST_HELD_OUT = 50
@@ -169,19 +161,18 @@ def prepare(
     root: Path,
     manifests: Path,
     *,
-    labels: Mapping[str, str] | None = None,
+    on_layout: Callable[[SourceLayout], None] = lambda _layout: None,
 ) -> Prepared:
     """Hash *root*, merge equal files, and split train from val.
 
-    Where *root* has a folder ``train`` and one for validation or testing, those are the split;
-    else images of every class are held out, drawn by their content.
+    The published split of *root* is taken, if it has one; else images of every class are held out,
+    drawn by their content.  Classes are in the order of the source's own class list, if it has one,
+    else sorted by name.
 
     Args:
-        root: The image tree; opened read-only.
+        root: A source of any layout; opened read-only.
         manifests: Where the manifests go; not below *root*.
-        labels: Where a dataset says itself what its labels are: the classes in words by the name
-            of their folder, in the order of the labels, which is kept; empty if it does not name
-            them.  None: the folders are the classes, by name.
+        on_layout: Called with the layout that was detected.
 
     Raises:
         DataError: There are no images.
@@ -189,9 +180,8 @@ def prepare(
         UsageError: *manifests* lies inside *root*.
         OSError: The disk is full or failing.
     """
-    label_from: LabelFrom | None = "folder" if labels is not None else None
-    summary = hash_tree(root, manifests, label_from=label_from)
-    relabelled = relabel(manifests, classes=_classes_of(labels, summary.wnids))
+    summary = hash_tree(root, manifests, on_layout=on_layout)
+    relabelled = relabel(manifests, classes=classes_of_source(manifests))
     if relabelled.num_classes == 1:
         raise LayoutError(
             f"all images of `{root}` are of one class, `{next(iter(summary.wnids))}`",
@@ -215,15 +205,6 @@ def prepare(
         num_classes=relabelled.num_classes,
         split=split,
     )
-
-
-def _classes_of(labels: Mapping[str, str] | None, folders: Collection[str]) -> ClassList:
-    """Return the classes in the order of *labels*, which may be numbers, or else of *folders*."""
-    if labels:
-        return ClassList(tuple(labels), tuple(name or wnid for wnid, name in labels.items()))
-    are_numbers = labels is not None and all(folder.isdecimal() for folder in folders)
-    wnids = tuple(sorted(folders, key=int if are_numbers else None))
-    return ClassList(wnids, wnids)
 
 
 def held_out_of_each(manifests: Path) -> int:

@@ -133,13 +133,13 @@ class LabelOptions:
         if self.class_names is None:
             raise LayoutError(
                 f"the labels in `{container}` are class indices ({index}) without class names",
-                hint="give the class names in the order of the indices: `--classes LIST`",
+                hint="`vit21k hash --classes LIST` gives the names in the order of the indices",
             )
         if not 0 <= index < len(self.class_names):
             raise LayoutError(
                 f"class index {index} in `{container}` is not in the class list, which has "
                 f"{len(self.class_names):,} classes",
-                hint="give the class list that the labels were made with: `--classes LIST`",
+                hint="`vit21k hash --classes LIST` takes the list that the labels were made with",
             )
         return self.class_names[index]
 

@@ -149,12 +149,18 @@ def columns_with_images(schema: pa.Schema, labels: LabelOptions, path: str) -> C
     """Return where the file at *path* holds images and labels.
 
     Raises:
-        DamagedError: It has no column that may hold images.
-        LayoutError: It is not clear which.
+        DamagedError: It has no column that may hold images; or its columns are not those that
+            were detected in others.
+        LayoutError: It is not clear which, or they are not those that the user says.
     """
     if not holds_images(schema):
         raise DamagedError("no column holds the bytes of images", ProblemKind.NOT_AN_IMAGE)
-    return columns_of(schema, labels, path)
+    try:
+        return columns_of(schema, labels, path)
+    except LayoutError as error:
+        if not labels.is_detected:
+            raise
+        raise DamagedError(error.message, ProblemKind.LABEL_MISSING) from error
 
 
 def bytes_of(column: pa.Array) -> pa.Array:

@@ -1,5 +1,6 @@
 """What a run is made from and what it trains: data, recipe, folder, train state."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ def open_split_data(
 
     Raises:
         ManifestError: One is missing, damaged or stale, or holds no images, or the two are
-            labelled by different class lists.
+            labelled by different class lists, or their images cannot be read at random fast.
     """
     train, val = open_manifest(manifests, TRAIN), open_manifest(manifests, VAL)
     if train.header.classes != val.header.classes:
@@ -82,7 +83,7 @@ def open_split_data(
                 f"`{manifest.path}` holds no images",
                 hint="only images with one label are in val: `vit21k make-val` says how many",
             )
-    return SplitData(
+    data = SplitData(
         train=ImageDataset.from_manifest(train, root, mapped=True, note=note, cache=cache),
         val=ImageDataset.from_manifest(val, root, mapped=True, note=note, cache=cache),
         val_name=metric_prefix(val),
@@ -90,6 +91,15 @@ def open_split_data(
         fingerprint=train.fingerprint,
         val_fingerprint=val.fingerprint,
     )
+    if data.train.has_slow_images or data.val.has_slow_images:
+        source, pack = (shlex.quote(f"{manifests}{suffix}") for suffix in ("", "_pack"))
+        raise ManifestError(
+            f"the images of `{manifests}` are in compressed Parquet files: to read one, a row "
+            "group is decoded",
+            hint=f"copy them once, `vit21k pack --lossless --manifests {source} --out {pack}`, "
+            f"and train on the copy: `vit21k train --manifests {pack}`",
+        )
+    return data
 
 
 def _with_names(classes: ClassList, manifests: Path) -> ClassList:
