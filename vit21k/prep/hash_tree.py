@@ -54,7 +54,7 @@ from vit21k.sources.folders import (
     look_at,
 )
 from vit21k.sources.gzip_tar import IndexFolder
-from vit21k.sources.label_file import LabelFile
+from vit21k.sources.label_file import LabelFile, read_zip_maps
 from vit21k.sources.split_folders import find_splits
 
 
@@ -194,6 +194,8 @@ def hash_tree(  # noqa: PLR0913
         OSError: *manifests* cannot be written to.
     """
     root, archive = image_root(root, is_flat=label_file is not None)
+    if label_file is None and layout is None and label_from is None:
+        label_file = read_zip_maps(root, archive, class_names)
     refuse_inside(manifests, str(root))
     _refuse_contradictions(mode, engine, shard, label_file)
     labels = label_options(label_from, class_names, image_column)

@@ -13,7 +13,7 @@ A label is the name of a class, or its number in a class list.  Whether numbers 
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,14 +43,14 @@ class LabelFile:
     """The labels of a file, by the names that it gives the images.
 
     Attributes:
-        identity: Name of the file, and SHA-256 of its bytes.
+        identity: Name of the file, and SHA-256 of its bytes; of several, all names.
         form: How they were read, in words.
         num_labels: How many images have one.
     """
 
-    def __init__(self, path: Path, label_of: dict[str, str], form: str) -> None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.identity = {"name": path.name, "sha256": digest}
+    def __init__(self, paths: Sequence[Path], label_of: dict[str, str], form: str) -> None:
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+        self.identity = {"name": ", ".join(path.name for path in paths), "sha256": digest}
         self.form = form
         self.num_labels = len(label_of)
         self._names = list(label_of)
@@ -131,7 +131,84 @@ def read_label_file(
     if any(labels) and all(is_number(label) for label in labels if label):
         labels = _names_of(path, labels, class_names)
     label_of = _without_repeats(path, names, labels)
-    return LabelFile(path, label_of, f"column {title}" if title else "file, label")
+    return LabelFile([path], label_of, f"column {title}" if title else "file, label")
+
+
+_MAP_SUFFIX = "_map.txt"
+
+
+def read_zip_maps(
+    root: Path, archive: str | None = None, class_names: Sequence[str] | None = None
+) -> LabelFile | None:
+    """Read the lists next to zips, as Swin Transformer has them: `train_map.txt` of `train.zip`.
+
+    Each line is the path of an image in the zip and its class index, from 0.  The classes are the
+    folders in the zips, if each index is that of one folder.
+
+    Args:
+        root: The folder of the zips.
+        archive: Name of the one that counts; None: all.
+        class_names: Names in the order of the indices.
+
+    Returns:
+        None if no zip has a list.
+
+    Raises:
+        ManifestError: A list is malformed.
+        LayoutError: The names of the classes are not clear.
+    """
+    stems = [path.stem for path in sorted(root.glob("*.[zZ][iI][pP]"))]
+    maps = {stem: _read_map(root / f"{stem}{_MAP_SUFFIX}") for stem in stems}
+    indices = {f"{stem}/{name}": index for stem, each in maps.items() for name, index in each}
+    wanted = stems if archive is None else [Path(archive).stem]
+    paths = [root / f"{stem}{_MAP_SUFFIX}" for stem in wanted if maps.get(stem)]
+    if not paths:
+        return None
+    names = _classes_of_map(indices, class_names)
+    label_of = {
+        path: names[index] for path, index in indices.items() if path.partition("/")[0] in wanted
+    }
+    return LabelFile(paths, label_of, "path in the zip, class index")
+
+
+def _read_map(path: Path) -> list[tuple[str, int]]:
+    if not path.exists():
+        return []
+    table = read_table(path)
+    if len(table.rows[0]) != 2 or not all(map(is_number, table.column(1))):  # noqa: PLR2004
+        raise ManifestError(
+            f"`{path}` is not a list of paths and class indices, as the one next to a zip is",
+            hint="rename it if it is another thing; `--labels FILE` reads other lists of labels",
+        )
+    return [(name.replace("\\", "/").lstrip("./"), int(index)) for name, index in table.rows]
+
+
+def _classes_of_map(
+    indices: Mapping[str, int], class_names: Sequence[str] | None
+) -> Mapping[int, str]:
+    """Return the classes by their indices."""
+    names = dict(enumerate(class_names or ()))
+    folders = {
+        (index, path.split("/")[-2]) for path, index in indices.items() if path.count("/") > 1
+    }
+    for index, folder in sorted(folders):
+        first = names.setdefault(index, folder)
+        if first != folder and (class_names is None or _WNID.fullmatch(folder)):
+            raise _unclear(f"class index {index} is `{first}` and `{folder}`")
+    unnamed = sorted(set(indices.values()) - names.keys())
+    if unnamed:
+        raise _unclear(f"the name of class index {unnamed[0]} is not known")
+    if len(set(names.values())) < len(names):
+        raise _unclear("several class indices are of one folder")
+    return names
+
+
+def _unclear(what: str) -> LayoutError:
+    return LayoutError(
+        f"the lists next to the zips: {what}",
+        hint="give the class names in the order of the indices: `--classes LIST`; or take the "
+        "folders in the zips for classes: `--label-from folder`",
+    )
 
 
 def _relative(name: str, path: Path, root: Path) -> str:
@@ -180,7 +257,7 @@ def _read_lines(table: Table, class_names: Sequence[str] | None, ground_truth: s
         )
     names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, len(labels) + 1)]
     return LabelFile(
-        table.path, dict(zip(names, labels, strict=True)), f"line N is of {names[0][:-8]}N"
+        [table.path], dict(zip(names, labels, strict=True)), f"line N is of {names[0][:-8]}N"
     )
 
 
