@@ -111,8 +111,9 @@ class SourceLayout:
         what = {"folders": "class folders", "webdataset": "WebDataset"}.get(
             self.name, self.name.capitalize()
         )
-        containers = "files" if self.name in _TABLES else "shards"
-        count = f", {self.num_containers:,} {containers}" if self.num_containers else ""
+        container = {"folders": "archive", "webdataset": "shard"}.get(self.name, "file")
+        plural = "s" if self.num_containers > 1 else ""
+        count = f", {self.num_containers:,} {container}{plural}" if self.num_containers else ""
         label_from = self.labels.label_from or "folder"
         classes = ""
         if self.labels.class_names is not None:
@@ -255,7 +256,7 @@ def detect(
         splits = find_splits(tree) if found == "folders" and layout != "folders" else None
         if layout == "splits":
             splits = splits or SplitFolders()
-        result = SourceLayout(found, labels, splits=splits)
+        result = SourceLayout(found, labels, len(survey.tars), splits=splits)
     _refuse_labels(result)
     return replace(result, is_said=layout is not None or labels.label_from is not None)
 

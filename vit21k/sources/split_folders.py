@@ -6,16 +6,19 @@ beside `train` there must be another split.
 """
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
-from vit21k.manifest.archive_names import archive_stem
+from vit21k.manifest.archive_names import archive_stem, is_zip_name
 from vit21k.manifest.layout import split_named
-from vit21k.sources.container import Entry, SourceTree
-from vit21k.sources.folders import is_image_name
+from vit21k.sources.container import ByteSource, Entry, SourceTree
+from vit21k.sources.folders import FolderEntry, is_image_name
+from vit21k.sources.zip import read_zip_members
 
 _MAX_DEPTH = 3
 _NUM_LOOKED_AT = 64
+_RESIZED = b"imagenet21k_resized"  # its .tar.gz, in which `imagenet21k_val` comes late
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,52 @@ def find_splits(tree: SourceTree, *, are_flat: bool = False) -> SplitFolders | N
             if not are_flat and not all(_may_be_split(tree, above, entry) for entry in entries):
                 return None
             return SplitFolders(tuple(sorted(above + name for name in names if name)))
-        folders = [entry.name for entry in entries if entry.is_folder]
-        if len(folders) != 1 or len([name for name in names if name]) != 1:
+        named = [entry for entry in entries if _folder_name(entry)]
+        if len(named) != 1:
             return None
-        above += f"{folders[0]}/"
+        if not named[0].is_folder:
+            return _splits_inside(tree, above + named[0].name)
+        above += f"{named[0].name}/"
     return None
+
+
+def _splits_inside(tree: SourceTree, archive: str) -> SplitFolders | None:
+    """Return the splits in an archive, as far as that is known before it is read."""
+    name = archive.rpartition("/")[2].encode(errors="surrogateescape")
+    if archive_stem(name) == _RESIZED:
+        return SplitFolders()
+    if not is_zip_name(name):
+        return None
+    with closing(tree.open(archive)) as file:
+        inside = _ZipTree(member.name for member in read_zip_members(file, lambda _name: False))
+    return SplitFolders() if find_splits(inside) else None
+
+
+class _ZipTree:
+    """Folders and files in a zip, by their names, as a `SourceTree`."""
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self._inside: dict[str, dict[str, bool]] = {"": {}}
+        for name in names:
+            folder, _, last = name.decode(errors="replace").rpartition("/")
+            entries = self._entries_of(folder + "/" if folder else "")
+            if len(entries) < _NUM_LOOKED_AT:
+                entries.setdefault(last, False)
+
+    def _entries_of(self, folder: str) -> dict[str, bool]:
+        if folder not in self._inside:
+            self._inside[folder] = {}
+            above, _, name = folder[:-1].rpartition("/")
+            self._entries_of(above + "/" if above else "")[name] = True
+        return self._inside[folder]
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """Return what is in *folder*; of many files only some."""
+        return [FolderEntry(name, is_one) for name, is_one in self._inside[folder].items()]
+
+    def open(self, path: str) -> ByteSource:
+        """Refuse to open a member."""
+        raise FileNotFoundError(path)
 
 
 def _folder_name(entry: Entry) -> str | None:
