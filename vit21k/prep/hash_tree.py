@@ -194,7 +194,7 @@ def hash_tree(  # noqa: PLR0913
         OSError: *manifests* cannot be written to.
     """
     root, archive = image_root(root, is_flat=label_file is not None)
-    if label_file is None and layout is None and label_from is None:
+    if not any((label_file, layout, label_from)):
         label_file = read_zip_maps(root, archive, class_names)
     refuse_inside(manifests, str(root))
     _refuse_contradictions(mode, engine, shard, label_file)
@@ -207,11 +207,10 @@ def hash_tree(  # noqa: PLR0913
     options = _non_default_options(mode, shard, archive) | found.options
     options["follow_symlinks"] = follow_symlinks
     header = Header(algorithm=algorithm, root=_as_text(root), options=options)
-    hasher = _hasher(root, header, found, recheck)
+    hasher = _hasher(root, header, found, recheck, IndexFolder(manifests))
     out = shard.folder(manifests) if shard else manifests
     run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge, label_file)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
-    hasher.indices = IndexFolder(manifests)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary
@@ -246,8 +245,10 @@ def _layout_of(
     return found
 
 
-def _hasher(root: Path, header: Header, layout: SourceLayout, recheck: float) -> ChunkHasher:
-    return (QuickHasher if header.options.get("mode") == MODE else ChunkHasher)(
+def _hasher(
+    root: Path, header: Header, layout: SourceLayout, recheck: float, indices: IndexFolder
+) -> ChunkHasher:
+    hasher = (QuickHasher if header.options.get("mode") == MODE else ChunkHasher)(
         os.fsencode(root),
         algorithm=header.algorithm,
         follow_symlinks=header.options["follow_symlinks"],
@@ -255,6 +256,8 @@ def _hasher(root: Path, header: Header, layout: SourceLayout, recheck: float) ->
         is_remote=is_remote(root),
         recheck=recheck,
     )
+    hasher.indices = indices
+    return hasher
 
 
 def _non_default_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:

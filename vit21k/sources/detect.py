@@ -82,7 +82,7 @@ class SourceLayout:
     Attributes:
         name: Of the layout.
         labels: Where the class of an image comes from; `label_from` is None for the folder.
-        num_containers: Shards or Parquet files, as far as they were listed.
+        num_containers: Archives, shards or Parquet files, as far as they were listed.
         shards: What `_info.json` says of each shard, by its path.
         is_said: The user has named the layout or `label_from`.
         label_file: Name and SHA-256 of the file that the classes are from; empty: there is none.
