@@ -227,7 +227,7 @@ def _report_verify(summary: "VerifySummary") -> None:
         f"{summary.num_unreadable:,} unreadable; {summary.num_new:,} not listed"
     )
     if not summary.is_same:
-        console.note("next: restore the files, or run `vit21k hash` again")
+        console.note("next: restore the files, or run the `vit21k hash` of these manifests again")
 
 
 def _report_pack(summary: "VerifyPackSummary", folder: Path) -> None:

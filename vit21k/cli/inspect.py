@@ -137,12 +137,12 @@ def leaks_command(
     result |= sheets.write(manifests, "leaks", root)
     if as_json:
         console.print_json(result)
-    _report_leaks(summary, is_removed=remove is not None)
+    _report_leaks(summary, manifests, is_removed=remove is not None)
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
+def _report_leaks(summary: "PairSummary", manifests: Path, *, is_removed: bool) -> None:
     _warn(summary)
     num_skipped = len(summary.other_skipped)
     found, others_found = sum(summary.num_found.values()), sum(summary.num_others_found.values())
@@ -157,7 +157,7 @@ def _report_leaks(summary: "PairSummary", *, is_removed: bool) -> None:
     )
     if not is_removed and found:
         console.note(
-            "next: inspect them with `--sheets DIR` or `vit21k review`; "
+            f"next: `{for_manifests('vit21k review', manifests)}`, or `--sheets DIR`, shows them; "
             "`--remove near --out DIR` removes them"
         )
 
@@ -205,7 +205,9 @@ def near_duplicates_command(
         f"{_not_read(len(summary.unread))}"
     )
     if found:
-        console.note("next: inspect them with `--sheets DIR` or `vit21k review`")
+        console.note(
+            f"next: `{for_manifests('vit21k review', manifests)}`, or `--sheets DIR`, shows them"
+        )
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 

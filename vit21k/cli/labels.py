@@ -85,6 +85,8 @@ def conflicts_command(
         f"conflicts: {summary.num_images:,} images, {summary.num_multi_label:,} with several "
         f"labels: {counts}; in `{folder}`"
     )
+    if shown:
+        console.note(f"next: `{for_manifests('vit21k review', manifests)}` shows them")
 
 
 def _first_conflicts(folder: Path, limit: int) -> list[dict[str, object]]:

@@ -231,7 +231,7 @@ class Layout:
                 raise LayoutError(
                     f"`{place}` holds splits, not classes: `{a}/` and `{b}/`; hashed as one tree, "
                     f"the images of `{b}` would be trained on",
-                    hint="`--layout splits` takes folders of these names as published splits, for "
+                    hint="`vit21k hash --layout splits` takes them as published splits, for "
                     "`make-val --from-source`; or, if these are classes: "
                     f"{_BY_FOLDER}",
                 )

@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+import shlex
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -282,6 +283,10 @@ def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
     return rows
 
 
+def _beside(root: str, name: str) -> str:
+    return shlex.quote(str(Path(root).resolve().parent / (name or "manifests")))
+
+
 def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> None:
     """Refuse to write into *folder* if it is below the image root.
 
@@ -296,5 +301,5 @@ def refuse_inside(folder: Path, root: str, *, option: str = "--manifests") -> No
     if root and folder.resolve().is_relative_to(Path(root).resolve()):
         raise UsageError(
             f"`{folder}` is inside the image root `{root}`, which is never written to",
-            hint=f"name a folder outside it with `{option} DIR`",
+            hint=f"name a folder outside it, for example `{option} {_beside(root, folder.name)}`",
         )
