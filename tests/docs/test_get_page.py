@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -58,6 +60,14 @@ def _samples() -> dict[str, bytes]:
     return members
 
 
+def _parquet() -> bytes:
+    images = [{"bytes": data, "path": path} for path, data in IMAGES.items()]
+    content = io.BytesIO()
+    labels = [path.partition("/")[0] for path in IMAGES]
+    pq.write_table(pa.table({"image": images, "label": labels}), content)
+    return content.getvalue()
+
+
 def _published() -> dict[str, bytes]:
     class_tars = {f"{wnid}.tar": _tar(_of(wnid)) for wnid in CLASSES}
     val = {f"ILSVRC2012_val_{k:08d}.JPEG": b"%d" % k for k in (1, 2)}
@@ -69,6 +79,7 @@ def _published() -> dict[str, bytes]:
         "winter21_whole.tar.gz": _tar({f"w/{k}": v for k, v in class_tars.items()}, "w:gz"),
         "imagenet21k_resized.tar.gz": _tar({f"r/{k}": v for k, v in resized.items()}, "w:gz"),
         "imagenet-22k-wds/imagenet22k-train-0000.tar": _tar(_samples()),
+        "imagenet21k-parquet/data/train-00000-of-00001.parquet": _parquet(),
         **{f"ILSVRC2012/{path}": data for path, data in _in_splits("train", "val").items()},
         "ILSVRC2012_img_val.tar": _tar(val),
         "ILSVRC2012_validation_ground_truth.txt": b"\n".join(b"%d" % k for k in range(1, 1001)),
@@ -102,4 +113,4 @@ def test_a_command_reads_what_it_is_for(
 
 
 def test_the_page_has_a_command_for_each_form() -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
