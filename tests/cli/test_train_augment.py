@@ -136,14 +136,14 @@ def test_pairs_must_fit_the_processes():
     from vit21k.distributed import World  # noqa: PLC0415
     from vit21k.errors import UsageError  # noqa: PLC0415
     from vit21k.recipe.load import load_recipe  # noqa: PLC0415
-    from vit21k.training.builders import sampler_of, whole_pairs  # noqa: PLC0415
+    from vit21k.training.builders import complete_pairs, sampler_of  # noqa: PLC0415
 
     recipe = load_recipe("tiny", ["augment.cutmix_alpha=1.0", "data.global_batch_size=6"])
 
     with pytest.raises(UsageError, match="not a multiple of pairs for each of the 2 processes"):
-        sampler_of(recipe, range(100), World(rank=0, world_size=2))
-    assert [whole_pairs(recipe, size) for size in (1, 2, 5, 8)] == [2, 2, 4, 8]
-    assert whole_pairs(load_recipe("tiny", []), 5) == 5
+        sampler_of(recipe.data, range(100), World(rank=0, world_size=2), in_pairs=True, seed=0)
+    assert [complete_pairs(recipe.augment, size) for size in (1, 2, 5, 8)] == [2, 2, 4, 8]
+    assert complete_pairs(load_recipe("tiny", []).augment, 5) == 5
 
 
 def test_a_contact_sheet_shows_images_draws_and_weights(vit21k, images, tmp_path):
@@ -183,7 +183,7 @@ def test_a_sheets_images_are_those_of_a_training_step(images, tmp_path):
 
     (cells,) = augmented(recipe, data.train, np.arange(6), 1)
 
-    assert [cell.place for cell in cells] == [0, 1, 2, 4, 5]
+    assert [cell.row for cell in cells] == [0, 1, 2, 4, 5]
     assert {cell.pixels.shape for cell in cells} == {(3, 16, 16)}
     sums = [sum(weight for _, weight in cell.labels) for cell in cells]
     assert sums[2] == 1  # its partner is bad

@@ -3,7 +3,7 @@
 import pytest
 
 from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params, num_tokens
-from vit21k.models.registry import get_model, list_models, model_args
+from vit21k.models.registry import build_model, get_model, list_models, model_args
 
 NUM_PARAMS = [
     ("vit_tiny_patch16_224", {}, 5_717_416),
@@ -141,10 +141,8 @@ def test_the_estimate_with_cheap_operations_computed_again_is_near_what_is_kept(
     from vit21k.models import layers  # noqa: PLC0415
 
     args = {"img_size": 96, **overrides}
-    model = get_model(name, **args)
-    blocks = [module for module in model.modules() if hasattr(module, "recomputes")]
-    for block in blocks:
-        block.recomputes = True
+    model = build_model(model_args(name, **args), recompute=True)
+    blocks = [module for module in model.modules() if isinstance(module, layers.Block)]
     policy, kept = layers._policy, []
 
     def listening(context, operation, *inputs, **options):
@@ -168,7 +166,7 @@ def test_the_estimate_with_cheap_operations_computed_again_is_near_what_is_kept(
     full = model_args(name, **args)
     empty = {**full, "depth": [0, 0, 0] if name.startswith("pit") else 0}
     estimate, outside = (
-        activation_bytes_per_image(values, 4, recomputes=True) for values in (full, empty)
+        activation_bytes_per_image(values, 4, recompute=True) for values in (full, empty)
     )
     assert (sum(kept) + sum(inputs)) / 2 == pytest.approx(estimate - outside, rel=0.05)
     assert estimate < 0.7 * activation_bytes_per_image(full, 4)

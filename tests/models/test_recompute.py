@@ -8,15 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vit21k.device import autocast
 from vit21k.models import attention
 from vit21k.models.attention import AttentionShape, Trial, fastest, try_backends, use_backend
-from vit21k.models.layers import Attention, Block
-from vit21k.models.registry import get_model
+from vit21k.models.layers import Attention
+from vit21k.models.registry import build_model, model_args
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
-def small_model(**args):
+def small_model(*, recompute=False, **args):
     torch.manual_seed(0)
-    model = get_model("vit_tiny_patch16_224", num_classes=5, **{**SMALL, **args})
+    args = model_args("vit_tiny_patch16_224", num_classes=5, **{**SMALL, **args})
+    model = build_model(args, recompute=recompute)
     torch.nn.init.normal_(model.head.weight)
     return model.train()
 
@@ -32,22 +33,14 @@ def loss_and_gradients(model, precision="fp32"):
     return loss.detach(), [param.grad for param in model.parameters()]
 
 
-def recompute(model):
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.recomputes = True
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "args", [{}, {"proj_drop_rate": 0.2, "drop_path_rate": 0.3}, {"global_pool": "avg"}], ids=str
 )
 def test_recomputation_changes_no_bit_of_loss_and_gradients(precision, args):
-    model = small_model(**args)
-    loss, gradients = loss_and_gradients(model, precision)
-
-    recompute(model)
-    loss_again, gradients_again = loss_and_gradients(model, precision)
+    loss, gradients = loss_and_gradients(small_model(**args), precision)
+    again = small_model(recompute=True, **args)
+    loss_again, gradients_again = loss_and_gradients(again, precision)
 
     assert torch.equal(loss_again, loss)
     assert all(map(torch.equal, gradients_again, gradients))
@@ -70,10 +63,8 @@ def test_recomputation_runs_norms_again_and_linear_layers_and_attention_not():
             name: seen.names.count(name) for name in ("native_layer_norm", "gelu", "addmm", "mm")
         } | {"attention": sum("scaled_dot_product" in name for name in seen.names)}
 
-    model = small_model()
-    plain = counts(model)
-    recompute(model)
-    again = counts(model)
+    plain = counts(small_model())
+    again = counts(small_model(recompute=True))
 
     assert again["native_layer_norm"] == plain["native_layer_norm"] + 2 * SMALL["depth"]
     assert again["gelu"] == plain["gelu"] + SMALL["depth"]

@@ -19,7 +19,8 @@ from vit21k.data.transforms import TrainTransform
 from vit21k.distributed import World
 from vit21k.errors import RecipeError, UsageError
 from vit21k.models.pos_embed import resize_pos_embed
-from vit21k.models.registry import get_model, model_args
+from vit21k.models.registry import build_model, model_args
+from vit21k.optim.schedule import LrSchedule
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
@@ -40,9 +41,10 @@ CPU = torch.device("cpu")
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
-def small_model(**args):
+def small_model(*, any_size=False, **args):
     torch.manual_seed(0)
-    return get_model("vit_tiny_patch16_224", num_classes=5, **{**SMALL, **args}).eval()
+    args = model_args("vit_tiny_patch16_224", num_classes=5, **{**SMALL, **args})
+    return build_model(args, any_size=any_size).eval()
 
 
 def curriculum_of(img_size, total_steps, **section):
@@ -187,12 +189,11 @@ def test_a_patch_that_is_left_out_has_no_influence():
 
 
 def test_smaller_images_are_seen_with_resized_positions_where_that_is_asked_for():
-    model = small_model()
     images = torch.randn(2, 3, 16, 16)
     with pytest.raises(ValueError, match="32 pixels"):
-        model(images)
+        small_model()(images)
 
-    model.takes_smaller_images = True
+    model = small_model(any_size=True)
     logits = model(images)
     twin = small_model(img_size=16)
     state = model.state_dict()
@@ -249,9 +250,10 @@ def test_each_stage_has_a_loader_of_its_size_and_closes_the_one_before():
         data=SimpleNamespace(train=_Grey(8)),
         args={},
         objective=SimpleNamespace(device=CPU),
+        sampler=StepSampler(8, global_batch_size=4, seed=0),
+        schedule=LrSchedule(total_steps=4),
     )
-    sampler = StepSampler(8, global_batch_size=4, seed=0)
-    loader = StagedLoader(run, sampler, device_batch_size=4)
+    loader = StagedLoader(run, device_batch_size=4)
 
     threads = threading.active_count()
     sides = [next(iter(loader.micro_batches(step))).images_BCHW.shape[-1] for step in range(4)]

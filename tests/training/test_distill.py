@@ -12,13 +12,13 @@ from vit21k.checkpoint.model_folder import digest_of_tensors
 from vit21k.data.transforms import normalise
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.models.registry import get_model
+from vit21k.models.registry import build_model, get_model, model_args
 from vit21k.recipe.load import load_recipe
 from vit21k.recipe.schema import DistillSection
 from vit21k.training.objective import (
-    Distillation,
     build_objective,
     distillation_loss,
+    distilled_loss,
     open_teacher,
 )
 from vit21k.training.reporter import Reporter
@@ -56,28 +56,26 @@ def images():
     return 255 * torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def distillation(teacher, **changes):
-    section = DistillSection(**{"kind": "soft", "alpha": 0.3, "tau": 2.0, **changes})
-    return Distillation(teacher=teacher, section=section, precision="fp32")
-
-
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("two_heads", [False, True])
 def test_the_loss_and_its_gradient_are_deits(teacher_path, images, kind, two_heads):
     teacher = open_teacher(str(teacher_path), CLASSES, CPU)
     labels = torch.tensor([0, 1, 2, 1, 0])
-    answer = torch.randn((2, 5, 3) if two_heads else (5, 3)).requires_grad_()
-    outputs, outputs_kd = answer if two_heads else (answer, answer)
-    theirs_saw = teacher.model(normalise(images, (0.5,) * 3, (0.5,) * 3))
+    logits = torch.randn((2, 5, 3) if two_heads else (5, 3)).requires_grad_()
+    outputs, outputs_kd = logits if two_heads else (logits, logits)
+    teacher_logits = teacher.model(normalise(images, (0.5,) * 3, (0.5,) * 3))
 
-    ours = distillation(teacher, kind=kind).loss(
-        answer, images, lambda logits: F.cross_entropy(logits, labels)
+    ours = distilled_loss(
+        logits,
+        teacher.logits_of(images, "fp32"),
+        lambda logits: F.cross_entropy(logits, labels),
+        DistillSection(kind=kind, alpha=0.3, tau=2.0),
     )
-    theirs = deits_loss(outputs, outputs_kd, labels, theirs_saw, kind, 0.3, 2.0)
+    theirs = deits_loss(outputs, outputs_kd, labels, teacher_logits, kind, 0.3, 2.0)
 
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     torch.testing.assert_close(
-        *(torch.autograd.grad(loss, answer)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-8
+        *(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-8
     )
 
 
@@ -116,12 +114,13 @@ def test_a_missing_teacher_is_refused_by_name(tmp_path):
 
 
 def test_a_distilled_pit_answers_with_both_heads_in_training_alone():
-    model = get_model("pit_ti_distilled_224", num_classes=3, **SMALL_PIT)
+    args = model_args("pit_ti_distilled_224", num_classes=3, **SMALL_PIT)
+    model, both = build_model(args), build_model(args, both_heads=True)
+    both.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 32)
 
     together = model.train()(images)
-    model.answers_apart = True
-    apart, evaluated = model(images), model.eval()(images)
+    apart, evaluated = both.train()(images), both.eval()(images)
 
     assert apart.shape == (2, 2, 3)
     torch.testing.assert_close(apart.mean(dim=0), together)

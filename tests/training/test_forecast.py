@@ -7,14 +7,14 @@ import torch
 
 from vit21k.models.registry import model_args
 from vit21k.training import forecast as forecast_module
-from vit21k.training.forecast import fit_device_batch_size, forecast, measure_images_per_second
+from vit21k.training.forecast import Forecast, fit_device_batch_size, measure_images_per_second
 
 LARGE = model_args("vit_large_patch16_224", num_classes=21_841)
 
 
 def test_an_epoch_of_vit_l_is_six_operations_for_each_multiplication():
     # Reference: 61.6 GMAC forward, 369 GFLOP a training image.
-    run = forecast(LARGE, num_images=14_196_736, images_per_second=1000.0)
+    run = Forecast(args=LARGE, num_images=14_196_736, images_per_second=1000.0)
 
     assert run.flops / run.num_images == pytest.approx(369e9, rel=0.01)
     assert run.seconds == pytest.approx(14_196.736)

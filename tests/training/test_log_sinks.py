@@ -224,6 +224,6 @@ def test_a_sink_with_a_full_queue_is_closed_when_it_has_caught_up():
 def test_the_names_are_checked_before_the_run():
     assert parse_sinks("wandb, tensorboard,wandb") == ("wandb", "tensorboard")
     assert parse_sinks(None) == ()
-    with pytest.raises(UsageError, match="called `tensorbord`") as failure:
+    with pytest.raises(UsageError, match="there is no log `tensorbord`") as failure:
         parse_sinks("tensorbord")
     assert failure.value.hint == "known: tensorboard, wandb, mlflow"

@@ -1,4 +1,4 @@
-"""The loop on a model of three weights: what it does when, and that a resume changes nothing."""
+"""The training loop on a model of three weights: its order, and that resuming changes nothing."""
 
 import copy
 import math
@@ -81,10 +81,10 @@ def run(state, progress=None, *, settings=(), total_steps=TOTAL_STEPS, **calls):
             data=SimpleNamespace(val_name="val"),
             args={},
             objective=SimpleNamespace(loss=of.get("loss", squared)),
+            sampler=StepSampler(80, global_batch_size=BATCH, seed=0),
+            schedule=LrSchedule(total_steps=total_steps, decay="linear"),
         ),
-        schedule=LrSchedule(total_steps=total_steps, decay="linear"),
         state=state,
-        sampler=StepSampler(80, global_batch_size=BATCH, seed=0),
         loader=SimpleNamespace(micro_batches=of.get("micro_batches", micro_batches)),
         patches=PatchDropper(curriculum, patch_size=1, device=CPU),
         evaluation=SimpleNamespace(metrics=of.get("metrics", lambda: {"val/loss": 0.0})),

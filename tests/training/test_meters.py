@@ -1,4 +1,4 @@
-"""What a line says beside the loss, against figures by hand."""
+"""Metrics of a line besides the loss, against figures by hand."""
 
 import mmap
 import resource
@@ -6,7 +6,8 @@ import resource
 import pytest
 import torch
 
-from vit21k.training.log import Meters, measure_peak_flops, memory_bytes, norm_of
+from vit21k.device import matmul_flops
+from vit21k.training.log import Meters, memory_bytes, norm_of
 
 CPU = torch.device("cpu")
 
@@ -17,6 +18,10 @@ def meters(**facts):
         model.weight.copy_(torch.tensor([[2.0, 3.0]]))
         model.bias.fill_(6.0)
     return Meters(model=model, device=CPU, **{"flops_per_image": 5.0, "peak_flops": 100.0, **facts})
+
+
+def peak_flops(device, precision):
+    return matmul_flops(device, precision, shape=(512, 512, 512), seconds=0.05)
 
 
 def test_mfu_is_the_share_of_the_peak_that_the_models_operations_took():
@@ -65,7 +70,7 @@ def test_memory_is_counted_in_the_pages_of_the_system(monkeypatch):
 
 
 def test_a_matrix_product_reaches_something_a_cpu_can_do():
-    assert 1e8 < measure_peak_flops(CPU, torch.float32) < 1e14
+    assert 1e8 < peak_flops(CPU, "fp32") < 1e14
 
 
 @pytest.mark.gpu
@@ -78,4 +83,4 @@ def test_a_gpu_reaches_more_than_a_cpu_and_counts_what_is_allocated():
     held = torch.ones(16_000_000, device=device)
 
     assert memory_bytes(device) - before >= held.numel() * 4
-    assert measure_peak_flops(device, torch.bfloat16) > measure_peak_flops(CPU, torch.float32)
+    assert peak_flops(device, "bf16") > peak_flops(CPU, "fp32")

@@ -138,7 +138,7 @@ def test_plscs_smoothing_is_the_default_of_the_sigmoid_loss():
 def test_a_frozen_backbone_leaves_the_head_to_train():
     model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
 
-    freeze(model, load_recipe("tiny", ["model.freeze=backbone"]))
+    freeze(model, load_recipe("tiny", ["model.freeze=backbone"]).model)
 
     trained = [name for name, param in model.named_parameters() if param.requires_grad]
     assert trained == ["head.weight", "head.bias"]

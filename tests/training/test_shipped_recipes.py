@@ -1,6 +1,6 @@
-"""Every shipped recipe makes a model, an optimizer, a plan and transforms, and takes a step.
+"""Every shipped recipe makes a model, an optimizer, a schedule and transforms, and takes a step.
 
-The models are built as they are without memory (torch's meta device), and small for the step.
+Models of their own size are built on the meta device; the one that takes a step is small.
 """
 
 import math
@@ -82,7 +82,10 @@ def small(name, teacher):
 def batch_of(recipe):
     """Return a batch of images that went through the recipe's transforms."""
     generator = np.random.default_rng(0)
-    transform, policy = train_transform_of(recipe), policy_of(recipe)
+    transform, policy = (
+        train_transform_of(recipe.data, SIDE),
+        policy_of(recipe.augment, recipe.data),
+    )
     crops = np.empty((4, 3, SIDE, SIDE), dtype=np.uint8)
     for crop in crops:
         image = Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8))
@@ -116,7 +119,6 @@ def test_it_takes_a_step(name, teacher):
     schedule = build_schedule(recipe, STEPS_PER_EPOCH if recipe.epochs else 1)
     model = new_model(recipe, num_classes=len(CLASSES)).train()
     objective = build_objective(recipe, CLASSES, CPU, Strict())
-    objective.prepare(model)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     optimizers = build_optimizers(model, recipe.optim)
     ema = recipe.ema.decay and Ema(model, decay=recipe.ema.decay, warmup_steps=0)
@@ -143,7 +145,9 @@ def test_it_evaluates_at_the_size_of_its_model(name):
     recipe = load_recipe(name)
     crop = np.empty((3, recipe.model.img_size, recipe.model.img_size), dtype=np.uint8)
 
-    eval_transform_of(recipe)(Image.new("RGB", (300, 200), (10, 20, 30)), crop)
+    eval_transform_of(recipe.data, recipe.model.img_size)(
+        Image.new("RGB", (300, 200), (10, 20, 30)), crop
+    )
 
     assert crop.reshape(3, -1).mean(axis=1) == pytest.approx([10, 20, 30])
 

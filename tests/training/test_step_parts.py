@@ -1,4 +1,4 @@
-"""What is chosen by trial is kept with the run; compiled and float8 blocks compute the same."""
+"""Results of trials are stored with the run; compiled and float8 blocks compute the same."""
 
 import json
 
@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from vit21k.errors import UsageError
 from vit21k.losses.sparse import multi_label_loss
 from vit21k.models.attention import Trial
-from vit21k.models.registry import get_model
+from vit21k.models.registry import build_model, model_args
 from vit21k.recipe.schema import StepSection
 from vit21k.training import step
 from vit21k.training.step import (
@@ -19,17 +19,17 @@ from vit21k.training.step import (
     blocks_of,
     compile_blocks,
     prepare_step,
-    step_seconds,
     use_float8_mlps,
 )
 
 CPU = torch.device("cpu")
 
 
-def small_model(**args):
+def small_model(*, recompute=False, **args):
     torch.manual_seed(0)
     fields = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, **args}
-    model = get_model("vit_tiny_patch16_224", num_classes=5, **fields)
+    args = model_args("vit_tiny_patch16_224", num_classes=5, **fields)
+    model = build_model(args, recompute=recompute)
     torch.nn.init.normal_(model.head.weight)
     return model.train()
 
@@ -64,16 +64,15 @@ def test_on_a_cpu_a_small_step_is_left_as_it_is(tmp_path):
     assert all(block._compiled_call_impl is None for block in blocks_of(model))
 
 
-def test_the_words_of_a_recipe_reach_every_block():
+def test_the_attention_of_a_recipe_is_used_in_every_block():
     model = small_model()
 
-    prepare(model, recompute="cheap", attention="math")
+    prepare(model, attention="math")
 
-    assert all(block.recomputes for block in blocks_of(model))
     assert {block.attn.backend.name for block in blocks_of(model)} == {"MATH"}
 
 
-def test_a_trial_is_made_once_in_a_run_and_said(tmp_path, monkeypatch):
+def test_the_result_of_a_trial_is_stored_with_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "_FLOPS_WORTH_A_TRIAL", 0)
     asked = []
 
@@ -94,41 +93,31 @@ def test_a_trial_is_made_once_in_a_run_and_said(tmp_path, monkeypatch):
     assert len(asked) == 2  # another type of numbers
 
 
-def test_compiled_blocks_are_kept_if_they_are_faster(tmp_path, monkeypatch):
+def test_compiled_blocks_are_chosen_if_they_are_faster(tmp_path, monkeypatch):
     seconds = iter([1.0, 2.0])
     monkeypatch.setattr(step, "step_seconds", lambda *_: next(seconds))
     compiled = []
     monkeypatch.setattr(step, "compile_blocks", compiled.append)
-    cuda_like = type("Device", (), {"type": "cuda"})()
-    memory = step.TrialMemory(tmp_path / "trials.json", {}, CPU)
-    model = small_model()
+    cache = step.TrialCache(tmp_path / "trials.json", {}, CPU)
 
-    notes = step._choose_compile(model, "auto", shape(), loss_of, cuda_like, memory, step.World())
-    memory.save()
+    choice = step._try_compile(small_model(), shape(), loss_of, cache, step.World())
+    cache.save()
 
-    assert notes == ["compile: blocks (none 2000.0 ms, blocks 1000.0 ms)"]
-    assert len(compiled) == 2  # for the trial, and for good
+    assert choice == "blocks"
+    assert cache.shown("compile") == "none 2000.0 ms, blocks 1000.0 ms"
+    assert len(compiled) == 1  # a copy, for the trial
     assert json.loads((tmp_path / "trials.json").read_text())["found"]["compile"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"found": {}}', b"\xff"])
-def test_trials_that_cannot_be_read_are_made_again(tmp_path, content):
+def test_results_of_trials_that_cannot_be_read_are_ignored(tmp_path, content):
     (tmp_path / "trials.json").write_bytes(content)
 
-    memory = step.TrialMemory(tmp_path / "trials.json", {}, CPU)
-    memory.remember("compile", "none", {})
-    memory.save()
+    cache = step.TrialCache(tmp_path / "trials.json", {}, CPU)
+    cache.set("compile", "none", {})
+    cache.save()
 
-    assert step.TrialMemory(tmp_path / "trials.json", {}, CPU).recall("compile") == "none"
-
-
-def test_a_timed_step_leaves_the_model_as_it_was():
-    model = small_model()
-    before = [param.clone() for param in model.parameters()]
-
-    assert 0 < step_seconds(model, loss_of, shape(), num_rounds=1) < 60
-    assert all(map(torch.equal, model.parameters(), before))
-    assert all(param.grad is None for param in model.parameters())
+    assert step.TrialCache(tmp_path / "trials.json", {}, CPU).get("compile") == "none"
 
 
 @pytest.mark.slow
@@ -143,11 +132,12 @@ def test_compiled_blocks_compute_the_same_and_few_graphs_do_for_all(backend, rec
         pytest.skip("torch's inductor writes vector code, which ATEN_CPU_CAPABILITY=default lacks")
     reset()
     counters.clear()
-    model = small_model(depth=depth, drop_path_rate=0.0)  # a graph of inductor takes a minute
+    # A graph of inductor takes a minute.
+    model = small_model(depth=depth, drop_path_rate=0.0, recompute=recompute == "cheap")
     names = list(model.state_dict())
     loss, gradients = loss_and_gradients(model)
 
-    prepare(model, compile="none", recompute=recompute, attention="flash")
+    prepare(model, compile="none", attention="flash")
     compile_blocks(model, backend=backend)
     compiled_loss, compiled_gradients = loss_and_gradients(model)
 

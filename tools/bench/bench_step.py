@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from vit21k.device import Precision, autocast
 from vit21k.losses.sparse import multi_label_loss
 from vit21k.models.registry import build_model, model_args
-from vit21k.training.step import blocks_of
 
 WAYS: dict[str, tuple[str, Precision]] = {
     **{name: (name, "fp32") for name in NAMES},
@@ -108,9 +107,7 @@ def measure(args: dict[str, Any], batch: tuple[Tensor, Tensor], seconds: float) 
 def memory_and_time(args: dict[str, Any], batch: tuple[Tensor, Tensor], way: str) -> dict[str, Any]:
     """Return growth of the process and CPU time of a step; to be called in a fresh process."""
     torch.manual_seed(0)
-    model = build_model(args).train()
-    for block in blocks_of(model):
-        block.recomputes = way == "cheap"
+    model = build_model(args, recompute=way == "cheap").train()
     step = Step(model, "bf16")
     step.gradients(batch[0][:1], batch[1][:1])
     before = resident("VmRSS")

@@ -21,14 +21,14 @@ from gpu_cases import (
 from peer_models import make_models
 from torch import Tensor, nn
 
-from vit21k.bench.rates import MadeImages, matmul_flops
+from vit21k.bench.rates import MadeImages
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import TrainTransform, normalise
-from vit21k.device import autocast, wait_for
+from vit21k.device import Precision, autocast, matmul_flops, wait_for
 from vit21k.models.attention import AttentionShape, fastest, try_backends, use_backend
 from vit21k.models.registry import build_model
-from vit21k.training.step import blocks_of, compile_blocks, use_float8_mlps
+from vit21k.training.step import compile_blocks, use_float8_mlps
 
 _TOLERANCE = 0.03  # of the largest gradient, in bfloat16
 
@@ -47,11 +47,9 @@ def parity(bench: Bench) -> dict[str, Any]:
     wanted = _loss_and_gradients(bench, _plain(bench, args), batch, size)
     found: dict[str, Any] = {}
     for way in ("flash", "cudnn", "efficient", "math", "recompute", "compile", "compile+recompute"):
-        model = _plain(bench, args)
+        model = _plain(bench, args, recompute="recompute" in way)
         if way in {"flash", "cudnn", "efficient", "math"}:
             use_backend(model, way)  # type: ignore[arg-type]
-        for block in blocks_of(model) if "recompute" in way else ():
-            block.recomputes = True
         if "compile" in way:
             compile_blocks(model, backend=bench.compiler)
         found[way] = _difference(_loss_and_gradients(bench, model, batch, size), wanted)
@@ -75,9 +73,9 @@ class _AllTokens(nn.Module):
         return logits
 
 
-def _plain(bench: Bench, args: dict[str, Any]) -> nn.Module:
+def _plain(bench: Bench, args: dict[str, Any], *, recompute: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    model = built(bench, args).train()
+    model = build_model(args, recompute=recompute).to(bench.device).train()
     head: Any = model.get_submodule("head")
     torch.nn.init.normal_(head.weight, std=0.02)
     return model
@@ -102,28 +100,19 @@ def _difference(found: list[Tensor], wanted: list[Tensor]) -> float:
 def ceiling(bench: Bench) -> dict[str, Any]:
     """Measure matrix products by precision; bfloat16's is the measure of all that follows."""
     seconds = 0.05 if bench.tiny else 1.0
-    rates = {
-        name: matmul_flops(bench.device, name, seconds=seconds) / 1e12 for name in ("fp32", "bf16")
+
+    def tflops(precision: Precision, shape: tuple[int, int, int]) -> float:
+        return matmul_flops(bench.device, precision, shape=shape, seconds=seconds) / 1e12
+
+    rows = 16_384 if bench.device.type == "cuda" else 1024
+    rates: dict[str, float] = {
+        "fp32": tflops("fp32", (rows, 1024, 4096)),
+        "bf16": tflops("bf16", (rows, 1024, 4096)),
     }
     if bench.device.type == "cuda":
-        rates["bf16, 8192 cubed"] = _square_matmul(bench, torch.bfloat16, seconds)
+        rates["bf16, 8192 cubed"] = tflops("bf16", (8192, 8192, 8192))
     bench.matmul_flops = 1e12 * max(rate for name, rate in rates.items() if "bf16" in name)
     return {"tflops": rates}
-
-
-def _square_matmul(bench: Bench, dtype: torch.dtype, seconds: float) -> float:
-    side = 8192
-    a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    wait_for(bench.device)
-    num_done, started_at = 0, time.perf_counter()
-    while time.perf_counter() - started_at < seconds:
-        for _ in range(10):
-            a @ b
-        wait_for(bench.device)
-        num_done += 10
-    return num_done * 2 * side**3 / (time.perf_counter() - started_at) / 1e12
 
 
 def attention(bench: Bench) -> dict[str, Any]:

@@ -32,11 +32,11 @@ from vit21k.distributed import World
 from vit21k.inference.evaluate import evaluate
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import IMAGES
+from vit21k.models.registry import build_model
 from vit21k.optim.optimizers import set_lr
 from vit21k.recipe.load import load_recipe
 from vit21k.recipe.schema import Recipe
 from vit21k.training.builders import build_schedule, eval_transform_of, sampler_of
-from vit21k.training.checkpoints import plain_copy
 from vit21k.training.context import (
     RunContext,
     RunOptions,
@@ -92,14 +92,12 @@ def run(options: argparse.Namespace, way: Way, seed: int) -> Result:
     context = context_of(options, recipe)
     model = new_model(recipe, num_classes=len(context.data.classes))
     state = build_train_state(context, in_float8(model) if way == "float8" else model)
-    sampler = sampler_of(recipe, context.data.train, context.world)
-    schedule = build_schedule(recipe, sampler.steps_per_epoch)
     params = [param for param in state.model.parameters() if param.requires_grad]
     losses: list[float] = []
-    with closing(StagedLoader(context, sampler, recipe.data.device_batch_size)) as loader:
-        for step in range(schedule.total_steps):
+    with closing(StagedLoader(context, recipe.data.device_batch_size)) as loader:
+        for step in range(context.schedule.total_steps):
             seed_dropout(dropout_seed(recipe.seed, step, rank=0), CPU)
-            set_lr(state.optimizers, schedule(step))
+            set_lr(state.optimizers, context.schedule(step))
             losses.append(0.0)
             for batch in loader.micro_batches(step):
                 share = len(batch.rows_B) / recipe.data.global_batch_size
@@ -126,6 +124,9 @@ def context_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
         num_workers=0,
         device_batch_size=None,
     )
+    sampler = sampler_of(
+        recipe.data, data.train, World(), in_pairs=recipe.augment.mixes, seed=recipe.seed
+    )
     return RunContext(
         recipe=recipe,
         options=run_options,
@@ -134,6 +135,8 @@ def context_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
         data=data,
         args=model_args_of(recipe, num_classes=len(data.classes)),
         objective=Objective(recipe=recipe, device=CPU),
+        sampler=sampler,
+        schedule=build_schedule(recipe, sampler.steps_per_epoch),
     )
 
 
@@ -142,11 +145,12 @@ def prec1_of(options: argparse.Namespace, context: RunContext, model: nn.Module)
     data, precision = context.recipe.data, context.recipe.products_in
     loader = EvalLoader(
         ImageDataset.from_manifest(open_manifest(options.test_manifests, IMAGES)),
-        eval_transform_of(context.recipe),
+        eval_transform_of(data, context.recipe.model.img_size),
         device_batch_size=250,
         num_workers=0,
     )
-    plain = plain_copy(context.args, model.state_dict(), CPU)
+    plain = build_model(context.args)
+    plain.load_state_dict(model.state_dict())
     with loader:
         metrics = evaluate(plain, loader, mean=data.mean, std=data.std, precision=precision)
     return float(metrics["prec@1"])
@@ -155,9 +159,8 @@ def prec1_of(options: argparse.Namespace, context: RunContext, model: nn.Module)
 def error_table(options: argparse.Namespace, model: nn.Module) -> str:
     """Return the relative errors of a trained model's MLPs on a batch: means over the MLPs."""
     context = context_of(options, recipe_of(options, "float32", 0))
-    sampler = sampler_of(context.recipe, context.data.train, context.world)
     device_batch_size = context.recipe.data.device_batch_size
-    with closing(StagedLoader(context, sampler, device_batch_size)) as loader:
+    with closing(StagedLoader(context, device_batch_size)) as loader:
         batch = next(loader.micro_batches(0))
     calls = mlp_calls(model, partial(context.objective.loss, batch=batch))
     lines = []

@@ -150,7 +150,9 @@ def train_by_hand(recipe: Recipe, options: RunOptions, *, exact: bool = False) -
             the logit, so that in float32 its value, not its gradient, is off by 1e-4 here.
     """
     data = open_split_data(options.manifests, None)
-    sampler = sampler_of(recipe, data.train, World())
+    sampler = sampler_of(
+        recipe.data, data.train, World(), in_pairs=recipe.augment.mixes, seed=recipe.seed
+    )
     schedule = build_schedule(recipe, sampler.steps_per_epoch)
     model = timm_model(recipe, len(data.classes))
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight")]
@@ -171,7 +173,7 @@ def train_by_hand(recipe: Recipe, options: RunOptions, *, exact: bool = False) -
     loader = TrainLoader(
         data.train,
         sampler,
-        train_transform_of(recipe),
+        train_transform_of(recipe.data, recipe.model.img_size),
         device_batch_size=recipe.data.device_batch_size,
         num_workers=options.num_workers,
         seed=recipe.seed,
@@ -223,7 +225,10 @@ def mean_average_precision(recipe: Recipe, model: nn.Module, manifests: Path) ->
     scores, targets = [], []
     with (
         EvalLoader(
-            images, eval_transform_of(recipe), device_batch_size=100, num_workers=1
+            images,
+            eval_transform_of(recipe.data, recipe.model.img_size),
+            device_batch_size=100,
+            num_workers=1,
         ) as loader,
         torch.inference_mode(),
     ):

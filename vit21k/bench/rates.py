@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from vit21k.data.decode import decode_rgb
 from vit21k.data.loader import Batch, TrainLoader
 from vit21k.data.sampler import StepSampler
 from vit21k.data.transforms import TrainTransform, normalise
-from vit21k.device import Precision, autocast, device_name, wait_for
+from vit21k.device import Precision, autocast, best_seconds, device_name, matmul_flops
 from vit21k.losses.sparse import LOSSES
 from vit21k.models.cost import is_pit, train_flops_per_image
 from vit21k.models.registry import build_model
@@ -29,7 +29,6 @@ from vit21k.training.forecast import dummy_batch
 _ROWS = {"cpu": 1024, "cuda": 16_384}
 _WIDTH, _HIDDEN = 1024, 4096
 _COPIED_IMAGES, _IMG_SIZE = 256, 224
-_LARGEST_ROUNDS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,11 @@ def measure_device(
 ) -> DeviceRates:
     """Return the rates of *device*, in about *seconds*."""
     share = seconds / (len(precisions) + 1)
-    flops = {precision: matmul_flops(device, precision, seconds=share) for precision in precisions}
+    shape = (_ROWS.get(device.type, _ROWS["cpu"]), _WIDTH, _HIDDEN)
+    flops = {
+        precision: matmul_flops(device, precision, shape=shape, seconds=share)
+        for precision in precisions
+    }
     return DeviceRates(
         name=_in_words(device),
         matmul_flops=flops,
@@ -65,18 +68,6 @@ def _in_words(device: torch.device) -> str:
     return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
-def matmul_flops(device: torch.device, precision: Precision, *, seconds: float) -> float:
-    """Return the floating-point operations a second of a linear layer's product."""
-    rows = _ROWS.get(device.type, _ROWS["cpu"])
-    x_ND = torch.randn(rows, _WIDTH, device=device)
-    weight_HD = torch.randn(_HIDDEN, _WIDTH, device=device)
-    with autocast(device, precision), torch.no_grad():
-        dtype = torch.nn.functional.linear(x_ND[:1], weight_HD).dtype
-        x_ND, weight_HD = x_ND.to(dtype), weight_HD.to(dtype)
-        took = best_seconds(lambda: x_ND @ weight_HD.T, device, seconds=seconds)
-    return 2.0 * rows * _WIDTH * _HIDDEN / took
-
-
 def copied_bytes_a_second(device: torch.device, *, seconds: float) -> float:
     """Return how many bytes of uint8 images a second get to *device*."""
     images = torch.zeros(_COPIED_IMAGES, 3, _IMG_SIZE, _IMG_SIZE, dtype=torch.uint8)
@@ -86,21 +77,6 @@ def copied_bytes_a_second(device: torch.device, *, seconds: float) -> float:
             lambda: images.to(device, non_blocking=True), device, seconds=seconds
         )
     return images.nbytes / best_seconds(images.clone, device, seconds=seconds)
-
-
-def best_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
-    """Return the shortest time of *work* over about *seconds*, the first call skipped."""
-    work()
-    wait_for(device)
-    best, ends_at = float("inf"), time.perf_counter() + seconds
-    for _ in range(_LARGEST_ROUNDS):
-        started_at = time.perf_counter()
-        work()
-        wait_for(device)
-        best = min(best, time.perf_counter() - started_at)
-        if time.perf_counter() > ends_at:
-            break
-    return best
 
 
 # ImageNet's median size, and about its mean number of bytes.

@@ -27,8 +27,8 @@ from vit21k.machine import memory_bytes
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.recipe.schema import Recipe
-from vit21k.training import builders, context
-from vit21k.training.builders import activation_bytes_of, bytes_per_param_of
+from vit21k.training import context
+from vit21k.training.builders import activation_bytes_of, build_schedule, bytes_per_param_of
 
 _IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
 _NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
@@ -201,11 +201,11 @@ def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
     size = recipe.data.global_batch_size
     return Run(
         args=args,
-        total_steps=builders.total_steps_of(recipe, max(1, num_images // size)),
+        total_steps=build_schedule(recipe, max(1, num_images // size)).total_steps,
         global_batch_size=size,
         device_batch_size=recipe.data.device_batch_size,
-        activation_bytes=activation_bytes_of(recipe, args),
-        bytes_per_param=bytes_per_param_of(recipe),
+        activation_bytes=activation_bytes_of(args, recipe.products_in, recipe.step),
+        bytes_per_param=bytes_per_param_of(recipe.optim, recipe.ema),
         shards_weights=recipe.parallel.kind == "fsdp",
     )
 

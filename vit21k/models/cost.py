@@ -1,6 +1,4 @@
-"""How large the maps inside a model are, from its arguments alone; needs no torch.
-
-What a model costs, from its arguments alone; needs no torch.
+"""Sizes, parameters, operations and memory of a model, from its arguments alone; needs no torch.
 
 The arguments are those of the constructor, all of them, as `model_args` returns them.
 """
@@ -17,7 +15,7 @@ def is_pit(args: Mapping[str, Any]) -> bool:
 
 
 def grid_side(args: Mapping[str, Any]) -> int:
-    """Return how many patches lie along a side of the image, in the first block."""
+    """Return the number of patches along a side of the image, in the first block."""
     if is_pit(args):
         return int((args["img_size"] - args["patch_size"]) // args["stride"]) + 1
     side = args["img_size"]
@@ -92,8 +90,8 @@ def num_params(args: Mapping[str, Any]) -> int:
 def macs_per_image(args: Mapping[str, Any]) -> int:
     """Return the multiplications of one forward pass in matrix products, head included.
 
-    Element-wise operations are not counted; and the last block counts in full, as everybody does,
-    although it need not compute more than the class token.
+    Element-wise operations are not counted.  The last block counts in full, as in published tables,
+    although only the class token is needed.
 
     Source: the count agrees with timm's and MMPretrain's published tables.
     """
@@ -114,50 +112,50 @@ def train_flops_per_image(args: Mapping[str, Any]) -> int:
 
 
 def activation_bytes_per_image(
-    args: Mapping[str, Any], bytes_per_value: int, *, recomputes: bool = False
+    args: Mapping[str, Any], bytes_per_value: int, *, recompute: bool = False
 ) -> int:
-    """Estimate what a training step keeps of one image until the backward pass, in bytes.
+    """Estimate the bytes that a training step stores for one image until the backward pass.
 
-    A block keeps two normalised inputs, queries, keys, values, the attention's output, two
-    residuals, and the MLP's hidden layer before and after the GELU; attention weights are never
-    kept.  Where there is dropout, it keeps a mask of one byte a value.  To this come the image, the
-    last tokens before and after their norm, and the logits in float32 with their gradient; of a
-    ResNet, each map before and after its norm, before and after its ReLU.
+    A block stores two normalised inputs, queries, keys, values, the output of attention, two
+    residuals, and the hidden layer of the MLP before and after the GELU, but no attention weights.
+    Dropout stores a mask of one byte per value.  The image, the last tokens before and after their
+    norm, and the logits in float32 with their gradient are stored too; of a ResNet, each map before
+    and after its norm, before and after its ReLU.
 
-    A block that computes cheap operations again (see `recompute`) keeps its input, queries, keys,
-    values, the attention's output before and after its projection, and the MLP's hidden layer.
+    A block that recomputes cheap operations stores its input, queries, keys, values, the output of
+    attention before and after its projection, and the hidden layer of the MLP.
 
     Args:
         args: Arguments of the model.
         bytes_per_value: 4 in float32, 2 under bfloat16 autocast.
-        recomputes: Whether blocks compute cheap operations again.
+        recompute: Whether blocks compute cheap operations again.
     """
     image = args["in_chans"] * args["img_size"] ** 2 * bytes_per_value
     logits = 2 * 4 * args["num_classes"]
-    kept_bytes = _recomputing_kept_bytes if recomputes else _kept_bytes
+    block_bytes = _recomputed_block_bytes if recompute else _block_bytes
     if is_pit(args):
         stages = zip(args["depth"], pit_sides(args), pit_widths(args), strict=True)
         blocks = sum(
-            depth * (side**2 + _num_prefix_tokens(args)) * kept_bytes(args, width, bytes_per_value)
+            depth * (side**2 + _num_prefix_tokens(args)) * block_bytes(args, width, bytes_per_value)
             for depth, side, width in stages
         )
         return int(blocks + image + logits)
     width = args["embed_dim"]
     last_tokens = 2 * width * bytes_per_value
-    block = kept_bytes(args, width, bytes_per_value)
+    block = block_bytes(args, width, bytes_per_value)
     stem = sum(3 * conv.width * conv.side**2 for conv in _resnet(args)) * bytes_per_value
     return int(stem + num_tokens(args) * (args["depth"] * block + last_tokens) + image + logits)
 
 
-def _kept_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
-    """Return what a block keeps of one token."""
+def _block_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
+    """Return the bytes that a block stores of one token."""
     hidden = int(width * args["mlp_ratio"])
     masks = (2 * width + hidden) * bool(args["proj_drop_rate"])
     return (8 * width + 2 * hidden) * bytes_per_value + masks
 
 
-def _recomputing_kept_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
-    """Return what a block keeps of one token if it computes cheap operations again."""
+def _recomputed_block_bytes(args: Mapping[str, Any], width: int, bytes_per_value: int) -> int:
+    """Return the bytes that a block stores of one token if it recomputes cheap operations."""
     return (6 * width + int(width * args["mlp_ratio"])) * bytes_per_value
 
 
@@ -177,7 +175,7 @@ def _block_macs(num_tokens: int, width: int, mlp_ratio: float) -> int:
 
 
 def _patch_values(args: Mapping[str, Any]) -> int:
-    """Return how many values make up a patch."""
+    """Return the number of values of a patch."""
     channels = args["in_chans"]
     if not is_pit(args) and args["resnet_layers"] is not None:
         channels = _ROOT_WIDTH * 2 ** (len(args["resnet_layers"]) + 1)

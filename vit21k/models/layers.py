@@ -1,16 +1,13 @@
-"""Trade cheap arithmetic for memory: compute it a second time instead of keeping its result.
+"""The layers of a Vision Transformer.
 
-Matrix products, convolutions and attention are kept; norms, GELU, dropout, additions and changes
-of type are computed again in the backward pass.  Random numbers are the same both times, so
-gradients are those of the plain way.
+Dimensions: B images, C colours, H W pixels, N tokens, D width, A heads, E width of a head,
+Q tokens whose output is needed.
 
-Source: selective activation checkpointing as capi (arXiv:2502.08769) uses it.
+Blocks can recompute cheap operations in the backward pass instead of storing their results: norms,
+GELU, dropout, additions and type conversions, but not matrix products, convolutions and attention.
+Random numbers are the same both times, so gradients are bit-identical.
 
-
-The parts of a Vision Transformer.
-
-Dimensions: B images, C colours, H W pixels, N tokens, D width, A heads, E width of a head.
-Q: the tokens whose output is asked for.
+Source of recomputation: selective activation checkpointing in capi (arXiv:2502.08769).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +27,7 @@ from torch.utils.checkpoint import (
 
 from vit21k.models.resnet_stem import ResNetStem, StemEps
 
-_DEAR = (
+_EXPENSIVE_NAMES = (
     "mm",
     "addmm",
     "bmm",
@@ -43,17 +40,16 @@ _DEAR = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
 )
-_DEAR_OPERATIONS = frozenset(
-    getattr(torch.ops.aten, name).default for name in _DEAR if hasattr(torch.ops.aten, name)
+_EXPENSIVE = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in _EXPENSIVE_NAMES
+    if hasattr(torch.ops.aten, name)
 )
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 def recompute_cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return ``function(*arguments)``, keeping only what is dear to compute for the backward pass.
-
-    Without gradients this is a plain call.
-    """
+    """Return ``function(*arguments)``; only results of expensive operations are stored."""
     if not torch.is_grad_enabled():
         return function(*arguments)
     contexts = partial(create_selective_checkpoint_contexts, _policy)
@@ -61,7 +57,7 @@ def recompute_cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def _policy(_context: Any, operation: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
-    if operation in _DEAR_OPERATIONS and not _ends_branch(operation, inputs):
+    if operation in _EXPENSIVE and not _ends_branch(operation, inputs):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -69,8 +65,8 @@ def _policy(_context: Any, operation: Any, *inputs: Any, **_: Any) -> Checkpoint
 def _ends_branch(operation: Any, inputs: tuple[Any, ...]) -> bool:
     """Return whether this is the second layer of an MLP, the product that makes rows shorter.
 
-    Its result is only added to something, so that the backward pass does not ask for it, and does
-    not compute it again either.
+    Its result is only added to something, so the backward pass needs neither it nor a second
+    computation of it.
     """
     if operation not in _PRODUCTS:
         return False
@@ -95,7 +91,7 @@ class PatchEmbed(nn.Module):
 
 
 class HybridEmbed(nn.Module):
-    """Let a ResNet look first, then project each patch of its map to a token."""
+    """Apply a ResNet, then project each patch of its map to a token."""
 
     def __init__(
         self,
@@ -120,8 +116,8 @@ class Attention(nn.Module):
     """Multi-head self-attention with one linear layer for queries, keys and values.
 
     Attributes:
-        backend: How attention is computed where that is possible, else by plain arithmetic; None:
-            torch decides.
+        backend: Implementation to use where it is possible, else plain arithmetic; None: torch
+            decides.
     """
 
     def __init__(
@@ -190,9 +186,9 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: leave a residual branch out, image by image, while training.
+    """Stochastic depth: drop a residual branch for some images of a batch while training.
 
-    What is kept is scaled up, so that the expectation stays.
+    The other branches are scaled up, so that the expectation stays.
 
     Source: Huang et al., arXiv:1603.09382; timm's `DropPath`.
     """
@@ -200,7 +196,7 @@ class DropPath(nn.Module):
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
-        # A tensor, for which torch.compile does not compile every block anew, as for a number.
+        # A tensor: for a number, torch.compile would compile every block separately.
         self._keep_rate = torch.tensor(1.0 - drop_rate, dtype=torch.float32, device="cpu")
         self._drops = drop_rate > 0
 
@@ -208,9 +204,9 @@ class DropPath(nn.Module):
         """Return *x_BND* with the branches of some images set to 0."""
         if not (self.training and self._drops):
             return x_BND
-        # Drawn in float32: bfloat16 has too few values for small rates.
-        draws_B11 = torch.rand((len(x_BND), 1, 1), device=x_BND.device)
-        kept_B11 = (draws_B11 < self._keep_rate) / self._keep_rate
+        # In float32: bfloat16 has too few values for small rates.
+        uniforms_B11 = torch.rand((len(x_BND), 1, 1), device=x_BND.device)
+        kept_B11 = (uniforms_B11 < self._keep_rate) / self._keep_rate
         return x_BND * kept_B11.to(x_BND.dtype)
 
 
@@ -221,7 +217,7 @@ def drop_path_rates(rate: float, shape: DropPathShape, num_blocks: int) -> list[
     """Return the stochastic depth of every block.
 
     Args:
-        rate: The most, or nearly.
+        rate: The maximum, or nearly.
         shape: "linear": from 0 to *rate* (timm); "linear_exclusive": *rate* times i / n for block
             i of n, so that the last one stays under it (PiT's authors); "constant": *rate*
             everywhere (DeiT III).
@@ -234,7 +230,7 @@ def drop_path_rates(rate: float, shape: DropPathShape, num_blocks: int) -> list[
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each value of a branch: at first a small one, so that blocks begin mild.
+    """A learnt factor for each value of a branch, small at first.
 
     Source: Touvron et al., arXiv:2103.17239; the name of the factors is timm's.
     """
@@ -249,12 +245,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each around a residual.
-
-    Attributes:
-        recomputes: Whether the backward pass computes norms, GELU and the like a second time
-            instead of keeping them; see `recompute`.
-    """
+    """Pre-norm transformer block: attention, then MLP, each with a residual connection."""
 
     def __init__(  # noqa: PLR0913 (each is a plain value)
         self,
@@ -269,9 +260,10 @@ class Block(nn.Module):
         drop_path_rate: float,
         norm_eps: float = LAYER_NORM_EPS,
         init_values: float | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.recomputes = False
+        self._recompute = recompute
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attn = Attention(
             embed_dim,
@@ -290,7 +282,7 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """Return the first *num_queries* tokens after this block (None: all of them)."""
-        if self.recomputes:
+        if self._recompute:
             return recompute_cheap(self._forward, x_BND, num_queries)
         return self._forward(x_BND, num_queries)
 

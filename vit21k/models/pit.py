@@ -42,6 +42,8 @@ class PoolingTransformer(ImageClassifier):
         drop_path_rate: Stochastic depth of the last block.
         drop_path_shape: How it rises from block to block; see `drop_path_rates`.
         head_drop_rate: Dropout of what the heads read.
+        recompute: Recompute cheap operations in the backward pass; see `models.layers`.
+        both_heads: In train mode a distilled model returns the logits of both heads.
     """
 
     def __init__(  # noqa: PLR0913 (timm's arguments)
@@ -65,6 +67,8 @@ class PoolingTransformer(ImageClassifier):
         drop_path_rate: float,
         drop_path_shape: DropPathShape,
         head_drop_rate: float,
+        recompute: bool = False,
+        both_heads: bool = False,
     ) -> None:
         super().__init__()
         widths = [base * num for base, num in zip(base_dims, heads, strict=True)]
@@ -95,6 +99,7 @@ class PoolingTransformer(ImageClassifier):
                     proj_drop_rate=proj_drop_rate,
                     attn_drop_rate=attn_drop_rate,
                     drop_path_rate=next(rates),
+                    recompute=recompute,
                 )
                 for _ in range(depth[stage])
             ]
@@ -103,13 +108,13 @@ class PoolingTransformer(ImageClassifier):
         self.head_drop = nn.Dropout(head_drop_rate)
         self.head = _head(self.embed_dim, num_classes)
         self.head_dist = _head(self.embed_dim, num_classes) if distilled else None
-        self.answers_apart = False
+        self._both_heads = both_heads
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BK of normalised float images.
 
-        A distilled model in train mode whose `answers_apart` is set returns the logits of both
-        heads, (2, B, K): those for the labels first.
+        A distilled model with *both_heads* returns (2, B, K) in train mode: logits for the labels,
+        logits for the teacher.
         """
         return self.forward_head(self.forward_features(images_BCHW))
 
@@ -137,7 +142,7 @@ class PoolingTransformer(ImageClassifier):
         if self.head_dist is None:
             return logits_BK
         distilled_BK = self.head_dist(tokens_BND[:, 1])
-        if self.training and self.answers_apart:
+        if self.training and self._both_heads:
             return torch.stack([logits_BK, distilled_BK])
         return (logits_BK + distilled_BK) / 2
 

@@ -312,12 +312,23 @@ def get_model(name: str, *, num_classes: int = 1000, **overrides: Any) -> "Image
     return build_model(args)
 
 
-def build_model(args: Mapping[str, Any]) -> "ImageClassifier":
-    """Build the model of *args*, as `model_args` returns them."""
+def build_model(
+    args: Mapping[str, Any],
+    *,
+    recompute: bool = False,
+    any_size: bool = False,
+    both_heads: bool = False,
+) -> "ImageClassifier":
+    """Build the model of *args*, as `model_args` returns them.
+
+    The other arguments are for training, and do not apply to every model: see the constructors.
+    """
     from vit21k.models.pit import PoolingTransformer  # noqa: PLC0415 (the names need no torch)
     from vit21k.models.vit import VisionTransformer  # noqa: PLC0415
 
-    return PoolingTransformer(**args) if is_pit(args) else VisionTransformer(**args)
+    if is_pit(args):
+        return PoolingTransformer(**args, recompute=recompute, both_heads=both_heads)
+    return VisionTransformer(**args, recompute=recompute, any_size=any_size)
 
 
 def _is_stages(value: object) -> bool:

@@ -1,13 +1,11 @@
-"""What every network of this package has in common, whatever happens between image and head.
-
-Images -> logits: the Vision Transformer, under timm's parameter names.
+"""Images -> logits: the Vision Transformer, under timm's parameter names.
 
 Dimensions: B images, C colours, H W pixels, N tokens, D width, K classes,
 M patches of an image that are kept.
 
 Source: Dosovitskiy et al., arXiv:2010.11929; names and defaults from timm's `VisionTransformer`, so
-that weights go both ways as they are.  Differences: the tanh representation layer (`pre_logits`),
-which timm dropped, and a last block that computes only what the head reads.
+that either loads the weights of the other.  Differences: the tanh representation layer
+(`pre_logits`), which timm dropped, and a last block that computes only what the head reads.
 """
 
 from collections.abc import Sequence
@@ -70,7 +68,7 @@ class ImageClassifier(nn.Module):
 
 
 def probabilities(logits_BK: Tensor, activation: Activation) -> Tensor:
-    """Return the probabilities that *logits_BK* mean, float32: sigmoid or softmax."""
+    """Return the probabilities of *logits_BK*, float32: sigmoid or softmax."""
     logits_BK = logits_BK.float()
     return logits_BK.sigmoid() if activation == "sigmoid" else logits_BK.softmax(dim=1)
 
@@ -99,26 +97,17 @@ class VisionTransformer(ImageClassifier):
             None: no factors.
         act_layer: "gelu" is exact; "gelu_tanh" is the approximation that Google's weights need.
         norm_eps: Added to the variance in every layer norm.
-        resnet_layers: Blocks in each stage of a ResNet that looks at the image first (Google's
-            hybrids); None: no ResNet.
-        stem_eps: Whose small numbers the ResNet divides with: "google" or "timm".
+        resnet_layers: Blocks in each stage of a ResNet before the patches (Google's hybrids); None:
+            no ResNet.
+        stem_eps: Epsilons of the ResNet: "google" or "timm".
         pos_drop_rate: Dropout after the position embedding.
         proj_drop_rate: Dropout after `attn.proj` and after both layers of the MLP.
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block.
         drop_path_shape: How it rises from block to block; see `drop_path_rates`.
         head_drop_rate: Dropout of what the head reads.
-
-    Attributes:
-        num_classes: Outputs of the head.
-        img_size: Height and width of the images.
-        patch_size: Height and width of a patch.
-        embed_dim: Width of a token.
-        num_features: Width of what the head reads.
-        num_prefix_tokens: 1 with a class token, else 0.
-        grid_size: Patches of an image, (rows, columns).
-        takes_smaller_images: Whether images of fewer patches are seen, too, with the positions
-            resized to them at every call; if not, they are refused.
+        recompute: Recompute cheap operations in the backward pass; see `models.layers`.
+        any_size: Accept images of another size, with positions that are resized at every call.
     """
 
     def __init__(  # noqa: PLR0913 (timm's arguments)
@@ -148,6 +137,8 @@ class VisionTransformer(ImageClassifier):
         drop_path_rate: float,
         drop_path_shape: DropPathShape,
         head_drop_rate: float,
+        recompute: bool = False,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -157,7 +148,7 @@ class VisionTransformer(ImageClassifier):
         self.num_features = representation_size or embed_dim
         self.num_prefix_tokens = int(class_token)
         self.global_pool = global_pool
-        self.takes_smaller_images = False
+        self._any_size = any_size
         side = img_size if resnet_layers is None else resnet_sides(img_size, resnet_layers)[-1]
         self.grid_size = (side // patch_size, side // patch_size)
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
@@ -181,6 +172,7 @@ class VisionTransformer(ImageClassifier):
             init_values=init_values,
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
+            recompute=recompute,
         )
         rates = drop_path_rates(drop_path_rate, drop_path_shape, depth)
         self.blocks = nn.Sequential(*(block(drop_path_rate=rate) for rate in rates))
@@ -201,7 +193,7 @@ class VisionTransformer(ImageClassifier):
 
         When the head reads only the class token, the last block computes only that: keys and
         values of all tokens, but one query, one projection and one MLP.  The result and its
-        gradients are those of the plain path, `forward_head(forward_features(x))`.
+        gradients are those of `forward_head(forward_features(x))`.
 
         Args:
             images_BCHW: Normalised float images.
@@ -246,7 +238,7 @@ class VisionTransformer(ImageClassifier):
         height, width = images_BCHW.shape[2:]
         if (height, width) == (self.img_size, self.img_size):
             return self.pos_embed
-        if not self.takes_smaller_images:
+        if not self._any_size:
             raise ValueError(f"images of {(height, width)} for a model of {self.img_size} pixels")
         grid = (height // self.patch_size, width // self.patch_size)
         return resize_pos_embed(self.pos_embed, grid, num_prefix_tokens=self.num_prefix_tokens)

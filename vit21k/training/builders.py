@@ -1,4 +1,4 @@
-"""Build what a run needs from the sections of its recipe: transforms, order, schedule, memory."""
+"""Build transforms, sampler, schedule and batch sizes from the sections of a recipe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,61 +11,73 @@ from vit21k.data.dataset import ImageRows
 from vit21k.data.mix import DeviceTransform, Eraser, Mixer
 from vit21k.data.sampler import ClassRows, StepSampler
 from vit21k.data.transforms import EvalTransform, TrainTransform
+from vit21k.device import Precision
 from vit21k.distributed import World
 from vit21k.errors import UsageError
 from vit21k.models.cost import activation_bytes_per_image
 from vit21k.optim.optimizers import state_bytes_of
 from vit21k.optim.schedule import LrSchedule
-from vit21k.recipe.schema import Recipe
-from vit21k.training.curriculum import Curriculum
+from vit21k.recipe.schema import (
+    AugmentSection,
+    DataSection,
+    EmaSection,
+    ModelSection,
+    OptimSection,
+    Recipe,
+    ScheduleSection,
+    StepSection,
+)
 from vit21k.training.forecast import fit_device_batch_size
 
 
-def train_transform_of(recipe: Recipe, img_size: int | None = None) -> TrainTransform:
-    """Return how a training image is cropped and flipped; to *img_size*, if not the model's."""
+def train_transform_of(data: DataSection, img_size: int) -> TrainTransform:
+    """Return the random crop and flip of training images."""
     return TrainTransform(
-        img_size or recipe.model.img_size,
-        crop_scale=recipe.data.crop_scale,
-        crop_ratio=recipe.data.crop_ratio,
-        interpolation=recipe.data.interpolation,
-        hflip=recipe.data.hflip_rate,
+        img_size,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        interpolation=data.interpolation,
+        hflip=data.hflip_rate,
     )
 
 
-def eval_transform_of(recipe: Recipe) -> EvalTransform:
-    """Return what is done to an image in evaluation."""
+def eval_transform_of(data: DataSection, img_size: int) -> EvalTransform:
+    """Return the resizing and crop of images in evaluation."""
     return EvalTransform(
-        recipe.model.img_size,
-        resize=recipe.data.eval_resize,
-        mode=recipe.data.eval_mode,
-        interpolation=recipe.data.eval_interpolation,
+        img_size,
+        resize=data.eval_resize,
+        mode=data.eval_mode,
+        interpolation=data.eval_interpolation,
     )
 
 
-def policy_of(recipe: Recipe) -> Policy | None:
-    """Return what is done to a crop after that; None: nothing."""
-    augment = recipe.augment
-    policy = None if augment.policy is None else _policy_named(recipe)
+def policy_of(augment: AugmentSection, data: DataSection) -> Policy | None:
+    """Return the augmentation of a crop; None: there is none."""
+    policy = None
+    if augment.policy is not None:
+        policy = policy_named(
+            augment.policy,
+            num_ops=augment.num_ops,
+            magnitude=augment.magnitude,
+            magnitude_std=augment.magnitude_std,
+            color_jitter=augment.color_jitter,
+            mean=data.mean,
+            interpolation=data.interpolation,
+        )
     return CutoutFirst(augment.cutout, policy) if augment.cutout else policy
 
 
-def _policy_named(recipe: Recipe) -> Policy:
-    augment = recipe.augment
-    assert augment.policy is not None  # noqa: S101 (the caller's condition)
-    return policy_named(
-        augment.policy,
-        num_ops=augment.num_ops,
-        magnitude=augment.magnitude,
-        magnitude_std=augment.magnitude_std,
-        color_jitter=augment.color_jitter,
-        mean=recipe.data.mean,
-        interpolation=recipe.data.interpolation,
-    )
+def device_transform_of(
+    augment: AugmentSection, data: DataSection, *, sums_to_one: bool, seed: int
+) -> DeviceTransform:
+    """Return erasing and mixing on the device.
 
-
-def device_transform_of(recipe: Recipe) -> DeviceTransform:
-    """Return what is erased and mixed on the device."""
-    augment, seed = recipe.augment, recipe.seed
+    Args:
+        augment: Rates.
+        data: Mean and standard deviation of the images.
+        sums_to_one: Whether the label weights of an image add up to 1.
+        seed: Of the run.
+    """
     eraser = Eraser(seed=seed, rate=augment.erase_rate, fill=augment.erase_fill)
     mixer = Mixer(
         seed=seed,
@@ -75,190 +87,166 @@ def device_transform_of(recipe: Recipe) -> DeviceTransform:
         switch_rate=augment.switch_rate,
     )
     return DeviceTransform(
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        sums_to_one=recipe.loss.kind != "sigmoid",
+        mean=data.mean,
+        std=data.std,
+        sums_to_one=sums_to_one,
         eraser=eraser if augment.erase_rate else None,
         mixer=mixer if augment.mixes else None,
     )
 
 
-def build_curriculum(recipe: Recipe, steps_per_epoch: int) -> Curriculum:
-    """Build what says how much of each image a step sees."""
-    return Curriculum(
-        section=recipe.curriculum,
-        img_size=recipe.model.img_size,
-        total_steps=total_steps_of(recipe, steps_per_epoch),
-        seed=recipe.seed,
-    )
-
-
-def sampler_of(recipe: Recipe, pixels: ImageRows, world: World) -> StepSampler:
+def sampler_of(
+    data: DataSection, pixels: ImageRows, world: World, *, in_pairs: bool, seed: int
+) -> StepSampler:
     """Return the order of the images for this process.
+
+    Args:
+        data: Batch size, repeats and sampling.
+        pixels: The training images.
+        world: The processes.
+        in_pairs: Whether pairs of images are mixed.
+        seed: Of the run.
 
     Raises:
         UsageError: The global batch does not fit the images or the processes.
     """
-    size, num_images = recipe.data.global_batch_size, len(pixels)
-    unit = 2 * world.world_size if recipe.augment.mixes else world.world_size
+    size, num_images = data.global_batch_size, len(pixels)
+    unit = 2 * world.world_size if in_pairs else world.world_size
     if size % unit:
-        pairs = " pairs for each of" if recipe.augment.mixes else ""
+        pairs = " pairs for each of" if in_pairs else ""
         raise UsageError(
             f"data.global_batch_size ({size}) is not a multiple of{pairs} the "
             f"{world.world_size} processes",
             hint=f"take a multiple of {unit}",
         )
-    if recipe.data.drop_last and num_images < size:
+    if data.drop_last and num_images < size:
         raise UsageError(
             f"data.global_batch_size ({size}) is more than the {num_images:,} training images",
             hint=f"lower it: `--set data.global_batch_size={max(1, num_images // 4)}`",
         )
-    balanced = recipe.data.sampling == "class_balanced"
+    balanced = data.sampling == "class_balanced"
     return StepSampler(
         num_images,
         global_batch_size=size,
-        seed=recipe.seed,
+        seed=seed,
         rank=world.rank,
         world_size=world.world_size,
-        drop_last=recipe.data.drop_last,
-        repeats=recipe.data.repeats,
+        drop_last=data.drop_last,
+        repeats=data.repeats,
         class_rows=ClassRows.from_images(pixels) if balanced else None,
     )
 
 
-def total_steps_of(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Return the length of the run in optimizer steps."""
-    return recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
-
-
 def build_schedule(recipe: Recipe, steps_per_epoch: int) -> LrSchedule:
-    """Build the length of the run, and the factor on the peak learning rate of each update.
+    """Build the schedule of the learning rate, which has the length of the run.
 
     Raises:
         UsageError: The warm-up, or warm-up and cooldown, are longer than the run.
     """
-    fields, peak_lr = recipe.schedule, recipe.optim.lr
-    total_steps = total_steps_of(recipe, steps_per_epoch)
-    warmup_steps = _warmup_steps(recipe, total_steps, steps_per_epoch)
-    cooldown_steps = fields.cooldown_steps or _share(fields.cooldown_percent, total_steps)
-    decay_end = fields.decay_epochs and fields.decay_epochs * steps_per_epoch
-    _check_lengths(recipe, warmup_steps, cooldown_steps, total_steps)
-    if decay_end is not None and decay_end <= warmup_steps:
-        raise UsageError(
-            f"schedule.decay_epochs ({fields.decay_epochs:g}) must be more than the warm-up"
-        )
-    return LrSchedule(
+    section, peak_lr = recipe.schedule, recipe.optim.lr
+    total_steps = recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    schedule = LrSchedule(
         total_steps=total_steps,
-        decay=fields.decay,
-        warmup_steps=warmup_steps,
-        start_factor=fields.warmup_start_lr / peak_lr,
-        warmup_shape=fields.warmup_shape,
-        end_factor=fields.end_lr / peak_lr,
-        decay_end=decay_end,
-        from_start=fields.decay_from == "start",
-        timescale=fields.rsqrt_timescale_steps,
-        drops=tuple(_share(percent, total_steps) for percent in fields.step_percents),
-        drop_factor=fields.step_factor,
-        cooldown_steps=cooldown_steps,
-        changes=fields.lr_changes,
+        decay=section.decay,
+        warmup_steps=_warmup_steps(recipe, total_steps, steps_per_epoch),
+        start_factor=section.warmup_start_lr / peak_lr,
+        warmup_shape=section.warmup_shape,
+        end_factor=section.end_lr / peak_lr,
+        decay_end=section.decay_epochs and section.decay_epochs * steps_per_epoch,
+        from_start=section.decay_from == "start",
+        timescale=section.rsqrt_timescale_steps,
+        drops=tuple(_share(percent, total_steps) for percent in section.step_percents),
+        drop_factor=section.step_factor,
+        cooldown_steps=section.cooldown_steps or _share(section.cooldown_percent, total_steps),
+        changes=section.lr_changes,
         steps_per_epoch=steps_per_epoch,
-        first_epoch=fields.first_epoch,
+        first_epoch=section.first_epoch,
     )
-
-
-def freeze(model: nn.Module, recipe: Recipe) -> None:
-    """Take what the recipe freezes out of training, in place: it gets no gradient."""
-    if recipe.model.freeze == "backbone":
-        for name, param in model.named_parameters():
-            param.requires_grad_(name.startswith("head"))
+    _check_lengths(schedule, section)
+    return schedule
 
 
 def _warmup_steps(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> int:
-    fields = recipe.schedule
-    if fields.warmup_epochs is not None:
-        return max(1, round(fields.warmup_epochs * steps_per_epoch))
-    if fields.warmup_images is not None:
-        return max(1, round(fields.warmup_images / recipe.data.global_batch_size))
-    return fields.warmup_steps or _share(fields.warmup_percent, total_steps)
+    section = recipe.schedule
+    if section.warmup_epochs is not None:
+        return max(1, round(section.warmup_epochs * steps_per_epoch))
+    if section.warmup_images is not None:
+        return max(1, round(section.warmup_images / recipe.data.global_batch_size))
+    return section.warmup_steps or _share(section.warmup_percent, total_steps)
 
 
 def _share(percent: float | None, total_steps: int) -> int:
-    """Return *percent* of the run in updates; at least one, unless it is nothing, as big_vision."""
+    """Return *percent* of the run in updates; at least one unless it is 0, as in big_vision."""
     return max(1, round(percent / 100 * total_steps)) if percent else 0
 
 
-def _check_lengths(
-    recipe: Recipe, warmup_steps: int, cooldown_steps: int, total_steps: int
-) -> None:
+def _check_lengths(schedule: LrSchedule, section: ScheduleSection) -> None:
+    warmup_steps, total_steps = schedule.warmup_steps, schedule.total_steps
     if warmup_steps >= total_steps:
+        names = ("warmup_epochs", "warmup_images", "warmup_percent")
+        given = (name for name in names if getattr(section, name) is not None)
         raise UsageError(
             f"the warm-up ({warmup_steps:,} steps) must be less than the "
             f"{total_steps:,} steps of the run",
-            hint=f"shorten it: `--set schedule.{_warmup_field(recipe)}=...`",
+            hint=f"shorten it: `--set schedule.{next(given, 'warmup_steps')}=...`",
         )
-    if warmup_steps + cooldown_steps > total_steps:
+    if warmup_steps + schedule.cooldown_steps > total_steps:
         raise UsageError(
-            f"warm-up ({warmup_steps:,} steps) and cooldown ({cooldown_steps:,}) are more than "
-            f"the {total_steps:,} steps of the run"
+            f"warm-up ({warmup_steps:,} steps) and cooldown ({schedule.cooldown_steps:,}) are more "
+            f"than the {total_steps:,} steps of the run"
+        )
+    if schedule.decay_end is not None and schedule.decay_end <= warmup_steps:
+        raise UsageError(
+            f"schedule.decay_epochs ({section.decay_epochs:g}) must be more than the warm-up"
         )
 
 
-def _warmup_field(recipe: Recipe) -> str:
-    names = ("warmup_epochs", "warmup_images", "warmup_percent")
-    given = (name for name in names if getattr(recipe.schedule, name) is not None)
-    return next(given, "warmup_steps")
+def freeze(model: nn.Module, section: ModelSection) -> None:
+    """Exclude from training, in place, what *section* freezes: it gets no gradient."""
+    if section.freeze == "backbone":
+        for name, param in model.named_parameters():
+            param.requires_grad_(name.startswith("head"))
 
 
 _FLOAT_BYTES = 4
 
 
-def activation_bytes_of(recipe: Recipe, args: Mapping[str, Any]) -> int:
-    """Return about how many bytes a training step keeps of one image.
-
-    Args:
-        recipe: Its precision, and what it computes again.
-        args: Of the model.
-    """
-    return activation_bytes_per_image(
-        args,
-        4 if recipe.products_in == "fp32" else 2,
-        recomputes=recipe.step.recompute == "cheap",
-    )
+def activation_bytes_of(args: Mapping[str, Any], precision: Precision, step: StepSection) -> int:
+    """Estimate the bytes that a training step stores for one image, for a model of *args*."""
+    bytes_per_value = _FLOAT_BYTES if precision == "fp32" else 2
+    return activation_bytes_per_image(args, bytes_per_value, recompute=step.recompute == "cheap")
 
 
-def bytes_per_param_of(recipe: Recipe) -> int:
-    """Return what training keeps of each weight: itself, gradient, moments, average; in bytes."""
-    state = state_bytes_of(recipe.optim.kind, recipe.optim.momentum_dtype)
-    averages = 0 if recipe.ema.decay is None else _FLOAT_BYTES
-    return 2 * _FLOAT_BYTES + state + averages
+def bytes_per_param_of(optim: OptimSection, ema: EmaSection) -> int:
+    """Return the bytes of each parameter: weight, gradient, state of the optimizer, average."""
+    averages = 0 if ema.decay is None else _FLOAT_BYTES
+    return 2 * _FLOAT_BYTES + state_bytes_of(optim.kind, optim.momentum_dtype) + averages
 
 
 def device_batch_size_of(
     recipe: Recipe, args: Mapping[str, Any], *, asked: int | None, device: torch.device
 ) -> int:
-    """Return how many images one forward and backward pass takes.
+    """Return the number of images in one forward and backward pass.
 
     Args:
-        recipe: How many it wants.
+        recipe: The run.
         args: Of the model.
-        asked: What the user says, who is taken at their word; None: what fits into memory.
-        device: Where.
+        asked: The user's number, which is not checked; None: the recipe's, or as many as fit into
+            memory.
+        device: Of the model.
     """
-    return whole_pairs(
-        recipe,
-        asked
-        or fit_device_batch_size(
-            args,
-            recipe.data.device_batch_size,
-            device=device,
-            bytes_per_param=bytes_per_param_of(recipe),
-            activation_bytes=activation_bytes_of(recipe, args),
-        ),
+    fitting = asked or fit_device_batch_size(
+        args,
+        recipe.data.device_batch_size,
+        device=device,
+        bytes_per_param=bytes_per_param_of(recipe.optim, recipe.ema),
+        activation_bytes=activation_bytes_of(args, recipe.products_in, recipe.step),
     )
+    return complete_pairs(recipe.augment, fitting)
 
 
-def whole_pairs(recipe: Recipe, device_batch_size: int) -> int:
-    """Return *device_batch_size*, or one that parts no pair of images that are to be mixed."""
-    if not recipe.augment.mixes:
+def complete_pairs(augment: AugmentSection, device_batch_size: int) -> int:
+    """Return *device_batch_size*, or the even number below it if pairs of images are mixed."""
+    if not augment.mixes:
         return device_batch_size
     return max(2, device_batch_size - device_batch_size % 2)

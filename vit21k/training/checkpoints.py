@@ -1,6 +1,5 @@
-"""When a run saves, which checkpoint is best, and where it resumes."""
+"""Checkpoints of a run: saving, the best one, and the one to start from."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit21k.checkpoint.model_folder import WEIGHTS
 from vit21k.checkpoint.store import (
@@ -29,16 +27,11 @@ from vit21k.checkpoint.store import (
 )
 from vit21k.distributed import World, local_part, whole
 from vit21k.errors import CheckpointError, NonFiniteLossError, UsageError
-from vit21k.models.registry import build_model
-from vit21k.training.context import Fork, Progress, TrainState
+from vit21k.training.context import Fork, Progress, RunContext, TrainState, recipe_identity
 from vit21k.training.log import norm_of
-from vit21k.training.reporter import Reporter
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.initialise import InitSource
-
-_LESS_IS_BETTER = ("loss",)
-
 
 DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the gradient"
 
@@ -46,13 +39,13 @@ DIVERGED_HINT = "lower the learning rate, lengthen the warm-up, or clip the grad
 def note_best(
     best: dict[str, float], metrics: Mapping[str, float], *, metric: str | None, val_name: str
 ) -> list[str]:
-    """Put the values that are better than all before into *best*; return their checkpoints' names.
+    """Update the values in *best* that have improved; return the names of their checkpoints.
 
     Args:
         best: The best values so far, of the weights and of their average, by name of the
             checkpoint; changed in place.
         metrics: Of an evaluation, by full name.
-        metric: Name without the split: "prec@1", "top5", "loss"; None: no checkpoint is the best.
+        metric: Name without the split: "prec@1", "top5", "loss"; None: there is no best one.
         val_name: Of the split, as in `SplitData`.
     """
     improved = []
@@ -61,15 +54,15 @@ def note_best(
         if value is None or not math.isfinite(value):
             continue
         before = best.get(pointer)
-        if before is None or (value < before if metric in _LESS_IS_BETTER else value > before):
+        if before is None or (value < before if metric == "loss" else value > before):
             best[pointer] = value
             improved.append(pointer)
     return improved
 
 
-_MOST_GROWTH = 100.0
-"""Of the norm of all weights from one checkpoint to the next.  Weights that are trained move by
-about the learning rate at an update; a norm a hundred times as large is no training any more."""
+_MAX_GROWTH = 100.0
+"""Of the norm of all weights from one checkpoint to the next.  An update moves weights by about the
+learning rate; a norm a hundred times as large is a divergence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +71,14 @@ class Saver:
 
     Attributes:
         run_dir: The run.
-        state: What is saved.
-        identity: What else ``state.json`` keeps: which run this is.
+        state: The train state.
+        identity: What else ``state.json`` has: which run this is.
         model_config: From `model_config`.
-        keep_last: How many checkpoints stay; at least two before the last step, because the
-            newest is not known to be good before the loss of the next step.
+        keep_last: Checkpoints that stay; at least two before the last step, because the newest is
+            not known to be good before the loss of the next step.
         total_steps: Of the run.
         world: The processes.
-        writer: Where writing happens; waited for at the end of the run.
+        writer: Thread that writes.
     """
 
     run_dir: Path
@@ -98,7 +91,7 @@ class Saver:
     writer: BackgroundWriter
 
     def save(self, progress: Progress, best: Sequence[str] = ()) -> None:
-        """Copy the state of the run, and have it written; it is also the *best* of these names.
+        """Copy the state of the run, and submit it to the writer; *best* pointers will name it.
 
         Raises:
             NonFiniteLossError: The weights or the optimizer's state are not finite, or have
@@ -114,6 +107,7 @@ class Saver:
         optimizer_state = self._copies(optimizers_to_tensors(model, optimizers))
         if self.world.rank != 0:
             return
+        scaler = self.state.scaler.state()
         self.writer.submit(
             partial(
                 save_checkpoint,
@@ -122,11 +116,7 @@ class Saver:
                 model_state=model_state,
                 model_config=self.model_config,
                 optimizer_state=optimizer_state,
-                state={
-                    **self.identity,
-                    "progress": asdict(progress),
-                    "scaler": self.state.scaler.state(),
-                },
+                state={**self.identity, "progress": asdict(progress), "scaler": scaler},
                 keep_last=self.keep_last if is_last else max(2, self.keep_last),
                 ema_state=ema_state,
                 best=tuple(best),
@@ -134,7 +124,7 @@ class Saver:
         )
 
     def _check(self, progress: Progress) -> None:
-        """Raise if the state is of no use; note its norm, for the next time."""
+        """Raise if the state is useless; note its norm for the next time."""
         model, before = self.state.model, progress.weight_norm
         norm = norm_of(model)
         moments = optimizers_to_tensors(model, self.state.optimizers).values()
@@ -144,7 +134,7 @@ class Saver:
         problem = None
         if not math.isfinite(norm):
             problem = f"the norm of the weights is {norm}"
-        elif before is not None and norm > _MOST_GROWTH * before:
+        elif before is not None and norm > _MAX_GROWTH * before:
             problem = (
                 f"the norm of the weights is {norm:.3g}, it was {before:.3g} at the checkpoint "
                 "before"
@@ -156,7 +146,7 @@ class Saver:
         progress.weight_norm = norm
 
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies in the memory of the host on the first process, nothing on the others."""
+        """Return copies in host memory on the first process, nothing on the others."""
         copies = {}
         for name, tensor in tensors.items():
             full = whole(tensor.detach())
@@ -166,8 +156,8 @@ class Saver:
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether the parts of *tensors* that this process holds are finite."""
-    # A sum keeps infinities and what is no number; one wait for each device.
+    """Return whether this process's parts of *tensors* are finite."""
+    # A sum keeps infinities and NaN; the host waits once for each device.
     sums: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         total = local_part(tensor.detach()).sum(dtype=torch.float32)
@@ -175,10 +165,10 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.stack(totals).isfinite().all()) for totals in sums.values())
 
 
-# What decides which weights a run begins with; the rest of an origin is for people.
+# The keys that decide the first weights; the others of an origin are for people.
 _ORIGIN_KEYS = ("kind", "weights", "head", "classes", "step")
-# Fields of the recipe that a fork may change: they alter how training continues, not what a step
-# or a parameter is.
+# Fields of the recipe that a fork may change: how training continues, not the meaning of a step or
+# a parameter.
 _FORK_MAY_CHANGE = (
     "epochs",
     "total_steps",
@@ -197,13 +187,13 @@ _FORK_MAY_NOT = ("optim.kind", "optim.momentum_dtype")
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a run and its continuation have in common; kept in every checkpoint.
+    """What a run and its resumption have in common; part of every checkpoint.
 
     Attributes:
         recipe: The fields that identify it, as JSON values.
-        train_manifest: Fingerprint of what it trains on.
-        val_manifest: Fingerprint of what it is evaluated on.
-        objective: Fingerprints of what its loss needs beside the recipe, by name.
+        train_manifest: Fingerprint of the training images.
+        val_manifest: Fingerprint of the evaluation images.
+        objective: Fingerprints of what the loss needs besides the recipe, by name.
     """
 
     recipe: Mapping[str, Any]
@@ -211,11 +201,21 @@ class Identity:
     val_manifest: str
     objective: Mapping[str, str | None]
 
+    @classmethod
+    def of(cls, run: RunContext) -> "Identity":
+        """Return the identity of *run*."""
+        return cls(
+            recipe=recipe_identity(run.recipe),
+            train_manifest=run.data.fingerprint,
+            val_manifest=run.data.val_fingerprint,
+            objective=dict(run.objective.fingerprints),
+        )
+
     def check(self, state: Mapping[str, Any], run_dir: Path) -> None:
-        """Check that *state*, of a checkpoint in *run_dir*, is of this run, the recipe apart.
+        """Check that *state*, of a checkpoint in *run_dir*, has this identity, except the recipe.
 
         Raises:
-            CheckpointError: It is not.
+            CheckpointError: It has not.
         """
         for split in ("train", "val"):
             ours = getattr(self, f"{split}_manifest")
@@ -233,12 +233,13 @@ class Identity:
 
 
 class Begin(NamedTuple):
-    """What a run begins with, or resumes from.
+    """The checkpoint that a run starts from.
 
     Attributes:
         checkpoint: Of this run, or of the one that it is a fork of; None: there is none yet.
         is_fork: Whether *checkpoint* is another run's.
-        origin: What the run began with, as far as *checkpoint* says it; None: from scratch.
+        origin: The first weights of the run, as far as *checkpoint* records them; None: from
+            scratch.
     """
 
     checkpoint: Checkpoint | None = None
@@ -247,74 +248,56 @@ class Begin(NamedTuple):
 
 
 def find_begin(
-    run_dir: Path,
-    *,
+    run: RunContext,
     identity: Identity,
-    total_steps: int,
+    *,
     init: "str | InitSource | None",
-    args: Mapping[str, Any],
     fork: Fork | None,
     fresh: bool,
-    reporter: Reporter,
 ) -> Begin:
-    """Return the checkpoint that a run of *total_steps* in *run_dir* begins with.
+    """Return the checkpoint that *run* starts from; write nothing.
 
-    If it is *fresh*, the checkpoints that are there do not count; nothing is changed here.
+    Args:
+        run: Its reporter warns of damaged newer checkpoints, and of what cannot be checked.
+        identity: Of the run.
+        init: The weights that it must have started from; None: any.
+        fork: The checkpoint of another run that it must have started from; None: any.
+        fresh: Ignore the checkpoints of the run.
 
     Raises:
-        UsageError: *fork* is this very run, or there is nothing in *run_dir* and it does not fit.
-        CheckpointError: See `find_resumable`.
+        UsageError: *fork* is this very run, or does not fit.
+        CheckpointError: All checkpoints are damaged, or they are of another recipe, of other data,
+            or of a run that started from other weights.
     """
+    run_dir = run.options.run_dir
     if fork is not None and fork.run_dir.resolve() == run_dir.resolve():
         raise UsageError(
             f"--resume-from begins a new run, and `{run_dir}` is the one it resumes from",
             hint="name the new run with --run-dir",
         )
-    found = None
-    if not fresh:
-        found = find_resumable(
-            run_dir, identity=identity, init=init, args=args, fork=fork, reporter=reporter
-        )
+    found = None if fresh else _find_resumable(run, identity, init=init, fork=fork)
     if found is not None:
         return Begin(found, origin=found.state.get("origin"))
     if fork is None:
         return Begin()
-    checkpoint = open_fork(fork, identity=identity)
-    if checkpoint.step >= total_steps:
+    checkpoint = _open_fork(fork, identity)
+    if checkpoint.step >= run.schedule.total_steps:
         raise UsageError(
             f"a fork from step {checkpoint.step:,} has nothing left to do: the run has "
-            f"{total_steps:,} steps in all",
+            f"{run.schedule.total_steps:,} steps in all",
             hint="make it longer, for example with `--set epochs=...` or `--set total_steps=...`",
         )
-    return Begin(checkpoint, is_fork=True, origin=fork_origin(fork, checkpoint))
+    return Begin(checkpoint, is_fork=True, origin=_fork_origin(fork, checkpoint))
 
 
-def find_resumable(
-    run_dir: Path,
-    *,
-    identity: Identity,
-    init: "str | InitSource | None",
-    args: Mapping[str, Any],
-    fork: Fork | None,
-    reporter: Reporter,
+def _find_resumable(
+    run: RunContext, identity: Identity, *, init: "str | InitSource | None", fork: Fork | None
 ) -> Checkpoint | None:
-    """Return the newest intact checkpoint in *run_dir*; None if there is none yet.
-
-    Args:
-        run_dir: The run.
-        identity: Of the run.
-        init: The weights that it is to have begun with; None: whatever it began with.
-        args: Every argument of the model's constructor.
-        fork: The checkpoint of another run that it is to have begun with; None: the same.
-        reporter: Warns of damaged newer checkpoints, and of what cannot be checked.
-
-    Raises:
-        CheckpointError: All are damaged, or they are of another recipe, of other data, or of a run
-            that began with other weights.
-    """
+    """Return the newest intact checkpoint of *run*; None if there is none yet."""
+    run_dir = run.options.run_dir
     checkpoint, warnings = find_latest(run_dir)
     for warning in warnings:
-        reporter.warn(warning)
+        run.reporter.warn(warning)
     if checkpoint is None:
         return None
     different = list(_differences(_recipe_of(checkpoint), identity.recipe))
@@ -325,23 +308,16 @@ def find_resumable(
             f"fork it: `--resume-from {run_dir} --run-dir NEW`; or start over with --fresh",
         )
     identity.check(checkpoint.state, run_dir)
-    _check_origin(checkpoint, run_dir, init=init, args=args, fork=fork, reporter=reporter)
+    if init is not None or fork is not None:
+        _check_origin(run, checkpoint, init=init, fork=fork)
     return checkpoint
 
 
-def open_fork(fork: Fork, *, identity: Identity) -> Checkpoint:
-    """Return the checkpoint of another run that a new run begins with.
-
-    Raises:
-        UsageError: The two runs differ in what a fork cannot change.
-        CheckpointError: There is no such checkpoint, or it is damaged or of other data.
-    """
+def _open_fork(fork: Fork, identity: Identity) -> Checkpoint:
+    """Return the checkpoint of *fork*, if a run of *identity* may start from it."""
     checkpoint = _checkpoint_of(fork)
-    fixed = [
-        difference
-        for difference in _differences(_recipe_of(checkpoint), identity.recipe)
-        if not _may_change(difference.name)
-    ]
+    different = _differences(_recipe_of(checkpoint), identity.recipe)
+    fixed = [one for one in different if not _may_change(one.name)]
     if fixed:
         raise UsageError(
             f"a fork of `{fork.run_dir}` cannot change this: {_in_words(fixed)}",
@@ -351,8 +327,8 @@ def open_fork(fork: Fork, *, identity: Identity) -> Checkpoint:
     return checkpoint
 
 
-def fork_origin(fork: Fork, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what identifies the checkpoint that a run began with, and where that came from."""
+def _fork_origin(fork: Fork, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what identifies the checkpoint that a run started from, and its own origin."""
     return {
         "kind": "fork",
         "source": str(fork.run_dir),
@@ -362,16 +338,8 @@ def fork_origin(fork: Fork, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def short_digest(value: Any) -> str | None:
-    """Return some digits that tell JSON values apart; None for None."""
-    if value is None:
-        return None
-    text = json.dumps(value, sort_keys=True, default=str)
-    return xxhash.xxh3_128_hexdigest(text.encode())[:12]
-
-
 def restore(checkpoint: Checkpoint, state: TrainState) -> Progress:
-    """Put everything but the weights, which its model has, back to where the checkpoint was.
+    """Restore the train state of *checkpoint*, except the weights, which its model has.
 
     Raises:
         CheckpointError: Its state is that of other parameters, or lacks the averages.
@@ -386,75 +354,42 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> Progress:
     return Progress(**checkpoint.state["progress"])
 
 
-def check_same_start(world: World, facts: Mapping[str, Any], run_dir: Path) -> None:
-    """Check that every process begins with the same state; all must call it.
-
-    Args:
-        world: The processes.
-        facts: What must be the same, by what it is called; JSON values.
-        run_dir: Of this process.
-
-    Raises:
-        UsageError: Something differs; every process raises it.
-    """
-    found = world.gather({"facts": dict(facts), "run_dir": str(run_dir.absolute())})
-    first = found[0]
-    for rank, other in enumerate(found):
-        names = [name for name, value in first["facts"].items() if other["facts"][name] != value]
-        if not names:
-            continue
-        raise UsageError(
-            "the processes of this run do not begin with the same state: "
-            f"process 0 ({_shown(first, names)}), process {rank} ({_shown(other, names)})",
-            hint="every process needs the same run folder, manifests and recipe: put them on a "
-            "disk that all machines share",
-        )
-
-
-def _shown(found: Mapping[str, Any], names: list[str]) -> str:
-    values = [f"{name} {found['facts'][name]}" for name in names]
-    return ", ".join([*values, f"run folder `{found['run_dir']}`"])
-
-
 def _check_origin(
+    run: RunContext,
     checkpoint: Checkpoint,
-    run_dir: Path,
+    *,
     init: "str | InitSource | None",
-    args: Mapping[str, Any],
     fork: Fork | None,
-    reporter: Reporter,
 ) -> None:
-    """Check that the run began with the weights that were asked for, if any were."""
-    if init is None and fork is None:
-        return
-    option = "--init" if fork is None else "--resume-from"
+    """Check that the run started from the weights that were asked for."""
+    run_dir, option = run.options.run_dir, "--init" if fork is None else "--resume-from"
     if "origin" not in checkpoint.state:
-        reporter.warn(
+        run.reporter.warn(
             f"`{run_dir}` does not say which weights it began with; {option} is not compared"
         )
         return
     its = checkpoint.state["origin"]
     try:
-        asked = _fork_origin(fork) if init is None else _init_origin(init, args)
+        asked = _origin_asked(init, fork, run.args)
     except (CheckpointError, OSError) as error:
-        reporter.warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
+        run.reporter.warn(f"{error}; {option} is not compared with what `{run_dir}` began with")
         return
     if its is None or any(its.get(key) != asked.get(key) for key in _ORIGIN_KEYS):
         raise CheckpointError(
             f"`{run_dir}` holds a run that began with {_origin_in_words(its)}, "
             f"not with {_origin_in_words(asked)}",
-            hint=f"name a new run with --run-dir; or leave {option} out to resume this one",
+            hint=f"name a new run with --run-dir; or remove {option} to resume this one",
         )
 
 
-def _init_origin(init: "str | InitSource", args: Mapping[str, Any]) -> Mapping[str, Any]:
-    from vit21k.checkpoint.initialise import origin_of  # noqa: PLC0415 (reads every format)
+def _origin_asked(
+    init: "str | InitSource | None", fork: Fork | None, args: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    if init is not None:
+        from vit21k.checkpoint.initialise import origin_of  # noqa: PLC0415 (reads every format)
 
-    return origin_of(init, args)
-
-
-def _fork_origin(fork: Fork | None) -> Mapping[str, Any]:
-    return {} if fork is None else fork_origin(fork, _checkpoint_of(fork))
+        return origin_of(init, args)
+    return {} if fork is None else _fork_origin(fork, _checkpoint_of(fork))
 
 
 def _origin_in_words(origin: Mapping[str, Any] | None) -> str:
@@ -515,20 +450,3 @@ def _differences(
 
 def _in_words(differences: list[_Difference]) -> str:
     return "; ".join(f"{name} is {old}, not {new}" for name, old, new in differences)
-
-
-def plain_copy(
-    args: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
-) -> nn.Module:
-    """Return a model with *tensors* for weights; all processes call it if they are spread.
-
-    Args:
-        args: Of the model's constructor.
-        tensors: Its `state_dict`; tensors that are whole and on *device* are not copied.
-        device: Where it computes.
-    """
-    with torch.device("meta"):  # no time is lost on first weights
-        model = build_model(args)
-    here = {name: whole(tensor.detach()).to(device) for name, tensor in tensors.items()}
-    model.load_state_dict(here, assign=True)
-    return model

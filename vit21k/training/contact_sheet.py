@@ -1,7 +1,7 @@
-"""Recipe -> an image of what its augmentation really gives, by the code that trains.
+"""Recipe -> an image of its augmentation, by the code that trains.
 
-A row is an image as it is, then what several steps would make of it; under each are its labels,
-with their weights where images are mixed.
+A row is an original image, then its augmentation in several steps; under each are its labels, with
+their weights where images are mixed.
 
 Dimensions: R images of the sheet, C colours, H W pixels.
 """
@@ -41,12 +41,12 @@ class Cell(NamedTuple):
     """An image on the sheet.
 
     Attributes:
-        place: Which row of the sheet.
+        row: Row of the sheet.
         pixels: uint8, (3, H, W).
-        labels: Class index and weight, the weightiest first.
+        labels: Class index and weight, the largest weight first.
     """
 
-    place: int
+    row: int
     pixels: NDArray[np.uint8]
     labels: list[Label]
 
@@ -56,14 +56,14 @@ def contact_sheet(
 ) -> Image.Image:
     """Return the sheet of some images, chosen by the seed of the recipe.
 
-    An image that cannot be decoded leaves its places empty.
+    The cells of an image that cannot be decoded are empty.
 
     Args:
-        recipe: Whose augmentation.
+        recipe: Defines the augmentation.
         dataset: The training images.
-        classes: What they are labelled by.
-        num_images: Rows; one more if that is odd, as images are mixed in pairs.
-        num_draws: Columns beside the image itself.
+        classes: Their class list.
+        num_images: Rows; rounded up to an even number, as images are mixed in pairs.
+        num_draws: Columns after the original image.
     """
     num_rows = min(num_images + num_images % 2, len(dataset))
     rows_R = permute(np.arange(num_rows, dtype=np.int64), len(dataset), recipe.seed)
@@ -80,13 +80,18 @@ def contact_sheet(
 def augmented(
     recipe: Recipe, dataset: ImageDataset, rows_R: NDArray[np.int64], num_draws: int
 ) -> Iterator[list[Cell]]:
-    """Yield what each of the first steps of a run would make of the images, had it these."""
-    transform = device_transform_of(recipe)
+    """Yield the images as augmented in each of the first steps of a run."""
+    transform = device_transform_of(
+        recipe.augment,
+        recipe.data,
+        sums_to_one=recipe.loss.kind != "sigmoid",
+        seed=recipe.seed,
+    )
     loader = TrainLoader(
         dataset,
         _SameRows(rows_R),
-        train_transform_of(recipe),
-        policy=policy_of(recipe),
+        train_transform_of(recipe.data, recipe.model.img_size),
+        policy=policy_of(recipe.augment, recipe.data),
         device_batch_size=len(rows_R),
         num_workers=_NUM_WORKERS,
         seed=recipe.seed,
@@ -101,9 +106,9 @@ def augmented(
                 labels = list(zip(label_rows.tolist(), label_ids.tolist(), given, strict=True))
                 bytes_BCHW = images.float().round().clamp(0, 255).byte().numpy()
                 for index, position in enumerate(batch.positions_B.tolist()):
-                    own = [(label, weight) for row, label, weight in labels if row == index]
-                    place = position - _SameRows.first(step, len(rows_R))
-                    cells.append(Cell(place, bytes_BCHW[index], sorted(own, key=_by_weight)))
+                    own = [(label, weight) for at, label, weight in labels if at == index]
+                    row = position - _SameRows.first(step, len(rows_R))
+                    cells.append(Cell(row, bytes_BCHW[index], sorted(own, key=_by_weight)))
             yield cells
 
 
@@ -115,29 +120,29 @@ class _SameRows:
 
     @staticmethod
     def first(step: int, size: int) -> int:
-        """Return the first position of a step; an even one, so that pairs are the same."""
+        """Return the first position of a step; it is even, so that pairs are the same."""
         return step * (size + size % 2)
 
     def num_rows(self, step: int) -> int:
-        """Return how many images a step has."""
+        """Return the number of images of a step."""
         return len(self._rows_R)
 
     def batch(self, step: int) -> StepRows:
-        """Return the images, at positions of the step's own."""
+        """Return the images, at positions of this step."""
         size = len(self._rows_R)
         first = self.first(step, size)
         return StepRows(self._rows_R.copy(), np.arange(first, first + size, dtype=np.int64))
 
 
 def _originals(dataset: ImageDataset, rows_R: NDArray[np.int64]) -> Iterator[Cell]:
-    """Yield the middle of each image as it is."""
+    """Yield the middle of each original image."""
     transform = EvalTransform(_SIDE)
-    for place, row in enumerate(rows_R.tolist()):
+    for at, row in enumerate(rows_R.tolist()):
         try:
             pixels_CHW = transform(decode_rgb(dataset.read_bytes(row)))
         except ImageError:
             continue
-        yield Cell(place, pixels_CHW, [(label, 1.0) for label in dataset.label_ids(row)])
+        yield Cell(at, pixels_CHW, [(label, 1.0) for label in dataset.label_ids(row)])
 
 
 def _by_weight(label: Label) -> tuple[float, int]:
@@ -145,7 +150,7 @@ def _by_weight(label: Label) -> tuple[float, int]:
 
 
 def _draw(sheet: Image.Image, cell: Cell, classes: ClassList, *, column: int) -> None:
-    left, top = _GAP + column * _CELL[0], _GAP + cell.place * _CELL[1]
+    left, top = _GAP + column * _CELL[0], _GAP + cell.row * _CELL[1]
     image = Image.fromarray(np.ascontiguousarray(cell.pixels.transpose(1, 2, 0)))
     sheet.paste(image.resize((_SIDE, _SIDE)), (left, top))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_SIZE)
@@ -153,8 +158,8 @@ def _draw(sheet: Image.Image, cell: Cell, classes: ClassList, *, column: int) ->
         line = one_line(text)
         while draw.textlength(line, font=font) > _SIDE:
             line = line[:-2] + "…"
-        place = (left, top + _SIDE + 2 + number * _LINE_HEIGHT)
-        draw.text(place, line, fill="black", font=font)
+        position = (left, top + _SIDE + 2 + number * _LINE_HEIGHT)
+        draw.text(position, line, fill="black", font=font)
 
 
 def _captions(labels: list[Label], classes: ClassList) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run is made from and what it trains: data, recipe, folder, train state."""
+"""Run context and train state: data, recipe, folder; model, optimizers, progress."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vit21k.checkpoint.model_folder import EvalSettings, model_config
 from vit21k.checkpoint.store import find_latest
 from vit21k.data.dataset import CacheOptions, ImageDataset
+from vit21k.data.sampler import StepSampler
 from vit21k.device import Precision, best_precision, is_emulated
 from vit21k.distributed import World
 from vit21k.errors import ManifestError
@@ -20,10 +21,10 @@ from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, TRAIN, VAL
 from vit21k.models.init_weights import init_vit
-from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS, get_model, model_args
+from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS, build_model, model_args
 from vit21k.models.vit import ImageClassifier
 from vit21k.optim.optimizers import LossScaler, build_optimizers, loss_scaler_of
-from vit21k.optim.schedule import Ema
+from vit21k.optim.schedule import Ema, LrSchedule
 from vit21k.recipe.schema import Recipe
 from vit21k.sources.read import Root
 from vit21k.training.builders import freeze
@@ -34,15 +35,15 @@ from vit21k.training.reporter import Reporter
 
 @dataclass(frozen=True, kw_only=True)
 class SplitData:
-    """The two halves of a split.
+    """The two sides of a split.
 
     Attributes:
-        train: Images to train on.
-        val: Images to evaluate on.
+        train: Training images.
+        val: Evaluation images.
         val_name: Prefix of the metrics on *val*: `dummy_val` if its images are also in train.
-        classes: The class list both are labelled by.
-        fingerprint: Identifies the train manifest.
-        val_fingerprint: Identifies the val manifest.
+        classes: The class list of both.
+        fingerprint: Of the train manifest.
+        val_fingerprint: Of the val manifest.
     """
 
     train: ImageDataset
@@ -63,13 +64,13 @@ def open_split_data(
 
     Args:
         manifests: The folder.
-        root: Current image root; None: where the images were hashed.
-        note: Called with what takes long.
-        cache: Where to keep images of a URL.
+        root: Current image root; None: the one that was hashed.
+        note: Called before steps that take long.
+        cache: Cache of images of a URL.
 
     Raises:
-        ManifestError: One is missing, damaged or stale, or holds no images, or the two are
-            labelled by different class lists, or their images cannot be read at random fast.
+        ManifestError: One is missing, damaged or stale, or has no images, or the two have
+            different class lists, or random reads of their images are slow.
     """
     train, val = open_manifest(manifests, TRAIN), open_manifest(manifests, VAL)
     if train.header.classes != val.header.classes:
@@ -103,7 +104,7 @@ def open_split_data(
 
 
 def _with_names(classes: ClassList, manifests: Path) -> ClassList:
-    """Return *classes* with the names that classes.parquet of the folder gives them, if it does."""
+    """Return *classes* with the names in classes.parquet of the folder, if it is that list."""
     try:
         rows = read_manifest(manifests, CLASSES, ["wnid", "name"])
     except ManifestError:
@@ -113,7 +114,7 @@ def _with_names(classes: ClassList, manifests: Path) -> ClassList:
 
 
 def metric_prefix(manifest: Manifest) -> str:
-    """Return what metrics on *manifest* are called; a dummy split's are not held-out accuracy."""
+    """Return the prefix of metrics on *manifest*; a dummy split gives no held-out accuracy."""
     if manifest.header.options.get("split") == "dummy" and manifest.kind is VAL:
         return "dummy_val"
     return manifest.kind.name
@@ -121,19 +122,19 @@ def metric_prefix(manifest: Manifest) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run happens.  None of it changes what is learnt, but for rounding.
+    """Options of the command line: they change rounding only.
 
     Attributes:
         manifests: Folder of train.parquet and val.parquet.
         root: Image root, if the tree has moved since it was hashed.
-        run_dir: What the run writes.
+        run_dir: Folder of the run.
         device: As torch names it: "cpu", "cuda", ...
-        num_workers: Threads that decode, for each process.
-        device_batch_size: Images in one forward pass; None: as the recipe says, if they fit.
-        recipe_name: What the recipe is called.
-        log_to: Where the log goes beside metrics.jsonl: names of `log_sinks.SINKS`.
-        peak_flops: What one device can do in a second, for MFU; None: it is measured.
-        cache: Where images of a URL are kept on this node; None: nowhere.
+        num_workers: Decoding threads of each process.
+        device_batch_size: Images in one forward pass; None: the recipe's number, if they fit.
+        recipe_name: Name of the recipe.
+        log_to: Logs besides metrics.jsonl: names in `sinks.SINKS`.
+        peak_flops: Of one device, for MFU; None: measured.
+        cache: Cache of images of a URL on this node; None: there is none.
     """
 
     manifests: Path
@@ -150,7 +151,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Fork:
-    """A checkpoint of another run, which a new run begins with: weights, optimizer and step.
+    """A checkpoint of another run that a new run starts from: weights, optimizer and step.
 
     Attributes:
         run_dir: The other run.
@@ -163,16 +164,18 @@ class Fork:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What every part of a run is made from.
+    """Everything a run needs besides its train state.
 
     Attributes:
-        recipe: What to train and how.
-        options: Where.
-        reporter: Silent on all processes but the first.
-        world: The processes that train together.
+        recipe: Its precision is not `auto`.
+        options: Of the command line.
+        reporter: Reports nothing on all processes except the first.
+        world: The processes.
         data: The images.
         args: Every argument of the model's constructor.
         objective: The loss.
+        sampler: Order of the training images in this process.
+        schedule: Length of the run and learning rate.
     """
 
     recipe: Recipe
@@ -182,15 +185,17 @@ class RunContext:
     data: SplitData
     args: Mapping[str, Any]
     objective: Objective
+    sampler: StepSampler
+    schedule: LrSchedule
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         return self.objective.device
 
 
-# What may differ between a run and its continuation: it changes no weight, but for rounding; and
-# what is done about bad images, so that a run that they stopped can go on.
+# Fields that may differ between a run and its resumption: they change rounding only; or the
+# handling of bad images, so that a run that they stopped can resume.
 _NOT_IDENTITY: dict[str, Any] = {
     "source": True,
     "commit": True,
@@ -198,28 +203,35 @@ _NOT_IDENTITY: dict[str, Any] = {
     "parallel": True,
     "step": {"compile", "attention", "recompute"},
     "data": {"device_batch_size", "on_bad_image", "max_bad_rate"},
-    "loss": {"tree"},  # what they name is in the state by its content
+    "loss": {"tree"},  # the contents of these files are in the state
     "distill": {"teacher"},
 }
 
 NAMED_BY_CONTENT: dict[str, Any] = {"source": True, "loss": {"tree"}, "distill": {"teacher"}}
-"""Fields that may differ between the processes of a run: a file may have other names elsewhere."""
+"""Fields that may differ between the processes of a run: paths of files."""
 
 
-def overrides_of(recipe: Recipe) -> dict[str, Any]:
-    """Return the model's arguments that the recipe sets beside its name."""
-    fields = recipe.model.model_dump(include={*VIT_ARGUMENTS, *PIT_ARGUMENTS})
-    return {name: value for name, value in fields.items() if value is not None}
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that a run must have in common with the checkpoint it resumes from."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return fields
 
 
 def model_args_of(recipe: Recipe, *, num_classes: int) -> dict[str, Any]:
     """Return every argument of the model's constructor."""
-    return model_args(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+    fields = recipe.model.model_dump(include={*VIT_ARGUMENTS, *PIT_ARGUMENTS})
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    return model_args(recipe.model.name, num_classes=num_classes, **overrides)
 
 
 def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
-    """Return the model with its first weights, a function of the recipe alone."""
-    model = get_model(recipe.model.name, num_classes=num_classes, **overrides_of(recipe))
+    """Return the model with its first weights, which depend on the recipe only."""
+    model = build_model(
+        model_args_of(recipe, num_classes=num_classes),
+        recompute=recipe.step.recompute == "cheap",
+        any_size=bool(recipe.curriculum.img_sizes),
+        both_heads=recipe.distill.kind is not None,
+    )
     init_vit(
         model,
         scheme=recipe.model.init_scheme,
@@ -228,24 +240,23 @@ def new_model(recipe: Recipe, *, num_classes: int) -> ImageClassifier:
         head_bias_init=recipe.model.head_bias_init,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    freeze(model, recipe)
+    freeze(model, recipe.model)
     return model
 
 
 def resolve_precision(
     recipe: Recipe, device: str, world: World, *, run_dir: Path | None, reporter: Reporter
 ) -> Recipe:
-    """Return *recipe* with the precision that `auto` means; say if its precision is emulated.
+    """Return *recipe* with a precision in place of `auto`; warn if its precision is emulated.
 
-    A run that is resumed keeps its precision.  Processes must agree: one without bfloat16 means
-    that all compute in float32.
+    A resumed run keeps its precision.  If one process lacks bfloat16, all use float32.
 
     Args:
-        recipe: What to train and how.
-        device: Where.
+        recipe: The recipe.
+        device: Of this process.
         world: All processes call this.
         run_dir: The run that is resumed if it has checkpoints; None: a new one.
-        reporter: Reports the precision that was chosen.
+        reporter: Reports the precision.
     """
     if recipe.precision == "auto":
         recorded = _recorded_precision(run_dir)
@@ -273,7 +284,7 @@ def _recorded_precision(run_dir: Path | None) -> Precision | None:
 
 
 def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
-    """Return the `config.json` that travels with the weights."""
+    """Return the `config.json` of a checkpoint."""
     settings = EvalSettings(
         img_size=recipe.model.img_size,
         mode=recipe.data.eval_mode,
@@ -282,15 +293,9 @@ def model_config_of(recipe: Recipe, args: Mapping[str, Any], classes: ClassList)
         mean=recipe.data.mean,
         std=recipe.data.std,
     )
-    # A softmax of all classes: those of different levels are not weighed against each other.
+    # One softmax over all classes, although classes of different levels are not comparable.
     loss_kind = "softmax" if recipe.loss.kind == "semantic_softmax" else recipe.loss.kind
     return model_config(recipe.model.name, args, classes, settings, loss_kind)
-
-
-def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what a run must have in common with a checkpoint that it resumes from."""
-    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)
-    return fields
 
 
 @dataclass
@@ -308,11 +313,11 @@ class Progress:
     images_replaced: int = 0
     """Of the images seen, those that replaced bad ones."""
     empty_updates: int = 0
-    """Of the skipped updates those without a single good image."""
+    """Of the skipped updates, those without a single good image."""
     loss_sum: float = 0.0
     """Sum of the losses since the last line of the log."""
     num_losses: int = 0
-    """How many these are."""
+    """Number of these losses."""
     owes_evaluation: bool = False
     """Whether an error ended the evaluation that was due at this step."""
     weight_norm: float | None = None
@@ -331,9 +336,9 @@ class TrainState:
     """The state of a run besides its progress.
 
     Attributes:
-        model: On its device, in train mode; spread over the processes if the recipe says so.
+        model: On its device, in train mode; sharded over the processes if the recipe says so.
         optimizers: Of its parameters.
-        ema: The average of its parameters, if the recipe wants one.
+        ema: The average of its parameters, if the recipe has one.
         scaler: Of its loss.
     """
 
@@ -344,19 +349,13 @@ class TrainState:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds a part of the weights only."""
+        """Whether each process has only a part of the weights."""
         return any(hasattr(param, "full_tensor") for param in self.model.parameters())
 
 
 def build_train_state(run: RunContext, model: nn.Module) -> TrainState:
-    """Build the train state of *run* from the first weights of *model*, or resumed ones.
-
-    Args:
-        run: The run.
-        model: With the same weights in every process; moved to the device.
-    """
+    """Build the train state of *run* from *model*, with the same weights in every process."""
     recipe = run.recipe
-    model = model.to(run.device).train()
     if recipe.parallel.kind == "fsdp" and run.world.world_size > 1:
         shard(model, run.world, device=run.device, precision=recipe.products_in)
     ema = None

@@ -1,13 +1,14 @@
-"""How much of each image a step sees: smaller images and fewer patches first, all of it at last.
+"""The curriculum: smaller images and fewer patches at first, complete images at last.
 
-A step's image size and whether patches are skipped follow from its number; which patches, from the
-seed and the position of the image in the run.  So a resumed run, and one on more processes, sees
-the same.
+The image size of a step, and whether patches are dropped, depend on its index; the dropped patches
+depend on the seed and the position of the image in the run.  So a resumed run, and one on more
+processes, sees the same.
 
 Dimensions: B images, P patches of an image, M of them that are kept.
 
-Source: patch dropout after arXiv:2208.07220 and FLIP (arXiv:2212.00794), which also ends with whole
-images; small images first after FixRes (arXiv:1906.06423) and EfficientNetV2 (arXiv:2104.00298).
+Source: patch dropout as in arXiv:2208.07220 and FLIP (arXiv:2212.00794), which also ends with
+complete images; small images first as in FixRes (arXiv:1906.06423) and EfficientNetV2
+(arXiv:2104.00298).
 """
 
 from collections.abc import Mapping
@@ -23,19 +24,19 @@ from vit21k.data.loader import Batch
 from vit21k.data.rng import derive_key, uniform_values
 from vit21k.errors import UsageError
 from vit21k.models.cost import is_pit
-from vit21k.recipe.schema import CurriculumSection
+from vit21k.recipe.schema import CurriculumSection, Recipe
 
-_STREAM = 0x70617463  # keeps these draws apart from those of crops, which depend on the same seed
+_STREAM = 0x70617463  # other random values than those of crops, which have the same seed
 _SEED_BITS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """What each step sees.
+    """Image sizes and dropped patches of each step.
 
     Attributes:
-        section: Early image sizes, share of the patches that is skipped, and the last part of the
-            run, in which nothing is.
+        section: Early image sizes, drop rate of patches, and the last part of the run, with
+            complete images.
         img_size: Side of an image at the end, in pixels.
         total_steps: Length of the run.
         seed: Of the run.
@@ -46,9 +47,19 @@ class Curriculum:
     total_steps: int
     seed: int = 0
 
+    @classmethod
+    def of(cls, recipe: Recipe, total_steps: int) -> "Curriculum":
+        """Return the curriculum of *recipe*."""
+        return cls(
+            section=recipe.curriculum,
+            img_size=recipe.model.img_size,
+            total_steps=total_steps,
+            seed=recipe.seed,
+        )
+
     @property
     def first_full_step(self) -> int:
-        """The first step that sees whole images."""
+        """The first step with complete images."""
         return round((1 - self.section.full_tail) * self.total_steps)
 
     def stages(self) -> list[tuple[int, int]]:
@@ -59,7 +70,7 @@ class Curriculum:
         return [*zip(starts, self.section.img_sizes, strict=True), (last, self.img_size)]
 
     def drops_patches_at(self, step: int) -> bool:
-        """Return whether the 0-based *step* skips patches."""
+        """Return whether the 0-based *step* drops patches."""
         return self.section.patch_drop_rate > 0 and step < self.first_full_step
 
 
@@ -69,9 +80,9 @@ def kept_patches(
     """Return which patches of each image are kept, (B, M), ascending; at least one.
 
     Args:
-        positions_B: How many images the run has seen before each.
+        positions_B: Number of images that the run has seen before each.
         num_patches: P.
-        drop_rate: Share of the patches that are skipped.
+        drop_rate: Fraction of the patches that are dropped.
         seed: Of the run.
     """
     key = derive_key(_STREAM, seed) & _SEED_BITS
@@ -84,12 +95,12 @@ def kept_patches(
 
 @dataclass(frozen=True)
 class PatchDropper:
-    """Says which patches of a batch are seen, in the part of the run that skips some.
+    """Chooses the patches of a batch that the model sees.
 
     Attributes:
         curriculum: Of the run.
         patch_size: Side of a patch, in pixels.
-        device: Where the model computes.
+        device: Of the model.
     """
 
     curriculum: Curriculum
@@ -115,7 +126,7 @@ class PatchDropper:
 
 
 def check_curriculum(curriculum: Curriculum, args: Mapping[str, Any]) -> None:
-    """Check that the model of constructor arguments *args* can see less of an image.
+    """Check that the model of *args* can see parts of an image.
 
     Raises:
         UsageError: It is no plain Vision Transformer, or an image is smaller than a patch.

@@ -1,7 +1,7 @@
-"""What a run would take on this machine: arithmetic, memory, time."""
+"""The expected cost of a run on this machine: operations, memory, time; and results of trials."""
 
 import json
-import time
+import statistics
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from vit21k.atomic import write_atomic
 from vit21k.data.loader import Batch
-from vit21k.device import device_name, wait_for
+from vit21k.device import device_name, seconds_of
 from vit21k.machine import memory_bytes
 from vit21k.models.cost import num_params, train_flops_per_image
 
 
 def dummy_batch(num_images: int, img_size: int) -> Batch:
-    """Return images of one colour, each of class 0."""
+    """Return grey images, each of class 0."""
     return Batch(
         images_BCHW=torch.full((num_images, 3, img_size, img_size), 128, dtype=torch.uint8),
         label_rows_L=torch.arange(num_images),
@@ -29,16 +29,16 @@ def dummy_batch(num_images: int, img_size: int) -> Batch:
     )
 
 
-class TrialMemory:
-    """What was found out by trial in this run, on this device and for these shapes."""
+class TrialCache:
+    """Results of trials of a run, for one device and one set of shapes."""
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any], device: torch.device) -> None:
-        """Read what is known; of a file that is damaged, nothing: trials can be made again.
+        """Read the results in *path*; those of a damaged file are ignored.
 
         Args:
-            path: Where it is kept; None: nowhere.
-            facts: Plain values that a choice depends on, beside device and torch.
-            device: Where the trials run.
+            path: JSON; None: results are not stored.
+            facts: JSON values that a choice depends on, besides device and torch.
+            device: Of the trials.
         """
         self._key = {**facts, "device": device_name(device), "torch": torch.__version__}
         self._path = path
@@ -50,22 +50,21 @@ class TrialMemory:
                 if saved["key"] == self._key:
                     self._found = saved["found"]
 
-    def recall(self, what: str) -> Any:
-        """Return what was chosen before; None: nothing was."""
-        return self._found.get(what, {}).get("choice")
+    def get(self, name: str) -> Any:
+        """Return the choice *name*; None: there was no trial."""
+        return self._found.get(name, {}).get("choice")
 
-    def remember(self, what: str, choice: str, measured: Mapping[Any, str]) -> None:
-        """Note a choice and what it rests on."""
-        self._found[what] = {"choice": choice, "measured": dict(measured)}
+    def set(self, name: str, choice: str, measured: Mapping[Any, str]) -> None:
+        """Store a choice and the measurements it is based on."""
+        self._found[name] = {"choice": choice, "measured": dict(measured)}
         self._is_new = True
 
-    def shown(self, what: str) -> str:
-        """Return what a choice rests on, in words."""
-        measured = self._found[what]["measured"]
-        return ", ".join(f"{name} {value}" for name, value in measured.items())
+    def shown(self, name: str) -> str:
+        """Return the measurements of a choice in one line."""
+        return ", ".join(f"{what} {value}" for what, value in self._found[name]["measured"].items())
 
     def save(self) -> None:
-        """Write it down, if there is anything new."""
+        """Write the file if there is a new result."""
         if self._path is not None and self._is_new:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"key": self._key, "found": self._found}, indent=2)
@@ -73,64 +72,73 @@ class TrialMemory:
 
 
 _MEMORY_SHARE = 0.5
-# Enough to fill the vector units of a CPU, few enough for a large model to take seconds.
+# Enough for the vector units of a CPU, few enough for a large model to take seconds.
 _TRIAL_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a run would take.
+    """The expected cost of a run.
 
     Attributes:
-        num_params: Of the model.
+        args: Arguments of the model.
         num_images: Images still to train on.
-        flops: Floating-point operations still to do.
         images_per_second: Measured on this machine.
     """
 
-    num_params: int
+    args: Mapping[str, Any]
     num_images: int
-    flops: float
     images_per_second: float
 
     @property
+    def num_params(self) -> int:
+        """Parameters of the model."""
+        return num_params(self.args)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations still to do."""
+        return float(train_flops_per_image(self.args) * self.num_images)
+
+    @property
     def seconds(self) -> float:
-        """Time left at the measured rate."""
+        """Time at the measured rate."""
         return self.num_images / self.images_per_second
-
-
-def forecast(args: Mapping[str, Any], *, num_images: int, images_per_second: float) -> Forecast:
-    """Return what training on *num_images* takes with the model of constructor arguments *args*."""
-    return Forecast(
-        num_params=num_params(args),
-        num_images=num_images,
-        flops=float(train_flops_per_image(args) * num_images),
-        images_per_second=images_per_second,
-    )
 
 
 def measure_images_per_second(
     model: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor], *, img_size: int
 ) -> float:
-    """Train on a few grey images, forget it, and return how many images a second that was.
+    """Return the rate of one forward and backward pass; see `step_seconds`."""
+    batch = dummy_batch(_TRIAL_IMAGES, img_size)
+    return _TRIAL_IMAGES / step_seconds(model, loss_of, batch, num_untimed=1, num_rounds=1)
 
-    The first pass warms up and is not timed.
+
+def step_seconds(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, Batch], Tensor],
+    batch: Batch,
+    *,
+    num_untimed: int = 2,
+    num_rounds: int = 5,
+) -> float:
+    """Return the median time of a forward and backward pass.
 
     Args:
         model: On its device; unchanged afterwards.
         loss_of: Mean loss over a micro-batch.
-        img_size: Side of the model's input, in pixels.
+        batch: The micro-batch.
+        num_untimed: Passes before the first that is timed.
+        num_rounds: Passes that are timed.
     """
-    batch = dummy_batch(_TRIAL_IMAGES, img_size)
-    device = next(model.parameters()).device
-    seconds = 0.0
-    for _ in range(2):
-        started_at = time.perf_counter()
+
+    def one_pass() -> None:
         loss_of(model, batch).backward()
         model.zero_grad(set_to_none=True)
-        wait_for(device)
-        seconds = time.perf_counter() - started_at
-    return _TRIAL_IMAGES / seconds
+
+    device = next(model.parameters()).device
+    times = [seconds_of(one_pass, device) for _ in range(num_untimed + num_rounds)]
+    return statistics.median(times[num_untimed:])
 
 
 def fit_device_batch_size(
@@ -143,18 +151,17 @@ def fit_device_batch_size(
 ) -> int:
     """Return how many images fit into one forward and backward pass: 1 to *wanted*.
 
-    On an accelerator the recipe is taken at its word.  On a CPU, where a recipe written for one
-    would exhaust the memory of the whole machine, half of what is free is what may be used.
+    On an accelerator that is *wanted*.  On a CPU, where a recipe for an accelerator would exhaust
+    the memory of the machine, half of the free memory is used.
 
     Args:
         args: Of the model.
-        wanted: By the recipe.
-        device: Where.
-        bytes_per_param: Weights, gradients, and what is kept beside them.
-        activation_bytes: What a training step keeps of one image.
+        wanted: The recipe's number.
+        device: Of the model.
+        bytes_per_param: Of weights, gradients, optimizer and average.
+        activation_bytes: Stored by a training step for one image.
     """
     if device.type != "cpu":
         return wanted
     free = _MEMORY_SHARE * memory_bytes()[1] - bytes_per_param * num_params(args)
-    fitting = int(free // activation_bytes)
-    return max(1, min(wanted, fitting))
+    return max(1, min(wanted, int(free // activation_bytes)))

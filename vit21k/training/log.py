@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, meters, losses, and non-finite steps."""
+"""Log of a run: metrics.jsonl, meters, and reports of non-finite losses."""
 
 import json
 import math
@@ -19,32 +19,30 @@ from vit21k.atomic import write_atomic
 from vit21k.checkpoint.store import BackgroundWriter, newest, step_of, take_back
 from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import Batch
-from vit21k.device import DTYPES, device_name, wait_for
+from vit21k.device import device_name, matmul_flops
 from vit21k.distributed import whole
 from vit21k.errors import NonFiniteLossError
-from vit21k.models.cost import FLOPS_PER_MAC, num_params, train_flops_per_image
+from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.optim.schedule import is_due
 from vit21k.runs.history import write_facts
 from vit21k.training.context import Progress, RunContext
 from vit21k.training.reporter import Reporter
 from vit21k.training.sinks import DetachedSink, LoggedRun, close_sinks, open_sinks
 
-PEAK_SIDES = {"cpu": 512, "cuda": 8192}
-"""Of the matrices that `measure_peak_flops` multiplies, by type of device."""
-
-_TRIES = 10
+_PEAK_SIDES = {"cpu": 512, "cuda": 8192}  # of the matrices whose product is the peak
+_PEAK_SECONDS = 0.1
 
 
 @dataclass(kw_only=True)
 class Meters:
-    """Measures between two lines of the log.
+    """Measurements between two lines of the log.
 
     Attributes:
-        model: Whose weights' norm is of interest.
-        device: Whose memory is.
+        model: For the norm of its weights.
+        device: For its memory.
         flops_per_image: Floating-point operations of a training step for each image, forward and
-            backward, recomputation not counted.
-        peak_flops: What all devices of the run together could do in a second.
+            backward, without recomputation.
+        peak_flops: Operations a second of all devices of the run together.
     """
 
     model: nn.Module
@@ -54,7 +52,7 @@ class Meters:
     _waited: float = field(default=0.0, init=False)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield *batches*, and count how long each kept the step waiting."""
+        """Yield *batches*, and measure the time that the step waits for them."""
         while True:
             started_at = time.perf_counter()
             batch = next(batches, None)
@@ -64,13 +62,12 @@ class Meters:
             yield batch
 
     def read(self, *, num_images: int, seconds: float) -> dict[str, float]:
-        """Return what the last *seconds* gave, and begin anew; every process must call it.
+        """Return the values of the last *seconds*, and start again; every process must call it.
 
         Returns:
-            ``weight_norm``: L2 norm of all parameters; ``mfu``: share of the peak that the model's
-            own operations took, over all processes; ``data_wait``: share of the time this process
-            waited for images; ``memory_bytes``: the most that was allocated on a CUDA device,
-            elsewhere what the process holds now.
+            ``weight_norm``: L2 norm of all parameters; ``mfu``: rate of the model's operations as
+            a fraction of the peak, over all processes; ``data_wait``: fraction of the time that
+            this process waited for images; ``memory_bytes``: see `memory_bytes`.
         """
         waited, self._waited = self._waited, 0.0
         rate = num_images / seconds
@@ -83,12 +80,12 @@ class Meters:
 
 
 def norm_of(model: nn.Module) -> float:
-    """Return the L2 norm of all parameters together, of all parts of them if they are sharded."""
+    """Return the L2 norm of all parameters together; all processes call it if they are sharded."""
     return float(whole(nn.utils.get_total_norm([param.detach() for param in model.parameters()])))
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the most that was allocated on a CUDA device; elsewhere what this process holds."""
+    """Return the peak allocation on a CUDA device; otherwise the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -98,30 +95,14 @@ def memory_bytes(device: torch.device) -> int:
     return int(pages) * resource.getpagesize()
 
 
-def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return what a square matrix product reaches on *device*, in operations a second.
-
-    The best of a few short ones: 512 on a CPU, a few milliseconds each; 8192 elsewhere.
-    """
-    side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
-    left = torch.randn(side, side, device=device, dtype=torch.float32).to(dtype)
-    best = float("inf")
-    for _ in range(_TRIES):
-        started_at = time.perf_counter()
-        torch.mm(left, left)
-        wait_for(device)
-        best = min(best, time.perf_counter() - started_at)
-    return FLOPS_PER_MAC * side**3 / best
-
-
 FILE_NAME = "metrics.jsonl"
 
 
 class RunLog:
     """Averages the losses between two lines, writes the lines, and passes them on.
 
-    A step has one line in ``metrics.jsonl``, however often the run was killed: on a resume, what
-    was written after the checkpoint is taken back.
+    A step has one line in ``metrics.jsonl``, even if the run was killed: on a resume, lines after
+    the checkpoint are removed.
     """
 
     def __init__(
@@ -139,15 +120,14 @@ class RunLog:
         """Open the log.
 
         Args:
-            run_dir: Where ``metrics.jsonl`` lies.
-            progress: What earlier processes of this run did.
-            total_steps: Of the whole run.
-            every_steps: How often a line is due.
+            run_dir: Folder of ``metrics.jsonl``.
+            progress: Of the run so far.
+            total_steps: Of the run.
+            every_steps: Steps between lines.
             peak_lr: Learning rate at a factor of 1.
-            reporter: Reports every line; None on all processes but the first, which then write
-                nothing.
-            meters: What else is measured for a line, in every process.
-            sinks: Receive every line of the first process; closed with the log.
+            reporter: Reports every line; None: this process writes nothing.
+            meters: Other measurements, in every process.
+            sinks: Receive every line; closed with the log.
         """
         self._total_steps = total_steps
         self._every_steps = every_steps
@@ -168,9 +148,9 @@ class RunLog:
             self._file = path.open("a", encoding="utf-8")
 
     def log_step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped`` and ``num_replaced``.
+        """Log a step: ``loss``, ``lr_factor``, ``grad_norm``, ``num_skipped``, ``num_replaced``.
 
-        What the next line needs of it is noted in *progress*: a resumed run has the same mean.
+        Sums for the next line are stored in *progress*: a resumed run has the same mean.
         """
         step, images_seen = progress.step, progress.images_seen
         is_line = is_due(step, every_steps=self._every_steps, total_steps=self._total_steps)
@@ -201,7 +181,7 @@ class RunLog:
         self._write(line, self._seconds_left(step, now))
 
     def log_evaluation(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of an evaluation; their names tell the split."""
+        """Log the metrics of an evaluation; their names begin with the split."""
         seconds_left = self._seconds_left(progress.step, time.monotonic())
         self._write({"step": progress.step, **metrics}, seconds_left)
 
@@ -228,16 +208,12 @@ class RunLog:
 
 
 def _finite(value: Any) -> Any:
-    """Return *value*, or None for what JSON has no number for: the norm of a skipped update."""
+    """Return *value*, or None if JSON has no number for it, as the norm of a skipped update."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _take_back(path: Path, *, after_step: int) -> float:
-    """Remove the lines of steps after *after_step*, and a last line that was cut off.
-
-    Returns:
-        The seconds that training had taken by then.
-    """
+    """Remove lines of steps after *after_step*, and a truncated one; return the seconds so far."""
     if not path.exists():
         return 0.0
     kept, seconds = [], 0.0
@@ -260,11 +236,11 @@ _NUM_NAMED = 3
 class StepLosses:
     """The losses of the micro-batches of the current step.
 
-    It keeps them on their device and looks at none of them, so that no step waits for it.
+    They stay on their device and are not read, so that no step waits for them.
 
     Attributes:
         dataset: The training images.
-        run_dir: Where the list of images is written.
+        run_dir: Folder of the list of images.
         rank: Index of this process; each lists its own images.
     """
 
@@ -275,17 +251,17 @@ class StepLosses:
     _seen: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False)
 
     def start_step(self, step: int) -> None:
-        """Forget the micro-batches of the step before; *step* updates are made."""
+        """Forget the step before; *step* updates are made."""
         self._step = step
         self._seen.clear()
 
     def note(self, batch: Batch, loss: Tensor) -> None:
-        """Note the *loss* of a micro-batch."""
+        """Keep the *loss* of a micro-batch."""
         self._seen.append((batch.rows_B, loss.detach()))
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Add to a `NonFiniteLossError` of the block which images were in the step."""
+        """Add the images of the step to a `NonFiniteLossError` of the block."""
         try:
             yield
         except NonFiniteLossError as error:
@@ -316,9 +292,9 @@ def explaining_divergence(
     writer: BackgroundWriter,
     origin: Mapping[str, Any] | None,
 ) -> Iterator[None]:
-    """Leave the last good checkpoint as the latest, and say how to continue from it.
+    """Make the last good checkpoint the latest, and add a command that continues from it.
 
-    A checkpoint of the weights that the loss came from is none: it is taken back.
+    A checkpoint of the weights that gave the loss is not good: it is removed from the list.
 
     Raises:
         NonFiniteLossError: Instead of that of the block.
@@ -342,7 +318,7 @@ def explaining_divergence(
 
 
 def _advice(run: RunContext, origin: Mapping[str, Any] | None, step: int | None) -> str:
-    """Return a command that trains on from the last good state, more carefully."""
+    """Return a command that continues from the last good state with a lower learning rate."""
     options, optim, schedule = run.options, run.recipe.optim, run.recipe.schedule
     words = ["vit21k", "train", "--recipe", str(options.run_dir / "recipe.yaml")]
     words += ["--manifests", str(options.manifests)]
@@ -368,18 +344,18 @@ def _advice(run: RunContext, origin: Mapping[str, Any] | None, step: int | None)
 
 
 def _free_run(run_dir: Path) -> Path:
-    """Return the name of a run that is not there."""
+    """Return an unused name of a run."""
     number = 2
     while (path := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
         number += 1
     return path
 
 
-_ALL_HINT = " (all micro-batches are concerned: rather the weights than an image)"
+_ALL_HINT = " (all micro-batches are affected: rather the weights than an image)"
 
 
 def build_meters(run: RunContext, model: nn.Module) -> Meters:
-    """Build the meters of *run*, and report what MFU is relative to."""
+    """Build the meters of *run*, and report the peak that MFU is relative to."""
     return Meters(
         model=model,
         device=run.device,
@@ -388,9 +364,7 @@ def build_meters(run: RunContext, model: nn.Module) -> Meters:
     )
 
 
-def write_run_facts(
-    run: RunContext, total_steps: int, meters: Meters, origin: Mapping[str, Any] | None
-) -> None:
+def write_run_facts(run: RunContext, meters: Meters, origin: Mapping[str, Any] | None) -> None:
     """Write ``run.json``, on the first process."""
     if run.world.rank != 0:
         return
@@ -398,7 +372,7 @@ def write_run_facts(
         run.options.run_dir,
         {
             "recipe": run.options.recipe_name,
-            "total_steps": total_steps,
+            "total_steps": run.schedule.total_steps,
             "global_batch_size": run.recipe.data.global_batch_size,
             "num_train_images": len(run.data.train),
             "num_params": num_params(run.args),
@@ -413,38 +387,34 @@ def write_run_facts(
     )
 
 
-def open_log(run: RunContext, total_steps: int, progress: Progress, meters: Meters) -> RunLog:
+def open_log(run: RunContext, progress: Progress, meters: Meters) -> RunLog:
     """Open ``metrics.jsonl`` and the sinks; to be closed."""
     is_first = run.world.rank == 0
-    return RunLog(
-        run.options.run_dir,
-        progress=progress,
-        total_steps=total_steps,
-        every_steps=run.recipe.run.log_every_steps,
-        peak_lr=run.recipe.optim.lr,
-        reporter=run.reporter if is_first else None,
-        meters=meters,
-        sinks=_sinks(run, progress) if is_first else (),
-    )
-
-
-def _sinks(run: RunContext, progress: Progress) -> list[DetachedSink]:
     logged = LoggedRun(
         run_dir=run.options.run_dir,
         recipe=run.recipe.model_dump(mode="json"),
         resumed_step=progress.step,
         warn=run.reporter.warn,
     )
-    return open_sinks(run.options.log_to, logged)
+    return RunLog(
+        run.options.run_dir,
+        progress=progress,
+        total_steps=run.schedule.total_steps,
+        every_steps=run.recipe.run.log_every_steps,
+        peak_lr=run.recipe.optim.lr,
+        reporter=run.reporter if is_first else None,
+        meters=meters,
+        sinks=open_sinks(run.options.log_to, logged) if is_first else (),
+    )
 
 
 def _peak_flops(run: RunContext) -> float:
-    """Return what MFU is a share of, for one device, and say where it is from."""
+    """Return the peak of one device for MFU; report it if it is measured."""
     if run.options.peak_flops is not None:
         return run.options.peak_flops
     precision, device = run.recipe.products_in, run.device
-    peak = measure_peak_flops(device, DTYPES[precision])
-    side = PEAK_SIDES.get(device.type, PEAK_SIDES["cuda"])
+    side = _PEAK_SIDES.get(device.type, _PEAK_SIDES["cuda"])
+    peak = matmul_flops(device, precision, shape=(side, side, side), seconds=_PEAK_SECONDS)
     run.reporter.note(
         f"MFU is against {peak / 1e12:.3g} TFLOP/s, what a {precision} product of two {side} x "
         f"{side} matrices reaches here"

@@ -1,41 +1,37 @@
 """The training loop.  Read this file first.
 
-One step: take the micro-batches of the global batch, add up their gradients, clip, update.  Now
-and then: log, evaluate, save.  `Trainer` calls all of it by name.
+One step: take the micro-batches of the global batch, add their gradients, clip, update.
+Periodically: log, evaluate, save.  `Trainer` calls all of it by name.
 
-`Progress` is all the state there is besides tensors and the loss scaler's: the order of the
-images, their augmentation, dropout and the learning rate are functions of its step, so a resumed
-run is bit-identical to an uninterrupted one.
+`Progress` is the only state besides tensors and the loss scaler's: the order of the images, their
+augmentation, dropout and the learning rate are functions of its step, so a resumed run is
+bit-identical to an uninterrupted one.
 """
 
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
-from vit21k.data.sampler import StepSampler
+from vit21k.distributed import whole
 from vit21k.errors import ImageError, NonFiniteLossError, Vit21kError
 from vit21k.inference.evaluate import evaluate
 from vit21k.inference.metrics import SemanticAccuracy
+from vit21k.models.registry import build_model
 from vit21k.optim.optimizers import set_lr
-from vit21k.optim.schedule import LrSchedule, is_due
-from vit21k.training.builders import (
-    build_curriculum,
-    eval_transform_of,
-    policy_of,
-    train_transform_of,
-)
-from vit21k.training.checkpoints import DIVERGED_HINT, Saver, note_best, plain_copy
+from vit21k.optim.schedule import is_due
+from vit21k.training.builders import eval_transform_of, policy_of, train_transform_of
+from vit21k.training.checkpoints import DIVERGED_HINT, Saver, note_best
 from vit21k.training.context import Progress, RunContext, TrainState
-from vit21k.training.curriculum import PatchDropper
+from vit21k.training.curriculum import Curriculum, PatchDropper
 from vit21k.training.gradients import (
     GradientSums,
     clip,
@@ -46,7 +42,7 @@ from vit21k.training.gradients import (
 )
 from vit21k.training.log import Meters, RunLog, StepLosses
 
-# torchrun passes on what it gets, so that its processes receive one request twice.
+# torchrun forwards signals, so that its processes receive one request twice.
 _SAME_REQUEST_SECONDS = 3.0
 
 
@@ -55,24 +51,20 @@ class Trainer:
     """Trains a model.  Every process has one and calls it at the same time.
 
     Attributes:
-        run: What the run is made from.
-        schedule: Length of the run and learning rate.
+        run: Recipe, images, loss and schedule.
         state: Updated in place; the learning rates of its optimizers are overwritten.
-        sampler: Order of the images.
         loader: The images, in micro-batches.
-        patches: Which patches of the images the model sees.
+        patches: The patches of the images that the model sees.
         evaluation: Of the weights and their average.
         log: Lines of metrics.
-        meters: What else the log measures.
+        meters: Other measurements for the log.
         losses: Of the current step, to explain one that is not finite.
-        checkpoints: Where the state is saved.
-        stop: What asks this process to stop.
+        checkpoints: Saves the state.
+        stop: Signals and errors that stop this process.
     """
 
     run: RunContext
-    schedule: LrSchedule
     state: TrainState
-    sampler: StepSampler
     loader: "StagedLoader"
     patches: PatchDropper
     evaluation: "Evaluation"
@@ -98,9 +90,9 @@ class Trainer:
         device = sums.params[0].device
         if progress.owes_evaluation and not self._evaluate(progress):
             return False
-        while progress.step < self.schedule.total_steps:
+        while progress.step < self.run.schedule.total_steps:
             seed_dropout(dropout_seed(recipe.seed, progress.step, world.rank), device)
-            factor = self.schedule(progress.step)
+            factor = self.run.schedule(progress.step)
             set_lr(state.optimizers, factor)
 
             total = self._accumulate(sums, progress.step)
@@ -124,7 +116,7 @@ class Trainer:
         return True
 
     def _accumulate(self, sums: GradientSums, step: int) -> "_Total":
-        """Add up the gradient of the mean loss over one global batch, in every process."""
+        """Compute the gradient of the mean loss over one global batch, in every process."""
         global_batch_size = self.run.recipe.data.global_batch_size
         loss_scale = self.state.scaler.scale
         loss_sum, num_images, num_replaced = torch.zeros(()), 0, 0
@@ -153,7 +145,7 @@ class Trainer:
             self.state.model.zero_grad(set_to_none=True)
             return _Total(math.nan, 0, 0, stop=True)
 
-        # Fewer images than planned: the last batch of an epoch, or some that could not be decoded.
+        # Fewer images than planned: the last batch of an epoch, or some could not be decoded.
         scale = global_batch_size / images_total if images_total else math.nan
         for param in sums.params if scale != loss_scale else ():
             if param.grad is not None:
@@ -169,11 +161,11 @@ class Trainer:
             return batches
         num_passes = 1
         if sums.is_sharded:
-            num_passes = most_passes(self.sampler, self.loader.device_batch_size)
+            num_passes = most_passes(self.run.sampler, self.loader.device_batch_size)
         return with_dummies(batches, num_passes, self.run.recipe.model.img_size, step)
 
     def _reported(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
-        num_done, num_images = 0, self.sampler.num_rows(step)
+        num_done, num_images = 0, self.run.sampler.num_rows(step)
         for batch in batches:
             yield batch
             num_done += len(batch.rows_B)
@@ -181,10 +173,10 @@ class Trainer:
 
     def _do_what_is_due(self, progress: Progress, metrics: dict[str, float]) -> bool:
         """Log, evaluate and save, each in its period; return whether the run may continue."""
-        periods, total_steps = self.run.recipe.run, self.schedule.total_steps
+        periods, total_steps = self.run.recipe.run, self.run.schedule.total_steps
         self.checkpoints.writer.check()  # report an error of the last checkpoint before the next
         # Over all processes, and since the run began, however often it was resumed.
-        num_skipped = self.sampler.num_before(progress.step) - progress.images_seen
+        num_skipped = self.run.sampler.num_before(progress.step) - progress.images_seen
         counts = {"num_skipped": num_skipped, "num_replaced": progress.images_replaced}
         self.log.log_step(progress, {**metrics, **counts})
         is_save_due = is_due(
@@ -199,8 +191,7 @@ class Trainer:
     def _evaluate(self, progress: Progress, *, is_save_due: bool = True) -> bool:
         """Evaluate, save if that is due or there is a best; return whether the run may continue.
 
-        An evaluation that an error ended is owed: the state is saved, and a resumed run begins with
-        it.
+        After an error in an evaluation, the state is saved, and a resumed run begins with it.
         """
         metrics = self.evaluation.metrics()
         progress.owes_evaluation = metrics is None
@@ -256,18 +247,10 @@ class StagedLoader:
     There is one `TrainLoader` for each stage, opened at its first step.
     """
 
-    def __init__(self, run: RunContext, sampler: StepSampler, device_batch_size: int) -> None:
-        """Open nothing yet.
-
-        Args:
-            run: Its images, augmentation and curriculum.
-            sampler: Order of the images.
-            device_batch_size: The most images of a micro-batch.
-        """
+    def __init__(self, run: RunContext, device_batch_size: int) -> None:
         self.device_batch_size = device_batch_size
         self._run = run
-        self._sampler = sampler
-        self._stages = build_curriculum(run.recipe, sampler.steps_per_epoch).stages()
+        self._stages = Curriculum.of(run.recipe, run.schedule.total_steps).stages()
         self._img_size = 0
         self._loader: TrainLoader | None = None
 
@@ -289,9 +272,9 @@ class StagedLoader:
         recipe = self._run.recipe
         return TrainLoader(
             self._run.data.train,
-            self._sampler,
-            train_transform_of(recipe, img_size),
-            policy=policy_of(recipe),
+            self._run.sampler,
+            train_transform_of(recipe.data, img_size),
+            policy=policy_of(recipe.augment, recipe.data),
             device_batch_size=self.device_batch_size,
             num_workers=self._run.options.num_workers,
             seed=recipe.seed,
@@ -305,13 +288,11 @@ class StopSignal:
     """While it is entered, a signal is noted instead of ending the process.
 
     SIGTERM: Kubernetes, Slurm's preemption, torchrun to its processes.  SIGUSR1: Slurm some minutes
-    before the time limit (``--signal=USR1@...``).  SIGINT: Ctrl-C.
-
-    Only a second Ctrl-C, some seconds after the first signal, does what it did before: whoever
-    sends SIGTERM again has SIGKILL.
+    before the time limit (``--signal=USR1@...``).  SIGINT: Ctrl-C; only a second one, some seconds
+    after the first signal, ends the process.
 
     Attributes:
-        received: The signal that came first, if one did.
+        received: The first signal, if there was one.
         error: Error of the data of this process; it is raised once the state is saved.
     """
 
@@ -330,7 +311,7 @@ class StopSignal:
         return self.received is not None or self.error is not None
 
     def guarded(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield *batches* until one fails; its error is noted."""
+        """Yield *batches* until one fails; keep its error."""
         try:
             yield from batches
         except (Vit21kError, OSError) as error:
@@ -359,16 +340,9 @@ class StopSignal:
             signal.raise_signal(signum)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluation:
-    """Evaluates a run on its val split.
-
-    Attributes:
-        run: Its images and loss.
-        state: The weights, and their average if there is one.
-        device_batch_size: Images of one forward pass.
-        stop: Notes an error of the data.
-    """
+    """Evaluates a run on its val split: the weights, and their average if there is one."""
 
     run: RunContext
     state: TrainState
@@ -385,11 +359,11 @@ class Evaluation:
         """
         model, args, device = self.state.model, self.run.args, self.run.device
         if self.state.is_sharded:
-            # A complete copy: in eval the processes have different numbers of batches.
-            model = plain_copy(args, model.state_dict(), device)
+            # A complete copy: in evaluation the processes have different numbers of batches.
+            model = complete_copy(args, model.state_dict(), device)
         metrics = self._metrics_of(model, self.run.data.val_name)
         if metrics is not None and self.state.ema is not None:
-            averaged = plain_copy(args, self.state.ema.tensors(), device)
+            averaged = complete_copy(args, self.state.ema.tensors(), device)
             of_average = self._metrics_of(averaged, f"{self.run.data.val_name}_ema")
             metrics = None if of_average is None else {**metrics, **of_average}
         return metrics
@@ -398,7 +372,7 @@ class Evaluation:
         recipe, world, objective = self.run.recipe, self.run.world, self.run.objective
         loader = EvalLoader(
             self.run.data.val,
-            eval_transform_of(recipe),
+            eval_transform_of(recipe.data, recipe.model.img_size),
             device_batch_size=self.device_batch_size,
             num_workers=self.run.options.num_workers,
             rank=world.rank,
@@ -427,3 +401,20 @@ class Evaluation:
             return None
         metrics.update((measure.name, measure.value()) for measure in measures)
         return {f"{split}/{name}": value for name, value in metrics.items()}
+
+
+def complete_copy(
+    args: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
+    """Return a model with *tensors* for weights; all processes call it if they are sharded.
+
+    Args:
+        args: Of the model's constructor.
+        tensors: Its `state_dict`; complete tensors on *device* are not copied.
+        device: Of the model.
+    """
+    with torch.device("meta"):  # no time is lost on first weights
+        model = build_model(args)
+    here = {name: whole(tensor.detach()).to(device) for name, tensor in tensors.items()}
+    model.load_state_dict(here, assign=True)
+    return model

@@ -1,11 +1,11 @@
-"""The loss of a run: labels, and the answers of a teacher if the recipe names one.
+"""The loss of a run: of the labels, and of a teacher's logits if the recipe names one.
 
 Dimensions: B images, C colours, H W pixels, K classes, M patches of an image that are kept.
 
 Source of the distillation loss: facebookresearch/deit, losses.py, `DistillationLoss` (Touvron et
-al., arXiv:2012.12877).  A model with a distillation head (PiT's distilled forms) answers the
-teacher with that head and the labels with the other, as there.  DeiT's script refuses a model with
-one head; here the one head answers both, as in Hinton et al. 2015 (arXiv:1503.02531).
+al., arXiv:2012.12877).  In a model with a distillation head (PiT's distilled variants) that head
+learns from the teacher and the other one from the labels, as there.  DeiT's script refuses a model
+with one head; here the one head learns from both, as in Hinton et al. 2015 (arXiv:1503.02531).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,29 +28,26 @@ from vit21k.inference.evaluate import LossFunction
 from vit21k.losses.hierarchical import Levels, semantic_softmax_loss
 from vit21k.losses.sparse import LOSSES, chunked_multi_label_loss, multi_label_loss, wants_chunks
 from vit21k.manifest.classes import ClassList
-from vit21k.models.pit import PoolingTransformer
 from vit21k.recipe.schema import DistillSection, LossSection, Recipe
 from vit21k.training.builders import device_transform_of
 from vit21k.training.reporter import Reporter
 
-DistillKind = Literal["hard", "soft"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a run minimises.
+    """The function that a run minimises.
 
     Attributes:
-        recipe: The loss, the normalisation, and what is erased and mixed on the device.
-        device: Where the model computes.
+        recipe: Its loss, normalisation, and mixing on the device.
+        device: Of the model.
         levels: Levels of the classes, for semantic softmax; else None.
-        distillation: The teacher, if the recipe has one.
+        teacher: The model to learn from, if the recipe has one.
     """
 
     recipe: Recipe
     device: torch.device
     levels: Levels | None = None
-    distillation: "Distillation | None" = None
+    teacher: "Teacher | None" = None
 
     def loss(self, model: nn.Module, batch: Batch, kept_BM: Tensor | None = None) -> Tensor:
         """Compute the mean loss over the images of one micro-batch: forward pass and loss.
@@ -58,7 +55,7 @@ class Objective:
         Args:
             model: In train mode, on the device.
             batch: The images.
-            kept_BM: Which patches of each image the model sees; None: all.
+            kept_BM: Patches of each image that the model sees; None: all.
         """
         recipe = self.recipe
         pixels, rows, ids, weights = self._device_transform(batch, self.device)
@@ -68,17 +65,19 @@ class Objective:
             weights = None
         options = {"label_weights_L": weights, **loss_options(recipe.loss)}
         if recipe.loss.kind == "sigmoid" and wants_chunks(model, len(images)):
+            chunked: Any = model  # has `features` and a linear `head`
             with autocast(self.device, recipe.products_in):
-                whole: Any = model  # has `features` and a linear `head`, or it wants no chunks
-                return chunked_multi_label_loss(
-                    whole.features(*inputs), whole.head, rows, ids, **options
-                )
+                features = chunked.features(*inputs)
+                return chunked_multi_label_loss(features, chunked.head, rows, ids, **options)
         with autocast(self.device, recipe.products_in):
-            answer = model(*inputs)
-        if self.distillation is None:
-            return self.label_loss(answer, rows, ids, **options)
-        return self.distillation.loss(
-            answer, pixels, lambda logits: self.label_loss(logits, rows, ids, **options)
+            logits = model(*inputs)
+        if self.teacher is None:
+            return self.label_loss(logits, rows, ids, **options)
+        return distilled_loss(
+            logits,
+            self.teacher.logits_of(pixels, recipe.products_in),
+            lambda logits_BK: self.label_loss(logits_BK, rows, ids, **options),
+            recipe.distill,
         )
 
     @cached_property
@@ -92,20 +91,19 @@ class Objective:
 
     @cached_property
     def _device_transform(self) -> DeviceTransform:
-        return device_transform_of(self.recipe)
+        recipe = self.recipe
+        sums_to_one = recipe.loss.kind != "sigmoid"
+        return device_transform_of(
+            recipe.augment, recipe.data, sums_to_one=sums_to_one, seed=recipe.seed
+        )
 
     @property
     def fingerprints(self) -> Mapping[str, str | None]:
-        """What a run must have in common with its continuation, by name."""
+        """Fingerprints that a run must have in common with its resumption, by name."""
         return {
             "tree of classes": None if self.levels is None else self.levels.fingerprint,
-            "teacher": None if self.distillation is None else self.distillation.teacher.fingerprint,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
         }
-
-    def prepare(self, model: nn.Module) -> None:
-        """Let a model with a separate head for a teacher answer with both heads in training."""
-        if self.distillation is not None and isinstance(model, PoolingTransformer):
-            model.answers_apart = True
 
 
 def loss_options(section: LossSection) -> dict[str, Any]:
@@ -122,12 +120,12 @@ def loss_options(section: LossSection) -> dict[str, Any]:
 def build_objective(
     recipe: Recipe, classes: ClassList, device: torch.device, reporter: Reporter
 ) -> Objective:
-    """Read the tree of classes and load the teacher that the loss of *recipe* needs.
+    """Build the loss of *recipe*: read the tree of classes and load the teacher if needed.
 
     Raises:
-        UsageError: The recipe needs a teacher and names none, or it is for other classes.
+        UsageError: The recipe needs a teacher and names none, or it has other classes.
         CheckpointError: The teacher is damaged or missing.
-        ManifestError: The tree of classes is missing, damaged, or for another class list.
+        ManifestError: The tree of classes is missing, damaged, or of another class list.
     """
     levels = None
     if recipe.loss.kind == "semantic_softmax":
@@ -136,18 +134,13 @@ def build_objective(
         if not levels.classes_HC:
             raise UsageError("loss.kind `semantic_softmax` needs classes, at least two of a level")
         levels = levels.to(device)
-    return Objective(
-        recipe=recipe,
-        device=device,
-        levels=levels,
-        distillation=_distillation(recipe, classes, device, reporter),
-    )
+    teacher = _teacher_of(recipe.distill, classes, device, reporter)
+    return Objective(recipe=recipe, device=device, levels=levels, teacher=teacher)
 
 
-def _distillation(
-    recipe: Recipe, classes: ClassList, device: torch.device, reporter: Reporter
-) -> "Distillation | None":
-    section = recipe.distill
+def _teacher_of(
+    section: DistillSection, classes: ClassList, device: torch.device, reporter: Reporter
+) -> "Teacher | None":
     if section.kind is None:
         return None
     if section.teacher is None:
@@ -158,23 +151,23 @@ def _distillation(
     teacher = open_teacher(section.teacher, classes, device)
     for warning in teacher.card.warnings:
         reporter.warn(
-            f"the teacher: {warning}; `vit21k export --to safetensors` keeps what is right"
+            f"the teacher: {warning}; `vit21k export --to safetensors` records what is right"
         )
     if teacher.card.classes.fingerprint != classes.fingerprint:
         reporter.warn(
-            "the teacher's classes are called otherwise than the images'; they are taken to be "
-            "in the same order"
+            "the teacher's classes have other names than the images'; they are assumed to be in "
+            "the same order"
         )
-    return Distillation(teacher=teacher, section=section, precision=recipe.products_in)
+    return teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A trained model that is asked, and not changed.
+    """A trained model to learn from.
 
     Attributes:
         model: In eval mode, without gradients.
-        card: What is known of it.
+        card: Its card.
         fingerprint: Of its weights; part of a run's state.
     """
 
@@ -184,63 +177,28 @@ class Teacher:
 
     @torch.no_grad()
     def logits_of(self, pixels_BCHW: Tensor, precision: Precision) -> Tensor:
-        """Return its logits_BK of *pixels_BCHW*: 0 to 255, mixed or not, not normalised.
+        """Return its logits_BK for *pixels_BCHW*: 0 to 255, mixed or not, not normalised.
 
-        They are normalised as it learnt them, and resized if it sees another size.
+        They are normalised as in its training, and resized to its image size.
         """
-        side = self.card.eval_settings.img_size
+        settings = self.card.eval_settings
+        side = settings.img_size
         if pixels_BCHW.shape[-1] != side:
             pixels_BCHW = F.interpolate(
                 pixels_BCHW.float(), size=(side, side), mode="bilinear", antialias=True
             )
-        settings = self.card.eval_settings
         images_BCHW = normalise(pixels_BCHW, settings.mean, settings.std)
         with autocast(pixels_BCHW.device, precision):
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK.float()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """How much a teacher counts besides the labels.
-
-    Attributes:
-        teacher: The trained model.
-        section: Kind of the loss, the teacher's share and the temperature.
-        precision: Of the teacher's matrix products.
-    """
-
-    teacher: Teacher
-    section: DistillSection
-    precision: Precision
-
-    def loss(
-        self, answer: Tensor, pixels_BCHW: Tensor, loss_of_labels: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the loss of labels and teacher together.
-
-        Args:
-            answer: The model's logits_BK; or (2, B, K), of its head for the labels and of its head
-                for the teacher.
-            pixels_BCHW: What the model saw, 0 to 255.
-            loss_of_labels: Logits_BK -> mean loss.
-        """
-        kind, alpha = self.section.kind, self.section.alpha
-        if kind is None:
-            raise ValueError("a section `distill` without a kind has no teacher")
-        heads = answer.unbind() if answer.ndim == 3 else (answer, answer)  # noqa: PLR2004
-        of_labels = loss_of_labels(heads[0])
-        teacher_BK = self.teacher.logits_of(pixels_BCHW, self.precision)
-        of_teacher = distillation_loss(heads[1], teacher_BK, kind=kind, tau=self.section.tau)
-        return (1 - alpha) * of_labels + alpha * of_teacher
-
-
 def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher:
-    """Load the model at *path*, which `load_model` takes, as a teacher of *classes*.
+    """Load the model at *path*, as for `load_model`, as a teacher of *classes*.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
-        UsageError: It is for another number of classes.
+        UsageError: It has another number of classes.
         OSError: An address cannot be read.
     """
     from vit21k.checkpoint.load import load_model  # noqa: PLC0415 (reads every format)
@@ -256,17 +214,36 @@ def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher
     return Teacher(model=model.requires_grad_(False), card=card, fingerprint=fingerprint)
 
 
-def distillation_loss(
-    logits_BK: Tensor, teacher_BK: Tensor, *, kind: DistillKind, tau: float = 1.0
+def distilled_loss(
+    logits: Tensor,
+    teacher_BK: Tensor,
+    label_loss: Callable[[Tensor], Tensor],
+    section: DistillSection,
 ) -> Tensor:
-    """Return how far *logits_BK* are from what the teacher says, in float32.
+    """Return the weighted sum of the losses of labels and teacher.
+
+    Args:
+        logits: (B, K); or (2, B, K), of the head for the labels and of the head for the teacher.
+        teacher_BK: The teacher's logits.
+        label_loss: Logits_BK -> mean loss.
+        section: Kind of the loss, weight of the teacher, temperature.
+    """
+    heads = logits.unbind() if logits.ndim == 3 else (logits, logits)  # noqa: PLR2004
+    loss = distillation_loss(heads[1], teacher_BK, kind=section.kind or "hard", tau=section.tau)
+    return (1 - section.alpha) * label_loss(heads[0]) + section.alpha * loss
+
+
+def distillation_loss(
+    logits_BK: Tensor, teacher_BK: Tensor, *, kind: Literal["hard", "soft"], tau: float = 1.0
+) -> Tensor:
+    """Return the difference of *logits_BK* from the teacher's, in float32.
 
     Args:
         logits_BK: Of the model that learns, or of its head for the teacher.
         teacher_BK: The teacher's logits.
         kind: "hard": cross-entropy with the teacher's best class, mean over images; "soft": the
             divergence of the two softmaxes times tau squared, mean over images *and classes*, as
-            DeiT has it (`/ outputs_kd.numel()`): a thousandth of the usual mean for 1,000 classes.
+            in DeiT (`/ outputs_kd.numel()`): a thousandth of the usual mean for 1,000 classes.
         tau: Temperature of "soft".
     """
     logits_BK, teacher_BK = logits_BK.float(), teacher_BK.float()

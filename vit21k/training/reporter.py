@@ -1,4 +1,4 @@
-"""What a run reports to the user while it trains."""
+"""Messages of a run for the user."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,29 +9,29 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Report nothing: the reporter of tests, and of all processes but the first.
+    """Reports nothing: for tests, and for all processes except the first.
 
-    `vit21k train` has one that prints.  All messages but warnings of log sinks come from the thread
-    that trains.
+    `vit21k train` has one that prints.  All messages except warnings of log sinks come from the
+    thread that trains.
     """
 
     def note(self, text: str) -> None:
         """Report a fact."""
 
     def warn(self, text: str) -> None:
-        """Report something that may be wrong."""
+        """Report a possible problem."""
 
     def forecast(self, forecast: "Forecast") -> None:
-        """Report what the run will take."""
+        """Report the expected time of the run."""
 
     def initialised(self, report: "InitReport") -> None:
-        """Report where the first weights came from."""
+        """Report the source of the first weights."""
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Report a line of ``metrics.jsonl``, with ``total_steps`` and ``eta_seconds``."""
 
     def micro_step(self, step: int, num_done: int, num_images: int) -> None:
-        """Report a micro-batch: a step can take hours on a CPU.
+        """Report a micro-batch, as a step can take hours on a CPU.
 
         Args:
             step: Updates made before this one.

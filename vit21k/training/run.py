@@ -1,16 +1,17 @@
-"""Recipe -> objects -> loop: the one place that puts a run together.
+"""Recipe -> objects -> loop: puts a run together.
 
 Layout of a run::
 
     runs/<name>/
-      recipe.yaml          the resolved recipe, every field spelled out
-      run.json             what else the run is: its length, its model's size, its device
-      metrics.jsonl        a line every few steps, and a line an evaluation
+      recipe.yaml          the resolved recipe, with every field
+      run.json             other facts: its length, its model's size, its device
+      metrics.jsonl        a line every few steps, and a line for each evaluation
       checkpoints/latest   name of the newest checkpoint
-      checkpoints/best     name of the best one, if the recipe watches a metric; best-ema
+      checkpoints/best     name of the best one, if the recipe has a best_metric; best-ema
       checkpoints/step-00000100/   config.json, model.safetensors, optimizer.safetensors, state.json
 """
 
+import json
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from torch import nn
 
 from vit21k import __version__
 from vit21k.atomic import write_atomic
 from vit21k.checkpoint.store import BackgroundWriter, Checkpoint, set_run_aside
-from vit21k.data.sampler import StepSampler
 from vit21k.distributed import World, explaining_lost_peers, init_world
 from vit21k.errors import (
     InterruptedRunError,
@@ -34,42 +35,31 @@ from vit21k.errors import (
     Vit21kError,
 )
 from vit21k.lock import locked
-from vit21k.optim.schedule import LrSchedule
 from vit21k.recipe.load import dump_recipe
 from vit21k.recipe.schema import Recipe
 from vit21k.training.builders import (
-    build_curriculum,
     build_schedule,
+    complete_pairs,
     device_batch_size_of,
     sampler_of,
-    whole_pairs,
 )
-from vit21k.training.checkpoints import (
-    Identity,
-    Saver,
-    check_same_start,
-    find_begin,
-    restore,
-    short_digest,
-)
+from vit21k.training.checkpoints import Identity, Saver, find_begin, restore
 from vit21k.training.context import (
     NAMED_BY_CONTENT,
     Fork,
     Progress,
     RunContext,
     RunOptions,
-    SplitData,
     TrainState,
     build_train_state,
     model_args_of,
     model_config_of,
     new_model,
     open_split_data,
-    recipe_identity,
     resolve_precision,
 )
-from vit21k.training.curriculum import PatchDropper, check_curriculum
-from vit21k.training.forecast import forecast, measure_images_per_second
+from vit21k.training.curriculum import Curriculum, PatchDropper, check_curriculum
+from vit21k.training.forecast import Forecast, measure_images_per_second
 from vit21k.training.log import (
     StepLosses,
     build_meters,
@@ -79,7 +69,7 @@ from vit21k.training.log import (
     write_run_facts,
 )
 from vit21k.training.loop import Evaluation, StagedLoader, StopSignal, Trainer
-from vit21k.training.objective import Objective, build_objective
+from vit21k.training.objective import build_objective
 from vit21k.training.reporter import Reporter
 from vit21k.training.step import TRIALS_FILE, prepare_model
 
@@ -99,27 +89,28 @@ def train_run(
     """Run *recipe* from its newest checkpoint, or from the start, to its end.
 
     Args:
-        recipe: What to train and how.
-        options: Where.
+        recipe: The recipe.
+        options: Of the command line.
         reporter: Used on the first process only.
-        init: Weights to start from: what `load_model` takes, or more of it; on a resume, what the
-            run must have begun with.
-        fork: A checkpoint of another run to start from, with its optimizer and step; on a resume,
-            what the run must have begun with.
-        fresh: Start over although there are checkpoints; the run that was there is set aside.
+        init: Weights to start from: as for `load_model`, with or without options; a resumed run
+            must have started from them.
+        fork: A checkpoint of another run to start from, with its optimizer and step; a resumed run
+            must have started from it.
+        fresh: Start over, and set the existing run aside.
 
     Raises:
         TerminatedError: SIGTERM ended it, after its state was saved.
         InterruptedRunError: Ctrl-C did.
-        UsageError: Recipe, data and processes do not fit together, or the processes do not begin
-            with the same state.
+        UsageError: Recipe, data and processes do not fit together, or the processes do not start
+            from the same state.
         CheckpointError: The checkpoints are damaged or belong to another run.
-        DataError: Images are bad or gone; the state was saved.
+        DataError: Images are bad or missing; the state was saved.
         NonFiniteLossError: Training diverged.
         LostPeerError: Another process has ended.
     """
     if init is not None and fork is not None:
         raise UsageError("--init and --resume-from both say what to begin with; give one")
+    run_dir = None if fresh else options.run_dir
     world = init_world(options.device)
     try:
         with explaining_lost_peers(world), ExitStack() as stack:
@@ -129,24 +120,26 @@ def train_run(
                 stop = stack.enter_context(StopSignal())
             reporter = reporter if world.rank == 0 else Reporter()
             recipe = resolve_precision(
-                recipe,
-                options.device,
-                world,
-                run_dir=None if fresh else options.run_dir,
-                reporter=reporter,
+                recipe, options.device, world, run_dir=run_dir, reporter=reporter
             )
             with world.in_agreement():
-                run = _context(recipe, options, reporter, world)
+                run = open_run(recipe, options, reporter, world)
             with world.in_agreement():
-                start = _start(run, init=init, fork=fork, fresh=fresh)
+                start = find_start(run, init=init, fork=fork, fresh=fresh)
+                if fresh and world.rank == 0 and (kept := set_run_aside(options.run_dir)):
+                    reporter.note(f"starting over; the run that was here is kept in `{kept}`")
             if not _train(run, start, stop):
                 raise _stopped(world, stop, options.run_dir)
     finally:
         world.close()
 
 
-def _context(recipe: Recipe, options: RunOptions, reporter: Reporter, world: World) -> RunContext:
+def open_run(recipe: Recipe, options: RunOptions, reporter: Reporter, world: World) -> RunContext:
+    """Open the data and build the loss; *recipe* has a resolved precision."""
     data = open_split_data(options.manifests, options.root, reporter.note, options.cache)
+    objective = build_objective(recipe, data.classes, torch.device(options.device), reporter)
+    in_pairs = recipe.augment.mixes
+    sampler = sampler_of(recipe.data, data.train, world, in_pairs=in_pairs, seed=recipe.seed)
     return RunContext(
         recipe=recipe,
         options=options,
@@ -154,107 +147,110 @@ def _context(recipe: Recipe, options: RunOptions, reporter: Reporter, world: Wor
         world=world,
         data=data,
         args=model_args_of(recipe, num_classes=len(data.classes)),
-        objective=build_objective(recipe, data.classes, torch.device(options.device), reporter),
+        objective=objective,
+        sampler=sampler,
+        schedule=build_schedule(recipe, sampler.steps_per_epoch),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What a run starts from.
+class Start:
+    """The state that a run starts from.
 
     Attributes:
-        sampler: The order of its images.
-        schedule: Its length and learning rate.
         model: With its first weights, or those of *checkpoint*; on the CPU.
-        identity: What every checkpoint says of the run.
-        checkpoint: Of this run, or of the one that it is a fork of; None: it begins.
+        identity: Part of every checkpoint of the run.
+        checkpoint: Of this run, or of the one that it is a fork of; None: there is none yet.
         is_fork: Whether *checkpoint* is another run's.
     """
 
-    sampler: StepSampler
-    schedule: LrSchedule
     model: nn.Module
     identity: Mapping[str, Any]
     checkpoint: Checkpoint | None
     is_fork: bool
 
 
-def _start(
-    run: RunContext, *, init: "str | InitSource | None", fork: Fork | None, fresh: bool
-) -> _Start:
-    """Find out what the run starts from; no process waits for another here."""
-    recipe, run_dir = run.recipe, run.options.run_dir
-    sampler = sampler_of(recipe, run.data.train, run.world)
-    schedule = build_schedule(recipe, sampler.steps_per_epoch)
-    identity = identity_of(recipe, run.data, run.objective)
-    begin = find_begin(
-        run_dir,
-        identity=identity,
-        total_steps=schedule.total_steps,
-        init=init,
-        args=run.args,
-        fork=fork,
-        fresh=fresh,
-        reporter=run.reporter,
-    )
-    model, report = _model(run, init, begin.checkpoint)
-    origin = begin.origin if report is None else report.origin
-    if fresh and run.world.rank == 0 and (kept := set_run_aside(run_dir)):
-        run.reporter.note(f"starting over; the run that was here is kept in `{kept}`")
-    return _Start(
-        sampler=sampler,
-        schedule=schedule,
+def find_start(
+    run: RunContext,
+    *,
+    init: "str | InitSource | None",
+    fork: Fork | None,
+    fresh: bool,
+    needs_init: bool = True,
+) -> Start:
+    """Return the state that *run* starts from; no process waits for another here.
+
+    Args:
+        run: The run.
+        init: As for `train_run`, and so *fork* and *fresh*.
+        fork: A checkpoint of another run.
+        fresh: Ignore the checkpoints of the run.
+        needs_init: Refuse fine-tuning without *init* instead of warning.
+    """
+    identity = Identity.of(run)
+    begin = find_begin(run, identity, init=init, fork=fork, fresh=fresh)
+    model = new_model(run.recipe, num_classes=len(run.data.classes))
+    origin = begin.origin
+    if begin.checkpoint is not None:
+        model.load_state_dict(begin.checkpoint.model_tensors())
+    elif init is not None:
+        origin = _initialise(run, model, init).origin
+    elif run.recipe.stage == "finetune":
+        problem = "fine-tuning starts from a pretrained model, and none was given"
+        if needs_init:
+            hint = "name one with --init RUN, for example `--init runs/pretrain_l16_in21k`"
+            raise UsageError(problem, hint=hint)
+        run.reporter.warn(f"{problem}: name one with --init")
+    best_metric = run.recipe.run.best_metric
+    return Start(
         model=model,
-        identity={**asdict(identity), "origin": origin, "best_metric": recipe.run.best_metric},
+        identity={**asdict(identity), "origin": origin, "best_metric": best_metric},
         checkpoint=begin.checkpoint,
         is_fork=begin.is_fork,
     )
 
 
-def identity_of(recipe: Recipe, data: SplitData, objective: Objective) -> Identity:
-    """Return what a run and its continuation have in common."""
-    return Identity(
-        recipe=recipe_identity(recipe),
-        train_manifest=data.fingerprint,
-        val_manifest=data.val_fingerprint,
-        objective=dict(objective.fingerprints),
+def _initialise(run: RunContext, model: Any, init: "str | InitSource") -> "InitReport":
+    from vit21k.checkpoint.initialise import initialise_from  # noqa: PLC0415 (all formats)
+
+    report = initialise_from(
+        model,
+        init,
+        args=run.args,
+        classes=run.data.classes,
+        pos_embed_mode=run.recipe.model.pos_embed_resize,
     )
+    run.reporter.initialised(report)
+    return report
 
 
-def _train(run: RunContext, start: _Start, stop: StopSignal) -> bool:
-    """Build everything that takes part, and train; return whether the run came to its end."""
-    world, sampler, total_steps = run.world, start.sampler, start.schedule.total_steps
-    origin, device_batch_size = start.identity["origin"], _device_batch_size(run)
+def _train(run: RunContext, start: Start, stop: StopSignal) -> bool:
+    """Build everything that takes part, and train; return whether the run is finished."""
+    world, run_dir, origin = run.world, run.options.run_dir, start.identity["origin"]
+    device_batch_size = _device_batch_size(run)
     state = _train_state(run, start, device_batch_size)
     with world.in_agreement():
         progress = _restored(run, start, state)
-    if progress.weight_norm is None:
-        progress.weight_norm = norm_of(state.model)
-    if steps_left := total_steps - progress.step:
-        _report_forecast(run, state, steps_left * run.recipe.data.global_batch_size)
-    patches = _patch_dropper(run, sampler)
-    loader = StagedLoader(run, sampler, device_batch_size)
-    _write_recipe(run)
-    # The writer leaves last: whatever happens, what is being written is finished.
-    with BackgroundWriter() as writer, closing(loader):
+    _report_forecast(run, state, progress)
+    patches = _patch_dropper(run)
+    if world.rank == 0:
+        write_atomic(run_dir / "recipe.yaml", dump_recipe(run.recipe).encode())
+    # The writer is left last: whatever happens, a write that has started is finished.
+    with BackgroundWriter() as writer, closing(StagedLoader(run, device_batch_size)) as loader:
         meters = build_meters(run, state.model)
-        write_run_facts(run, total_steps, meters, origin)
-        losses = StepLosses(run.data.train, run.options.run_dir, world.rank)
+        write_run_facts(run, meters, origin)
+        losses = StepLosses(run.data.train, run_dir, world.rank)
         with (
-            closing(open_log(run, total_steps, progress, meters)) as log,
+            closing(open_log(run, progress, meters)) as log,
             losses.explaining(),
             explaining_divergence(run, progress, writer, origin),
         ):
             trainer = Trainer(
                 run=run,
-                schedule=start.schedule,
                 state=state,
-                sampler=sampler,
                 loader=loader,
                 patches=patches,
-                evaluation=Evaluation(
-                    run=run, state=state, device_batch_size=device_batch_size, stop=stop
-                ),
+                evaluation=Evaluation(run, state, device_batch_size, stop),
                 log=log,
                 meters=meters,
                 losses=losses,
@@ -264,13 +260,13 @@ def _train(run: RunContext, start: _Start, stop: StopSignal) -> bool:
             if start.is_fork:  # the other run may be gone when this one is resumed
                 trainer.checkpoints.save(progress)
             finished = trainer.train(progress)
-    world.barrier()  # nobody leaves before the last checkpoint is written
-    _report_skipped(run, progress, sampler)
+    world.barrier()  # no process leaves before the last checkpoint is written
+    _report_skipped(run, progress)
     return finished
 
 
-def _train_state(run: RunContext, start: _Start, device_batch_size: int) -> TrainState:
-    """Build the train state that all processes begin with; they check that it is the same."""
+def _train_state(run: RunContext, start: Start, device_batch_size: int) -> TrainState:
+    """Build the train state, after a check that it is the same in all processes."""
     _check_same_start(run, start)
     if start.checkpoint is None:
         for tensor in start.model.state_dict().values():
@@ -279,76 +275,99 @@ def _train_state(run: RunContext, start: _Start, device_batch_size: int) -> Trai
     return build_train_state(run, model)
 
 
-def _write_recipe(run: RunContext) -> None:
-    if run.world.rank == 0:
-        write_atomic(run.options.run_dir / "recipe.yaml", dump_recipe(run.recipe).encode())
-
-
-def _saver(run: RunContext, start: _Start, state: TrainState, writer: BackgroundWriter) -> Saver:
+def _saver(run: RunContext, start: Start, state: TrainState, writer: BackgroundWriter) -> Saver:
     return Saver(
         run_dir=run.options.run_dir,
         state=state,
         identity=start.identity,
         model_config=model_config_of(run.recipe, run.args, run.data.classes),
         keep_last=run.recipe.run.keep_last,
-        total_steps=start.schedule.total_steps,
+        total_steps=run.schedule.total_steps,
         world=run.world,
         writer=writer,
     )
 
 
-def _patch_dropper(run: RunContext, sampler: StepSampler) -> PatchDropper:
-    """Return what says which patches are seen.
-
-    Raises:
-        UsageError: The model cannot see less of an image, and the recipe wants it to.
-    """
-    curriculum = build_curriculum(run.recipe, sampler.steps_per_epoch)
+def _patch_dropper(run: RunContext) -> PatchDropper:
+    """Return what chooses patches, if the model can see parts of an image."""
+    curriculum = Curriculum.of(run.recipe, run.schedule.total_steps)
     check_curriculum(curriculum, run.args)
     return PatchDropper(curriculum, patch_size=run.args["patch_size"], device=run.device)
 
 
-def _check_same_start(run: RunContext, start: _Start) -> None:
-    """Check that all processes begin with the same state."""
+def _check_same_start(run: RunContext, start: Start) -> None:
+    """Check that all processes start from the same state.
+
+    Raises:
+        UsageError: Something differs; every process raises it.
+    """
     checkpoint, trials = start.checkpoint, run.options.run_dir / TRIALS_FILE
-    recipe = run.recipe.model_dump(mode="json", exclude=NAMED_BY_CONTENT)
     facts = {
         "step": 0 if checkpoint is None else checkpoint.step,
-        "checkpoint": None if checkpoint is None else short_digest(checkpoint.state),
-        "recipe": short_digest(recipe),
+        "checkpoint": None if checkpoint is None else _short_digest(checkpoint.state),
+        "recipe": _short_digest(run.recipe.model_dump(mode="json", exclude=NAMED_BY_CONTENT)),
         "train.parquet": start.identity["train_manifest"][:12],
         "val.parquet": start.identity["val_manifest"][:12],
         "objective": start.identity["objective"],
-        "first weights": short_digest(start.identity["origin"]),
-        "trials": short_digest(trials.read_text() if trials.is_file() else None),
+        "first weights": _short_digest(start.identity["origin"]),
+        "trials": _short_digest(trials.read_text() if trials.is_file() else None),
         "vit21k": __version__,
         "torch": torch.__version__,
     }
-    check_same_start(run.world, facts, run.options.run_dir)
+    folder = f"run folder `{run.options.run_dir.absolute()}`"
+    found = run.world.gather([facts, folder])
+    first = found[0]
+    for rank, other in enumerate(found):
+        names = [name for name, value in first[0].items() if other[0][name] != value]
+        if not names:
+            continue
+        shown = [
+            ", ".join([*(f"{name} {its[name]}" for name in names), its_folder])
+            for its, its_folder in (first, other)
+        ]
+        raise UsageError(
+            "the processes of this run do not begin with the same state: "
+            f"process 0 ({shown[0]}), process {rank} ({shown[1]})",
+            hint="every process needs the same run folder, manifests and recipe: put them on a "
+            "disk that all machines share",
+        )
 
 
-def _restored(run: RunContext, start: _Start, state: TrainState) -> Progress:
-    """Return the progress of the run, and put the train state where the checkpoint was."""
-    checkpoint = start.checkpoint
-    if checkpoint is None:
-        return Progress()
-    progress = restore(checkpoint, state)
-    metric = run.recipe.run.best_metric
-    if start.is_fork or checkpoint.state.get("best_metric", metric) != metric:
-        progress.best = {}  # of another run, or by another metric
-    verb = "forking" if start.is_fork else "resuming"
-    run.reporter.note(f"{verb} from step {checkpoint.step:,} of `{checkpoint.path}`")
+def _short_digest(value: Any) -> str | None:
+    """Return some digits that identify a JSON value; None for None."""
+    if value is None:
+        return None
+    text = json.dumps(value, sort_keys=True, default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode())[:12]
+
+
+def _restored(run: RunContext, start: Start, state: TrainState) -> Progress:
+    """Restore the train state of the checkpoint; return the progress of the run."""
+    checkpoint, progress = start.checkpoint, Progress()
+    if checkpoint is not None:
+        progress = restore(checkpoint, state)
+        metric = run.recipe.run.best_metric
+        if start.is_fork or checkpoint.state.get("best_metric", metric) != metric:
+            progress.best = {}  # of another run, or by another metric
+        verb = "forking" if start.is_fork else "resuming"
+        run.reporter.note(f"{verb} from step {checkpoint.step:,} of `{checkpoint.path}`")
     return progress
 
 
-def _report_forecast(run: RunContext, state: TrainState, num_images: int) -> None:
-    """Measure a step, and report how long training on so many images takes."""
-    img_size = run.recipe.model.img_size
-    rate = measure_images_per_second(state.model, run.objective.loss, img_size=img_size)
-    run.reporter.forecast(forecast(run.args, num_images=num_images, images_per_second=rate))
+def _report_forecast(run: RunContext, state: TrainState, progress: Progress) -> None:
+    """Measure a step, and report the time of the run."""
+    if progress.weight_norm is None:
+        progress.weight_norm = norm_of(state.model)
+    if steps_left := run.schedule.total_steps - progress.step:
+        img_size = run.recipe.model.img_size
+        rate = measure_images_per_second(state.model, run.objective.loss, img_size=img_size)
+        num_images = steps_left * run.recipe.data.global_batch_size
+        run.reporter.forecast(
+            Forecast(args=run.args, num_images=num_images, images_per_second=rate)
+        )
 
 
-def _report_skipped(run: RunContext, progress: Progress, sampler: StepSampler) -> None:
+def _report_skipped(run: RunContext, progress: Progress) -> None:
     reporter = run.reporter
     if overflows := progress.skipped_updates - progress.empty_updates:
         reporter.note(f"{overflows:,} updates were skipped: float16 overflowed")
@@ -356,25 +375,23 @@ def _report_skipped(run: RunContext, progress: Progress, sampler: StepSampler) -
         reporter.warn(
             f"{progress.empty_updates:,} updates were skipped: every image of the batch was bad"
         )
-    if num_skipped := sampler.num_before(progress.step) - progress.images_seen:
+    if num_skipped := run.sampler.num_before(progress.step) - progress.images_seen:
         reporter.warn(f"{num_skipped:,} images could not be decoded and were skipped")
     if progress.images_replaced:
         reporter.warn(f"{progress.images_replaced:,} images could not be decoded and were replaced")
 
 
 def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSError:
-    """Return why the run was stopped, its state being saved; all processes call it."""
+    """Return the reason why the run stopped, after its state was saved; all processes call it."""
     reports = world.gather(stop.error and str(stop.error))
+    saved = f"the state of the run is saved in `{run_dir}`"
     if stop.error is not None:
         if isinstance(stop.error, Vit21kError):
-            stop.error.message += f"\nthe state of the run is saved in `{run_dir}`"
+            stop.error.message += f"\n{saved}"
         return stop.error
     if other := next(((rank, text) for rank, text in enumerate(reports) if text), None):
         rank, text = other
-        return LostPeerError(
-            f"stopped because of process {rank}: {text}\nthe state of the run is saved in "
-            f"`{run_dir}`"
-        )
+        return LostPeerError(f"stopped because of process {rank}: {text}\n{saved}")
     kind = InterruptedRunError if stop.received is signal.SIGINT else TerminatedError
     return kind(
         f"stopped by a signal; the state is saved in `{run_dir}`",
@@ -382,36 +399,13 @@ def _stopped(world: World, stop: StopSignal, run_dir: Path) -> Vit21kError | OSE
     )
 
 
-def _model(
-    run: RunContext, init: "str | InitSource | None", checkpoint: Checkpoint | None
-) -> tuple[nn.Module, "InitReport | None"]:
-    """Return the model with the weights to start from, and where the first ones came from."""
-    recipe, classes = run.recipe, run.data.classes
-    model = new_model(recipe, num_classes=len(classes))
-    run.objective.prepare(model)
-    report = None
-    if checkpoint:
-        model.load_state_dict(checkpoint.model_tensors())
-    elif init is not None:
-        from vit21k.checkpoint.initialise import initialise_from  # noqa: PLC0415 (all formats)
-
-        resize = recipe.model.pos_embed_resize
-        report = initialise_from(model, init, args=run.args, classes=classes, pos_embed_mode=resize)
-        run.reporter.initialised(report)
-    elif recipe.stage == "finetune":
-        raise UsageError(
-            "fine-tuning starts from a pretrained model, and none was given",
-            hint="name one with --init RUN, for example `--init runs/pretrain_l16_in21k`",
-        )
-    return model, report
-
-
 def _device_batch_size(run: RunContext) -> int:
-    asked, wanted = run.options.device_batch_size, run.recipe.data.device_batch_size
-    fitting = device_batch_size_of(run.recipe, run.args, asked=asked, device=run.device)
-    if asked is None and fitting < whole_pairs(run.recipe, wanted):
+    recipe, asked = run.recipe, run.options.device_batch_size
+    wanted = recipe.data.device_batch_size
+    fitting = device_batch_size_of(recipe, run.args, asked=asked, device=run.device)
+    if asked is None and fitting < complete_pairs(recipe.augment, wanted):
         run.reporter.note(
             f"{fitting} images in one forward pass, not {wanted}: more do not fit into memory "
-            f"(the global batch stays {run.recipe.data.global_batch_size:,})"
+            f"(the global batch stays {recipe.data.global_batch_size:,})"
         )
     return fitting

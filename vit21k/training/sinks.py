@@ -1,4 +1,4 @@
-"""Where a run's metrics go besides metrics.jsonl: TensorBoard, W&B, MLflow."""
+"""Logs of a run besides metrics.jsonl: TensorBoard, W&B, MLflow."""
 
 import os
 import queue
@@ -17,7 +17,7 @@ from vit21k.errors import MissingExtraError, UsageError, Vit21kError
 from vit21k.runs.history import flat
 
 SINKS = ("tensorboard", "wandb", "mlflow")
-"""The names that `--log` takes; each is the module ``<name>_sink`` beside this one."""
+"""Names for `--log`."""
 
 _MAX_WAITING = 10_000  # lines; more are dropped and counted
 _CLOSE_SECONDS = 20.0
@@ -25,28 +25,24 @@ _NOT_VALUES = ("step",)
 
 
 class Sink(Protocol):
-    """What a module ``<name>_sink`` makes by ``open_sink(LoggedRun)``; used by one thread.
-
-    It raises `MissingExtraError` where its library is not installed.
-    """
+    """A log; used by one thread.  The constructor may raise `MissingExtraError`."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take values by name, such as ``train/loss``."""
+        """Log values by name, such as ``train/loss``."""
 
     def close(self) -> None:
-        """Write what is still waiting."""
+        """Write what is buffered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """What a sink may know of the run.
+    """The facts of a run for sinks.
 
     Attributes:
         run_dir: The run's folder; its name is the run's.
         recipe: The resolved recipe, as JSON values.
-        resumed_step: Updates made by earlier processes of this run; what they logged of later
-            steps is void.
-        warn: Hears of trouble; from any thread.
+        resumed_step: Updates made before this process; logged values of later steps are void.
+        warn: Reports a problem; from any thread.
     """
 
     run_dir: Path
@@ -55,12 +51,12 @@ class LoggedRun:
     warn: Callable[[str], None]
 
     def known_id(self, file_name: str) -> str | None:
-        """Return what `keep_id` was told by the processes that this one resumes from."""
+        """Return the id that `keep_id` stored in a run that is resumed; None: there is none."""
         path = self.run_dir / file_name
         return path.read_text().strip() if self.resumed_step and path.exists() else None
 
     def keep_id(self, file_name: str, id_: str) -> str:
-        """Keep *id_*, which is what a sink calls this run, in a file of the run's; return it."""
+        """Store *id_*, the run's id in a sink, in a file of the run; return it."""
         write_atomic(self.run_dir / file_name, f"{id_}\n".encode())
         return id_
 
@@ -73,20 +69,13 @@ def parse_sinks(text: str | None) -> tuple[str, ...]:
     """
     names = dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip())
     if unknown := [name for name in names if name not in SINKS]:
-        raise UsageError(
-            f"nothing to log to is called `{unknown[0]}`", hint=f"known: {', '.join(SINKS)}"
-        )
+        raise UsageError(f"there is no log `{unknown[0]}`", hint=f"known: {', '.join(SINKS)}")
     return tuple(names)
 
 
 def open_sinks(names: Sequence[str], run: LoggedRun) -> "list[DetachedSink]":
-    """Return a sink for each of *names*; opening them happens in their threads."""
-    return [DetachedSink(name, partial(_open, name, run), run.warn) for name in names]
-
-
-def _open(name: str, run: LoggedRun) -> Sink:
-    sink: Sink = _OPENERS[name](run)
-    return sink
+    """Return a sink for each of *names*; their threads open them."""
+    return [DetachedSink(name, partial(_OPENERS[name], run), run.warn) for name in names]
 
 
 def close_sinks(sinks: "Sequence[DetachedSink]") -> None:
@@ -98,7 +87,7 @@ def close_sinks(sinks: "Sequence[DetachedSink]") -> None:
 
 
 class DetachedSink:
-    """A sink in a thread of its own, which can fail or hang without anyone waiting for it."""
+    """A sink in a separate thread, so that a failing or hanging sink does not stop the run."""
 
     def __init__(
         self,
@@ -112,11 +101,11 @@ class DetachedSink:
         """Start the thread; it opens the sink.
 
         Args:
-            name: What warnings call it.
-            open_sink: Makes the sink.
-            warn: Hears, once, that it does not work; from the thread.
+            name: For warnings.
+            open_sink: Opens the sink.
+            warn: Called once if the sink fails; from the thread.
             max_waiting: Lines that may wait for a slow sink.
-            close_seconds: How long `close` waits for those at the end of the run.
+            close_seconds: The longest time that `close` waits for them.
         """
         self._name = name
         self._open = open_sink
@@ -130,7 +119,7 @@ class DetachedSink:
         self._thread.start()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Take a line of ``metrics.jsonl``; never waits."""
+        """Log a line of ``metrics.jsonl``; never wait."""
         if self._is_broken:
             return
         values = {_long_name(key): float(line[key]) for key in line if key not in _NOT_VALUES}
@@ -140,11 +129,11 @@ class DetachedSink:
             self._num_dropped += 1
 
     def end(self) -> None:
-        """Say that nothing more comes; does not wait."""
+        """End the log without waiting."""
         self._end(0.0)
 
     def close(self) -> None:
-        """Wait a while for what is on its way."""
+        """Wait a while for lines that are not written."""
         deadline = time.monotonic() + self._close_seconds
         self._end(self._close_seconds)
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -179,7 +168,7 @@ def _long_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return *name* in the letters that TensorBoard and MLflow allow."""
+    """Return *name* with the characters that TensorBoard and MLflow allow."""
     return name.replace("@", "_at_")
 
 
@@ -196,8 +185,7 @@ FOLDER = "tensorboard"
 class TensorBoardSink:
     """Writes event files, a new one for every process of the run.
 
-    Points of later steps than the checkpoint a run resumes from are purged, as TensorBoard does it:
-    by a mark in the new file.
+    Values after the checkpoint that a run resumes from are purged by a mark in the new file.
     """
 
     def __init__(self, run: LoggedRun) -> None:
@@ -210,7 +198,7 @@ class TensorBoardSink:
         self._writer = SummaryWriter(run.run_dir / FOLDER, purge_step=run.resumed_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a point for each value."""
+        """Write each value."""
         for name, value in values.items():
             self._writer.add_scalar(plain_name(name), value, step)
         self._writer.flush()
@@ -226,7 +214,7 @@ _SECONDS = 15.0
 
 
 class WandbSink:
-    """Goes on with the run's W&B run, or begins one; logs through wandb's own process."""
+    """Resumes or starts a W&B run; logs through wandb's own process."""
 
     def __init__(self, run: LoggedRun) -> None:
         try:
@@ -247,11 +235,11 @@ class WandbSink:
             self._run = self._begin(run, "offline")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all values; wandb sends them when it can."""
+        """Log all values; wandb sends them later."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """End W&B's run; wandb waits for its server as long as its settings say."""
+        """End W&B's run; wandb waits for its server up to the limit in its settings."""
         self._run.finish()
 
     def _begin(self, run: LoggedRun, mode: str) -> Any:
@@ -278,11 +266,11 @@ class WandbSink:
 
 _MLFLOW_SINK_ID_FILE = "mlflow-run.txt"
 _DEFAULT_EXPERIMENT = "vit21k"
-_MAX_LETTERS = 500  # of a parameter's value
+_MAX_CHARACTERS = 500  # of a parameter's value
 
 
 class MlflowSink:
-    """Goes on with the run's MLflow run, or begins one; its client keeps no state here."""
+    """Resumes or starts an MLflow run; its client has no state."""
 
     def __init__(self, run: LoggedRun) -> None:
         try:
@@ -303,7 +291,7 @@ class MlflowSink:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def close(self) -> None:
-        """Mark the run as finished; going on with it is possible all the same."""
+        """Mark the run as finished; it can be resumed nevertheless."""
         self._client.set_terminated(self._run_id)
 
     def _new_run(self, run: LoggedRun) -> str:
@@ -312,15 +300,15 @@ class MlflowSink:
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         run_id = str(self._client.create_run(experiment, run_name=run.run_dir.name).info.run_id)
         for key, value in flat(run.recipe).items():
-            self._client.log_param(run_id, key, str(value)[:_MAX_LETTERS])
+            self._client.log_param(run_id, key, str(value)[:_MAX_CHARACTERS])
         return run.keep_id(_MLFLOW_SINK_ID_FILE, run_id)
 
 
 def _tracking_uri(run_dir: Path) -> str:
-    """Return where MLflow keeps its runs; files beside ours, unless the user says otherwise."""
+    """Return the URI of MLflow's runs: the user's, or a folder next to ours."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         return os.environ["MLFLOW_TRACKING_URI"]
-    # MLflow 3 wants a database or this; its small package, mlflow-skinny, has no database.
+    # MLflow 3 requires a database or this; its small package, mlflow-skinny, has no database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return (run_dir.absolute().parent / "mlruns").as_uri()
 
