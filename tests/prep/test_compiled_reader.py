@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import jpeg_kinds
 import malformed_images
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ import xxhash
 
 from vit21k._native import NoExtensionError
 from vit21k.prep import scan as module
-from vit21k.prep.file_digest import BUFFER_BYTES, PROBE_BYTES, FileReader, image_facts
+from vit21k.prep.file_digest import (
+    BUFFER_BYTES,
+    PROBE_BYTES,
+    WHOLE_BYTES,
+    FileDigest,
+    FileReader,
+    image_facts,
+)
 from vit21k.prep.hash_chunks import ChunkHasher, hash_in_threads
 from vit21k.prep.hash_tree import chunks_of, hash_tree
 from vit21k.prep.scan import DONE, ROW, ChunkFiles, CompiledReader, FileRows, compiled_reader
@@ -98,32 +106,115 @@ def _hostile() -> Iterator[bytes]:
 
 
 def test_facts_of_hostile_files_are_those_of_python(library: ctypes.CDLL) -> None:
-    num_plain = 0
-    library.describe_bytes.argtypes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
+    num_done = 0
     for content in _hostile():
-        expected = image_facts(content, memoryview(content))
-        # Of exactly these bytes, so that a tool that watches the memory sees what lies beyond.
-        data = (ctypes.c_uint8 * len(content)).from_buffer_copy(content)
-        row = np.zeros(1, ROW)
-
-        if library.describe_bytes(data, len(content), row.ctypes.data):
-            num_plain += 1
-            assert FileRows(row)[0].facts == expected
-            assert FileRows(row)[0].digest == xxhash.xxh3_128_digest(content)
-        assert bytes(data) == content  # it is written to, and restored
-    assert num_plain > NUM_MUTATED // 4
+        found = _described(library, content)
+        if found is not None:
+            num_done += 1
+            assert found.facts == image_facts(content, memoryview(content))
+            assert found.digest == xxhash.xxh3_128_digest(content)
+    assert num_done > NUM_MUTATED * 0.9
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}], ids=str)
-def test_usual_files_are_done_in_c(
-    library: ctypes.CDLL, mode: str, options: dict[str, bool]
-) -> None:
-    content = malformed_images.encoded(mode, **options)
-    data = (ctypes.c_uint8 * len(content)).from_buffer_copy(content)
+def _others() -> dict[str, bytes]:
+    """Return images of other formats, and JPEGs that need more than the fast path once did."""
+    encoded = malformed_images.encoded
+    png, gif, webp = encoded("RGB", "PNG"), encoded("P", "GIF"), encoded("RGB", "WEBP")
+    cmyk = encoded("CMYK")
+    adobe_end = cmyk.index(b"Adobe") + 11
+    return {
+        "PNG with a chunk after its end": png + b"\0\0\0\x04vpAg" + bytes(90),
+        "PNG that is cut": png[:-12],
+        "PNG of another header": png.replace(b"IHDR", b"CgBI"),
+        "GIF with a frame beyond its screen": gif[:6] + b"\1\0\1\0" + gif[10:],
+        "GIF with bytes after its end": gif + b"\0",
+        "GIF with extensions": gif[:6] + b"\x40\0\x40\0\0\0\0!\xfe\x03abc\x02de\0\0\0" + gif[13:],
+        "WebP, lossless": encoded("RGB", "WEBP", lossless=True),
+        "WebP with alpha": encoded("RGBA", "WEBP"),
+        "WebP that is cut": webp[:-9],
+        "BMP of OS/2": b"BM" + bytes(12) + b"\x0c\0\0\0\x30\0\x20\0" + bytes(90),
+        "BMP from the top": b"BM" + bytes(12) + b"\x28\0\0\0\x30\0\0\0\xe0\xff\xff\xff" + bytes(90),
+        "TIFF with a palette": encoded("P", "TIFF"),
+        "TIFF of big-endian numbers": encoded(
+            "RGB", "TIFF", big_tiff=False, tiffinfo={270: "words"}
+        ),
+        "BigTIFF": encoded("L", "TIFF", big_tiff=True),
+        "JPEG 2000": encoded("RGB", "JPEG2000"),
+        "YCCK": cmyk[:adobe_end] + b"\x02" + cmyk[adobe_end + 1 :],
+        "large EXIF": b"".join([cmyk[:2], _segment(0xE1, bytes(65_000)) * 3, cmyk[2:]]),
+        **{f"a {kind}": content for kind, content in _in_formats().items()},
+    }
+
+
+def _in_formats() -> dict[str, bytes]:
+    formats = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG")
+    return {
+        f"{image_format} in {mode}": malformed_images.encoded(mode, image_format)
+        for image_format in formats
+        for mode in ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1")
+        if (image_format, mode) in _WRITABLE
+    }
+
+
+_WRITABLE = {
+    *(("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")),
+    *(("GIF", mode) for mode in ("RGB", "L", "P", "1")),
+    *(("WEBP", mode) for mode in ("RGB", "L", "RGBA")),
+    *(("BMP", mode) for mode in ("RGB", "L", "P", "RGBA", "1")),
+    *(("TIFF", mode) for mode in ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1")),
+    *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
+}
+
+KINDS = {
+    **_others(),
+    **{name: content for name, content in jpeg_kinds.UNUSUAL.items() if "gzip" not in name},
+}
+
+
+def _described(library: ctypes.CDLL, content: bytes) -> FileDigest | None:
+    """Return what the compiled code says of *content*; None if it leaves it to Python."""
     library.describe_bytes.argtypes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
+    data = (ctypes.c_uint8 * len(content)).from_buffer_copy(content)
+    row = np.zeros(1, ROW)
+    is_done = library.describe_bytes(data, len(content), row.ctypes.data)
+    assert bytes(data) == content  # it is written to, and restored
+    return FileRows(row)[0] if is_done else None
 
-    assert library.describe_bytes(data, len(content), np.zeros(1, ROW).ctypes.data)
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_done_in_c_as_python_does_it(library: ctypes.CDLL, kind: str) -> None:
+    content = KINDS[kind]
+
+    found = _described(library, content)
+
+    assert found is not None
+    assert found.facts == image_facts(content, memoryview(content))
+    assert found.digest == xxhash.xxh3_128_digest(content)
+
+
+def test_mutated_images_of_every_kind_are_described_as_python_does_it(
+    library: ctypes.CDLL,
+) -> None:
+    random_ = random.Random(9)
+    kinds = list(KINDS.values())
+    num_done = 0
+    for number in range(NUM_MUTATED):
+        content = jpeg_kinds.mutated(random_, random_.choice(kinds))
+        if number % 3 == 0:
+            content = content[: random_.randrange(len(content))]
+        found = _described(library, content)
+        if found is not None:
+            num_done += 1
+            assert found.facts == image_facts(content, memoryview(content)), content[:200]
+    assert num_done > NUM_MUTATED * 0.8
+
+
+_TEXTS = (b"<html>", b"\r\n <!doctype", b"%PDF-1", b"PK\3\4", b"\x1f\x8b", b"P6 3 4 255\n")
+
+
+@pytest.mark.parametrize("content", [*(text * 40 for text in _TEXTS), b"", b"GIF89a"])
+def test_text_and_tiny_files_are_left_to_python(library: ctypes.CDLL, content: bytes) -> None:
+    assert _described(library, content) is None
 
 
 def _tricky(folder: Path) -> list[bytes]:
@@ -151,7 +242,7 @@ def _tricky(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("only_ends", [False, True])
 @pytest.mark.parametrize("flags", [FLAGS, FLAGS & ~os.O_NOFOLLOW])
-def test_files_that_are_done_are_as_python_says_and_plain_ones_are_done(
+def test_files_that_are_done_are_as_python_says_and_images_are_done(
     compiled: CompiledReader, tmp_path: Path, flags: int, *, only_ends: bool
 ) -> None:
     reader = FileReader("xxh3_128", flags)
@@ -166,9 +257,9 @@ def test_files_that_are_done_are_as_python_says_and_plain_ones_are_done(
         expected = (reader.probe if only_ends else reader.digest)(name, folder)
         assert not is_done or found == expected, name
         has_followed = name == b"link.jpg" and not flags & os.O_NOFOLLOW
-        size = int(name[5:-4]) if name.startswith(b"size") else BUFFER_BYTES
-        is_plain = has_followed or size < BUFFER_BYTES
-        assert not is_plain or is_done, name
+        is_other = name.endswith((b".png", b".jpeg"))
+        size = int(name[5:-4]) if name.startswith(b"size") else 0 if is_other else WHOLE_BYTES
+        assert not (has_followed or size < WHOLE_BYTES) or is_done, name
     assert files.are_done.sum() > 30
     os.close(folder)
 

@@ -80,7 +80,7 @@ def main() -> int:
 
 def seeds() -> list[Path]:
     """Return the committed inputs that mutation starts from."""
-    suffixes = (".jpg", ".ppm")
+    suffixes = (".jpg", ".ppm", ".png", ".gif", ".webp", ".tif", ".bmp")
     return sorted(path for folder in SEEDS for path in folder.iterdir() if path.suffix in suffixes)
 
 

@@ -45,7 +45,7 @@ ROW = np.dtype(
         ("flags", "u1"),
     ]
 )
-"""Packed; the same layout as `Row` in scan.c and `_ROW`."""
+"""Packed; the same layout as `Row` in image_facts.h and `_ROW`."""
 
 FORMATS = ("unknown", "jpeg", "png", "gif", "webp", "bmp", "tiff", "gzip", "ppm")
 """By their index in a row."""
@@ -460,7 +460,7 @@ class ChunkFiles:
 _ALGORITHM = "xxh3_128"
 
 
-_SCAN_VERSION = 2
+_SCAN_VERSION = 3
 """Of the functions in scan.c and of `ROW`; the same number is in scan.c."""
 
 
