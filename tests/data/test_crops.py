@@ -244,6 +244,7 @@ FUZZ_INPUTS = Path(__file__).parents[1] / "fixtures" / "fuzz"
 REFUSED = {
     *("411", "440", "adobe_ycc", "cmyk", "ff00_header", "fill_bytes", "height_at_end"),
     *("progressive", "progressive_grey", "rgb", "wide_quantisers"),
+    *("alpha", "big", "colour", "lossy", "palette"),  # no JPEGs
 }
 
 

@@ -5,8 +5,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from inspect import Parameter, getdoc, signature
 from types import FrameType
 from typing import Annotated, Any, NamedTuple, NoReturn
@@ -33,15 +34,6 @@ from vit21k.cli import (
 )
 from vit21k.errors import Vit21kError
 
-app = typer.Typer(
-    name="vit21k",
-    help="ImageNet-21K, cleaned and split, and a Vision Transformer trained on it.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VIT21K"},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-
 
 def main() -> None:
     """Run the command line; entry point of `vit21k`."""
@@ -50,7 +42,7 @@ def main() -> None:
     _forget_service_links()
     try:
         with console.decoder_messages_counted():
-            app()
+            _app_for(sys.argv[1:])()
     except Vit21kError as error:
         console.fail(error)
         sys.exit(error.exit_code)
@@ -122,7 +114,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Exit codes: " + "; ".join(f"{k} {v}" for k, v in errors.EXIT_CODES.items()))
 def root(
     _version: Annotated[
         bool,
@@ -144,16 +135,30 @@ class _Group(NamedTuple):
 Commands = Mapping[str, Callable[..., None] | _Group]
 
 
-def _add(app: typer.Typer, commands: Commands, *, panel: str | None = None) -> None:
-    """Add *commands*, by name, to *app*; their help is their docstring."""
+def _add(
+    app: typer.Typer, commands: Commands, *, panel: str | None = None, is_listed: bool = False
+) -> None:
+    """Add *commands*, by name, to *app*; their help is their docstring.
+
+    Args:
+        app: Application or group.
+        commands: Commands and groups.
+        panel: Help panel.
+        is_listed: Without their options: they are only listed.
+    """
     for name, command in commands.items():
         if isinstance(command, _Group):
             group = typer.Typer(no_args_is_help=True, help=command.help)
-            _add(group, command.commands)
+            _add(group, command.commands, is_listed=is_listed)
             app.add_typer(group, name=name, rich_help_panel=panel)
         else:
             text = _joined(getdoc(command) or "")
-            app.command(name, help=text, rich_help_panel=panel)(_expanded(command))
+            run = _listed if is_listed else _expanded(command)
+            app.command(name, help=text, rich_help_panel=panel)(run)
+
+
+def _listed() -> None:
+    """Stand for a command that is only listed."""
 
 
 def _joined(text: str) -> str:
@@ -268,5 +273,48 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
         "doctor": doctor.doctor_command,
     },
 }
-for _panel, _its_commands in _COMMANDS.items():
-    _add(app, _its_commands, panel=_panel)
+
+
+def _app_of(names: Container[str], *, is_listed: bool = False) -> typer.Typer:
+    """Return an application with the commands and groups of these *names*."""
+    app = typer.Typer(
+        name="vit21k",
+        help="ImageNet-21K, cleaned and split, and a Vision Transformer trained on it.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VIT21K"},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    exit_codes = "; ".join(f"{code} {text}" for code, text in errors.EXIT_CODES.items())
+    app.callback(epilog=f"Exit codes: {exit_codes}")(root)
+    for panel, commands in _COMMANDS.items():
+        wanted = {name: command for name, command in commands.items() if name in names}
+        _add(app, wanted, panel=panel, is_listed=is_listed)
+    return app
+
+
+_NAMES = frozenset(name for commands in _COMMANDS.values() for name in commands)
+_LISTING = ("-h", "--help", "--version")
+_COMPLETION = "_VIT21K_COMPLETE"  # variable that shells set
+
+
+@cache
+def _complete_app() -> typer.Typer:
+    return _app_of(_NAMES)
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """Return `app`, with all commands; built when it is needed."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _complete_app()
+
+
+def _app_for(arguments: Sequence[str]) -> typer.Typer:
+    """Return an application with the commands that *arguments* need: others take time to build."""
+    first = next(iter(arguments), "--help")
+    if _COMPLETION in os.environ:
+        return _complete_app()
+    if first in _NAMES:
+        return _app_of({first})
+    return _app_of(_NAMES, is_listed=True) if first in _LISTING else _complete_app()

@@ -1,6 +1,5 @@
 """`leaks`, `labels near-duplicates`, `report`, `review`, `labels apply`."""
 
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -350,6 +349,8 @@ def review_command(
       vit21k review --port 8021 --decisions mine.jsonl
     """
     require_serving("review")
+    import secrets
+
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
     from vit21k.manifest.writer import refuse_inside

@@ -9,7 +9,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -89,6 +88,8 @@ class Synsets:
 
         Case-insensitive; names that are equal to *text* come first.
         """
+        import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
         wanted = text.strip().lower()
         joined = pc.utf8_lower(pc.binary_join(self._lemmas, "\n"))
         named = pc.match_substring(joined, wanted).to_numpy(zero_copy_only=False)
@@ -151,6 +152,8 @@ def names_of(wnids: Iterable[str]) -> dict[str, str]:
     Raises:
         ManifestError: The table was not installed with vit21k, or is damaged.
     """
+    import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
     table = _read(["wnid", "lemmas"])
     table = table.filter(pc.is_in(table["wnid"], pa.array(set(wnids), pa.string())))
     names = pc.binary_join(table["lemmas"], ", ")

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError, UsageError
@@ -55,6 +54,8 @@ class FileKeys:
         for rows in prefetched(self.digests.batches(columns)):
             keys = rows["digest"].combine_chunks()
             if self.by == "content":
+                import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
                 keys = pc.coalesce(rows["content_digest"].combine_chunks(), keys)
             yield _filled(keys, start)
             start += rows.num_rows

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vit21k.data.rng import GOLDEN_GAMMA
@@ -140,6 +139,8 @@ def hash_unproven(rows: pa.Table, repeated: NDArray[np.uint64], header: Header) 
     indices = unproven_rows(rows, repeated)
     if not len(indices):
         return rows
+    import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
     files = rows.select(["path", "num_bytes", "mtime_ns"]).take(pa.array(indices)).to_pylist()
     root = os.open(header.root, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from vit21k.errors import DataError, UsageError
@@ -187,7 +186,7 @@ def merged(sources: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
     while heads:
         bound = min(head.last for head in heads)  # of what is in memory, all up to here is known
         rows = pa.concat_tables([head.take_until(bound) for head in heads])
-        rows = rows.take(pc.sort_indices(rows["path"]))
+        rows = rows.sort_by("path")
         _refuse_repeats(rows["path"].combine_chunks())
         yield rows
         heads = [head for head in heads if head.is_left]
@@ -224,6 +223,8 @@ class _Head:
 
 
 def _refuse_repeats(paths: pa.StringArray) -> None:
+    import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
     is_repeated = pc.equal(paths[1:], paths[:-1])
     if pc.any(is_repeated).as_py():
         path = paths[pc.index(is_repeated, True).as_py()]

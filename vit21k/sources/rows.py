@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vit21k.errors import LayoutError
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -166,6 +165,8 @@ def columns_with_images(schema: pa.Schema, labels: LabelOptions, path: str) -> C
 def bytes_of(column: pa.Array) -> pa.Array:
     """Return the bytes in a column of images: its field `bytes`, or itself."""
     if pa.types.is_struct(column.type):
+        import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
         column = pc.struct_field(column, "bytes")
     return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
 
@@ -194,6 +195,8 @@ def names_and_labels(batch: pa.RecordBatch, columns: Columns) -> tuple[list[Any]
     """Return what the images of *batch* were called, and the cells of their labels."""
     names = labels = [None] * batch.num_rows
     if columns.has_path:
+        import pyarrow.compute as pc  # noqa: PLC0415 (takes long)
+
         names = cells_of(pc.struct_field(batch[columns.image], "path"))
     if columns.label is not None:
         labels = cells_of(batch[columns.label])
