@@ -123,12 +123,13 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=3_000, help="of each tree")
     parser.add_argument("--sources", type=int, default=500, help="JPEGs that they are made of")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kinds", help="comma-separated parts of their names; default: all")
+    parser.add_argument(
+        "--kind", action="append", help="name of one; may be repeated; default: all"
+    )
     parser.add_argument("--work", type=Path, help="folder for the trees; default: a temporary one")
     parser.add_argument("--out", type=Path, help="file whose block is replaced")
     args = parser.parse_args()
-    wanted = args.kinds.split(",") if args.kinds else [""]
-    kinds = [kind for kind in [*KINDS, _MIXED] if any(part in kind for part in wanted)]
+    kinds = args.kind or [*KINDS, _MIXED]
     paths = sorted(path for path in args.images.rglob("*") if path.suffix.lower() in _JPEGS)
     sources = [path.read_bytes() for path in paths[: args.sources]]
     lines = _heading(args)

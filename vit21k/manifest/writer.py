@@ -274,7 +274,9 @@ def _fit(rows: pa.Table | pa.RecordBatch, kind: ManifestKind) -> pa.Table:
         if column.name in kind.may_be_null and column.name not in rows.schema.names:
             rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
     try:
-        rows = rows.select(kind.schema.names).cast(kind.schema)
+        rows = rows.select(kind.schema.names)
+        if not rows.schema.equals(kind.schema, check_metadata=True):  # to cast takes an import
+            rows = rows.cast(kind.schema)
     except (KeyError, ValueError, pa.ArrowInvalid) as error:
         raise ManifestError(f"rows do not fit the {kind.name} manifest: {error}") from error
     for name in kind.schema.names:
