@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vit21k.cli.app import app
+from vit21k.cli.app import _app_for, app
 
 HEAVY = ("PIL", "datasets", "numpy", "pandas", "pyarrow", "pydantic", "torch", "xxhash", "yaml")
 
@@ -39,6 +39,39 @@ def _help(*arguments: str) -> str:
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert result.exit_code == 0, result.output
     return result.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "-h",
+        "--help",
+        "--version",
+        "hash -h",
+        "labels",
+        "labels select -h",
+        "hsh",
+        "--hsh",
+        "train --recipes",
+    ],
+)
+def test_what_is_built_for_a_command_line_answers_it_as_the_complete_application_does(
+    line: str,
+) -> None:
+    arguments = line.split()
+    partial, complete = (
+        CliRunner().invoke(one, arguments, prog_name="vit21k") for one in (_app_for(arguments), app)
+    )
+
+    assert (partial.exit_code, partial.output) == (complete.exit_code, complete.output)
+    assert partial.output
+
+
+def test_shells_complete_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_VIT21K_COMPLETE", "complete_bash")
+
+    assert _app_for([]) is app
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

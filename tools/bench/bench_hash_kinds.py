@@ -1,6 +1,6 @@
 """Time `vit21k hash` on trees of one kind of file each, as a ratio to `md5sum`.
 
-    python tools/bench/bench_hash_kinds.py FOLDER_OF_JPEGS --out docs/speed.md
+    python tools/bench/bench_hash_kinds.py FOLDER_OF_JPEGS --out docs/internals/speed.md
 
 Trees are made from the JPEGs in the folder, by Pillow. All runs are of whole processes, interpreter
 start included, with the tree in memory, interleaved: md5sum, hash of baseline JPEGs, hash of the
