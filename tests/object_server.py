@@ -66,17 +66,18 @@ class ObjectServer:
         path = unquote(target.lstrip("/"))
         asked = headers.get("range", "")
         self.requests.append((method, path, asked))
-        fault = self.fault(method, path)
+        fault, is_head = self.fault(method, path), method == "HEAD"
         if fault == "reset":
             writer.transport.abort()
             return False
         if fault == "slow":
             await asyncio.sleep(0.5)
         elif fault in {"500", "503"}:
-            return await self._send(writer, int(fault), b"out of order")
+            return await self._send(writer, int(fault), b"out of order", is_head=is_head)
         if path not in self.files:
             page = self._page(path)
-            return await self._send(writer, 200 if page else 404, page, content_type="text/html")
+            status = 200 if page else 404
+            return await self._send(writer, status, page, is_head=is_head, content_type="text/html")
         return await self._send_object(writer, method, path, asked, is_short=fault == "short")
 
     async def _send_object(

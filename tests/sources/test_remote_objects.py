@@ -194,11 +194,26 @@ def test_a_zip_is_read_through_a_stream() -> None:
 
 def test_a_stream_notices_that_the_object_has_changed(tree: RemoteTree) -> None:
     file = tree.open("a.tar")
-    assert file.is_unchanged()
+    before = file.status
+    file.read(10)
+    assert file.status == before
 
     flaky_files.FlakyFiles.tags[f"{flaky_files.ROOT}/a.tar"] = "other"
 
-    assert not file.is_unchanged()
+    assert file.status != before
+
+
+def test_parts_are_read_as_one_stream() -> None:
+    parts = {
+        f"x.tar.gz.part{index}": CONTENT[at : at + 100_000]
+        for index, at in enumerate((0, 100_000, 200_000))
+    }
+    tree = RemoteTree(put(parts))
+
+    file = tree.open("x.tar.gz.part0")
+
+    assert file.read_at(150_000, 50_000) == CONTENT[50_000:200_000]
+    assert file.read() == CONTENT
 
 
 def test_times_of_all_back_ends_are_read() -> None:

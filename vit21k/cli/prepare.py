@@ -249,13 +249,23 @@ def hash_command(
     share = _shard(shard)
     class_names = _class_names(classes)
     cluster = engine.cluster()
-    anywhere = {"algorithm": algorithm, "num_workers": num_workers, "label_from": label_from}
-    given = {"layout": layout, "image_column": image_column, "class_names": class_names}
-    reading = {"follow_symlinks": follow_symlinks, "mode": mode, "is_fresh": fresh}
-    on_disk: dict[str, Any] = {**given, **reading, "recheck": recheck, "shard": share}
-    on_disk["engine"] = cluster.hash_chunks if cluster else None
-    on_disk["label_file"] = _label_file(labels, root, class_names, label_from)
-    summary = _hash(root, manifests, anywhere, on_disk)
+    summary = _hash(
+        root,
+        manifests,
+        algorithm=algorithm,
+        num_workers=num_workers,
+        follow_symlinks=follow_symlinks,
+        mode=mode,
+        is_fresh=fresh,
+        recheck=recheck,
+        shard=share,
+        engine=cluster.hash_chunks if cluster else None,
+        layout=layout,
+        label_from=label_from,
+        class_names=class_names,
+        image_column=image_column,
+        label_file=_label_file(labels, root, class_names, label_from),
+    )
     if as_json:
         console.print_json(hash_result(summary))
     report_hash(summary, share.folder(manifests) if share else manifests)
@@ -302,11 +312,8 @@ def _exit(summary: "HashSummary") -> None:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _hash(
-    root: str, manifests: Path, anywhere: dict[str, Any], on_disk: dict[str, Any]
-) -> "HashSummary":
-    """Hash a tree on disk with all options, or a URL with the options *anywhere*."""
-    from vit21k.prep.hash_remote import hash_remote, is_url
+def _hash(root: str, manifests: Path, **options: Any) -> "HashSummary":
+    """Hash a source, and show progress."""
     from vit21k.prep.hash_tree import hash_tree
 
     with console.progress("hash, both ends") as looking, console.progress("hash") as progress:
@@ -322,22 +329,14 @@ def _hash(
                 fraction=chunk.fraction,
             )
 
-        if not is_url(root):
-            return hash_tree(
-                Path(root),
-                manifests,
-                **anywhere,
-                **on_disk,
-                on_layout=lambda found: console.note(found.line),
-                on_look=look,
-                on_chunk=advance,
-            )
-        if any(value and value != "full" for value in on_disk.values()):
-            raise errors.UsageError(
-                "a URL is always read in full, by this machine",
-                hint="a URL supports only `--algorithm`, `--num-workers` and `--label-from`",
-            )
-        return hash_remote(root, manifests, **anywhere, on_chunk=advance)
+        return hash_tree(
+            root,
+            manifests,
+            **options,
+            on_layout=lambda found: console.note(found.line),
+            on_look=look,
+            on_chunk=advance,
+        )
 
 
 def _after_hash(manifests: Path, share: "Shard | None", classes: str | None) -> str:

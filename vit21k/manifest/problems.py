@@ -75,7 +75,6 @@ class ProblemKind(StrEnum):
         "archive_not_supported",
         "An archive in a format that is not read; `detail` says how to unpack it.",
     )
-    ARCHIVE_NOT_READ = "archive_not_read", "An archive behind a URL; they are read from disks only."
     NOT_AN_IMAGE = "not_an_image", "Its bytes are not of a supported image format."
     TRUNCATED_IMAGE = "truncated_image", "An image whose data end too early."
     DAMAGED_IMAGE = "damaged_image", "An image whose data are malformed."

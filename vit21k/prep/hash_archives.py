@@ -2,10 +2,11 @@
 
 import os
 import pickle
-import stat
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,7 +24,7 @@ from vit21k.manifest.archive_names import (
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.scan import FileRows, HashedChunk, NamedRows
-from vit21k.sources.archive_file import ArchiveFile, FileStatus
+from vit21k.sources.archive_file import ArchiveFile, ContainerFiles, FileStatus
 from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.folders import Chunk, is_image_name, problem_from
 from vit21k.sources.gzip_tar import GZIP, GzipIndex, GzipStream, flaw_of_stream, unpack
@@ -640,51 +641,71 @@ _HOP_BYTES = 4096
 """Bytes to read at a time when skipping from header to header."""
 
 
-def with_class_tars(chunks: Iterable[Chunk], root: bytes, *, flags: int) -> Iterator[Chunk]:
+_Ranges = list[ContainerRange | Problem]
+
+
+def with_class_tars(
+    chunks: Iterable[Chunk], files: ContainerFiles, num_ahead: int = 0
+) -> Iterator[Chunk]:
     """Yield *chunks*, with a chunk for each class tar in place of that of the tar that holds them.
 
     Args:
         chunks: Of a walk.
-        root: The image root, with a ``/`` at its end.
-        flags: Flags of `open`.
+        files: Of the image root.
+        num_ahead: Chunks whose tars are opened before their turn, concurrently.
     """
     fraction = 0.0
-    for chunk in chunks:
-        if chunk.container is None or chunk.container.beside or chunk.container.kind != TAR:
+    for chunk, found in _with_ranges(chunks, files, num_ahead):
+        ends = [one.end for one in found or () if isinstance(one, ContainerRange)]
+        num_bytes = max((end for end in ends if end is not None), default=None)
+        for container in found or ():
+            if isinstance(container, Problem):
+                yield Chunk(chunk.folder, [(b"", container)], chunk.fraction)
+            else:
+                share = container.end / num_bytes if container.end and num_bytes else 1.0
+                done = fraction + share * (chunk.fraction - fraction)
+                yield Chunk(chunk.folder, [], done, container)
+        if found is None:
             yield chunk
-        else:
-            for container in class_tars_of(root, chunk.container, flags=flags):
-                if isinstance(container, Problem):
-                    yield Chunk(chunk.folder, [(b"", container)], chunk.fraction)
-                else:
-                    share = _share_before_end(container, root)
-                    done = fraction + share * (chunk.fraction - fraction)
-                    yield Chunk(chunk.folder, [], done, container)
         fraction = chunk.fraction
 
 
-def _share_before_end(container: ContainerRange, root: bytes) -> float:
-    if container.end is None:
-        return 1.0
-    with suppress(OSError, ZeroDivisionError), ArchiveFile(root + container.path) as file:
-        return min(container.end / file.num_bytes, 1.0)
-    return 1.0
+def _with_ranges(
+    chunks: Iterable[Chunk], files: ContainerFiles, num_ahead: int
+) -> Iterator[tuple[Chunk, _Ranges | None]]:
+    """Yield each chunk, and the ranges of the tar that it is."""
+    waiting: deque[tuple[Chunk, Future[_Ranges | None]]] = deque()
+    with ThreadPoolExecutor(max(num_ahead, 1), thread_name_prefix="class-tars") as pool:
+        for chunk in chunks:
+            if not num_ahead:
+                yield chunk, _ranges_in(files, chunk)
+                continue
+            waiting.append((chunk, pool.submit(_ranges_in, files, chunk)))
+            if len(waiting) > num_ahead:
+                first, ranges = waiting.popleft()
+                yield first, ranges.result()
+        for chunk, ranges in waiting:
+            yield chunk, ranges.result()
 
 
-def class_tars_of(
-    root: bytes, whole: ContainerRange, *, flags: int
-) -> list[ContainerRange | Problem]:
+def _ranges_in(files: ContainerFiles, chunk: Chunk) -> _Ranges | None:
+    container = chunk.container
+    if container is None or container.beside or container.kind != TAR:
+        return None
+    return class_tars_of(files, container)
+
+
+def class_tars_of(files: ContainerFiles, whole: ContainerRange) -> _Ranges:
     """Return the class tars in a tar, or the tar itself; and problems of them, in path order.
 
     Args:
-        root: The image root, with a ``/`` at its end.
+        files: Of the image root.
         whole: A tar.
-        flags: Flags of `open`.
     """
     if is_zip_name(whole.path):
         return [whole]
     try:
-        with ArchiveFile(root + whole.path, flags) as file:
+        with files.open(whole.path) as file:
             if file.is_gzip:
                 return [whole]
             file.advise(os.POSIX_FADV_RANDOM)
@@ -743,23 +764,22 @@ class _Images(NamedTuple):
     damage: str = ""
 
 
-def problem_beside(root: bytes, container: ContainerRange, *, flags: int) -> Problem:
+def problem_beside(files: ContainerFiles, container: ContainerRange) -> Problem:
     """Return the problem of *container*, which is skipped because of its `beside`.
 
     Args:
-        root: The image root, with a ``/`` at its end.
+        files: Of the image root.
         container: With a `beside`.
-        flags: Flags of `open`.
     """
     try:
         if container.beside.endswith(b"/"):
-            images = _images_of(root, container.path, container.folder, flags=flags)
-            missing = [path for path, size in images.sizes.items() if not _is_at(root, path, size)]
+            images = _images_of(files, container.path, container.folder)
+            missing = [path for path, size in images.sizes.items() if not _is_at(files, path, size)]
         else:
-            if _unpacks_to(root + container.path, root + container.beside, flags):
+            if _unpacks_to(files, container.path, container.beside):
                 return Problem(printable(container.path), ProblemKind.ALREADY_UNPACKED, "")
-            images = _images_of(root, container.path, container.folder, flags=flags)
-            others = _images_of(root, container.beside, container.folder, flags=flags).sizes
+            images = _images_of(files, container.path, container.folder)
+            others = _images_of(files, container.beside, container.folder).sizes
             missing = [path for path, size in images.sizes.items() if others.get(path) != size]
     except OSError as error:
         return problem_from(container.path, error)
@@ -781,20 +801,20 @@ def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
     return "; ".join(parts)
 
 
-def _images_of(root: bytes, archive: bytes, folder: bytes, *, flags: int) -> _Images:
+def _images_of(files: ContainerFiles, archive: bytes, folder: bytes) -> _Images:
     """Return the images of a tar and of the class tars in it; of equal names the last."""
     sizes: dict[bytes, int] = {}
     try:
-        with ArchiveFile(root + archive, flags) as file:
+        with files.open(archive) as file:
             if is_zip_name(archive):
                 damage = _add_images_of_zip(file, folder, sizes)
             elif file.is_gzip:
                 window = Window(GzipStream(file.read_at))
-                damage = _add_images(window, folder, None, root, sizes)
+                damage = _add_images(window, folder, None, files, sizes)
             else:
                 file.advise(os.POSIX_FADV_RANDOM)
                 window = Window(file, window_bytes=_HOP_BYTES)
-                damage = _add_images(window, folder, None, root, sizes)
+                damage = _add_images(window, folder, None, files, sizes)
     except (EOFError, zlib.error, BombError) as error:
         return _Images(sizes, f"cannot be read to its end ({type(error).__name__})")
     return _Images(sizes, damage)
@@ -812,7 +832,11 @@ def _add_images_of_zip(file: ArchiveFile, folder: bytes, sizes: dict[bytes, int]
 
 
 def _add_images(
-    window: Window, folder: bytes, end: int | None, root: bytes, sizes: dict[bytes, int]
+    window: Window,
+    folder: bytes,
+    end: int | None,
+    files: ContainerFiles,
+    sizes: dict[bytes, int],
 ) -> str:
     """Add the images of the tar at *window* to *sizes*; return its damage."""
     damage = ""
@@ -822,10 +846,10 @@ def _add_images(
             continue
         path = folder + member.name
         stem = archive_stem(member.name)
-        if stem is not None and end is None and not _is_at(root, path, member.num_bytes):
+        if stem is not None and end is None and not _is_at(files, path, member.num_bytes):
             if member.flaw is None:
                 inner_end = member.offset + member.num_bytes
-                inner = _add_images(window, folder + stem + b"/", inner_end, root, sizes)
+                inner = _add_images(window, folder + stem + b"/", inner_end, files, sizes)
                 damage = damage or inner
         elif stem is None and flaw_of_name(path) is None:
             sizes.pop(path, None)
@@ -834,9 +858,9 @@ def _add_images(
     return damage
 
 
-def _is_at(root: bytes, path: bytes, size: int) -> bool:
+def _is_at(files: ContainerFiles, path: bytes, size: int) -> bool:
     """Return whether a member was unpacked to *path*, or without a repeated folder name."""
-    return any(_has_size(root + other, size) for other in [path, *_without_one_folder(path)])
+    return any(files.size(other) == size for other in [path, *_without_one_folder(path)])
 
 
 def _without_one_folder(path: bytes) -> list[bytes]:
@@ -849,17 +873,9 @@ def _without_one_folder(path: bytes) -> list[bytes]:
     ]
 
 
-def _has_size(path: bytes, size: int) -> bool:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (bytes)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == size
-
-
-def _unpacks_to(compressed: bytes, plain: bytes, flags: int) -> bool:
+def _unpacks_to(files: ContainerFiles, compressed: bytes, plain: bytes) -> bool:
     """Return whether the size in the trailer of a gzip file is that of *plain*."""
-    with ArchiveFile(compressed, flags) as file, ArchiveFile(plain, flags) as other:
+    with files.open(compressed) as file, files.open(plain) as other:
         if not file.is_gzip:
             return False
         stored = file.read_at(_SIZE_OF_GZIP, file.num_bytes - _SIZE_OF_GZIP)

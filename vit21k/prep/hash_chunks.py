@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -59,10 +60,10 @@ from vit21k.prep.scan import (
     compiled_reader_for,
     have,
 )
-from vit21k.sources.archive_file import ArchiveFile, FileStatus
+from vit21k.sources.archive_file import ArchiveFile, ContainerFiles, DiskFiles, FileStatus
 from vit21k.sources.container import TAR, ContainerRange
 from vit21k.sources.detect import CLASS_FOLDERS, SourceLayout
-from vit21k.sources.folders import Chunk, problem_from
+from vit21k.sources.folders import Chunk, Walker, problem_from
 from vit21k.sources.gzip_tar import GzipIndex, IndexFolder
 
 
@@ -145,6 +146,12 @@ _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 
 
+class _FolderError(Exception):
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class ChunkHasher:
     """Hashes chunks; thread-safe.
 
@@ -157,7 +164,9 @@ class ChunkHasher:
         reader: Reads all other files, one by one.
         cache: Hashes of earlier runs; None: no cache.
         recheck: Fraction of the cached files to re-read anyway, 0 to 1.
-        is_remote: Whether inodes and status-change times are unreliable (network file systems).
+        files: Opens containers below the root.
+        is_remote: Whether another machine's clock sets the times of files (network file systems).
+        compares_inodes: Whether inodes and status-change times are reliable.
         is_stopped: Set it to stop chunks in progress at their next file.
         layout: Where the class of an image comes from.
         indices: Where the indices of compressed tars are kept; None: nowhere.
@@ -166,6 +175,8 @@ class ChunkHasher:
 
     only_ends = False
     """Whether only head and tail of a file are hashed unless more is needed (quick runs)."""
+    num_ahead = 0
+    """Containers that are opened before their turn."""
     caches_known = True
     """Whether files found in the cache are written to the new cache."""
 
@@ -186,10 +197,12 @@ class ChunkHasher:
         self.prefetches = False
         self.recheck = recheck
         self.is_remote = is_remote
+        self.compares_inodes = not is_remote
         self.cache: HashCache | None = None
         self.indices: IndexFolder | None = None
         self.layout = layout
         self.file_flags = _FILE_FLAGS | no_follow
+        self.files: ContainerFiles = DiskFiles(self.root, self.file_flags)
         self.reader = FileReader(algorithm, self.file_flags)
         self.algorithm = algorithm
         self.compiled = compiled_reader_for(algorithm)
@@ -213,6 +226,13 @@ class ChunkHasher:
         """Whether threads run in parallel: one call without the interpreter's lock per chunk."""
         return self.compiled is not None
 
+    def walker(self) -> Walker:
+        """Return what lists the source."""
+        walker = Walker(self.root, follow_symlinks=self.follow_symlinks)
+        if self.compiled:
+            walker.list_files = self.compiled.list_files
+        return walker
+
     def __call__(self, chunk: Chunk) -> HashedChunk:
         """Hash the entries of *chunk*.
 
@@ -220,7 +240,7 @@ class ChunkHasher:
             OSError: This process has run out of file descriptors or memory.
         """
         if chunk.container is not None and chunk.container.beside:
-            beside = problem_beside(self.root, chunk.container, flags=self.file_flags)
+            beside = problem_beside(self.files, chunk.container)
             return HashedChunk("", chunk.fraction, problems=[beside])
         if chunk.container is not None and chunk.container.kind == TAR:
             return self._hash_tar(chunk.container, chunk.fraction)
@@ -237,20 +257,32 @@ class ChunkHasher:
             done.problems += [problem for _, problem in chunk.entries if problem]
             return done
         try:
+            with self.open_folder(chunk) as files:
+                self._hash_entries(chunk, files, done)
+        except _FolderError as error:
+            for name, problem in chunk.entries:
+                done.problems.append(problem or problem_from(chunk.folder + name, error.reason))
+        return done
+
+    @contextmanager
+    def open_folder(self, chunk: Chunk) -> Iterator[ChunkFiles]:
+        """Yield the files of *chunk* that are to be read.
+
+        Raises:
+            _FolderError: Their folder cannot be opened.
+        """
+        try:
             descriptor = os.open(self.root + chunk.folder, self._folder_flags)
         except OSError as error:
-            for name, problem in chunk.entries:
-                done.problems.append(problem or problem_from(chunk.folder + name, error))
-            return done
+            raise _FolderError(error) from error
         try:
-            self._hash_entries(chunk, descriptor, done)
+            yield ChunkFiles(descriptor, chunk.names_to_read)
         finally:
             os.close(descriptor)
-        return done
 
     def _hash_tar(self, container: ContainerRange, fraction: float) -> HashedChunk:
         try:
-            file = ArchiveFile(self.root + container.path, self.file_flags)
+            file = self.files.open(container.path)
         except OSError as error:
             return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
         read_at = self.cache.now() if self.cache else 0
@@ -290,13 +322,15 @@ class ChunkHasher:
     def _hash_container(self, container: ContainerRange, fraction: float) -> HashedChunk:
         path = container.path.decode()
         try:
-            file = ArchiveFile(self.root + container.path, self.file_flags)
+            file = self.files.open(container.path)
         except OSError as error:
             return HashedChunk("", fraction, problems=[problem_from(container.name, error)])
         read_at = self.cache.now() if self.cache else 0
         with file:
             status = file.status
-            key = cache_key(container, status, self.layout.cached_by, is_remote=self.is_remote)
+            key = cache_key(
+                container, status, self.layout.cached_by, is_remote=not self.compares_inodes
+            )
             known = cached_chunks(self.cache, key, status, path, fraction) if self.cache else []
             if self.cache and known and random.random() >= self.recheck:  # noqa: S311
                 cache_chunks(self.cache, key, status, known, read_at)
@@ -326,7 +360,12 @@ class ChunkHasher:
         held = list(chunks)
         if self.cache:
             cache_members(
-                self.cache, container, status, held, is_remote=self.is_remote, read_at=read_at
+                self.cache,
+                container,
+                status,
+                held,
+                is_remote=not self.compares_inodes,
+                read_at=read_at,
             )
         return held
 
@@ -369,15 +408,15 @@ class ChunkHasher:
         is_indexed = not self.indices or not self.indices.lacks(container.path.decode(), file)
         if self.cache is None or not is_indexed:
             return []
-        return cached_members(self.cache, container, file.status, is_remote=self.is_remote)
+        return cached_members(
+            self.cache, container, file.status, is_remote=not self.compares_inodes
+        )
 
     def _save_index(self, container: ContainerRange, file: ArchiveFile, index: GzipIndex) -> None:
         if self.indices:
             self.indices.save(container.path.decode(), file, index)
 
-    def _hash_entries(self, chunk: Chunk, folder: int, done: HashedChunk) -> None:
-        names = [name for name, problem in chunk.entries if problem is None]
-        files = ChunkFiles(folder, names)
+    def _hash_entries(self, chunk: Chunk, files: ChunkFiles, done: HashedChunk) -> None:
         read_at = self.cache.now() if self.cache else 0
         before = self._find_known(files, chunk.folder)
         self.prefetch(files, only_ends=self.only_ends)
@@ -409,7 +448,7 @@ class ChunkHasher:
 
     def check(self, files: ChunkFiles) -> None:
         """Mark cached files as done that have not changed."""
-        by_all = not self.is_remote
+        by_all = self.compares_inodes
         if self.compiled:
             self.compiled.check(files, self.file_flags, by_all=by_all)
         else:

@@ -18,7 +18,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
 from vit21k.errors import ImageTreeError, LayoutError, UsageError, printable
 from vit21k.lock import locked
@@ -43,18 +44,27 @@ from vit21k.prep.hash_chunks import (
 from vit21k.prep.quick import MODE, Candidates, QuickHasher
 from vit21k.prep.scan import FORMATS, HAS_DIGEST, HAS_FACTS, with_classes
 from vit21k.prep.shards import OPTION, Shard
-from vit21k.sources.container import TAR, ContainerRange, LabelOptions, label_options
+from vit21k.sources.container import (
+    TAR,
+    ContainerRange,
+    LabelOptions,
+    SourceTree,
+    label_options,
+)
 from vit21k.sources.detect import LayoutChoice, SourceLayout, detect
 from vit21k.sources.folders import (
     Chunk,
     FolderTree,
-    Walker,
     image_root,
     is_remote,
     look_at,
+    refuse_empty,
+    refuse_file,
 )
 from vit21k.sources.gzip_tar import IndexFolder
-from vit21k.sources.label_file import LabelFile, read_zip_maps
+from vit21k.sources.label_file import MAP_SUFFIX, LabelFile, read_zip_maps
+from vit21k.sources.read import Root
+from vit21k.sources.remote import RemoteTree, is_url
 from vit21k.sources.split_folders import find_splits
 
 
@@ -144,7 +154,7 @@ OnChunk = Callable[[HashedChunk], None]
 
 
 def hash_tree(  # noqa: PLR0913
-    root: Path,
+    root: Root,
     manifests: Path,
     *,
     algorithm: str = DEFAULT_ALGORITHM,
@@ -167,7 +177,7 @@ def hash_tree(  # noqa: PLR0913
     """Hash every image below *root*; write `digests.parquet` and `problems.parquet`.
 
     Args:
-        root: Image root or archive; opened read-only.
+        root: Image root or archive, or the URL of one; opened read-only.
         manifests: Output folder; not below *root*.
         algorithm: A key of `file_digest.ALGORITHMS`.
         num_workers: Threads that read and hash; None: a number that suits the file system.
@@ -193,23 +203,26 @@ def hash_tree(  # noqa: PLR0913
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
-    root, archive = image_root(root, is_flat=label_file is not None)
+    place = _place_of(root, is_flat=label_file is not None)
     if not any((label_file, layout, label_from)):
-        label_file = read_zip_maps(root, archive, class_names)
-    refuse_inside(manifests, str(root))
-    _refuse_contradictions(mode, engine, shard, label_file)
+        label_file = _zip_maps(place, class_names)
+    refuse_inside(manifests, place.root)
+    _refuse_contradictions(root, mode, engine, shard, label_file)
     labels = label_options(label_from, class_names, image_column)
-    found = _layout_of(root, archive, layout, labels, label_file)
+    found = _layout_of(place, layout, labels, label_file)
     on_layout(found)
-    judge = found.judge(str(root / (archive or "")))
-    if archive is None:
-        look_at(root, judge)
-    options = _non_default_options(mode, shard, archive) | found.options
+    judge = found.judge(place.name)
+    if place.archive is None:
+        look_at(place.tree, judge)
+    options = _non_default_options(mode, shard, place.archive) | found.options
     options["follow_symlinks"] = follow_symlinks
-    header = Header(algorithm=algorithm, root=_as_text(root), options=options)
-    hasher = _hasher(root, header, found, recheck, IndexFolder(manifests))
+    header = Header(algorithm=algorithm, root=place.root, options=options)
+    hasher = hasher_of(header, found, is_quick=mode == MODE, recheck=recheck)
+    hasher.indices = IndexFolder(manifests)
     out = shard.folder(manifests) if shard else manifests
-    run = _Run(hasher, archive, shard, num_workers, engine or hash_in_threads, judge, label_file)
+    run = _Run(
+        hasher, place.archive, shard, num_workers, engine or hash_in_threads, judge, label_file
+    )
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
@@ -217,26 +230,90 @@ def hash_tree(  # noqa: PLR0913
 
 
 def _refuse_contradictions(
-    mode: str, engine: Engine | None, shard: Shard | None, label_file: LabelFile | None
+    root: Root,
+    mode: str,
+    engine: Engine | None,
+    shard: Shard | None,
+    label_file: LabelFile | None,
 ) -> None:
+    if is_url(root) and (mode == MODE or engine):
+        raise UsageError(
+            "a URL is always read in full, by this machine",
+            hint="leave `--mode` and `--engine` out; `--shard I/N` divides the work",
+        )
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
     if shard and label_file:
         raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
 
 
+class _Place(NamedTuple):
+    """Where a source is.
+
+    Attributes:
+        root: Path or URL of the image root.
+        archive: Name of the one file in it that is hashed; None: all.
+        tree: What lies there.
+    """
+
+    root: str
+    archive: str | None
+    tree: SourceTree
+
+    @property
+    def name(self) -> str:
+        """Path or URL of what is hashed."""
+        return f"{self.root}/{self.archive}" if self.archive else self.root
+
+
+def _place_of(root: Root, *, is_flat: bool) -> _Place:
+    """Return where *root* is; of a container, the folder that it lies in.
+
+    Raises:
+        ImageTreeError: There is nothing that can be hashed.
+        OSError: A server does not answer.
+    """
+    if not is_url(root):
+        folder, archive = image_root(Path(root), is_flat=is_flat)
+        return _Place(_as_text(folder), archive, FolderTree(folder, only=archive))
+    tree = RemoteTree(str(root))
+    if tree.is_folder():
+        refuse_empty(tree, tree.url, is_flat=is_flat)
+        return _Place(tree.url, None, tree)
+    if not tree.is_object():
+        raise ImageTreeError(f"nothing lies below `{tree.url}`", hint="check the address")
+    refuse_file(tree.url)
+    above, _, name = tree.url.rpartition("/")
+    return _Place(above, name, RemoteTree(above, only=name))
+
+
+def _zip_maps(place: _Place, class_names: Sequence[str] | None) -> LabelFile | None:
+    """Return the labels of the lists next to zips; those of a URL are copied to be read."""
+    if not is_url(place.root):
+        return read_zip_maps(Path(place.root), place.archive, class_names)
+    tree = RemoteTree(place.root)
+    names = {entry.name for entry in tree.entries() if not entry.is_folder}
+    with TemporaryDirectory() as folder:
+        for name in names:
+            stem, _, suffix = name.rpartition(".")
+            listed = f"{stem}{MAP_SUFFIX}"
+            if suffix.lower() == "zip" and listed in names:
+                Path(folder, name).touch()
+                Path(folder, listed).write_bytes(tree.read(listed))
+        return read_zip_maps(Path(folder), place.archive, class_names)
+
+
 def _layout_of(
-    root: Path,
-    archive: str | None,
+    place: _Place,
     layout: LayoutChoice | None,
     labels: LabelOptions,
     label_file: LabelFile | None,
 ) -> SourceLayout:
-    """Return the layout of *root*, or of an archive in it; with a label file, only its splits."""
-    tree = FolderTree(root, only=archive)
+    """Return the layout of a source; with a label file, only its splits."""
+    tree = place.tree
     if label_file is not None:
         return SourceLayout(label_file=label_file.identity, splits=find_splits(tree, are_flat=True))
-    found = detect(tree, str(root), layout=layout, labels=labels)
+    found = detect(tree, place.root, layout=layout, labels=labels)
     if labels.are_classes_given and found.name == "folders":
         raise UsageError(
             "`--classes` says what numbers mean, and the classes of folders are names",
@@ -245,19 +322,37 @@ def _layout_of(
     return found
 
 
-def _hasher(
-    root: Path, header: Header, layout: SourceLayout, recheck: float, indices: IndexFolder
+def hasher_of(
+    header: Header,
+    layout: SourceLayout,
+    *,
+    root: Root | None = None,
+    is_quick: bool = False,
+    recheck: float = 0.0,
 ) -> ChunkHasher:
-    hasher = (QuickHasher if header.options.get("mode") == MODE else ChunkHasher)(
-        os.fsencode(root),
+    """Return what hashes a source as *header* says.
+
+    Args:
+        header: Of `digests.parquet`.
+        layout: Of the source.
+        root: Where the source is now; None: where the header says.
+        is_quick: Hash only head and tail of files without copies.
+        recheck: Fraction of the cached files to re-read anyway, 0 to 1.
+    """
+    place = str(root or header.root)
+    if is_url(place):
+        from vit21k.prep.hash_remote import RemoteHasher  # noqa: PLC0415 (few sources are)
+
+        tree = RemoteTree(place)
+        return RemoteHasher(tree, algorithm=header.algorithm, layout=layout, recheck=recheck)
+    return (QuickHasher if is_quick else ChunkHasher)(
+        _as_bytes(place),
         algorithm=header.algorithm,
-        follow_symlinks=header.options["follow_symlinks"],
+        follow_symlinks=bool(header.options.get("follow_symlinks")),
         layout=layout,
-        is_remote=is_remote(root),
+        is_remote=is_remote(Path(place)),
         recheck=recheck,
     )
-    hasher.indices = indices
-    return hasher
 
 
 def _non_default_options(mode: str, shard: Shard | None, archive: str | None) -> dict[str, Any]:
@@ -272,6 +367,10 @@ def _non_default_options(mode: str, shard: Shard | None, archive: str | None) ->
 
 def _as_text(root: Path) -> str:
     return os.fsencode(root).decode("utf-8", "surrogateescape")
+
+
+def _as_bytes(root: str) -> bytes:
+    return root.encode("utf-8", "surrogateescape")
 
 
 class _Run:
@@ -378,10 +477,8 @@ def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk
         archive: Name of the one file of the root that counts, instead of a tree.
     """
     if archive is None:
-        walker = Walker(hasher.root, follow_symlinks=hasher.follow_symlinks)
+        walker = hasher.walker()
         walker.kind_of = hasher.layout.kind_of
-        if hasher.compiled:
-            walker.list_files = hasher.compiled.list_files
         chunks = walker.chunks()
         if hasher.layout.label_file:
             chunks = map(_with_files_of_root, chunks)
@@ -392,7 +489,7 @@ def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk
         if hasher.layout.label_file:
             folder = (archive_stem(name) or name) + b"/"
         chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, folder, kind=kind))])
-    return with_class_tars(chunks, hasher.root, flags=hasher.file_flags)
+    return with_class_tars(chunks, hasher.files, hasher.num_ahead)
 
 
 def _with_files_of_root(chunk: Chunk) -> Chunk:

@@ -116,12 +116,6 @@ def bytes_read(rows: Rows) -> NDArray[np.int64]:
     return np.where(have(rows, HAS_DIGEST), rows["num_bytes"], 2 * PROBE_BYTES)
 
 
-def as_row(file: FileDigest) -> np.void:
-    """Return *file* as a row."""
-    row: np.void = np.frombuffer(_packed(file), ROW)[0]
-    return row
-
-
 def _packed(file: FileDigest) -> bytes:
     facts = file.facts
     flags = HAS_DIGEST if file.digest is not None else 0
@@ -353,10 +347,10 @@ class ChunkFiles:
         indices: list[int] = np.flatnonzero(self.states == TO_DO).tolist()
         return indices
 
-    def put(self, index: int, found: FileDigest | OSError | Flaw) -> None:
-        """Store the outcome of the file at *index*."""
-        if isinstance(found, FileDigest):
-            self.rows[index] = as_row(found)
+    def put(self, index: int, found: FileDigest | bytes | OSError | Flaw) -> None:
+        """Store the outcome of the file at *index*; bytes are a packed row."""
+        if isinstance(found, FileDigest | bytes):
+            self.rows[index] = FileRows.of([found]).array[0]
             self.states[index] = DONE
         else:
             self.flaws[index] = found

@@ -1,6 +1,5 @@
 """Compare digests.parquet with the image tree: read and hash every file again."""
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,12 +18,11 @@ from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
 from vit21k.prep.hash_chunks import (
-    ChunkHasher,
     HashedChunk,
     hash_in_threads,
     suitable_workers,
 )
-from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of
+from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of, hasher_of
 from vit21k.prep.scan import FileRows, numbers
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.sources.detect import SourceLayout
@@ -232,12 +230,8 @@ def _digested_again(
     digests: Manifest, root: Root | None, num_workers: int | None
 ) -> Iterable[HashedChunk]:
     options = digests.header.options
-    hasher = ChunkHasher(
-        os.fsencode(existing_root(digests.header.root, root)),
-        algorithm=digests.header.algorithm,
-        follow_symlinks=bool(options.get("follow_symlinks")),
-        layout=SourceLayout.of_header(options),
-    )
+    root = existing_root(digests.header.root, root)
+    hasher = hasher_of(digests.header, SourceLayout.of_header(options), root=root)
     chunks = chunks_of(hasher, options.get(ARCHIVE_OPTION))
     if OPTION in options:
         shard = Shard.parse(options[OPTION])

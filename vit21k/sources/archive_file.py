@@ -5,7 +5,7 @@ import os
 import stat
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vit21k.errors import printable
 from vit21k.manifest.archive_names import find_parts, is_first_part
@@ -137,6 +137,44 @@ class ArchiveFile(io.RawIOBase):
         num_read = self.read_into(memoryview(buffer), self._at)
         self._at += num_read
         return num_read
+
+
+class ContainerFiles(Protocol):
+    """Files below an image root: `DiskFiles`, or `remote.RemoteTree`."""
+
+    def open(self, path: bytes) -> ArchiveFile:
+        """Open a file; of a multi-part tar, all parts.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+
+    def size(self, path: bytes) -> int | None:
+        """Return the size of a regular file in bytes; None if there is none."""
+
+
+class DiskFiles:
+    """Files below *root*, which ends in `/`; opened with *flags*."""
+
+    def __init__(self, root: bytes, flags: int = OPEN_FLAGS) -> None:
+        self._root = root
+        self._flags = flags
+
+    def open(self, path: bytes) -> ArchiveFile:
+        """Open a file; of a multi-part tar, all parts.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        return ArchiveFile(self._root + path, self._flags)
+
+    def size(self, path: bytes) -> int | None:
+        """Return the size of a regular file in bytes; None if there is none."""
+        try:
+            status = os.stat(self._root + path)  # noqa: PTH116 (bytes)
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def part_paths(path: bytes) -> list[bytes]:

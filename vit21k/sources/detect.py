@@ -9,11 +9,12 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, Literal, Self, get_args
+from functools import partial
+from itertools import chain, islice
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import xxhash
 
@@ -292,7 +293,7 @@ def _note(survey: _Survey, path: str) -> None:
 
 
 def _layout_of(tree: SourceTree, name: str, survey: _Survey) -> LayoutName:
-    if any(_is_shard(tree, path) for path in _spread(survey.tars)):
+    if any(_of_readable(_spread(survey.tars), partial(_is_shard, tree))):
         return "webdataset"
     have = {kind: hold_images(tree, _spread(survey.tables[kind])) for kind in _TABLES}
     tables = [kind for kind in _TABLES if have[kind]]
@@ -315,6 +316,26 @@ def _spread(paths: Sequence[str]) -> list[str]:
         return list(paths)
     step = (len(paths) - 1) / (_NUM_LOOKED_AT - 1)
     return [paths[round(index * step)] for index in range(_NUM_LOOKED_AT)]
+
+
+_Found = TypeVar("_Found")
+
+
+def _of_readable(paths: Sequence[str], look: Callable[[str], _Found]) -> list[_Found]:
+    """Return what *look* finds in each of *paths* that can be read; others are listed later.
+
+    Raises:
+        OSError: None can be read.
+    """
+    found, errors = [], []
+    for path in paths:
+        try:
+            found.append(look(path))
+        except OSError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found
 
 
 def _is_shard(tree: SourceTree, path: str) -> bool:
@@ -351,7 +372,8 @@ def _detect_webdataset(
     shards = _read_infos(tree, survey.infos)
     if labels.class_names is None:
         labels = replace(labels, class_names=_class_names(tree, survey.infos))
-    samples = [sample for path in _spread(survey.tars) for sample in _preview(tree, path)]
+    previews = _of_readable(_spread(survey.tars), partial(_preview, tree))
+    samples = list(chain.from_iterable(previews))
     if not samples:
         raise LayoutError(
             f"no shard of `{name}` holds an image",

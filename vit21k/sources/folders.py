@@ -5,16 +5,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, is_utf8, printable
 from vit21k.manifest.archive_names import archive_stem, find_parts, how_to_unpack
-from vit21k.manifest.layout import Layout
+from vit21k.manifest.layout import SPLIT_OF, Layout
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.archive_file import ArchiveFile
-from vit21k.sources.container import TAR, ContainerRange
+from vit21k.sources.container import TAR, ContainerRange, Entry, SourceTree
 
 IMAGE_SUFFIXES = frozenset(
     {b".jpeg", b".jpg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff"}
@@ -131,12 +130,19 @@ class Chunk(NamedTuple):
         fraction: Share of the tree up to the end of this chunk, 0 to 1; an estimate that treats
             all entries of a folder as equally large.
         container: Of a chunk that is a container or a class tar in one; it has no entries.
+        facts: What a listing says of the entries, by name, behind a URL.
     """
 
     folder: bytes
     entries: list[tuple[bytes, Problem | None]]
     fraction: float
     container: ContainerRange | None = None
+    facts: Mapping[bytes, Any] | None = None
+
+    @property
+    def names_to_read(self) -> list[bytes]:
+        """Names of the entries without a problem."""
+        return [name for name, problem in self.entries if problem is None]
 
     @property
     def shard_folder(self) -> bytes:
@@ -334,12 +340,16 @@ class Walker:
                     level.keys.append(name)
                     num_files += 1
         level.has_files_only = is_usual and num_files == len(level.keys)
+        self._add_archives(level, archives)
+        return level
+
+    def _add_archives(self, level: Level, archives: dict[bytes, str]) -> None:
+        """Add *archives*, kinds by name, to the other entries of a folder; sort them."""
         self._take_parts(level, archives)
         if archives:
             level.has_files_only = False
             level.add_containers(archives)
         level.keys.sort()
-        return level
 
     def _take_parts(self, level: Level, archives: dict[bytes, str]) -> None:
         """Move the first parts of multi-part tars to *archives*; drop the others."""
@@ -416,7 +426,7 @@ def _target(entry: os.DirEntry[bytes]) -> str:
         return error.strerror or ""
 
 
-_MAX_LOOKED_INTO, _MAX_LOOKED_AT = 8, 64
+_MAX_LOOKED_INTO = 8
 
 
 def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
@@ -432,88 +442,110 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
         ImageTreeError: There is no such folder, or it holds neither folders nor archives.
     """
     if root.is_file():
-        _refuse_archive(root)
-        if not _is_container(root):
-            raise ImageTreeError(
-                f"`{root}` is a file, not a folder or an archive",
-                hint="give the folder that holds the class folders",
-            )
+        refuse_file(str(root))
         root = root.resolve()
         return root.parent, root.name
     if not root.is_dir():
         raise ImageTreeError(
             f"no such folder: `{root}`", hint="give the folder that holds the class folders"
         )
-    entries = list(root.iterdir())
-    may_hold = _may_hold_images if is_flat else _may_hold_classes
-    if not any(may_hold(entry) or _is_container(entry) for entry in entries):
-        for entry in entries:
-            _refuse_archive(entry)
-        raise LayoutError(
-            f"`{root}` holds no class folders",
-            hint="expected folders such as `n01440764/` with images in them, or archives such as "
-            "`n01440764.tar`; the class of an image is the name of the folder it lies in; or, if a "
-            "file has the classes, `vit21k hash --labels FILE`",
-        )
+    refuse_empty(FolderTree(root), str(root), is_flat=is_flat)
     return root.resolve(), None
 
 
-def _refuse_archive(path: Path) -> None:
+def refuse_file(path: str) -> None:
+    """Refuse a source that is a file and not a container.
+
+    Raises:
+        ImageTreeError: It is not.
+    """
+    _refuse_archive(path)
+    if not _is_container(path.rpartition("/")[2]):
+        raise ImageTreeError(
+            f"`{path}` is a file, not a folder or an archive",
+            hint="give the folder that holds the class folders",
+        )
+
+
+def refuse_empty(tree: SourceTree, root: str, *, is_flat: bool) -> None:
+    """Refuse a source with nothing at its top that may hold images.
+
+    Args:
+        tree: The source.
+        root: Its path or URL.
+        is_flat: Images may lie in the root itself.
+
+    Raises:
+        LayoutError: There is nothing.
+    """
+    entries = tree.entries()
+    may_hold = _may_hold_images if is_flat else _may_hold_classes
+    if any(may_hold(entry) or _is_container(entry.name) for entry in entries):
+        return
+    for entry in entries:
+        _refuse_archive(f"{root}/{entry.name}")
+    raise LayoutError(
+        f"`{root}` holds no class folders",
+        hint="expected folders such as `n01440764/` with images in them, or archives such as "
+        "`n01440764.tar`; the class of an image is the name of the folder it lies in; or, if a "
+        "file has the classes, `vit21k hash --labels FILE`",
+    )
+
+
+def _refuse_archive(path: str) -> None:
     """Refuse an archive that is not read, by its name."""
-    hint = how_to_unpack(os.fsencode(path.name))
+    hint = how_to_unpack(os.fsencode(path.rpartition("/")[2]))
     if hint is not None:
         raise LayoutError(f"`{path}` is an archive of a kind that is not read", hint=hint)
 
 
-def _is_container(entry: Path) -> bool:
-    name = os.fsencode(entry.name)
-    return archive_stem(name) is not None or kind_of_table(name) is not None
+def _is_container(name: str) -> bool:
+    encoded = os.fsencode(name)
+    return archive_stem(encoded) is not None or kind_of_table(encoded) is not None
 
 
-def look_at(root: Path, layout: Layout) -> None:
-    """Refuse layouts that are recognisable at the top of *root*, before reading it.
+def look_at(tree: SourceTree, layout: Layout) -> None:
+    """Refuse layouts that are recognisable at the top of a source, before reading it.
 
     Raises:
         LayoutError: Its folders cannot be classes.
     """
-    entries = [entry for entry in root.iterdir() if _may_hold_classes(entry)]
-    folders = [entry for entry in entries if entry.is_dir()]
+    entries = [entry for entry in tree.entries() if _may_hold_classes(entry)]
     for entry in entries:
-        name = archive_stem(os.fsencode(entry.name)) or os.fsencode(entry.name)
-        if entry not in folders or any(map(_may_hold_images, _first_of(entry, _MAX_LOOKED_AT))):
-            layout.add_split(printable(name))
+        name = os.fsencode(entry.name)
+        stem = printable(archive_stem(name) or name)
+        is_container = not entry.is_folder
+        if stem.lower() in SPLIT_OF and (is_container or _holds_images(tree, entry.name)):
+            layout.add_split(stem)
     layout.refuse(is_complete=False)
-    if len(folders) == len(entries) <= _MAX_LOOKED_INTO:
-        _look_for_flat(folders, layout)
+    if all(entry.is_folder for entry in entries) and len(entries) <= _MAX_LOOKED_INTO:
+        _look_for_flat(tree, [entry.name for entry in entries], layout)
 
 
-def _look_for_flat(folders: list[Path], layout: Layout) -> None:
+def _holds_images(tree: SourceTree, folder: str) -> bool:
+    return any(map(_may_hold_images, tree.entries(folder)))
+
+
+def _look_for_flat(tree: SourceTree, folders: list[str], layout: Layout) -> None:
     """Refuse a root with few folders that are not classes and hold only images."""
     for folder in folders:
-        inside = _first_of(folder, _MAX_LOOKED_AT)
+        inside = tree.entries(folder)
         images = [entry for entry in inside if is_image_name(os.fsencode(entry.name))]
         if not images or any(map(_may_hold_classes, inside)):
             return
     found = layout.like()
     for folder in folders:
-        found.add(printable(os.fsencode(folder.name)))
+        found.add(printable(os.fsencode(folder)))
     found.refuse()
 
 
-def _may_hold_classes(entry: Path) -> bool:
+def _may_hold_classes(entry: Entry) -> bool:
     is_archive = archive_stem(os.fsencode(entry.name)) is not None
-    return not entry.name.startswith(".") and (is_archive or entry.is_dir())
+    return not entry.name.startswith(".") and (is_archive or entry.is_folder)
 
 
-def _may_hold_images(entry: Path) -> bool:
+def _may_hold_images(entry: Entry) -> bool:
     return is_image_name(os.fsencode(entry.name)) or _may_hold_classes(entry)
-
-
-def _first_of(folder: Path, count: int) -> list[Path]:
-    try:
-        return list(islice(folder.iterdir(), count))
-    except OSError:  # the walk reports it
-        return []
 
 
 _NO_IMAGES = (

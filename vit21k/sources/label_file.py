@@ -134,7 +134,8 @@ def read_label_file(
     return LabelFile([path], label_of, f"column {title}" if title else "file, label")
 
 
-_MAP_SUFFIX = "_map.txt"
+MAP_SUFFIX = "_map.txt"
+"""End of the name of the list of a zip, after the stem of its name."""
 
 
 def read_zip_maps(
@@ -158,10 +159,10 @@ def read_zip_maps(
         LayoutError: The names of the classes are not clear.
     """
     stems = [path.stem for path in sorted(root.glob("*.[zZ][iI][pP]"))]
-    maps = {stem: _read_map(root / f"{stem}{_MAP_SUFFIX}") for stem in stems}
+    maps = {stem: _read_map(root / f"{stem}{MAP_SUFFIX}") for stem in stems}
     indices = {f"{stem}/{name}": index for stem, each in maps.items() for name, index in each}
     wanted = stems if archive is None else [Path(archive).stem]
-    paths = [root / f"{stem}{_MAP_SUFFIX}" for stem in wanted if maps.get(stem)]
+    paths = [root / f"{stem}{MAP_SUFFIX}" for stem in wanted if maps.get(stem)]
     if not paths:
         return None
     names = _classes_of_map(indices, class_names)

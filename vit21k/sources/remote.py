@@ -7,18 +7,26 @@ entry of `problems.parquet`, as a file of a failing disk is.
 
 import errno
 import io
+import os
 import random
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import groupby
+from functools import reduce
+from itertools import accumulate, groupby
+from operator import xor
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
+import xxhash
+
 from vit21k.errors import ImageTreeError, MissingExtraError
+from vit21k.manifest.archive_names import find_parts, is_first_part
+from vit21k.sources.archive_file import ArchiveFile, FileStatus
 
 NUM_CONNECTIONS = 64
 """Requests at a time, of one process to one server."""
@@ -85,6 +93,16 @@ class ObjectFacts(NamedTuple):
         """Whether other content has other facts, whenever it is written."""
         return self.num_bytes is not None and bool(self.tag)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a change of the object would show."""
+        return self.num_bytes is not None and bool(self.tag or self.mtime_ns)
+
+    @property
+    def tag_number(self) -> int:
+        """The tag as 64 bits; 0: none."""
+        return xxhash.xxh3_64_intdigest(self.tag.encode()) if self.tag else 0
+
     def is_same(self, other: "ObjectFacts") -> bool:
         """Return whether the object has not changed; listings may round times."""
         if self.tag and other.tag:
@@ -143,13 +161,16 @@ class RemoteTree:
 
     Attributes:
         url: Without a slash at its end.
+        only: The one object of it that counts; None: all.
+        listed: Facts of objects to open, as far as they were listed.
     """
 
-    def __init__(self, url: str, *, num_tries: int = NUM_TRIES) -> None:
+    def __init__(self, url: str, *, only: str | None = None, num_tries: int = NUM_TRIES) -> None:
         """Connect.
 
         Args:
             url: Of a folder.
+            only: The one object of it that counts.
             num_tries: How often a request is tried before its error counts.
 
         Raises:
@@ -157,6 +178,8 @@ class RemoteTree:
             ImageTreeError: fsspec does not know such URLs.
         """
         self.url = url.rstrip("/")
+        self.only = only
+        self.listed: dict[str, ObjectFacts] = {}
         self._num_tries = num_tries
         self._files, root = _connect(url)
         self._root = root.rstrip("/")
@@ -171,11 +194,26 @@ class RemoteTree:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def entries(self, folder: str = "") -> list[Entry]:
+        """Return what *folder* holds; nothing if it cannot be listed, which the walk reports.
+
+        Raises:
+            OSError: The tree itself cannot be listed.
+        """
+        try:
+            return self.listing(folder)
+        except OSError:
+            if not folder:
+                raise
+            return []
+
+    def listing(self, folder: str = "") -> list[Entry]:
         """Return what *folder* holds, in any order.
 
         Raises:
             OSError: It cannot be listed.
         """
+        if self.only is not None:
+            return [Entry(self.only, False, self.facts(self.only))]
         place = self._place(folder)
         infos = self._retried(lambda: self._files.ls(place, detail=True))
         return [
@@ -202,10 +240,23 @@ class RemoteTree:
         facts: dict[str, ObjectFacts | None] = {}
         for folder in sorted({path.rpartition("/")[0] for path in paths}):
             prefix = f"{folder}/" if folder else ""
-            facts |= {prefix + entry.name: entry.facts for entry in self.entries(folder)}
+            facts |= {prefix + entry.name: entry.facts for entry in self.listing(folder)}
         unknown = [path for path in paths if (found := facts.get(path)) and not found.is_version]
         facts |= zip(unknown, self._pool.map(self.facts, unknown), strict=True)
         return {path: facts.get(path) for path in paths}
+
+    def completed(self, paths: Sequence[str], listed: Sequence[ObjectFacts]) -> list[ObjectFacts]:
+        """Return *listed*; where a listing has no sizes, what the server says of each object."""
+
+        def complete(path: str, facts: ObjectFacts) -> ObjectFacts:
+            try:
+                return self.facts(path)
+            except OSError:  # reading it fails, too
+                return facts
+
+        if all(facts.num_bytes is not None for facts in listed):
+            return list(listed)
+        return list(self._pool.map(complete, paths, listed))
 
     def is_folder(self, path: str = "") -> bool:
         """Return whether anything lies below *path*.
@@ -248,6 +299,10 @@ class RemoteTree:
             return b""
         return self._retried(lambda: self._exact(path, end - start, start, end))
 
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Call *function*, which reads by single requests, in the background."""
+        return self._pool.submit(function, *arguments)
+
     def submit_range(self, path: str, start: int, end: int) -> Future[bytes]:
         """Read a range in the background."""
         return self._pool.submit(self.read_range, path, start, end)
@@ -268,13 +323,28 @@ class RemoteTree:
                 found[index] = content
         return found
 
-    def open(self, path: str) -> "RemoteFile":
-        """Open an object as a stream with read-ahead.
+    def open(self, path: str | bytes) -> "RemoteFile":
+        """Open an object as a stream with read-ahead; of a multi-part tar, all parts.
 
         Raises:
             OSError: It is not there, or its size is not known.
         """
-        return RemoteFile(self, path, self.facts(path))
+        path = os.fsdecode(path)
+        folder, slash, name = path.rpartition("/")
+        names = [name]
+        if is_first_part(os.fsencode(name)):
+            parts = find_parts(os.fsencode(entry.name) for entry in self.listing(folder))
+            found = parts.of_first.get(os.fsencode(name), [])
+            names = [os.fsdecode(part) for part in found] or names
+        paths = [folder + slash + one for one in names]
+        return RemoteFile(self, {one: self.listed.get(one) or self.facts(one) for one in paths})
+
+    def size(self, path: str | bytes) -> int | None:
+        """Return the size of an object in bytes; None if there is none."""
+        try:
+            return self.facts(os.fsdecode(path)).num_bytes
+        except FileNotFoundError:
+            return None
 
     def _split(
         self, ranges: Sequence[Range], group: Sequence[int], future: Future[bytes]
@@ -334,7 +404,7 @@ class RemoteTree:
         inner = name.removeprefix(f"{place}/")
         if inner == name or "/" in inner or (self._quotes and inner[:1] == "?"):
             return ""
-        return unquote(inner) if self._quotes else inner
+        return unquote(inner, errors="surrogateescape") if self._quotes else inner
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -424,83 +494,99 @@ class _Piece(NamedTuple):
     content: Future[bytes]
 
 
-class RemoteFile(io.RawIOBase):
-    """A seekable stream of an object, read ahead of its use; for one thread.
+class RemoteFile(ArchiveFile):
+    """An object as a seekable stream, read ahead of its use; several parts are read as one.
 
     Attributes:
-        name: The object's path.
-        facts: Those it had when it was opened.
+        facts: Those of each part when it was opened.
     """
 
-    def __init__(self, tree: RemoteTree, path: str, facts: ObjectFacts) -> None:
-        """Open *path* of *tree*.
+    def __init__(self, tree: "RemoteTree", parts: Mapping[str, ObjectFacts]) -> None:
+        """Open the objects *parts* of *tree*.
 
         Raises:
-            OSError: The server does not say how large the object is.
+            OSError: The server does not say how large they are.
         """
-        super().__init__()
-        if facts.num_bytes is None:
-            raise OSError(errno.EIO, "the server does not say how large it is")
-        self.name = path
-        self.facts = facts
-        self.num_bytes: int = facts.num_bytes
+        io.RawIOBase.__init__(self)
+        self.name = next(iter(parts))
+        self.facts = parts
         self._tree = tree
-        self._offset = 0
+        self._at = 0
+        self._descriptors = []
+        sizes = [facts.num_bytes for facts in parts.values()]
+        if None in sizes:
+            raise OSError(errno.EIO, "the server does not say how large it is")
+        self._starts = list(accumulate((size or 0 for size in sizes), initial=0))
+        self.num_bytes = self._starts.pop()
+        self._lock = threading.Lock()
         self._pieces: deque[_Piece] = deque()
         self._next = 0
         self._piece_bytes = _HOP_BYTES
+        self._is_read = False
+        is_known = all(facts.is_known for facts in parts.values())
+        self._nonce = 0 if is_known else random.getrandbits(64)
 
-    def readable(self) -> bool:
+    @property
+    def status(self) -> FileStatus:
+        """Size, time and entity tag (as inode); the server is asked once something was read."""
+        facts, nonce = list(self.facts.values()), self._nonce
+        if self._is_read:
+            try:
+                now = [self._tree.facts(path) for path in self.facts]
+            except OSError:  # unknown, and so equal to no other
+                now, nonce = facts, random.getrandbits(64)
+            is_same = all(one.is_same(other) for one, other in zip(facts, now, strict=True))
+            facts = facts if is_same else now
+        return FileStatus(
+            sum(one.num_bytes or 0 for one in facts),
+            max(one.mtime_ns for one in facts),
+            0,
+            reduce(xor, (one.tag_number for one in facts), nonce),
+        )
+
+    @property
+    def is_regular(self) -> bool:
         """Return True."""
         return True
 
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
+    @property
+    def descriptor(self) -> int | None:
+        """None."""
+        return None
 
-    def tell(self) -> int:
-        """Return the offset of the next byte."""
-        return self._offset
+    def advise(self, advice: int) -> None:
+        """Do nothing: reading ahead depends on what is read."""
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to *offset*; nothing is read."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self.num_bytes}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, "seek before the start")
-        self._offset = base + offset
-        return self._offset
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill *buffer*, or a part of it; return how many bytes, 0 at the end.
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill *view*, or a part of it, from *offset*; return the number of bytes, 0 at the end.
 
         Raises:
             OSError: The object cannot be read.
         """
-        view = memoryview(buffer).cast("B")
-        if self._offset >= self.num_bytes or not len(view):
+        if offset >= self.num_bytes or not len(view):
             return 0
-        piece = self._piece_at(self._offset)
-        content = piece.content.result()
-        part: bytes = content[self._offset - piece.start : self._offset - piece.start + len(view)]
+        with self._lock:
+            piece = self._piece_at(offset)
+        part = piece.content.result()[offset - piece.start :][: len(view)]
         view[: len(part)] = part
-        self._offset += len(part)
         return len(part)
 
-    def is_unchanged(self) -> bool:
-        """Ask whether the object is the one that was opened.
-
-        Raises:
-            OSError: The server does not answer.
-        """
-        return self.facts.is_same(self._tree.facts(self.name))
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        """Return *num_bytes* from *offset*, fewer where the object ends."""
+        view = memoryview(bytearray(max(min(num_bytes, self.num_bytes - offset), 0)))
+        end = 0
+        while end < len(view):
+            end += self.read_into(view[end:], offset + end)
+        return bytes(view)
 
     def close(self) -> None:
         """Give up what is read ahead."""
+        io.RawIOBase.close(self)
         self._drop()
-        super().close()
 
     def _piece_at(self, offset: int) -> _Piece:
-        """Return the piece that holds *offset*, with others under way after it."""
+        """Return the piece that holds *offset*, with others in progress after it."""
+        self._is_read = True
         while self._pieces and self._pieces[0].end <= offset:
             self._pieces.popleft()
         if not self._pieces or offset < self._pieces[0].start:
@@ -510,12 +596,19 @@ class RemoteFile(io.RawIOBase):
             self._next = offset
         num_ahead = _NUM_AHEAD if self._piece_bytes == _PIECE_BYTES else 1
         while len(self._pieces) < num_ahead and self._next < self.num_bytes:
-            end = min(self._next + self._piece_bytes, self.num_bytes)
-            future = self._tree.submit_range(self.name, self._next, end)
-            self._pieces.append(_Piece(self._next, end, future))
-            self._next = end
+            self._pieces.append(self._read_ahead())
             self._piece_bytes = min(2 * self._piece_bytes, _PIECE_BYTES)
         return self._pieces[0]
+
+    def _read_ahead(self) -> _Piece:
+        """Begin to read the next piece, which ends with its part."""
+        index = bisect_right(self._starts, self._next) - 1
+        start, first = self._next, self._starts[index]
+        part_end = [*self._starts[1:], self.num_bytes][index]
+        self._next = min(start + self._piece_bytes, part_end)
+        path = list(self.facts)[index]
+        content = self._tree.submit_range(path, start - first, self._next - first)
+        return _Piece(start, self._next, content)
 
     def _drop(self) -> None:
         while self._pieces:
