@@ -249,23 +249,13 @@ def hash_command(
     share = _shard(shard)
     class_names = _class_names(classes)
     cluster = engine.cluster()
-    summary = _hash(
-        root,
-        manifests,
-        algorithm=algorithm,
-        num_workers=num_workers,
-        follow_symlinks=follow_symlinks,
-        mode=mode,
-        is_fresh=fresh,
-        recheck=recheck,
-        shard=share,
-        engine=cluster.hash_chunks if cluster else None,
-        layout=layout,
-        label_from=label_from,
-        class_names=class_names,
-        image_column=image_column,
-        label_file=_label_file(labels, root, class_names, label_from),
-    )
+    given = {"layout": layout, "label_from": label_from, "image_column": image_column}
+    reading = {"follow_symlinks": follow_symlinks, "mode": mode, "is_fresh": fresh}
+    options: dict[str, Any] = {**given, **reading, "recheck": recheck, "shard": share}
+    options |= {"algorithm": algorithm, "num_workers": num_workers, "class_names": class_names}
+    options["engine"] = cluster.hash_chunks if cluster else None
+    options["label_file"] = _label_file(labels, root, class_names, label_from)
+    summary = _hash(root, manifests, options)
     if as_json:
         console.print_json(hash_result(summary))
     report_hash(summary, share.folder(manifests) if share else manifests)
@@ -312,7 +302,7 @@ def _exit(summary: "HashSummary") -> None:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _hash(root: str, manifests: Path, **options: Any) -> "HashSummary":
+def _hash(root: str, manifests: Path, options: dict[str, Any]) -> "HashSummary":
     """Hash a source, and show progress."""
     from vit21k.prep.hash_tree import hash_tree
 

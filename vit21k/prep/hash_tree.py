@@ -203,39 +203,30 @@ def hash_tree(  # noqa: PLR0913
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
+    _refuse_contradictions(root, mode, engine)
     place = _place_of(root, is_flat=label_file is not None)
     if not any((label_file, layout, label_from)):
         label_file = _zip_maps(place, class_names)
     refuse_inside(manifests, place.root)
-    _refuse_contradictions(root, mode, engine, shard, label_file)
+    _refuse_shard_of_labels(shard, label_file)
     labels = label_options(label_from, class_names, image_column)
     found = _layout_of(place, layout, labels, label_file)
     on_layout(found)
-    judge = found.judge(place.name)
-    if place.archive is None:
-        look_at(place.tree, judge)
-    options = _non_default_options(mode, shard, place.archive) | found.options
-    options["follow_symlinks"] = follow_symlinks
+    judge = _judge(place, found)
+    given = _non_default_options(mode, shard, place.archive)
+    options = {**given, **found.options, "follow_symlinks": follow_symlinks}
     header = Header(algorithm=algorithm, root=place.root, options=options)
     hasher = hasher_of(header, found, is_quick=mode == MODE, recheck=recheck)
     hasher.indices = IndexFolder(manifests)
     out = shard.folder(manifests) if shard else manifests
-    run = _Run(
-        hasher, place.archive, shard, num_workers, engine or hash_in_threads, judge, label_file
-    )
+    run = _Run(hasher, place.archive, shard, num_workers, engine, judge, label_file)
     cache = hash_cache(out, header, is_fresh=is_fresh, is_remote=hasher.is_remote)
     with locked(out, command="hash"), nullcontext() if engine else cache as hasher.cache:
         run.write(out, header, on_look, on_chunk)
     return run.summary
 
 
-def _refuse_contradictions(
-    root: Root,
-    mode: str,
-    engine: Engine | None,
-    shard: Shard | None,
-    label_file: LabelFile | None,
-) -> None:
+def _refuse_contradictions(root: Root, mode: str, engine: Engine | None) -> None:
     if is_url(root) and (mode == MODE or engine):
         raise UsageError(
             "a URL is always read in full, by this machine",
@@ -243,6 +234,9 @@ def _refuse_contradictions(
         )
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
+
+
+def _refuse_shard_of_labels(shard: Shard | None, label_file: LabelFile | None) -> None:
     if shard and label_file:
         raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
 
@@ -285,6 +279,14 @@ def _place_of(root: Root, *, is_flat: bool) -> _Place:
     refuse_file(tree.url)
     above, _, name = tree.url.rpartition("/")
     return _Place(above, name, RemoteTree(above, only=name))
+
+
+def _judge(place: _Place, layout: SourceLayout) -> Layout:
+    """Return what refuses folders that cannot be classes, after it has seen those at the top."""
+    judge = layout.judge(place.name)
+    if place.archive is None:
+        look_at(place.tree, judge)
+    return judge
 
 
 def _zip_maps(place: _Place, class_names: Sequence[str] | None) -> LabelFile | None:
@@ -382,7 +384,7 @@ class _Run:
         archive: str | None,
         shard: Shard | None,
         num_workers: int | None,
-        engine: Engine,
+        engine: Engine | None,
         layout: Layout,
         label_file: LabelFile | None,
     ) -> None:
@@ -392,7 +394,7 @@ class _Run:
         self._shard = shard
         self._label_file = label_file
         self._num_workers = num_workers or suitable_workers(hasher)
-        self._engine = engine
+        self._engine = engine or hash_in_threads
 
     def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:
         """Digest everything and write both manifests to *out*."""
