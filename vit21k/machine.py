@@ -159,3 +159,8 @@ def user_cache() -> Path | None:
         return (Path(base) if base else Path("~/.cache").expanduser()) / "vit21k"
     except RuntimeError:
         return None
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether there is a device file of an NVIDIA GPU; takes microseconds."""
+    return any(path.name[6:].isdigit() for path in (_ROOT / "dev").glob("nvidia[0-9]*"))

@@ -9,10 +9,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from inspect import Parameter, getdoc, signature
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from vit21k import errors
 from vit21k.cli import (
@@ -40,6 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     _forget_service_links()
+    _expand_home_folders()
     try:
         with console.decoder_messages_counted():
             _app_for(sys.argv[1:])()
@@ -68,6 +71,18 @@ def _forget_service_links() -> None:
     for name, value in list(os.environ.items()):
         if name.startswith("VIT21K_") and link.match(value):
             del os.environ[name]
+
+
+def _expand_home_folders() -> None:
+    """Expand ``~`` in ``--option=~/path`` and in our variables, which shells do not."""
+    sys.argv[1:] = [
+        "=".join([option, str(Path(value).expanduser())]) if value.startswith("~/") else argument
+        for argument in sys.argv[1:]
+        for option, _, value in [argument.partition("=")]
+    ]
+    for name, value in os.environ.items():
+        if name.startswith("VIT21K_") and value.startswith("~/"):
+            os.environ[name] = str(Path(value).expanduser())
 
 
 class _StoppedError(BaseException):
@@ -154,11 +169,34 @@ def _add(
         else:
             text = _joined(getdoc(command) or "")
             run = _listed if is_listed else _expanded(command)
-            app.command(name, help=text, rich_help_panel=panel)(run)
+            app.command(name, cls=_Command, help=text, rich_help_panel=panel)(run)
 
 
 def _listed() -> None:
     """Stand for a command that is only listed."""
+
+
+class _Command(TyperCommand):
+    """A command with a hint for unknown options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse *args*.
+
+        Raises:
+            UsageError: There is an unknown option.
+        """
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # click's NoSuchOption, which Typer does not export
+            option = getattr(error, "option_name", None)
+            if not hasattr(error, "possibilities") or option is None:
+                raise
+            from vit21k.cli.hints import unknown_option
+
+            words = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
+            known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+            raise unknown_option(words, typed, option, known) from error
 
 
 def _joined(text: str) -> str:

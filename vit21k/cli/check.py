@@ -11,7 +11,8 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests, for_manifests
+from vit21k.cli.next_steps import next_stage, print_next, train_command_for, with_options
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.errors import one_line
 from vit21k.machine import num_threads
 
@@ -117,7 +118,7 @@ def _verify_tree(
         }
     if as_json:
         console.print_json(result)
-    _report_verify(summary)
+    _report_verify(summary, manifests)
     if decoded:
         for kind, count in sorted(decoded.problems.items()):
             console.warn(f"{count:,} x {kind}: {kind.doc}")
@@ -127,6 +128,7 @@ def _verify_tree(
             console.note(f"listed in `{manifests / 'undecodable.parquet'}`")
         _report_decoded(decoded.num_images, decoded.num_decoded, decoded.problems)
     _exit(summary.is_same, decoded.problems if decoded else Counter())
+    print_next(next_stage(manifests, root))
 
 
 def _decode_tree(manifests: Path, root: "Root | None") -> "DecodeSummary":
@@ -185,6 +187,7 @@ def _verify_pack(
     if decode:
         _report_decoded(summary.num_images, summary.num_decoded, summary.problems)
     _exit(summary.is_same, summary.problems)
+    print_next(train_command_for(folder))
 
 
 @contextmanager
@@ -213,7 +216,7 @@ def _exit(is_same: bool, problems: "Counter[ProblemKind]") -> None:
         raise typer.Exit(errors.EXIT_BAD_DATA)
 
 
-def _report_verify(summary: "VerifySummary") -> None:
+def _report_verify(summary: "VerifySummary", manifests: Path) -> None:
     for name, problem in summary.manifest_problems.items():
         console.warn(f"`{name}`: {problem}")
     if summary.num_by_size:
@@ -323,7 +326,7 @@ def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = F
     from vit21k.prep.status import status_of
 
     status = status_of(manifests)
-    next_command = for_manifests(status.next, manifests)
+    next_command = next_stage(manifests)
     if as_json:
         console.print_json({**asdict(status), "next": next_command})
     else:
@@ -350,4 +353,4 @@ def status_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = F
             f"{states.count(state)} {state}" for state in ("fresh", "stale", "missing", "damaged")
         )
     )
-    console.note(f"next: `{next_command}`")
+    print_next(next_command)

@@ -1,5 +1,6 @@
 """`leaks`, `labels near-duplicates`, `report`, `review`, `labels apply`."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,18 +11,19 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
+from vit21k.cli.next_steps import print_next, print_next_split, with_options
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
     ImageRoot,
     Manifests,
-    for_manifests,
     require_serving,
 )
 from vit21k.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vit21k.near.leaks import PairSummary
+    from vit21k.sources.read import Root
 
 _NUM_NAMED = 5
 
@@ -136,12 +138,26 @@ def leaks_command(
     result |= sheets.write(manifests, "leaks", root)
     if as_json:
         console.print_json(result)
-    _report_leaks(summary, manifests, is_removed=remove is not None)
+    _report_leaks(summary)
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
+    _print_after_leaks(summary, against, out or manifests, root, is_removed=remove is not None)
 
 
-def _report_leaks(summary: "PairSummary", manifests: Path, *, is_removed: bool) -> None:
+def _print_after_leaks(
+    summary: "PairSummary", against: Path, manifests: Path, root: "Root | None", *, is_removed: bool
+) -> None:
+    if is_removed or not any(summary.num_found.values()):
+        print_next_split(manifests, root)
+        return
+    print_next(with_options("vit21k review", manifests=manifests, root=root))
+    command = f"vit21k leaks --against {shlex.quote(str(against))} --remove near"
+    command = with_options(command, manifests=manifests, root=root)
+    out = shlex.quote(str(manifests / "without_leaks"))
+    console.note(f"to remove them: `{command} --out {out}`")
+
+
+def _report_leaks(summary: "PairSummary") -> None:
     _warn(summary)
     num_skipped = len(summary.other_skipped)
     found, others_found = sum(summary.num_found.values()), sum(summary.num_others_found.values())
@@ -154,11 +170,6 @@ def _report_leaks(summary: "PairSummary", manifests: Path, *, is_removed: bool) 
         f"{_not_read(len(summary.other_unread))}"
         + (f"; {num_skipped:,} entries skipped" if num_skipped else "")
     )
-    if not is_removed and found:
-        console.note(
-            f"next: `{for_manifests('vit21k review', manifests)}`, or `--sheets DIR`, shows them; "
-            "`--remove near --out DIR` removes them"
-        )
 
 
 def near_duplicates_command(
@@ -203,12 +214,12 @@ def near_duplicates_command(
         f"{summary.num_images - found - len(summary.unread):,} do not"
         f"{_not_read(len(summary.unread))}"
     )
-    if found:
-        console.note(
-            f"next: `{for_manifests('vit21k review', manifests)}`, or `--sheets DIR`, shows them"
-        )
     if not summary.is_complete:
         raise typer.Exit(errors.EXIT_BAD_DATA)
+    if found:
+        print_next(with_options("vit21k review", manifests=manifests, root=root))
+    else:
+        print_next_split(manifests, root)
 
 
 def _counting(progress: console.Progress) -> Callable[[int, int], None]:
@@ -315,7 +326,7 @@ def report_command(
         )
     if summary.num_unread or not summary.do_counts_add_up:
         raise typer.Exit(errors.EXIT_BAD_DATA)
-    review = for_manifests("vit21k review", manifests)
+    review = with_options("vit21k review", manifests=manifests, root=root)
     console.note(f"next: open it in a browser; `{review}` shows the doubtful images")
 
 
@@ -384,7 +395,9 @@ def review_command(
         f"review: {len(queue):,} items; {len(log.in_effect):,} decisions in effect on "
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
-    console.note(f"next: `{for_manifests('vit21k labels apply --out DIR', manifests)}`")
+    out = shlex.quote(str(manifests / "reviewed"))
+    apply = with_options("vit21k labels apply", manifests=manifests, decisions=decisions)
+    print_next(f"{apply} --out {out}")
 
 
 def apply_command(
@@ -402,7 +415,6 @@ def apply_command(
 
       vit21k labels apply --out reviewed_manifests
     """
-    from vit21k.prep.split import command_to_split
     from vit21k.review.apply import apply_decisions
     from vit21k.review.decisions import FILE_NAME
 
@@ -426,6 +438,6 @@ def apply_command(
         f"{summary.num_images:,}, "
         f"{summary.num_changed:,} of the old ones changed"
     )
-    console.note(f"next: `{for_manifests(command_to_split(out), out)}`")
+    print_next_split(out)
     if summary.not_applied:
         raise typer.Exit(errors.EXIT_BAD_DATA)

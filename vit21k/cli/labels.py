@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vit21k.cli import console
-from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests, for_manifests
+from vit21k.cli.next_steps import print_next, print_next_split, with_options
+from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, Manifests
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def stats_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = Fa
         f"stats: {stats['num_images']:,} images have {stats['num_labels']:,} labels of "
         f"{stats['classes']['num_classes']:,} classes"
     )
+    print_next(with_options("vit21k labels conflicts", manifests=manifests))
 
 
 def conflicts_command(
@@ -86,7 +88,7 @@ def conflicts_command(
         f"labels: {counts}; in `{folder}`"
     )
     if shown:
-        console.note(f"next: `{for_manifests('vit21k review', manifests)}` shows them")
+        print_next(with_options("vit21k review", manifests=manifests))
 
 
 def _first_conflicts(folder: Path, limit: int) -> list[dict[str, object]]:
@@ -272,7 +274,7 @@ def _report_selection(summary: "SelectSummary", folder: Path) -> None:
         console.note(
             f"split: {summary.split.num_train:,} in train, {summary.split.num_val:,} in val"
         )
-    _report("select", summary.rewritten, folder, has_split=summary.split is not None)
+    _report("select", summary.rewritten, folder)
 
 
 def _named(wnids: Sequence[str]) -> str:
@@ -292,9 +294,7 @@ def _result(summary: "RewriteSummary") -> dict[str, object]:
     return {**asdict(summary), "num_skipped": summary.num_skipped}
 
 
-def _report(verb: str, summary: "RewriteSummary", folder: Path, *, has_split: bool = False) -> None:
-    from vit21k.prep.split import command_to_split
-
+def _report(verb: str, summary: "RewriteSummary", folder: Path) -> None:
     if summary.stale_split:
         console.warn("the split is stale and was skipped; make a new one in the new folder")
     for name, count in summary.splits.items():
@@ -305,9 +305,7 @@ def _report(verb: str, summary: "RewriteSummary", folder: Path, *, has_split: bo
         f"{summary.num_skipped:,} skipped; "
         f"{summary.num_labels_before:,} labels are now {summary.num_labels:,}; in `{folder}`"
     )
-    is_split = summary.splits or has_split
-    command = "vit21k train --stage pretrain" if is_split else command_to_split(folder)
-    console.note(f"next: `{for_manifests(command, folder)}`")
+    print_next_split(folder)
 
 
 def tree_command(

@@ -3,7 +3,6 @@
 import codecs
 import math
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,13 +75,6 @@ Manifests = Annotated[
     ),
 ]
 DEFAULT_MANIFESTS = Path("data_manifests")
-
-
-def for_manifests(command: str, manifests: Path) -> str:
-    """Return *command* with the option that names *manifests*, unless it is the default folder."""
-    if str(manifests) == os.environ.get("VIT21K_MANIFESTS", str(DEFAULT_MANIFESTS)):
-        return command
-    return f"{command} --manifests {shlex.quote(str(manifests))}"
 
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20}

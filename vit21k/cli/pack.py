@@ -9,12 +9,12 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
+from vit21k.cli.next_steps import print_next, print_next_training, with_options
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
     ImageRoot,
     Manifests,
-    for_manifests,
 )
 from vit21k.errors import UsageError
 from vit21k.machine import num_threads
@@ -163,9 +163,9 @@ def _report(summary: "PackSummary", out: Path) -> None:
         f"{summary.total_bytes / 1e6:,.0f} MB, {share:.3f} times the files"
     )
     if summary.has_val:
-        console.note(f"next: `vit21k train --manifests {out}`; `vit21k verify --manifests {out}`")
+        print_next_training(out)
     else:
-        console.note(f"next: `vit21k verify --manifests {out}`")
+        print_next(with_options("vit21k verify", manifests=out))
 
 
 def import_md5sum_command(
@@ -210,7 +210,7 @@ def import_md5sum_command(
     if as_json:
         console.print_json(asdict(summary))
     console.done(f"import-md5sum: {summary.num_files:,} lines are {summary.num_files:,} files")
-    console.note(f"next: `{for_manifests('vit21k relabel', manifests)}`")
+    print_next(with_options("vit21k relabel", manifests=manifests))
 
 
 def export_lists_command(

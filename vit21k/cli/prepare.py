@@ -16,13 +16,13 @@ import typer
 from vit21k import errors
 from vit21k.cli import console
 from vit21k.cli.classes import warn_of_numbers, warn_of_part
+from vit21k.cli.next_steps import print_next, print_next_training, with_options
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
     EngineOptions,
     LabelSource,
     Manifests,
-    for_manifests,
 )
 from vit21k.errors import DataError, UsageError
 from vit21k.machine import num_threads
@@ -259,7 +259,7 @@ def hash_command(
     if as_json:
         console.print_json(hash_result(summary))
     report_hash(summary, share.folder(manifests) if share else manifests)
-    console.note(f"next: `{_after_hash(manifests, share, classes)}`")
+    print_next(_after_hash(manifests, share, classes))
     _exit(summary)
 
 
@@ -342,7 +342,7 @@ def _after_hash(manifests: Path, share: "Shard | None", classes: str | None) -> 
         command += f" {shlex.quote(str(manifests / 'shards'))}/*"
     if classes and classes != DEVKIT:
         command += f" --classes {shlex.quote(classes)}"
-    return for_manifests(command, manifests)
+    return with_options(command, manifests=manifests)
 
 
 def relabel_command(
@@ -501,7 +501,7 @@ def _report_relabel(summary: "RelabelSummary", manifests: Path, *, is_capped: bo
         f"{summary.num_classes:,} classes"
         + (f", {summary.num_overlabelled_files:,} skipped" if is_capped else "")
     )
-    console.note(f"next: `{for_manifests(command_to_split(manifests), manifests)}`")
+    print_next(with_options(command_to_split(manifests), manifests=manifests))
 
 
 def _compare_bytes(manifests: Path, by: str) -> None:
@@ -633,7 +633,7 @@ def _take_split(manifests: Path, val_list: Path | None, *, as_json: bool) -> Non
         f"make-val: {summary.num_images:,} images: {summary.num_train:,} in train, "
         f"{summary.num_val:,} {words}, {sum(rest.values()):,} in neither"
     )
-    console.note(f"next: `{for_manifests('vit21k train --stage pretrain', manifests)}`")
+    print_next_training(manifests)
     if unmatched:
         console.warn(
             f"{len(unmatched):,} names in `{val_list}` are of no image: "
@@ -660,12 +660,12 @@ def _report_split(
         f"make-val: {summary.num_images:,} images: {summary.num_train:,} in train, "
         f"{summary.num_val:,} in val, {shared}"
     )
-    console.note(f"next: `{for_manifests('vit21k train --stage pretrain', manifests)}`")
+    print_next_training(manifests)
 
 
 NEXT = {
-    "cifar10": "vit21k train --recipe cifar10_cpu --manifests {}",
-    "cifar100": "vit21k train --recipe cifar10_cpu --manifests {} --run-dir runs/cifar100",
+    "cifar10": "vit21k train --recipe cifar10_cpu",
+    "cifar100": "vit21k train --recipe cifar10_cpu --run-dir runs/cifar100",
 }
 
 
@@ -716,7 +716,7 @@ def get_dataset_command(
     console.done(
         f"get-dataset: {sum(counts.values()):,} files in `{folder / IMAGES}`; {in_words(prepared)}"
     )
-    console.note(f"next: `{NEXT[name].format(folder / MANIFESTS)}`")
+    print_next(with_options(NEXT[name], manifests=folder / MANIFESTS))
 
 
 def in_words(prepared: "Prepared") -> str:

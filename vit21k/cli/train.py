@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.next_steps import num_training_images, suggested_training, with_options
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     Device,
@@ -25,7 +27,6 @@ from vit21k.cli.options import (
     Overrides,
     WhichWeights,
     device_or_best,
-    for_manifests,
     local_copy,
     parse_bytes,
     require_torch,
@@ -419,6 +420,8 @@ def train_command(
 
     dry_run.check()
     _check_finite({"--rate": dry_run.rate, "--peak-tflops": peak_tflops})
+    if stage is None and recipe is None:
+        recipe = _suggested_recipe(None if data else manifests, init.init)
     loaded = _load_recipe(stage, recipe, [*(overrides or []), *_teacher(teacher)])
     name = _run_name(loaded.stage, recipe)
     default_dir = Path("runs") / name
@@ -454,7 +457,8 @@ def _train(
         return
     train_run(recipe, options, reporter, **first)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one prints
-        command = for_manifests(f"vit21k eval {options.run_dir}", options.manifests)
+        run = shlex.quote(str(options.run_dir))
+        command = with_options(f"vit21k eval {run}", manifests=options.manifests, root=options.root)
         console.done(f"train: finished; next: `{command}`")
 
 
@@ -502,13 +506,26 @@ def _teacher(address: str | None) -> list[str]:
     return [] if address is None else [f"distill.teacher={json.dumps(local_copy(address))}"]
 
 
+def _suggested_recipe(manifests: Path | None, init: str | None) -> str:
+    """Return a recipe for *manifests* (None: unknown data) and this machine; print the reason.
+
+    Raises:
+        UsageError: It needs weights to start from, or there are some.
+    """
+    found = suggested_training(num_training_images(manifests) if manifests else None)
+    if init or found.init:
+        raise UsageError(
+            "which recipe?",
+            hint=f"for these images: `vit21k train {found.options}` ({found.why}); "
+            "`vit21k recipes list` lists the others",
+        )
+    console.note(f"recipe {found.recipe}: {found.why}; `--recipe` selects another one")
+    return found.recipe
+
+
 def _load_recipe(stage: Stage | None, recipe: str | None, overrides: list[str]) -> "Recipe":
     from vit21k.recipe.load import load_recipe
 
-    if stage is None and recipe is None:
-        raise UsageError(
-            "which stage?", hint="`--stage pretrain`, `--stage finetune`, or `--recipe NAME|FILE`"
-        )
     loaded = load_recipe(recipe or _STAGE_RECIPES[stage or "pretrain"], overrides)
     if stage is not None and loaded.stage != stage:
         raise UsageError(

@@ -3,6 +3,7 @@
 Only footers are read: it takes milliseconds, whatever the number of images.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,4 +119,4 @@ def _root(folder: Path) -> str:
 def _next(folder: Path, command: str, root: str) -> str:
     if command == MAKE_VAL:  # then all that it is made from is there
         return command_to_split(folder)
-    return command.replace("<image root>", root) if root else command
+    return command.replace("<image root>", shlex.quote(root)) if root else command

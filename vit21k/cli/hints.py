@@ -1,0 +1,117 @@
+"""Hints for options of other tools: ``--lr 1e-3`` is ``--set optim.lr=1e-3``."""
+
+import shlex
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+
+from vit21k.errors import UsageError
+
+_TRAIN = {
+    "--amp": "--set precision=auto",
+    "--arch": "--set model.name={}",
+    "--batch": "--set data.global_batch_size={}",
+    "--batch-size": "--set data.global_batch_size={}",
+    "--bf16": "--set precision=bf16",
+    "--checkpoint": "--init {}",
+    "--ckpt": "--init {}",
+    "--data-dir": "--data {}",
+    "--data-path": "--data {}",
+    "--drop-path": "--set model.drop_path_rate={}",
+    "--epochs": "--set epochs={} --set total_steps=null",
+    "--fp16": "--set precision=fp16",
+    "--img-size": "--set model.img_size={}",
+    "--input-size": "--set model.img_size={}",
+    "--label-smoothing": "--set loss.smoothing={}",
+    "--learning-rate": "--set optim.lr={}",
+    "--lr": "--set optim.lr={}",
+    "--max-steps": "--set total_steps={} --set epochs=null",
+    "--mixup": "--set augment.mixup_alpha={}",
+    "--model": "--set model.name={}",
+    "--opt": "--set optim.kind={}",
+    "--optimizer": "--set optim.kind={}",
+    "--precision": "--set precision={}",
+    "--pretrained": "--init {}",
+    "--resume": "",
+    "--save-dir": "--run-dir {}",
+    "--seed": "--set seed={}",
+    "--smoothing": "--set loss.smoothing={}",
+    "--steps": "--set total_steps={} --set epochs=null",
+    "--tensorboard": "--log tensorboard",
+    "--wandb": "--log wandb",
+    "--warmup-epochs": "--set schedule.warmup_epochs={}",
+    "--wd": "--set optim.weight_decay={}",
+    "--weight-decay": "--set optim.weight_decay={}",
+}
+"""Options of other trainers -> options of `train`; {} is the value."""
+
+_SAME = (
+    ("--num-workers", ("--workers", "--jobs", "--threads", "--num-threads", "-j")),
+    ("--device-batch-size", ("--batch-size", "--batch")),
+    ("--run-dir", ("--output", "--output-dir", "--out", "--out-dir")),
+    ("--out", ("--output", "--output-dir", "--out-dir", "--dest")),
+    ("--manifests", ("--output", "--output-dir", "--out", "--out-dir", "--manifest-dir")),
+    ("--top-k", ("--topk", "--k")),
+    ("--device", ("--gpu",)),
+    ("--root", ("--data", "--data-dir", "--data-path", "--image-root")),
+)
+"""Options -> names of them in other tools, for the first option that a command has."""
+
+_NOTES = {
+    "--resume": "a run resumes from its newest checkpoint; `--resume-from RUN` starts a new run "
+    "from another one",
+    "--amp": "`--set precision=auto` uses bfloat16 if the device has it",
+    "--batch-size": "it is the batch of a step over all processes; `--device-batch-size` is that "
+    "of one forward pass",
+    "--gpus": "start a process per GPU: `torchrun --standalone --nproc-per-node=N -m vit21k train`",
+}
+_DESTRUCTIVE = ("--fresh", "--remove")
+
+
+def unknown_option(
+    command: str, arguments: Sequence[str], option: str, known: Collection[str]
+) -> UsageError:
+    """Return the error for an unknown *option* of *command*; its hint keeps all arguments.
+
+    Args:
+        command: Its words: "train", "labels select".
+        arguments: What was typed after them.
+        option: The first option that is unknown.
+        known: All options of the command.
+    """
+    message = f"`vit21k {command}` has no option {option}"
+    typed, changed = list(arguments), []
+    position = 0
+    while position < len(typed):
+        name, equals, value = typed[position].partition("=")
+        wanted = _translation(command, name, known)
+        if wanted is None or name in known:
+            changed.append(shlex.quote(typed[position]))
+        elif "{}" not in wanted:
+            changed.append(wanted)
+        else:
+            if not equals and position + 1 < len(typed):
+                position += 1
+                value = typed[position]
+            changed.append(wanted.format(shlex.quote(value) if value else "VALUE"))
+        position += 1
+    if _translation(command, option, known) is not None:
+        note = f"; {_NOTES[option]}" if command == "train" and option in _NOTES else ""
+        line = " ".join(["vit21k", command, *filter(None, changed)])
+        return UsageError(message, hint=f"`{line}`{note}")
+    close = get_close_matches(option, sorted(set(known).difference(_DESTRUCTIVE)), 1, cutoff=0.75)
+    meant = f"did you mean {close[0]}? " if close else ""
+    meant = f"{_NOTES[option]}; " if option in _NOTES else meant
+    return UsageError(message, hint=f"{meant}`vit21k {command} -h` lists its options")
+
+
+def _translation(command: str, option: str, known: Collection[str]) -> str | None:
+    """Return what *option* of another tool is for *command*, with {} for its value."""
+    if option in known or not option.startswith("-"):
+        return None
+    option = option.replace("_", "-")
+    if command == "train" and option in _TRAIN:
+        return _TRAIN[option]
+    for own, others in _SAME:
+        if own in known and option in others:
+            return f"{own} {{}}"
+    return None
