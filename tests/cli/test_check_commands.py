@@ -31,6 +31,7 @@ def test_verify_of_the_same_tree_prints_nothing_and_counts(manifests: Path) -> N
     assert result.stdout == ""
     assert result.stderr == (
         "verify: 6 listed files: 6 same, 0 different, 0 missing, 0 unreadable; 0 not listed\n"
+        f"next: `vit21k make-val --manifests {manifests}`\n"
     )
 
 

@@ -45,7 +45,7 @@ def test_a_pack_is_made_and_verified(vit21k, manifests):
     assert made.code == 0, made.stderr
     assert f"pack: {NUM_IMAGES} images: 2 as_is, {NUM_IMAGES - 2} tiles, 0" in made.stderr
     assert "1 images are stored unchanged: progressive" in made.stderr
-    assert "next: `vit21k train --manifests p`" in made.stderr
+    assert "next: `vit21k train --recipe " in made.stderr
     assert verified.code == 0
     found = json.loads(verified.stdout)
     assert (found["is_same"], found["num_same"], found["num_decoded"]) == (

@@ -255,7 +255,6 @@ def test_two_processes_learn_what_one_does(manifests, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ([], 2, "which stage?"),
         (["--recipe", "nosuch"], 2, "no recipe is called `nosuch`"),
         (["--recipe", "tiny", "--set", "optim.learning_rate=1"], 2, "no such field"),
         (["--recipe", "tiny", "--stage", "finetune"], 2, "is for --stage pretrain"),

@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_is_an_error_wherever_it_is_met(
     write, left = ChecksummedFile.write, [0]
 
     def fail(file: ChecksummedFile, data: bytes) -> int:
-        left[0] -= 1
+        left[0] -= not file._is_abandoned  # one of an earlier round, closed when it is collected
         if not left[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data)
@@ -252,7 +252,7 @@ def test_another_kind_is_refused_with_the_command_that_makes_the_right_one(tmp_p
     with pytest.raises(ManifestError, match="kind train, version 3; expected images") as caught:
         open_manifest(tmp_path / "train.parquet", IMAGES)
 
-    assert caught.value.hint == "make it with `vit21k relabel`"
+    assert caught.value.hint == f"make it with `vit21k relabel --manifests {tmp_path}`"
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="version 1; expected images, version 3") as caught:
         open_manifest(tmp_path, IMAGES)
 
-    assert caught.value.hint == "make it with `vit21k relabel`"
+    assert caught.value.hint == f"make it with `vit21k relabel --manifests {tmp_path}`"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)

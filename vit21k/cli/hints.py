@@ -109,6 +109,8 @@ def _translation(command: str, option: str, known: Collection[str]) -> str | Non
     if option in known or not option.startswith("-"):
         return None
     option = option.replace("_", "-")
+    if option in known:
+        return f"{option} {{}}"
     if command == "train" and option in _TRAIN:
         return _TRAIN[option]
     for own, others in _SAME:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vit21k.cli import console
-from vit21k.cli.options import DEFAULT_MANIFESTS
 from vit21k.machine import has_nvidia_gpu
+from vit21k.manifest import with_folder
 
 if TYPE_CHECKING:
     from vit21k.sources.read import Root
@@ -66,17 +66,12 @@ def with_options(
     decisions: Path | None = None,
 ) -> str:
     """Return *command* with the options it needs: those that differ from their defaults."""
-    given = {
-        "--manifests": (str(manifests), os.environ.get("VIT21K_MANIFESTS", DEFAULT_MANIFESTS)),
-        "--root": (root and str(root), os.environ.get("VIT21K_ROOT")),
-        "--decisions": (decisions and str(decisions), None),
-    }
-    options = [
-        f"{name} {shlex.quote(value)}"
-        for name, (value, default) in given.items()
-        if value and value != str(default)
-    ]
-    return " ".join([command, *options])
+    command = with_folder(command, manifests)
+    if root and str(root) != os.environ.get("VIT21K_ROOT"):
+        command += f" --root {shlex.quote(str(root))}"
+    if decisions:
+        command += f" --decisions {shlex.quote(str(decisions))}"
+    return command
 
 
 def train_command_for(manifests: Path, root: "Root | None" = None) -> str:

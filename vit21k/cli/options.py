@@ -15,6 +15,7 @@ import typer
 from vit21k.cli import console
 from vit21k.errors import MissingExtraError, UsageError, one_line
 from vit21k.machine import num_threads
+from vit21k.manifest import DEFAULT_FOLDER, FOLDER_VARIABLE
 
 if TYPE_CHECKING:
     from vit21k.checkpoint.foreign import WeightsChoice
@@ -70,11 +71,11 @@ Manifests = Annotated[
     typer.Option(
         "--manifests",
         metavar="DIR",
-        envvar="VIT21K_MANIFESTS",
+        envvar=FOLDER_VARIABLE,
         help="Folder of the manifests.",
     ),
 ]
-DEFAULT_MANIFESTS = Path("data_manifests")
+DEFAULT_MANIFESTS = DEFAULT_FOLDER
 
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20}

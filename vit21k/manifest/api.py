@@ -6,11 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from vit21k.errors import UsageError
+from vit21k.manifest import DEFAULT_FOLDER, FOLDER_VARIABLE
 from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import KINDS
-
-DEFAULT_FOLDER = Path("data_manifests")
-FOLDER_VARIABLE = "VIT21K_MANIFESTS"
 
 
 def read_manifest(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from vit21k.errors import ManifestError
+from vit21k.manifest import with_folder
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.schema import KINDS, ManifestKind
 
@@ -312,7 +313,9 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
     if len(kinds) == 1 and not path.is_file():
         path = path / kinds[0].file_name if path.suffix != ".parquet" else path
     if not path.is_file():
-        raise ManifestError(f"no {_names(kinds)} manifest at `{path}`", hint=_how_to_make(kinds))
+        raise ManifestError(
+            f"no {_names(kinds)} manifest at `{path}`", hint=_how_to_make(path, kinds)
+        )
     with damage_is_an_error(path):
         parquet = _open_parquet(path)
         kind = _kind_of(path, parquet, kinds)
@@ -320,7 +323,7 @@ def open_manifest(path: Path, *kinds: ManifestKind, allow_stale: bool = False) -
     if not allow_stale and (stale := stale_input(manifest)):
         raise ManifestError(
             f"`{path}` is stale: {_input_name(stale, path)} has changed since it was made",
-            hint=f"make it again with `{made_by(manifest)}`",
+            hint=f"make it again with `{_made_by_in_folder(manifest)}`",
         )
     return manifest
 
@@ -401,7 +404,8 @@ def _kind_of(path: Path, parquet: pq.ParquetFile, kinds: tuple[ManifestKind, ...
     found = kind_and_version(path, parquet.schema_arrow.metadata or {})
     if found is None:
         raise ManifestError(
-            f"`{path}` is a Parquet file, but not a manifest of vit21k", hint=_how_to_make(kinds)
+            f"`{path}` is a Parquet file, but not a manifest of vit21k",
+            hint=_how_to_make(path, kinds),
         )
     for kind in kinds:
         if found == (kind.name, kind.version):
@@ -411,7 +415,7 @@ def _kind_of(path: Path, parquet: pq.ParquetFile, kinds: tuple[ManifestKind, ...
     expected = " or ".join(f"{kind.name}, version {kind.version}" for kind in kinds)
     raise ManifestError(
         f"`{path}` is a manifest of kind {found[0]}, version {found[1]}; expected {expected}",
-        hint=_how_to_make(kinds),
+        hint=_how_to_make(path, kinds),
     )
 
 
@@ -431,5 +435,12 @@ def made_by(manifest: Manifest) -> str:
     return f"vit21k labels {steps[-1]['verb']}" if steps and not is_split else manifest.kind.made_by
 
 
-def _how_to_make(kinds: tuple[ManifestKind, ...]) -> str:
-    return f"make it with `{kinds[0].made_by}`"
+def _made_by_in_folder(manifest: Manifest) -> str:
+    """Return the command that made *manifest*, with its folder, if its inputs are there too."""
+    command = made_by(manifest)
+    is_in_folder = manifest.header.inputs_in == "."
+    return with_folder(command, manifest.path.parent) if is_in_folder else command
+
+
+def _how_to_make(path: Path, kinds: tuple[ManifestKind, ...]) -> str:
+    return f"make it with `{with_folder(kinds[0].made_by, path.parent)}`"
