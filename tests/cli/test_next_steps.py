@@ -53,7 +53,7 @@ def test_options_that_are_not_alike_are_not_suggested() -> None:
 
 
 def test_settings_of_hints_are_fields_of_recipes() -> None:
-    values = {"optim.kind": "adamw", "precision": "fp32", "model.name": "vit_tiny_patch16_224"}
+    values = {"optim.kind": "muon", "precision": "fp32", "model.name": "vit_tiny_patch16_224"}
     values |= {
         "data.global_batch_size": "8",
         "model.img_size": "32",

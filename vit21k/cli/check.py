@@ -11,7 +11,7 @@ import typer
 
 from vit21k import errors
 from vit21k.cli import console
-from vit21k.cli.next_steps import next_stage, print_next, train_command_for, with_options
+from vit21k.cli.next_steps import next_stage, print_next, train_command_for
 from vit21k.cli.options import DEFAULT_MANIFESTS, AsJson, ImageRoot, Manifests
 from vit21k.errors import one_line
 from vit21k.machine import num_threads
