@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from vit21k.cli.app import _app_for, app
+from vit21k.errors import UsageError
 
 HEAVY = ("PIL", "datasets", "numpy", "pandas", "pyarrow", "pydantic", "torch", "xxhash", "yaml")
 
@@ -65,7 +66,8 @@ def test_what_is_built_for_a_command_line_answers_it_as_the_complete_application
     )
 
     assert (partial.exit_code, partial.output) == (complete.exit_code, complete.output)
-    assert partial.output
+    assert str(partial.exception) == str(complete.exception)
+    assert partial.output or isinstance(partial.exception, UsageError)
 
 
 def test_shells_complete_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ _TRAIN = {
     "--steps": "--set total_steps={} --set epochs=null",
     "--tensorboard": "--log tensorboard",
     "--wandb": "--log wandb",
-    "--warmup-epochs": "--set schedule.warmup_epochs={}",
+    "--warmup-epochs": "--set schedule.warmup_epochs={} --set schedule.warmup_steps=0",
     "--wd": "--set optim.weight_decay={}",
     "--weight-decay": "--set optim.weight_decay={}",
 }
