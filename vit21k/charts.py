@@ -72,7 +72,7 @@ def line_chart(
 
     Args:
         lines: Of one point or more.
-        x_name: What lies to the right.
+        x_name: Label of the x-axis.
         y_name: What the values are; not written into the chart.
         size: Width and height.
         is_log: Whether the height is the logarithm of the value.
@@ -217,7 +217,7 @@ def short(value: float) -> str:
 def _axis(values: Sequence[float], start: float, stop: float, *, is_log: bool) -> Axis:
     scale: Callable[[float], float] = math.log10 if is_log else float
     low, high = scale(min(values)), scale(max(values))
-    if high - low < 1e-12 * max(1.0, abs(high)):  # a constant lies in the middle
+    if high - low < 1e-12 * max(1.0, abs(high)):  # a constant is in the middle
         margin = abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
     ticks = _log_ticks(low, high) if is_log else nice_ticks(low, high)

@@ -60,7 +60,7 @@ COPIED_TO = (
 """Images filed under other classes too, each entry another image: from, and to where."""
 
 COPIED_WITHIN = ("n02165456", "n02317335", "n03930313", "n06785654", "n06785654")
-"""Images that lie twice in their own class."""
+"""Images that are stored twice in their own class."""
 
 CUT_OFF, EMPTY, PNG = "n02317335", "n02391049", "n04394261"
 """The classes with the file that was cut off, the empty one, and the PNG."""
@@ -93,7 +93,7 @@ class DemoTree:
         num_classes: Class folders.
         num_files: Files that can be hashed: all but the empty one.
         num_images: Distinct contents among them.
-        num_multi_label: Images that lie in more than one class.
+        num_multi_label: Images that are in more than one class.
         empty: The empty file, relative to *root*; so are the next two.
         cut_off: The file that was cut off; it can be hashed, but not decoded.
         png: The PNG named `.JPEG`.

@@ -13,8 +13,8 @@ from vit21k.errors import UsageError
 PORT = 29500
 """Where torchrun's processes meet, on the first machine; torchrun's own default."""
 
-# torchrun would die of a signal that it does not know, and its processes with it; what is ignored
-# stays ignored in what is started, until a process says otherwise, as `vit21k train` does.
+# A signal without a handler would end torchrun and its processes. Child processes inherit ignored
+# signals until they install a handler, as `vit21k train` does.
 IGNORING_USR1 = """trap "" USR1; exec "$@\""""
 
 # A name of Kubernetes, which becomes a part of host names; Slurm takes any.
@@ -84,7 +84,7 @@ srun --kill-on-bad-exit=1 bash -c {ignoring} torchrun-job \\
     {arguments} &
 step=$!
 
-# A signal interrupts `wait`: go on until the step itself is over.
+# A signal interrupts `wait`: repeat it until the step itself has ended.
 code=0
 while true; do
     wait "$step" && code=0 || code=$?

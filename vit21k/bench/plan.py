@@ -70,7 +70,7 @@ GPUS = {
 
 _GRADIENT_BYTES = 4  # sums are in float32
 _COMM_SHARE = 0.7  # of a link's published rate, that sums over all devices reach
-_BACKWARD_SHARE = 2 / 3  # of a step; sums run beside the backward pass of the last micro-batch
+_BACKWARD_SHARE = 2 / 3  # of a step; sums run during the backward pass of the last micro-batch
 _FREE_SHARE = 0.9  # of the memory; the rest is the context's and lost between allocations
 
 
@@ -249,7 +249,7 @@ def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
     if cluster.num_devices > 1:
         link = f"{_COMM_SHARE:.0%} of {cluster.link_bytes / 1e9:,.0f} GB/s"
         found.append(
-            f"gradients are summed in float32 at {link} between the devices of a node, beside the "
+            f"gradients are summed in float32 at {link} between the devices of a node, during the "
             "backward pass of a step's last micro-batch"
         )
     if num_nodes > 1:

@@ -38,7 +38,7 @@ class Levels:
         classes_HC: For each level the indices of its classes.
         weights_H: Factor on the loss of each level: all classes by those at this depth or deeper,
             at most 20, since so many fewer images reach the level.
-        ancestor_KH: Class at each level that a class is, or is a kind of; -1 below its own level.
+        ancestor_KH: Class at each level: the class itself or its hypernym; -1 below its own level.
     """
 
     classes_HC: tuple[Tensor, ...]

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 SmoothingFloor = Literal["e", "e/K"]
 ClassReduction = Literal["sum", "mean"]
 
-# Logits are worked on in slices of about so many values, so that little is needed beside the logits
-# and their gradient.  Smaller slices are no faster, and cost more where a thread waits for others.
+# Values of a slice of logits: little memory is needed in addition to the logits and their gradient.
+# Smaller slices are no faster, and cost more where a thread waits for others.
 _CPU_SLICE_VALUES = 1 << 21
 _DEVICE_SLICE_VALUES = 1 << 26
 
@@ -164,7 +164,7 @@ class _MultiLabelLoss(torch.autograd.Function):
 
 
 def _targets(label_weights_L: Tensor | None, smoothing: float, floor: float) -> Tensor | float:
-    """Return ``y (1 - e) + floor``, written so that y = 1 stays 1 to the bit where floor is e."""
+    """Return ``y (1 - e) + floor``, written so that y = 1 stays exactly 1 if floor is e."""
     top = 1.0 + (floor - smoothing)
     return top if label_weights_L is None else top - (1 - smoothing) * (1 - label_weights_L)
 
@@ -181,12 +181,12 @@ def _row_slices(logits_BK: Tensor) -> list[slice]:
 
 
 # Logits of a micro-batch above which the trainer takes this way: 134 MB in float32.  Below, they
-# are small beside what the blocks keep.
+# are small compared to the activations of the blocks.
 _WORTHWHILE_VALUES = 1 << 25
 # Logits of a chunk: enough for matrix products at full speed.
 _CPU_CHUNK_VALUES = 1 << 20
 _DEVICE_CHUNK_VALUES = 1 << 24
-# What is computed beside a chunk's logits is an eighth of them at a time.
+# Temporary values are computed for an eighth of a chunk's logits at a time.
 _NUM_SPLITS = 8
 
 

@@ -209,7 +209,7 @@ def init_vit(
 ) -> None:
     """Draw the weights of *model* anew, in place.
 
-    The same generator state gives the same weights on every machine; *model* lies on the
+    The same generator state gives the same weights on every machine; *model* is on the
     generator's device.
 
     Args:

@@ -284,7 +284,7 @@ def name_of(args: Mapping[str, Any]) -> str:
     """Return the name of the model that *args* describe, or else of the nearest one.
 
     The nearest is of the same family, and its own arguments do not matter where all of *args* are
-    given beside the name.
+    given in addition to the name.
     """
     family = [name for name, own in VARIANTS.items() if is_pit(own) == is_pit(args)]
 

@@ -83,8 +83,8 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
     the last block there.
     """
     names = list(names)
-    places = sorted({_place(match) for name in names if (match := _BLOCK.match(name))})
-    number = {place: index + 1 for index, place in enumerate(places)}
+    blocks = sorted({_place(match) for name in names if (match := _BLOCK.match(name))})
+    number = {block: index + 1 for index, block in enumerate(blocks)}
     ids = {}
     for name in names:
         if name.startswith(_EMBEDDINGS):
@@ -94,7 +94,7 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
         elif match := _POOL.match(name):
             ids[name] = number[int(match[1]), 0]
         else:
-            ids[name] = len(places) + 1
+            ids[name] = len(blocks) + 1
     return ids
 
 

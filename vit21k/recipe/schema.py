@@ -190,7 +190,7 @@ class DataSection(Section):
 
 
 class DistillSection(Section):
-    """Learning from a trained model's answers, beside the labels."""
+    """Learning from the outputs of a trained model (the teacher), in addition to the labels."""
 
     kind: Literal["hard", "soft"] | None = None
     """What is learnt from: the teacher's best class, or all its scores; null: no teacher."""
@@ -213,7 +213,7 @@ class DistillSection(Section):
 
 
 class EmaSection(Section):
-    """An exponential moving average of the weights, evaluated and saved beside them."""
+    """An exponential moving average of the weights, evaluated and saved in addition to them."""
 
     decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Share of the old average that stays at each update; null: no average."""
@@ -465,7 +465,7 @@ class RunSection(Section):
     save_every_steps: NonNegativeInt = 1000
     """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2
-    """How many checkpoints are kept, beside the best ones; two at least before the last step."""
+    """Checkpoints kept in addition to the best ones; two at least before the last step."""
     best_metric: Literal["prec@1", "top5", "loss"] | None = None
     """Keep the best checkpoint by this metric, and the best average (EMA); null: neither."""
 

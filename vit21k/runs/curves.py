@@ -61,7 +61,7 @@ class Plot:
 
     Attributes:
         run_names: In the legend.
-        x_name: What lies to the right.
+        x_name: Label of the x-axis.
         panels: In the order in which they are drawn.
     """
 
@@ -135,12 +135,12 @@ def _curve(run: Run, index: int, metric: str, x: _Axis) -> Curve:
     lines = [line for line in run.lines if metric in line and math.isfinite(line[metric])]
     if x.kind == "time":
         lines = [line for line in lines if "seconds" in line]
-        places = [line["seconds"] / x.seconds for line in lines]
+        x_values = [line["seconds"] / x.seconds for line in lines]
     elif x.kind == "images":
-        places = _images_at(run, [line["step"] for line in lines])
+        x_values = _images_at(run, [line["step"] for line in lines])
     else:
-        places = [float(line["step"]) for line in lines]
-    return Curve(run=index, x=places, y=[float(line[metric]) for line in lines])
+        x_values = [float(line["step"]) for line in lines]
+    return Curve(run=index, x=x_values, y=[float(line[metric]) for line in lines])
 
 
 def _images_at(run: Run, steps: Sequence[int]) -> list[float]:

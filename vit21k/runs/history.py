@@ -56,7 +56,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it lies on disk.
+    """A run on disk.
 
     Attributes:
         path: Its folder.
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Time in training, over all processes that went on with it; None: nobody counted."""
+        """Time in training, over all processes that resumed it; None: not recorded."""
         return next((line["seconds"] for line in reversed(self.lines) if "seconds" in line), None)
 
     @cached_property
@@ -168,7 +168,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines; a run that goes on may be writing the last one."""
+    """Yield the complete lines; a run in progress may be writing the last one."""
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -19,7 +19,7 @@ from vit21k.models.cost import num_params, train_flops_per_image
 
 
 def dummy_batch(num_images: int, img_size: int) -> Batch:
-    """Return grey images, each of class 0."""
+    """Return images of a constant value, each of class 0."""
     return Batch(
         images_BCHW=torch.full((num_images, 3, img_size, img_size), 128, dtype=torch.uint8),
         label_rows_L=torch.arange(num_images),
