@@ -125,9 +125,9 @@ def _read_cells(path: Path, text: str) -> list[tuple[str, ...]]:
     else:
         rows = [(line,) for line in lines]
     width = len(rows[0])
-    if odd := next((number for number, row in enumerate(rows, 1) if len(row) != width), None):
+    if bad := next((number for number, row in enumerate(rows, 1) if len(row) != width), None):
         raise ManifestError(
-            f"`{path}` is not a table: row {odd:,} has {len(rows[odd - 1])} cells, row 1 {width}"
+            f"`{path}` is not a table: row {bad:,} has {len(rows[bad - 1])} cells, row 1 {width}"
         )
     return rows
 
@@ -154,7 +154,7 @@ def _with_header(path: Path, rows: list[tuple[str, ...]]) -> Table:
 
 
 def is_number(cell: str) -> bool:
-    """Return whether a cell is an integer, as such or as pandas writes one beside nulls."""
+    """Return whether a cell is an integer, as such or as pandas writes it in columns with nulls."""
     return re.fullmatch(r"-?\d+(\.0)?", cell) is not None
 
 
@@ -208,7 +208,7 @@ def _cell(value: Any) -> str:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read the names of a list of files, whatever else it says of them, without repeats.
+    """Read the distinct file names of a list; other columns are ignored.
 
     Raises:
         ManifestError: No such file, or it is not a list of files.
