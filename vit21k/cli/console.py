@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vit21k.errors import Vit21kError, one_line
@@ -117,6 +116,8 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
     Rows are folded to the width of a terminal; otherwise each is one line, for `grep`.
     """
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
