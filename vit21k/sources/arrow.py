@@ -17,6 +17,7 @@ from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import ByteSource, ContainerItems, LabelOptions
 from vit21k.sources.rows import (
     DAMAGE,
+    MEMORY,
     DamagedError,
     RowItems,
     bytes_of,
@@ -28,6 +29,9 @@ from vit21k.sources.rows import (
 
 _FILE_MAGIC = b"ARROW1\0\0"
 """Before a stream that has an index behind it."""
+
+_FIRST_BYTES = 1 << 24
+"""Of a record batch, before one was seen: the others of a file are about as large."""
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -81,13 +85,18 @@ def _batches(
     Raises:
         DamagedError: The stream ends without an end mark.
     """
-    while (message := _next_message(stream)) is not None:
-        if message.type != "record batch":
-            raise DamagedError(f"a message of type `{message.type}`, which is not read")
-        body = message.body
-        batch = pa.ipc.read_record_batch(message, schema)
-        batch.validate(full=True)  # before anything else: what lies may end the process
-        yield batch, stream.tell() - body.size, body
+    num_bytes = _FIRST_BYTES
+    while True:
+        with MEMORY.taken(num_bytes):
+            if (message := _next_message(stream)) is None:
+                return
+            if message.type != "record batch":
+                raise DamagedError(f"a message of type `{message.type}`, which is not read")
+            body = message.body
+            batch = pa.ipc.read_record_batch(message, schema)
+            batch.validate(full=True)  # before anything else: what lies may end the process
+            yield batch, stream.tell() - body.size, body
+            num_bytes = body.size
 
 
 def _next_message(stream: pa.NativeFile) -> pa.Message | None:

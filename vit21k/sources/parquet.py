@@ -3,7 +3,8 @@
 An image in a page that is not compressed is located by its offset in the file, as a member of a
 tar is.  Any other is located by its row: pyarrow decodes the row group up to it.
 
-Memory: a batch of rows, 16 MiB, or the largest image.
+Memory: 32 MiB for each processor, or what one thread needs: a page as it is stored, the same
+decompressed, and a batch of rows, 4 MiB or the largest image.
 Source of the format: https://parquet.apache.org/docs/file-format/
 """
 
@@ -11,6 +12,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import islice, repeat
 from typing import Any
@@ -35,6 +37,8 @@ from vit21k.sources.parquet_format import (
 )
 from vit21k.sources.rows import (
     DAMAGE,
+    MEMORY,
+    Budget,
     DamagedError,
     RowItems,
     Value,
@@ -51,7 +55,7 @@ from vit21k.sources.tar import (
     Window,
 )
 
-_BATCH_BYTES = 1 << 24
+_BATCH_BYTES = 1 << 22
 _MAX_BATCH_ROWS = 256
 _MAX_SHARED = 16  # rows of a batch that refer to the largest value of a dictionary, as a guess
 _BUFFER_BYTES = 1 << 20
@@ -119,7 +123,7 @@ class _Reader:
             for value, (name, label) in zip(values, self._cells(group, others), strict=False):
                 yield value, name, label
             return
-        for batch in self._file.batches(group, [leaf, *others]):
+        for batch in self._file.batches(group, [leaf, *others], MEMORY):
             values = values_of(bytes_of(batch[self._columns.image]))
             yield from zip(values, *names_and_labels(batch, self._columns), strict=True)
 
@@ -165,24 +169,28 @@ class OpenParquet:
         """Return a window at *offset* of the file."""
         return Window(self._source, offset)
 
-    def batches(self, group: int, leaves: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, group: int, leaves: Sequence[str], memory: Budget | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yield columns of a row group, as many rows at a time as fit into memory.
 
         Args:
             group: Its number.
             leaves: Names of columns, or of fields of columns, which come without the others.
+            memory: What is needed is taken of it until the last batch; None: it is not counted.
 
         Raises:
             DamagedError: Its pages make no sense, or unpack to far too much.
         """
-        num_rows = self._suitable_rows(self.footer.chunks(group, leaves))
-        yield from self._file.iter_batches(
-            num_rows, row_groups=[group], columns=leaves, use_threads=False
-        )
+        num_rows, num_bytes = self._plan(self.footer.chunks(group, leaves))
+        with memory.taken(num_bytes) if memory else nullcontext():
+            yield from self._file.iter_batches(
+                num_rows, row_groups=[group], columns=leaves, use_threads=False
+            )
 
-    def _suitable_rows(self, chunks: Sequence[Chunk]) -> int:
-        """Return how many rows of *chunks* to decode at a time."""
-        per_row = 1
+    def _plan(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """Return how many rows of *chunks* to decode at a time, and the memory that it takes."""
+        per_row, largest = 1, 0
         for chunk in chunks:
             window = Window(self._source, chunk.start, window_bytes=HOP_BYTES)
             pages = list(read_pages(window, chunk.end))
@@ -192,7 +200,10 @@ class OpenParquet:
                 raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
             shared = sum(page.unpacked_bytes for page in pages if page.kind == DICTIONARY)
             per_row += num_bytes // max(chunk.num_values, 1) + shared // _MAX_SHARED
-        return min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
+            page_bytes = (page.num_bytes + page.unpacked_bytes for page in pages)
+            largest = max(largest, *page_bytes, 0)
+        num_rows = min(max(_BATCH_BYTES // per_row, 1), _MAX_BATCH_ROWS)
+        return num_rows, largest + num_rows * per_row
 
 
 # ---- random access

@@ -1,13 +1,16 @@
 """Rows of Parquet and Arrow files -> images with their classes, or what is wrong with them."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from vit21k.errors import LayoutError
+from vit21k.machine import num_threads
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.columns import COLUMN, Columns, columns_of, holds_images, is_text
 from vit21k.sources.container import (
@@ -58,6 +61,32 @@ def flaw_from(error: Exception, where: str = "") -> Flaw:
     if isinstance(error, DamagedError):
         kind, detail = error.flaw
     return kind, where + (detail or type(error).__name__)
+
+
+class Budget:
+    """Memory that threads share."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = self._num_left = num_bytes
+        self._has_changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, num_bytes: int) -> Iterator[None]:
+        """Take *num_bytes* for the time of the block, all if there are fewer; wait for them."""
+        num_bytes = min(num_bytes, self._num_bytes)
+        with self._has_changed:
+            self._has_changed.wait_for(lambda: self._num_left >= num_bytes)
+            self._num_left -= num_bytes
+        try:
+            yield
+        finally:
+            with self._has_changed:
+                self._num_left += num_bytes
+                self._has_changed.notify_all()
+
+
+MEMORY = Budget((32 << 20) * max(num_threads(), 2))
+"""Of the threads that decode rows: more of them than processors are only in each other's way."""
 
 
 class Value(NamedTuple):
