@@ -255,6 +255,22 @@ def test_images_are_read_below_a_root_like_all_others(tmp_path):
             reader.read("", *wrong)
 
 
+class _Remote(io.BytesIO):
+    """A file that gives fewer bytes than it is asked for, as sockets do."""
+
+    name = "remote"
+
+    def readinto(self, buffer):
+        return super().readinto(memoryview(buffer)[:100])
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_a_source_may_give_fewer_bytes_than_it_is_asked_for(codec):
+    file = parquet_of(table(LABELS, names=NAMES), compression=codec, use_dictionary=False)
+
+    check(_Remote(file.getvalue()))
+
+
 def test_a_row_that_is_not_there_is_an_error():
     file = parquet_of(table([0], images=[None]), compression="zstd")
     rows = ParquetRows(lambda: file)

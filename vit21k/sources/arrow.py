@@ -18,6 +18,7 @@ from vit21k.sources.container import ByteSource, ContainerItems, LabelOptions
 from vit21k.sources.rows import (
     DAMAGE,
     MEMORY,
+    ArrowFile,
     DamagedError,
     RowItems,
     bytes_of,
@@ -26,6 +27,7 @@ from vit21k.sources.rows import (
     names_and_labels,
     values_of,
 )
+from vit21k.sources.tar import SeekableSource
 
 _FILE_MAGIC = b"ARROW1\0\0"
 """Before a stream that has an index behind it."""
@@ -70,10 +72,10 @@ def open_arrow(source: ByteSource) -> tuple[pa.NativeFile, pa.Schema]:
         pa.ArrowException: It is no Arrow file.
         OSError: It cannot be read.
     """
-    source.seek(0)
-    has_index = source.read(len(_FILE_MAGIC)) == _FILE_MAGIC
-    source.seek(len(_FILE_MAGIC) if has_index else 0)
-    stream = pa.PythonFile(source, "r")
+    file = ArrowFile(SeekableSource(source))
+    has_index = file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+    file.seek(len(_FILE_MAGIC) if has_index else 0)
+    stream = pa.PythonFile(file, "r")
     return stream, pa.ipc.read_schema(stream)
 
 

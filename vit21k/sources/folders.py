@@ -604,7 +604,9 @@ def _skipped(path: bytes, kind: ProblemKind, detail: str) -> Skipped:
     if archive_stem(path) is not None:
         return Skipped(printable(path), ARCHIVE, True)
     if kind is ProblemKind.OTHER_SUFFIX:
-        return Skipped(printable(path), "another suffix", may_be_image(os.fsdecode(path)))
+        is_table = kind_of_table(path.rpartition(b"/")[2]) is not None
+        why = "`vit21k hash` reads it: name its manifest" if is_table else "another suffix"
+        return Skipped(printable(path), why, may_be_image(os.fsdecode(path)))
     words = str(kind).replace("_", " ") + (f": {detail}" if detail else "")
     return Skipped(printable(path), words, kind not in _NO_LOSS)
 

@@ -38,6 +38,7 @@ from vit21k.sources.parquet_format import (
 from vit21k.sources.rows import (
     DAMAGE,
     MEMORY,
+    ArrowFile,
     Budget,
     DamagedError,
     RowItems,
@@ -161,7 +162,7 @@ class OpenParquet:
         self.num_bytes = self._source.num_bytes
         self.footer = Footer(self._source)
         self._file = pq.ParquetFile(
-            source, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+            ArrowFile(self._source), buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
         self.schema: pa.Schema = self._file.schema_arrow
 

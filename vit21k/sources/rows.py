@@ -1,5 +1,6 @@
 """Rows of Parquet and Arrow files -> images with their classes, or what is wrong with them."""
 
+import io
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from vit21k.sources.container import (
     flaw_of_class_name,
     split_of,
 )
-from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw
+from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw, SeekableSource
 
 _NUM_SHOWN = 8
 _MAX_NAME_BYTES = 200
@@ -87,6 +88,39 @@ class Budget:
 
 MEMORY = Budget((32 << 20) * max(num_threads(), 2))
 """Of the threads that decode rows: more of them than processors are only in each other's way."""
+
+
+class ArrowFile(io.RawIOBase):
+    """A source as Arrow reads it: with reads that are complete, and not longer than the file."""
+
+    def __init__(self, source: SeekableSource) -> None:
+        self._source = source
+        self._offset = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._offset
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to *offset*."""
+        ends = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._source.num_bytes}
+        self._offset = ends[whence] + offset
+        return self._offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next *size* bytes, fewer if the file ends."""
+        left = max(self._source.num_bytes - self._offset, 0)
+        content = self._source.read(left if size < 0 else min(size, left), self._offset)
+        self._offset += len(content)
+        return content
 
 
 class Value(NamedTuple):
