@@ -28,6 +28,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,12 +63,14 @@ class Form(NamedTuple):
         options: Of `hash`.
         root: What to hash, relative to the folder.
         trains_from_pack: `train` needs a pack of it.
+        needs: An optional package; without it the form is skipped.
     """
 
     write: Callable[[Sequence[File], Path], None]
     options: tuple[str, ...] = ()
     root: str = ""
     trains_from_pack: bool = False
+    needs: str | None = None
 
 
 def read_files(root: Path, seed: int = 0) -> list[File]:
@@ -347,8 +350,8 @@ FORMS: dict[str, Form] = {
     "class tars": Form(write_class_tars),
     "tar of tars": Form(write_tar_of_tars, root="fall11_whole.tar"),
     "tar of tars in a folder": Form(write_tar_of_tars),
-    "tar.gz": Form(write_gzip_tar, root="whole.tar.gz"),
-    "tar.gz in parts": Form(write_parts),
+    "tar.gz": Form(write_gzip_tar, root="whole.tar.gz", needs="rapidgzip"),
+    "tar.gz in parts": Form(write_parts, needs="rapidgzip"),
     "tree in a tar": Form(write_tree_tar, root="images.tar"),
     "wds timm": Form(write_timm),
     "wds timm 1k": Form(write_timm_1k),
@@ -559,6 +562,7 @@ def main() -> int:
     parser.add_argument("--pipeline", action="store_true", help="run every later command, too")
     args = parser.parse_args()
     words = [word for word in args.forms.split(",") if word]
+    datasets.disable_progress_bars()
     files = read_files(args.images)
     truth = truth_of(files)
     num_multi = sum(len(labels) > 1 for labels in truth.labels.values())
@@ -587,6 +591,8 @@ def _check(
     name: str, form: Form, files: Sequence[File], truth: Truth, work: Path, *, pipeline: bool
 ) -> bool:
     def check() -> str:
+        if form.needs and find_spec(form.needs) is None:
+            return f"skipped: {form.needs} is not installed"
         line = check_form(form, files, truth, work)
         if pipeline:
             run_pipeline(form, work)
