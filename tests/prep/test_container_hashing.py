@@ -13,6 +13,7 @@ from tar_files import tar_of
 
 from vit21k.errors import LayoutError
 from vit21k.manifest.io import open_manifest, read_manifest
+from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS
 from vit21k.prep import hash_containers
 from vit21k.prep.hash_tree import hash_tree
@@ -277,3 +278,33 @@ def test_a_damaged_stream_is_listed(make_tree: MakeTree, tmp_path: Path) -> None
     problems = read_manifest(tmp_path / "m", PROBLEMS, ["path", "kind"]).to_pylist()
     assert {"path": "a.tar.gz", "kind": "archive_truncated"} in problems
     assert {row["container"] for row in _rows(tmp_path / "m")} >= {"b.tar.gz"}
+
+
+BY_PATH: dict[str, tuple[Mapping[str, bytes], list[str], int]] = {
+    "key": (
+        {"n01440764_1.JPEG": JPEG, "all/n01443537_2.JPEG": JPEG + b"2", "all/3.JPEG": JPEG + b"3"},
+        ["n01440764", "n01443537"],
+        1,
+    ),
+    "parent": (
+        {"cat/a/1.JPEG": JPEG, "dog/b/2.JPEG": JPEG + b"2", "c/3.JPEG": JPEG + b"3"},
+        ["cat", "dog"],
+        1,
+    ),
+    "top": ({"cat/a/1.JPEG": JPEG, "dog/b/c/2.JPEG": JPEG + b"2"}, ["cat", "dog"], 0),
+}
+
+
+@pytest.mark.parametrize("label_from", BY_PATH)
+@pytest.mark.parametrize("is_tar", [False, True])
+def test_the_class_of_a_file_may_be_another_part_of_its_path(
+    label_from: str, is_tar: bool, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    files, classes, num_missing = BY_PATH[label_from]
+    root = make_tree({"x.tar": tar_of(files)}) / "x.tar" if is_tar else make_tree(files)
+
+    summary = hash_tree(root, tmp_path / "m", label_from=label_from)
+
+    assert sorted(summary.wnids) == classes
+    assert summary.problems[ProblemKind.LABEL_MISSING] == num_missing
+    assert verify(tmp_path / "m").is_same

@@ -204,7 +204,7 @@ def hash_tree(  # noqa: PLR0913
         OSError: *manifests* cannot be written to.
     """
     _refuse_contradictions(root, mode, engine)
-    place = _place_of(root, is_flat=label_file is not None)
+    place = _place_of(root, is_flat=label_file is not None or label_from == "key")
     if not any((label_file, layout, label_from)):
         label_file = _zip_maps(place, class_names)
     refuse_inside(manifests, place.root)
@@ -432,8 +432,9 @@ class _Run:
 
     def _labelled(self, chunks: Iterator[HashedChunk]) -> Iterator[HashedChunk]:
         """Yield *chunks* with the classes of the label file, if there is one; then its problems."""
+        class_of = self._hasher.layout.class_of_path
         if self._label_file is None:
-            yield from chunks
+            yield from (with_classes(chunk, class_of) for chunk in chunks) if class_of else chunks
             return
         for chunk in chunks:
             yield with_classes(chunk, self._label_file.class_of)
@@ -482,13 +483,13 @@ def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk
         walker = hasher.walker()
         walker.kind_of = hasher.layout.kind_of
         chunks = walker.chunks()
-        if hasher.layout.label_file:
+        if hasher.layout.is_flat:
             chunks = map(_with_files_of_root, chunks)
     else:
         name = os.fsencode(archive)
         kind = hasher.layout.kind_of(name) or TAR
         folder = b"" if kind == TAR else name + b"/"
-        if hasher.layout.label_file:
+        if hasher.layout.is_flat:
             folder = (archive_stem(name) or name) + b"/"
         chunks = iter([Chunk(b"", [], 1.0, ContainerRange(name, name, folder, kind=kind))])
     return with_class_tars(chunks, hasher.files, hasher.num_ahead)

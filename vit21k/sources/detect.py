@@ -23,6 +23,7 @@ from vit21k.manifest.archive_names import archive_stem, is_zip_name
 from vit21k.manifest.classes import CLASSES_OPTION
 from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, Layout, class_of
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
+from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import (
     NO_OPTIONS,
     ByteSource,
@@ -42,6 +43,7 @@ from vit21k.sources.webdataset import (
     NO_FACTS,
     Sample,
     ShardFacts,
+    class_in_key,
     detect_labels,
     in_words,
     preview,
@@ -107,8 +109,9 @@ class SourceLayout:
             folders = [one for one in self.splits.folders if self.splits.split_of(one)]
             names = ", ".join(f"`{one}`" for one in folders) or "folders of such names"
             splits = f" in published splits ({names})"
-        if self.label_file:
-            return f"layout: files in any folders{splits}; class from `{self.label_file['name']}`"
+        if self.is_flat:
+            source = f"`{self.label_file['name']}`" if self.label_file else in_words("key")
+            return f"layout: files in any folders{splits}; class from {source}"
         what = {"folders": "class folders", "webdataset": "WebDataset"}.get(
             self.name, self.name.capitalize()
         )
@@ -123,6 +126,26 @@ class SourceLayout:
             if self.name in _TABLES and not self.labels.are_classes_given:
                 classes = f", which has {len(self.labels.class_names):,} classes"
         return f"layout: {what}{splits}{count}; class from {in_words(label_from)}{classes}"
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether images need not be in a class folder."""
+        is_by_name = self.name == "folders" and self.labels.label_from == "key"
+        return is_by_name or bool(self.label_file)
+
+    @property
+    def class_of_path(self) -> Callable[[str], str | Problem] | None:
+        """What returns the class of a file by its path, or why it has none; None: `class_of`."""
+        if self.name != "folders":
+            return None
+        return {"key": class_in_key, "parent": self._class_of_parent}.get(
+            self.labels.label_from or ""
+        )
+
+    def _class_of_parent(self, path: str) -> str | Problem:
+        name = self.class_of(path.rpartition("/")[0] + "/")
+        detail = "there is no folder above that of the image"
+        return name or Problem(path, ProblemKind.LABEL_MISSING, detail)
 
     def class_of(self, folder: str) -> str:
         """Return the class of the images in *folder*, which ends in `/`, relative to the root."""

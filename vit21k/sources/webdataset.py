@@ -405,6 +405,14 @@ def _key_label(key: str) -> str:
     return name
 
 
+def class_in_key(path: str) -> str | Problem:
+    """Return the class in the name of an image, such as `n01440764_10026.JPEG`; or why not."""
+    try:
+        return _key_label(path.rpartition(".")[0])
+    except _NoLabelError as error:
+        return Problem(path, ProblemKind.LABEL_MISSING, str(error))
+
+
 def _folder_label(path: str, label_from: str) -> str:
     """Return the folder of *path* that is its class; the name of the shard counts as one."""
     folders = path.split("/")[:-1]
