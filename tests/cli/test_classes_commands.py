@@ -72,13 +72,15 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
     (tmp_path / "odd.txt").write_text("\n".join([*known_list("in1k").wnids, "crane"]))
     (tmp_path / "tree" / "crane").mkdir(parents=True)
     (tmp_path / "tree" / "crane" / "1.jpg").touch()
+    (tmp_path / "tree" / "derrick").mkdir()
+    (tmp_path / "tree" / "derrick" / "1.jpg").touch()
 
     odd = _vit21k("classes", "identify", tmp_path / "odd.txt").stderr
     none = _vit21k("classes", "identify", tmp_path / "tree").stderr
 
     assert "not a known list; the nearest is `in1k`: 0 of its classes are missing, 1 " in odd
     assert "are not in it: `crane`" in odd
-    assert "1 classes: none of them in any list of ImageNet" in none
+    assert "2 classes: none of them in any list of ImageNet" in none
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,12 @@ def test_folders_that_are_not_called_like_wnids_are_classes_if_they_hold_files(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "dog").mkdir()
     (tmp_path / "data" / "cat" / "1.jpg").touch()
+    (tmp_path / "data" / "dog" / "1.jpg").touch()
 
-    assert class_folders(tmp_path) == ["cat"]
-    assert read_classes(str(tmp_path)).wnids == ("cat",)
+    assert class_folders(tmp_path) == ["cat", "dog"]
+    assert read_classes(str(tmp_path)).wnids == ("cat", "dog")
     with pytest.raises(UsageError, match="no class folders"):
         class_folders(tmp_path / "data" / "cat")
 

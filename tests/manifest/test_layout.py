@@ -50,6 +50,7 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
         {"ILSVRC2012_img_val.tar": tar_of(_files("ILSVRC2012_val_00000001.JPEG"))},
         "its images lie in `ILSVRC2012_img_val`",
     ),
+    "one folder": (_files("holiday/1.jpg", "holiday/2.jpg"), "in one folder, `holiday`"),
     "one folder of all images": (_files("images/1.jpg", "images/2.jpg"), "in `images`, which is"),
     "folders in class folders": (
         _files("dog/2021/1.jpg", "dog/2022/1.jpg", "cat/2021/1.jpg"),

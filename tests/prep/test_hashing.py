@@ -157,7 +157,7 @@ def test_every_entry_is_a_row_of_one_of_the_two(make_tree: MakeTree, tmp_path: P
 def test_problems_met_while_reading_keep_path_order(
     make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make_tree({f"a/{name}": b"x" for name in ("1.jpg", "2.txt", "3.jpg", "4.txt")})
+    root = make_tree({f"n1/{name}": b"x" for name in ("1.jpg", "2.txt", "3.jpg", "4.txt")})
     opened = os.open
 
     def refuse(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
@@ -170,9 +170,9 @@ def test_problems_met_while_reading_keep_path_order(
 
     rows = read_manifest(tmp_path / "m", PROBLEMS).to_pylist()
     assert [(row["path"], row["kind"], row["detail"]) for row in rows] == [
-        ("a/2.txt", "other_suffix", ""),
-        ("a/3.jpg", "unreadable", "Permission denied"),
-        ("a/4.txt", "other_suffix", ""),
+        ("n1/2.txt", "other_suffix", ""),
+        ("n1/3.jpg", "unreadable", "Permission denied"),
+        ("n1/4.txt", "other_suffix", ""),
     ]
     assert summary.problems == {ProblemKind.OTHER_SUFFIX: 2, ProblemKind.UNREADABLE: 1}
 
@@ -191,7 +191,7 @@ def test_hard_links_are_files_of_their_own(make_tree: MakeTree, tmp_path: Path) 
 def test_a_tree_in_which_everything_is_bad_is_still_written(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
-    root = make_tree({"a/x.jpg": b"", "a/y.jpg": b""})
+    root = make_tree({"n1/x.jpg": b"", "n1/y.jpg": b""})
 
     summary = hash_tree(root, tmp_path / "m")
 

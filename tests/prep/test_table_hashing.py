@@ -159,7 +159,7 @@ def test_image_files_beside_parquet_files_are_refused_unless_one_is_named(tmp_pa
     hash_tree(root, tmp_path / "m", layout="parquet")
     assert labelled(tmp_path / "m") == {content(0): ["dog"]}
     assert ("cat/1.jpg", ProblemKind.LABEL_MISSING) in problems(tmp_path / "m")
-    hash_tree(root, tmp_path / "n", layout="folders")
+    hash_tree(root, tmp_path / "n", layout="folders", label_from="folder")
     assert read_manifest(tmp_path / "n", DIGESTS)["wnid"].to_pylist() == ["cat"]
 
 

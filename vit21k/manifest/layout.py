@@ -42,6 +42,7 @@ _NO_CLASSES = re.compile(
 )
 _SHARD = re.compile(r"(.*[-_.])?((shard|part)[-_.]?)?\d{3,}([-_.]of[-_.]\d+)?", re.IGNORECASE)
 _WNID = re.compile(r"n\d{8}")
+_SYNSET = re.compile(r"n\d+")
 _LABELS_BESIDE = frozenset({"cls", "json", "txt"})
 _MAX_KEYS = 4096
 _KEYS_OF_FOLDER = 8
@@ -94,6 +95,7 @@ class Layout:
         self._shards: set[str] = set()
         self._split_of: dict[str, set[str]] = {}
         self._in_split: str | None = None
+        self._has_splits = False
         self._nested: tuple[str, str] | None = None
         self._keys: set[str] = set()
         self._label_beside: tuple[str, str] | None = None
@@ -116,6 +118,7 @@ class Layout:
             self._in_split = self._in_split or folder
             return
         self._classes.add(name)
+        self._has_splits |= self._inside(folder) != folder
         self._add_splits_above(above)
         if _WNID.fullmatch(name):
             return
@@ -200,6 +203,8 @@ class Layout:
                 f"class of an image (`{other.partition('/')[0]}`), `--label-from folder` the one "
                 f"it lies in (`{other.rpartition('/')[2]}`)",
             )
+        if is_complete:
+            self._refuse_one_class()
 
     def _find_nested(self, folder: str, above: str) -> None:
         """Note it if classes lie below different folders, or below a wnid."""
@@ -252,6 +257,16 @@ class Layout:
                 f"`{_some(self._shards)}` in `{self._root}` are shards by their names, not classes",
                 hint=f"{_CLASS_FOLDERS}, or one tar for each class; or, if these are classes: "
                 f"{_BY_FOLDER}",
+            )
+
+    def _refuse_one_class(self) -> None:
+        """Refuse a single folder, which is more often one of all images than one of a class."""
+        name = min(self._classes, default="n0")
+        if len(self._classes) == 1 and not _SYNSET.fullmatch(name) and not self._has_splits:
+            raise LayoutError(
+                f"all images of `{self._root}` are in one folder, `{name}`: is that a class?",
+                hint=f"if it is: {_BY_FOLDER}; else {_CLASS_FOLDERS}, or give a file with the "
+                "classes: `vit21k hash --labels FILE`",
             )
 
     def _refuse_flat(self) -> None:

@@ -528,14 +528,16 @@ def _holds_images(tree: SourceTree, folder: str) -> bool:
 
 def _look_for_flat(tree: SourceTree, folders: list[str], layout: Layout) -> None:
     """Refuse a root with few folders that are not classes and hold only images."""
+    found = layout.like()
     for folder in folders:
+        name = printable(os.fsencode(folder))
         inside = tree.entries(folder)
         images = [entry for entry in inside if is_image_name(os.fsencode(entry.name))]
         if not images or any(map(_may_hold_classes, inside)):
             return
-    found = layout.like()
-    for folder in folders:
-        found.add(printable(os.fsencode(folder)))
+        found.add(name)
+        paths, others = ([f"{name}/{one.name}" for one in of] for of in (images, inside))
+        found.add_files(paths, others, None)
     found.refuse()
 
 
