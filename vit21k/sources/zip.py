@@ -193,12 +193,13 @@ class _Reader:
         order = np.argsort(starts, kind="stable")
         is_sorted = bool((starts[1:] >= starts[:-1]).all())
         window = Window(self._file, window_bytes=WINDOW_BYTES if is_sorted else _ENTRY_BYTES)
-        ends = np.append(starts[order][1:], self._directory.start - self._directory.shift)
+        end_of_last = np.uint64(self._directory.start - self._directory.shift)
+        ends = np.minimum(np.append(starts[order], end_of_last)[1:], end_of_last)
         for place, end in zip(places[order].tolist(), ends.tolist(), strict=True):
             window.go_to(place)
             entry = _read_entry(window)
             name = _name_of(entry.name, entry.flags, entry)
-            if not name.endswith(b"/") and not stat.S_ISDIR(entry.mode):
+            if not name.endswith(b"/"):
                 yield self._member(entry, name, end + self._directory.shift)
         if flaw is not None:
             yield ZipMember(b"", 0, 0, flaw=flaw)
