@@ -149,6 +149,20 @@ def test_files_of_several_configurations_are_refused(tmp_path):
         hash_tree(write(tmp_path / "s", files), tmp_path / "m")
 
 
+def test_files_may_store_images_in_different_ways(tmp_path):
+    stored = pa.table({"image": [content(3)], "label": ["dog"]})
+    large = stored.set_column(0, "image", stored["image"].cast(pa.large_binary()))
+    files = {
+        "0.parquet": parquet_of(table(["cat"], images=images(1, 1))),
+        "1.parquet": parquet_of(stored),
+        "2.parquet": parquet_of(large, compression="none"),
+    }
+
+    hash_tree(write(tmp_path / "s", files), tmp_path / "m")
+
+    assert labelled(tmp_path / "m") == {content(1): ["cat"], content(3): ["dog"]}
+
+
 def test_image_files_beside_parquet_files_are_refused_unless_one_is_named(tmp_path):
     files = {"cat/1.jpg": content(9), "train.parquet": parquet_of(table([0], names=["dog"]))}
     root = write(tmp_path / "s", files)

@@ -21,22 +21,13 @@ from PIL import Image, features
 from vit21k.data.decode import MAX_JPEG_SIDE, decode_rgb
 from vit21k.errors import ImageError
 from vit21k.pack.tiles import NotTileableError, tile_jpeg, tile_width
+from vit21k.sources.folders import suffix_of
 
 TILES, AS_IS, RESIZED, RAW = "tiles", "as_is", "resized", "raw"
 """Form of a packed image: a lossless tile JPEG; the unchanged file; a smaller JPEG; pixels."""
 
 _GZIP_START = b"\x1f\x8b"
 _MCU = 16  # pixels of an MCU with chroma of half the size
-_SUFFIXES = (
-    (b"\xff\xd8", "jpg"),
-    (b"\x89PNG", "png"),
-    (b"RIFF", "webp"),
-    (b"GIF8", "gif"),
-    (b"BM", "bmp"),
-    (b"II", "tiff"),
-    (b"MM", "tiff"),
-    (b"P", "ppm"),
-)
 
 
 class Packed(NamedTuple):
@@ -89,7 +80,7 @@ class AsIs:
         """
         image = decode_rgb(content)
         content = _unpacked(content)
-        return Packed(content, _suffix(content), AS_IS, None, image.size)
+        return Packed(content, suffix_of(content) or "bin", AS_IS, None, image.size)
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,7 @@ class Lossless:
             note = "its tiles would not decode to the same pixels"
         except NotTileableError as error:
             note = str(error)
-        return Packed(content, _suffix(content), AS_IS, note, image.size)
+        return Packed(content, suffix_of(content) or "bin", AS_IS, note, image.size)
 
 
 @dataclass(frozen=True)
@@ -166,7 +157,7 @@ class Resized:
         if max(small.size) > MAX_JPEG_SIDE:
             note = f"a side of {max(small.size):,} pixels is too long for a JPEG"
             content = _unpacked(content)
-            return Packed(content, _suffix(content), AS_IS, note, image.size)
+            return Packed(content, suffix_of(content) or "bin", AS_IS, note, image.size)
         return Packed(self._encoded(small), "jpg", RESIZED, None, small.size)
 
     def _encoded(self, image: Image.Image) -> bytes:
@@ -235,7 +226,3 @@ def _same_pixels(image: Image.Image, content: bytes) -> bool:
 def _unpacked(content: bytes) -> bytes:
     """Return the content of a gzip'd image, whose size was checked when it was decoded."""
     return zlib.decompress(content, wbits=31) if content.startswith(_GZIP_START) else content
-
-
-def _suffix(content: bytes) -> str:
-    return next((suffix for start, suffix in _SUFFIXES if content.startswith(start)), "bin")

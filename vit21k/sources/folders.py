@@ -79,6 +79,24 @@ def problem_from(path: bytes, error: OSError) -> Problem:
     return Problem(printable(path), kind, error.strerror or str(error))
 
 
+_SUFFIXES = (
+    (b"\xff\xd8", "jpg"),
+    (b"\x89PNG", "png"),
+    (b"RIFF", "webp"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II", "tiff"),
+    (b"MM", "tiff"),
+    (b"P", "ppm"),
+)
+
+
+def suffix_of(content: memoryview | bytes) -> str | None:
+    """Return the suffix for an image file that begins like *content*; None if it is not known."""
+    head = bytes(content[:4])
+    return next((suffix for start, suffix in _SUFFIXES if head.startswith(start)), None)
+
+
 def is_image_name(name: bytes) -> bool:
     """Return whether a file name has the suffix of an image."""
     return name[name.rfind(b".") :].lower() in IMAGE_SUFFIXES

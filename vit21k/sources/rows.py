@@ -23,19 +23,11 @@ from vit21k.sources.container import (
     flaw_of_class_name,
     split_of,
 )
+from vit21k.sources.folders import suffix_of
 from vit21k.sources.tar import MAX_MEMBER_BYTES, Flaw, SeekableSource
 
 _NUM_SHOWN = 8
 _MAX_NAME_BYTES = 200
-_SUFFIXES = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG": "png",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-    b"RIFF": "webp",
-    b"II*\x00": "tif",
-    b"MM\x00*": "tif",
-}
 
 
 class DamagedError(Exception):
@@ -176,7 +168,8 @@ class RowItems:
         """
         shown = _shown_name(name)
         content = b"" if value is None or value.content is None else value.content
-        path = f"{self._path}/{number:08}" + (f"/{shown}" if shown else f".{_suffix(content)}")
+        end = f"/{shown}" if shown else f".{suffix_of(content) or 'jpg'}"
+        path = f"{self._path}/{number:08}{end}"
         if value is None:
             kind = ProblemKind.IMAGE_NOT_STORED if name else ProblemKind.EMPTY
             return Problem(path, kind, "" if shown is None else f"`{shown}`")
@@ -191,12 +184,6 @@ class RowItems:
         if value.offset is None:
             return ContainerImage(path, names, number, size, self._storage, content, split)
         return ContainerImage(path, names, value.offset, size, None, content, split)
-
-
-def _suffix(content: memoryview | bytes) -> str:
-    """Return the suffix for an image; `hash` finds out what is none."""
-    head = bytes(content[:4])
-    return next((suffix for start, suffix in _SUFFIXES.items() if head.startswith(start)), "jpg")
 
 
 def _shown_name(name: Any) -> str | None:

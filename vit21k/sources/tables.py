@@ -51,7 +51,7 @@ def detect_columns(tree: SourceTree, paths: Sequence[str], labels: LabelOptions)
     for path, schema in (with_images or schemas).items():
         columns = columns_of(schema, labels, path, read_card(path, partial(_read_card, tree)))
         first = first or (path, columns)
-        if columns != first[1]:
+        if _meaning(columns) != _meaning(first[1]):
             raise LayoutError(
                 f"{_difference(first[1], columns)} in `{first[0]}` and in `{path}`: these are "
                 "files of different datasets, or of several configurations of one",
@@ -87,6 +87,11 @@ def _schema(tree: SourceTree, path: str) -> pa.Schema | None:
         except DAMAGE as error:
             flaw_from(error)  # raises what is no damage
             return None
+
+
+def _meaning(columns: Columns) -> tuple[object, ...]:
+    """Return what must not differ between files; how images are stored may."""
+    return columns.image, columns.label, columns.class_names
 
 
 def _difference(one: Columns, other: Columns) -> str:
