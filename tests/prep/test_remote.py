@@ -27,6 +27,7 @@ from vit21k.prep.relabel import relabel
 from vit21k.prep.shards import Shard, merge_shards
 from vit21k.prep.verify import compare_copies, verify
 from vit21k.sources import remote
+from vit21k.sources.gzip_tar import rapidgzip
 from vit21k.sources.read import ImageReader, Locator
 
 Files = Mapping[str, bytes]
@@ -156,13 +157,30 @@ def test_images_are_read_at_their_locators(
     locators = [
         Locator(**row) for row in read_manifest(tmp_path, DIGESTS, LOCATOR_COLUMNS).to_pylist()
     ]
-    if any(locator.storage == "gzip" for locator in locators):
-        return  # refused: tests/sources/test_remote_objects.py
-
     far = ImageReader(flaky_files.URL).read_many(locators)
 
     near = ImageReader(make_tree(files))
     assert far == [near.read(*locator) for locator in locators]
+
+
+@pytest.mark.skipif(rapidgzip() is None, reason="rapidgzip is not installed")
+@pytest.mark.parametrize("layout", ["compressed tar", "multi-part"])
+def test_compressed_tars_are_read_at_random_by_their_index(
+    layout: str, make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("gzip_tar", "read"):
+        monkeypatch.setattr(f"vit21k.sources.{module}.NEEDS_INDEX_BYTES", 1)
+    files = LAYOUTS[layout]
+    _hash(put(files), tmp_path / "m")
+    rows = read_manifest(tmp_path / "m", DIGESTS, LOCATOR_COLUMNS).to_pylist()
+    locators = [Locator(**row) for row in rows]
+    near = ImageReader(make_tree(files), manifests=tmp_path / "near")
+    FlakyFiles.requests.clear()
+
+    far = ImageReader(flaky_files.URL, manifests=tmp_path / "m")
+    far.index_compressed({str(locator.container) for locator in locators}, pytest.fail)
+
+    assert far.read_many(locators) == [near.read(*locator) for locator in locators]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

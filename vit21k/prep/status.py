@@ -13,6 +13,7 @@ from vit21k.errors import ManifestError
 from vit21k.manifest.io import Manifest, made_by, open_manifest, stale_input
 from vit21k.manifest.schema import DIGESTS, IMAGES, KINDS, TRAIN, VAL, ManifestKind
 from vit21k.prep.split import MAKE_VAL, command_to_split
+from vit21k.sources.remote import is_url
 
 State = Literal["fresh", "stale", "missing", "damaged"]
 
@@ -53,7 +54,7 @@ class Status:
 
     Attributes:
         root: The image root that was hashed; empty if it is not known.
-        has_root: Whether that is there.
+        has_root: Whether that is there; a URL is not asked for.
         manifests: Those of `STAGES`, and what else is there, in the order of `KINDS`.
         next: The command to type next.
     """
@@ -78,7 +79,7 @@ def status_of(folder: Path) -> Status:
     first = first or next(iter(wrong), None)
     return Status(
         root=root,
-        has_root=bool(root) and Path(root).is_dir(),
+        has_root=bool(root) and (is_url(root) or Path(root).is_dir()),
         manifests=found,
         next=_next(folder, first.next, root) if first else AFTER_ALL,
     )

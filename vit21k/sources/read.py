@@ -38,7 +38,7 @@ from vit21k.sources.remote import (
     RemoteTree,
     is_url,
 )
-from vit21k.sources.tar import WINDOW_BYTES, SeekableSource, Window
+from vit21k.sources.tar import WINDOW_BYTES, Window
 from vit21k.sources.zip import DEFLATE, read_deflated
 
 if TYPE_CHECKING:
@@ -342,9 +342,7 @@ class ImageReader:
         self, container: str, offset: int, num_bytes: int, storage: str | None
     ) -> bytes:
         """Return *num_bytes* of *container*, or of what it unpacks to, from *offset*."""
-        if self.tree and storage == GZIP:
-            raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
-        if self.tree:
+        if self.tree and storage is None:
             try:
                 return self.tree.read_range(container, offset, offset + num_bytes)
             except OSError as error:
@@ -383,8 +381,6 @@ class ImageReader:
 
     def _read_at(self, container: str) -> ReadAt:
         """Return what reads up to a number of bytes from an offset of *container*."""
-        if self.tree:
-            return SeekableSource(self.tree.open(container)).read
         return self.open_container(container).file.read_at
 
     def is_file(self, path: str) -> bool:
@@ -400,7 +396,7 @@ class ImageReader:
         return open_file(self._root, path)
 
     def open_container(self, container: str) -> OpenContainer:
-        """Return an open local container; it is closed with the last reference to it."""
+        """Return an open container; it is closed with the last reference to it."""
         with self._lock:
             opened = self._open.pop(container, None) or self._opened(container)
             self._open[container] = opened  # most recently used
@@ -410,7 +406,7 @@ class ImageReader:
 
     def _opened(self, container: str) -> OpenContainer:
         try:
-            file = self._open_file(f"{self._prefix}{container}")
+            file = self._open_file(container)
         except (FileNotFoundError, NotADirectoryError):
             raise _missing(container) from None
         if not file.is_regular or not file.is_gzip:
@@ -443,13 +439,13 @@ class ImageReader:
             note: Called with a line for each that is unpacked for that.
 
         Raises:
-            ImageTreeError: rapidgzip is not installed, or they are behind a URL.
+            ImageTreeError: rapidgzip is not installed.
         """
         for container in containers:
             try:
-                if self.tree is None and not self._lacks_index(container):
+                if not self._lacks_index(container):
                     continue
-                if self.tree or rapidgzip() is None:
+                if rapidgzip() is None:
                     raise ImageTreeError(
                         f"`{container}` is compressed: its images cannot be read", hint=GZIP_HINT
                     )
@@ -459,13 +455,16 @@ class ImageReader:
                 continue
 
     def _lacks_index(self, container: str) -> bool:
-        with ArchiveFile(f"{self._prefix}{container}") as file:
+        with self._open_file(container) as file:
             is_large = file.num_bytes >= NEEDS_INDEX_BYTES and file.is_gzip
             has_index = self._indices is not None and self._indices.has(container)
             return is_large and not has_index
 
-    def _open_file(self, path: str) -> ArchiveFile:
+    def _open_file(self, container: str) -> ArchiveFile:
         """Open a file; if the limit of descriptors is reached, close the others first."""
+        if self.tree:
+            return self.tree.open(container)
+        path = f"{self._prefix}{container}"
         try:
             return ArchiveFile(path)
         except OSError as error:

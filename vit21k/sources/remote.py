@@ -582,7 +582,8 @@ class RemoteFile(ArchiveFile):
     def close(self) -> None:
         """Give up what is read ahead."""
         io.RawIOBase.close(self)
-        self._drop()
+        while self._pieces:
+            self._pieces.popleft().content.cancel()
 
     def _piece_at(self, offset: int) -> _Piece:
         """Return the piece that holds *offset*, with others in progress after it."""
@@ -592,7 +593,7 @@ class RemoteFile(ArchiveFile):
         if not self._pieces or offset < self._pieces[0].start:
             if offset != self._next:
                 self._piece_bytes = _HOP_BYTES
-            self._drop()
+            self._pieces.clear()  # another thread may wait for one of them
             self._next = offset
         num_ahead = _NUM_AHEAD if self._piece_bytes == _PIECE_BYTES else 1
         while len(self._pieces) < num_ahead and self._next < self.num_bytes:
@@ -609,7 +610,3 @@ class RemoteFile(ArchiveFile):
         path = list(self.facts)[index]
         content = self._tree.submit_range(path, start - first, self._next - first)
         return _Piece(start, self._next, content)
-
-    def _drop(self) -> None:
-        while self._pieces:
-            self._pieces.popleft().content.cancel()
