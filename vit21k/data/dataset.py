@@ -3,11 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,43 @@ class ImageRows(Protocol):
 
     def prefetch(self, rows_B: NDArray[np.int64]) -> None:
         """Start reading the images of a batch."""
+
+
+_T = TypeVar("_T")
+_ANNOUNCED_ROWS = 64
+
+
+def announced(
+    images: ImageRows, items: Iterable[_T], rows_of: Callable[[_T], NDArray[np.int64]]
+) -> Iterator[_T]:
+    """Yield *items*; the images of those that come next are prefetched.
+
+    Args:
+        images: What is read.
+        items: Batches, for instance.
+        rows_of: Returns the rows of the images of an item.
+    """
+    if not images.num_ahead:
+        yield from items
+        return
+    coming: deque[_T] = deque()
+    num_coming = 0
+    for item in items:
+        images.prefetch(rows_of(item))
+        coming.append(item)
+        num_coming += len(rows_of(item))
+        while num_coming > images.num_ahead:
+            num_coming -= len(rows_of(coming[0]))
+            yield coming.popleft()
+    yield from coming
+
+
+def announced_rows(images: ImageRows, rows: Sequence[int]) -> Iterator[int]:
+    """Yield *rows*; the images of those that come next are prefetched."""
+    starts = range(0, len(rows), _ANNOUNCED_ROWS)
+    batches = (rows[start : start + _ANNOUNCED_ROWS] for start in starts)
+    for batch in announced(images, batches, np.asarray):
+        yield from batch
 
 
 class LocatorColumns(NamedTuple):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit21k.data.augment import Policy
-from vit21k.data.dataset import ImageRows
+from vit21k.data.dataset import ImageRows, announced
 from vit21k.data.decode import decode_rgb
 from vit21k.data.rng import derive_key, uniform_values
 from vit21k.data.sampler import StepOrder
@@ -246,7 +246,7 @@ class BatchDecoder:
         """
         waiting: deque[_Pending] = deque()
         try:
-            for job in self._announced(jobs):
+            for job in announced(self._images, jobs, lambda job: job.rows_B):
                 waiting.append(self._start(job))
                 if len(waiting) > self._num_ahead:
                     yield self._finish(waiting.popleft())
@@ -255,22 +255,6 @@ class BatchDecoder:
         finally:
             for pending in waiting:
                 _cancel(pending)
-
-    def _announced(self, jobs: Iterable[DecodeJob]) -> Iterator[DecodeJob]:
-        """Yield *jobs*, prefetching the images of the next ones."""
-        if not self._images.num_ahead:
-            yield from jobs
-            return
-        coming: deque[DecodeJob] = deque()
-        num_coming = 0
-        for job in jobs:
-            self._images.prefetch(job.rows_B)
-            coming.append(job)
-            num_coming += len(job.rows_B)
-            while num_coming > self._images.num_ahead:
-                num_coming -= len(coming[0].rows_B)
-                yield coming.popleft()
-        yield from coming
 
     def close(self) -> None:
         """Cancel pending tasks, and join the threads."""

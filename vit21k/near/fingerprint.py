@@ -261,6 +261,7 @@ def scan(
     *,
     digest: Callable[[memoryview], bytes],
     num_workers: int = DEFAULT_NUM_WORKERS,
+    prefetch: Callable[[range], None] = lambda _rows: None,
 ) -> Iterator[Scanned]:
     """Yield the results of all rows, in order.
 
@@ -269,17 +270,19 @@ def scan(
         num_rows: Number of rows.
         digest: Hash of the bytes of a file.
         num_workers: Threads that read and decode.
+        prefetch: Called with rows that are read soon.
     """
 
-    def chunk(start: int) -> list[Scanned]:
-        rows = range(start, min(start + _CHUNK_ROWS, num_rows))
+    def chunk(rows: range) -> list[Scanned]:
         return [_scan_one(read, row, digest) for row in rows]
 
     under_way: deque[Future[list[Scanned]]] = deque()
     with ThreadPoolExecutor(num_workers, thread_name_prefix="scan") as pool:
         try:
             for start in range(0, num_rows, _CHUNK_ROWS):
-                under_way.append(pool.submit(chunk, start))
+                rows = range(start, min(start + _CHUNK_ROWS, num_rows))
+                prefetch(rows)
+                under_way.append(pool.submit(chunk, rows))
                 if len(under_way) >= num_workers * _CHUNKS_PER_WORKER:
                     yield from under_way.popleft().result()
             while under_way:
@@ -403,6 +406,7 @@ class _Scanner:
             len(numbers),
             digest=ALGORITHMS[self._header.algorithm].at_once,
             num_workers=self._num_workers,
+            prefetch=lambda rows: self._images.prefetch(numbers[rows.start : rows.stop]),
         )
         if refuse_if_gone:
             is_all = len(numbers) == len(self._images)

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import xxhash
 
 from vit21k.atomic import atomic_file
-from vit21k.data.dataset import ImageDataset
+from vit21k.data.dataset import ImageDataset, announced_rows
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
 from vit21k.pack.levels import Level, Packed
@@ -220,7 +220,7 @@ class ShardBuilder:
         """Yield the result of each image, in order; some are processed ahead."""
         waiting: deque[Future[_Outcome]] = deque()
         for shard in shards:
-            for row in shard.rows.tolist():
+            for row in announced_rows(self._images[shard.split], shard.rows.tolist()):
                 waiting.append(pool.submit(self._prepare, shard, row))
                 if len(waiting) >= self._num_workers * _PREFETCH:
                     yield waiting.popleft().result()

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.data.dataset import ImageDataset, LocatorColumns, folder_with_indices
+from vit21k.data.dataset import ImageDataset, LocatorColumns, announced_rows, folder_with_indices
 from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
@@ -257,7 +257,8 @@ def find_undecodable(
             root=digests.header.root,
             inputs={"digests": digests.fingerprint},
         )
-        verdicts = check_images(images.read_bytes, rows.tolist(), num_workers=num_workers)
+        ahead = announced_rows(images, rows.tolist())
+        verdicts = check_images(images.read_bytes, ahead, num_workers=num_workers)
         with manifest_writer(UNDECODABLE, manifests, header) as writer:
             for verdict in refuse_gone(verdicts, why_not_read, images.root):
                 if verdict.kind is None:
