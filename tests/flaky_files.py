@@ -42,7 +42,7 @@ class FlakyFiles(MemoryFileSystem):
         return self._tagged(super().info(path, **options))
 
     def cat_file(
-        self, path: str, start: int | None = None, end: int | None = None, **options: Any
+        self, path: str, *, start: int | None = None, end: int | None = None, **options: Any
     ) -> bytes:
         answer = self._request("cat_file", path, start, end)
         content: bytes = super().cat_file(path, start, end, **options)

@@ -369,7 +369,13 @@ class RemoteTree:
     def _exact(
         self, path: str, num_bytes: int | None, start: int | None = None, end: int | None = None
     ) -> bytes:
-        content: bytes = self._files.cat_file(self._place(path), start, end, **self._options)
+        wanted = {} if end is None else {"start": start, "end": end}
+        try:
+            content: bytes = self._files.cat_file(self._place(path), **wanted, **self._options)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # s3fs: the range is not satisfiable
+                raise ObjectEndsError(errno.EIO, str(error)) from error
+            raise
         if num_bytes is None or len(content) == num_bytes:
             return content
         detail = f"the server sent {len(content):,} of {num_bytes:,} bytes"
@@ -430,6 +436,7 @@ def _options_for(url: str, configured: Mapping[str, Any]) -> dict[str, Any]:
         ours = {"max_pool_connections": NUM_CONNECTIONS, "retries": {"max_attempts": 0}}
         theirs = configured.get(protocol, {}).get("config_kwargs", {})
         options["config_kwargs"] = {**ours, **theirs}
+        options["max_concurrency"] = 1  # one request for an object, not one for each 50 MB
     return options
 
 
