@@ -54,7 +54,7 @@ def test_what_is_not_looked_at_is_counted_and_ends_with_3(vit21k, run_dir, tmp_p
     result = vit21k(command, run_dir, "tree", "--out", "two.parquet", "--json")
 
     assert result.code == 3
-    assert "2 entries were not read: `tree/more.zip` (another suffix)" in result.stderr
+    assert "2 entries were not read: `tree/more.zip` (an archive)" in result.stderr
     assert ", 2 entries skipped; `two.parquet`" in result.stderr
     assert [one["path"] for one in json.loads(result.stdout)["skipped"]] == [
         "tree/more.zip", "tree/readme.txt",

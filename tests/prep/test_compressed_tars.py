@@ -17,9 +17,7 @@ from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 from vit21k.sources import gzip_tar
 from vit21k.sources.archive_file import ArchiveFile
-from vit21k.sources.gzip_tar import INDEX_FOLDER, IndexFolder, rapidgzip
-
-needs_rapidgzip = pytest.mark.skipif(rapidgzip() is None, reason="rapidgzip is not installed")
+from vit21k.sources.gzip_tar import INDEX_FOLDER, IndexFolder
 
 RNG = random.Random(0)
 WNIDS = ["n01440764", "n01443537", "n01484850"]
@@ -60,7 +58,6 @@ def _indices(manifests: Path) -> list[Path]:
     return sorted((manifests / INDEX_FOLDER).rglob("*.index"))
 
 
-@needs_rapidgzip
 def test_images_are_read_by_the_index_that_hash_makes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +75,6 @@ def test_images_are_read_by_the_index_that_hash_makes(
     _check_images(tmp_path / "m")
 
 
-@needs_rapidgzip
 def test_an_index_is_made_again_where_it_is_missing_or_stale(root: Path, tmp_path: Path) -> None:
     _hash(root)
     relabel(tmp_path / "m")
@@ -99,7 +95,6 @@ def test_an_index_is_made_again_where_it_is_missing_or_stale(root: Path, tmp_pat
     assert not indices.lacks("deep/a.tar.gz", file)
 
 
-@needs_rapidgzip
 def test_a_manifest_elsewhere_finds_the_index_of_its_inputs(root: Path, tmp_path: Path) -> None:
     _hash(root)
     relabel(tmp_path / "m")
@@ -127,7 +122,6 @@ def test_without_rapidgzip_they_are_hashed_all_the_same(
     assert "vit21k[gzip]" in (caught.value.hint or "")
 
 
-@needs_rapidgzip
 def test_the_manifests_do_not_depend_on_rapidgzip(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,6 @@ from vit21k.sources.gzip_tar import (
     IndexingStream,
     Point,
     StaleIndexError,
-    rapidgzip,
     unpack,
 )
 
@@ -31,7 +30,6 @@ NOISE = RNG.randbytes(300_000)
 TEXT = bytes(RNG.choices(b"abcdefgh \n", k=2_000_000))
 MIXED = NOISE + TEXT + NOISE
 
-needs_rapidgzip = pytest.mark.skipif(rapidgzip() is None, reason="rapidgzip is not installed")
 
 Unpack = Callable[[Path], GzipStream | IndexingStream]
 
@@ -48,7 +46,7 @@ def _rapidgzip(path: Path) -> IndexingStream:
     return IndexingStream(ArchiveFile(str(path)))
 
 
-BOTH = [_zlib, pytest.param(_rapidgzip, marks=needs_rapidgzip)]
+BOTH = [_zlib, _rapidgzip]
 
 
 def _all_of(stream: GzipStream | IndexingStream) -> tuple[bytes, str]:
@@ -91,7 +89,6 @@ def _damaged(packed: bytes) -> list[bytes]:
     return [bytes(middle), bytes(footer), packed[:-1], packed[: len(packed) // 3], packed + b"x"]
 
 
-@needs_rapidgzip
 @pytest.mark.parametrize("number", range(5))
 def test_flaws_do_not_depend_on_what_is_installed(number: int, tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
@@ -119,7 +116,6 @@ def _index_of(path: Path) -> GzipIndex:
     return stream.index
 
 
-@needs_rapidgzip
 @pytest.mark.parametrize("num_members", [1, 300])
 def test_read_at_random_by_an_index(num_members: int, tmp_path: Path) -> None:
     content = MIXED * 6

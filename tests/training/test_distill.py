@@ -148,3 +148,17 @@ def test_what_is_assumed_of_a_teacher_is_warned_of(tmp_path):
     build_objective(load_recipe("tiny", fields), CLASSES, CPU, Warnings())
 
     assert any("the teacher: nothing says how images are prepared" in text for text in warnings)
+
+
+def test_what_a_teacher_does_not_state_is_set_in_an_export(tmp_path):
+    weights = {
+        name: tensor.clone()
+        for name, tensor in get_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+        .state_dict()
+        .items()
+    }
+    torch.save(weights, tmp_path / "bare.pth")
+    with pytest.raises(UsageError, match="how many attention heads") as raised:
+        open_teacher(str(tmp_path / "bare.pth"), CLASSES, CPU)
+    assert "--teacher teacher" in raised.value.hint
+    assert "model.num_heads" not in raised.value.hint  # of `train`, it is the model that learns

@@ -8,6 +8,7 @@ learns from the teacher and the other one from the labels, as there.  DeiT's scr
 with one head; here the one head learns from both, as in Hinton et al. 2015 (arXiv:1503.02531).
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -198,12 +199,19 @@ def open_teacher(path: str, classes: ClassList, device: torch.device) -> Teacher
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
-        UsageError: It has another number of classes.
+        UsageError: It has another number of classes, or does not state its architecture.
         OSError: An address cannot be read.
     """
     from vit21k.checkpoint.load import load_model  # noqa: PLC0415 (reads every format)
 
-    model, card = load_model(path, device=str(device))
+    try:
+        model, card = load_model(path, device=str(device))
+    except UsageError as error:  # `--set` of `train` would change the model that learns
+        raise UsageError(
+            f"the teacher `{path}`: {error.message}",
+            hint=f"`vit21k export {shlex.quote(path)} --to safetensors --out teacher` says which "
+            "`--set` settles it; then `--teacher teacher`",
+        ) from error
     if len(card.classes) != len(classes):
         raise UsageError(
             f"the teacher `{path}` knows {len(card.classes):,} classes, the images have "
