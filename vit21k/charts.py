@@ -1,4 +1,4 @@
-"""Numbers -> SVG charts, which take their colours from the page; and such a chart -> pixels."""
+"""SVG charts with the colours of the page, and their rendering as pixels."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _NUM_TICKS = 5
 _STEPS = (1, 2, 2.5, 5, 10)
 _FEW_DECADES = 2
 _SMALL = 1e-3
-_LOG_FLOOR = 0.8  # where a count of 0 is drawn: just below 1
+_LOG_FLOOR = 0.8  # drawn in place of a count of 0
 _BAR_HEIGHT = 20
 _NAME_WIDTH = 400
 _MAX_NAME = 62  # letters
@@ -34,9 +34,9 @@ class Line(NamedTuple):
     """A line of a chart.
 
     Attributes:
-        name: In the legend, and shown on hover.
-        x, y: Its points, of equal number.
-        css_class: Its colour and dashes.
+        name: Shown in the legend and on hover.
+        x, y: Coordinates of its points.
+        css_class: Colour and dashes.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Values -> pixels along one axis.
+    """The scale of an axis.
 
     Attributes:
-        ticks: Values that are written at the axis.
-        place: Pixel of a value.
+        ticks: Values with a label.
+        place: Value -> pixel.
     """
 
     ticks: Sequence[float]
@@ -68,17 +68,17 @@ def line_chart(
     has_legend: bool = False,
     heading: str = "",
 ) -> Markup:
-    """Draw *lines*; each has its name for whoever points at it.
+    """Draw lines; their names are shown on hover.
 
     Args:
         lines: Of one point or more.
-        x_name: Label of the x-axis.
-        y_name: What the values are; not written into the chart.
+        x_name: Name of the horizontal axis.
+        y_name: Name of the vertical axis; not drawn, but in the title.
         size: Width and height.
-        is_log: Whether the height is the logarithm of the value.
-        marks: Heights to mark by a horizontal line, with names; those outside are not drawn.
-        has_legend: Whether the names are written into the chart.
-        heading: Written above it.
+        is_log: Whether the vertical axis is logarithmic.
+        marks: Values to mark by a horizontal line, with labels; those outside are not drawn.
+        has_legend: Whether to draw the names.
+        heading: Drawn above the chart.
     """
     width, height = size
     x_values = [value for line in lines for value in line.x] or [0]
@@ -106,7 +106,7 @@ def line_chart(
 def count_lines(
     lines: Sequence[Line], *, marks: Sequence[tuple[float, str]], x_name: str, y_name: str
 ) -> Markup:
-    """Draw *lines* of counts on a logarithmic scale, as wide as a page, with a legend."""
+    """Draw lines of counts on a logarithmic scale, with the width of a page and a legend."""
     floored = [line._replace(y=[max(_LOG_FLOOR, value) for value in line.y]) for line in lines]
     return line_chart(
         floored, x_name=x_name, y_name=y_name, size=(WIDTH, 320), is_log=True,
@@ -132,7 +132,7 @@ def columns(values: Sequence[tuple[str, int]], *, x_name: str, y_name: str) -> M
 
 
 def rows(values: Sequence[tuple[str, int, str]], *, title: str) -> Markup:
-    """Draw horizontal bars: name, value, and a word that gives the colour and is written too."""
+    """Draw horizontal bars: name, value, and the CSS class, which is also a label."""
     top = max([1, *(value for _, value, _ in values)])
     parts = []
     for index, (name, value, css_class) in enumerate(values):
@@ -146,17 +146,17 @@ def rows(values: Sequence[tuple[str, int, str]], *, title: str) -> Markup:
 
 
 def legend(title: str, lines: Sequence[Line], width: int) -> Markup:
-    """Draw what stands above charts of the same *lines*: a title, and a row for each line."""
+    """Draw the title and legend of several charts."""
     parts = [_text(_LEFT, 20, title, "value"), *_legend(lines, _LEFT, 40)]
     return _svg(parts, width, 40 + 18 * len(lines), title)
 
 
 def pixels(svg: str, colours: Mapping[str, str]) -> Image.Image:
-    """Return *svg*, a chart of lines, as an image.
+    """Render *svg*.
 
     Args:
-        svg: From `line_chart` or `legend`.
-        colours: Of the CSS classes of its elements, and of the "page".
+        svg: A result of `line_chart` or `legend`.
+        colours: By CSS class, and of the "page".
     """
     root = ET.fromstring(svg)  # noqa: S314 - of this module
     width, height = (int(value) * _DRAWN for value in root.attrib["viewBox"].split()[2:])
@@ -186,7 +186,7 @@ def _points(node: ET.Element) -> np.ndarray:
 
 
 def _dashes(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the pieces of a line that are drawn if it is dashed."""
+    """Yield the dashes of a line."""
     lengths = np.hypot(*np.diff(points, axis=0).T)
     along = np.concatenate([[0], np.cumsum(lengths)])
     for start in np.arange(0, along[-1], 1.5 * _DASH * _DRAWN):
@@ -195,7 +195,7 @@ def _dashes(points: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers between *low* and *high*, which differ."""
+    """Return about five round numbers between *low* and *high*, which are different."""
     rough = (high - low) / _NUM_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in _STEPS if size * power >= rough * (1 - 1e-9))
@@ -205,7 +205,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """Return *value* as it is written at an axis: ``0.25``, ``12k``, ``1e-05``."""
+    """Format *value* for an axis: ``0.25``, ``12k``, ``1e-05``."""
     if value and abs(value) < _SMALL:
         return f"{value:.3g}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -217,7 +217,7 @@ def short(value: float) -> str:
 def _axis(values: Sequence[float], start: float, stop: float, *, is_log: bool) -> Axis:
     scale: Callable[[float], float] = math.log10 if is_log else float
     low, high = scale(min(values)), scale(max(values))
-    if high - low < 1e-12 * max(1.0, abs(high)):  # a constant is in the middle
+    if high - low < 1e-12 * max(1.0, abs(high)):  # a constant is drawn in the middle
         margin = abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
     ticks = _log_ticks(low, high) if is_log else nice_ticks(low, high)

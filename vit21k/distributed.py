@@ -1,11 +1,10 @@
-"""The processes that train together: who this one is, sums over all of them.
+"""The processes of a run, and communication between them.
 
-Processes are started by torchrun, never by us::
+torchrun starts the processes::
 
     torchrun --standalone --nproc-per-node=8 -m vit21k train --stage pretrain
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,12 +21,12 @@ from vit21k.errors import EXIT_STORAGE, LostPeerError, UsageError, Vit21kError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all.
+    """The processes of a run, from the point of view of one.
 
     Attributes:
-        rank: Number of this process, from 0; rank 0 writes and prints.
+        rank: Index of this process; the process of rank 0 writes and prints.
         world_size: Number of processes.
-        local_rank: Number of this process on its machine: which device it uses.
+        local_rank: Index of this process on its node, and of its GPU.
     """
 
     rank: int = 0
@@ -35,40 +34,34 @@ class World:
     local_rank: int = 0
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of every process's *tensor*, which is left alone; all must call it."""
+        """Return the sum of *tensor* over all processes; all must call it."""
         total = tensor.detach().clone()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Replace *tensor*, on the CPU, by that of the first process; all must call it."""
+        """Overwrite *tensor*, on the CPU, by that of the first process; all must call it."""
         if self.world_size > 1:
             dist.broadcast(tensor, 0)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's *value*, a JSON value, by rank; all must call it."""
-        if self.world_size == 1:
-            return [value]
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = torch.zeros(self.world_size, dtype=torch.int64)
-        sizes[self.rank] = len(text)
-        sizes = self.all_reduce_sum(sizes)
-        texts = torch.zeros(self.world_size, int(sizes.max()), dtype=torch.uint8)
-        texts[self.rank, : len(text)] = text
-        rows = zip(self.all_reduce_sum(texts), sizes.tolist(), strict=True)
-        return [json.loads(bytes(row[:size].tolist())) for row, size in rows]
+        """Return the *value* of every process, by rank; all must call it."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def is_any(self, flag: bool) -> bool:
-        """Return whether any process says so; all must call it."""
+        """Return whether *flag* is true in any process; all must call it."""
         return bool(self.all_reduce_sum(torch.tensor([float(flag)])).item())
 
     @contextmanager
     def in_agreement(self) -> Iterator[None]:
-        """Let every process leave the block well, or every one with an error.
+        """Raise an error in every process if the block fails in any.
 
-        In the block no process waits for another.  One that failed raises its own error, the
-        others raise that of the first one that did, with its exit code.
+        The block must not communicate.  A process that failed raises its own error, the others
+        that of the first one that failed, with its exit code.
         """
         error: Vit21kError | OSError | None = None
         try:
@@ -83,28 +76,30 @@ class World:
                 raise _error_of(rank, report)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process calls this."""
         if self.world_size > 1:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the group; further sums are not possible.
+        """Leave the process group; no communication is possible afterwards.
 
-        All processes should come here at the same time (`barrier`): gloo ends a process with
-        SIGABRT whose peer left while a message of FSDP was under way.
+        Call `barrier` first: gloo ends a process with SIGABRT if another one has left while a
+        message of FSDP is in transit.
         """
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def init_world(device: str) -> World:
-    """Join the processes that torchrun started; alone if it started none.
+    """Join the process group if torchrun started this process.
 
     Args:
-        device: As torch names it.  On "cuda" this process's GPU becomes the current one.
+        device: Name of torch's device.  For "cuda", the GPU of this process becomes the current
+            one.
 
     Raises:
-        UsageError: The environment is not torchrun's, or there are too few GPUs.
+        UsageError: The environment is not one of torchrun, or there are too few GPUs.
+        LostPeerError: The processes cannot connect.
     """
     world = World(*(_number(name, default) for name, default in _VARIABLES.items()))
     if torch.device(device).type == "cuda":
@@ -123,19 +118,15 @@ def init_world(device: str) -> World:
             at = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
             why = str(error).partition("\n")[0]
             raise LostPeerError(
-                f"the {world.world_size} processes could not meet at {at}: {why}",
-                hint="another process may have ended (its message says why), or the port is taken",
+                f"the {world.world_size} processes cannot connect at {at}: {why}",
+                hint="another process may have failed (see its message), or the port is in use",
             ) from error
     return world
 
 
 @contextmanager
 def explaining_lost_peers(world: World) -> Iterator[None]:
-    """Raise `LostPeerError` where the block fails because another process has ended.
-
-    Raises:
-        LostPeerError: Instead of what the library for sending messages raised.
-    """
+    """Raise `LostPeerError` if the block fails because another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -143,7 +134,7 @@ def explaining_lost_peers(world: World) -> Iterator[None]:
             raise
         raise LostPeerError(
             "another process of this run has ended, and this one cannot continue without it",
-            hint="its own message says why; rerun the same command to resume from the last "
+            hint="see its message for the reason; rerun the same command to resume from the last "
             "checkpoint",
         ) from error
 
@@ -169,7 +160,7 @@ def _error_of(rank: int, report: Mapping[str, Any]) -> Vit21kError:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send to stderr what C++ prints: torch 2.10's gloo counts its peers on stdout."""
+    """Redirect stdout to stderr: gloo of torch 2.10 prints the number of its peers."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)
@@ -203,22 +194,22 @@ def _take_gpu(device: str, world: World) -> None:
     torch.cuda.set_device(index)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return *tensor* put together, if every process holds a part of it; all call it then."""
+def unsharded(tensor: Tensor) -> Tensor:
+    """Return *tensor* without sharding; all processes must call it if it is sharded."""
     full: Any = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of *tensor*: a view of its part, or itself."""
+    """Return the part of *tensor* in this process: a view of its shard, or itself."""
     local: Any = getattr(tensor, "to_local", None)
     return tensor if local is None else local()
 
 
-def spread_like(tensor: Tensor, like: Any) -> Tensor:
-    """Return *tensor*, whole on every process, spread over them as *like* is; no message is sent.
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
+    """Return *tensor*, complete in every process, sharded as *like* is; without communication.
 
-    A tensor without dimensions, such as a count of steps, is everywhere whole.
+    A tensor without dimensions, such as a count of steps, is not sharded.
     """
     if not hasattr(like, "full_tensor") or not tensor.ndim:
         return tensor

@@ -1,4 +1,4 @@
-"""Folders of runs: what is read of them, how they compare, what is drawn."""
+"""Runs on disk: progress, comparison, curves."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def test_the_loss_comes_first_then_what_was_evaluated(runs):
     plot = plot_of(runs)
 
     assert [panel.metric for panel in plot.panels] == ["loss", "val/loss", "val/prec@1", "lr"]
-    assert plot.panels[0].curves[1].y[:2] == [4.0, 2.0]
+    assert plot.panels[0].lines[1].y[:2] == [4.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_an_evaluation_lies_where_its_step_lies(runs, x, name, first):
     plot = plot_of(runs, metrics=["val/prec@1"], x=x)
 
     assert plot.x_name == name
-    assert plot.panels[0].curves[0].x[0] == first
+    assert plot.panels[0].lines[0].x[0] == first
 
 
 def test_time_is_in_the_unit_that_fits(runs):
     plot = plot_of(runs, metrics=["loss"], x="time")
 
     assert plot.x_name == "minutes of training"
-    assert plot.panels[0].curves[0].x[-1] == 15
+    assert plot.panels[0].lines[0].x[-1] == 15
 
 
 def test_what_nobody_measured_cannot_be_drawn(runs):

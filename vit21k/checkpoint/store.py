@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from vit21k.atomic import atomic_folder, write_atomic
 from vit21k.checkpoint.model_folder import WEIGHTS, read_tensors, write_model_folder, write_tensors
-from vit21k.distributed import spread_like
+from vit21k.distributed import shard_like
 from vit21k.errors import CheckpointError
 
 
@@ -273,7 +273,7 @@ def tensors_to_optimizers(
         # torch's own loader moves step counts and moments to the devices its kernels expect.
         saved: dict[str, Any] = optimizer.state_dict()
         saved["state"] = {
-            index: {s: spread_like(t, param) for s, t in states[names[id(param)]].items()}
+            index: {s: shard_like(t, param) for s, t in states[names[id(param)]].items()}
             for index, param in enumerate(its)
             if names[id(param)] in states
         }

@@ -110,7 +110,11 @@ def plot_command(
     write_plot(plot, out, title=title, theme=theme)
     if as_json:
         console.print_json(
-            {"path": str(out), "runs": plot.run_names, "metrics": [p.metric for p in plot.panels]}
+            {
+                "path": str(out),
+                "runs": [run.name for run in plot.runs],
+                "metrics": [p.metric for p in plot.panels],
+            }
         )
     console.done(f"runs plot: {len(found)} runs, {len(plot.panels)} charts in `{out}`")
 

@@ -234,16 +234,13 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _plot(found: "DryRun", name: str, out: Path) -> None:
-    from vit21k.runs.curves import Curve, Panel, Plot, write_plot
+    from vit21k.charts import Line
+    from vit21k.runs.curves import Panel, Plot, css_class, write_plot
 
     steps, rates = zip(*found.schedule, strict=True)
-    curve = Curve(run=0, x=[float(step) for step in steps], y=rates)
-    panel = Panel(metric="learning rate", curves=[curve], is_log=False)
-    write_plot(
-        Plot(run_names=[name], x_name="step", panels=[panel]),
-        out,
-        title=f"learning rate of {name}",
-    )
+    line = Line(name, steps, rates, css_class(0))
+    plot = Plot([line], "step", [Panel("learning rate", [line])])
+    write_plot(plot, out, title=f"learning rate of {name}")
 
 
 _STAGE_RECIPES = {"pretrain": "pretrain_l16_in21k", "finetune": "finetune_l16_384_in1k"}

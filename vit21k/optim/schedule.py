@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vit21k.distributed import local_part, spread_like
+from vit21k.distributed import local_part, shard_like
 
 Decay = Literal["linear", "cosine", "rsqrt", "step"]
 Changes = Literal["every_step", "every_epoch", "every_epoch_after_warmup"]
@@ -153,4 +153,4 @@ class Ema:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the averages back that `tensors` returned, whole and on any device."""
         for name, average in self._averages.items():
-            local_part(average).copy_(local_part(spread_like(tensors[name], average)))
+            local_part(average).copy_(local_part(shard_like(tensors[name], average)))

@@ -1,1 +1,1 @@
-"""Folders of runs: what they are, how they compare; curves."""
+"""Runs on disk: progress, comparison, curves."""

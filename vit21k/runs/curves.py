@@ -1,8 +1,7 @@
-"""Runs -> curves -> an HTML page or a PNG."""
+"""Curves of runs, as an HTML page or a PNG."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,51 +20,37 @@ from vit21k.runs.history import Run, names_of
 XAxis = Literal["step", "images", "time"]
 
 _FIRST = ("loss", "lr", "grad_norm", "weight_norm", "images_per_second", "mfu", "data_wait")
-_UNSHOWN = ("images_seen", "num_skipped", "num_replaced", "loss_scale", "skipped_updates")
+_NOT_SHOWN = (
+    "images_seen", "num_skipped", "num_replaced", "loss_scale", "skipped_updates", "/num_images"
+)  # fmt: skip
 _LOG_RATIO = 50
 _LOG_NAMES = ("loss", "grad_norm")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """The values of a metric in a run.
+class Panel(NamedTuple):
+    """The chart of a metric.
 
     Attributes:
-        run: Place of the run among all; it decides the colour.
-        x, y: Its points, of equal number.
-    """
-
-    run: int
-    x: Sequence[float]
-    y: Sequence[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A chart.
-
-    Attributes:
-        metric: What is drawn.
-        curves: One for each run that measured it.
-        is_log: Whether its height is the logarithm.
+        metric: Its name.
+        lines: One for each run that measured it.
+        is_log: Whether the vertical axis is logarithmic.
     """
 
     metric: str
-    curves: Sequence[Curve]
-    is_log: bool
+    lines: Sequence[Line]
+    is_log: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """All charts, whatever they are drawn with.
+class Plot(NamedTuple):
+    """Charts of one or more runs.
 
     Attributes:
-        run_names: In the legend.
-        x_name: Label of the x-axis.
-        panels: In the order in which they are drawn.
+        runs: The legend: lines without points.
+        x_name: Name of the horizontal axis.
+        panels: The charts in their order.
     """
 
-    run_names: Sequence[str]
+    runs: Sequence[Line]
     x_name: str
     panels: Sequence[Panel]
 
@@ -74,45 +59,45 @@ def plot_of(runs: Sequence[Run], *, metrics: Sequence[str] = (), x: XAxis = "ste
     """Return the charts of *runs*.
 
     Args:
-        runs: Which.
-        metrics: Which metrics; default: all that say how a run went.
-        x: What the values are drawn over.
+        runs: The runs.
+        metrics: The metrics to plot; empty: all that describe training or evaluation.
+        x: The horizontal axis.
 
     Raises:
-        UsageError: No run has measured one of *metrics*, or nothing at all, or not over *x*.
+        UsageError: No run has values of one of *metrics*, or there is no value to plot.
     """
     known = _in_order(list(dict.fromkeys(name for run in runs for name in run.metric_names)))
     if unknown := [name for name in metrics if name not in known]:
         raise UsageError(
             f"no run has measured `{unknown[0]}`", hint=f"there are: {', '.join(known)}"
         )
-    chosen = list(metrics) or [name for name in known if name not in _UNSHOWN and _is_curve(name)]
-    axis = _axis_of(runs, x)
-    panels = [_panel(runs, metric, axis) for metric in chosen]
-    panels = [panel for panel in panels if panel.curves]
+    legend = [Line(name, (), (), css_class(run)) for run, name in enumerate(names_of(runs))]
+    x_name, unit_seconds = {"step": ("step", 1), "images": ("images seen", 1)}.get(x) or _time_unit(
+        runs
+    )
+    panels = []
+    for metric in metrics or [name for name in known if not name.endswith(_NOT_SHOWN)]:
+        points = [_points(run, metric, x, unit_seconds) for run in runs]
+        pairs = zip(legend, points, strict=True)
+        lines = [line._replace(x=at, y=values) for line, (at, values) in pairs if at]
+        if lines:
+            panels.append(Panel(metric, lines, _wants_log(metric, lines)))
     if not panels:
-        raise UsageError("there is nothing to draw: no run has logged a line with that yet")
-    return Plot(run_names=names_of(runs), x_name=axis.name, panels=panels)
+        raise UsageError("there is nothing to plot: no run has logged such a line yet")
+    return Plot(legend, x_name, panels)
 
 
-class _Axis(NamedTuple):
-    kind: XAxis
-    name: str
-    seconds: int  # of a unit of time
+def css_class(run: int) -> str:
+    """Return the CSS classes of a run: a colour, and dashes once all colours are used."""
+    return f"c{run % NUM_COLOURS}" + (" dashed" if run >= NUM_COLOURS else "")
 
 
-def _axis_of(runs: Sequence[Run], x: XAxis) -> _Axis:
-    if x != "time":
-        return _Axis(x, "step" if x == "step" else "images seen", 1)
+def _time_unit(runs: Sequence[Run]) -> tuple[str, int]:
     longest = max((run.seconds or 0.0 for run in runs), default=0.0)
     for name, seconds in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if longest >= seconds:
-            return _Axis(x, f"{name} of training", seconds)
-    return _Axis(x, "seconds of training", 1)
-
-
-def _is_curve(metric: str) -> bool:
-    return not metric.endswith("/num_images")
+            return f"{name} of training", seconds
+    return "seconds of training", 1
 
 
 def _in_order(names: list[str]) -> list[str]:
@@ -123,32 +108,27 @@ def _in_order(names: list[str]) -> list[str]:
     return [*first[:1], *evaluated, *first[1:], *rest]
 
 
-def _panel(runs: Sequence[Run], metric: str, x: _Axis) -> Panel:
-    curves = [curve for index, run in enumerate(runs) if (curve := _curve(run, index, metric, x)).x]
-    values = [value for curve in curves for value in curve.y]
-    may_be_log = metric.rpartition("/")[2] in _LOG_NAMES and min(values, default=0) > 0
-    is_log = may_be_log and max(values) / min(values) > _LOG_RATIO
-    return Panel(metric=metric, curves=curves, is_log=is_log)
+def _wants_log(metric: str, lines: Sequence[Line]) -> bool:
+    values = [value for line in lines for value in line.y]
+    is_positive = metric.rpartition("/")[2] in _LOG_NAMES and min(values) > 0
+    return is_positive and max(values) / min(values) > _LOG_RATIO
 
 
-def _curve(run: Run, index: int, metric: str, x: _Axis) -> Curve:
+def _points(
+    run: Run, metric: str, x: XAxis, unit_seconds: int
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return positions on the horizontal axis, and the values of *metric*."""
     lines = [line for line in run.lines if metric in line and math.isfinite(line[metric])]
-    if x.kind == "time":
+    if x == "time":
         lines = [line for line in lines if "seconds" in line]
-        x_values = [line["seconds"] / x.seconds for line in lines]
-    elif x.kind == "images":
-        x_values = _images_at(run, [line["step"] for line in lines])
+        at = [line["seconds"] / unit_seconds for line in lines]
     else:
-        x_values = [float(line["step"]) for line in lines]
-    return Curve(run=index, x=x_values, y=[float(line[metric]) for line in lines])
-
-
-def _images_at(run: Run, steps: Sequence[int]) -> list[float]:
-    """Return how many images were seen after each of *steps*, between the lines that say it."""
-    lines = [line for line in run.lines if "images_seen" in line]
-    known_steps = [0, *(line["step"] for line in lines)]
-    known_images = [0, *(line["images_seen"] for line in lines)]
-    return [float(value) for value in np.interp(steps, known_steps, known_images)]
+        at = [float(line["step"]) for line in lines]
+    if x == "images":  # lines of evaluations do not have it
+        counted = [line for line in run.lines if "images_seen" in line]
+        steps = [0, *(line["step"] for line in counted)]
+        at = np.interp(at, steps, [0, *(line["images_seen"] for line in counted)]).tolist()
+    return at, [float(line[metric]) for line in lines]
 
 
 Theme = Literal["light", "dark"]
@@ -170,16 +150,16 @@ COLOURS = {  # of the CSS classes of a chart, and of the page
 
 
 def write_plot(plot: Plot, out: Path, *, title: str, theme: Theme = "light") -> None:
-    """Write *plot* to *out*; its suffix says as what.
+    """Write *plot* to *out*.
 
     Args:
-        plot: What is drawn.
+        plot: The charts.
         out: Ends in ``.html`` or ``.png``.
-        title: Of the page.
-        theme: Of a PNG; a page follows its reader's.
+        title: Title of the page.
+        theme: Theme of a PNG; a page follows the browser.
 
     Raises:
-        UsageError: Another suffix.
+        UsageError: *out* has another suffix.
     """
     suffix = out.suffix.lower()
     if suffix in (".html", ".htm"):
@@ -195,30 +175,14 @@ def html_of(plot: Plot, title: str) -> str:
     """Return the page."""
     source = files("vit21k").joinpath("runs/curves.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    panels = []
+    for panel in plot.panels:
+        last = {line.name: _in_short(line.y[-1]) for line in panel.lines}
+        values = [last.get(run.name, "-") for run in plot.runs]
+        panels.append({"panel": panel, "svg": _chart(panel, plot), "last": values})
     return environment.from_string(source).render(
-        title=title,
-        run_names=plot.run_names,
-        styles=[_style(run) for run in range(len(plot.run_names))],
-        colours=COLOURS,
-        num_colours=NUM_COLOURS,
-        panels=[
-            {
-                "metric": panel.metric,
-                "is_log": panel.is_log,
-                "svg": _chart(panel, plot),
-            }
-            for panel in plot.panels
-        ],
-        rows=[
-            {"metric": panel.metric, "last": _last(panel, len(plot.run_names))}
-            for panel in plot.panels
-        ],
+        title=title, runs=plot.runs, colours=COLOURS, num_colours=NUM_COLOURS, panels=panels
     )
-
-
-def _last(panel: Panel, num_runs: int) -> list[str]:
-    values = {curve.run: _in_short(curve.y[-1]) for curve in panel.curves}
-    return [values.get(run, "-") for run in range(num_runs)]
 
 
 def _in_short(value: float) -> str:
@@ -227,17 +191,12 @@ def _in_short(value: float) -> str:
 
 def _chart(panel: Panel, plot: Plot, *, heading: str = "") -> Markup:
     return charts.line_chart(
-        [Line(plot.run_names[one.run], one.x, one.y, _style(one.run)) for one in panel.curves],
+        panel.lines,
         x_name=plot.x_name,
         y_name=panel.metric,
         is_log=panel.is_log,
         heading=heading,
     )
-
-
-def _style(run: int) -> str:
-    """Return the classes of a run: a colour, and dashes where the colours are used up."""
-    return f"c{run % NUM_COLOURS}" + (" dashed" if run >= NUM_COLOURS else "")
 
 
 def _image_of(plot: Plot, title: str, colours: Mapping[str, str]) -> Image.Image:
@@ -249,8 +208,8 @@ def _image_of(plot: Plot, title: str, colours: Mapping[str, str]) -> Image.Image
     images = [charts.pixels(panel, colours) for panel in panels]
     width, height = images[0].size
     columns = min(_COLUMNS, len(images))
-    runs = [Line(name, (), (), _style(run)) for run, name in enumerate(plot.run_names)]
-    head = charts.pixels(charts.legend(title, runs, charts.SIZE[0] * columns), colours)
+    legend = charts.legend(title, plot.runs, charts.SIZE[0] * columns)
+    head = charts.pixels(legend, colours)
     num_rows = -(-len(images) // columns)
     size = (width * columns, head.height + height * num_rows)
     whole = Image.new("RGB", size, colours["page"])

@@ -1,4 +1,4 @@
-"""Folders of runs: what they are, their progress, how they compare."""
+"""Runs on disk: their progress and metrics, and comparisons between them."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def write_facts(run_dir: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_facts(run_dir: Path) -> dict[str, Any]:
-    """Return what ``run.json`` says; nothing if it is not there or cannot be read."""
+    """Return the content of ``run.json``; empty if it is missing or damaged."""
     try:
         facts = json.loads((run_dir / FILE_NAME).read_bytes())
     except (OSError, ValueError):
@@ -43,12 +43,11 @@ LATEST = "checkpoints/latest"
 _CHECKPOINT = re.compile(r"step-(\d{8,})(\.\d+)?")
 
 State = Literal["running", "finished", "stopped"]
-_LOWER_IS_BETTER = ("loss",)
 _PREFERRED = ("mAP", "prec@1", "top5", "loss")
 
 
 class Point(NamedTuple):
-    """A value of a metric, and when it was measured."""
+    """A value of a metric, and the step at which it was measured."""
 
     step: int
     value: float
@@ -60,10 +59,10 @@ class Run:
 
     Attributes:
         path: Its folder.
-        facts: What ``run.json`` says.
+        facts: Content of ``run.json``.
         recipe: The resolved recipe by dotted field; empty before the first checkpoint.
         lines: The lines of ``metrics.jsonl``, oldest first.
-        is_running: Whether a process holds its lock.
+        is_running: Whether a process has its lock.
     """
 
     path: Path
@@ -79,17 +78,17 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Updates made, as far as they were logged."""
+        """Number of updates in the log."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
     def total_steps(self) -> int | None:
-        """Updates of the whole run, if that is known."""
+        """Number of updates of the complete run, if it is known."""
         return self.facts.get("total_steps") or self.recipe.get("total_steps")
 
     @property
     def state(self) -> State:
-        """Whether it runs, came to its end, or did not."""
+        """Whether it runs, has finished, or was stopped before its end."""
         if self.is_running:
             return "running"
         saved = _last_saved_step(self.path)
@@ -97,14 +96,14 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Time in training, over all processes that resumed it; None: not recorded."""
+        """Training time, over all resumptions; None: not measured."""
         return next((line["seconds"] for line in reversed(self.lines) if "seconds" in line), None)
 
     @cached_property
     def metric_names(self) -> list[str]:
-        """What it measured, in the order in which it appeared."""
-        untold = {"step", "eta_seconds", "seconds"}
-        return list(dict.fromkeys(key for line in self.lines for key in line if key not in untold))
+        """Names of its metrics, in the order of their first values."""
+        names = dict.fromkeys(key for line in self.lines for key in line)
+        return [name for name in names if name not in ("step", "eta_seconds", "seconds")]
 
     def points(self, metric: str) -> list[Point]:
         """Return the values of *metric*, oldest first."""
@@ -116,21 +115,14 @@ class Run:
         return points[-1] if points else None
 
     def best(self, metric: str) -> Point | None:
-        """Return the best value of *metric*: of a loss the least, of all else the most."""
-        points = self.points(metric)
-        if not points:
-            return None
-        lower = metric.rpartition("/")[2] in _LOWER_IS_BETTER
-        return (min if lower else max)(points, key=lambda point: point.value)
+        """Return the best value of *metric*: the minimum of a loss, the maximum of others."""
+        best = min if metric.rpartition("/")[2] == "loss" else max
+        return best(self.points(metric), key=lambda point: point.value, default=None)
 
     def main_metric(self) -> str | None:
-        """Return the metric of an evaluation by which the run is judged, if there was any."""
-        evaluated = [name for name in self.metric_names if "/" in name]
-        for wanted in _PREFERRED:
-            for name in evaluated:
-                if name.rpartition("/")[2] == wanted:
-                    return name
-        return None
+        """Return the metric that summarizes the evaluations; None: there were none."""
+        evaluated = {name.rpartition("/")[2]: name for name in self.metric_names if "/" in name}
+        return next((evaluated[name] for name in _PREFERRED if name in evaluated), None)
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -140,7 +132,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
         UsageError: There is no such folder.
     """
     if not folder.is_dir():
-        raise UsageError(f"no folder at `{folder}`", hint="`vit21k train` makes `runs/<recipe>`")
+        raise UsageError(f"no folder at `{folder}`", hint="`vit21k train` creates `runs/<recipe>`")
     for where, folders, files in os.walk(folder):
         if FILE_NAME in files or METRICS in files:
             folders.clear()
@@ -152,11 +144,12 @@ def read_run(path: Path) -> Run:
     """Return the run in the folder *path*.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no run.
     """
     if not (path / METRICS).is_file() and not (path / FILE_NAME).is_file():
         raise UsageError(
-            f"`{path}` is not the folder of a run", hint="`vit21k runs list` shows those there are"
+            f"`{path}` is not the folder of a run",
+            hint="`vit21k runs list` prints the runs of a folder",
         )
     return Run(
         path=path,
@@ -168,7 +161,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines; a run in progress may be writing the last one."""
+    """Yield the complete lines; the last one may be partial while the run writes it."""
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -181,7 +174,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _last_saved_step(path: Path) -> int:
-    """Return the step of the checkpoint that is the latest; 0 if there is none."""
+    """Return the step of the latest checkpoint; 0: there is none."""
     try:
         name = (path / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -199,11 +192,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return flat(values) if isinstance(values, dict) else {}
 
 
-_NO_DIFFERENCE = ("source",)
-
-
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """Return a name for each run: that of its folder, or its path where two would be the same."""
+    """Return a name for each run: that of its folder, or its path if two have the same name."""
     names = [run.name for run in runs]
     return [
         str(run.path) if names.count(name) > 1 else name
@@ -214,23 +204,23 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 def recipe_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Return the fields of the recipes that differ, each with its value in every run.
 
-    A run without a recipe yet, or with one of another version, has None where a field is missing.
+    The value is None in a run without a recipe yet, or with a recipe that lacks the field.
     """
     fields = dict.fromkeys(name for run in runs for name in run.recipe)
     values = {name: [run.recipe.get(name) for run in runs] for name in fields}
     return {
         name: row
         for name, row in values.items()
-        if name not in _NO_DIFFERENCE and any(value != row[0] for value in row)
+        if name != "source" and any(value != row[0] for value in row)
     }
 
 
 def metric_table(runs: Sequence[Run]) -> dict[str, list[dict[str, float] | None]]:
-    """Return, for every metric that an evaluation or the log gave, what each run reached.
+    """Return the values of every metric in each run.
 
     Returns:
         By metric, for each run: ``last``, ``best`` and ``best_step``; None if it was not measured.
-        Of what is neither better high nor low, such as a learning rate, there is only ``last``.
+        Metrics for which no value is best, such as a learning rate, have only ``last``.
     """
     metrics = dict.fromkeys(name for run in runs for name in run.metric_names)
     return {name: [_reached(run, name) for run in runs] for name in metrics}
@@ -247,7 +237,7 @@ def _reached(run: Run, metric: str) -> dict[str, float] | None:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested *values* by their dotted names."""
+    """Return nested *values* by dotted names."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         inside = isinstance(value, Mapping)

@@ -25,7 +25,7 @@ from vit21k.checkpoint.store import (
     step_of,
     tensors_to_optimizers,
 )
-from vit21k.distributed import World, local_part, whole
+from vit21k.distributed import World, local_part, unsharded
 from vit21k.errors import CheckpointError, NonFiniteLossError, UsageError
 from vit21k.training.context import Fork, Progress, RunContext, TrainState, recipe_identity
 from vit21k.training.log import norm_of
@@ -149,7 +149,7 @@ class Saver:
         """Return copies in host memory on the first process, nothing on the others."""
         copies = {}
         for name, tensor in tensors.items():
-            full = whole(tensor.detach())
+            full = unsharded(tensor.detach())
             if self.world.rank == 0:
                 copies[name] = full.to("cpu", copy=True)
         return copies

@@ -14,7 +14,7 @@ from vit21k.data.loader import Batch
 from vit21k.data.rng import MASK64, mix64
 from vit21k.data.sampler import StepSampler
 from vit21k.device import DTYPES, Precision
-from vit21k.distributed import World, whole
+from vit21k.distributed import World, unsharded
 
 LossOf = Callable[[nn.Module, Batch, Tensor | None], Tensor]
 """Model, micro-batch and kept patches (None: all) -> mean loss over the images."""
@@ -159,7 +159,7 @@ def _sum(values: Tensor) -> Any:
 def clip(params: Sequence[nn.Parameter], max_norm: float | None) -> float:
     """Clip the gradient to *max_norm*, if there is one; return its norm before."""
     gradients = [param.grad for param in params if param.grad is not None]
-    norm = whole(nn.utils.get_total_norm(gradients))
+    norm = unsharded(nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return float(norm)

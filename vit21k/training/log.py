@@ -20,7 +20,7 @@ from vit21k.checkpoint.store import BackgroundWriter, newest, step_of, take_back
 from vit21k.data.dataset import ImageRows
 from vit21k.data.loader import Batch
 from vit21k.device import device_name, matmul_flops
-from vit21k.distributed import whole
+from vit21k.distributed import unsharded
 from vit21k.errors import NonFiniteLossError
 from vit21k.models.cost import num_params, train_flops_per_image
 from vit21k.optim.schedule import is_due
@@ -81,7 +81,9 @@ class Meters:
 
 def norm_of(model: nn.Module) -> float:
     """Return the L2 norm of all parameters together; all processes call it if they are sharded."""
-    return float(whole(nn.utils.get_total_norm([param.detach() for param in model.parameters()])))
+    return float(
+        unsharded(nn.utils.get_total_norm([param.detach() for param in model.parameters()]))
+    )
 
 
 def memory_bytes(device: torch.device) -> int:

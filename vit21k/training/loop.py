@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit21k.data.loader import Batch, EvalLoader, TrainLoader
-from vit21k.distributed import whole
+from vit21k.distributed import unsharded
 from vit21k.errors import ImageError, NonFiniteLossError, Vit21kError
 from vit21k.inference.evaluate import evaluate
 from vit21k.inference.metrics import SemanticAccuracy
@@ -415,6 +415,6 @@ def complete_copy(
     """
     with torch.device("meta"):  # no time is lost on first weights
         model = build_model(args)
-    here = {name: whole(tensor.detach()).to(device) for name, tensor in tensors.items()}
+    here = {name: unsharded(tensor.detach()).to(device) for name, tensor in tensors.items()}
     model.load_state_dict(here, assign=True)
     return model
