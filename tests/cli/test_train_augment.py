@@ -121,7 +121,7 @@ def test_a_run_that_a_bad_image_stopped_goes_on_without_it(vit21k, images, tmp_p
     [
         (["augment.mixup_alpha=0.8", "data.global_batch_size=3"], "must be even"),
         (["augment.color_jitter=0.3"], "is for augment.policy `three_augment`"),
-        (["augment.policy=auto", "augment.magnitude_std=0.5"], "is for augment.policy `rand` and"),
+        (["augment.policy=auto", "augment.magnitude_std=0.5"], "is for augment.policy `rand` or"),
         (["augment.mixup_alpha=2.0"], "augment.mixup_alpha"),
     ],
 )

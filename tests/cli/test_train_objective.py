@@ -116,7 +116,7 @@ def test_a_teacher_changes_what_is_learnt_by_its_share(manifests, teachers, tmp_
 def test_a_teacher_that_no_field_asks_for_is_refused(manifests, teachers, tmp_path):
     result = train(manifests, tmp_path / "run", "tiny", TINY, "--teacher", str(teachers / "1"))
 
-    assert "is not asked without distill.kind" in result.exception.message
+    assert "is for distill.kind `hard` or `soft`" in result.exception.message
 
 
 def test_semantic_softmax_trains_is_measured_and_asks_for_its_tree_again(manifests, tmp_path):

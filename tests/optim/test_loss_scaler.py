@@ -53,5 +53,5 @@ def test_a_gradient_that_is_never_finite_ends_the_run_after_all():
     scaler = LossScaler(scale=2.0**-13, is_fixed=False)
 
     assert not scaler.accepts(math.inf, step=1)
-    with pytest.raises(NonFiniteLossError, match="however little"):
+    with pytest.raises(NonFiniteLossError, match="with the smallest loss scale"):
         scaler.accepts(math.inf, step=2)

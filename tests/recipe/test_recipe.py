@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from vit21k.errors import RecipeError
+from vit21k.recipe.comments import header_of
 from vit21k.recipe.load import (
     describe_fields,
     dump_recipe,
     load_recipe,
     recipe_from,
     shipped_recipes,
-    summary,
 )
 from vit21k.recipe.schema import Recipe
 
@@ -52,7 +52,7 @@ def test_the_json_form_of_a_recipe_loads_as_itself():
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_begins_with_a_line_that_says_what_it_is(name):
-    assert len(summary(name)) > 20
+    assert len(header_of(name).summary) > 20
 
 
 def test_the_pretraining_recipe_is_the_published_one():
@@ -143,8 +143,8 @@ def test_contradictions_are_all_reported_with_both_values():
 
     assert caught.value.message.splitlines()[1:] == [
         "  exactly one of epochs (3) and total_steps (150) must be given",
-        "  schedule.end_lr (1.0) must not be over optim.lr (0.002)",
-        "  data.eval_resize (8) must not be under model.img_size (32)",
+        "  schedule.end_lr (1.0) must not exceed optim.lr (0.002)",
+        "  data.eval_resize (8) must not be less than model.img_size (32)",
     ]
 
 

@@ -225,9 +225,9 @@ def test_an_image_is_not_smaller_than_a_patch():
 
 
 def test_a_recipe_says_what_is_wrong_with_its_sizes():
-    with pytest.raises(RecipeError, match="must rise"):
+    with pytest.raises(RecipeError, match="must be ascending"):
         load_recipe("tiny", ["curriculum.img_sizes=[24, 16]"])
-    with pytest.raises(RecipeError, match="must be under"):
+    with pytest.raises(RecipeError, match="must be less than"):
         load_recipe("tiny", ["curriculum.img_sizes=[16, 32]"])
 
 

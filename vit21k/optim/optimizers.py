@@ -1,8 +1,7 @@
 """Parameter groups and optimizers: SGD, AdamW, LAMB, bfloat16 momentum, loss scaling.
 
-A rule gives every parameter two factors, for the learning rate and for the weight decay;
-parameters with equal factors make a group.  A group carries ``peak_lr``: the loop sets its ``lr``
-to that times the schedule's factor.
+Every parameter has a factor on the learning rate and a weight decay; parameters with the same ones
+form a group.  The loop sets the ``lr`` of a group to its ``peak_lr`` times the schedule's factor.
 """
 
 import math
@@ -23,17 +22,16 @@ from vit21k.recipe.schema import OptimSection
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
-# A transformer block of a ViT, or of a stage of a PiT; what leads from one stage to the next.
+# A transformer block of a ViT, or of a stage of a PiT; the pooling before a stage.
 _BLOCK = re.compile(r"(?:transformers\.(\d+)\.)?blocks\.(\d+)\.")
 _POOL = re.compile(r"transformers\.(\d+)\.pool\.")
 _EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
 
 
 def param_groups(model: nn.Module, section: OptimSection) -> dict[str, tuple[float, float]]:
-    """Return (factor on the learning rate, weight decay) of every parameter that is trained.
+    """Return (factor on the learning rate, weight decay) of every trained parameter.
 
-    They depend on the kind, the layer and the name of the parameter; see the fields of *section*
-    and `layer_ids`.
+    See the fields of *section*, and `layer_ids`.
 
     Raises:
         UsageError: A pattern matches no parameter of *model*.
@@ -55,11 +53,11 @@ def param_groups(model: nn.Module, section: OptimSection) -> dict[str, tuple[flo
 def as_groups(
     named: Named, factors: Mapping[str, tuple[float, float]], *, lr: float
 ) -> list[dict[str, Any]]:
-    """Return torch's parameter groups: fastest first, and of equally fast ones the decayed first.
+    """Return torch's parameter groups, in descending order of learning rate and weight decay.
 
     Args:
         named: The parameters to group.
-        factors: What `param_groups` returned.
+        factors: The result of `param_groups`.
         lr: Peak learning rate at a factor of 1.
     """
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -72,25 +70,24 @@ def as_groups(
 
 
 def layer_ids(names: Iterable[str]) -> dict[str, int]:
-    """Return the layer of every parameter, counted from the image.
+    """Return the layer of every parameter, counted from the input.
 
-    Layer 0 has the embeddings, 1 to n the n blocks, n + 1 all that comes after them: the last
-    norm, the representation layer, the head.  A PiT's blocks are counted through its stages; the
-    pooling before a stage belongs to the first block of it.
+    Layer 0 has the embeddings, layers 1 to n the n blocks, layer n + 1 the rest: last norm,
+    representation layer, head.  The blocks of a PiT are numbered across its stages; the pooling
+    before a stage belongs to the stage's first block.
 
     Source: BEiT, optim_factory.py; MMPretrain's `VisionTransformer.get_layer_depth` is the same.
-    timm's `param_groups_layer_decay` differs in one thing: a norm before the pooling belongs to
-    the last block there.
+    In timm's `param_groups_layer_decay`, a norm before the pooling belongs to the last block.
     """
     names = list(names)
-    blocks = sorted({_place(match) for name in names if (match := _BLOCK.match(name))})
+    blocks = sorted({_block(match) for name in names if (match := _BLOCK.match(name))})
     number = {block: index + 1 for index, block in enumerate(blocks)}
     ids = {}
     for name in names:
         if name.startswith(_EMBEDDINGS):
             ids[name] = 0
         elif match := _BLOCK.match(name):
-            ids[name] = number[_place(match)]
+            ids[name] = number[_block(match)]
         elif match := _POOL.match(name):
             ids[name] = number[int(match[1]), 0]
         else:
@@ -103,7 +100,7 @@ def is_block_matrix(name: str, param: nn.Parameter) -> bool:
     return _BLOCK.match(name) is not None and name.endswith(".weight") and param.ndim > 1
 
 
-def _place(match: re.Match[str]) -> tuple[int, int]:
+def _block(match: re.Match[str]) -> tuple[int, int]:
     return int(match[1] or 0), int(match[2])
 
 
@@ -124,17 +121,66 @@ def _check_patterns(patterns: Iterable[str], names: Iterable[str], option: str) 
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
                 f"optim.{option}: `{pattern}` matches no parameter of the model",
-                hint=f"its parameters are called like `{names[0]}`, `{names[-1]}`",
+                hint=f"its parameters have names such as `{names[0]}`, `{names[-1]}`",
             )
 
 
-class Lamb(Optimizer):
-    """LAMB as DeiT III ran it: apex's ``FusedLAMB``, of which timm's ``Lamb`` is the copy.
+class _PerParameter(Optimizer):
+    """Base of optimizers that update one parameter at a time.
 
-    ``u = m / (sqrt(v) + eps) + decay p`` with Adam's unbiased m and v;
-    ``p -= lr (|p| / |u|) u``, the ratio being 1 where either norm is 0, and for parameters
-    without decay.  Both of those also clip the gradient's global norm to 1: here that is the
-    recipe's `optim.grad_clip_norm`.
+    Attributes:
+        half: Name of the momentum if it is stored in bfloat16 between updates.
+    """
+
+    half: str | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; a *closure* is not supported."""
+        if closure is not None:
+            raise TypeError(f"{type(self).__name__} does not support a closure")
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, param.grad, self.state[param], group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; torch's method converts all tensors to the type of the parameter."""
+        super().load_state_dict(state_dict)
+        for slots in self.state.values() if self.half else ():
+            slots[self.half] = slots[self.half].bfloat16()
+
+    def _update(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        raise NotImplementedError
+
+    def _adam(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> Tensor:
+        """Advance Adam's moments, and return ``m / (sqrt(v) + eps)`` of the unbiased ones."""
+        (beta1, beta2), dtype = group["betas"], param.dtype
+        if self.half:
+            beta1, dtype = _rounded(beta1), torch.bfloat16
+        if not slots:
+            slots["step"] = torch.zeros(())
+            slots["exp_avg"] = torch.zeros_like(param, dtype=dtype)
+            slots["exp_avg_sq"] = torch.zeros_like(param)
+        slots["step"] += 1
+        num_updates = slots["step"].item()
+        moment = slots["exp_avg"].to(param.dtype) * beta1 + (1 - group["betas"][0]) * grad
+        slots["exp_avg"] = moment.to(dtype)
+        slots["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (slots["exp_avg_sq"] / (1 - beta2**num_updates)).sqrt_().add_(group["eps"])
+        return (moment / (1 - group["betas"][0] ** num_updates)).div_(root)
+
+
+class Lamb(_PerParameter):
+    """LAMB as in DeiT III: apex's ``FusedLAMB``, of which timm's ``Lamb`` is a copy.
+
+    ``u = m / (sqrt(v) + eps) + decay p`` with Adam's unbiased m and v; ``p -= lr (|p| / |u|) u``.
+    The ratio is 1 if either norm is 0, and for parameters without decay.  apex and timm also clip
+    the global norm of the gradient to 1: here that is the recipe's `optim.grad_clip_norm`.
 
     Source: You et al., arXiv:1904.00962; timm/optim/lamb.py.
     """
@@ -142,95 +188,25 @@ class Lamb(Optimizer):
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; a *closure* is not taken."""
-        if closure is not None:
-            raise TypeError("Lamb takes no closure")
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    _update(param, param.grad, self.state[param], group)
-
-
-def _update(param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]) -> None:
-    if not slots:
-        slots["step"] = torch.zeros(())
-        slots["exp_avg"] = torch.zeros_like(param)
-        slots["exp_avg_sq"] = torch.zeros_like(param)
-    slots["step"] += 1
-    num_updates, (beta1, beta2) = slots["step"].item(), group["betas"]
-    slots["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
-    slots["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    spread = slots["exp_avg_sq"].sqrt().div_((1 - beta2**num_updates) ** 0.5).add_(group["eps"])
-    update = (slots["exp_avg"] / (1 - beta1**num_updates)).div_(spread)
-    if decay := group["weight_decay"]:
-        update.add_(param, alpha=decay)
-        param_norm, update_norm = torch.linalg.vector_norm(param), torch.linalg.vector_norm(update)
-        usable = (param_norm > 0) & (update_norm > 0)
-        update.mul_(torch.where(usable, param_norm / update_norm, torch.ones_like(param_norm)))
-    param.add_(update, alpha=-group["lr"])
-
-
-class _HalfMomentum(Optimizer):
-    """Base of both: what is alike in how their state begins, is updated and comes back."""
-
-    _moment: str
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; a *closure* is not taken."""
-        if closure is not None:
-            raise TypeError(f"{type(self).__name__} takes no closure")
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, self.state[param], group)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back a state; torch's own method makes every tensor one of the parameter's type."""
-        super().load_state_dict(state_dict)
-        for slots in self.state.values():
-            slots[self._moment] = slots[self._moment].bfloat16()
-
     def _update(
         self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        raise NotImplementedError
+        update = self._adam(param, grad, slots, group)
+        if decay := group["weight_decay"]:
+            update.add_(param, alpha=decay)
+            ratio = torch.linalg.vector_norm(param) / torch.linalg.vector_norm(update)
+            usable = ratio.isfinite() & (ratio > 0)
+            update.mul_(torch.where(usable, ratio, torch.ones_like(ratio)))
+        param.add_(update, alpha=-group["lr"])
 
 
-class HalfMomentumSGD(_HalfMomentum):
-    """SGD: ``b = momentum b + g + decay p; p -= lr b``, where b is rounded to bfloat16 between.
-
-    The update itself has the unrounded b.
-
-    Source: ``optax.sgd(lr, momentum, accumulator_dtype="bfloat16")`` in vit_jax/train.py; the
-    weight decay, which Google's recipes do not have, is that of `torch.optim.SGD`.
-    """
-
-    _moment = "momentum_buffer"
-
-    def __init__(self, params: Any, *, lr: float, momentum: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-
-    def _update(
-        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
-    ) -> None:
-        moved = grad.add(param, alpha=group["weight_decay"]) if group["weight_decay"] else grad
-        if slots:
-            old = slots[self._moment].to(param.dtype)
-            moved = old.mul_(_bfloat16(group["momentum"])).add_(moved)
-        slots[self._moment] = moved.bfloat16()
-        param.add_(moved, alpha=-group["lr"])
-
-
-class HalfMomentumAdamW(_HalfMomentum):
-    """AdamW as `torch.optim.AdamW` has it, with ``exp_avg`` rounded to bfloat16 between updates.
+class HalfMomentumAdamW(_PerParameter):
+    """`torch.optim.AdamW` with ``exp_avg`` stored in bfloat16 between updates.
 
     Source: ``scale_by_adam(mu_dtype="bfloat16")`` in big_vision's configurations.
     """
 
-    _moment = "exp_avg"
+    half = "exp_avg"
 
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -238,63 +214,69 @@ class HalfMomentumAdamW(_HalfMomentum):
     def _update(
         self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        if not slots:
-            slots["step"] = torch.zeros(())
-            slots["exp_avg"] = torch.zeros_like(param, dtype=torch.bfloat16)
-            slots["exp_avg_sq"] = torch.zeros_like(param)
-        slots["step"] += 1
-        num_updates, (beta1, beta2) = slots["step"].item(), group["betas"]
-        moment = slots["exp_avg"].to(param.dtype).mul_(_bfloat16(beta1))
-        moment.add_(grad, alpha=1 - beta1)
-        slots["exp_avg"] = moment.bfloat16()
-        slots["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        spread = (slots["exp_avg_sq"] / (1 - beta2**num_updates)).sqrt_().add_(group["eps"])
-        param.mul_(1 - group["lr"] * group["weight_decay"])
-        param.addcdiv_(moment, spread, value=-group["lr"] / (1 - beta1**num_updates))
+        update = self._adam(param, grad, slots, group)
+        param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def _bfloat16(number: float) -> float:
+class HalfMomentumSGD(_PerParameter):
+    """SGD: ``b = momentum b + g + decay p; p -= lr b``, with b stored in bfloat16 between updates.
+
+    The update uses b before rounding.
+
+    Source: ``optax.sgd(lr, momentum, accumulator_dtype="bfloat16")`` in vit_jax/train.py; the
+    weight decay, which Google's recipes do not have, is that of `torch.optim.SGD`.
+    """
+
+    half = "momentum_buffer"
+
+    def __init__(self, params: Any, *, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    def _update(
+        self, param: Tensor, grad: Tensor, slots: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        moved = grad.add(param, alpha=group["weight_decay"])
+        if slots:
+            moved.add_(slots["momentum_buffer"].to(param.dtype).mul_(_rounded(group["momentum"])))
+        slots["momentum_buffer"] = moved.bfloat16()
+        param.add_(moved, alpha=-group["lr"])
+
+
+def _rounded(number: float) -> float:
+    """Return *number* in bfloat16."""
     return float(torch.tensor(number, dtype=torch.bfloat16))
 
 
-_BY_CLASS = {
-    "AdamW": 8,
-    "Lamb": 8,
-    "HalfMomentumAdamW": 6,
-    "SGD": 4,
-    "HalfMomentumSGD": 2,
-    "Muon": 4,
-}
-_BY_KIND = {"adamw": 8, "lamb": 8, "sgd": 4, "muon": 4}
-_SPARED_BY_HALF_MOMENTUM = 2
+_STATE_BYTES = {"adamw": 8, "lamb": 8, "sgd": 4, "muon": 4}
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Return what *optimizer* keeps for each value."""
-    return _BY_CLASS[type(optimizer).__name__]
+    """Return the bytes of the state of *optimizer* for each value."""
+    name = type(optimizer).__name__.lower()
+    kind = name.removeprefix("halfmomentum")
+    return state_bytes_of(kind, "fp32" if kind == name else "bf16")
 
 
 def state_bytes_of(kind: str, momentum_dtype: Literal["fp32", "bf16"]) -> int:
-    """Return what an optimizer of a recipe keeps for each value; of Muon, for those of matrices."""
-    spared = _SPARED_BY_HALF_MOMENTUM if momentum_dtype == "bf16" else 0
-    return _BY_KIND[kind] - spared
+    """Return the bytes of an optimizer's state for each value; of Muon, for those of matrices."""
+    return _STATE_BYTES[kind] - (2 if momentum_dtype == "bf16" else 0)
 
 
 _FIRST_SCALE = 2.0**16
 _GROWTH, _BACKOFF = 2.0, 0.5
 _STEPS_TO_GROWTH = 2000
-# Without any scaling left, an overflow is no matter of float16 any more.
+# Below this scale, float16 is not the reason of an overflow.
 _LEAST_SCALE = 2.0**-14
 _LARGEST_SCALE = 2.0**126
 
 
 @dataclass
 class LossScaler:
-    """The factor on the loss, and whether an update is made.
+    """The factor on the loss; it decides whether an update is skipped.
 
     Attributes:
-        scale: The factor; a power of two, so that scaling changes no rounding.
-        good_steps: Updates since it was last changed.
+        scale: The factor; a power of two, so that scaling does not change rounding.
+        good_steps: Updates since its last change.
         is_fixed: There is no scaling: a gradient that is not finite ends the run.
     """
 
@@ -306,7 +288,7 @@ class LossScaler:
         """Return whether to update with a gradient of this norm, and adapt the scale.
 
         Args:
-            grad_norm: Of the gradient after the scale was taken out of it.
+            grad_norm: Of the gradient divided by the scale.
             step: Number of the update, from 1, for the message.
 
         Raises:
@@ -327,11 +309,11 @@ class LossScaler:
         return is_finite
 
     def state(self) -> dict[str, float]:
-        """Return what a resume needs, as JSON values."""
+        """Return the state for checkpoints, as JSON values."""
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Put back what `state` returned."""
+        """Load a result of `state`."""
         self.scale, self.good_steps = state["scale"], int(state["good_steps"])
 
     def _grow(self) -> None:
@@ -343,13 +325,13 @@ class LossScaler:
         self.scale, self.good_steps = self.scale * _BACKOFF, 0
         if self.scale < _LEAST_SCALE:
             raise NonFiniteLossError(
-                f"the gradient is not finite at step {step}, however little the loss is scaled",
+                f"the gradient is not finite at step {step} with the smallest loss scale",
                 hint="lower the learning rate, or use precision bf16 or fp32",
             )
 
 
 def loss_scaler_of(precision: Precision) -> LossScaler:
-    """Return the scaler that a precision needs: one that does nothing, but for "fp16"."""
+    """Return the scaler of a precision; it scales only with "fp16"."""
     if precision != "fp16":
         return LossScaler()
     return LossScaler(scale=_FIRST_SCALE, is_fixed=False)
@@ -359,10 +341,10 @@ _FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
 
 
 def build_optimizers(model: nn.Module, section: OptimSection) -> list[Optimizer]:
-    """Build the optimizers that together update every parameter of *model* that is trained.
+    """Build the optimizers that together update every trained parameter of *model*.
 
     Raises:
-        UsageError: A multiplier's pattern matches no parameter, or nothing is left to train.
+        UsageError: The pattern of a multiplier matches no parameter.
     """
     factors = param_groups(model, section)
     named = [(name, param) for name, param in model.named_parameters() if name in factors]
@@ -377,7 +359,7 @@ def build_optimizers(model: nn.Module, section: OptimSection) -> list[Optimizer]
 
 
 def set_lr(optimizers: Iterable[Optimizer], factor: float) -> None:
-    """Set every group's learning rate to *factor* times its peak."""
+    """Set the learning rate of every group to *factor* times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -394,8 +376,8 @@ def _elementwise(groups: list[dict[str, Any]], section: OptimSection) -> Optimiz
 
 
 def _muon(groups: list[dict[str, Any]], lr: float, section: OptimSection) -> Optimizer:
-    # `match_rms_adamw` scales an update to the size AdamW's would have, so learning rates of the
-    # two are comparable (Liu et al. 2025, arXiv:2502.16982).
+    # `match_rms_adamw` scales updates to the size of AdamW's, so that learning rates of the two are
+    # comparable (Liu et al. 2025, arXiv:2502.16982).
     return torch.optim.Muon(
         groups, lr=lr, momentum=section.momentum, adjust_lr_fn="match_rms_adamw"
     )

@@ -1,4 +1,4 @@
-"""The learning rate, and when periodic things happen."""
+"""Learning-rate schedule, periods of a run, average of the weights."""
 
 import math
 from collections.abc import Mapping
@@ -16,21 +16,20 @@ Changes = Literal["every_step", "every_epoch", "every_epoch_after_warmup"]
 
 @dataclass(frozen=True, kw_only=True)
 class LrSchedule:
-    """The factor on the peak learning rate: up to 1 in the warm-up, then down.
+    """The factor on the peak learning rate: a warm-up to 1, then decay.
 
-    Called with the number of updates made so far: 0 for the first update, ``total_steps - 1`` for
-    the last.  With t that number, W `warmup_steps` and T `decay_end`:
+    With t updates made so far (0 to ``total_steps - 1``), W `warmup_steps` and T `decay_end`:
 
     - warm-up, t < W: ``s + (1 - s) t / W`` from s = `start_factor`; with the shape "cosine"
       ``s + (1 - s) (1 - cos(pi t / W)) / 2``.
-    - linear and cosine: with ``p = (t - W) / (T - W)``, or ``t / T`` if `from_start`, within 0
+    - linear and cosine: with ``p = (t - W) / (T - W)``, or ``t / T`` if `from_start`, clipped to 0
       and 1, and e = `end_factor`: ``e + (1 - e) (1 - p)`` and ``e + (1 - e) (1 + cos(pi p)) / 2``.
     - rsqrt: ``1 / sqrt(1 + (t - W) / timescale)``.
     - step: `drop_factor` to the power of the number of `drops` that are at most t.
-    - cooldown: all of it times ``min(1, (total_steps - t) / cooldown_steps)``.
+    - cooldown: the above times ``min(1, (total_steps - t) / cooldown_steps)``.
 
-    Where the learning rate changes once an epoch, t is that of the epoch's first update, epochs
-    being counted from `first_epoch`; an epoch before number 0 has the value of epoch 0.
+    If the learning rate changes once per epoch, t is that of the first update of the epoch.  Epochs
+    are numbered from `first_epoch`; an epoch before number 0 has the value of epoch 0.
 
     Sources: PLSC, plsc/scheduler/lr_scheduler.py, `ViTLRScheduler`, the same as
     google-research/vision_transformer, vit_jax/utils.py; big_vision/utils.py,
@@ -38,21 +37,22 @@ class LrSchedule:
     is `from_start`; mindcv/scheduler/dynamic_lr.py; torch's `MultiStepLR` and `OneCycleLR`.
 
     Attributes:
-        total_steps: Updates in the whole run.
-        decay: Shape of the way down.
+        total_steps: Updates of the run.
+        decay: Shape of the decay.
         warmup_steps: May be 0; less than *total_steps*.
-        start_factor: Of the first update, if there is a warm-up.
-        warmup_shape: Shape of the way up.
-        end_factor: Where linear and cosine decay end.
+        start_factor: Factor of the first update, if there is a warm-up.
+        warmup_shape: Shape of the warm-up.
+        end_factor: Factor at the end of linear and cosine decay.
         decay_end: Update at which they end; None: *total_steps*.
-        from_start: They are counted from the start of the run, not from the end of the warm-up.
+        from_start: Whether they are counted from the start of the run, not from the end of the
+            warm-up.
         timescale: Of rsqrt, in updates.
         drops: Updates at which "step" drops, ascending.
-        drop_factor: Of each drop.
-        cooldown_steps: Last updates, in which the factor goes to 0.
+        drop_factor: Factor of each drop.
+        cooldown_steps: Number of last updates, in which the factor decreases to 0.
         changes: When the factor changes.
         steps_per_epoch: Updates in an epoch.
-        first_epoch: Number of the first epoch, where the factor changes every epoch.
+        first_epoch: Number of the first epoch, if the factor changes every epoch.
     """
 
     total_steps: int
@@ -106,27 +106,26 @@ class LrSchedule:
 
 
 def is_due(step: int, *, every_steps: int, total_steps: int) -> bool:
-    """Return whether something done *every_steps* is due after *step* updates.
+    """Return whether an action with a period of *every_steps* is due after *step* updates.
 
-    Always true at the last step, so that no run ends without its final evaluation and checkpoint.
-    *every_steps* = 0 means at the last step only.
+    It is always due at the last step; with *every_steps* 0, only there.
     """
     return step == total_steps or (every_steps > 0 and step % every_steps == 0)
 
 
 class Ema:
-    """Averages the parameters of a model over its updates.
+    """Exponential moving average of the parameters of a model.
 
-    After update t the average is ``d * average + (1 - d) * weights`` with ``d = decay``, or
-    ``d = decay * (1 - exp(-t / warmup_steps))`` where the first weights are to be forgotten soon.
+    After update t the average is ``d * average + (1 - d) * weights`` with ``d = decay``, or with a
+    warm-up ``d = decay * (1 - exp(-t / warmup_steps))``.
 
-    Source: timm's `ModelEma`, as DeiT uses it (decay 0.99996, no warm-up); the warm-up is that of
+    Source: timm's `ModelEma`, as in DeiT (decay 0.99996, no warm-up); the warm-up is that of
         mindcv/utils/train_step.py (warmup_steps = 2000).
 
     Args:
-        model: Its parameters, where they are now, are the first average.
-        decay: Share of the old average that stays, 0 to 1.
-        warmup_steps: Updates in which the decay comes to 63 % of itself; 0: none.
+        model: Its current parameters are the first average.
+        decay: d, 0 to 1.
+        warmup_steps: Updates until d is 63 % of *decay*; 0: no warm-up.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup_steps: int = 0) -> None:
@@ -137,7 +136,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
-        """Take the weights in, after *num_updates* of them were made."""
+        """Update the averages after update *num_updates*."""
         decay = self._decay
         if self._warmup_steps:
             decay *= 1 - math.exp(-num_updates / self._warmup_steps)
@@ -146,11 +145,11 @@ class Ema:
         torch._foreach_lerp_(averages, params, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the model's `state_dict` with the averages for parameters; not copies."""
+        """Return the `state_dict` of the model with averages as parameters; not copies."""
         return {**self._model.state_dict(), **self._averages}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the averages back that `tensors` returned, whole and on any device."""
+        """Load averages that `tensors` returned, unsharded, on any device."""
         for name, average in self._averages.items():
             local_part(average).copy_(local_part(shard_like(tensors[name], average)))

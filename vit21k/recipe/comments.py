@@ -1,8 +1,7 @@
-"""What the comments of a recipe say: whose it is, what was reached, where each value is from.
+"""Comments of recipe files: source, published results, source of each value.
 
-A recipe file begins with comments: a line that says what it is; paragraphs named ``Source``,
-``Reached there``, ``Which value counts`` and ``Verified here``; a command.  A comment behind a
-value says where the value is from.
+A recipe file begins with comments: a summary line; paragraphs named ``Source``, ``Reached there``,
+``Which value counts`` and ``Verified here``; a command.  The comment after a value is its source.
 """
 
 import re
@@ -22,36 +21,36 @@ SOURCES: Mapping[str, str] = {
     "paddle_pit": "https://github.com/hatimwen/paddle_pit",
     "ours": "",
 }
-"""Whose recipes there are, in the order they are shown, and where theirs are."""
+"""Sources of recipes, in the order of lists, and their repositories."""
 
 _NAMED = re.compile(r"(Source|Reached there|Which value counts|Verified here): *(.*)")
 _FIELD = re.compile(r"(?P<indent> *)(?P<name>\w+): *(?P<value>[^#]*?)(?: *# *(?P<remark>.*))?")
 
 
 class Header(NamedTuple):
-    """What the first comments of a recipe say."""
+    """The first comments of a recipe."""
 
     summary: str
-    """What it is, in a line."""
+    """One line."""
     notes: Mapping[str, str]
     """The named paragraphs, each in one line."""
     command: str
-    """How to run it, a command a line; empty if the recipe does not say."""
+    """Commands that run it, one per line; may be empty."""
 
 
 class Line(NamedTuple):
-    """A field that a recipe sets."""
+    """A line of a recipe file that sets a field."""
 
     field: str
     """Dotted name."""
     value: str
-    """As it is written."""
+    """In YAML."""
     remark: str
-    """Where it is from."""
+    """Its source."""
 
 
 def header_of(name_or_path: str) -> Header:
-    """Return what the first comments of a recipe say.
+    """Parse the first comments of a recipe.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -72,7 +71,7 @@ def header_of(name_or_path: str) -> Header:
 
 
 def comments_of(name_or_path: str) -> list[str]:
-    """Return the first comments of a recipe, a line each, without the signs of a comment.
+    """Return the lines of the first comments of a recipe, without ``#``.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -86,7 +85,7 @@ def comments_of(name_or_path: str) -> list[str]:
 
 
 def lines_of(name: str) -> Iterator[Line]:
-    """Yield the fields that a shipped recipe sets itself, not those of its base, with remarks.
+    """Yield the fields that a shipped recipe sets, without those of its base.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -104,10 +103,10 @@ def lines_of(name: str) -> Iterator[Line]:
 
 
 def by_source(word: str = "") -> Iterator[tuple[str, str]]:
-    """Yield source and name of every shipped recipe, source by source.
+    """Yield source and name of every shipped recipe, ordered by source.
 
     Args:
-        word: Those with it in their name or source alone.
+        word: Only recipes with this in their name or source.
     """
     source_of = {name: source_name(name) for name in shipped_recipes()}
     for source in SOURCES:
@@ -117,5 +116,5 @@ def by_source(word: str = "") -> Iterator[tuple[str, str]]:
 
 
 def source_name(name: str) -> str:
-    """Return whose recipe it is: a key of `SOURCES`."""
+    """Return the source of a shipped recipe: a key of `SOURCES`."""
     return re.split(r"[ ,]", load_recipe(name).source, maxsplit=1)[0]

@@ -1,8 +1,8 @@
-"""Load a recipe, apply overrides, and report everything that is wrong with it."""
+"""Loading of recipes, with overrides and complete error reports."""
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -17,14 +17,14 @@ from vit21k.recipe.schema import Recipe, Section
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return what *text* holds.
+    """Parse YAML.
 
     Args:
-        text: Of a recipe, or of a single value.
-        name: What a message calls it.
+        text: A recipe, or a single value.
+        name: Its name in messages.
 
     Raises:
-        RecipeError: It is not YAML, or sets a key twice.
+        RecipeError: *text* is not YAML, or sets a key twice.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -33,14 +33,14 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Return *values* as YAML, in their order, lists on one line."""
+    """Return *values* as YAML, in the same order, each list on one line."""
     return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number and refuses a repeated key.
+    """SafeLoader that reads `1e-3` as a number and rejects duplicate keys.
 
-    Plain YAML 1.1 reads `1e-3` as text, and keeps the last of two equal keys.
+    In YAML 1.1 `1e-3` is text, and the last of two equal keys wins.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -63,7 +63,7 @@ _PlainDumper.add_representer(
 )
 
 
-# The dumper has to know, too: it quotes a text that would be read as a number.
+# Also for the dumper, which quotes text that would be read as a number.
 for _reader_or_writer in (_StrictLoader, _PlainDumper):
     _reader_or_writer.add_implicit_resolver(
         "tag:yaml.org,2002:float",
@@ -72,60 +72,49 @@ for _reader_or_writer in (_StrictLoader, _PlainDumper):
     )
 
 
-class FieldInWords(NamedTuple):
-    """One field of a recipe, as documented."""
+class FieldDocs(NamedTuple):
+    """Documentation of a field of a recipe."""
 
     name: str
-    """Dotted name, as `--set` takes it."""
+    """Dotted name, as for `--set`."""
     values: str
-    """What it may be: a type with limits, or the words."""
+    """Valid values: a type with limits, or words."""
     default: str
-    """Its default as YAML writes it; "required" where there is none."""
+    """Default in YAML; "required": there is none."""
     meaning: str
-    """What it does, in one line."""
+    """Description in one line."""
 
 
-def describe_fields() -> list[FieldInWords]:
+def describe_fields() -> list[FieldDocs]:
     """Return every field of a recipe, in declaration order."""
-    return list(_describe(Recipe, ""))
-
-
-def field_names(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return the dotted names of the fields below *section*, sections included."""
-    names = []
-    for name, field in section.model_fields.items():
-        names.append(prefix + name)
-        if (inner := _section_of(field)) is not None:
-            names += field_names(inner, f"{prefix}{name}.")
-    return names
-
-
-def _describe(section: type[BaseModel], prefix: str) -> list[FieldInWords]:
-    rows = []
-    for name, field in section.model_fields.items():
-        if (inner := _section_of(field)) is not None:
-            rows += _describe(inner, f"{prefix}{name}.")
-            continue
-        rows.append(
-            FieldInWords(
-                prefix + name,
-                _values(field.annotation, field.metadata),
-                "required" if field.is_required() else _as_yaml(field.default),
-                " ".join((field.description or "").split()),
-            )
+    return [
+        FieldDocs(
+            name,
+            _values(field.annotation, field.metadata),
+            "required" if field.is_required() else _as_yaml(field.default),
+            " ".join((field.description or "").split()),
         )
-    return rows
+        for name, field in _walk(Recipe)
+        if _section_of(field) is None
+    ]
+
+
+def _walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield dotted name and declaration of sections and their fields."""
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        if (inner := _section_of(field)) is not None:
+            yield from _walk(inner, f"{prefix}{name}.")
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:
     annotation: Any = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return None
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation if is_section else None
 
 
 def _values(annotation: Any, limits: list[Any]) -> str:
-    """Return what a field of this type may hold, in words."""
+    """Describe the valid values of a type."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _values(inside[0], list(inside[1:]))
@@ -143,7 +132,7 @@ def _values(annotation: Any, limits: list[Any]) -> str:
 
 
 def _limits(metadata: list[Any]) -> str:
-    """Return the limits that *metadata* sets, as `` > 0``."""
+    """Return the limits in *metadata*, such as `` > 0``."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     return ",".join(
         f" {sign} {getattr(limit, name):g}"
@@ -189,21 +178,21 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """Return the recipe with *overrides* applied.
 
     Args:
-        name_or_path: A shipped recipe's name, or a path that ends in ``.yaml``.
-        overrides: Dotted assignments such as ``"optim.lr=3e-4"``.  Later ones win over earlier
-            ones, and all of them over the file.
+        name_or_path: Name of a shipped recipe, or a path that ends in ``.yaml``.
+        overrides: Dotted assignments such as ``"optim.lr=3e-4"``.  Later ones have precedence over
+            earlier ones, and all over the file.
 
     Raises:
-        RecipeError: With *every* problem found, not only the first.
+        RecipeError: The recipe is not valid; the message has all errors.
     """
-    values = _spelled_out(name_or_path)
+    values = _with_bases(name_or_path)
     for override in overrides:
         assign(values, override)
     return recipe_from(values, name_or_path)
 
 
 def base_of(name_or_path: str) -> str | None:
-    """Return the recipe that sets what the recipe skips, if it names one.
+    """Return the recipe whose fields this one inherits; None: there is none.
 
     Raises:
         RecipeError: There is no such recipe, or `base` is not the name of one.
@@ -217,14 +206,14 @@ def base_of(name_or_path: str) -> str | None:
 
 
 def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
-    """Return the recipe that *values* spell out, as in a checkpoint's `state.json`.
+    """Return the recipe of *values*, which are those of a `state.json` too.
 
     Args:
         values: Fields and values, sections as nested mappings.
-        name: What messages call it.
+        name: Its name in messages.
 
     Raises:
-        RecipeError: With every problem found.
+        RecipeError: The recipe is not valid; the message has all errors.
     """
     try:
         return Recipe.model_validate(values)
@@ -237,21 +226,12 @@ def recipe_from(values: Mapping[str, Any], name: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return *recipe* as YAML, every field spelled out, in declaration order."""
+    """Return *recipe* as YAML with all fields, in declaration order."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
-def summary(name: str) -> str:
-    """Return the first comment of a shipped recipe: one line that says what it is."""
-    first = (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip()
-
-
-def _spelled_out(name_or_path: str, above: int = 0) -> dict[str, Any]:
-    """Return what a recipe sets, and what its base sets, and the base of that.
-
-    A field that several set is that of the recipe, or of the base nearest to it.
-    """
+def _with_bases(name_or_path: str, above: int = 0) -> dict[str, Any]:
+    """Return the fields of a recipe, with those that it inherits."""
     values, base = _fields_of(name_or_path), base_of(name_or_path)
     values.pop("base", None)
     if base is None:
@@ -260,7 +240,7 @@ def _spelled_out(name_or_path: str, above: int = 0) -> dict[str, Any]:
         raise RecipeError(
             f"recipe `{name_or_path}` is based on itself, or on more than {_MAX_BASES} others"
         )
-    merged = _spelled_out(base, above + 1)
+    merged = _with_bases(base, above + 1)
     for name, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value
@@ -306,10 +286,10 @@ def _read_file(path: Path) -> str:
 
 
 def assign(values: dict[str, Any], override: str) -> None:
-    """Set a field of *values*, sections as nested tables, to what *override* says.
+    """Apply *override* to *values*, which have sections as nested mappings.
 
     Raises:
-        RecipeError: It is not ``section.field=value``.
+        RecipeError: *override* is not ``section.field=value``.
     """
     dotted, equals, text = override.partition("=")
     parts = dotted.strip().split(".")
@@ -327,7 +307,7 @@ def assign(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """Turn pydantic's report into one plain line per problem."""
+    """Return a line for each error of pydantic's report."""
     lines: list[str] = []
     for problem in error.errors():
         dotted = ".".join(str(part) for part in problem["loc"])
@@ -345,15 +325,17 @@ def _explain(error: ValidationError) -> list[str]:
 
 
 def _about_value(dotted: str, problem: Mapping[str, Any]) -> str:
-    """Return what a field takes, and what it got."""
+    """Return the valid values of a field, and its value."""
     given = problem["input"]
     if problem["type"] == "too_long":
-        return f"{dotted}: {problem['ctx']['max_length']} values, got {given!r}"
-    if problem["type"] == "tuple_type":
-        return f"{dotted}: a list such as [0.1, 0.2], got {given!r}"
-    if problem["type"] == "finite_number" or _is_no_number(given):
+        wanted = f"{problem['ctx']['max_length']} values"
+    elif problem["type"] == "tuple_type":
+        wanted = "a list such as [0.1, 0.2]"
+    elif problem["type"] == "finite_number" or str(given).lower().lstrip("+-") in _NOT_FINITE:
         return f"{dotted}: a finite number, got {given}"
-    return f"{dotted}: {_lower_first(problem['msg'])}, got {given!r}"
+    else:
+        wanted = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{dotted}: {wanted}, got {given!r}"
 
 
 def _missing(dotted: str, problem: Mapping[str, Any]) -> str:
@@ -363,13 +345,9 @@ def _missing(dotted: str, problem: Mapping[str, Any]) -> str:
     return f"{dotted.rpartition('.')[0]}: too few values, {len(given)}, got {given}"
 
 
-def _is_no_number(value: Any) -> bool:
-    """Return whether *value* is how people write what YAML spells `.nan` and `.inf`."""
-    return isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity")
-
-
-# What other trainers call the same thing: no spelling is close to it.
-_ELSEWHERE_CALLED = {
+_NOT_FINITE = ("nan", "inf", "infinity")  # YAML has `.nan` and `.inf`
+# Names in other training programs.
+_SYNONYMS = {
     "base_lr": "lr",
     "batch_size": "global_batch_size",
     "clip_grad": "grad_clip_norm",
@@ -383,16 +361,11 @@ _ELSEWHERE_CALLED = {
 
 
 def _did_you_mean(dotted: str) -> str:
-    known = field_names(Recipe)
-    leaf = dotted.rpartition(".")[2]
-    leaf = _ELSEWHERE_CALLED.get(leaf, leaf)
-    close = difflib.get_close_matches(dotted, known, n=1)
+    """Return the valid name of a field that is in another section, misspelt, or of a synonym."""
+    known = [name for name, _ in _walk(Recipe)]
+    section, _, leaf = dotted.rpartition(".")
+    leaf = _SYNONYMS.get(leaf, leaf)
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
-    section = dotted.rpartition(".")[0]
     elsewhere.sort(key=lambda name: name.rpartition(".")[0] != section)
-    best = (elsewhere or close)[:1]
+    best = elsewhere or difflib.get_close_matches(dotted, known, n=1)
     return f"; did you mean `{best[0]}`?" if best else ""
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
