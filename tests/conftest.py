@@ -1,6 +1,6 @@
 """Fixtures shared by the tests of data preparation.
 
-`tiny_tree` is the whole zoo in six files: a content that lies in two folders, one that lies twice
+`tiny_tree` is the whole zoo in six files: a content in two folders, one twice
 in one folder, and classes of different size.
 """
 

@@ -1,4 +1,4 @@
-"""A web server on loopback that can break off, forget ranges, redirect and lie."""
+"""A web server on loopback that can break off, forget ranges, redirect and answer falsely."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""An HTTP server with ranges and listings on loopback, which can be slow, fail, reset and lie.
+"""An HTTP server with ranges and listings on loopback, with delays, failures and wrong answers.
 
 `python tests/object_server.py FOLDER [LATENCY_S]` serves a folder from a process of its own.
 """

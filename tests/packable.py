@@ -20,7 +20,7 @@ BAD = {"n00000000/bad.JPEG": encoded(photolike(105, (60, 60)))[:900]}
 
 
 def write_tree(root: Path, *, bad: bool = False) -> Path:
-    """Write the tree; one image lies in two classes."""
+    """Write the tree; one image is in two classes."""
     files = dict(KINDS)
     for number in range(NUM_PLAIN):
         size = (120 + 9 * number, 90 + 5 * (number % 4))

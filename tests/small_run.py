@@ -14,7 +14,7 @@ SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_head
 
 
 def write_manifests(folder, rows, classes, *, options=None):
-    """Write *rows* as images, train and val of *folder*; their tree is beside it."""
+    """Write *rows* as images, train and val of *folder*; their tree is next to it."""
     table = pa.Table.from_pylist(rows, schema=IMAGES.schema)
     for kind in (IMAGES, TRAIN, VAL):
         header = Header(

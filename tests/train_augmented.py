@@ -29,7 +29,7 @@ BALANCED = ("--set=data.repeats=1", "--set=data.sampling=class_balanced")
 
 
 def train_all(home: Path, manifests: Path) -> None:
-    """Train in one process and in two; stop two, and go on with one; balance classes in both."""
+    """Train in one process and in two; stop two, and resume with one; balance classes in both."""
     finish(manifests, home / "one", AUGMENTED)
     finish(manifests, home / "two", AUGMENTED, world_size=2)
     children = start(manifests, home / "stopped", AUGMENTED, world_size=2)

@@ -66,7 +66,7 @@ def _stop_at(step: int, manifests: Path, run_dir: Path, world_size: int) -> None
 
 
 def signals(manifests: Path, home: Path) -> None:
-    """Stop two processes by a signal to one of them, or to both; then go on."""
+    """Stop two processes by a signal to one of them, or to both; then resume."""
     for name, signum, to in (
         ("term-first", signal.SIGTERM, [0]),
         ("usr1-second", signal.SIGUSR1, [1]),

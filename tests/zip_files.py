@@ -1,4 +1,4 @@
-"""Zip archives for tests, made byte by byte: records that say whatever they are told."""
+"""Zip archives for tests, made byte by byte: records with any content."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Plans: arithmetic that can be done by hand."""
+"""Plans: arithmetic checked against known results."""
 
 import pytest
 import torch

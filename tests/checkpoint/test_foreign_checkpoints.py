@@ -481,7 +481,7 @@ def test_the_average_of_our_own_runs_is_chosen_by_the_same_option(tmp_path):
         load_model(alone, model_args={"num_heads": 7})
 
 
-def test_a_config_beside_weights_that_were_saved_as_something_else_is_refused(tmp_path):
+def test_a_config_of_another_model_next_to_weights_is_refused(tmp_path):
     torch.save({"model": state_of(vit()), "arch": "deit_tiny_patch16_224"}, tmp_path / "w.pth")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
 

@@ -25,7 +25,7 @@ def test_a_head_of_another_size_has_indices_and_no_guess() -> None:
 
 
 @pytest.mark.parametrize("name", ["in21k-p", "in12k", "microsoft"])
-def test_names_beside_the_weights_are_recognised(name: str) -> None:
+def test_names_next_to_the_weights_are_recognised(name: str) -> None:
     known = known_list(name)
     labels = {str(index): text or "?" for index, text in enumerate(known.names)}
 

@@ -163,7 +163,7 @@ def test_a_resnet_is_refused_with_the_names_it_has(tmp_path):
     assert "--formats" in caught.value.hint
 
 
-def test_a_head_of_a_thousand_is_taken_for_imagenet_and_that_is_said(tmp_path):
+def test_a_head_of_a_thousand_is_treated_as_imagenet_with_a_warning(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=1000, **TINY)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
 

@@ -109,7 +109,7 @@ def test_problems_are_counted_listed_and_give_exit_code_3(
     assert "listed in `data_manifests/problems.parquet`" in result.stderr
 
 
-def test_files_that_are_only_left_out_give_exit_code_0(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_files_that_are_only_skipped_give_exit_code_0(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree({"n1/a.jpg": b"a", "n1/b.txt": b"b", ".hidden/c.jpg": b"c"})
 
     result = _vit21k("hash", root, cwd=tmp_path)
@@ -317,9 +317,7 @@ def test_what_comes_next_names_the_manifests_that_were_named(
     assert told("hash", tiny_tree) == "vit21k relabel"
 
 
-def test_a_wrong_place_is_told_as_what_it_is_and_nothing_is_left_there(
-    vit21k: Any, tmp_path: Path
-) -> None:
+def test_a_wrong_path_is_reported_and_nothing_is_written_there(vit21k: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
 
     in_the_way = vit21k("relabel", "--manifests", "file")

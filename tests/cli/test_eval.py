@@ -84,7 +84,7 @@ def test_eval_finds_a_tree_that_has_moved(vit21k, images, run_dir, tmp_path):
     assert found.code == 0
 
 
-def test_eval_stops_at_a_image_that_cannot_be_decoded(vit21k, images, run_dir, tmp_path):
+def test_eval_stops_at_an_image_that_cannot_be_decoded(vit21k, images, run_dir, tmp_path):
     (tmp_path / "tree" / images[3]["path"]).write_bytes(b"no image")
 
     result = vit21k("eval", run_dir)

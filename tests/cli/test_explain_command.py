@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def test_a_image_is_drawn_and_its_rollout_told(vit21k, images, run_dir, tmp_path):
+def test_an_image_is_drawn_and_its_rollout_printed(vit21k, images, run_dir, tmp_path):
     arguments = ["explain", run_dir, "tree/ant/0.png", "--out", "out/seen.png", "--json"]
 
     result = vit21k(*arguments)

@@ -31,7 +31,7 @@ def test_errors_are_one_message_and_an_exit_code(vit21k, images, run_dir, argume
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_that_has_saved_nothing_is_told_from_a_folder_without_a_model(
+def test_a_run_that_has_saved_nothing_differs_from_a_folder_without_a_model(
     vit21k, images, tmp_path
 ):
     (tmp_path / "runs" / "new").mkdir(parents=True)

@@ -77,7 +77,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
-def test_reduce_drops_what_another_label_is_a_kind_of(manifests: Path) -> None:
+def test_reduce_drops_the_hypernyms_of_another_label(manifests: Path) -> None:
     before = _bytes(manifests)
     out = manifests / "labels" / "reduce"
 
@@ -167,7 +167,7 @@ def test_a_split_is_carried_over_and_can_be_made_anew(manifests: Path) -> None:
     assert (header.options["labels"][0]["verb"], header.inputs_in) == ("reduce", ".")
 
 
-def test_a_split_that_no_longer_fits_is_left_out_and_said(manifests: Path) -> None:
+def test_a_split_that_no_longer_fits_is_skipped_with_a_warning(manifests: Path) -> None:
     make_val(manifests, per_class=1)
     write_folder(manifests, LABELS[:-1])
 
@@ -376,7 +376,7 @@ def test_of_three_labels_the_two_that_fit_least_count(tmp_path: Path) -> None:
     assert (row["relation"], len(row["label_ids"])) == ("far", 3)
 
 
-def test_a_crowded_image_is_ranked_too(tmp_path: Path) -> None:
+def test_an_overlabelled_image_is_ranked_too(tmp_path: Path) -> None:
     wnids = known_list("in1k").wnids[:: 1000 // (MANY_LABELS + 10)]
     manifests = write_folder(tmp_path / "m", [wnids], [*wnids, DOG])
 

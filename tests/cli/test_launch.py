@@ -161,7 +161,7 @@ def test_without_dry_run_the_clusters_own_program_gets_the_file(
     assert (tmp_path / "file").read_text() == vit21k(*arguments, "--dry-run", *TRAIN).stdout
 
 
-def test_what_the_cluster_refuses_is_told(vit21k, tmp_path, monkeypatch):
+def test_a_refusal_of_the_cluster_is_reported(vit21k, tmp_path, monkeypatch):
     program(tmp_path / "bin", "sbatch", 'echo "invalid partition" >&2; exit 1')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
@@ -185,7 +185,7 @@ def test_what_makes_no_job_is_refused(vit21k, arguments, message):
     assert message in result.stderr
 
 
-def test_a_cluster_that_is_not_here_is_told(vit21k, tmp_path, monkeypatch):
+def test_a_missing_cluster_is_reported(vit21k, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_tiled_goes_in_as_it_is_and_the_index_says_why(home, pack
     assert sum(row["form"] == "tiles" for row in index) == NUM_IMAGES - 2
 
 
-def test_the_bytes_do_not_hang_on_the_number_of_workers(lossless, home, packs, tmp_path):
+def test_the_bytes_do_not_depend_on_the_number_of_workers(lossless, home, packs, tmp_path):
     for num_workers in (1, 4):
         out = tmp_path / str(num_workers)
         pack(home / "m", out, lossless, PackOptions(per_shard=7, num_workers=num_workers))
@@ -204,7 +204,7 @@ def test_images_without_a_split_are_packed_as_images(home, tmp_path):
     assert verify_pack(tmp_path / "p").is_same
 
 
-def test_bad_images_are_left_out_listed_and_counted(lossless, tmp_path):
+def test_bad_images_are_skipped_listed_and_counted(lossless, tmp_path):
     write_manifests(write_tree(tmp_path / "tree", bad=True), tmp_path / "m")
     (tmp_path / "tree" / "n00000002" / "08.JPEG").unlink()
 
@@ -255,7 +255,7 @@ def test_an_error_while_an_image_is_encoded_is_that_images_problem(lossless, tmp
     assert row["detail"] == "it cannot be packed: encoder error -2"
 
 
-def test_a_image_that_could_not_be_read_is_packed_by_the_next_run(lossless, home, packs, tmp_path):
+def test_an_image_that_could_not_be_read_is_packed_by_the_next_run(lossless, home, packs, tmp_path):
     tree = shutil.copytree(home / "tree", tmp_path / "tree")
     away = tree / "n00000002" / "08.JPEG"
     away.rename(tmp_path / "away")
@@ -414,7 +414,7 @@ def _interrupt_after(number):
     return on_image
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(lossless, home, packs, tmp_path):
+def test_a_full_disk_is_reported_and_the_next_run_resumes(lossless, home, packs, tmp_path):
     out, soft_hard = tmp_path / "p", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, soft_hard[1]))
     try:

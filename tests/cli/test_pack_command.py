@@ -66,7 +66,7 @@ def test_bad_images_end_it_with_code_3(vit21k, tmp_path):
 
 
 @needs_extension
-def test_a_damaged_pack_is_told_with_code_4(vit21k, tmp_path, manifests):
+def test_a_damaged_pack_is_reported_with_code_4(vit21k, tmp_path, manifests):
     vit21k("pack", "--short-side", 32, "--manifests", manifests, "--out", "p", "--per-shard", 9)
     shard = tmp_path / "p" / "imagenet21k-train-00001.tar"
     shard.write_bytes(shard.read_bytes()[:5000])

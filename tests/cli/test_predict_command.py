@@ -144,7 +144,7 @@ def tops(result):
     return [[score["wnid"] for score in row["top"]] for row in json.loads(result.stdout)]
 
 
-def test_a_image_can_come_from_stdin(vit21k, images, run_dir, tmp_path, monkeypatch):
+def test_an_image_can_come_from_stdin(vit21k, images, run_dir, tmp_path, monkeypatch):
     as_stdin(monkeypatch, (tmp_path / "tree/bee/1.png").read_bytes())
 
     piped = vit21k("predict", run_dir, "-", "--json")

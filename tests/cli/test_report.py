@@ -11,7 +11,7 @@ from vit21k.cli.app import app
 run = CliRunner().invoke
 
 
-def test_it_writes_the_page_beside_the_manifests_and_counts_the_merges(tmp_path: Path) -> None:
+def test_it_writes_the_page_next_to_the_manifests_and_counts_the_merges(tmp_path: Path) -> None:
     for folder in ("n02088364", "n07753592"):
         (tmp_path / "tree" / folder).mkdir(parents=True)
         (tmp_path / "tree" / folder / "0.jpg").write_bytes(encoded(photolike(0)))

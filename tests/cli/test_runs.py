@@ -71,7 +71,7 @@ def test_one_run_cannot_be_compared(vit21k, two_runs):
     assert "name two runs" in result.stderr
 
 
-def test_the_page_lies_where_it_was_asked_for(vit21k, two_runs, tmp_path):
+def test_the_page_is_written_to_the_given_path(vit21k, two_runs, tmp_path):
     result = vit21k("runs", "plot", "--out", "here.html", "--json")
 
     assert result.code == 0, result.stderr

@@ -120,7 +120,7 @@ def test_a_run_leaves_a_recipe_a_log_and_checkpoints(uninterrupted):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_weights_to_the_bit(manifests, uninterrupted, tmp_path):
+def test_killed_runs_end_with_bit_identical_weights(manifests, uninterrupted, tmp_path):
     chance = random.Random(0)
     run_dir = tmp_path / "run"
     for step in (3, 7, 12):
@@ -150,7 +150,7 @@ def test_killed_runs_end_with_the_same_weights_to_the_bit(manifests, uninterrupt
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(
+def test_a_signal_saves_and_the_same_command_resumes(
     manifests, uninterrupted, tmp_path, signum, code
 ):
     process = start(manifests, tmp_path / "run")

@@ -43,7 +43,7 @@ def num_skipped(run_dir):
     ("name", "whole"),
     [("two", "one"), ("stopped", "one"), ("balanced-two", "balanced-one")],
 )
-def test_what_is_mixed_erased_and_left_out_does_not_hang_on_the_processes(runs, name, whole):
+def test_what_is_mixed_erased_and_skipped_does_not_depend_on_the_processes(runs, name, whole):
     assert losses(runs / name) == pytest.approx(losses(runs / whole), rel=1e-5)
     assert order_of(runs / name) == order_of(runs / whole)
     assert len(losses(runs / name)) == 14
@@ -99,7 +99,7 @@ def test_too_many_bad_images_end_a_run_and_are_listed(vit21k, images, tmp_path):
     assert "vit21k verify --decode" in result.stderr
 
 
-def test_a_run_that_a_bad_image_stopped_goes_on_without_it(vit21k, images, tmp_path):
+def test_a_run_that_a_bad_image_stopped_resumes_without_it(vit21k, images, tmp_path):
     (tmp_path / "tree" / images[5]["path"]).write_bytes(b"no image")
     long = [*SMALL, "--set=total_steps=6", "--set=run.save_every_steps=1", "--set=seed=5"]
 

@@ -76,7 +76,7 @@ def teachers(manifests, tmp_path_factory):
     return folder
 
 
-def test_a_pit_learns_from_a_teacher_and_goes_on_with_no_other(manifests, teachers, tmp_path):
+def test_a_pit_learns_from_a_teacher_and_resumes_with_no_other(manifests, teachers, tmp_path):
     def go(num_steps, *extra):
         settings = [*PIT, f"total_steps={num_steps}"]
         return train(

@@ -96,7 +96,7 @@ def test_one_process_writes(layouts):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(tmp_path):
     home = train_group(tmp_path, "elastic")
 
     assert losses(home / "elastic") == pytest.approx(losses(home / "whole"), rel=1e-4)
@@ -120,7 +120,7 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on_and_the_same_command_goes_on(tmp_path):
+def test_torchrun_passes_a_signal_on_and_the_same_command_resumes(tmp_path):
     _make_images(tmp_path, num_classes=3, per_class=7)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "vit21k", "train", *train_layouts.SMALL, *train_layouts.LONG]

@@ -81,7 +81,7 @@ def test_what_torch_saved_is_read(tmp_path, write):
     assert arrays.tensors.keys() == {"a"}
 
 
-def test_safetensors_are_told_by_their_content(tmp_path):
+def test_safetensors_are_detected_by_their_content(tmp_path):
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.bin")
 
     assert read_arrays(tmp_path / "w.bin").container == "safetensors"
@@ -159,7 +159,7 @@ def test_an_npz_that_grows_beyond_any_weights_is_refused_before_it_grows(tmp_pat
 
 
 @pytest.mark.parametrize("shape", ["(4,)", "(2, 99999999999)", "(3, 1)", "(-3,)", "(0x4,)"])
-def test_a_header_that_lies_about_its_array_is_refused(tmp_path, shape):
+def test_a_header_with_false_facts_about_its_array_is_refused(tmp_path, shape):
     np.savez(tmp_path / "w.npz", a=np.arange(3.0))
 
     def change(_name, content):

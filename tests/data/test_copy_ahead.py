@@ -8,7 +8,7 @@ from vit21k.data.loader import (
 )
 
 
-def test_two_items_are_started_beside_the_one_in_use():
+def test_two_items_are_started_besides_the_one_in_use():
     log = []
 
     def start(item):

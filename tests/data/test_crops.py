@@ -1,4 +1,4 @@
-"""Oracle of the compiled crops: `decode_rgb` and torch's resampling, to the bit."""
+"""Oracle of the compiled crops: bit-identical to `decode_rgb` and torch's resampling."""
 
 import random
 from itertools import product
@@ -63,7 +63,7 @@ def random_crop(draw, size):
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_every_crop_of_a_plain_jpeg_is_that_of_libjpeg_turbo_and_torch(decoder, kind):
+def test_every_crop_of_a_baseline_jpeg_is_that_of_libjpeg_turbo_and_torch(decoder, kind):
     draw = random.Random(kind)
     for size, mode in product(SIZES, MODES):
         content = jpeg(size, **PLAIN[kind])

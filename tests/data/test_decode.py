@@ -266,7 +266,7 @@ def test_a_decompression_bomb_is_refused(side, image_format):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFF tags
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"])
-def test_flipped_bytes_give_a_image_or_an_image_error(image_format):
+def test_flipped_bytes_give_an_image_or_an_image_error(image_format):
     content = encoded(original(), image_format)
     random = np.random.default_rng(1)
 

@@ -24,7 +24,7 @@ def test_the_hash_is_splitmix64():
     num_uniforms=st.integers(1, 30),
 )
 @settings(max_examples=60)
-def test_a_number_hangs_on_seed_position_and_column_alone(seed, positions, num_uniforms):
+def test_a_number_depends_on_seed_position_and_column_alone(seed, positions, num_uniforms):
     uniforms = uniform_values(seed, np.array(positions), num_uniforms)
 
     for row, position in zip(uniforms, positions, strict=True):

@@ -204,7 +204,7 @@ def test_a_bad_image_ends_the_step_with_its_path(damaged_root, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_skipped_images_are_left_out_counted_and_named(root, damaged_root, num_workers):
+def test_skipped_images_are_counted_and_named(root, damaged_root, num_workers):
     sampling = {"global_batch_size": 45, "num_workers": num_workers}
     (whole,) = steps_of(train_loader(root, **sampling), [0])
     loader = train_loader(damaged_root, on_bad_image="skip", **sampling)
@@ -342,7 +342,7 @@ def test_some_files_that_are_gone_do_not_make_a_tree_that_is(root, tmp_path):
     assert {row for step in batches for batch in step for row in batch[3]} == set(range(1, 45, 2))
 
 
-def test_where_no_substitute_is_good_either_a_image_is_skipped(tmp_path):
+def test_an_image_without_a_good_replacement_is_skipped(tmp_path):
     for index in range(NUM_IMAGES):
         (tmp_path / f"{index}.jpeg").write_bytes(b"no image")
     loader = train_loader(tmp_path, on_bad_image="replace")
@@ -378,7 +378,7 @@ def test_a_few_bad_images_do_not_stop_the_run(damaged_root):
 
 
 @pytest.mark.parametrize("num_workers", [0, 3])
-def test_an_augmented_batch_hangs_on_seed_and_position_only(root, num_workers):
+def test_an_augmented_batch_depends_on_seed_and_position_only(root, num_workers):
     policy = policy_named(
         "rand_big_vision",
         num_ops=2,

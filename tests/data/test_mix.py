@@ -44,7 +44,7 @@ def dense_targets(batch, num_classes, *, sums_to_one=False):
 
 
 def mixed_targets(batch, plan, num_classes, **options):
-    """Return what timm makes of dense targets: y * share + y[partner] * (1 - share)."""
+    """Return dense targets mixed by timm: y * share + y[partner] * (1 - share)."""
     target = dense_targets(batch, num_classes, **options)
     share = torch.from_numpy(plan.shares_B)[:, None]
     return target * share + target[torch.from_numpy(plan.partners_B)] * (1 - share)
@@ -222,7 +222,7 @@ def test_a_batch_in_parts_of_pairs_is_mixed_like_the_whole(cut, seed):
     assert torch.equal(torch.cat(images), transform(whole, CPU).images_BCHW)
 
 
-def test_a_image_whose_partner_is_not_there_is_not_mixed():
+def test_an_image_whose_partner_is_not_there_is_not_mixed():
     mixer = Mixer(seed=0, **both)
 
     plan = mixer.plan(np.array([3, 4, 5, 6, 9, 12, 13]), 16)
@@ -315,7 +315,7 @@ def test_boxes_keep_to_the_areas_ratios_and_rate_of_the_sources():
     assert max(box.bottom for box in boxes) == side
 
 
-def test_erasing_does_not_hang_on_the_rest_of_the_batch():
+def test_erasing_does_not_depend_on_the_rest_of_the_batch():
     eraser = Eraser(seed=7, rate=0.5, fill="pixel")
 
     whole = eraser.boxes(np.arange(40), 32)

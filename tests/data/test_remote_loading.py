@@ -164,7 +164,7 @@ def test_a_missing_or_short_shard_is_named(pack: Path, url: str) -> None:
 
 
 def test_a_url_without_a_tree_is_refused(pack: Path) -> None:
-    with pytest.raises(ImageTreeError, match="nothing lies below"):
+    with pytest.raises(ImageTreeError, match="nothing is below"):
         dataset(pack, "flaky://bucket/nothing")
 
 

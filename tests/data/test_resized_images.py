@@ -1,4 +1,4 @@
-"""Oracle of what evaluation makes of plain JPEGs: Pillow's decoding and resizing, to the bit."""
+"""Oracle of evaluation transforms: bit-identical to Pillow's decoding and resizing."""
 
 import random
 from itertools import product
@@ -43,7 +43,7 @@ MORE_SIZES = (*SIZES, (40, 40), (100, 75), (60, 95), (13, 9), (300, 9), (9, 300)
 
 
 def filled_and_expected(transform, contents, variant=None):
-    """Return what the compiled code made, by place, and what the ordinary way makes of it."""
+    """Return the results of the compiled code, by index, and those of Pillow."""
     images = ResizedImages(transform, compiled(variant))
     images_BCHW, expected_BCHW = np.zeros(
         (2, len(contents), 3, transform.img_size, transform.img_size), dtype=np.uint8
@@ -58,7 +58,7 @@ def filled_and_expected(transform, contents, variant=None):
 @needs_extension
 @pytest.mark.parametrize("kind", TRANSFORMS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_plain_image_is_resized_as_pillow_does(kind, variant):
+def test_every_baseline_jpeg_is_resized_as_pillow_does(kind, variant):
     contents = [jpeg(size, **how) for size, how in product(MORE_SIZES, PLAIN.values())]
     contents += [to_ppm(image(size)) for size in MORE_SIZES]
     places, found_BCHW, expected_BCHW = filled_and_expected(TRANSFORMS[kind], contents, variant)

@@ -86,7 +86,7 @@ def test_the_crop_is_torchvisions_for_the_same_numbers(width, height, position, 
     uniforms=st.lists(st.floats(0, 1, exclude_max=True), min_size=23, max_size=23),
 )
 @settings(max_examples=200)
-def test_a_crop_lies_within_the_image(width, height, uniforms):
+def test_a_crop_is_within_the_image(width, height, uniforms):
     left, top, right, bottom = crop_box((width, height), uniforms, scale=SCALE, ratio=RATIO)
 
     assert 0 <= left < right <= width

@@ -1,4 +1,4 @@
-"""What the pages and the help tell one to type: commands, options and recipes that exist."""
+"""Commands, options and recipes in the pages and the help exist."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The odd things of real copies, from the tree to the images; and the page that lists them."""
+"""Unusual inputs of real copies, from the tree to the images; and the page that lists them."""
 
 import ast
 import os
@@ -46,7 +46,7 @@ def _hash_and_relabel(root: Path, manifests: Path, **options: bool) -> Path:
     return manifests
 
 
-def test_a_file_with_an_odd_name_is_hashed_relabelled_and_read(
+def test_a_file_with_an_unusual_name_is_hashed_relabelled_and_read(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
     files = {f"n1/{name}": os.fsencode(name) for name in ODD_NAMES}

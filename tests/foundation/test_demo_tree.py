@@ -52,7 +52,7 @@ def test_only_the_named_files_are_faulty(tree: DemoTree) -> None:
     assert not_jpeg == [tree.png]
 
 
-def test_the_cut_off_file_comes_too_late_in_its_folder_to_be_taken_for_validation(
+def test_the_cut_off_file_comes_too_late_in_its_folder_to_be_chosen_for_validation(
     tmp_path: Path,
 ) -> None:
     # `make-val --per-class 10` takes the first 10 of a class in path order.
@@ -87,7 +87,7 @@ def test_every_class_is_a_noun_and_one_of_imagenet_21k() -> None:
     assert wnids <= set((lists / "imagenet22k_synsets.txt").read_text().split())
 
 
-def test_the_classes_can_be_told_apart_from_the_pixels() -> None:
+def test_the_classes_can_be_distinguished_by_pixels() -> None:
     # The nearest of the 12 mean images, at 8x8 pixels: a far weaker learner than a ViT.
     def thumbnails(numbers: range) -> np.ndarray:
         images = [

@@ -54,7 +54,7 @@ def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_process_without_a_gpu_is_told():
+def test_a_process_without_a_gpu_is_refused():
     with pytest.raises(UsageError, match="has no GPU: there are 0"):
         init_world("cuda")
 

@@ -31,7 +31,7 @@ def _holder(folder: Path) -> subprocess.Popen[bytes]:
     return holder
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+def test_a_second_process_learns_who_holds_the_folder(tmp_path: Path) -> None:
     with _holder(tmp_path) as holder:
         with pytest.raises(LockedError) as caught, locked(tmp_path, command="relabel"):
             pass

@@ -78,7 +78,7 @@ def test_this_machine_answers() -> None:
     assert machine.file_system_of(Path("/proc")) == "proc"
 
 
-def test_a_folder_that_is_not_there_lies_in_one_that_is(tmp_path: Path) -> None:
+def test_a_missing_folder_is_in_an_existing_one(tmp_path: Path) -> None:
     assert machine.existing_folder(tmp_path / "not" / "there") == tmp_path
 
 

@@ -45,7 +45,7 @@ def counted(logits, labels, *, size=64, activation="sigmoid", threshold=0.5, row
 
 
 @pytest.mark.parametrize("size", [1, 64, 1000])
-def test_map_is_sklearns_where_scores_lie_on_the_grid(size):
+def test_map_is_sklearns_where_scores_are_on_the_grid(size):
     logits, labels = split()
     logits = in_steps(logits)
     present = labels.any(0)
@@ -58,7 +58,7 @@ def test_map_is_sklearns_where_scores_lie_on_the_grid(size):
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.5, 2.0])
-def test_map_of_any_scores_is_sklearns_within_the_error_that_is_told(scale):
+def test_map_of_any_scores_is_sklearns_within_the_reported_error(scale):
     logits, labels = split(scale=scale)
     present = labels.any(0)
 
@@ -105,7 +105,7 @@ def test_precision_recall_and_f1_are_sklearns(activation, threshold):
     assert table.num_found.tolist() == (predicted * labels).sum(0).tolist()
 
 
-def test_a_class_without_images_is_left_out_of_the_means_and_counted():
+def test_a_class_without_images_is_excluded_from_the_means_and_counted():
     logits, labels = split()
     kept = [number for number in range(NUM_CLASSES) if number != EMPTY]
 

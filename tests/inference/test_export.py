@@ -147,7 +147,7 @@ def test_transformers_loads_it_with_classes_and_preparation(make, tmp_path, mode
 
 
 def prepared(settings, images):
-    """Return what we make of *images*."""
+    """Return our results for *images*."""
     from vit21k.inference.evaluate import normalise  # noqa: PLC0415
     from vit21k.inference.predict import eval_transform  # noqa: PLC0415
 

@@ -139,7 +139,7 @@ features.extract_features(*load_model(run), Files(paths), Path(folder), plan)
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, loaded, paths):
+def test_a_run_that_was_killed_resumes_to_the_same_bytes(tmp_path, loaded, paths):
     _, card = loaded
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     extract_features(*loaded, Files(paths), whole, PLAN)

@@ -66,7 +66,7 @@ def archive(tmp_path):
     return path, contents
 
 
-def test_the_images_of_an_archive_are_found_as_they_lie(archive):
+def test_the_images_of_an_archive_are_found_in_place(archive):
     path, _ = archive
 
     assert find_images([path]) == [path / "b/2.JPG", path / "a/1.png"]

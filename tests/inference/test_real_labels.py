@@ -72,7 +72,7 @@ def test_it_agrees_with_timms_evaluator(tmp_path, timms_labels):
     assert empty > 10
 
 
-def test_images_without_labels_are_left_out_and_counted_in_every_process(tmp_path):
+def test_images_without_labels_are_excluded_and_counted_in_every_process(tmp_path):
     found = RealMetrics([[], [1], []], images(tmp_path, [val_name(n) for n in (1, 2, 3)]))
     found.update(torch.tensor([[1.0, 0], [0, 1.0]]), batch_of([0, 1]))
     found.update(torch.tensor([[1.0, 0]]), batch_of([2]))
@@ -100,7 +100,7 @@ def test_no_labels_at_all_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n01440764/a.JPEG", val_name(0), val_name(4)])
-def test_a_image_without_a_number_in_the_list_is_refused(tmp_path, name):
+def test_an_image_without_a_number_in_the_list_is_refused(tmp_path, name):
     found = RealMetrics([[0], [1], []], images(tmp_path, [name]))
 
     with pytest.raises(DataError, match="has no ReaL labels"):

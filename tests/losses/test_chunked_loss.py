@@ -80,7 +80,7 @@ def test_labels_of_one_image_and_class_add_up():
     torch.testing.assert_close(loss, chunked_multi_label_loss(features, head, rows[:1], ids[:1]))
 
 
-def test_under_autocast_it_is_as_near_to_the_exact_gradient_as_the_plain_way_is():
+def test_under_autocast_it_is_as_near_to_the_exact_gradient_as_the_dense_loss_is():
     features, head, rows, ids, _ = batch(dtype=torch.float32)
     exact = loss_and_gradients(lambda x: multi_label_loss(head(x), rows, ids), features, head)[1]
     errors = {}

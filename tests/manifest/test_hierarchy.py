@@ -1,4 +1,4 @@
-"""`vit21k.manifest.wordnet`: what is a kind of what, among the classes of a list."""
+"""`vit21k.manifest.wordnet`: hypernyms and hyponyms among the classes of a list."""
 
 import numpy as np
 import pytest

@@ -51,7 +51,7 @@ def test_a_file_of_any_size_is_read_whole(tmp_path, num_bytes):
     assert images_of(tmp_path, ["image"], [[0]]).read_bytes(0) == content
 
 
-def test_a_folder_in_a_image_s_place_is_no_image(tmp_path):
+def test_a_folder_in_an_image_s_place_is_no_image(tmp_path):
     (tmp_path / "image").mkdir()
     with pytest.raises(ImageError, match="not there"):
         images_of(tmp_path, ["image"], [[0]]).read_bytes(0)

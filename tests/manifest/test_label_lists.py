@@ -55,7 +55,7 @@ def test_hypernyms_are_what_is_above_the_labels_and_no_label(labels: list[list[i
 
 
 @given(LABELS)
-def test_a_label_goes_if_another_one_is_a_kind_of_it(labels: list[list[int]]) -> None:
+def test_a_label_is_dropped_if_another_is_its_hyponym(labels: list[list[int]]) -> None:
     reduced = without_ancestors(_lists(labels), HIERARCHY.ancestors).to_arrow().to_pylist()
 
     assert reduced == [_ids({WNIDS[label] for label in row} - _above(row)) for row in labels]
@@ -85,7 +85,7 @@ def test_new_indices_are_ascending_and_dropped_labels_gone(
 
 
 @given(LABELS, LABELS)
-def test_changed_images_are_told(old: list[list[int]], new: list[list[int]]) -> None:
+def test_changed_images_are_reported(old: list[list[int]], new: list[list[int]]) -> None:
     size = min(len(old), len(new))
     old, new = old[:size], new[:size]
 

@@ -44,21 +44,21 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
     ),
     "the val images of ILSVRC": (
         _files("val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"),
-        "has no class folders: its images lie in `val`",
+        "has no class folders: its images are in `val`",
     ),
     "their tar": (
         {"ILSVRC2012_img_val.tar": tar_of(_files("ILSVRC2012_val_00000001.JPEG"))},
-        "its images lie in `ILSVRC2012_img_val`",
+        "its images are in `ILSVRC2012_img_val`",
     ),
     "one folder": (_files("holiday/1.jpg", "holiday/2.jpg"), "in one folder, `holiday`"),
     "one folder of all images": (_files("images/1.jpg", "images/2.jpg"), "in `images`, which is"),
     "folders in class folders": (
         _files("dog/2021/1.jpg", "dog/2022/1.jpg", "cat/2021/1.jpg"),
-        "images lie in `cat/2021/` and in `dog/2021/`",
+        "images are in `cat/2021/` and in `dog/2021/`",
     ),
     "a folder in a wnid": (
         _files("n01440764/1.jpg", "n01440764/more/2.jpg", "n01443537/3.jpg"),
-        "images lie in `n01440764/` and in `n01440764/more/`",
+        "images are in `n01440764/` and in `n01440764/more/`",
     ),
     "a WebDataset with .json": (
         {"imagenet12k-train-0000.tar": _web_dataset("jpg", "json"), "_info.json": b"{}"},

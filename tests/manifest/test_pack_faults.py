@@ -1,4 +1,4 @@
-"""`vit21k pack`, killed or with a failing disk: the next run goes on, to the same bytes."""
+"""`vit21k pack`, killed or with a failing disk: the next run resumes, to the same bytes."""
 
 import ctypes
 import os
@@ -62,7 +62,7 @@ def test_a_kill_at_a_random_moment_costs_only_what_was_not_finished(
     ("call", "effect", "number"),
     [("write", "ENOSPC", 9), ("fsync", "EIO", 3), ("rename", "kill", 4), ("rename", "EIO", 2)],
 )
-def test_a_failing_disk_is_told_and_the_next_run_goes_on(
+def test_a_failing_disk_is_reported_and_the_next_run_resumes(
     stage: Stage, references: References, home: Path, call: str, effect: str, number: int
 ) -> None:
     tally = inject(stage, home / "work", call, effect, number, references)

@@ -1,4 +1,4 @@
-"""An index gives the rows that the manifest gives, whoever makes it, wherever it lies."""
+"""An index gives the rows that the manifest gives, whoever makes it, wherever it is stored."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def everything(images):
     )
 
 
-def test_a_user_without_a_home_has_the_index_beside_the_manifest(tmp_path, monkeypatch):
+def test_a_user_without_a_home_has_the_index_next_to_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "user_cache", lambda: None)
 
     images = ImageDataset.from_manifest(write(tmp_path, rows_of(NUM_ROWS)), mapped=True)

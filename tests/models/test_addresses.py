@@ -54,7 +54,7 @@ def test_names_and_addresses_of_google_lead_to_its_bucket(server, address, objec
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0"])
-def test_a_repository_is_read_with_what_lies_beside_the_weights(server, revision):
+def test_a_repository_is_read_with_the_files_next_to_the_weights(server, revision):
     theirs = get_model("vit_tiny_patch16_224", num_classes=2, **SMALL)
     base = f"/timm/vit_small/resolve/{revision}"
     server.files[f"{base}/config.json"] = (
@@ -110,7 +110,7 @@ def test_what_is_not_safe_or_no_address_is_refused(server, address):
 
 
 @pytest.mark.parametrize("path", ["runs/tiny", "ViT", "model.npz", "weights/ViT-L_16.pth", "B_16"])
-def test_paths_are_not_taken_for_addresses(path):
+def test_paths_are_not_treated_as_addresses(path):
     assert not is_address(path)
 
 

@@ -37,7 +37,7 @@ def test_the_class_token_keeps_its_position(mode, grid):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_and_columns_do_not_change_places(mode):
+def test_rows_and_columns_are_not_exchanged(mode):
     rows = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)
 
     resized = resize_pos_embed(rows, (8, 4), num_prefix_tokens=0, mode=mode).view(8, 4)

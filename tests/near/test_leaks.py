@@ -99,7 +99,7 @@ def test_a_row_names_both_files_and_says_how_sure_it_is(world: Path, leaks: Pair
     assert all(0 <= r["distance"] <= 64 for r in manifest.read().to_pylist())
 
 
-def test_both_images_of_a_pair_are_there_when_the_evaluation_set_lies_in_archives(
+def test_both_images_of_a_pair_are_there_when_the_evaluation_set_is_in_archives(
     world: Path, tmp_path: Path
 ) -> None:
     image = (world / "test" / "2.jpg").read_bytes()
@@ -144,7 +144,7 @@ def test_images_are_not_decoded_again_while_the_manifest_is_fresh(
 
 
 @pytest.mark.parametrize(("is_damaged", "expected"), [(False, [3, 2]), (True, [3, 3, 2])])
-def test_a_run_that_is_killed_goes_on_where_it_was(
+def test_a_run_that_is_killed_resumes(
     world: Path,
     leaks: PairSummary,
     tmp_path: Path,

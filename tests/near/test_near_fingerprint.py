@@ -51,7 +51,7 @@ def test_what_is_not_an_image_has_no_fingerprint() -> None:
         fingerprint(b"<html>")
 
 
-def test_a_single_colour_is_flat_and_a_image_is_not() -> None:
+def test_a_single_colour_is_flat_and_an_image_is_not() -> None:
     thumbs = np.stack([thumbnail(Image.new("RGB", (50, 40), (7, 80, 9))), thumbnail(photolike(1))])
 
     assert is_flat(thumbs).tolist() == [True, False]

@@ -59,7 +59,7 @@ def test_every_update_is_optaxs(kind):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_it_goes_on_from_a_checkpoint_to_the_bit(kind):
+def test_it_resumes_bit_identically_from_a_checkpoint(kind):
     with np.load(GOLDEN) as golden:
         start, gradients = golden["start"], golden["gradients"]
     model = Numbers(start)

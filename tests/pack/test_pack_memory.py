@@ -1,4 +1,4 @@
-"""What a run of `pack` holds does not grow with the data set: neither going on nor indexing."""
+"""The memory of `pack` does not grow with the data set, neither when resuming nor when indexing."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 NUM_ROWS = 800_000
 
 
-def test_going_on_and_indexing_hold_some_row_groups_and_no_more(tmp_path: Path) -> None:
+def test_resuming_and_indexing_hold_some_row_groups_and_no_more(tmp_path: Path) -> None:
     steps = bench_pack_index.measure(tmp_path, NUM_ROWS)["steps"]
 
     assert steps["resume"]["own_mib"] < 220  # 0.3 kB an image more when parts were held

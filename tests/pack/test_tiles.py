@@ -72,7 +72,7 @@ def test_tiling_twice_changes_nothing():
 
 
 @needs_extension
-def test_metadata_go_unless_they_are_kept_and_colours_do_not_hang_on_it():
+def test_metadata_are_dropped_unless_they_are_kept_and_colours_do_not_depend_on_it():
     exif = Image.Exif()
     exif[0x010E] = "a description"
     content = encoded(photolike(4), exif=exif, comment=b"a comment", icc_profile=b"i" * 500)
@@ -104,7 +104,7 @@ def test_what_follows_the_end_is_skipped():
         (VARIANTS["4:2:0 q90"][:-900], "damaged data"),
     ],
 )
-def test_what_cannot_be_tiled_is_told_why(content, why):
+def test_what_cannot_be_tiled_is_reported_with_the_reason(content, why):
     with pytest.raises(NotTileableError, match=why):
         tiled(content)
 

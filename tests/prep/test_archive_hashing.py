@@ -161,7 +161,7 @@ def test_images_in_archives_are_read_at_their_offset(kind: str, tmp_path: Path) 
     assert kind == "a mix" or copies["container"].null_count == copies["offset"].null_count == 0
 
 
-def test_rows_say_where_members_lie(tmp_path: Path) -> None:
+def test_rows_have_the_offsets_of_members(tmp_path: Path) -> None:
     root = _laid_out("a tar of tars", tmp_path)
 
     _hash(root, tmp_path / "m")
@@ -173,7 +173,7 @@ def test_rows_say_where_members_lie(tmp_path: Path) -> None:
         assert found == TINY_FILES[row["path"]]
 
 
-def test_files_beside_archives_have_no_archive(tmp_path: Path) -> None:
+def test_files_next_to_archives_have_no_archive(tmp_path: Path) -> None:
     _hash(_laid_out("a mix", tmp_path), tmp_path / "m")
 
     rows = read_manifest(tmp_path / "m", DIGESTS).to_pylist()
@@ -205,7 +205,7 @@ def test_an_archive_below_the_root_stands_for_a_folder(make_tree: MakeTree, tmp_
     assert _paths(tmp_path / "m") == sorted(expected)
 
 
-def test_an_archive_beside_its_folder_is_skipped(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_an_archive_next_to_its_folder_is_skipped(make_tree: MakeTree, tmp_path: Path) -> None:
     root = make_tree({"n1/x.jpg": b"x", "n1.tar": tar_of({"x.jpg": b"x"}), "n2/y.jpg": b"y"})
 
     summary = _hash(root, tmp_path / "m")
@@ -216,7 +216,7 @@ def test_an_archive_beside_its_folder_is_skipped(make_tree: MakeTree, tmp_path: 
 
 
 @pytest.mark.parametrize("unpacked", [{}, {"x.jpg": b"x"}, {"x.jpg": b"x", "y.jpg": b"other"}])
-def test_an_archive_beside_a_folder_that_lacks_some_of_it_is_a_problem(
+def test_an_archive_next_to_a_folder_that_lacks_some_of_it_is_a_problem(
     unpacked: dict[str, bytes], make_tree: MakeTree, tmp_path: Path
 ) -> None:
     files = {"x.jpg": b"x", "y.jpg": b"y", "README": b"read me"}
@@ -235,7 +235,7 @@ def test_an_archive_beside_a_folder_that_lacks_some_of_it_is_a_problem(
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_tar_of_tars_beside_its_folder_is_compared_in_depth(
+def test_a_tar_of_tars_next_to_its_folder_is_compared_in_depth(
     compressed: bool, tiny_tree: Path, tmp_path: Path
 ) -> None:
     unpacked = tmp_path / "d" / "whole"
@@ -264,7 +264,7 @@ def test_an_archive_of_a_folder_is_compared_with_that_folder(tmp_path: Path) -> 
     assert _problems(tmp_path / "m") == [("n1.tar", "already_unpacked")]
 
 
-def test_a_truncated_archive_beside_its_folder_is_a_problem(
+def test_a_truncated_archive_next_to_its_folder_is_a_problem(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
     root = make_tree({"n1/a.jpg": b"a", "n1.tar": tar_of({"a.jpg": b"a"})[:1024]})
@@ -416,7 +416,7 @@ def test_a_full_temporary_folder_is_no_damage_of_the_archive(
     assert not (tmp_path / "m" / "digests.parquet").exists()
 
 
-def test_what_lies_at_the_top_of_the_archive_that_is_the_root_has_its_name_as_class(
+def test_an_image_at_the_top_of_the_archive_that_is_the_root_has_its_name_as_class(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "d").mkdir()
@@ -475,7 +475,7 @@ def test_a_bomb_is_refused_by_name(make_tree: MakeTree, tmp_path: Path) -> None:
     assert ("n1.tgz", "archive_bomb") in _problems(tmp_path / "m")
 
 
-def test_other_files_in_an_archive_are_left_out(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_other_files_in_an_archive_are_skipped(make_tree: MakeTree, tmp_path: Path) -> None:
     files = {"a.jpg": b"a", "README.txt": b"hello", ".DS_Store": b"x", "._a.jpg": b"x"}
 
     summary = _hash(make_tree({"n1.tar": tar_of(files)}), tmp_path / "m")

@@ -88,7 +88,7 @@ def _with_odd_segments(content: bytes, random_: random.Random) -> bytes:
 
 
 def _hostile() -> Iterator[bytes]:
-    """Yield JPEGs with odd headers, whole and mutated, and other things."""
+    """Yield JPEGs with unusual headers, complete and mutated, and other content."""
     random_ = random.Random(7)
     whole = [malformed_images.encoded(size=8), malformed_images.encoded("L", size=8)]
     for number in range(NUM_MUTATED):
@@ -172,7 +172,7 @@ KINDS = {
 
 
 def _described(library: ctypes.CDLL, content: bytes) -> FileDigest | None:
-    """Return what the compiled code says of *content*; None if it leaves it to Python."""
+    """Return the facts that the compiled code finds in *content*; None if Python must read it."""
     library.describe_bytes.argtypes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
     data = (ctypes.c_uint8 * len(content)).from_buffer_copy(content)
     row = np.zeros(1, ROW)

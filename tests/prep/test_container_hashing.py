@@ -181,7 +181,9 @@ def test_what_info_says_is_compared_with_the_shards(make_tree: MakeTree, tmp_pat
     assert {"path": "x0.tar", "kind": "shard_differs", "detail": "has 2 of 3 images"} in problems
 
 
-def test_an_image_file_beside_the_shards_gets_no_class(make_tree: MakeTree, tmp_path: Path) -> None:
+def test_an_image_file_next_to_the_shards_gets_no_class(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
     root = make_tree(_web_dataset(1) | {"assets/logo.png": b"\x89PNG"})
     summary = hash_tree(root, tmp_path / "m")
     assert summary.wnids == set(CLASSES)

@@ -48,7 +48,7 @@ def test_verdicts_come_in_order_and_the_number_of_processes_changes_none() -> No
     assert [verdict.kind and str(verdict.kind) for verdict in one] == expected
 
 
-def test_a_image_that_takes_too_long_is_given_up_and_the_next_is_decoded() -> None:
+def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_decoded() -> None:
     slow = encoded(size=3000, quality=95)
 
     verdicts = _check([slow, encoded()], seconds=0.02)
@@ -57,7 +57,7 @@ def test_a_image_that_takes_too_long_is_given_up_and_the_next_is_decoded() -> No
     assert verdicts[1].row == 1
 
 
-def test_a_image_that_takes_too_much_memory_is_given_up_and_the_next_is_decoded() -> None:
+def test_an_image_that_takes_too_much_memory_is_given_up_and_the_next_is_decoded() -> None:
     large = encoded("L", "PNG", size=6000, compress_level=0)
 
     verdicts = _check([large, encoded()], memory_bytes=90 << 20)
@@ -101,7 +101,7 @@ def test_descriptors_above_1023_are_nothing_special() -> None:
     assert verdicts == [Verdict(0, None, ""), Verdict(1, None, "")]
 
 
-def test_a_image_that_cannot_be_read_has_a_verdict() -> None:
+def test_an_image_that_cannot_be_read_has_a_verdict() -> None:
     def read(row: int) -> bytes:
         raise ImageError("gone") if row == 0 else PermissionError(13, "Permission denied")
 

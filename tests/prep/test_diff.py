@@ -50,7 +50,7 @@ def test_the_same_images_under_other_names_are_the_same(tmp_path: Path) -> None:
     assert not differences
 
 
-def test_what_was_added_removed_and_labelled_anew_is_told(tmp_path: Path) -> None:
+def test_what_was_added_removed_and_labelled_anew_is_reported(tmp_path: Path) -> None:
     before = _prepare(tmp_path / "1", FILES)
     others = {"n0/z.jpg": b"z", "n1/a.jpg": b"a", "n2/c.jpg": b"c", "n3/c.jpg": b"c"}
     after = _prepare(tmp_path / "2", others)
@@ -68,7 +68,7 @@ def test_what_was_added_removed_and_labelled_anew_is_told(tmp_path: Path) -> Non
     assert not summary.is_same
 
 
-def test_a_image_in_another_split_has_moved(tmp_path: Path) -> None:
+def test_an_image_in_another_split_has_moved(tmp_path: Path) -> None:
     files = {f"n1/{number}.jpg": bytes([number]) for number in range(5)}
     before = _prepare(tmp_path / "1", files, per_class=1, holdout=True)
     after = _prepare(tmp_path / "2", files, per_class=2, holdout=True)

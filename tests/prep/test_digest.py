@@ -78,7 +78,7 @@ def test_a_file_in_pieces_has_the_digest_of_the_whole(
     assert len(file.digest) == 16
 
 
-def test_reads_that_return_less_than_asked_are_gone_on_with(
+def test_reads_that_return_less_than_asked_are_continued(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = random.randbytes(1000)

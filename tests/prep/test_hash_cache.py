@@ -303,7 +303,7 @@ def _stop_after(num_chunks: int) -> Callable[[HashedChunk], None]:
     return on_chunk
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_and_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
     hash_tree(images, tmp_path / "whole")
     known = []
 
@@ -517,7 +517,7 @@ def test_a_run_on_another_engine_leaves_no_memory(images: Path, tmp_path: Path) 
         hash_tree(images, tmp_path, engine=hash_tree_module.hash_in_threads, mode="quick")
 
 
-def test_file_systems_are_told(tmp_path: Path) -> None:
+def test_file_systems_are_detected(tmp_path: Path) -> None:
     printed = subprocess.run(
         ["stat", "-f", "-c", "%T", "/proc"], capture_output=True, text=True, check=True
     )
@@ -535,7 +535,7 @@ def test_file_systems_are_told(tmp_path: Path) -> None:
         (r"1 0 0:1 / / rw - ext4 /dev/sda rw" + "\n" + r"2 1 0:2 / /a\040b rw - lustre x rw", True),
     ],
 )
-def test_remote_file_systems_are_told(
+def test_remote_file_systems_are_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: bool
 ) -> None:
     (tmp_path / "mountinfo").write_text(line + "\n")

@@ -1,4 +1,4 @@
-"""Where chunks are digested: by one thread while files are at hand, by many that wait for them."""
+"""Threads that hash chunks: few for fast files, many for slow ones."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ from vit21k.sources.folders import Chunk
 
 
 class _Recorder:
-    """Takes *seconds* a chunk, and notes who did it and whether it was to ask ahead."""
+    """Takes *seconds* a chunk, and notes who did it and whether it was a prefetch."""
 
     def __init__(self, seconds: float, *, is_concurrent: bool = False) -> None:
         self.is_concurrent = is_concurrent
@@ -44,7 +44,7 @@ def _chunks(number: int) -> list[Chunk]:
     return [Chunk(b"%03d" % index, [], 0.0) for index in range(number)]
 
 
-def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_order() -> None:
+def test_slow_files_are_hashed_by_many_threads_that_prefetch_and_in_order() -> None:
     recorder = _Recorder(seconds=0.03)
 
     done = list(hash_in_threads(recorder, iter(_chunks(40)), 4))
@@ -55,7 +55,7 @@ def test_what_is_waited_for_is_digested_by_many_threads_that_ask_ahead_and_in_or
     assert len(recorder.threads) == 5  # the first chunk was tried by the caller's own
 
 
-def test_what_is_at_hand_is_digested_by_as_many_threads_as_there_are_processors(
+def test_fast_files_are_hashed_by_as_many_threads_as_there_are_processors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hash_chunks.machine, "num_threads", lambda: 3)
@@ -95,7 +95,7 @@ def test_what_takes_little_is_at_hand_however_long_the_lock_was_waited_for() -> 
     assert not pace.is_waiting
 
 
-def test_what_lies_on_another_machine_is_always_waited_for() -> None:
+def test_files_of_another_machine_are_always_slow() -> None:
     pace = _Pace(num_workers=2, is_remote=True)
     for _ in range(3 * _PATIENCE):
         pace.note(0.01, 0.01, 0)
@@ -103,7 +103,7 @@ def test_what_lies_on_another_machine_is_always_waited_for() -> None:
     assert pace.is_waiting
 
 
-def test_asking_ahead_changes_no_digest(tmp_path: Path) -> None:
+def test_prefetching_changes_no_digest(tmp_path: Path) -> None:
     folder = tmp_path / "n00000001"
     folder.mkdir()
     for index in range(5):

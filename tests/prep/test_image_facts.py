@@ -74,7 +74,7 @@ def test_size_and_components_of_a_jpeg_are_pillows(mode: str, options: dict[str,
         ("PPM", "L", ("ppm", 57, 43, 1, None)),
     ],
 )
-def test_other_formats_are_told_by_their_bytes(
+def test_other_formats_are_detected_by_their_bytes(
     kind: str, mode: str, expected: tuple[object, ...]
 ) -> None:
     assert _facts(_encoded(kind, mode)) == (None, *expected)
@@ -338,7 +338,7 @@ def test_a_gzipped_image_has_the_facts_of_the_image() -> None:
         (bytes(5000), "unknown"),
     ],
 )
-def test_what_is_no_image_is_told(content: bytes, name: str) -> None:
+def test_what_is_no_image_is_reported(content: bytes, name: str) -> None:
     assert _facts(content) == ImageFacts(None, name)
 
 

@@ -59,7 +59,7 @@ def test_lists_of_an_md5sum_file_are_plscs(
     )
 
 
-def test_twenty_of_each_class_are_taken_unless_told_otherwise() -> None:
+def test_twenty_of_each_class_are_taken_by_default() -> None:
     md5sum = _md5sum([(number, "n1", "") for number in range(30)], "")
 
     lists = _export(md5sum, "")

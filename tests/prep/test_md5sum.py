@@ -160,7 +160,7 @@ def test_a_malformed_line_is_refused_by_its_number(line: str, why: str) -> None:
     assert caught.value.hint
 
 
-def test_line_numbers_go_on_from_block_to_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_numbers_continue_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plsc, "_BLOCK_BYTES", 100)
 
     with pytest.raises(DataError, match="line 1,001 is not a line of md5sum"):

@@ -88,7 +88,7 @@ def test_images_in_two_splits_are_counted_and_held_out(manifests: Path) -> None:
 
 
 @pytest.mark.parametrize("use", [make_val, lambda m: export_lists(m, m.parent / "lists")])
-def test_published_val_images_are_not_trained_on_unless_told_to(use, manifests: Path) -> None:
+def test_published_val_images_are_not_trained_on_by_default(use, manifests: Path) -> None:
     with pytest.raises(UsageError, match="5 images were published as validation or test") as caught:
         use(manifests)
 

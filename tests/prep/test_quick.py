@@ -96,7 +96,7 @@ def test_only_candidates_are_read_to_their_end(tree: Path, tmp_path: Path) -> No
     assert open_manifest(tmp_path / "m", DIGESTS).header.options["mode"] == "quick"
 
 
-def test_both_walks_are_told_as_they_go(tree: Path, tmp_path: Path) -> None:
+def test_both_walks_report_progress(tree: Path, tmp_path: Path) -> None:
     looked: list[str] = []
     done: list[str] = []
 

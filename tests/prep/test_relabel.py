@@ -155,7 +155,7 @@ def test_images_follow_the_class_list_that_is_given(files: list[File], wnids: li
 
 @settings(max_examples=30)
 @given(files_strategy)
-def test_every_file_is_a_image_or_a_copy(files: list[File]) -> None:
+def test_every_file_is_an_image_or_a_copy(files: list[File]) -> None:
     images, copies, _, summary = _relabel(files)
 
     paths = [row["path"] for row in images] + [row["path"] for row in copies]
@@ -282,7 +282,7 @@ def test_images_are_stale_once_digests_have_changed(tmp_path: Path) -> None:
     assert "vit21k relabel" in (caught.value.hint or "")
 
 
-def test_a_image_under_very_many_classes_is_counted() -> None:
+def test_an_image_under_very_many_classes_is_counted() -> None:
     files = [(1, f"n{number:08}") for number in range(21)]
     files += [(2, f"n{number:08}") for number in range(20)]
 
@@ -293,7 +293,7 @@ def test_a_image_under_very_many_classes_is_counted() -> None:
 
 @settings(max_examples=30)
 @given(files_strategy, st.integers(1, 3))
-def test_crowded_images_can_be_left_out(files: list[File], max_labels: int) -> None:
+def test_overlabelled_images_can_be_skipped(files: list[File], max_labels: int) -> None:
     wnids = sorted({wnid for _, wnid in files})
     images = _oracle(files, wnids)
     kept = [image for image in images if len(image["label_ids"]) <= max_labels]
@@ -384,7 +384,7 @@ def test_files_without_a_digest_are_images_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "words"), [({"mode": "quick"}, "quick run"), ({}, "was imported")]
 )
-def test_content_that_was_not_digested_is_refused(
+def test_content_that_was_not_hashed_is_refused(
     tmp_path: Path, header: dict[str, str], words: str
 ) -> None:
     rows = _rows_with_content([(1, None, "n1")])

@@ -163,7 +163,7 @@ def test_files_may_store_images_in_different_ways(tmp_path):
     assert labelled(tmp_path / "m") == {content(1): ["cat"], content(3): ["dog"]}
 
 
-def test_image_files_beside_parquet_files_are_refused_unless_one_is_named(tmp_path):
+def test_image_files_next_to_parquet_files_are_refused_unless_one_is_named(tmp_path):
     files = {"cat/1.jpg": content(9), "train.parquet": parquet_of(table([0], names=["dog"]))}
     root = write(tmp_path / "s", files)
 

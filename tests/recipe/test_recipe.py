@@ -165,7 +165,7 @@ def test_a_misspelt_field_is_refused_and_the_right_one_named(override, meant):
 
 
 @pytest.mark.parametrize("value", ["on", "'1e-3'", ".nan", ".inf", "null", "[1]", "fast"])
-def test_what_is_not_a_number_is_not_taken_for_one(value):
+def test_what_is_not_a_number_is_not_treated_as_one(value):
     with pytest.raises(RecipeError, match=r"optim\.lr: "):
         load_recipe("tiny", [f"optim.lr={value}"])
 
@@ -255,7 +255,7 @@ def test_a_recipe_is_its_base_but_for_what_it_sets_itself(tmp_path):
     assert load_recipe(path, ["optim.lr=3"]).optim.lr == 3
 
 
-def test_a_base_may_be_a_file_beside_the_recipe(tmp_path):
+def test_a_base_may_be_a_file_next_to_the_recipe(tmp_path):
     (tmp_path / "first.yaml").write_text(dump_recipe(load_recipe("tiny", ["seed=5"])))
 
     assert load_recipe(based(tmp_path, "epochs: null\n", base="first.yaml")).seed == 5

@@ -1,4 +1,4 @@
-"""The report: numbers that add up, images, escaping, size; and what a browser makes of it."""
+"""The report: numbers that add up, images, escaping, size; and rendering in a browser."""
 
 import errno
 import re
@@ -97,7 +97,7 @@ def test_every_sum_adds_up(world: Path, written: tuple[str, ReportSummary]) -> N
     assert written[0].count(">adds up<") == 4
 
 
-def test_what_was_left_out_of_images_or_of_the_split_is_counted(tmp_path: Path) -> None:
+def test_what_was_skipped_in_images_or_in_the_split_is_counted(tmp_path: Path) -> None:
     crowd = encoded(photolike(0), quality=90)
     files = {
         **{f"train/{wnid}/0.jpg": crowd for wnid in (BEAGLE, DOG, BANANA)},
@@ -229,7 +229,7 @@ def test_thumbnails_stop_when_their_bytes_are_spent() -> None:
     assert spent + 3_300_000 < MAX_BYTES
 
 
-def test_a_image_that_cannot_be_shown_costs_nothing() -> None:
+def test_an_image_that_cannot_be_shown_costs_nothing() -> None:
     budget = ThumbBudget(100)
 
     def unreadable() -> bytes:

@@ -135,7 +135,7 @@ def test_what_confirms_and_what_was_undone_changes_nothing(manifests: Path, tmp_
     assert read_manifest(tmp_path / "out", IMAGES).equals(read_manifest(manifests, IMAGES))
 
 
-def test_a_image_without_labels_is_skipped(manifests: Path, tmp_path: Path) -> None:
+def test_an_image_without_labels_is_skipped(manifests: Path, tmp_path: Path) -> None:
     both = [merge(Action.DROP, FAR, wnid=wnid) for wnid in (BEAGLE, BANANA)]
 
     summary, labels = applied(manifests, tmp_path / "out", *both)
@@ -224,7 +224,7 @@ def test_the_same_decisions_give_the_same_bytes(manifests: Path, tmp_path: Path)
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_the_new_manifests_go_on_to_make_val(manifests: Path, tmp_path: Path) -> None:
+def test_the_new_manifests_are_input_of_make_val(manifests: Path, tmp_path: Path) -> None:
     applied(manifests, tmp_path / "out", merge(Action.DROP, FAR, wnid=BEAGLE))
 
     summary = make_val(tmp_path / "out", per_class=1)

@@ -286,7 +286,7 @@ def test_a_body_that_is_too_long_is_not_read(client: Client) -> None:
         ({"Content-Type": "application/json", "Content-Length": "-5"}, b"", 400),
     ],
 )
-def test_other_pages_and_odd_bodies_are_turned_away(
+def test_other_pages_and_malformed_bodies_are_refused(
     client: Client, headers: dict[str, str], body: bytes, status: int
 ) -> None:
     assert client.request("decide", method="POST", body=body, headers=headers)[0] == status
@@ -311,7 +311,7 @@ def test_every_answer_has_a_strict_content_policy(client: Client) -> None:
         assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_an_image_that_is_gone_is_told_from_one_that_is_damaged(
+def test_an_image_that_is_gone_differs_from_one_that_is_damaged(
     client: Client, manifests: Path
 ) -> None:
     path = manifests.parent / "eval" / "3.jpg"

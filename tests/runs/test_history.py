@@ -41,7 +41,7 @@ def make_run(path, *, lr=0.1, steps=FULL, total=10, kind="adamw"):
     return path
 
 
-def test_a_run_says_how_far_it_is_and_what_was_best(tmp_path):
+def test_a_run_has_its_progress_and_best_value(tmp_path):
     path = make_run(tmp_path / "a")
     (path / "checkpoints" / "step-00000010").mkdir(parents=True)
     (path / "checkpoints" / "latest").write_text("step-00000010\n")
@@ -56,7 +56,7 @@ def test_a_run_says_how_far_it_is_and_what_was_best(tmp_path):
     assert run.recipe["optim.lr"] == 0.1
 
 
-def test_the_lock_tells_a_run_that_runs_from_one_that_was_stopped(tmp_path):
+def test_the_lock_distinguishes_a_live_run_from_a_stopped_one(tmp_path):
     path = make_run(tmp_path / "a", steps=range(1, 4))
 
     with locked(path, command="train"):
@@ -98,7 +98,7 @@ def test_only_the_fields_that_differ_are_named(tmp_path):
     assert table["lr"] == [{"last": 0.1}, {"last": 0.2}]
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
+def test_runs_of_the_same_name_are_distinguished_by_their_paths(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("x/a", "y/a", "b")]
 
     assert names_of(runs) == [str(tmp_path / "x/a"), str(tmp_path / "y/a"), "b"]
@@ -120,7 +120,7 @@ def test_the_loss_comes_first_then_what_was_evaluated(runs):
     ("x", "name", "first"),
     [("step", "step", 5.0), ("images", "images seen", 40.0)],
 )
-def test_an_evaluation_lies_where_its_step_lies(runs, x, name, first):
+def test_an_evaluation_is_drawn_at_its_step(runs, x, name, first):
     plot = plot_of(runs, metrics=["val/prec@1"], x=x)
 
     assert plot.x_name == name
@@ -169,7 +169,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(runs):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_png_is_a_image_with_the_colours_of_the_lines(runs, tmp_path, theme):
+def test_a_png_is_an_image_with_the_colours_of_the_lines(runs, tmp_path, theme):
     write_plot(plot_of(runs, metrics=["loss", "lr"]), tmp_path / "c.png", title="t", theme=theme)
 
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).reshape(-1, 3)

@@ -29,7 +29,7 @@ def image(value):
 
 
 def answers_of(batcher, ask):
-    """Run *ask* beside the batcher."""
+    """Run *ask* while the batcher runs."""
 
     async def main():
         running = asyncio.create_task(batcher.run())
@@ -86,7 +86,7 @@ def test_those_that_come_while_the_model_computes_are_the_next_batch():
     assert model.sizes == [1, 7]
 
 
-def test_an_error_is_told_to_its_batch_and_to_no_other():
+def test_an_error_is_raised_for_its_batch_only():
     batcher = Batcher(Model(), max_batch_size=2, max_wait_seconds=0.2)
 
     found = answers_of(batcher, asked(batcher, [1, 13, 2, 3]))

@@ -93,7 +93,7 @@ def told(answer):
     return status, json.loads(content)
 
 
-def test_a_image_gets_what_predict_says_of_it(port, loaded):
+def test_an_image_gets_the_classes_of_predict(port, loaded):
     content = image()
     (wanted,) = predict(*loaded, Files(["-"], {0: content}), top_k=2)
 
@@ -154,7 +154,7 @@ def test_other_requests_are_refused_as_json(port, method, path, status, kind):
     assert (found, answer["error"]["kind"]) == (status, kind)
 
 
-def test_a_form_is_told_how_to_send_the_file(port):
+def test_a_form_is_answered_with_how_to_send_the_file(port):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
 
     status, answer = told(request(port, body=b"--x", headers=headers))
@@ -203,7 +203,7 @@ def test_health_and_the_page(port, loaded):
     assert "http" not in page.decode()  # it needs nothing from elsewhere
 
 
-def test_more_requests_than_fit_are_told_to_come_back(loaded):
+def test_more_requests_than_fit_are_asked_to_retry(loaded):
     model_may_go = threading.Event()
     plain = score_with(*loaded, "fp32")
 
@@ -292,7 +292,7 @@ def test_the_head_of_a_request_has_a_time_limit(loaded, sent):
         assert request(port, body=image())[0] == 200
 
 
-def test_connections_that_are_all_at_work_are_kept_and_a_new_one_is_told_to_come_back(loaded):
+def test_connections_that_are_all_at_work_are_kept_and_a_new_one_is_asked_to_retry(loaded):
     model_may_go = threading.Event()
     plain = score_with(*loaded, "fp32")
 

@@ -130,7 +130,7 @@ def test_a_damaged_header_costs_its_member_alone(tmp_path: Path) -> None:
     )
 
 
-def test_what_comes_after_the_end_mark_is_said_not_to_be_read(tmp_path: Path) -> None:
+def test_bytes_after_the_end_mark_are_reported_as_not_read(tmp_path: Path) -> None:
     found = _from_bytes(tmp_path, tar_of({"a.jpg": b"a"}) + tar_of({"b.jpg": b"b"}))
 
     assert _kinds(found) == ["", "archive_damaged"]
@@ -334,7 +334,7 @@ def test_archives_kept_open_stay_within_what_a_process_may_open(
 
 
 def test_archives_are_closed_where_others_have_opened_too_many_files(tmp_path: Path) -> None:
-    """120 class tars, and a limit that leaves room for ten more descriptors."""
+    """120 class tars, and a limit that permits ten more descriptors."""
     for number in range(120):
         (tmp_path / f"{number}.tar").write_bytes(tar_of({"a.jpg": b"%03d" % number}))
     reader = ImageReader(tmp_path, max_open=256)

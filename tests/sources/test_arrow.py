@@ -74,7 +74,7 @@ def test_a_truncated_file_is_one_problem_wherever_it_ends():
         assert len(images) in (0, 2, 4)
 
 
-def test_offsets_that_lie_are_a_problem():
+def test_false_offsets_are_a_problem():
     whole = arrow_of(ROWS).getvalue()
     first = whole.index(content(0)) - 8
     starts = whole.rindex((len(content(0))).to_bytes(4, "little"), 0, first)

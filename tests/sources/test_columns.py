@@ -104,7 +104,7 @@ def test_an_image_column_is_named_or_refused():
         columns_of(two, LabelOptions(image_column="label"), "a")
 
 
-def test_two_classes_of_one_name_are_told_apart_by_their_indices():
+def test_two_classes_of_one_name_are_distinguished_by_their_indices():
     cranes = schema({"label": class_label("crane", "owl", "crane")}, image=IMAGE, label=INT)
     wnids = ("n02012849", "n01621127", "n03126707")
 

@@ -1,6 +1,6 @@
 """300 hostile shard sets: read without a crash, a hang or a file outside, every fault listed.
 
-Good shards with a single fault each: truncated at every block, a size that lies, a name that leads
+Good shards with a single fault each: truncated at every block, a false size, a name that leads
 out, a key that is repeated, labels that are malformed or contradict each other.
 """
 

@@ -230,7 +230,7 @@ def test_tags_count_more_than_times() -> None:
     assert not facts.is_same(ObjectFacts(1, "", 6))
 
 
-def test_a_url_is_told_from_a_folder() -> None:
+def test_a_url_is_distinguished_from_a_folder() -> None:
     assert is_url("s3://bucket/in21k")
     assert not is_url("/data/s3:/in21k")
 

@@ -108,7 +108,7 @@ def test_suffixes_are_compared_without_case(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["README", "x.txt", "x.jpg.part", "jpg", "x.", "x.jpeg~"])
-def test_other_suffixes_are_left_out(tmp_path: Path, name: str) -> None:
+def test_other_suffixes_are_skipped(tmp_path: Path, name: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / name).touch()
 
@@ -131,7 +131,7 @@ def test_other_suffixes_are_left_out(tmp_path: Path, name: str) -> None:
         "..jpg.jpg",
     ],
 )
-def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
+def test_unusual_names_are_names(tmp_path: Path, name: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / name).touch()
 
@@ -172,7 +172,7 @@ def test_files_in_the_root_have_no_class(tmp_path: Path) -> None:
     }
 
 
-def test_hidden_entries_are_left_out_and_not_gone_into(tmp_path: Path) -> None:
+def test_hidden_entries_are_skipped_and_not_entered(tmp_path: Path) -> None:
     for name in (".git/x.jpg", "a/.x.jpg", "a/._y.jpg", "a/.cache/z.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -195,7 +195,7 @@ def _with_links(root: Path) -> None:
     (root / "b").symlink_to("a")
 
 
-def test_links_are_left_out(tmp_path: Path) -> None:
+def test_links_are_skipped(tmp_path: Path) -> None:
     _with_links(tmp_path)
 
     assert _problems(tmp_path) == {

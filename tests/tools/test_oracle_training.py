@@ -1,4 +1,4 @@
-"""Fifty steps of two ViT-B recipes, against timm's model trained by hand.
+"""Fifty steps of two ViT-B recipes, against timm's model trained by a plain script.
 
 Here the model is narrower and has three blocks; `tools/check/oracle_training.py` takes it whole.
 """
@@ -17,7 +17,7 @@ SMALL = Size(steps=50, pixels=32, batch=8, depth=3, width=128)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Twenty classes of twenty images, each read once in fifty steps; one lies in two classes."""
+    """Twenty classes of twenty images, each read once in fifty steps; one is in two classes."""
     root = tmp_path_factory.mktemp("oracle") / "tree"
     generator = np.random.default_rng(0)
     for number in range(20):
@@ -33,7 +33,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["plsc", "mae"])
-def test_the_loss_of_every_step_is_that_of_training_by_hand(kind, tree, tmp_path):
+def test_the_loss_of_every_step_is_that_of_a_plain_script(kind, tree, tmp_path):
     losses = compare(tree, tmp_path, kind, SMALL)
 
     assert len(losses) == 50

@@ -60,7 +60,7 @@ def test_stages_share_what_the_tail_leaves():
     assert curriculum_of(224, 100, full_tail=0.2).stages() == [(0, 224)]
 
 
-def test_patches_are_left_out_until_the_tail():
+def test_patches_are_dropped_until_the_tail():
     curriculum = curriculum_of(32, 10, patch_drop_rate=0.5, full_tail=0.3)
 
     dropping = [step for step in range(10) if curriculum.drops_patches_at(step)]
@@ -68,7 +68,7 @@ def test_patches_are_left_out_until_the_tail():
     assert dropping == list(range(7))
 
 
-def test_kept_patches_hang_on_seed_and_position_alone():
+def test_kept_patches_depend_on_seed_and_position_alone():
     positions = np.arange(40)
     options = {"num_patches": 49, "drop_rate": 0.5, "seed": 7}
 
@@ -111,7 +111,7 @@ def test_a_dropper_takes_the_step_of_the_batch_and_the_patches_by_the_size():
     full_tail=st.floats(0, 0.9),
     drop_last=st.booleans(),
 )
-def test_patches_are_left_out_in_just_the_steps_of_the_schedule(
+def test_patches_are_dropped_in_just_the_steps_of_the_schedule(
     num_images, batch_size, total_steps, full_tail, drop_last
 ):
     if drop_last:
@@ -176,7 +176,7 @@ def test_a_model_that_keeps_all_patches_computes_what_it_computes_without():
         torch.testing.assert_close(everything, model(images))
 
 
-def test_a_patch_that_is_left_out_has_no_influence():
+def test_a_patch_that_is_dropped_has_no_influence():
     model = small_model()
     torch.nn.init.normal_(model.head.weight)
     images = torch.randn(1, 3, 32, 32)
@@ -278,7 +278,7 @@ def manifests(tmp_path):
     return tmp_path / "manifests"
 
 
-def test_a_resumed_run_sees_the_same_sizes_and_patches_to_the_bit(manifests, tmp_path):
+def test_a_resumed_run_sees_the_same_sizes_and_patches(manifests, tmp_path):
     recipe = load_recipe(
         "tiny",
         [

@@ -102,7 +102,7 @@ def _run_in(environment: dict[str, str], root: Path, home: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_manifests_hang_on_the_tree_alone(tmp_path: Path) -> None:
+def test_manifests_depend_on_the_tree_alone(tmp_path: Path) -> None:
     root = tmp_path / "tree"
     _make_tree(root)
     printed = [_run_in(environment, root, tmp_path) for environment in _locales(tmp_path)]

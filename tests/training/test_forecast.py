@@ -1,4 +1,4 @@
-"""What a run would take: arithmetic that can be checked by hand."""
+"""What a run would take: arithmetic checked against known results."""
 
 import copy
 

@@ -25,7 +25,7 @@ def kill(*arguments):
     return json.loads(done.stdout)
 
 
-def test_a_killed_run_is_the_undisturbed_one_to_the_bit():
+def test_a_killed_run_is_bit_identical_to_an_uninterrupted_one():
     found = kill("--kills", "1", "--setups", "ema", "fp16")
 
     assert all(outcome["differences"] == [] for outcome in found.values())

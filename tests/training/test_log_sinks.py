@@ -80,7 +80,7 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint_of_a_resume(run):
 
 
 @pytest.mark.filterwarnings("default")
-def test_mlflow_itself_reads_its_files_and_a_resumed_run_goes_on_in_them(run, monkeypatch):
+def test_mlflow_itself_reads_its_files_and_a_resumed_run_appends_to_them(run, monkeypatch):
     needs_extra("mlflow")
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 

@@ -101,7 +101,7 @@ def _nothing(*_):
     pass
 
 
-def test_a_resumed_run_ends_with_the_same_weights_to_the_bit():
+def test_a_resumed_run_ends_with_bit_identical_weights():
     state, saved = fresh(), {}
 
     def save(progress, _best=()):
@@ -251,7 +251,7 @@ class _Overflow(torch.autograd.Function):
         return gradient * math.inf
 
 
-def test_a_scaled_loss_learns_what_the_plain_one_does_to_the_bit():
+def test_a_scaled_loss_is_bit_identical_to_an_unscaled_one():
     plain, scaled = fresh(), fresh(scaler=LossScaler(scale=2.0**10, is_fixed=False))
     run(plain)
     run(scaled)

@@ -1,4 +1,4 @@
-"""Metrics of a line besides the loss, against figures by hand."""
+"""Metrics of a line besides the loss, against known figures."""
 
 import mmap
 import resource

@@ -1,4 +1,4 @@
-"""What augmentation costs a thread that decodes, beside timm's and torchvision's, in one run.
+"""What augmentation costs a thread that decodes, next to timm's and torchvision's, in one run.
 
     python tools/bench/bench_augment.py DIR [--images 300] [--rounds 3]
 

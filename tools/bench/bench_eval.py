@@ -2,7 +2,7 @@
 
 Ours goes with and without its compiled code, and timm's transform in torch's DataLoader; each goes
 through all images in turn, round after round in another order, so that a noisy machine disturbs
-all alike.  All give the same pixels, to the bit, which is checked; none normalises them.  Counted
+all alike.  All give bit-identical pixels, which is checked; none normalises them.  Counted
 are wall time and the CPU time of all threads and processes.
 
     python tools/bench/bench_eval.py IMAGES [--num-rounds 5] [--img-size 224 --img-size 384]

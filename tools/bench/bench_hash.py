@@ -320,14 +320,14 @@ def _share_read(cold: dict[str, list[Run]], num_bytes: int) -> list[str]:
     quick, unchanged = (cold.get(f"vit21k hash{name}") for name in (" --mode quick", ", unchanged"))
     if not quick or not unchanged:
         return []
-    read, beside = (
+    read, overhead = (
         statistics.median(run["mb_read"] for run in runs) for runs in (quick, unchanged)
     )
-    share = (read - beside) * 1e6 / num_bytes
+    share = (read - overhead) * 1e6 / num_bytes
     return [
         (
             f"`--mode quick` read {share:.0%} of the bytes of the tree, without the "
-            f"{beside:.0f} MB (folders, inodes, Python itself) that an unchanged run reads, too."
+            f"{overhead:.0f} MB (folders, inodes, Python itself) that an unchanged run reads, too."
         ),
         "",
     ]

@@ -1,6 +1,6 @@
 """Head and multi-label loss together: dense, sparse, and in chunks that never hold the logits.
 
-Ways run in turn, round after round.  Memory is what a way needs at its peak beside the features,
+Ways run in turn, round after round.  Memory is the peak of a way without the features,
 the head, and the gradients of both, which every way returns; each in a fresh process (Linux).
 
     python tools/bench/bench_head.py [--batch-size 4096] [--dtype bfloat16] [--json]
@@ -61,7 +61,7 @@ class Case:
 
 
 def peak_bytes(options: argparse.Namespace, way: str) -> int:
-    """Return the peak beside what is returned; to be called in a fresh process."""
+    """Return the peak in addition to the result; to be called in a fresh process."""
     Case(options, 2).run(WAYS[way])  # libraries that load at the first use
     case = Case(options, options.batch_size)
     before = resident("VmRSS")
@@ -78,7 +78,7 @@ def resident(field: str) -> int:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Return times of all ways over interleaved rounds, and how far gradients are apart."""
+    """Return times of all ways over interleaved rounds, and the largest difference of gradients."""
     case = Case(options, options.time_batch_size)
     gradients = {}
     for name, way in WAYS.items():

@@ -5,7 +5,7 @@ after round in another order, so that a noisy machine disturbs all alike.  Count
 and the CPU time of the process, its threads and its workers.  Images are repeated under bytes of
 their own, so that no cache of a file helps.
 
-Beside the speed, every crop of ours is compared with Pillow's: the same crop of the same file,
+Besides the speed, every crop of ours is compared with Pillow's: the same crop of the same file,
 resized bilinearly by `Image.resize`.
 
     python tools/bench/bench_loader.py IMAGES [--copies 6] [--img-size 224] [--num-rounds 5]
@@ -42,7 +42,7 @@ PACKAGES_OF = {
     "Hugging Face datasets": "datasets",
     DALI: "nvidia-dali-cuda120",
 }
-"""What a loader needs beside `PACKAGES`."""
+"""What a loader needs besides `PACKAGES`."""
 
 
 def serve(name: str, data: Data) -> None:
@@ -92,7 +92,7 @@ class Server:
 
 
 def measure(names: Sequence[str], data: Data, num_rounds: int) -> dict[str, Any]:
-    """Return the rounds of every loader, after one that warms up, and how far pixels are off."""
+    """Return the rounds of every loader, after one that warms up, and the error of pixels."""
     servers = {name: Server(name, data) for name in names}
     rounds: list[dict[str, Any]] = []
     order = list(names)
@@ -105,7 +105,7 @@ def measure(names: Sequence[str], data: Data, num_rounds: int) -> dict[str, Any]
     for name in names:
         # timm leaves the last, incomplete batch out; rates are of the images that came.
         if any(one[name]["images"] <= data.num_images - BATCH_SIZE for one in rounds):
-            raise RuntimeError(f"{name} left images out")
+            raise RuntimeError(f"{name} skipped images")
     return {"rounds": rounds[1:], "pixels": pixels}
 
 

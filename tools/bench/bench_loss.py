@@ -1,7 +1,7 @@
 """Sparse against dense multi-label loss: time and memory, forward and backward.
 
 Both are run in turn, round after round, so that a noisy machine disturbs both; medians are
-reported.  Memory is what a loss needs beside the logits, at its peak: on a CPU the growth of the
+reported.  Memory is the peak of a loss without the logits: on a CPU the growth of the
 process, measured in a fresh one for each loss; on a GPU what torch's allocator counts.
 
     python tools/bench/bench_loss.py [--batch-size 256] [--num-classes 21841] [--device cuda] [--json]
@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def dense_loss(logits: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-    """The plain way: a dense 0/1 target, cross-entropy, a sum."""
+    """Baseline: a dense 0/1 target, cross-entropy, a sum."""
     target = torch.zeros(logits.shape, device=logits.device)
     target[rows, ids] = 1.0
     loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum")
@@ -93,7 +93,7 @@ def measure_seconds(args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_bytes(args: argparse.Namespace, name: str) -> int:
-    """Return the peak memory of one pass beside the logits; to be called in a fresh process."""
+    """Return the peak memory of a pass without the logits; to be called in a fresh process."""
     tiny = argparse.Namespace(**{**vars(args), "batch_size": 2})
     run_once(LOSSES[name], make_batch(tiny))  # libraries that load at the first use
     batch = make_batch(args)

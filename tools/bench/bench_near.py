@@ -1,4 +1,4 @@
-"""Near-duplicates: what copies are found, beside pHash and dHash; and how long the search takes.
+"""Near-duplicates: copies found, compared with pHash and dHash; seconds of the search.
 
     python tools/bench/bench_near.py images DIR [--json]    recall per transform (needs imagehash)
     python tools/bench/bench_near.py search [--num-images 1000000] [--json]

@@ -144,7 +144,7 @@ def transformers_ways(folder: Path) -> dict[str, Way]:
 def measure(
     ways: Mapping[str, Mapping[str, Way]], task: str, paths: list[Path], chunk_size: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return each library's seconds of CPU for every chunk, and how far it is from ours."""
+    """Return each library's seconds of CPU for every chunk, and its difference from ours."""
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     differences = dict.fromkeys(names, 0.0)

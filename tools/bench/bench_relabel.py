@@ -42,7 +42,7 @@ class Folders(NamedTuple):
     """What is made, where.
 
     Attributes:
-        made: The manifests; what `relabel` and `make-val` make lies beside `digests.parquet`.
+        made: The manifests; output of `relabel` and `make-val` is next to `digests.parquet`.
         imported: What `import-md5sum` makes.
         lists: What `export-lists` makes.
         md5sum: What md5sum would have printed.
@@ -55,7 +55,7 @@ class Folders(NamedTuple):
 
 
 def folders(work: Path) -> Folders:
-    """Return where everything lies below *work*."""
+    """Return the paths below *work*."""
     return Folders(work / "made", work / "imported", work / "lists", work / "md5sum.txt")
 
 

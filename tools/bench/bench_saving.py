@@ -1,6 +1,6 @@
 """How long a checkpoint holds up a training step, and how long it is written behind its back.
 
-A model with AdamW's moments and an average of its weights is saved; beside it the same tensors are
+A model with AdamW's moments and an average of its weights is saved; the same tensors are also
 only copied, and a thread notes how long it is ever kept from running while the file is written.
 
     python tools/bench/bench_saving.py [--model vit_base_patch16_224] [--rounds 3]

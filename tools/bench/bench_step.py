@@ -59,7 +59,7 @@ class Step:
 
 
 def equality(args: dict[str, Any], batch: tuple[Tensor, Tensor]) -> dict[str, dict[str, float]]:
-    """Return how far each library's loss is from ours, and timm's gradients, which have our names.
+    """Return the differences of loss, and those of timm's gradients, which have our names.
 
     Gradients are compared by the largest difference over the largest gradient.
     """

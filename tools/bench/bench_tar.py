@@ -3,7 +3,7 @@
     python tools/bench/bench_tar.py --out docs/internals/benchmarks.md
 
 Images are real-sized: random bytes behind a JPEG header, so that nothing compresses.  Every round
-runs each command once, in turn; the table has medians.  With `--cold` the system is told to forget
+runs each command once, in turn; the table has medians.  With `--cold` the system is asked to drop
 the tar before each run, so that it comes from the disk.
 """
 

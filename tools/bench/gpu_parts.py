@@ -40,7 +40,7 @@ def built(bench: Bench, args: dict[str, Any]) -> nn.Module:
 
 
 def parity(bench: Bench) -> dict[str, Any]:
-    """Compare loss and gradients of every fast way with those of the plain one."""
+    """Compare loss and gradients of every fast way with those of the baseline."""
     size = first_size(bench)
     args = {**size.args, "depth": 2}
     batch = synthetic_batch(size, 4, bench.device)

@@ -16,7 +16,7 @@ from vit21k.pack.tiles import (
 )
 
 CHROMA_MARGIN = 2
-"""Pixels beside a crop that its own depend on: chroma is interpolated between two samples."""
+"""Pixels around a crop that its own depend on: chroma is interpolated between two samples."""
 
 _LEAST_WIDTH = 5
 """Pixels: of narrower images libjpeg does not interpolate chroma."""

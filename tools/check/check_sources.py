@@ -7,7 +7,7 @@
 IMAGES is <class>/<file>.  Copies with other names are added, within a class and in other classes, so
 that the number of files and the labels of each image are known.  Of each form, `hash` and `relabel`
 have to give the same digests, labels and number of files, and `images.parquet` may differ in its
-locators only.  timm, webdataset and datasets read the same shards beside.
+locators only.  timm, webdataset and datasets read the same shards for comparison.
 
 Exit status: 1 if anything differs.
 """
@@ -231,7 +231,7 @@ def write_timm_1k(files: Sequence[File], out: Path) -> None:
 
 
 def write_cls(files: Sequence[File], out: Path) -> None:
-    """Only class indices; the list is beside."""
+    """Only class indices; the list is in another file."""
     index_of = _indices(files)
     _write_shards(files, out, lambda file, _: {"cls": str(index_of[file.wnid]).encode()})
     (out / "classes.txt").write_text("\n".join(index_of) + "\n")
@@ -345,7 +345,7 @@ def write_flat(files: Sequence[File], out: Path) -> None:
 
 
 def write_metadata(files: Sequence[File], out: Path) -> None:
-    """Hugging Face's imagefolder: metadata.csv beside the images."""
+    """Hugging Face's imagefolder: metadata.csv next to the images."""
     rows = list(_write_flat(files, out))
     with (out / "images" / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "label"), *rows])

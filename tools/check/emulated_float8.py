@@ -1,4 +1,4 @@
-"""MLPs in float32, bfloat16 and emulated float8, and how far off float64 they are."""
+"""MLPs in float32, bfloat16 and emulated float8, and their difference from float64."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy

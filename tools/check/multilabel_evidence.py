@@ -1,13 +1,13 @@
-"""Multi-label training on real images, beside the same training by hand with a dense target.
+"""Multi-label training on real images, compared with plain torch and a dense target.
 
     python tools/check/multilabel_evidence.py CIFAR --work DIR [--steps 300] [--classes 21841] [--json]
 
 CIFAR has ``train/<class>/`` and ``test/<class>/``.  Four of its images make a mosaic of 64 x 64
 pixels, which is filed under the class of each: the copies are found by `vit21k hash`, and merged to
-one image with one to four labels by `vit21k relabel`.  The ten classes lie among 21,841, as many
+one image with one to four labels by `vit21k relabel`.  The ten classes are among 21,841, as many
 as ImageNet-21K has, so that the head and the loss have the size they have there.
 
-Ours is a run of a recipe, from the manifests on.  The other is written by hand: timm's model, a
+Ours is a run of a recipe, from the manifests on.  The other is a plain script: timm's model, a
 dense target, `binary_cross_entropy_with_logits`, torch's AdamW, clipping and schedule; it starts
 from the same weights and is fed by the same loader, with the same crops.  Runs alternate; the time
 of a step is the median over all rounds, but for the first steps of each.

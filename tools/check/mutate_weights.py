@@ -55,7 +55,7 @@ class Case(NamedTuple):
     name: str
     path: Path
     has_heads: bool
-    """Whether files beside the weights say how many heads there are."""
+    """Whether files next to the weights define how many heads there are."""
 
 
 class Outcome(NamedTuple):

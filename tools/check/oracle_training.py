@@ -1,4 +1,4 @@
-"""A run of a shipped ViT-B recipe, step by step, beside the same training written by hand.
+"""A run of a shipped ViT-B recipe, step by step, compared with the same training as a plain script.
 
     python tools/check/oracle_training.py TREE [--kind plsc|mae] [--steps 50] [--pixels 64] [--batch 8]
                                     [--depth 12] [--width 768] [--json]
@@ -41,7 +41,7 @@ class Kind:
     Attributes:
         recipe: A shipped one.
         plain: The other.
-        settings: What is switched off in this recipe beside what is in all.
+        settings: What is switched off in this recipe in addition to those of all.
     """
 
     recipe: str

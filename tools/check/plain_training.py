@@ -1,4 +1,4 @@
-"""Training as one would write it by hand: timm's ViT-B, torch's losses, optimizer and schedulers.
+"""Training as a plain script: timm's ViT-B, torch's losses, optimizer and schedulers.
 
 Nothing here comes from vit21k.  `oracle_training.py` holds it against a run of a recipe.
 """

@@ -94,11 +94,11 @@ def check_relabel(folder: Path, wanted: Expected) -> int:
 
 def in_val(wanted: Expected, per_class: int) -> NDArray[np.bool_]:
     """Return which images are the first *per_class* with one label of their class."""
-    places = np.flatnonzero(wanted.num_labels_P == 1)
-    label = wanted.label_L[wanted.starts_P[places]]
+    indices = np.flatnonzero(wanted.num_labels_P == 1)
+    label = wanted.label_L[wanted.starts_P[indices]]
     rank = np.arange(len(label)) - np.searchsorted(label, label)
     mask = np.zeros(len(wanted.starts_P), dtype=bool)
-    mask[places[rank < per_class]] = True
+    mask[indices[rank < per_class]] = True
     return mask
 
 
@@ -128,8 +128,8 @@ def check_lists(folder: Path, lists: Path, wanted: Expected, per_class: int) -> 
     paths = pq.read_table(folder / "digests.parquet", columns=["path"])["path"]
     lines = list(_lines(paths.take(pa.array(wanted.first_row_P)).to_pylist(), wanted))
     num_lines = _check_lines(lists / "image_all_list.txt", iter(lines))
-    places = np.flatnonzero(in_val(wanted, per_class)).tolist()
-    chosen = (lines[place] for place in places)
+    indices = np.flatnonzero(in_val(wanted, per_class)).tolist()
+    chosen = (lines[place] for place in indices)
     return num_lines + _check_lines(lists / "image_dummy_val_list.txt", chosen)
 
 

@@ -5,7 +5,7 @@ python tools/data/build_class_lists.py --check    exit 1 if the rows are not tho
 
 Most lists are files of the installed package timm (Apache-2.0), in `timm/data/_info`.  The others
 are read from DIR/<name>.txt, one wnid per line, or kept from the table that there is.  Every list
-must have the fingerprint that `class_lists.py` states beside its source.
+must have the fingerprint that `class_lists.py` states next to its source.
 """
 
 import sys

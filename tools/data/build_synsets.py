@@ -20,7 +20,7 @@ from vit21k.manifest.wordnet import SCHEMA
 
 WORDNET = Path("/usr/share/wordnet")
 FOLDER = Path(__file__).parents[2] / "vit21k/manifest/data"
-HYPERNYMS = ("@", "@i")  # is a kind of; is an instance of
+HYPERNYMS = ("@", "@i")  # hypernym; instance hypernym
 
 
 def licence(lines: list[str]) -> str:

@@ -75,7 +75,7 @@ EXPORTS = {
 
 
 def model_table() -> str:
-    """Return a row for each model: ours beside what is published."""
+    """Return a row for each model: our figures and published ones."""
     columns = ("model", "parameters", "published", "GMACs", "published GFLOPs", "MB kept", "source")
     head = [f"| {' | '.join((*columns, 'weights in'))} |", "|---|--:|--:|--:|--:|--:|---|---|"]
     return "\n".join([*head, *(model_line(row) for row in model_rows())])

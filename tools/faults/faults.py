@@ -38,9 +38,9 @@ class Stage:
 
     Attributes:
         name: Of the command.
-        before: What lies in the folder when it begins; copied for every run.
+        before: Content of the folder when it begins; copied for every run.
         run: Does it, in the working directory; returns the exit code.
-        check: Raises if what lies in the working directory cannot be read.
+        check: Raises if the content of the working directory cannot be read.
     """
 
     name: str
@@ -267,7 +267,7 @@ def inject_everywhere(stage: Stage, work: Path, call: str, effect: str, *, every
 
 
 def flipped(content: bytes, times: int, seed: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield *content* with a bit flipped, at random places; and the number of the bit."""
+    """Yield *content* with a bit flipped, at random offsets; and the number of the bit."""
     draw = random.Random(seed)
     for _ in range(times):
         bit = draw.randrange(8 * len(content))

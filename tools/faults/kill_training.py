@@ -1,4 +1,4 @@
-"""Kill training (SIGKILL) at random steps and moments, go on, compare with a run left alone.
+"""Kill training (SIGKILL) at random steps and moments, resume, compare with a run left alone.
 
 In four set-ups: one process; with EMA, mixing of images, accumulation and dropout; float16 with a
 loss scale that overflows; two processes.  After the kill the same command must end with the files

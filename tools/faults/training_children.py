@@ -1,6 +1,6 @@
 """`vit21k train` in forked children of a process that has imported everything: cheap to start.
 
-The children note every batch that they train on, so that two runs can be compared to the bit.
+The children note every batch that they train on, so that two runs can be compared exactly.
 """
 
 import contextlib

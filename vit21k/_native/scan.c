@@ -161,7 +161,7 @@ void ask_for_files(int folder, const char *names, int64_t num_files, int open_fl
 
 /* Puts the names in a folder side by side, each with a 0 at its end.
  *
- * Returns their bytes; -1 where anything is odd: there is something else than regular files, or a
+ * Returns their bytes; -1 where anything is unusual: there is something else than regular files, or a
  * name that may be an archive's, or more names than *capacity* bytes hold, or an error. */
 int64_t list_files(const char *path, char *names, int64_t capacity) {
     DIR *folder = opendir(path);

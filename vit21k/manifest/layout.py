@@ -1,7 +1,7 @@
-"""The folders that images lie in -> whether their names can be classes.
+"""Folders with images -> whether their names can be classes.
 
 The class of an image is the name of its folder.  Where that would make a class of a split (`val`),
-of a shard of a WebDataset (`train-0001.tar`) or of what lies below the class folders (`dog/2021`),
+of a shard of a WebDataset (`train-0001.tar`) or of a folder below a class folder (`dog/2021`),
 the tree is refused: labels that are silently wrong cost a training run.
 
 Input: folders as they are met, in any order.  Memory: a few names for each class.
@@ -71,7 +71,7 @@ def _splits_in(name: str) -> set[str]:
 
 
 class Layout:
-    """What the folders of a tree say of its labels.
+    """The labels of a tree, as far as its folders define them.
 
     Args:
         root: The image root, for messages.
@@ -105,11 +105,11 @@ class Layout:
         return Layout(self._root, label_from=self._label_from, inside=self._inside)
 
     def add(self, folder: str, stem: str | None = None) -> None:
-        """Note a folder that images lie in.
+        """Note a folder with images.
 
         Args:
             folder: Relative to the root, without a slash at its end.
-            stem: Name, without suffix, of the archive that they lie in, if they do.
+            stem: Name, without suffix, of the archive that contains they, if they do.
         """
         if folder in self._folders or self._label_from:
             return
@@ -142,7 +142,7 @@ class Layout:
             self.add(path.rpartition("/")[0], stem_of(container) if container else None)
 
     def add_split(self, folder: str) -> None:
-        """Note a folder that lies above others, and may be a split."""
+        """Note a folder with folders in it, which may be a split."""
         above = ""
         for part in self._inside(folder).split("/"):
             if part.lower() in SPLIT_OF:
@@ -158,7 +158,7 @@ class Layout:
             above += f"{part}/"
 
     def add_files(self, images: Sequence[str], others: Iterable[str], stem: str | None) -> None:
-        """Note some of the images of a folder, and the other files beside them.
+        """Note some of the images of a folder, and the other files next to them.
 
         Args:
             images: Paths of images of one folder.
@@ -197,17 +197,17 @@ class Layout:
         if self._nested:
             one, other = self._nested
             raise LayoutError(
-                f"the classes of `{self._root}` are not clear: images lie in `{one}/` and in "
+                f"the classes of `{self._root}` are not clear: images are in `{one}/` and in "
                 f"`{other}/`",
                 hint="`vit21k hash --label-from top` takes the first folder below the root for the "
                 f"class of an image (`{other.partition('/')[0]}`), `--label-from folder` the one "
-                f"it lies in (`{other.rpartition('/')[2]}`)",
+                f"it is in (`{other.rpartition('/')[2]}`)",
             )
         if is_complete:
             self._refuse_one_class()
 
     def _find_nested(self, folder: str, above: str) -> None:
-        """Note it if classes lie below different folders, or below a wnid."""
+        """Note it if classes are below different folders, or below a wnid."""
         if self._nested is not None:
             return
         if above.rpartition("/")[2] == folder.rpartition("/")[2]:  # a folder in a tar of its name
@@ -222,7 +222,7 @@ class Layout:
     def _refuse_in_split(self) -> None:
         if self._in_split is not None:
             raise LayoutError(
-                f"images lie in `{self._in_split}/` of `{self._root}` itself, which is a published "
+                f"images are in `{self._in_split}/` of `{self._root}` itself, which is a published "
                 "split and no class",
                 hint=f"{_CLASS_FOLDERS}; or, if a file has their classes, `vit21k hash --labels "
                 "FILE`",
@@ -245,7 +245,7 @@ class Layout:
         if self._label_beside is not None:
             key, suffix = self._label_beside
             raise LayoutError(
-                f"`{self._root}` is a WebDataset: the label of an image is in a file beside it "
+                f"`{self._root}` is a WebDataset: the label of an image is in a file next to it "
                 f"(`{key}.{suffix}`), not in the name of its tar or folder",
                 hint="`vit21k hash --layout webdataset` reads the labels in tars; or, if they "
                 f"are not wanted: {_BY_FOLDER}",
@@ -273,7 +273,7 @@ class Layout:
         is_flat = len(self._classes) == 1 and _NO_CLASSES.fullmatch(next(iter(self._classes)))
         if is_flat or all(map(_splits_in, self._classes)):
             raise LayoutError(
-                f"`{self._root}` has no class folders: its images lie in `{_some(self._classes)}`, "
+                f"`{self._root}` has no class folders: its images are in `{_some(self._classes)}`, "
                 "which is no class",
                 hint="`vit21k hash --labels FILE` reads the classes from a file: the ground truth "
                 f"of ILSVRC, a CSV of `1.jpg,cat` ...; or {_CLASS_FOLDERS}; or, if these are "

@@ -56,7 +56,7 @@ KEPT_PATH = column(
     pa.string(),
     "POSIX path of the kept file: the first with this content, in digests order.",
 )
-WNID = column("wnid", pa.string(), "Name of the folder the file lies in: its class.")
+WNID = column("wnid", pa.string(), "Name of the folder that contains the file: its class.")
 DIGEST = column(
     "digest",
     pa.binary(DIGEST_BYTES),
@@ -239,7 +239,7 @@ OVERLABELLED = ManifestKind(
     name="overlabelled",
     version=2,
     schema=pa.schema([DIGEST, PATH, WNID, MEMBER_BYTES, CONTAINER, OFFSET, STORAGE, SOURCE_SPLIT]),
-    row="file skipped by `relabel --max-labels`: its image lies under too many classes",
+    row="file skipped by `relabel --max-labels`: its image is in too many classes",
     order="in digests order",
     made_by="vit21k relabel",
     may_be_null=MAY_BE_NULL_IN_COPIES,
@@ -380,7 +380,7 @@ EXPANDED = ManifestKind(
             column(
                 "hypernym_ids",
                 pa.list_(pa.int64()),
-                "Class indices of what its labels are a kind of, without the labels themselves; "
+                "Class indices of the hypernyms of its labels, without the labels themselves; "
                 "ascending, without repeats.",
             ),
         ]
@@ -453,7 +453,7 @@ PACKED = ManifestKind(
         ]
     ),
     row="image in a pack",
-    order="as they lie in the shards",
+    order="as stored in the shards",
     made_by="vit21k pack",
     may_be_null=frozenset({"digest", "note"}),
     is_by_digest=True,
@@ -463,7 +463,7 @@ SKIPPED = ManifestKind(
     version=1,
     schema=PROBLEMS.schema,
     row="image that is not in the pack, because it cannot be decoded",
-    order="as they would lie in the shards",
+    order="as they would be stored in the shards",
     made_by="vit21k pack",
 )
 

@@ -243,7 +243,7 @@ def find_undecodable(
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
         ImageTreeError: The image tree is not there, or was gone during the run, or is compressed.
-        UsageError: *manifests* lies inside it.
+        UsageError: *manifests* is inside it.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """

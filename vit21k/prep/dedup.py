@@ -31,7 +31,9 @@ def prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 _NO_DIGEST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
-_SPREAD = np.uint64(0x9E37_79B9_7F4A_7C15)  # odd, so that no two rows have the same product
+_SPREAD = np.uint64(
+    0x9E37_79B9_7F4A_7C15
+)  # an odd number, so that no two rows have the same product
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,8 @@ def _rows_in_runs(
     for start in range(1, num_rows, _SLICE_ROWS):
         keys = key_N[start - 1 : start + _SLICE_ROWS]
         is_same[start : start + len(keys) - 1] = (keys[1:] ^ keys[:-1]) <= row_bits
-    places = np.flatnonzero(is_same[:-1] | is_same[1:])
-    return (key_N[places] & row_bits).astype(np.int64), ~is_same[places]
+    indices = np.flatnonzero(is_same[:-1] | is_same[1:])
+    return (key_N[indices] & row_bits).astype(np.int64), ~is_same[indices]
 
 
 def _digests_of(rows: NDArray[np.int64], parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
@@ -269,7 +271,7 @@ def _digests_of(rows: NDArray[np.int64], parts: Iterable[NDArray[np.uint64]]) ->
 
 
 def _of_runs_with(is_marked: NDArray[np.bool_], is_first: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the places in all runs that have a mark in them."""
+    """Return the positions in all runs that have a mark in them."""
     run = np.cumsum(is_first) - 1
     has_mark = np.zeros(int(is_first.sum()), dtype=bool)
     has_mark[run[is_marked]] = True
@@ -325,7 +327,7 @@ class DedupResult:
         return np.flatnonzero(self.is_copy_N)
 
     def num_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
-        """Return how many files lie in the folders of each class."""
+        """Return how many files the folders of each class contain."""
         return np.pad(self._num_files, (0, num_classes - len(self._num_files)))
 
     @cached_property

@@ -67,7 +67,7 @@ _taken: list[int] = []
 
 @contextmanager
 def large_buffer(num_bytes: int) -> Iterator[bytearray]:
-    """Yield a buffer for the time of the block; wait until there is room for it.
+    """Yield a buffer for the time of the block; wait until the limit of memory permits it.
 
     Args:
         num_bytes: Not more than `MAX_BYTES`.
@@ -84,7 +84,7 @@ def large_buffer(num_bytes: int) -> Iterator[bytearray]:
 
 
 MAX_UNPACKED_BYTES = 64 << 20
-"""Of gzip'd images; what unpacks to more is taken for no image."""
+"""Of gzip'd images; what unpacks to more is not treated as an image."""
 
 UNKNOWN = "unknown"
 NOT_IMAGES = frozenset({"html", "pdf", "zip", "gzip of no image"})
@@ -148,7 +148,7 @@ def image_facts(buffer: Buffer, view: memoryview) -> ImageFacts:
 
     Args:
         buffer: The bytes; indexed, which is twice as fast as with a view.
-        view: The same bytes, without what may follow them in *buffer*; digested.
+        view: The same bytes, without what may follow them in *buffer*; hashed.
     """
     if len(view) > 3 and buffer[0] == 0xFF and buffer[1] == 0xD8 and buffer[2] == 0xFF:
         return _jpeg_facts(buffer, view)
@@ -649,7 +649,7 @@ def no_image(facts: ImageFacts) -> tuple[ProblemKind, str]:
 
 
 def _checked(content: _Content, status: os.stat_result) -> FileDigest | Flaw:
-    """Return the digest, unless there was nothing, or less than there should be, to digest."""
+    """Return the digest, unless there was nothing, or less than there should be."""
     num_bytes, digest, facts, probe = content
     if num_bytes < status.st_size:
         return ProblemKind.UNREADABLE, f"only {num_bytes:,} of {status.st_size:,} bytes"

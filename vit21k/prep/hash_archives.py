@@ -474,7 +474,7 @@ class _ContainerHasher(Generic[_Digest]):
             return self._container.name
         if folder or b"/" in name:
             return folder + name
-        # The image root is this archive, and the image lies at its top: its class is the archive.
+        # The image root is this archive, and the image is at its top: its class is the archive.
         archive = self._container.path.rpartition(b"/")[2]
         return (archive_stem(archive) or archive) + b"/" + name
 
@@ -690,7 +690,7 @@ def _with_ranges(
 
 def _ranges_in(files: ContainerFiles, chunk: Chunk) -> _Ranges | None:
     container = chunk.container
-    if container is None or container.beside or container.kind != TAR:
+    if container is None or container.superseded_by or container.kind != TAR:
         return None
     return class_tars_of(files, container)
 
@@ -764,39 +764,40 @@ class _Images(NamedTuple):
     damage: str = ""
 
 
-def problem_beside(files: ContainerFiles, container: ContainerRange) -> Problem:
-    """Return the problem of *container*, which is skipped because of its `beside`.
+def problem_of_superseded(files: ContainerFiles, container: ContainerRange) -> Problem:
+    """Return the problem of *container*, which is skipped because of its `superseded_by`.
 
     Args:
         files: Of the image root.
-        container: With a `beside`.
+        container: With a `superseded_by`.
     """
     try:
-        if container.beside.endswith(b"/"):
+        if container.superseded_by.endswith(b"/"):
             images = _images_of(files, container.path, container.folder)
             missing = [path for path, size in images.sizes.items() if not _is_at(files, path, size)]
         else:
-            if _unpacks_to(files, container.path, container.beside):
+            if _unpacks_to(files, container.path, container.superseded_by):
                 return Problem(printable(container.path), ProblemKind.ALREADY_UNPACKED, "")
             images = _images_of(files, container.path, container.folder)
-            others = _images_of(files, container.beside, container.folder).sizes
+            others = _images_of(files, container.superseded_by, container.folder).sizes
             missing = [path for path, size in images.sizes.items() if others.get(path) != size]
     except OSError as error:
         return problem_from(container.path, error)
     if not missing and not images.damage:
         return Problem(printable(container.path), ProblemKind.ALREADY_UNPACKED, "")
-    detail = _detail(missing, images, printable(container.beside))
+    detail = _detail(missing, images, printable(container.superseded_by))
     return Problem(printable(container.path), ProblemKind.ARCHIVE_DIFFERS, detail)
 
 
-def _detail(missing: list[bytes], images: _Images, beside: str) -> str:
+def _detail(missing: list[bytes], images: _Images, superseded_by: str) -> str:
     parts = [images.damage] if images.damage else []
     if missing:
         names = ", ".join(printable(path) for path in missing[:_SHOWN])
         more = ", ..." if len(missing) > _SHOWN else ""
         parts.append(
-            f"{len(missing):,} of its {len(images.sizes):,} images are not in `{beside}`, or have "
-            f"another size there: {names}{more}; unpack it again, or move one of the two away"
+            f"{len(missing):,} of its {len(images.sizes):,} images are not in "
+            f"`{superseded_by}`, or have another size there: {names}{more}; unpack it again, or "
+            "move one of the two away"
         )
     return "; ".join(parts)
 

@@ -117,7 +117,7 @@ _COARSE_NS = 2 * _SECOND_NS
 """The same, of a time in whole seconds, for all times may be: HFS+, ext3 and ext4 with small inodes
 have seconds, FAT has two."""
 _SKEW_NS = 60 * _SECOND_NS
-"""How far the clock of a file server may be from ours."""
+"""Largest difference between the clock of a file server and ours."""
 
 
 class _Recalled(NamedTuple):

@@ -39,7 +39,7 @@ from vit21k.prep.hash_archives import (
     differing_members,
     hash_container,
     is_small,
-    problem_beside,
+    problem_of_superseded,
 )
 from vit21k.prep.hash_cache import HashCache
 from vit21k.prep.hash_containers import cache_chunks, cached_chunks, chunks_of_items, hash_items
@@ -239,9 +239,9 @@ class ChunkHasher:
         Raises:
             OSError: This process has run out of file descriptors or memory.
         """
-        if chunk.container is not None and chunk.container.beside:
-            beside = problem_beside(self.files, chunk.container)
-            return HashedChunk("", chunk.fraction, problems=[beside])
+        if chunk.container is not None and chunk.container.superseded_by:
+            superseded_by = problem_of_superseded(self.files, chunk.container)
+            return HashedChunk("", chunk.fraction, problems=[superseded_by])
         if chunk.container is not None and chunk.container.kind == TAR:
             return self._hash_tar(chunk.container, chunk.fraction)
         if chunk.container is not None:

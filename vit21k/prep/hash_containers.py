@@ -88,17 +88,17 @@ class _Sorter:
 
     def _spill(self) -> None:
         self._rows.sort(key=_order)
-        places = []
+        offsets = []
         with in_temporary_folder():
             for start in range(0, len(self._rows), _PIECE_ROWS):
-                places.append(self._file.tell())
+                offsets.append(self._file.tell())
                 piece = self._rows[start : start + _PIECE_ROWS]
                 pickle.dump(piece, self._file, pickle.HIGHEST_PROTOCOL)
-        self._runs.append(places)
+        self._runs.append(offsets)
         self._rows = []
 
-    def _read(self, places: Sequence[int]) -> Iterator[Row]:
-        for place in places:
+    def _read(self, offsets: Sequence[int]) -> Iterator[Row]:
+        for place in offsets:
             with in_temporary_folder():
                 self._file.seek(place)
                 piece: list[Row] = pickle.load(self._file)  # noqa: S301 (what `_spill` wrote)

@@ -40,7 +40,7 @@ class _RemoteLevel(Level):
 
 
 class RemoteWalker(Walker):
-    """Walks what lies below a URL, with the facts of its listings."""
+    """Walks the objects below a URL, with the facts of its listings."""
 
     def __init__(self, tree: RemoteTree) -> None:
         super().__init__(b"", follow_symlinks=False)
@@ -84,7 +84,7 @@ class _RemoteFiles(ChunkFiles):
 
 
 class RemoteHasher(ChunkHasher):
-    """Hashes chunks of what lies below a URL; thread-safe.  Inodes are entity tags."""
+    """Hashes chunks of the objects below a URL; thread-safe.  Inodes are entity tags."""
 
     def __init__(
         self, tree: RemoteTree, *, algorithm: str, layout: SourceLayout, recheck: float = 0.0

@@ -2,10 +2,10 @@
 
 Image tree -> digests.parquet, problems.parquet: one row per file.
 
-Input: folders at any depth; the class of a file is the name of the folder it lies in.
+Input: folders at any depth; the class of a file is the name of the folder that contains it.
 Output: both manifests in path order.  The bytes depend on the tree alone: not on the number of
 workers, nor on the order in which the file system lists its entries, nor on the locale.
-Errors: a file that cannot be used is a row of `problems.parquet`, and the run goes on.
+Errors: a file that cannot be used is a row of `problems.parquet`, and the run continues.
 Threading: this thread walks the tree and writes, *num_workers* threads read and digest chunks, of
 which a bounded number is under way; they are taken in the order in which they were handed out.
 Memory: independent of the number of files.
@@ -81,11 +81,11 @@ class HashSummary:
         num_without_digest: Files that a quick run has proven unlike all others.
         num_unknown: Files that begin like no image, nor like anything else that is known.
         silently_changed: Paths of files that are not what they were, though size and times are.
-        is_remote: Whether files were taken for what they were by size and time alone.
+        is_remote: Whether files were treated as unchanged by size and time alone.
         wnids: Names of the class folders.
         problems: Rows of `problems.parquet`, by kind.
         num_known_problems: Of them, files that are known to be unreadable in fall11.
-        layout: What the folders say of the classes.
+        layout: The classes, as far as the folders define them.
         other_suffixes: Of the files that are no images by their names.
     """
 
@@ -199,7 +199,7 @@ def hash_tree(  # noqa: PLR0913
     Raises:
         ImageTreeError: No such folder, or it has no images; *manifests* is unchanged.
         LayoutError: Folders or labels are not clear; *manifests* is unchanged.
-        UsageError: *manifests* lies inside *root*, or arguments contradict each other.
+        UsageError: *manifests* is inside *root*, or arguments contradict each other.
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
@@ -247,7 +247,7 @@ class _Place(NamedTuple):
     Attributes:
         root: Path or URL of the image root.
         archive: Name of the one file in it that is hashed; None: all.
-        tree: What lies there.
+        tree: Its files and archives.
     """
 
     root: str
@@ -261,7 +261,7 @@ class _Place(NamedTuple):
 
 
 def _place_of(root: Root, *, is_flat: bool) -> _Place:
-    """Return where *root* is; of a container, the folder that it lies in.
+    """Return where *root* is; of a container, the folder that contains it.
 
     Raises:
         ImageTreeError: There is nothing that can be hashed.
@@ -275,7 +275,7 @@ def _place_of(root: Root, *, is_flat: bool) -> _Place:
         refuse_empty(tree, tree.url, is_flat=is_flat)
         return _Place(tree.url, None, tree)
     if not tree.is_object():
-        raise ImageTreeError(f"nothing lies below `{tree.url}`", hint="check the address")
+        raise ImageTreeError(f"nothing is below `{tree.url}`", hint="check the address")
     refuse_file(tree.url)
     above, _, name = tree.url.rpartition("/")
     return _Place(above, name, RemoteTree(above, only=name))
@@ -473,10 +473,10 @@ def _is_of(shard: Shard, chunk: Chunk) -> bool:
 
 
 def chunks_of(hasher: ChunkHasher, archive: str | None = None) -> Iterator[Chunk]:
-    """Yield what there is to digest, in path order.
+    """Yield the files to hash, in path order.
 
     Args:
-        hasher: Whose root it lies below.
+        hasher: Its root contains the files.
         archive: Name of the one file of the root that counts, instead of a tree.
     """
     if archive is None:

@@ -42,7 +42,7 @@ def write_tree(
 
     Args:
         images: Read only if the tree is not there.
-        out: Beside the tree, ``source.json`` says where it came from.
+        out: Next to the tree, ``source.json`` says where it came from.
         source: JSON values that identify where the images come from.
         on_image: Called for each that is written.
 
@@ -177,7 +177,7 @@ def prepare(
     Raises:
         DataError: There are no images.
         LayoutError: Its folders cannot be classes, or there is only one.
-        UsageError: *manifests* lies inside *root*.
+        UsageError: *manifests* is inside *root*.
         OSError: The disk is full or failing.
     """
     summary = hash_tree(root, manifests, on_layout=on_layout)

@@ -39,7 +39,7 @@ _ESCAPES = {rb"\\": b"\\", rb"\n": b"\n", rb"\r": b"\r"}
 _NO_CLASS = "has a path without a folder, so without a class"
 _HEX_DIGITS = np.frombuffer(b"0123456789abcdefABCDEF", dtype=np.uint8)
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 def read_md5sum(
@@ -50,7 +50,7 @@ def read_md5sum(
     Args:
         file: What md5sum printed.
         name: What to call it in an error.
-        strip_prefix: A folder, taken off the paths; every path must lie in it.
+        strip_prefix: A folder, taken off the paths; it must contain every path.
         is_top: The class of a file is the first folder of its path, not the last.
 
     Raises:
@@ -166,7 +166,7 @@ class _Block:
         fields: NDArray[np.uint8] = from_each_byte[self._start_B + offset].view(np.uint8)
         return fields.reshape(-1, num_bytes)
 
-    def _paths(self, prefix: bytes) -> Places:
+    def _paths(self, prefix: bytes) -> Indices:
         """Return where the paths begin, without *prefix*."""
         path_B = self._without_dots(self._start_B + _PATH_AT)
         text = prefix.decode("utf-8", "backslashreplace")
@@ -187,7 +187,7 @@ class _Block:
             self._refuse_where(is_cr, "ends in a carriage return", hint="run `dos2unix` on it")
         return path_B
 
-    def _without_dots(self, path_B: Places) -> Places:
+    def _without_dots(self, path_B: Indices) -> Indices:
         """Return where the paths begin after each `./` at their front."""
         last = len(self._bytes) - 1
         while True:
@@ -197,8 +197,8 @@ class _Block:
                 return path_B
             path_B = path_B + 2 * is_dot
 
-    def _class_folders(self, path_B: Places) -> tuple[Places, Places]:
-        """Return where the names of the folders that the files lie in begin and end."""
+    def _class_folders(self, path_B: Indices) -> tuple[Indices, Indices]:
+        """Return the starts and ends of the names of the files' folders."""
         slashes = np.append([-1, -1], np.flatnonzero(self._bytes == ord("/")))
         last = np.searchsorted(slashes, self._stop_B) - 1
         slash_B = slashes[last]
@@ -211,7 +211,7 @@ class _Block:
         self._refuse_inside(b"/./", path_B, "has a path with a part `.`")
         return folder_B, slash_B
 
-    def _refuse_inside(self, text: bytes, path_B: Places, why: str) -> None:
+    def _refuse_inside(self, text: bytes, path_B: Indices, why: str) -> None:
         """Refuse the first path that holds *text*."""
         place = self._block.find(text)
         while place >= 0:
@@ -220,7 +220,7 @@ class _Block:
                 self._refuse(index, why)
             place = self._block.find(text, place + 1)
 
-    def _refuse_upwards(self, path_B: Places) -> None:
+    def _refuse_upwards(self, path_B: Indices) -> None:
         place = self._block.find(b"../")
         while place >= 0:
             index = int(np.searchsorted(self._start_B, place, side="right")) - 1
@@ -229,11 +229,11 @@ class _Block:
                 self._refuse(index, "has a path that leads upwards")
             place = self._block.find(b"../", place + 1)
 
-    def _texts(self, start_B: Places, stop_B: Places) -> pa.StringArray:
+    def _texts(self, start_B: Indices, stop_B: Indices) -> pa.StringArray:
         """Return the text from each start to its stop.
 
         The block itself serves as the data of an Arrow array in which what is wanted alternates
-        with what lies between; taking every other one is the only copy.
+        with everything between; taking every other one is the only copy.
         """
         offsets = np.stack([start_B, stop_B], axis=1).astype(np.int32).ravel()
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self._block)]
@@ -309,7 +309,7 @@ def import_md5sum(
         manifests: Folder to write to.
         strip_prefix: The folder that every path begins with, to be taken off.
         root: The image root, for the commands that open images; the paths are relative to it.
-        label_from: Which folder of an image is its class; None: the one it lies in, if that can be
+        label_from: Which folder of an image is its class; None: the nearest one, if that can be
             a class.
 
     Raises:
@@ -318,7 +318,7 @@ def import_md5sum(
             written.
         ImageTreeError: *root* is not a folder with class folders.
         LayoutError: The folders of the paths cannot be classes.
-        UsageError: *manifests* lies inside *root*.
+        UsageError: *manifests* is inside *root*.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
@@ -387,10 +387,10 @@ def _refuse_repeated(tables: Iterator[pa.Table], md5sum: Path, hashes: NDArray[n
     repeats: list[tuple[int, int, str, bool]] = []
     num_before = 0
     for rows in tables:
-        places = np.flatnonzero(np.isin(_hashes_of(rows), hashes))
-        suspects = rows.take(pa.array(places))
+        indices = np.flatnonzero(np.isin(_hashes_of(rows), hashes))
+        suspects = rows.take(pa.array(indices))
         columns = suspects["path"].to_pylist(), suspects["digest"].to_pylist()
-        for place, path, digest in zip(places.tolist(), *columns, strict=True):
+        for place, path, digest in zip(indices.tolist(), *columns, strict=True):
             number = num_before + place + 1
             first, other = first_of.setdefault(path, (number, digest))
             if first != number:
@@ -440,7 +440,7 @@ def export_lists(
     Raises:
         ManifestError: A manifest is missing, stale or damaged.
         DataError: A path has a blank, or a line break, in it.
-        UsageError: *out* lies inside the image root.
+        UsageError: *out* is inside the image root.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
@@ -513,8 +513,9 @@ def _refuse_blanks(paths: pa.StringArray, *, allow_blanks: bool) -> None:
 
 
 def _refuse(paths: pa.StringArray, pattern: str, what: str, *, hint: str) -> None:
-    odd = paths.filter(pc.match_substring_regex(paths, pattern))
-    if len(odd):
+    malformed = paths.filter(pc.match_substring_regex(paths, pattern))
+    if len(malformed):
         raise DataError(
-            f"{odd[0].as_py()!r} has {what} in its name, which these lists cannot hold", hint=hint
+            f"{malformed[0].as_py()!r} has {what} in its name, which these lists cannot hold",
+            hint=hint,
         )

@@ -3,10 +3,10 @@
 digests.parquet -> images, copies, over-labelled, classes.parquet: one row per image.
 
 The same image is filed under several classes of ImageNet-21K.  Files with equal digests are one
-image, and its labels are the folders they lie in.
+image, and its labels are the folders that contain them.
 
 Algorithm: a number made of the digest (`copies.find_copies`) and a class index are held for each
-file, 12 bytes, which tell the images (`images.merge_groups`).  Digests and paths are never
+file, 12 bytes, which identify the images (`images.merge_groups`).  Digests and paths are never
 held: later passes over the manifest carry them from row group to row group.
 
 Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".  From the same list
@@ -123,7 +123,7 @@ class RowSource:
         """Yield the images by *place*, reading the files once for each part that is held."""
         for first in range(0, len(place), ROWS_IN_MEMORY):
             parts: list[pa.Table] = []
-            places: list[NDArray[np.int64]] = []
+            positions: list[NDArray[np.int64]] = []
             row = 0
             for start, files in self._files():
                 images = self._images(start, files)
@@ -131,8 +131,8 @@ class RowSource:
                 row += images.num_rows
                 is_in = (its_place >= first) & (its_place < first + ROWS_IN_MEMORY)
                 parts.append(images.filter(pa.array(is_in)))
-                places.append(its_place[is_in])
-            order = np.argsort(np.concatenate(places))
+                positions.append(its_place[is_in])
+            order = np.argsort(np.concatenate(positions))
             yield pa.concat_tables(parts).take(pa.array(order))
 
 
@@ -200,7 +200,7 @@ class RelabelSummary:
         num_overlabelled: Images with more than `MANY_LABELS` labels.
         num_overlabelled_files: Rows of `overlabelled.parquet`: files with too many labels.
         num_classes: Length of the class list.
-        num_classes_without_files: Classes of the list that no file lies in.
+        num_classes_without_files: Classes of the list without files.
         num_classes_before: Length of the class list of the `images.parquet` that was replaced, if
             it was another list.
         num_in_both: Images published for training and, as another file, for something else; they
@@ -242,9 +242,9 @@ def relabel(
 
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
-        DataError: It is empty, or a file lies in a folder that is not among *classes*; or it was
+        DataError: It is empty, or the folder of a file is not among *classes*; or it was
             merged from quick shards without reading what may be duplicates.
-        UsageError: *manifests* lies inside the image root; or the content was not digested.
+        UsageError: *manifests* is inside the image root; or the content was not hashed.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
@@ -309,7 +309,8 @@ def _read_folders(digests: Manifest) -> tuple[NDArray[np.int32], list[str]]:
     """Return the folder of each file as an index into a list of folders, and the list."""
     if not digests.num_rows:
         raise DataError(
-            f"`{digests.path}` lists no files", hint="see `problems.parquet` beside it for why"
+            f"`{digests.path}` lists no files",
+            hint="see `problems.parquet` next to it for the reasons",
         )
     wnid_N = np.empty(digests.num_rows, dtype=np.int32)
     index_of: dict[str, int] = {}
@@ -371,8 +372,8 @@ def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
 def _replaced(place_N: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return *place_N*, in which each number has given way to the value at its place."""
     for start in range(0, len(place_N), _SLICE_ROWS):
-        places = place_N[start : start + _SLICE_ROWS]
-        places[:] = values[places]
+        slice_N = place_N[start : start + _SLICE_ROWS]
+        slice_N[:] = values[slice_N]
     return place_N
 
 

@@ -67,7 +67,7 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def has(self, folder: bytes) -> bool:
-        """Return whether the files that lie in *folder* belong to it."""
+        """Return whether the files in *folder* belong to it."""
         return xxhash.xxh3_64_intdigest(folder) % self.count == self.number - 1
 
     def folder(self, manifests: Path) -> Path:
@@ -96,7 +96,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
         ManifestError: One is missing, damaged, or a manifest of something else.
         DataError: They are not all the shards of one tree, each once, or no files are in them.
         LayoutError: The folders of the tree cannot be classes.
-        UsageError: *manifests* lies inside the image root.
+        UsageError: *manifests* is inside the image root.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
@@ -244,6 +244,6 @@ def _sorted_problems(parts: Sequence[Manifest]) -> pa.Table:
 def _raw(path: str) -> bytes:
     r"""Return the bytes that `printable` made *path* of: they are what it is sorted by.
 
-    A name that really has ``\xe9`` in it, as four characters, is taken for one byte.
+    A name that really has ``\xe9`` in it, as four characters, is treated as one byte.
     """
     return _ESCAPED_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), path.encode())

@@ -64,7 +64,7 @@ def make_val(
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *manifests* lies inside the image root; or images without a digest are to be
+        UsageError: *manifests* is inside the image root; or images without a digest are to be
             drawn with a seed; or some were published as validation or test data.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -123,7 +123,7 @@ class Singles(NamedTuple):
     num_images_K: NDArray[np.int64]
 
     def marked(self, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which rows of `images.parquet` the *chosen* places in *label_R* are."""
+        """Return which rows of `images.parquet` the *chosen* positions in *label_R* are."""
         is_chosen_R = np.zeros(len(self.label_R), dtype=bool)
         is_chosen_R[chosen] = True
         is_in_P = self.is_single_P.copy()
@@ -159,7 +159,7 @@ def choose(
     num_classes: int,
     per_class: int,
 ) -> NDArray[np.int64]:
-    """Return the places in *label_R* of the first *per_class* of each class, ascending.
+    """Return the positions in *label_R* of the first *per_class* of each class, ascending.
 
     Args:
         label_R: Labels, ascending.
@@ -181,12 +181,12 @@ def choose(
 
 
 def _lowest(scores: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
-    """Return the places of the lowest *scores*; of equal ones, of those that come first."""
+    """Return the positions of the lowest *scores*; of equal ones, of those that come first."""
     if len(scores) > number:  # most are not even compared with one another
-        places = np.flatnonzero(scores <= np.partition(scores, number - 1)[number - 1])
+        indices = np.flatnonzero(scores <= np.partition(scores, number - 1)[number - 1])
     else:
-        places = np.arange(len(scores))
-    return places[np.argsort(scores[places], kind="stable")[:number]]
+        indices = np.arange(len(scores))
+    return indices[np.argsort(scores[indices], kind="stable")[:number]]
 
 
 def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]:
@@ -285,7 +285,7 @@ def split_by_source(manifests: Path) -> SourceSplitSummary:
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
-        UsageError: *manifests* lies inside the image root, or no image was published for training,
+        UsageError: *manifests* is inside the image root, or no image was published for training,
             or none for anything else.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -418,7 +418,7 @@ def split_by_list(manifests: Path, val_list: Path) -> ListSplitSummary:
 
     Raises:
         ManifestError: A manifest is missing, stale or damaged, or the list cannot be read.
-        UsageError: *manifests* lies inside the image root, a name means several images, or no name
+        UsageError: *manifests* is inside the image root, a name means several images, or no name
             means any.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -509,10 +509,10 @@ class _Found:
         stems = pc.struct_field(pc.extract_regex(rows["path"], _STEM), "stem")
         by_name = pc.is_in(stems, value_set=self._stems)
         by_digest = pc.is_in(rows["digest"], value_set=self._digests, skip_nulls=True)
-        places = np.flatnonzero(pc.or_(by_name, by_digest).to_numpy())
-        few = rows.take(pa.array(places))
+        indices = np.flatnonzero(pc.or_(by_name, by_digest).to_numpy())
+        few = rows.take(pa.array(indices))
         columns = (few[name].to_pylist() for name in ("path", "digest"))
-        yield from zip(places.tolist(), *columns, strict=True)
+        yield from zip(indices.tolist(), *columns, strict=True)
 
     def _set(self, index: int, row: int, path: str) -> None:
         if self.row_E[index] not in (-1, row):

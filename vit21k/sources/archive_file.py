@@ -71,7 +71,7 @@ class ArchiveFile(io.RawIOBase):
 
     @property
     def status(self) -> FileStatus:
-        """What the system says of it now."""
+        """Its current facts, from the system."""
         all_of = [os.fstat(descriptor) for descriptor in self._descriptors]
         return FileStatus(
             sum(one.st_size for one in all_of),

@@ -96,7 +96,7 @@ def _batches(
                 raise DamagedError(f"a message of type `{message.type}`, which is not read")
             body = message.body
             batch = pa.ipc.read_record_batch(message, schema)
-            batch.validate(full=True)  # before anything else: what lies may end the process
+            batch.validate(full=True)  # before anything else: wrong offsets may end the process
             yield batch, stream.tell() - body.size, body
             num_bytes = body.size
 

@@ -66,7 +66,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What Hugging Face metadata say of columns.
+    """Features of columns in Hugging Face metadata.
 
     Attributes:
         images: Columns of type `Image`.
@@ -296,7 +296,7 @@ ReadText = Callable[[str], str | None]
 
 
 def read_card(path: str, read: ReadText) -> Features:
-    """Return what the nearest dataset card says of the columns of a file.
+    """Return the features of the columns of a file in the nearest dataset card.
 
     Args:
         path: Of the file, relative to the root.

@@ -79,7 +79,7 @@ class ContainerRange(NamedTuple):
         folder: What it would be unpacked to: relative to the root, ends in `/`; empty for the root.
         start: Offset of the first byte in the container.
         end: Offset after the last byte; None for a complete container.
-        beside: What is read in its place because it has the same name: a folder, which ends in
+        superseded_by: What is read instead, with the same name: a folder, which ends in
             `/`, or another container; empty if there is none.
         kind: `TAR`: it is read as if it were unpacked; others as in `detect.SourceLayout.read`.
     """
@@ -89,7 +89,7 @@ class ContainerRange(NamedTuple):
     folder: bytes
     start: int = 0
     end: int | None = None
-    beside: bytes = b""
+    superseded_by: bytes = b""
     kind: str = TAR
 
     @property
@@ -103,7 +103,7 @@ class LabelOptions:
     """Where the class of an image comes from, as far as the user says.
 
     Attributes:
-        label_from: `folder` (that an image lies in), `parent` (the one above), `top` (the first
+        label_from: `folder` (that contains an image), `parent` (the one above), `top` (the first
             below the root), `key`, `cls`, `json:FIELD` or `column:NAME`; None: detected.
         class_names: Names in the order of class indices (`--classes`); None if not given.
         image_column: Column of a Parquet file, or suffix in a WebDataset, of the images; None: the
@@ -156,7 +156,7 @@ LABEL_KINDS = frozenset({"folder", "parent", "top", "key", "cls"}) | _NAMED_KIND
 def label_options(
     label_from: str | None, class_names: Sequence[str] | None, image_column: str | None
 ) -> LabelOptions:
-    """Return what the user says of labels.
+    """Return the options about labels.
 
     Raises:
         UsageError: *label_from* is malformed.

@@ -86,7 +86,7 @@ class SourceLayout:
         name: Of the layout.
         labels: Where the class of an image comes from; `label_from` is None for the folder.
         num_containers: Archives, shards or Parquet files, as far as they were listed.
-        shards: What `_info.json` says of each shard, by its path.
+        shards: The entry of `_info.json` of each shard, by its path.
         is_said: The user has named the layout or `label_from`.
         label_file: Name and SHA-256 of the file that the classes are from; empty: there is none.
             Images need not be in a folder then, and an archive is read as a folder of its name.
@@ -261,7 +261,7 @@ def detect(
         tree: The source.
         name: Of the source, for messages.
         layout: What the user says it is.
-        labels: What the user says of its classes.
+        labels: The user's options about its classes.
 
     Raises:
         LayoutError: It is not clear, or not as the user says.
@@ -412,7 +412,7 @@ def _preview(tree: SourceTree, path: str) -> list[Sample]:
 
 
 def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardFacts]:
-    """Return what timm's `_info.json` says of each shard, by its path."""
+    """Return the entry of timm's `_info.json` of each shard, by its path."""
     facts: dict[str, ShardFacts] = {}
     for path in infos:
         splits = _read_info(tree, path).get("splits")

@@ -148,7 +148,7 @@ class Chunk(NamedTuple):
         fraction: Share of the tree up to the end of this chunk, 0 to 1; an estimate that treats
             all entries of a folder as equally large.
         container: Of a chunk that is a container or a class tar in one; it has no entries.
-        facts: What a listing says of the entries, by name, behind a URL.
+        facts: Facts of the entries in a listing, by name, behind a URL.
     """
 
     folder: bytes
@@ -254,9 +254,11 @@ class Level:
                 self.containers[key] = ContainerRange(path, path, path + b"/", kind=kind)
                 self.keys.append(key)
                 continue
-            beside = taken.get(key, b"")
-            at = name if beside else key
-            self.containers[at] = ContainerRange(path, path, self.path + key, beside=beside)
+            superseded_by = taken.get(key, b"")
+            at = name if superseded_by else key
+            self.containers[at] = ContainerRange(
+                path, path, self.path + key, superseded_by=superseded_by
+            )
             self.keys.append(at)
             taken.setdefault(key, path)
 
@@ -454,7 +456,7 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
 
     Args:
         root: The image root.
-        is_flat: Images may lie in the root itself.
+        is_flat: The root itself may contain images.
 
     Raises:
         ImageTreeError: There is no such folder, or it holds neither folders nor archives.
@@ -491,7 +493,7 @@ def refuse_empty(tree: SourceTree, root: str, *, is_flat: bool) -> None:
     Args:
         tree: The source.
         root: Its path or URL.
-        is_flat: Images may lie in the root itself.
+        is_flat: The root itself may contain images.
 
     Raises:
         LayoutError: There is nothing.
@@ -505,7 +507,7 @@ def refuse_empty(tree: SourceTree, root: str, *, is_flat: bool) -> None:
     raise LayoutError(
         f"`{root}` holds no class folders",
         hint="expected folders such as `n01440764/` with images in them, or archives such as "
-        "`n01440764.tar`; the class of an image is the name of the folder it lies in; or, if a "
+        "`n01440764.tar`; the class of an image is the name of its folder; or, if a "
         "file has the classes, `vit21k hash --labels FILE`",
     )
 
@@ -676,5 +678,5 @@ class FolderTree:
             return []
 
     def open(self, path: str) -> ArchiveFile:
-        """Open the file *path*, or all parts of the archive whose first part it is."""
+        """Open the file *path*, or all files of the split archive whose first file it is."""
         return ArchiveFile(os.fsencode(self._root / path))

@@ -291,7 +291,7 @@ class IndexFolder:
     """A folder with the indices of compressed tars."""
 
     def __init__(self, manifests: Path) -> None:
-        """Make an instance; *manifests* is the folder that it lies in, or will lie in."""
+        """Make an instance; *manifests* is its folder, or will be."""
         self._folder = manifests / INDEX_FOLDER
 
     def lacks(self, container: str, file: ArchiveFile) -> bool:
@@ -340,7 +340,7 @@ DAMAGE = (EOFError, zlib.error, BombError)
 
 
 def flaw_of_stream(error: Exception) -> Flaw:
-    """Return what an exception of `DAMAGE` says of the file."""
+    """Describe the damage of the file from an exception of `DAMAGE`."""
     if isinstance(error, EOFError):
         return ProblemKind.ARCHIVE_TRUNCATED, "the compressed stream ends too early"
     if isinstance(error, BombError):
@@ -520,7 +520,7 @@ class IndexingStream:
         return index
 
     def _fall_back(self) -> Callable[[memoryview], int]:
-        """Return how to read what comes next by zlib."""
+        """Return how to read the next bytes with zlib."""
         self.close()
         stream = GzipStream(self._read_at)
         stream.go_to(self._offset)

@@ -1,4 +1,4 @@
-"""LabelFile that are in a file beside the images: `hash --labels FILE`.
+"""Labels that are in a file next to the images: `hash --labels FILE`.
 
 Forms, as `manifest.file_lists` reads them:
 
@@ -112,7 +112,7 @@ def read_label_file(
 
     Args:
         path: The file.
-        root: The image root; Hugging Face's metadata lie in it or below it, beside their images.
+        root: The image root; Hugging Face's metadata are in it or below it, next to their images.
         class_names: Names in the order of the numbers.
         label_from: `column:NAME`, where several columns may be labels.
         ground_truth: SHA-256 of numbers that are known to be ILSVRC2012_ID.
@@ -272,7 +272,7 @@ def _names_of(
     if class_names is None:
         raise LayoutError(
             f"the labels in `{path}` are numbers",
-            hint=f"`--classes LIST` says of which classes: `{DEVKIT}` for ILSVRC2012_ID, the "
+            hint=f"`--classes LIST` names the classes: `{DEVKIT}` for ILSVRC2012_ID, the "
             "numbers of ILSVRC's development kit; `in1k` for the ranks of its wnids; or a file",
         )
     is_of_devkit = tuple(class_names) == known_list(DEVKIT).wnids

@@ -146,7 +146,7 @@ class OpenParquet:
     """An open Parquet file.
 
     Attributes:
-        footer: What it says of its column chunks.
+        footer: Its metadata of column chunks.
         schema: Its columns, as Arrow has them.
         num_bytes: Its size.
     """

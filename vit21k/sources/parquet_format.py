@@ -1,7 +1,7 @@
 """The format of Parquet files: footers, headers of pages, and values that are stored as they are.
 
-pyarrow has no interface to pages.  Their headers tell whether a column chunk unpacks to far too
-much before it is decoded, and where an image lies in a file that is not compressed.  pyarrow shows
+pyarrow has no interface to pages.  Their headers show whether a column chunk unpacks to far too
+much before it is decoded, and where an image is in a file that is not compressed.  pyarrow shows
 the footer, but ends the process where that contradicts itself.
 
 Source of the format: https://parquet.apache.org/docs/file-format/ and Thrift's compact protocol,
@@ -143,7 +143,7 @@ class _Leaf(NamedTuple):
 
 
 class Footer:
-    """What the end of a Parquet file says of the rest.
+    """The metadata at the end of a Parquet file.
 
     Attributes:
         row_starts: Number of the first row of each row group, and of all rows.

@@ -191,7 +191,7 @@ def existing_root(hashed: str, root: Root | None) -> str:
             hint="say where they are with `--root DIR`",
         )
     if is_url(place) and not RemoteTree(place).is_folder():
-        raise ImageTreeError(f"nothing lies below `{place}`", hint=MOVED_HINT)
+        raise ImageTreeError(f"nothing is below `{place}`", hint=MOVED_HINT)
     if not is_url(place) and not Path(place).is_dir():
         raise ImageTreeError(f"the image root `{place}` is not a folder", hint=MOVED_HINT)
     return place
@@ -215,7 +215,7 @@ class ImageReader:
     """Reads images below *root*; keeps a limited number of containers open.  Thread-safe.
 
     Attributes:
-        tree: What lies below a URL; None: the root is a folder.
+        tree: The objects below a URL; None: the root is a folder.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def is_url(root: object) -> bool:
 
 
 class ObjectFacts(NamedTuple):
-    """What a server says of an object.
+    """Facts of an object from its server.
 
     Attributes:
         num_bytes: Its size; None: not said.
@@ -157,7 +157,7 @@ class Range(NamedTuple):
 
 
 class RemoteTree:
-    """What lies below a URL; thread-safe.
+    """The objects below a URL; thread-safe.
 
     Attributes:
         url: Without a slash at its end.
@@ -246,7 +246,7 @@ class RemoteTree:
         return {path: facts.get(path) for path in paths}
 
     def completed(self, paths: Sequence[str], listed: Sequence[ObjectFacts]) -> list[ObjectFacts]:
-        """Return *listed*; where a listing has no sizes, what the server says of each object."""
+        """Return *listed*; where a listing has no sizes, the server's facts of each object."""
 
         def complete(path: str, facts: ObjectFacts) -> ObjectFacts:
             try:
@@ -259,7 +259,7 @@ class RemoteTree:
         return list(self._pool.map(complete, paths, listed))
 
     def is_folder(self, path: str = "") -> bool:
-        """Return whether anything lies below *path*.
+        """Return whether any object is below *path*.
 
         Raises:
             OSError: The server does not answer.
@@ -406,7 +406,7 @@ class RemoteTree:
         return f"{self._root}/{path}".rstrip("/")
 
     def _name_in(self, place: str, name: str) -> str:
-        """Return the name of an entry in the folder *place*; empty if it lies elsewhere."""
+        """Return the name of an entry in the folder *place*; empty if it is elsewhere."""
         inner = name.removeprefix(f"{place}/")
         if inner == name or "/" in inner or (self._quotes and inner[:1] == "?"):
             return ""

@@ -43,7 +43,7 @@ DAMAGE = (DamagedError, pa.ArrowException, OSError, ValueError, LookupError, Typ
 
 
 def flaw_from(error: Exception, where: str = "") -> Flaw:
-    """Return what an exception of `DAMAGE` says of a file.
+    """Describe the damage of a file from an exception of `DAMAGE`.
 
     Raises:
         OSError: *error* itself, where it is one of the system.
@@ -344,7 +344,7 @@ def _class_in_path(path: str, label_from: str | None) -> str:
     place = {"folder": -1, "parent": -2, "top": 0}[label_from or "folder"]
     if len(parts) < -place:
         raise LayoutError(
-            f"`{path}` lies in no folder below the root",
+            f"`{path}` is in no folder below the root",
             hint="`--label-from folder` takes the name of the file for the class of its images",
         )
     return parts[place]

@@ -2,7 +2,7 @@
 
 They are found at the top of a source, or below single folders: `imagenet21k_resized/` holds
 `imagenet21k_train/` and `imagenet21k_val/`.  A folder is a split if one word of its name is, and
-beside `train` there must be another split.
+next to `train` there must be another split.
 """
 
 from collections.abc import Iterable
@@ -26,19 +26,19 @@ class SplitFolders:
     """Which folders are splits.
 
     Attributes:
-        folders: Splits and what is beside them, relative to the root, without a slash at the end;
+        folders: Splits and their siblings, relative to the root, without a slash at the end;
             empty: every topmost folder that is a split by its name.
     """
 
     folders: tuple[str, ...] = ()
 
     def split_of(self, folder: str) -> str | None:
-        """Return the split that *folder* is or lies in, if any."""
+        """Return the split that *folder* is or is in, if any."""
         found = self._split_folder(folder)
         return split_named(found.rpartition("/")[2]) if found else None
 
     def inside(self, folder: str) -> str:
-        """Return *folder* relative to the split that it lies in; "" for that of a split."""
+        """Return *folder* relative to its split; "" for that of a split."""
         found = self._split_folder(folder)
         return folder[len(found) :].removeprefix("/") if found else folder
 
@@ -127,7 +127,7 @@ def _folder_name(entry: Entry) -> str | None:
 
 
 def _may_be_split(tree: SourceTree, above: str, entry: Entry) -> bool:
-    """Return whether an entry beside splits is no class: its images, if any, are in folders.
+    """Return whether an entry next to splits is no class: its images, if any, are in folders.
 
     Those of a test split need not be, as they may have no classes.
     """

@@ -383,7 +383,7 @@ class _Reader:
     def _member(self, header: Header, extended: _Extended) -> tuple[Member, int]:
         """Return the member of *header* and the offset of the next header."""
         pax = extended.pax
-        while header.is_extended and header.type == b"S":  # the map goes on in blocks of its own
+        while header.is_extended and header.type == b"S":  # the map continues in blocks of its own
             block = self._take(BLOCK_BYTES)
             header = header._replace(
                 is_extended=len(block) == BLOCK_BYTES and bool(block[_IS_EXTENDED_AT])

@@ -118,7 +118,7 @@ class _NoLabelError(Exception):
 
 
 class ShardFacts(NamedTuple):
-    """What `_info.json` says of a shard."""
+    """The entry of a shard in `_info.json`."""
 
     split: str | None
     num_images: int | None

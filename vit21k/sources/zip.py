@@ -116,7 +116,7 @@ class _Directory(NamedTuple):
     Attributes:
         start: Its offset in the file.
         end: Offset of what comes after it.
-        shift: Of all offsets in the zip: as many bytes lie before its beginning.
+        shift: Of all offsets in the zip: the number of bytes before its beginning.
         num_members: As many as it says, modulo 2**16 perhaps.
     """
 
@@ -186,7 +186,7 @@ class _Reader:
         self._directory = _find_directory(self._file)
 
     def members(self) -> Iterator[ZipMember]:
-        starts, places, unpacked_bytes, flaw = self._scan()
+        starts, entries, unpacked_bytes, flaw = self._scan()
         if unpacked_bytes > max(MAX_RATIO * self._file.num_bytes, RATIO_COUNTS_FROM):
             detail = f"inflates to {unpacked_bytes:,} bytes"
             raise _DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
@@ -195,7 +195,7 @@ class _Reader:
         window = Window(self._file, window_bytes=WINDOW_BYTES if is_sorted else _ENTRY_BYTES)
         end_of_last = np.uint64(self._directory.start - self._directory.shift)
         ends = np.minimum(np.append(starts[order], end_of_last)[1:], end_of_last)
-        for place, end in zip(places[order].tolist(), ends.tolist(), strict=True):
+        for place, end in zip(entries[order].tolist(), ends.tolist(), strict=True):
             window.go_to(place)
             entry = _read_entry(window)
             name = _name_of(entry.name, entry.flags, entry)
@@ -211,7 +211,7 @@ class _Reader:
         """
         start, end, _, num_members = self._directory
         window = Window(self._file, start)
-        starts, places = array("Q"), array("Q")
+        starts, entries = array("Q"), array("Q")
         unpacked_bytes = 0
         flaw: Flaw | None = None
         try:
@@ -219,14 +219,14 @@ class _Reader:
                 place = window.offset
                 entry = _read_entry(window)
                 starts.append(entry.header_at)
-                places.append(place)
+                entries.append(place)
                 unpacked_bytes += entry.num_bytes if entry.method == _DEFLATED else 0
             if (len(starts) - num_members) % (_MAX_16 + 1):
                 detail = f"its directory has {len(starts):,} members, and says {num_members:,}"
                 flaw = ProblemKind.ARCHIVE_DAMAGED, detail
         except _DamagedError as error:
             flaw = error.flaw
-        return np.frombuffer(starts, "u8"), np.frombuffer(places, "u8"), unpacked_bytes, flaw
+        return np.frombuffer(starts, "u8"), np.frombuffer(entries, "u8"), unpacked_bytes, flaw
 
     def _member(self, entry: _Entry, name: bytes, end: int) -> ZipMember:
         plain = plain_name(name)
@@ -244,7 +244,7 @@ class _Reader:
         return ZipMember(plain, offset, entry.num_bytes, storage, None, content)
 
     def _go_to_data(self, entry: _Entry, name: bytes, end: int) -> int:
-        """Move to the data of a member, which lie before *end*; return their offset."""
+        """Move to the data of a member, which are before *end*; return their offset."""
         start = entry.header_at + self._directory.shift
         left = end - start - _LOCAL.size - len(entry.name)
         if left < 0:
@@ -284,7 +284,7 @@ def _overlaps(entry: _Entry) -> _DamagedError:
 
 
 def _check(entry: _Entry) -> None:
-    """Check what the directory says of a member.
+    """Check a member's entry in the directory.
 
     Raises:
         _DamagedError: It cannot be read.

@@ -16,7 +16,7 @@ enum { PADDING = 512 };
 /* Where coefficients go: those behind the last one, too, to where they do no harm. */
 enum { NUM_PLACES = 256, BLOCK_ROOM = BLOCK + 1 };
 
-/* Takes bits of entropy-coded data without stuffed bytes, behind which PADDING zeros lie. */
+/* Takes bits of entropy-coded data without stuffed bytes, followed by PADDING zeros. */
 typedef struct {
     const uint8_t *at, *end;
     uint64_t bits; /* the next ones, from the top */
@@ -56,7 +56,7 @@ static inline int read_code(Reader *reader, const Huffman *table) {
     return -1;
 }
 
-/* A coefficient, whatever its length.  Return how far it is behind the one before, END, or -1. */
+/* A coefficient of any length.  Return its distance from the one before, END, or -1. */
 static inline int read_symbol(Reader *reader, const Huffman *table, int is_dc, int *value) {
     refill(reader);
     int run_size = read_code(reader, table), size = run_size & 15;
@@ -85,8 +85,8 @@ typedef struct {
     int first_bits, num_bits; /* of it */
 } Walk;
 
-/* Return whether the block goes on behind it.  Takes VIEW_BITS or less. */
-static inline int take_step(Walk *walk, const Step *steps, const uint8_t *restrict places,
+/* Return whether the block has more steps.  Takes VIEW_BITS or less. */
+static inline int take_step(Walk *walk, const Step *steps, const uint8_t *restrict order,
                             int16_t *restrict block) {
     Step step = steps[peek(&walk->reader, VIEW_BITS)];
     walk->bits_before = walk->reader.bits;
@@ -95,16 +95,16 @@ static inline int take_step(Walk *walk, const Step *steps, const uint8_t *restri
     walk->first_place = walk->place + step.to_first;
     walk->place = walk->first_place + step.to_second;
     if (block) {
-        block[places[walk->place]] = step.second; /* none: overwritten */
-        block[places[walk->first_place]] = step.first;
+        block[order[walk->place]] = step.second; /* none: overwritten */
+        block[order[walk->first_place]] = step.first;
     }
     return walk->place < LAST;
 }
 
-/* Read a block; NULL: pass over it.  Coefficient k, in zigzag order, goes to block[places[k]].
+/* Read a block; NULL: pass over it.  Coefficient k, in zigzag order, goes to block[order[k]].
  * Return the last place with a coefficient, or -1.  Takes fewer bytes than PADDING. */
 static inline int read_block(Reader *reader, const Huffman *dc, const Huffman *ac, int *prediction,
-                             const uint8_t *places, int16_t *block) {
+                             const uint8_t *order, int16_t *block) {
     if (read_dc(reader, dc, prediction)) return -1;
     if (block) block[0] = (int16_t)*prediction;
     const Step *steps = ac->steps;
@@ -112,9 +112,9 @@ static inline int read_block(Reader *reader, const Huffman *dc, const Huffman *a
     Walk walk = {.reader = {reader->at, reader->end, reader->bits, reader->count}};
     while (walk.place < LAST) {
         refill(&walk.reader); /* 5 x VIEW_BITS < 56 */
-        if (take_step(&walk, steps, places, block) && take_step(&walk, steps, places, block) &&
-            take_step(&walk, steps, places, block) && take_step(&walk, steps, places, block) &&
-            take_step(&walk, steps, places, block))
+        if (take_step(&walk, steps, order, block) && take_step(&walk, steps, order, block) &&
+            take_step(&walk, steps, order, block) && take_step(&walk, steps, order, block) &&
+            take_step(&walk, steps, order, block))
             continue;
         if (walk.first_place == LAST) { /* full: the second half, if any, is the next block's */
             walk.place = LAST;
@@ -124,7 +124,7 @@ static inline int read_block(Reader *reader, const Huffman *dc, const Huffman *a
             int value, ahead = read_symbol(&walk.reader, ac, 0, &value);
             if (ahead < 0) return -1;
             walk.place += ahead - SLOW;
-            if (block) block[places[walk.place]] = (int16_t)value;
+            if (block) block[order[walk.place]] = (int16_t)value;
         }
     }
     reader->at = walk.reader.at, reader->bits = walk.reader.bits;

@@ -41,15 +41,15 @@ static void upsample_row(const Plane *plane, const Component *luma, int y, int l
         memcpy(out, row + left - plane->first_x, (size_t)width);
         return;
     }
-    /* sums[i] is of sample first - 1 + i; beside the image, the last one is repeated. */
+    /* sums[i] is of sample first - 1 + i; outside the image, the last one is repeated. */
     int first = left >> 1, count = ((left + width - 1) >> 1) - first + 3;
     int low = first == 0, high = first + count - 2 == plane->width;
     size_t inner = (size_t)(count - high - low);
     row += first - 1 - plane->first_x + low;
-    const uint8_t *beside = row + (ptrdiff_t)(far - near) * plane->stride;
+    const uint8_t *next_row = row + (ptrdiff_t)(far - near) * plane->stride;
     uint16_t *restrict to = sums + low;
     if (luma->v == 2)
-        for (size_t i = 0; i < inner; i++) to[i] = (uint16_t)(3 * row[i] + beside[i]);
+        for (size_t i = 0; i < inner; i++) to[i] = (uint16_t)(3 * row[i] + next_row[i]);
     else
         for (size_t i = 0; i < inner; i++) to[i] = row[i];
     if (low) sums[0] = sums[1];

@@ -3,13 +3,13 @@
  * Supported is a JPEG that is Huffman-coded from top to bottom in one scan, with 8 bits, grey or YCbCr
  * at 4:4:4, 4:2:2 or 4:2:0, and no unusual segment; and a raw image of `vit21k pack`.  Pixels are those
  * of libjpeg-turbo (its accurate integer transform, its triangle filter for chroma) and of torch's
- * resampling, or of Pillow's, to the bit: the tests compare them.  Whatever is unsupported, is
+ * resampling, or of Pillow's, bit-identical: the tests compare them.  Whatever is unsupported, is
  * damaged, or might leave the 16 bits of libjpeg-turbo's vector code is refused, and the caller
  * takes libjpeg-turbo.  So a refusal costs time, and changes no result.
  *
- * Only what a crop needs is done: rows below it are not read; blocks beside it are read, since only
- * reading tells where the next one begins, but not transformed; and where restart markers divide
- * the rows into tiles, those beside it are not even read.
+ * Only what a crop needs is done: rows below it are not read; blocks to its left and right are
+ * read, since only reading finds where the next one begins, but not transformed; and where restart
+ * markers divide the rows into tiles, tiles outside the crop are not even read.
  *
  * Nothing is trusted: every read and write is checked against the ends that the caller gave.
  */

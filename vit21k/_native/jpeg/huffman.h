@@ -8,14 +8,14 @@
 
 enum { VIEW_BITS = 11, NUM_VIEWS = 1 << VIEW_BITS };
 
-/* Steps that end a block, and that are left to `read_symbol`.  Places in a block, a step too far
- * (LAST + 2 x 16), END and SLOW more than a place: none of them can be taken for another. */
+/* Steps that end a block, and that are left to `read_symbol`.  Positions in a block, a step too far
+ * (LAST + 2 x 16), END and SLOW more than a position: all differ. */
 enum { LAST = BLOCK - 1, END = 96, SLOW = 176 };
 
 /* The coefficients that the next VIEW_BITS bits hold whole: two of AC, or one of DC, at most. */
 typedef struct {
     uint8_t num_bits, first_bits;  /* of both; of the first */
-    uint8_t to_first, to_second;   /* how far each is behind the one before; or END, or SLOW */
+    uint8_t to_first, to_second;   /* distance from the one before; or END, or SLOW */
     int16_t first, second;         /* what they are; 0: there is none */
 } Step;
 

@@ -1,6 +1,6 @@
 #ifndef INVERSE_H
 #define INVERSE_H
-/* Coefficients of a block -> samples: jidctint of libjpeg, to the bit. */
+/* Coefficients of a block -> samples: bit-identical to jidctint of libjpeg. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@ enum { MAX_COLUMN_SUM = 2900 };
 
 typedef int32_t Lanes __attribute__((vector_size(32)));
 
-/* Where the coefficient at (x, y) lies in a block, as in a table of quantisers.  The transform
+/* Index of the coefficient at (x, y) in a block, as in a table of quantisers.  The transform
  * takes y and y + 4 as the two halves of a number of 32 bits, and so x and x + 4 after it has
  * transposed rows into columns: 8 numbers for y, those of x = 0, 4, 1, 5, 2, 6, 3, 7. */
 static inline int place_of(int x, int y) {

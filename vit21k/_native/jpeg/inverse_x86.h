@@ -36,7 +36,7 @@ static inline void transform(const __m256i x[4], int bias, int shift, __m256i ou
 
 /* Of each 128 bits of a and b: numbers 0 and 2 of either, or 1 and 3. */
 #define EVEN(a, b) _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88))
-#define ODD(a, b) _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD))
+#define ODDS(a, b) _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD))
 
 /* Rows, with columns as `place_of` has them -> x[i]: columns i and i + 4 of rows 0 to 7. */
 static inline void transpose(const __m256i rows[8], __m256i x[4]) {
@@ -44,11 +44,11 @@ static inline void transpose(const __m256i rows[8], __m256i x[4]) {
     for (int i = 0; i < 4; i++)
         two[i] = _mm256_castsi256_ps(_mm256_packs_epi32(rows[2 * i], rows[2 * i + 1]));
     __m256i even = EVEN(two[0], two[1]), even_below = EVEN(two[2], two[3]);
-    __m256i odd = ODD(two[0], two[1]), odd_below = ODD(two[2], two[3]);
+    __m256i odds = ODDS(two[0], two[1]), odd_below = ODDS(two[2], two[3]);
     x[0] = _mm256_permute2x128_si256(even, even_below, 0x20);
     x[2] = _mm256_permute2x128_si256(even, even_below, 0x31);
-    x[1] = _mm256_permute2x128_si256(odd, odd_below, 0x20);
-    x[3] = _mm256_permute2x128_si256(odd, odd_below, 0x31);
+    x[1] = _mm256_permute2x128_si256(odds, odd_below, 0x20);
+    x[3] = _mm256_permute2x128_si256(odds, odd_below, 0x31);
 }
 
 /* Four columns -> bytes, clamped: rows 0 to 3, then 4 to 7. */

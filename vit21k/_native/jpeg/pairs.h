@@ -11,7 +11,7 @@ enum {
     LOW_BITS = 9, /* of a weight in two parts; the high ones have 15 or fewer */
 };
 
-/* Of each pixel of the result: the pair of places that its taps begin with, and their weights in
+/* Of each pixel of the result: the pair of pixels that its taps begin with, and their weights in
  * pairs, num_pairs; then, if they have two parts, as many lower ones. */
 typedef struct {
     int32_t *starts, num_pairs, precision, has_parts;
@@ -52,12 +52,12 @@ static void make_pairs(Pairs *pairs, const Taps *taps, int size, int is_flipped)
     memset(pairs->weights, 0, 4 * step * in_steps(size));
     memset(pairs->starts, 0, 4 * in_steps(size));
     for (int i = 0; i < size; i++) {
-        int place = is_flipped ? size - 1 - i : i, odd = taps->starts[i] & 1;
+        int place = is_flipped ? size - 1 - i : i, is_odd = taps->starts[i] & 1;
         const int32_t *from = taps->weights + (size_t)i * (size_t)taps->num_taps;
         uint32_t *to = pairs->weights + step * (size_t)place;
         pairs->starts[place] = taps->starts[i] >> 1;
         for (int k = 0; k < num_pairs; k++) {
-            int at = 2 * k - odd;
+            int at = 2 * k - is_odd;
             int32_t first = at >= 0 && at < taps->max_count ? from[at] : 0;
             int32_t second = at + 1 < taps->max_count ? from[at + 1] : 0;
             to[k] = in_pair(first, second);

@@ -50,7 +50,7 @@ typedef struct {
     int count, is_full;
 } Writer;
 
-/* Have the reader at what lies before the next marker. */
+/* Set the reader to the data before the next marker. */
 static int start_reading(Scan *scan) {
     uint8_t *out = scan->scratch;
     scan->reader = (Reader){.at = out};

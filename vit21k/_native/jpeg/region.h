@@ -14,13 +14,13 @@
 #include "transposed.h"
 
 enum { SMALL_SCAN = 4096 }; /* bytes */
-enum { MARGIN = 2 }; /* pixels beside a region whose chroma its own is interpolated from */
+enum { MARGIN = 2 }; /* pixels around a region, for interpolation of chroma */
 
 /* What a thread keeps from image to image: most share their Huffman tables. */
 typedef struct {
     Huffman tables[2 * NUM_SLOTS]; /* DC tables, then AC tables */
     int16_t quant[NUM_SLOTS][BLOCK];
-    uint8_t places[NUM_PLACES]; /* of coefficients, in zigzag order */
+    uint8_t order[NUM_PLACES]; /* of coefficients, in zigzag order */
     Arena arena;
 } Decoder;
 
@@ -60,10 +60,10 @@ static int make_region(Region *region, const int32_t *box) {
 static int make_tables(Decoder *decoder, const Header *header, size_t num_bytes) {
     When when = num_bytes - header->scan_start < SMALL_SCAN ? IF_USED_AGAIN : AT_ONCE;
     uint32_t made = 0; /* a bit for each table */
-    memset(decoder->places, BLOCK, sizeof decoder->places); /* behind the last one */
+    memset(decoder->order, BLOCK, sizeof decoder->order); /* behind the last one */
     for (int k = 0; k < BLOCK; k++) {
         int place = place_of(ZIGZAG[k] & 7, ZIGZAG[k] >> 3);
-        decoder->places[k] = (uint8_t)place;
+        decoder->order[k] = (uint8_t)place;
         for (int slot = 0; slot < NUM_SLOTS; slot++)
             decoder->quant[slot][place] = (int16_t)header->quant[slot][k];
     }
@@ -134,8 +134,8 @@ static int read_mcu(Reader *reader, Region *region, int x, int y, int *predictio
         for (int v = 0; v < component->v; v++)
             for (int h = 0; h < component->h; h++) {
                 int last = is_needed
-                    ? read_block(reader, dc, ac, predictions + c, decoder->places, block)
-                    : read_block(reader, dc, ac, predictions + c, decoder->places, NULL);
+                    ? read_block(reader, dc, ac, predictions + c, decoder->order, block)
+                    : read_block(reader, dc, ac, predictions + c, decoder->order, NULL);
                 if (last < 0) return DAMAGED;
                 if (!is_needed) continue;
                 uint8_t *out = plane->samples +

@@ -91,7 +91,7 @@ ALWAYS_INLINE Sums plus_products(Sums sums, uint32_t weights, const uint8_t *val
                   _mm256_add_epi32(sums.second, _mm256_madd_epi16(both, second))};
 }
 
-/* What 64 bytes from *values* on, and from each of num_pairs - 1 places behind, come to. */
+/* What 64 bytes from *values* on, and from each of num_pairs - 1 rows behind, come to. */
 ALWAYS_INLINE Sums weighted(const Pairs *pairs, const uint32_t *weights, int num_pairs,
                             int has_parts, const uint8_t *values, size_t stride, int until_wrap,
                             size_t wrap) {
@@ -136,12 +136,12 @@ static void make_blocks(const uint32_t *const *rows, int width, uint8_t *blocks)
             __m256i a = _mm256_loadu_si256((const __m256i *)(rows[2 * half] + x));
             __m256i b = _mm256_loadu_si256((const __m256i *)(rows[2 * half + 1] + x));
             __m256i even = _mm256_shuffle_epi8(_mm256_unpacklo_epi32(a, b), order);
-            __m256i odd = _mm256_shuffle_epi8(_mm256_unpackhi_epi32(a, b), order);
+            __m256i odds = _mm256_shuffle_epi8(_mm256_unpackhi_epi32(a, b), order);
             __m256i *out = (__m256i *)blocks + half;
             _mm256_storeu_si256(out, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(even)));
-            _mm256_storeu_si256(out + 2, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(odd)));
+            _mm256_storeu_si256(out + 2, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(odds)));
             _mm256_storeu_si256(out + 4, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(even, 1)));
-            _mm256_storeu_si256(out + 6, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(odd, 1)));
+            _mm256_storeu_si256(out + 6, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(odds, 1)));
         }
 }
 

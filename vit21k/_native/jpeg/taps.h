@@ -1,10 +1,10 @@
 #ifndef TAPS_H
 #define TAPS_H
-/* What each pixel of a resized image is made of: places and weights, along one side.
+/* What each pixel of a resized image is made of: pixels and weights, along one side.
  *
  * Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's Resample.c; and for weights
  * of 16 bits `_compute_indices_min_size_weights_aa` in aten/src/ATen/native/cpu/ of PyTorch, which
- * has the same places.
+ * has the same pixels.
  */
 #include <math.h>
 #include <stdint.h>
@@ -45,7 +45,7 @@ static double bicubic(double x) {
 
 static double scale_of(const Side *side) { return (double)side->from / side->to; }
 
-/* How far a pixel's taps reach, in pixels of the image. */
+/* The reach of a pixel's taps, in pixels of the image. */
 static double support_of(const Side *side, int is_bicubic) {
     double scale = scale_of(side);
     return (is_bicubic ? 2 : 1) * (scale > 1 ? scale : 1);
