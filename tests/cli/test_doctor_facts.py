@@ -41,6 +41,17 @@ def _facts_of_torch(gpus: list[str] | None = None) -> dict[str, Fact]:
     return {fact.name: fact for fact in torch_facts(probe_torch(), gpus or [])}
 
 
+def test_an_interpreter_that_does_not_start_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/python")
+
+    fact = _facts_of_torch()["import torch"]
+
+    assert (fact.state, fact.value) == (
+        "bad",
+        "`/no/python` does not start: No such file or directory",
+    )
+
+
 def test_a_pair_that_imports_is_ok(torch_folder: Path) -> None:
     facts = _facts_of_torch()
 

@@ -1,5 +1,7 @@
 """Recipe -> optimizer and learning rate: units, limits, and what contradicts itself."""
 
+import re
+
 import pytest
 import torch
 
@@ -69,11 +71,16 @@ def test_lengths_that_do_not_fit_the_run_are_refused(settings, message):
     assert message in caught.value.message
 
 
-def test_the_hint_names_the_field_that_was_given():
+@pytest.mark.parametrize("total", [1, 1000])
+@pytest.mark.parametrize("setting", ["warmup_epochs=20", "warmup_images=192000"])
+def test_the_settings_of_the_hint_shorten_the_warm_up(setting, total):
+    long = [f"total_steps={total}", f"schedule.{setting}"]
     with pytest.raises(UsageError) as caught:
-        schedule("schedule.warmup_epochs=10")
+        schedule(*long)
 
-    assert "--set schedule.warmup_epochs=" in caught.value.hint
+    hinted = re.findall("--set ([^ `]+)", caught.value.hint)
+
+    assert schedule(*long, *hinted).warmup_steps == total // 10
 
 
 @pytest.mark.parametrize(

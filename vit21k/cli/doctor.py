@@ -241,6 +241,8 @@ def probe_torch() -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {_PROBE_SECONDS} s"}
+    except OSError as error:
+        return {"error": f"`{sys.executable}` does not start: {error.strerror}"}
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         return {"error": f"exit status {answer.returncode}: {last}"}

@@ -184,11 +184,11 @@ def _check_lengths(schedule: LrSchedule, section: ScheduleSection) -> None:
     warmup_steps, total_steps = schedule.warmup_steps, schedule.total_steps
     if warmup_steps >= total_steps:
         names = ("warmup_epochs", "warmup_images", "warmup_percent")
-        given = (name for name in names if getattr(section, name) is not None)
+        resets = [f" --set schedule.{name}=null" for name in names if getattr(section, name)]
         raise UsageError(
             f"the warm-up ({warmup_steps:,} steps) must be less than the "
             f"{total_steps:,} steps of the run",
-            hint=f"shorten it: `--set schedule.{next(given, 'warmup_steps')}=...`",
+            hint=f"shorten it: `--set schedule.warmup_steps={total_steps // 10}{''.join(resets)}`",
         )
     if warmup_steps + schedule.cooldown_steps > total_steps:
         raise UsageError(

@@ -285,7 +285,8 @@ def find_begin(
         raise UsageError(
             f"a fork from step {checkpoint.step:,} has nothing left to do: the run has "
             f"{run.schedule.total_steps:,} steps in all",
-            hint="make it longer, for example with `--set epochs=...` or `--set total_steps=...`",
+            hint=f"make it longer, for example with `--set total_steps={2 * checkpoint.step} "
+            "--set epochs=null`",
         )
     return Begin(checkpoint, is_fork=True, origin=_fork_origin(fork, checkpoint))
 
