@@ -1,7 +1,7 @@
 """300 hostile zips and compressed tars: no crash, no hang, nothing outside, each with a problem.
 
 They are good ones with random changes to their bytes, truncated at every block, and zips with
-records that no honest program writes: lying sizes, offsets and counts, `..` in names, overlapping
+records that no honest program writes: wrong sizes, offsets and counts, `..` in names, overlapping
 members, 10 GB in a kilobyte.
 """
 
@@ -155,7 +155,7 @@ def _is_honest(rows: list[dict[str, object]], stem: str) -> bool:
 
 
 def _check_rows(root: Path, rows: list[dict[str, object]]) -> None:
-    """Check that images can be read at their locators, and none lies outside of its archive."""
+    """Check that images can be read at their locators, and none is outside of its archive."""
     reader = ImageReader(root)
     for row in rows:
         assert ".." not in str(row["path"]).split("/")

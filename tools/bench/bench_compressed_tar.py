@@ -1,4 +1,4 @@
-"""hash of a .tar.gz, with rapidgzip and by zlib, beside the .tar and bare decompression.
+"""hash of a .tar.gz, with rapidgzip and by zlib, compared with the .tar and bare decompression.
 
     python tools/bench/bench_compressed_tar.py IMAGES.tar [--rounds 4]
 
