@@ -110,7 +110,7 @@ def test_containers_resume_shards_and_verify(
     assert ImageReader(url).read_many(locators) == [near.read(*locator) for locator in locators]
 
 
-def test_what_s3_says_of_ends_and_missing_keys(bucket: Any) -> None:
+def test_answers_of_s3_about_ends_and_missing_keys(bucket: Any) -> None:
     tree = RemoteTree(_put(bucket, {"a.tar": bytes(1000), "b+c %.tar": b"x"}))
 
     assert tree.facts("a.tar").is_version
