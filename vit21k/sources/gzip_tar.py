@@ -4,6 +4,7 @@ An index has a point for every 4 MiB or so at which decompression can begin: its
 and the bytes before it that later ones refer to.  rapidgzip, an optional dependency, finds the
 points while it unpacks the file with several threads; zlib alone reads at random with them.  What
 rapidgzip does not unpack is unpacked by zlib: content and flaws do not depend on what is installed.
+Without an index, a reader keeps states of zlib, further apart.
 """
 
 import io
@@ -13,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from copy import copy
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +35,11 @@ GZIP = "gzip"
 
 NEEDS_INDEX_BYTES = 8 << 20
 """Smaller files are unpacked from their beginning: an index would save little."""
+
+MAX_WITHOUT_INDEX_BYTES = 32 << 30
+"""Larger files are not read at random without an index: the states would be 64 MiB apart."""
+
+_STATE_EVERY_BYTES, _MAX_STATES = 4 << 20, 512  # of the file; a state has 40 kB
 
 _GZIP, _RAW = 31, -15  # wbits of zlib: gzip members, a deflate stream
 _FOOTER_BYTES = 8  # of a gzip member: CRC-32 and size
@@ -84,6 +91,12 @@ class GzipStream:
 
     Attributes:
         offset: Of what comes next, in what the file unpacks to.
+        packed_offset: Of what is read next of the file.
+
+    Args:
+        read_at: Reads the file.
+        point: Where to begin.
+        on_used_up: Called with the stream when it has used up what it has read: it can be copied.
 
     Raises:
         EOFError: On reading: the file ends too early.
@@ -95,13 +108,19 @@ class GzipStream:
     num_bytes: int | None = None
     index: "GzipIndex | None" = None
 
-    def __init__(self, read_at: ReadAt, point: Point = _START) -> None:
+    def __init__(
+        self,
+        read_at: ReadAt,
+        point: Point = _START,
+        on_used_up: "Callable[[GzipStream], None]" = lambda _stream: None,
+    ) -> None:
         self.offset = point.unpacked
+        self.packed_offset = point.packed
         self._read_at = read_at
-        self._at = point.packed
+        self._on_used_up = on_used_up
         self._packed = b""
         self._is_within = self._is_raw = point != _START
-        self._growth = _Growth(self._at, self.offset)
+        self._growth = _Growth(self.packed_offset, self.offset)
         self._inflater = zlib.decompressobj(_GZIP)
         if self._is_raw:
             window = zlib.decompressobj().decompress(point.window, _WINDOW_BYTES)
@@ -126,7 +145,7 @@ class GzipStream:
                 self._end_member()
             if content:
                 self.offset += len(content)
-                self._growth.check(self._at, self.offset)
+                self._growth.check(self.packed_offset, self.offset)
                 return content
         return b""
 
@@ -152,10 +171,19 @@ class GzipStream:
     def close(self) -> None:
         """Do nothing: there is nothing to be released."""
 
+    def copy(self) -> "GzipStream":
+        """Return another stream at the same place; this one has used up what it has read."""
+        other = copy(self)
+        other._inflater = self._inflater.copy()  # noqa: SLF001 (its own class)
+        other._growth = _Growth(self.packed_offset, self.offset)  # noqa: SLF001
+        return other
+
     def _has_more(self) -> bool:
         while not self._packed:
-            self._packed = self._read_at(_READ_BYTES, self._at)
-            self._at += len(self._packed)
+            if self._is_within:
+                self._on_used_up(self)
+            self._packed = self._read_at(_READ_BYTES, self.packed_offset)
+            self.packed_offset += len(self._packed)
             if not self._packed:
                 if self._is_within:
                     raise EOFError
@@ -166,7 +194,7 @@ class GzipStream:
 
     def _end_member(self) -> None:
         if self._is_raw:
-            self._at += _FOOTER_BYTES - len(self._inflater.unused_data)
+            self.packed_offset += _FOOTER_BYTES - len(self._inflater.unused_data)
             self._packed = b""
         else:
             self._packed = self._inflater.unused_data.lstrip(b"\0")
@@ -351,11 +379,21 @@ def flaw_of_stream(error: Exception) -> Flaw:
 class GzipReader:
     """Reads a gzip file at random; any number of threads may share it."""
 
-    def __init__(self, read_at: ReadAt, index: GzipIndex) -> None:
+    def __init__(self, read_at: ReadAt, index: GzipIndex | None, num_bytes: int = 0) -> None:
+        """Read a file.
+
+        Args:
+            read_at: Reads it.
+            index: Of it; None: states are kept as it is unpacked.
+            num_bytes: Its size: the larger, the further apart the states.
+        """
         self._read_at = read_at
-        self._index = index
+        self._index = index or GzipIndex()
         self._lock = threading.Lock()
         self._idle: list[GzipStream] = []  # the last one used is the last one
+        self._states = [GzipStream(read_at)]
+        self._state_every = max(num_bytes // _MAX_STATES, _STATE_EVERY_BYTES)
+        self._on_used_up = self._keep_state if index is None else lambda _stream: None
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Return *num_bytes* from *offset* of what the file unpacks to.
@@ -381,12 +419,25 @@ class GzipReader:
         """Return a stream that unpacks least before it comes to *offset*."""
         point = self._index.before(offset)
         with self._lock:
-            usable = [one for one in self._idle if point.unpacked <= one.offset <= offset]
+            state = self._states[bisect_right(self._states, offset, key=_offset) - 1]
+            first = max(point.unpacked, state.offset)
+            usable = [one for one in self._idle if first <= one.offset <= offset]
             if usable:
-                best = max(usable, key=lambda one: one.offset)
+                best = max(usable, key=_offset)
                 self._idle.remove(best)
                 return best
-        return GzipStream(self._read_at, point)
+        if state.offset > point.unpacked:
+            return state.copy()
+        return GzipStream(self._read_at, point, self._on_used_up)
+
+    def _keep_state(self, stream: GzipStream) -> None:
+        with self._lock:
+            if stream.packed_offset >= self._states[-1].packed_offset + self._state_every:
+                self._states.append(stream.copy())
+
+
+def _offset(stream: GzipStream) -> int:
+    return stream.offset
 
 
 def unpack(file: ArchiveFile) -> "IndexingStream | GzipStream":
