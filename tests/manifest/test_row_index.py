@@ -111,7 +111,8 @@ def test_members_of_archives_are_read_by_mapped_rows(tmp_path):
 def test_a_large_compressed_archive_is_refused_without_rapidgzip(tmp_path, monkeypatch):
     manifest = write(tmp_path, rows_of(50, archives=("a.tar.gz",), storage="gzip"))
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
-    monkeypatch.setattr("vit21k.sources.read.NEEDS_INDEX_BYTES", 1)
+    for name in ("NEEDS_INDEX_BYTES", "MAX_WITHOUT_INDEX_BYTES"):
+        monkeypatch.setattr(f"vit21k.sources.read.{name}", 1)
     monkeypatch.setattr("vit21k.sources.read.rapidgzip", lambda: None)
 
     for _ in range(2):

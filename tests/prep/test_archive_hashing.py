@@ -18,7 +18,7 @@ from tar_files import END, header, padded, tar_of, tar_of_tars
 from zip_files import Entry, zip_of
 
 from vit21k.data.dataset import ImageDataset
-from vit21k.errors import ImageTreeError, TemporaryFolderError
+from vit21k.errors import TemporaryFolderError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import COPIES, DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
 from vit21k.prep import hash_archives
@@ -180,20 +180,6 @@ def test_files_next_to_archives_have_no_archive(tmp_path: Path) -> None:
     assert [row["container"] for row in rows[:3]] == [None] * 3
     assert {row["container"] for row in rows[3:]} == {"n01443537.tar.gz", "n02512053.tar.gz"}
     assert [row["storage"] for row in rows] == [None] * 3 + ["gzip"] * (len(rows) - 3)
-
-
-def test_without_rapidgzip_large_compressed_archives_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _hash(_laid_out("a mix", tmp_path), tmp_path / "m")
-    relabel(tmp_path / "m")
-    monkeypatch.setattr("vit21k.sources.read.NEEDS_INDEX_BYTES", 1)
-    monkeypatch.setattr("vit21k.sources.read.rapidgzip", lambda: None)
-
-    with pytest.raises(ImageTreeError, match="compressed") as raised:
-        ImageDataset.from_manifest(open_manifest(tmp_path / "m", IMAGES))
-
-    assert "gunzip" in (raised.value.hint or "")
 
 
 def test_an_archive_below_the_root_stands_for_a_folder(make_tree: MakeTree, tmp_path: Path) -> None:

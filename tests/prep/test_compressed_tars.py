@@ -106,7 +106,7 @@ def test_a_manifest_elsewhere_finds_the_index_of_its_inputs(root: Path, tmp_path
     assert not (tmp_path / "out" / INDEX_FOLDER).exists()
 
 
-def test_without_rapidgzip_they_are_hashed_all_the_same(
+def test_without_rapidgzip_they_are_hashed_and_read_all_the_same(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vit21k.sources.gzip_tar.rapidgzip", lambda: None)
@@ -117,9 +117,15 @@ def test_without_rapidgzip_they_are_hashed_all_the_same(
 
     assert summary.num_files == 2 * len(FILES)
     assert not _indices(tmp_path / "m")
-    with pytest.raises(ImageTreeError) as caught:
+    _check_images(tmp_path / "m")
+    notes: list[str] = []
+    ImageDataset.from_manifest(open_manifest(tmp_path / "m", IMAGES), note=notes.append)
+    assert notes == ["`b.tgz.part1` is compressed: slow without `pip install 'vit21k[gzip]'`"]
+    monkeypatch.setattr("vit21k.sources.read.MAX_WITHOUT_INDEX_BYTES", 1)
+    with pytest.raises(ImageTreeError, match="compressed") as caught:
         ImageDataset.from_manifest(open_manifest(tmp_path / "m", IMAGES))
-    assert "vit21k[gzip]" in (caught.value.hint or "")
+    for way in ("vit21k[gzip]", "vit21k pack", "gunzip"):
+        assert way in (caught.value.hint or "")
 
 
 def test_the_manifests_do_not_depend_on_rapidgzip(

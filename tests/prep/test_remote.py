@@ -163,9 +163,8 @@ def test_images_are_read_at_their_locators(
     assert far == [near.read(*locator) for locator in locators]
 
 
-@pytest.mark.skipif(rapidgzip() is None, reason="rapidgzip is not installed")
 @pytest.mark.parametrize("layout", ["compressed tar", "multi-part"])
-def test_compressed_tars_are_read_at_random_by_their_index(
+def test_compressed_tars_are_read_at_random(
     layout: str, make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("gzip_tar", "read"):
@@ -178,7 +177,8 @@ def test_compressed_tars_are_read_at_random_by_their_index(
     FlakyFiles.requests.clear()
 
     far = ImageReader(flaky_files.URL, manifests=tmp_path / "m")
-    far.index_compressed({str(locator.container) for locator in locators}, pytest.fail)
+    if rapidgzip():  # the index that `hash` has made
+        far.index_compressed({str(locator.container) for locator in locators}, pytest.fail)
 
     assert far.read_many(locators) == [near.read(*locator) for locator in locators]
 

@@ -3,9 +3,9 @@
 import gzip
 import random
 import struct
-import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,7 +130,33 @@ def test_read_at_random_by_an_index(num_members: int, tmp_path: Path) -> None:
     assert len(index) > 2
     assert index_path.stat().st_size < 200_000
 
-    reader = GzipReader(_read_at(packed), index)
+    _check_reads(GzipReader(_read_at(packed), index), content)
+
+
+@pytest.mark.parametrize("num_members", [1, 300])
+def test_read_at_random_without_an_index(num_members: int) -> None:
+    content = NOISE * 40
+    step = -(-len(content) // num_members)
+    members = [content[at : at + step] for at in range(0, len(content), step)]
+    packed = b"".join(gzip.compress(member, 1) for member in members)
+    num_read = 0
+
+    def read_at(num_bytes: int, offset: int) -> bytes:
+        nonlocal num_read
+        num_read += num_bytes
+        return packed[offset : offset + num_bytes]
+
+    reader = GzipReader(read_at, None, len(packed))
+    _check_reads(reader, content)
+
+    num_read = 0
+    for offset in range(len(content) - 1, 0, -1_000_000):
+        assert reader.read(offset, 1) == content[offset : offset + 1]
+    assert num_read < 12 * 5_000_000  # from the states: not from the beginning
+
+
+def _check_reads(reader: GzipReader, content: bytes) -> None:
+    """Read with several threads at random."""
     rng = random.Random(1)
 
     def read_some() -> None:
@@ -139,11 +165,9 @@ def test_read_at_random_by_an_index(num_members: int, tmp_path: Path) -> None:
             num_bytes = min(rng.choice((1, 999, 100_000)), len(content) - offset)
             assert reader.read(offset, num_bytes) == content[offset : offset + num_bytes]
 
-    threads = [threading.Thread(target=read_some) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(read_some) for _ in range(4)]:
+            done.result()
     assert reader.read(0, len(content)) == content
 
 

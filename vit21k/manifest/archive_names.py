@@ -11,7 +11,6 @@ _PART = re.compile(
     rb"(?P<whole>.+\.(?:tar\.gz|tar|tgz))[._-]?(?:part[._-]?)?(?P<index>[a-z]{2,8}|\d{1,8})",
     re.IGNORECASE,
 )
-_MARKS_OF_PARTS = (b".tar", b".tgz")
 _LETTERS, _DIGITS = b"abcdefghijklmnopqrstuvwxyz", b"0123456789"
 _USUAL_LENGTH = 2  # of letters; with more, a name may end in another suffix
 
@@ -42,7 +41,7 @@ def archive_stem(name: bytes) -> bytes | None:
     if lower.endswith(_SUFFIXES):
         stems = (name[: -len(suffix)] for suffix in _SUFFIXES if lower.endswith(suffix))
         return next(stems) or None
-    if not any(mark in lower for mark in _MARKS_OF_PARTS):  # nearly all: it is asked of each member
+    if b".tar" not in lower and b".tgz" not in lower:  # nearly all: it is asked of each member
         return None
     part = _part(name)
     return archive_stem(part["whole"]) if part and _is_first(part["index"]) else None

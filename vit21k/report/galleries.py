@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vit21k.data.dataset import ImageDataset
+from vit21k.data.dataset import ImageDataset, folder_with_indices
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
 from vit21k.manifest.io import Manifest
@@ -227,7 +227,7 @@ def show_undecoded(numbers: Numbers, root: Root | None) -> list[BadFile]:
     undecoded = numbers.undecoded().slice(0, MAX_PROBLEMS)
     images = numbers.manifests[IMAGES.name]
     locators = images.read(LOCATOR_COLUMNS).take(undecoded["row"]).to_pylist()
-    reader = ImageReader(root or images.header.root)
+    reader = ImageReader(root or images.header.root, manifests=folder_with_indices(images))
     return [
         BadFile(locator["path"], "not decoded", problem, _shown(_start_of(reader, locator)))
         for locator, problem in zip(locators, undecoded["problem"].to_pylist(), strict=True)

@@ -22,6 +22,7 @@ from vit21k.sources.archive_file import OPEN_FLAGS, ArchiveFile
 from vit21k.sources.container import PARQUET, ByteSource, ReadAt
 from vit21k.sources.gzip_tar import (
     GZIP,
+    MAX_WITHOUT_INDEX_BYTES,
     NEEDS_INDEX_BYTES,
     GzipIndex,
     GzipReader,
@@ -125,10 +126,11 @@ MAX_OPEN = 256
 
 _TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
 
+_GZIP_EXTRA = "`pip install 'vit21k[gzip]'`"
 GZIP_HINT = (
-    "images in a compressed tar are read by an index that rapidgzip makes: `pip install "
-    "'vit21k[gzip]'`, and run this command again; or unpack its outer layer (`gunzip -k "
-    "FILE.tar.gz`), and run `vit21k hash` on the .tar"
+    f"{_GZIP_EXTRA}, which reads single images by an index, and run this command again; train on a "
+    "pack of them (`vit21k pack`). Or unpack its outer layer (`gunzip -k FILE.tar.gz`), and run "
+    "`vit21k hash` on the .tar"
 )
 _HASH_AGAIN = "run `vit21k hash` again"
 MOVED_HINT = "if the image tree has moved, say where it is now with `--root`"
@@ -422,12 +424,12 @@ class ImageReader:
         index = self._indices.load(container, file) if self._indices else None
         if index is None:
             index = made_index(file)
-            if index is None:
+            if index is None and file.num_bytes > MAX_WITHOUT_INDEX_BYTES:
                 raise ImageError(f"`{container}` is compressed", hint=GZIP_HINT)
-            if self._indices:
+            if index and self._indices:
                 with suppress(OSError):  # the folder may be read-only
                     self._indices.save(container, file, index)
-        return GzipReader(file.read_at, index)
+        return GzipReader(file.read_at, index, file.num_bytes)
 
     def index_compressed(
         self, containers: Iterable[str], note: Callable[[str], None] = lambda _text: None
@@ -436,29 +438,29 @@ class ImageReader:
 
         Args:
             containers: Their paths.
-            note: Called with a line for each that is unpacked for that.
+            note: Called with a line for each that takes long to read.
 
         Raises:
-            ImageTreeError: rapidgzip is not installed.
+            ImageTreeError: One is too large to be read without rapidgzip, which is not installed.
         """
         for container in containers:
             try:
-                if not self._lacks_index(container):
-                    continue
-                if rapidgzip() is None:
-                    raise ImageTreeError(
-                        f"`{container}` is compressed: its images cannot be read", hint=GZIP_HINT
-                    )
-                note(f"indexing `{container}`, once")
-                self.open_container(container)
+                with self._open_file(container) as file:
+                    is_large = file.num_bytes >= NEEDS_INDEX_BYTES and file.is_gzip
+                    if not is_large or (self._indices and self._indices.has(container)):
+                        continue
+                    if not rapidgzip() and file.num_bytes > MAX_WITHOUT_INDEX_BYTES:
+                        raise ImageTreeError(
+                            f"`{container}` is compressed: its images cannot be read",
+                            hint=GZIP_HINT,
+                        )
+                if rapidgzip():
+                    note(f"indexing `{container}`, once")
+                    self.open_container(container)
+                else:
+                    note(f"`{container}` is compressed: slow without {_GZIP_EXTRA}")
             except (OSError, ImageError):  # reading its images reports that
                 continue
-
-    def _lacks_index(self, container: str) -> bool:
-        with self._open_file(container) as file:
-            is_large = file.num_bytes >= NEEDS_INDEX_BYTES and file.is_gzip
-            has_index = self._indices is not None and self._indices.has(container)
-            return is_large and not has_index
 
     def _open_file(self, container: str) -> ArchiveFile:
         """Open a file; if the limit of descriptors is reached, close the others first."""

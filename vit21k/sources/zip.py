@@ -48,6 +48,7 @@ _METHODS = {
     1: "shrink", 6: "implode", 9: "deflate64", 10: "PKWARE implode", 12: "bzip2", 14: "LZMA",
     93: "zstd", 94: "MP3", 95: "xz", 96: "JPEG", 97: "WavPack", 98: "PPMd",
 }  # fmt: skip
+_HOW_TO_UNPACK = "unpack the zip (`7z x`), and hash the folder"
 _UNIX, _MACOS = 3, 19  # systems
 _DOS = frozenset({0, 6, 10, 11, 14})  # FAT, HPFS, NTFS, MVS as 7-Zip has it, VFAT
 _INFLATE_BYTES = 1 << 18
@@ -295,10 +296,11 @@ def _check(entry: _Entry) -> None:
     if kind not in {0, stat.S_IFREG}:
         raise _DamagedError("", ProblemKind.NOT_A_REGULAR_FILE)
     if entry.flags & (_ENCRYPTED | _MASKED):
-        raise _DamagedError("encrypted", ProblemKind.MEMBER_NOT_SUPPORTED)
+        detail = f"encrypted; {_HOW_TO_UNPACK}"
+        raise _DamagedError(detail, ProblemKind.MEMBER_NOT_SUPPORTED)
     if entry.method not in {_STORED, _DEFLATED}:
         method = _METHODS.get(entry.method, f"method {entry.method}")
-        detail = f"compressed with {method}; unpack the zip (`7z x`), and hash the folder"
+        detail = f"compressed with {method}; {_HOW_TO_UNPACK}"
         raise _DamagedError(detail, ProblemKind.MEMBER_NOT_SUPPORTED)
     if max(entry.num_bytes, entry.packed_bytes) > MAX_MEMBER_BYTES:
         raise _DamagedError(f"{entry.num_bytes:,} bytes", ProblemKind.MEMBER_TOO_LARGE)
