@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header
+from vit21k.manifest.io import ManifestHeader
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import write_manifest
 from vit21k.models.registry import get_model, model_args
@@ -17,7 +17,7 @@ def write_manifests(folder, rows, classes, *, options=None):
     """Write *rows* as images, train and val of *folder*; their tree is next to it."""
     table = pa.Table.from_pylist(rows, schema=IMAGES.schema)
     for kind in (IMAGES, TRAIN, VAL):
-        header = Header(
+        header = ManifestHeader(
             algorithm="md5",
             root=str(folder.parent / "tree"),
             classes=classes.fingerprint,

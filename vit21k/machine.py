@@ -88,7 +88,7 @@ def file_system_of(path: Path, root: Path = _ROOT) -> str:
     """Return the type of the file system that *path* is, or would be, on: "ext4", "nfs4", ..."""
     path = path.resolve()
     best, found = -1, "unknown"
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in _lines(root / "proc/self/mountinfo"):
         mount, _, source = line.partition(" - ")
         folder = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), mount.split()[4]))
         if path.is_relative_to(folder) and len(folder.parts) >= best:
@@ -135,7 +135,7 @@ def _words(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
 

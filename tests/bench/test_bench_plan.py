@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vit21k.bench.plan import GPUS, Cluster, Run, plan_run
+from vit21k.bench.plan import GPUS, Cluster, PlannedRun, plan_run
 from vit21k.bench.rates import MadeImages, measure_device, measure_images, measure_step
 from vit21k.models.cost import activation_bytes_per_image, macs_per_image, num_params
 from vit21k.models.registry import model_args
@@ -24,7 +24,7 @@ def run(**changes):
         "activation_bytes": activation_bytes_per_image(LARGE, 2),
         "bytes_per_param": 16,
     }
-    return Run(**{**fields, **changes})
+    return PlannedRun(**{**fields, **changes})
 
 
 def cluster(**changes):

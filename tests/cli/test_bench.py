@@ -95,11 +95,11 @@ def test_a_share_of_a_peak_needs_a_published_one(tmp_path, monkeypatch):
 
 def test_a_folder_without_manifests_is_an_error_only_if_it_was_named(tmp_path):
     with pytest.raises(ManifestError):
-        bench_module.open_images(tmp_path, None)
+        bench_module.bench_images(tmp_path, None)
 
 
 def test_manifests_say_how_many_images_and_classes_there_are(manifests_of_images):
-    source = bench_module.open_images(manifests_of_images, None)
+    source = bench_module.bench_images(manifests_of_images, None)
 
     assert (source.num_images, source.num_classes) == (6, 2)
     assert "train.parquet" in source.name

@@ -11,11 +11,18 @@ import pytest
 from vit21k.errors import ManifestError, UsageError
 from vit21k.labels import edit
 from vit21k.labels.conflicts import MANY_LABELS, conflicts
-from vit21k.labels.select import Selection, expand, expand_into_labels, reduce, select, select_21k_p
-from vit21k.labels.stats import label_stats, list_facts, write_tree
+from vit21k.labels.select import (
+    Selection,
+    expand,
+    expand_into_labels,
+    reduce,
+    select_21k_p,
+    select_labels,
+)
+from vit21k.labels.stats import label_stats, list_facts, write_class_tree
 from vit21k.manifest.class_lists import known_list
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest, read_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, CONFLICTS, EXPANDED, IMAGES, TRAIN, VAL
 from vit21k.manifest.wordnet import Relation
 from vit21k.manifest.writer import write_manifest
@@ -42,7 +49,7 @@ def write_folder(
     paths = [f"{classes.wnids[row[0]]}/{n}.JPEG" for n, row in enumerate(label_ids)]
     rows = {"digest": digests, "path": paths, "label_ids": label_ids}
     rows |= {"num_files": [len(row) for row in label_ids]}
-    header = Header(algorithm="md5", root="/data", classes=classes.fingerprint)
+    header = ManifestHeader(algorithm="md5", root="/data", classes=classes.fingerprint)
     write_manifest(pa.table(_typed(rows, IMAGES.schema)), IMAGES, folder, header, classes)
     flat = np.concatenate([np.array(row) for row in label_ids])
     counts = np.bincount(flat, minlength=len(classes))
@@ -118,7 +125,7 @@ def test_the_new_classes_are_counted_anew(manifests: Path) -> None:
 
 def test_every_step_is_in_the_header_and_what_it_was_made_from(manifests: Path) -> None:
     reduce(manifests, manifests / "a")
-    select(manifests / "a", manifests / "b", Selection(drop=[DOG]))
+    select_labels(manifests / "a", manifests / "b", Selection(drop=[DOG]))
 
     header = open_manifest(manifests / "b", IMAGES).header
     assert [step["verb"] for step in header.options["labels"]] == ["reduce", "select"]
@@ -186,7 +193,7 @@ def test_a_run_that_dies_half_way_leaves_nothing_that_looks_whole(
 
     monkeypatch.setattr(edit, "write_classes", die)
     with pytest.raises(KeyboardInterrupt):
-        select(manifests, manifests / "out", Selection(drop=[TENCH]))
+        select_labels(manifests, manifests / "out", Selection(drop=[TENCH]))
 
     for kind in (CLASSES, VAL, TRAIN):
         with pytest.raises(ManifestError, match=r"stale: `images.parquet` has changed"):
@@ -198,7 +205,7 @@ def test_the_old_folder_and_the_image_tree_are_never_written_to(
 ) -> None:
     with pytest.raises(UsageError, match="must not replace"):
         reduce(manifests, manifests)
-    header = Header(algorithm="md5", root=str(tmp_path))
+    header = ManifestHeader(algorithm="md5", root=str(tmp_path))
     rows = read_manifest(manifests, IMAGES)
     write_manifest(rows, IMAGES, tmp_path / "x", header, ClassList.from_folders(WNIDS))
     with pytest.raises(UsageError, match="inside the image root"):
@@ -261,7 +268,7 @@ def test_hugging_face_reads_both_columns_as_class_labels(manifests: Path) -> Non
 
 
 def test_a_subtree_can_be_dropped_and_indices_are_given_anew(manifests: Path) -> None:
-    summary = select(manifests, manifests / "out", Selection(drop=[ANIMAL]))
+    summary = select_labels(manifests, manifests / "out", Selection(drop=[ANIMAL]))
 
     assert open_manifest(manifests / "out", IMAGES).classes().wnids == (TARGET, DOUGHNUT)
     assert summary.rewritten.num_skipped == 8
@@ -271,7 +278,7 @@ def test_a_subtree_can_be_dropped_and_indices_are_given_anew(manifests: Path) ->
 
 
 def test_a_subtree_can_be_kept_with_its_indices(manifests: Path) -> None:
-    select(manifests, manifests / "out", Selection(keep=[DOG], keep_indices=True))
+    select_labels(manifests, manifests / "out", Selection(keep=[DOG], keep_indices=True))
 
     new, old = (open_manifest(folder, IMAGES) for folder in (manifests / "out", manifests))
     assert new.classes().fingerprint == old.classes().fingerprint
@@ -279,7 +286,7 @@ def test_a_subtree_can_be_kept_with_its_indices(manifests: Path) -> None:
 
 
 def test_keeping_a_list_gives_the_indices_of_that_list(manifests: Path) -> None:
-    summary = select(manifests, manifests / "out", Selection(keep=["in1k"]))
+    summary = select_labels(manifests, manifests / "out", Selection(keep=["in1k"]))
 
     new = open_manifest(manifests / "out", IMAGES)
     assert new.header.classes == known_list("in1k").fingerprint
@@ -294,7 +301,7 @@ def test_classes_of_people_that_are_unsafe_can_be_dropped(tmp_path: Path) -> Non
     safe, unsafe = "n10763383", known_list("persons-unsafe").wnids[0]
     manifests = write_folder(tmp_path / "m", [(DOG,), (safe,), (unsafe,)], (DOG, safe, unsafe))
 
-    summary = select(manifests, manifests / "out", Selection(drop=["persons-unsafe"]))
+    summary = select_labels(manifests, manifests / "out", Selection(drop=["persons-unsafe"]))
 
     assert summary.gone == (unsafe,)
     assert open_manifest(manifests / "out", IMAGES).classes().wnids == (DOG, safe)
@@ -304,7 +311,7 @@ def test_a_list_and_more_gives_the_classes_that_fit_all(manifests: Path, tmp_pat
     (tmp_path / "list.txt").write_text(f"{TENCH}\n{DOG}\n{BEAGLE}\n")
     keep = [str(tmp_path / "list.txt"), DOUGHNUT]
 
-    select(manifests, manifests / "out", Selection(keep=keep, drop=[BEAGLE]))
+    select_labels(manifests, manifests / "out", Selection(keep=keep, drop=[BEAGLE]))
 
     assert open_manifest(manifests / "out", IMAGES).classes().wnids == (TENCH, DOG, DOUGHNUT)
 
@@ -314,12 +321,12 @@ def test_a_list_and_more_gives_the_classes_that_fit_all(manifests: Path, tmp_pat
 )
 def test_a_selection_that_leaves_nothing_is_refused(manifests: Path, selection: Selection) -> None:
     with pytest.raises(UsageError, match="no class is left"):
-        select(manifests, manifests / "out", selection)
+        select_labels(manifests, manifests / "out", selection)
 
 
 def test_what_is_no_class_and_no_list_is_refused(manifests: Path) -> None:
     with pytest.raises(UsageError, match="neither a known class list"):
-        select(manifests, manifests / "out", Selection(keep=["n99999999"]))
+        select_labels(manifests, manifests / "out", Selection(keep=["n99999999"]))
 
 
 def test_the_21k_p_preset_takes_classes_of_more_than_500_and_holds_50_out(tmp_path: Path) -> None:
@@ -343,7 +350,7 @@ def test_the_21k_p_preset_takes_classes_of_more_than_500_and_holds_50_out(tmp_pa
 def test_what_is_counted_may_be_images(tmp_path: Path) -> None:
     manifests = write_folder(tmp_path / "m", [(TENCH,)] * 3 + [(DOG,)] * 5)
 
-    select(manifests, tmp_path / "out", Selection(more_than=4, count="images"))
+    select_labels(manifests, tmp_path / "out", Selection(more_than=4, count="images"))
 
     assert open_manifest(tmp_path / "out", IMAGES).classes().wnids == (DOG,)
 
@@ -394,7 +401,7 @@ def test_folders_that_are_no_wnids_relate_in_no_known_way(tmp_path: Path) -> Non
     manifests = write_folder(tmp_path / "m", [("cat", "dog"), ("cat",)], ("cat", "dog"))
 
     summary = conflicts(manifests, tmp_path / "out")
-    select(manifests, tmp_path / "s", Selection(keep=["cat"]))
+    select_labels(manifests, tmp_path / "s", Selection(keep=["cat"]))
 
     assert summary.relations[Relation.UNKNOWN] == 1
     assert reduce(manifests, tmp_path / "r").num_changed == 0
@@ -428,7 +435,7 @@ def test_stats_count_labels_and_what_expanding_and_reducing_would_do(manifests: 
 
 
 def test_the_tree_has_a_line_up_for_each_class(tmp_path: Path) -> None:
-    write_tree(ClassList.from_folders(WNIDS), tmp_path / "tree.json")
+    write_class_tree(ClassList.from_folders(WNIDS), tmp_path / "tree.json")
 
     tree = json.loads((tmp_path / "tree.json").read_text())
     index = {wnid: place for place, wnid in enumerate(tree["class_list"])}

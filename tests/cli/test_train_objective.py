@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vit21k.cli.app import app
 from vit21k.errors import CheckpointError, ManifestError, UsageError
-from vit21k.labels.stats import write_tree
+from vit21k.labels.stats import write_class_tree
 from vit21k.manifest.classes import ClassList
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
@@ -122,7 +122,7 @@ def test_a_teacher_that_no_field_asks_for_is_refused(manifests, teachers, tmp_pa
 def test_semantic_softmax_trains_is_measured_and_asks_for_its_tree_again(manifests, tmp_path):
     settings = [*TINY, "loss.kind=semantic_softmax", "total_steps=1"]
     flat = ClassList(tuple(sorted(WNIDS)), (None,) * 4)
-    tree = write_tree(flat, tmp_path / "tree.json")
+    tree = write_class_tree(flat, tmp_path / "tree.json")
     tree["class_tree_list"] = [[index] for index in range(4)]
     (tmp_path / "flat.json").write_text(json.dumps(tree))
 

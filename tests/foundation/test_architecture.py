@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def test_data_preparation_imports_where_there_is_no_torch() -> None:
 def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
     assert "__version__" not in vars(vit21k)
     assert vit21k.__version__ == version("vit21k")
+
+
+def test_no_two_public_classes_or_functions_have_one_name() -> None:
+    names = [
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+    ]
+    repeated = {name for name, number in Counter(names).items() if number > 1}
+
+    assert repeated == {"read_manifest"}  # that of the package takes the name of a kind
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

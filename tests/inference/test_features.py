@@ -15,7 +15,7 @@ from vit21k.checkpoint.load import load_model
 from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import normalise
 from vit21k.errors import DataError, UsageError
-from vit21k.inference.features import FeatureOptions, extract_features, merge_shards, problems_in
+from vit21k.inference.features import FeatureOptions, extract_features, join_shards, problems_in
 from vit21k.inference.files import Files
 from vit21k.inference.predict import eval_transform
 
@@ -57,7 +57,7 @@ def test_features_are_the_models_in_the_order_of_the_images(tmp_path, loaded, pa
     plan = FeatureOptions(kind=kind, dtype=dtype, device_batch_size=3, shard_rows=6)
 
     report = extract_features(model, card, Files(paths), tmp_path, plan)
-    merge_shards(report.shards, tmp_path / "all.parquet")
+    join_shards(report.shards, tmp_path / "all.parquet")
 
     good = [path for path in paths if path.name != "07.png"]
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_shard_with_damaged_values_is_named_when_shards_are_merged(tmp_path, l
     report.shards[1].write_bytes(content)
 
     with pytest.raises(DataError, match=r"features-00001\.parquet"):
-        merge_shards(report.shards, tmp_path / "all.parquet")
+        join_shards(report.shards, tmp_path / "all.parquet")
 
     assert not (tmp_path / "all.parquet").exists()
 
@@ -210,7 +210,7 @@ def test_a_shard_with_images_that_could_not_be_read_is_made_again(tmp_path, load
 
 def test_a_shard_without_a_good_image_is_empty(tmp_path, loaded):
     report = extract_features(*loaded, Files(["gone.png"]), tmp_path, PLAN)
-    merge_shards(report.shards, tmp_path / "all.parquet")
+    join_shards(report.shards, tmp_path / "all.parquet")
 
     assert pq.read_table(tmp_path / "all.parquet").num_rows == 0
     assert problems_in(tmp_path / "all.parquet") == [("gone.png", "the file is not there")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vit21k.errors import ManifestError
-from vit21k.manifest.file_lists import FileNames, read_names, read_table
+from vit21k.manifest.file_lists import FileNames, read_names, read_text_table
 
 PAIRS = [("a/1.jpg", "cat"), ("b 2.png", "dog, small")]
 
@@ -36,7 +36,7 @@ def _written(folder: Path, content: str | bytes, name: str = "list.txt") -> Path
     ],
 )
 def test_every_form_gives_the_same_rows(name: str, content: str | bytes, tmp_path: Path) -> None:
-    table = read_table(_written(tmp_path, content, name))
+    table = read_text_table(_written(tmp_path, content, name))
 
     index = table.file_column()
     assert [(row[index], row[1 - index]) for row in table.rows] == PAIRS
@@ -44,13 +44,13 @@ def test_every_form_gives_the_same_rows(name: str, content: str | bytes, tmp_pat
 
 
 def test_one_json_line_is_a_row(tmp_path: Path) -> None:
-    table = read_table(_written(tmp_path, '{"file_name": "1.jpg", "label": 3}\n', "a.jsonl"))
+    table = read_text_table(_written(tmp_path, '{"file_name": "1.jpg", "label": 3}\n', "a.jsonl"))
 
     assert (table.columns, table.rows) == (("file_name", "label"), [("1.jpg", "3")])
 
 
 def test_nulls_are_empty_cells(tmp_path: Path) -> None:
-    rows = read_table(_written(tmp_path, '[["a.jpg", null], ["b.jpg", NaN]]')).rows
+    rows = read_text_table(_written(tmp_path, '[["a.jpg", null], ["b.jpg", NaN]]')).rows
 
     assert rows == [("a.jpg", ""), ("b.jpg", "")]
 
@@ -70,14 +70,14 @@ def test_nulls_are_empty_cells(tmp_path: Path) -> None:
 )
 def test_what_is_no_list_is_refused(content: str | bytes, tmp_path: Path) -> None:
     with pytest.raises(ManifestError):
-        read_table(_written(tmp_path, content))
+        read_text_table(_written(tmp_path, content))
     with pytest.raises(ManifestError, match="no list at"):
-        read_table(tmp_path / "none")
+        read_text_table(tmp_path / "none")
 
 
 def test_which_column_has_the_files_is_not_guessed(tmp_path: Path) -> None:
-    two = read_table(_written(tmp_path, "left,right\na.jpg,b.jpg\nc.jpg,d.jpg\n"))
-    none = read_table(_written(tmp_path, "x,y,label\n1,2,3\n4,5,6\n"))
+    two = read_text_table(_written(tmp_path, "left,right\na.jpg,b.jpg\nc.jpg,d.jpg\n"))
+    none = read_text_table(_written(tmp_path, "x,y,label\n1,2,3\n4,5,6\n"))
 
     for table in (two, none):
         with pytest.raises(ManifestError, match="is not clear"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vit21k.errors import ManifestError
-from vit21k.labels.stats import write_tree
+from vit21k.labels.stats import write_class_tree
 from vit21k.losses.hierarchical import Levels, semantic_hits, semantic_softmax_loss
 from vit21k.manifest.class_lists import read_classes
 from vit21k.manifest.classes import ClassList
@@ -134,7 +134,7 @@ def test_a_right_level_is_one_whose_best_class_is_above_a_label():
 
 def test_a_written_tree_gives_the_levels_of_the_class_list(tmp_path):
     classes = ClassList(("n02084071", "n02087122", "n02088364", "n03001627", "mine"), (None,) * 5)
-    write_tree(classes, tmp_path / "tree.json")
+    write_class_tree(classes, tmp_path / "tree.json")
 
     read, of = Levels.read(tmp_path / "tree.json", classes), Levels.of(classes)
 
@@ -163,7 +163,7 @@ def test_a_tree_with_a_loop_or_a_class_that_is_not_there_is_refused(tmp_path, li
 
 
 def test_the_tree_of_another_class_list_is_refused(tmp_path):
-    write_tree(ClassList(("n02084071", "n02088364"), (None, None)), tmp_path / "tree.json")
+    write_class_tree(ClassList(("n02084071", "n02088364"), (None, None)), tmp_path / "tree.json")
 
     with pytest.raises(ManifestError, match="of another class list"):
         Levels.read(tmp_path / "tree.json", ClassList(("a", "b"), (None, None)))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vit21k.data.dataset import ImageDataset
 from vit21k.errors import ImageError, ImageTreeError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest
 from vit21k.manifest.schema import TRAIN
 from vit21k.manifest.writer import manifest_writer
 
@@ -36,7 +36,7 @@ def images_of(root, paths=PATHS, labels=LABELS):
 
 @pytest.fixture
 def manifest(tmp_path):
-    header = Header(algorithm="xxh3_128", root=str(tmp_path / "root"), classes="x")
+    header = ManifestHeader(algorithm="xxh3_128", root=str(tmp_path / "root"), classes="x")
     classes = ClassList(tuple("abcdef"))
     with manifest_writer(TRAIN, tmp_path, header, classes) as writer:
         for part in (slice(0, 1), slice(1, 4)):
@@ -80,7 +80,7 @@ def test_an_image_tree_that_has_moved_is_found_where_it_is_now(manifest, tmp_pat
 
 
 def test_a_manifest_that_came_from_a_list_asks_for_the_root(tmp_path):
-    header = Header(algorithm="md5", root="", classes="x")
+    header = ManifestHeader(algorithm="md5", root="", classes="x")
     with manifest_writer(TRAIN, tmp_path, header, ClassList(tuple("abcdef"))) as writer:
         writer.write(split_rows(PATHS, LABELS))
 

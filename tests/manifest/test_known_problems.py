@@ -1,7 +1,7 @@
 """`vit21k.manifest.known_problems`: files of fall11 that are known to be unreadable."""
 
 from vit21k.manifest.class_lists import known_list
-from vit21k.manifest.known_problems import UNREADABLE_IN_FALL11, in_words, num_known
+from vit21k.manifest.known_problems import UNREADABLE_IN_FALL11, describe_known, num_known
 
 
 def test_27_files_of_fall11_are_known_20_of_them_in_classes_of_winter21() -> None:
@@ -16,5 +16,5 @@ def test_known_files_are_found_by_name_in_any_folder() -> None:
     paths = ["n01678043/n01678043_6448.JPEG", "shard-0001.tar/n01896844_997.jpg", "n1/n1_1.JPEG"]
 
     assert num_known(paths) == 2
-    assert in_words(2) == "2 of 27 known unreadable files of fall11 are among them"
-    assert in_words(0) == ""
+    assert describe_known(2) == "2 of 27 known unreadable files of fall11 are among them"
+    assert describe_known(0) == ""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import vit21k
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import ChecksummedFile, Header, open_manifest, read_manifest
+from vit21k.manifest.io import ChecksummedFile, ManifestHeader, open_manifest, read_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import (
     DIGESTS,
@@ -33,7 +33,9 @@ from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
 from vit21k.prep.split import make_val
 
-HEADER = Header(algorithm="md5", root="/data/ImageNet21K", options={"follow_symlinks": False})
+HEADER = ManifestHeader(
+    algorithm="md5", root="/data/ImageNet21K", options={"follow_symlinks": False}
+)
 CLASSES = ClassList(("n1", "n2", "n3"), ("one", None, "three"))
 NUM_FLIPS = 300
 
@@ -186,7 +188,9 @@ def test_a_header_that_is_known_at_the_end_is_the_same_header(
 ) -> None:
     write_manifest(_rows(kind), kind, tmp_path / "once", HEADER, CLASSES)
 
-    first = Header(algorithm="sha256", root="/a/longer/root/that/must/go", inputs={"val": "0" * 32})
+    first = ManifestHeader(
+        algorithm="sha256", root="/a/longer/root/that/must/go", inputs={"val": "0" * 32}
+    )
     with manifest_writer(kind, tmp_path / "late", first, CLASSES) as writer:
         writer.write(_rows(kind))
         writer.header = HEADER
@@ -230,11 +234,11 @@ def test_a_disk_that_is_full_is_an_error_wherever_it_is_met(
 
 
 def test_the_fingerprint_covers_rows_header_and_classes(tmp_path: Path) -> None:
-    def fingerprint(rows: pa.Table, header: Header, classes: ClassList) -> str:
+    def fingerprint(rows: pa.Table, header: ManifestHeader, classes: ClassList) -> str:
         write_manifest(rows, IMAGES, tmp_path, header, classes)
         return open_manifest(tmp_path, IMAGES).fingerprint
 
-    other_header = Header(algorithm="md5", root="/elsewhere")
+    other_header = ManifestHeader(algorithm="md5", root="/elsewhere")
     fingerprints = [
         fingerprint(_rows(IMAGES), HEADER, CLASSES),
         fingerprint(_rows(IMAGES, 19), HEADER, CLASSES),

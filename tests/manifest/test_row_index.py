@@ -13,7 +13,7 @@ from vit21k.data import dataset
 from vit21k.data.dataset import ImageDataset
 from vit21k.errors import ImageTreeError, ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest
 from vit21k.manifest.schema import TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
 
@@ -39,7 +39,7 @@ def rows_of(num_rows, seed=0, archives=(), storage=None):
 
 
 def write(folder, rows, kind=TRAIN):
-    header = Header(algorithm="xxh3_128", root=str(folder), classes="x")
+    header = ManifestHeader(algorithm="xxh3_128", root=str(folder), classes="x")
     with manifest_writer(
         kind, folder, header, ClassList(tuple("abcdef")), row_group_rows=64
     ) as writer:

@@ -19,7 +19,7 @@ from vit21k.manifest.schema import FINGERPRINTS, IMAGES, LEAKS, NEAR_DUPLICATES,
 from vit21k.near import fingerprint as scan_module
 from vit21k.near.fingerprint import scan_images
 from vit21k.near.leaks import PairSummary, find_leaks, find_near_duplicates, remove_leaks
-from vit21k.near.search import Level
+from vit21k.near.search import MatchLevel
 from vit21k.near.sheet import PairImages
 from vit21k.prep.hash_tree import hash_tree
 from vit21k.prep.relabel import relabel
@@ -200,7 +200,7 @@ def test_removal_takes_out_that_level_and_the_surer_ones(
     del leaks
     before = (world / "manifests" / TRAIN.file_name).read_bytes()
 
-    summary = remove_leaks(world / "manifests", Level(level), tmp_path)
+    summary = remove_leaks(world / "manifests", MatchLevel(level), tmp_path)
 
     cleaned = open_manifest(tmp_path, TRAIN)
     assert summary.num_left == cleaned.num_rows == num_left
@@ -212,7 +212,7 @@ def test_removal_takes_out_that_level_and_the_surer_ones(
 def test_removal_never_replaces_the_manifest_it_reads(world: Path, leaks: PairSummary) -> None:
     del leaks
     with pytest.raises(UsageError, match="must not replace"):
-        remove_leaks(world / "manifests", Level.NEAR, world / "manifests")
+        remove_leaks(world / "manifests", MatchLevel.NEAR, world / "manifests")
 
 
 def test_only_training_images_count(world: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from photolike import encoded, photolike
 from PIL import Image
 
 from vit21k.near.fingerprint import FingerprintSet, fingerprint
-from vit21k.near.search import Level, Pairs, find_pairs, num_views
+from vit21k.near.search import MatchLevel, Pairs, find_pairs, num_views
 
 NUM_IMAGES = 40
 
@@ -33,7 +33,7 @@ def original_set(originals: list[Image.Image]) -> FingerprintSet:
 
 
 def levels(pairs: Pairs) -> list[str]:
-    return [str(list(Level)[level]) for level in pairs.level_P]
+    return [str(list(MatchLevel)[level]) for level in pairs.level_P]
 
 
 COPIES: dict[str, Callable[[Image.Image], bytes]] = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest, read_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, COPIES, DIGESTS, IMAGES, OVERLABELLED
 from vit21k.manifest.writer import write_manifest
 from vit21k.prep import relabel as relabel_module
@@ -47,7 +47,7 @@ def _write_digests(folder: Path, files: Sequence[File], root: str = "/nowhere") 
         }
         for number, (content, wnid, *split) in enumerate(files)
     ]
-    header = Header(algorithm="md5", root=root)
+    header = ManifestHeader(algorithm="md5", root=root)
     write_manifest(pa.Table.from_pylist(rows, schema=DIGESTS.schema), DIGESTS, folder, header)
 
 
@@ -333,7 +333,9 @@ def _rows_with_content(contents: Sequence[tuple[int, int | None, str]]) -> list[
 def _relabel_rows(
     folder: Path, rows: list[dict[str, Any]], **options: Any
 ) -> list[list[dict[str, Any]]]:
-    header = Header(algorithm="xxh3_128", root="/nowhere", options=options.pop("header", {}))
+    header = ManifestHeader(
+        algorithm="xxh3_128", root="/nowhere", options=options.pop("header", {})
+    )
     write_manifest(pa.Table.from_pylist(rows, schema=DIGESTS.schema), DIGESTS, folder, header)
     relabel(folder, **options)
     return [read_manifest(folder, kind).to_pylist() for kind in (IMAGES, COPIES)]

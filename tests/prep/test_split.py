@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vit21k.errors import ManifestError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest, read_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest, read_manifest
 from vit21k.manifest.schema import IMAGES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.diff import diff_manifests
@@ -53,7 +53,7 @@ def _images(labels: Sequence[list[int]], numbers: Sequence[int] | None = None) -
 
 def _write_images(folder: Path, rows: Rows) -> None:
     classes = ClassList(WNIDS)
-    header = Header(algorithm="md5", root="/nowhere", classes=classes.fingerprint)
+    header = ManifestHeader(algorithm="md5", root="/nowhere", classes=classes.fingerprint)
     table = pa.Table.from_pylist(rows, schema=IMAGES.schema)
     write_manifest(table, IMAGES, folder, header, classes)
 
@@ -71,7 +71,9 @@ def test_manifests_in_which_a_merge_was_split_are_refused(tmp_path: Path, holdou
     rows = _images([[0], [1], [2]], numbers=[1, 2, 1])
     classes = ClassList(WNIDS)
     options = {"labels": [{"verb": "apply"}]}
-    header = Header(algorithm="md5", root="/nowhere", classes=classes.fingerprint, options=options)
+    header = ManifestHeader(
+        algorithm="md5", root="/nowhere", classes=classes.fingerprint, options=options
+    )
     table = pa.Table.from_pylist(rows, schema=IMAGES.schema)
     with manifest_writer(IMAGES, tmp_path, header, classes, is_distinct=True) as writer:
         writer.write(table)  # as an earlier version did

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from vit21k.recipe.comments import SOURCES, by_source, header_of, lines_of, source_name
+from vit21k.recipe.comments import SOURCES, by_source, header_of, recipe_lines, source_name
 from vit21k.recipe.load import load_recipe, shipped_recipes
 
 PUBLISHED = [name for name in shipped_recipes() if source_name(name) != "ours"]
@@ -27,7 +27,7 @@ def test_every_recipe_says_what_it_is_where_it_is_from_and_how_to_run_it(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_says_where_what_it_sets_is_from(name):
-    silent = [line.field for line in lines_of(name) if not line.remark]
+    silent = [line.field for line in recipe_lines(name) if not line.remark]
 
     # What is left without a remark is what every source has alike.
     assert set(silent) <= {
@@ -44,7 +44,7 @@ def test_a_published_recipe_says_where_what_it_sets_is_from(name):
 
 
 def test_the_fields_of_a_recipe_are_its_own_and_say_where_they_are_from():
-    lines = {line.field: line for line in lines_of("finetune_google_cifar10")}
+    lines = {line.field: line for line in recipe_lines("finetune_google_cifar10")}
 
     assert lines["optim.lr"].value == "0.01"
     assert "b16" in lines["optim.lr"].remark

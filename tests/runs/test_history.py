@@ -17,9 +17,9 @@ from vit21k.runs.curves import html_of, plot_of, write_plot
 from vit21k.runs.history import (
     find_runs,
     metric_table,
-    names_of,
     read_run,
     recipe_differences,
+    run_names,
     write_facts,
 )
 
@@ -101,7 +101,7 @@ def test_only_the_fields_that_differ_are_named(tmp_path):
 def test_runs_of_the_same_name_are_distinguished_by_their_paths(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("x/a", "y/a", "b")]
 
-    assert names_of(runs) == [str(tmp_path / "x/a"), str(tmp_path / "y/a"), "b"]
+    assert run_names(runs) == [str(tmp_path / "x/a"), str(tmp_path / "y/a"), "b"]
 
 
 @pytest.fixture

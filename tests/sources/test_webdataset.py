@@ -11,7 +11,7 @@ from tar_files import tar_of
 from vit21k.errors import LayoutError
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import NO_OPTIONS, ContainerImage, LabelOptions
-from vit21k.sources.webdataset import ShardFacts, detect_labels, preview, read_webdataset
+from vit21k.sources.webdataset import ShardEntry, detect_labels, preview, read_webdataset
 
 JPEG = b"\xff\xd8\xff"
 SHARD = "imagenet12k-train-0000.tar"
@@ -37,7 +37,7 @@ def _read(
 ) -> tuple[list[tuple[str, Any]], list[Problem]]:
     """Return name and label of each image, and the problems."""
     found = detect_labels(preview(shard, SHARD), labels, SHARD)
-    items = list(read_webdataset(shard, SHARD, found, ShardFacts(None, None)._replace(**facts)))
+    items = list(read_webdataset(shard, SHARD, found, ShardEntry(None, None)._replace(**facts)))
     images = [item for item in items if isinstance(item, ContainerImage)]
     problems = [item for item in items if isinstance(item, Problem)]
     return [(image.path.rpartition("/")[2], image.label) for image in images], problems

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vit21k.device import matmul_flops
-from vit21k.training.log import Meters, memory_bytes, norm_of
+from vit21k.training.log import Meters, norm_of, used_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -54,11 +54,11 @@ def test_only_the_time_in_which_the_step_waits_counts(monkeypatch):
 
 
 def test_the_memory_of_the_process_grows_with_what_it_holds():
-    before = memory_bytes(CPU)
+    before = used_memory_bytes(CPU)
     # From the system itself: malloc might hand out what a test before has given back.
     with mmap.mmap(-1, 64 << 20) as held:
         held.write(bytes(64 << 20))
-        grown = memory_bytes(CPU) - before
+        grown = used_memory_bytes(CPU) - before
 
     assert 60e6 < grown < 200e6
 
@@ -66,7 +66,7 @@ def test_the_memory_of_the_process_grows_with_what_it_holds():
 def test_memory_is_counted_in_the_pages_of_the_system(monkeypatch):
     monkeypatch.setattr(resource, "getpagesize", lambda: 1 << 40)  # no process has half of one
 
-    assert memory_bytes(CPU) >= 1 << 40
+    assert used_memory_bytes(CPU) >= 1 << 40
 
 
 def test_a_matrix_product_reaches_something_a_cpu_can_do():
@@ -79,8 +79,8 @@ def test_a_gpu_reaches_more_than_a_cpu_and_counts_what_is_allocated():
         pytest.skip("no CUDA device")
     device = torch.device("cuda")
     torch.cuda.reset_peak_memory_stats()
-    before = memory_bytes(device)
+    before = used_memory_bytes(device)
     held = torch.ones(16_000_000, device=device)
 
-    assert memory_bytes(device) - before >= held.numel() * 4
+    assert used_memory_bytes(device) - before >= held.numel() * 4
     assert peak_flops(device, "bf16") > peak_flops(CPU, "fp32")

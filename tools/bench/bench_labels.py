@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from vit21k.labels.edit import LabelLists
 from vit21k.manifest.class_lists import known_list
-from vit21k.manifest.io import Header
+from vit21k.manifest.io import ManifestHeader
 from vit21k.manifest.schema import CLASSES, IMAGES
 from vit21k.manifest.wordnet import Hierarchy
 from vit21k.manifest.writer import manifest_writer, write_manifest
@@ -42,7 +42,7 @@ def make_manifests(folder: Path, num_rows: int) -> None:
     hierarchy = Hierarchy.of(classes)
     parent_K = hierarchy.primary_parent_K()
     rng = np.random.default_rng(0)
-    header = Header(algorithm="xxh3_128", root="/data", classes=classes.fingerprint)
+    header = ManifestHeader(algorithm="xxh3_128", root="/data", classes=classes.fingerprint)
     first_N = np.sort(rng.integers(0, len(classes), num_rows))
     num_images_K = np.zeros(len(classes), dtype=np.int64)
     with manifest_writer(IMAGES, folder, header, classes) as writer:

@@ -27,12 +27,20 @@ import numpy as np
 import pyarrow as pa
 
 from vit21k.errors import ImageTreeError
-from vit21k.manifest.io import Header, open_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest
 from vit21k.manifest.schema import DIGEST_BYTES, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer
 from vit21k.pack.build import PER_SHARD, PackOptions, pack
 from vit21k.pack.levels import Raw
-from vit21k.pack.plan import PART_SCHEMA, PackPlan, PackShard, Part, Parts, ShardFacts, open_sources
+from vit21k.pack.plan import (
+    PART_SCHEMA,
+    CompletedShard,
+    CompletedShards,
+    PackPlan,
+    PackShard,
+    Part,
+    open_sources,
+)
 
 LEVEL = Raw(256)
 _VAL_EACH = 32
@@ -45,7 +53,7 @@ def make_manifests(folder: Path, num_rows: int) -> None:
     """Write train.parquet and val.parquet."""
     bench_rows.make(folder, num_rows)
     train = open_manifest(folder, TRAIN)
-    header = Header(
+    header = ManifestHeader(
         algorithm="xxh3_128",
         root=str(folder),
         classes="made up",
@@ -70,7 +78,7 @@ def make_parts(folder: Path, out: Path) -> None:
         num_images={split: each.num_rows for split, each in sources.by_split.items()},
         inputs=sources.fingerprints,
     )
-    parts = Parts(out)
+    parts = CompletedShards(out)
     parts.begin(plan.as_json())
     paths = {split: each.read(["path"])["path"] for split, each in sources.by_split.items()}
     for shard in plan.shards():
@@ -113,7 +121,7 @@ def _made_part(shard: PackShard, paths: pa.ChunkedArray) -> Part:
             values = pa.compute.if_else(is_bad, other, table[name])
             table = table.set_column(table.schema.get_field_index(name), field, values)
     num_images = count - int((rows % 1000 == 0).sum())
-    facts = ShardFacts(
+    facts = CompletedShard(
         shard.file_name, shard.split, num_images, count * _SAMPLE_BYTES + 1024, "0" * 32
     )
     return Part(facts, table)
@@ -121,7 +129,7 @@ def _made_part(shard: PackShard, paths: pa.ChunkedArray) -> Part:
 
 def resume(folder: Path, out: Path) -> None:
     """Run `pack` until it has asked for its first images, which are made up."""
-    parts = Parts(out)
+    parts = CompletedShards(out)
     last = sorted(parts.folder.glob("*.parquet"))[-1]
     content = last.read_bytes()
     last.unlink()
@@ -171,7 +179,7 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
     manifests, out = folder / "manifests", folder / "pack"
     if not (manifests / VAL.file_name).exists():
         make_manifests(manifests, num_rows)
-    if not Parts(out).folder.is_dir():
+    if not CompletedShards(out).folder.is_dir():
         shutil.rmtree(out, ignore_errors=True)
         make_parts(manifests, out)
     steps = {step: run(step, manifests, out) for step in STEPS}

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from vit21k.data.dataset import ImageDataset
 from vit21k.data.rng import permute
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, open_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest
 from vit21k.manifest.schema import DIGEST_BYTES, TRAIN
 from vit21k.manifest.writer import manifest_writer
 
@@ -98,7 +98,7 @@ def make(folder: Path, num_rows: int) -> None:
     """Write a train manifest; 7 % of its images have a second label."""
     random = np.random.default_rng(0)
     wnids = [f"n{number:08}" for number in sorted(random.choice(15_000_000, _NUM_CLASSES, False))]
-    header = Header(algorithm="xxh3_128", root=str(folder), classes="made up")
+    header = ManifestHeader(algorithm="xxh3_128", root=str(folder), classes="made up")
     with manifest_writer(TRAIN, folder, header, ClassList(tuple(wnids))) as writer:
         for start in range(0, num_rows, _CHUNK):
             writer.write(_made_rows(random, wnids, np.arange(start, min(start + _CHUNK, num_rows))))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vit21k.manifest.io import Header, open_manifest
+from vit21k.manifest.io import ManifestHeader, open_manifest
 from vit21k.manifest.schema import DIGEST_BYTES, DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer
 
@@ -37,7 +37,7 @@ def make_digests(folder: Path, num_files: int, *, seed: int = 0) -> None:
     sizes_K = _class_sizes(rng, num_files)
     wnids = [f"n{number:08}" for number in sorted(rng.choice(15_000_000, len(sizes_K), False))]
     digests_N2 = _digests(rng, num_files)
-    header = Header(algorithm="md5", root=ROOT)
+    header = ManifestHeader(algorithm="md5", root=ROOT)
     with manifest_writer(PROBLEMS, folder, header), manifest_writer(DIGESTS, folder, header) as out:
         row = 0
         for wnid, size in zip(wnids, sizes_K.tolist(), strict=True):

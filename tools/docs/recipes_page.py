@@ -13,7 +13,7 @@ from pathlib import Path
 
 from generated_block import write_or_check
 
-from vit21k.recipe.comments import SOURCES, by_source, header_of, lines_of
+from vit21k.recipe.comments import SOURCES, by_source, header_of, recipe_lines
 from vit21k.recipe.load import base_of, load_recipe
 from vit21k.recipe.schema import Recipe
 
@@ -101,7 +101,7 @@ def section(name: str) -> Iterator[str]:
     if base is not None:
         yield from (f"Based on [`{base}`]({link_to(base)}), with these changes:", "")
     yield from ("| field | value | from |", "|---|---|---|")
-    for line in lines_of(name):
+    for line in recipe_lines(name):
         yield f"| {' | '.join(cell.replace('|', '/') for cell in line)} |"
     yield ""
 

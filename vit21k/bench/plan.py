@@ -75,7 +75,7 @@ _FREE_SHARE = 0.9  # of the memory; the rest is the context's and lost between a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """What is to be trained.
 
     Attributes:
@@ -165,7 +165,7 @@ class Plan:
     assumptions: list[str]
 
 
-def plan_run(run: Run, cluster: Cluster) -> Plan:
+def plan_run(run: PlannedRun, cluster: Cluster) -> Plan:
     """Return what *run* takes on *cluster*."""
     share = -(-run.global_batch_size // cluster.num_devices)
     micro_batch = min(run.device_batch_size, share)
@@ -217,7 +217,7 @@ def _sum_seconds(num_bytes: float, cluster: Cluster) -> float:
     return within + between
 
 
-def _needed_bytes(run: Run, micro_batch: int, num_devices: int) -> float:
+def _needed_bytes(run: PlannedRun, micro_batch: int, num_devices: int) -> float:
     weights = (
         run.bytes_per_param * num_params(run.args) / (num_devices if run.shards_weights else 1)
     )
@@ -232,7 +232,7 @@ def _bottleneck(limits: Mapping[str, float]) -> str:
     return "summing gradients" if name == "arithmetic and sums" else name
 
 
-def _assumptions(run: Run, cluster: Cluster, num_nodes: int) -> list[str]:
+def _assumptions(run: PlannedRun, cluster: Cluster, num_nodes: int) -> list[str]:
     reached = f"{cluster.flops / 1e12:,.4g} TFLOP/s in training"
     found = [
         f"a device reaches {reached}, 6 operations for each multiplication of the forward pass",

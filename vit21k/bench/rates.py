@@ -57,13 +57,13 @@ def measure_device(
         for precision in precisions
     }
     return DeviceRates(
-        name=_in_words(device),
+        name=_describe(device),
         matmul_flops=flops,
         copied_bytes=copied_bytes_a_second(device, seconds=share),
     )
 
 
-def _in_words(device: torch.device) -> str:
+def _describe(device: torch.device) -> str:
     name = device_name(device)
     return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 

@@ -139,7 +139,7 @@ class WeightsChoice:
 NO_CHOICE = WeightsChoice()
 
 
-def open_file(
+def open_weight_file(
     path: Path, file: Path, preprocessing: Preprocessing, choice: WeightsChoice
 ) -> OpenedWeights:
     """Return the weights in *file*, whose format and architecture are detected.

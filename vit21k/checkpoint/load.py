@@ -13,7 +13,7 @@ from vit21k.checkpoint.foreign import (
     NO_CHOICE,
     OpenedWeights,
     WeightsChoice,
-    open_file,
+    open_weight_file,
     weights_in,
 )
 from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard
@@ -78,11 +78,11 @@ def open_weights(
         )
     if not _is_in_run(path):
         file = weights_in(path) if path.is_dir() else path
-        return open_file(path, file, preprocessing, choice)
+        return open_weight_file(path, file, preprocessing, choice)
     file, warnings = _find_in_run(path, choice.which)
     if choice.which is None and path.is_dir() and file.with_name(EMA).is_file():
         warnings = [*warnings, "these are the raw weights; `--weights ema` uses their average"]
-    opened = open_file(file.parent, file, preprocessing, replace(choice, which=None))
+    opened = open_weight_file(file.parent, file, preprocessing, replace(choice, which=None))
     warnings = [*warnings, *opened.card.warnings]
     return opened._replace(card=replace(opened.card, warnings=tuple(warnings)))
 

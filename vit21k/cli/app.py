@@ -246,16 +246,16 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
             {
                 "lists": classes.lists_command,
                 "identify": classes.identify_command,
-                "show": classes.show_command,
+                "show": classes.show_classes,
                 "search": classes.search_command,
                 "map": classes.map_command,
-                "stats": classes.stats_command,
+                "stats": classes.class_stats,
             },
         ),
         "labels": _Group(
             "New manifests with other labels; the old ones stay as they are.",
             {
-                "stats": labels.stats_command,
+                "stats": labels.label_stats,
                 "conflicts": labels.conflicts_command,
                 "reduce": labels.reduce_command,
                 "expand": labels.expand_command,
@@ -279,7 +279,7 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
         "runs": _Group(
             "List, compare and plot training runs.",
             {
-                "list": runs.list_command,
+                "list": runs.list_runs,
                 "compare": runs.compare_command,
                 "plot": runs.plot_command,
             },
@@ -287,8 +287,8 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
         "recipes": _Group(
             "List, show and check training recipes.",
             {
-                "list": recipes.list_command,
-                "show": recipes.show_command,
+                "list": recipes.list_recipes,
+                "show": recipes.show_recipe,
                 "check": recipes.check_command,
                 "fields": recipes.fields_command,
                 "sheet": recipes.sheet_command,

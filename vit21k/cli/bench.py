@@ -21,7 +21,7 @@ from vit21k.cli.options import (
 from vit21k.errors import UsageError
 
 if TYPE_CHECKING:
-    from vit21k.bench.plan import Cluster, Plan, Run
+    from vit21k.bench.plan import Cluster, Plan, PlannedRun
     from vit21k.cli.bench_measure import Measured
 
 _DEFAULT_RECIPE = "pretrain_l16_in21k"
@@ -92,7 +92,7 @@ def bench_command(
     if gpu is None and peak_share is not None:
         raise UsageError("--mfu needs a published peak", hint="add --gpu a100|h100|h200")
     loaded = load_recipe(recipe, overrides or [])
-    source = bench_measure.open_images(manifests, root)
+    source = bench_measure.bench_images(manifests, root)
     found = bench_measure.measure(
         loaded,
         source,
@@ -115,7 +115,7 @@ def bench_command(
 def _report(
     recipe: str,
     found: "Measured",
-    run: "Run",
+    run: "PlannedRun",
     cluster: "Cluster",
     assumed: list[str],
     *,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vit21k.bench import plan as published
-from vit21k.bench.plan import Cluster, Run
+from vit21k.bench.plan import Cluster, PlannedRun
 from vit21k.bench.rates import (
     DeviceRates,
     ImageRates,
@@ -121,7 +121,7 @@ class BenchImages(NamedTuple):
         return f"images of {self.manifest}" if self.manifest else "generated images"
 
 
-def open_images(manifests: Path, root: str | None) -> BenchImages:
+def bench_images(manifests: Path, root: str | None) -> BenchImages:
     """Return the images of train.parquet, or generated ones.
 
     Raises:
@@ -196,10 +196,10 @@ def measure(
     )
 
 
-def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> Run:
+def run_of(recipe: Recipe, num_images: int, args: Mapping[str, Any]) -> PlannedRun:
     """Return the run of *recipe* on *num_images* images."""
     size = recipe.data.global_batch_size
-    return Run(
+    return PlannedRun(
         args=args,
         total_steps=build_schedule(recipe, max(1, num_images // size)).total_steps,
         global_batch_size=size,

@@ -122,7 +122,7 @@ def _verify_tree(
     if decoded:
         for kind, count in sorted(decoded.problems.items()):
             console.warn(f"{count:,} x {kind}: {kind.doc}")
-        if known := known_problems.in_words(decoded.num_known_problems):
+        if known := known_problems.describe_known(decoded.num_known_problems):
             console.note(known)
         if decoded.problems:
             console.note(f"listed in `{manifests / 'undecodable.parquet'}`")

@@ -25,7 +25,7 @@ ListName = Annotated[
 ]
 
 
-def show_command(
+def show_classes(
     wnid: Annotated[
         str, typer.Argument(metavar="CLASS", help="A wnid; with --list also a class index.")
     ],
@@ -189,7 +189,7 @@ def map_command(
     )
 
 
-def stats_command(
+def class_stats(
     class_list: Annotated[
         str, typer.Argument(metavar="LIST", help="A known list, a file or a folder.")
     ] = "fall11",

@@ -147,7 +147,7 @@ def _is_number(cell: str) -> bool:
     )
 
 
-class Progress:
+class ProgressLine:
     """Progress of a step: a line that is updated on a terminal, a line every 10 s elsewhere.
 
     Attributes:
@@ -226,9 +226,11 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, *, unit: str = "files", total: int | None = None) -> Iterator[Progress]:
+def progress(
+    title: str, *, unit: str = "files", total: int | None = None
+) -> Iterator[ProgressLine]:
     """Yield a progress line that is removed when the block ends."""
-    line = Progress(title, unit, total)
+    line = ProgressLine(title, unit, total)
     try:
         yield line
     finally:

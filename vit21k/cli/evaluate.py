@@ -192,7 +192,7 @@ def _check_classes(card: "ModelCard", source: "Manifest", *, is_real: bool) -> N
     )
 
 
-def _counted(loader: "EvalLoader", progress: console.Progress | None) -> "Iterator[Batch]":
+def _counted(loader: "EvalLoader", progress: console.ProgressLine | None) -> "Iterator[Batch]":
     for batch in loader:
         yield batch
         if progress:

@@ -222,7 +222,7 @@ def near_duplicates_command(
         print_next_split(manifests, root)
 
 
-def _counting(progress: console.Progress) -> Callable[[int, int], None]:
+def _counting(progress: console.ProgressLine) -> Callable[[int, int], None]:
     def count(num_done: int, total: int) -> None:
         progress.total = total
         progress.advance(num_done)
@@ -255,9 +255,9 @@ def _warn(summary: "PairSummary") -> None:
         summary.other_problems, "`{}` of the evaluation set was compared by its bytes only: {}"
     )
     if summary.other_skipped:
-        from vit21k.sources.folders import in_words
+        from vit21k.sources.folders import describe_skipped
 
-        console.warn(f"of the evaluation set, {one_line(in_words(summary.other_skipped))}")
+        console.warn(f"of the evaluation set, {one_line(describe_skipped(summary.other_skipped))}")
     if summary.num_overfull:
         console.warn(
             f"{summary.num_overfull:,} fingerprint keys are shared by too many images to compare "
@@ -275,9 +275,9 @@ def _warn_each(reasons: dict[str, str], message: str) -> None:
 
 def _remove(manifests: Path, level: str, out: Path) -> dict[str, object]:
     from vit21k.near.leaks import remove_leaks
-    from vit21k.near.search import Level
+    from vit21k.near.search import MatchLevel
 
-    summary = remove_leaks(manifests, Level(level), out)
+    summary = remove_leaks(manifests, MatchLevel(level), out)
     console.done(
         f"remove: {summary.num_before:,} training images: {summary.num_removed:,} removed, "
         f"{summary.num_left:,} in `{out / 'train.parquet'}`"

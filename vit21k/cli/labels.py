@@ -28,7 +28,7 @@ NewFolder = Annotated[
 ]
 
 
-def stats_command(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = False) -> None:
+def print_label_stats(manifests: Manifests = DEFAULT_MANIFESTS, as_json: AsJson = False) -> None:
     """Count labels, images and classes: labels per image, images per class.
 
     [bold]Examples[/bold]
@@ -233,7 +233,7 @@ def select_command(
 
       vit21k labels select --preset 21k-p --out in21k_p_manifests
     """
-    from vit21k.labels.select import Selection, select, select_21k_p
+    from vit21k.labels.select import Selection, select_21k_p, select_labels
 
     folder = _new_folder(out, manifests, "select")
     selection = Selection(
@@ -252,7 +252,7 @@ def select_command(
     if preset:
         summary = select_21k_p(manifests, folder)
     else:
-        summary = select(manifests, folder, selection, hold_out=hold_out)
+        summary = select_labels(manifests, folder, selection, hold_out=hold_out)
     if as_json:
         console.print_json({**asdict(summary), "rewritten": _result(summary.rewritten)})
     _report_selection(summary, folder)
@@ -332,14 +332,14 @@ def tree_command(
 
       vit21k labels tree --classes in21k-p --out in21k_p_tree.json
     """
-    from vit21k.labels.stats import write_tree
+    from vit21k.labels.stats import write_class_tree
     from vit21k.manifest.class_lists import read_classes
     from vit21k.manifest.io import open_manifest
     from vit21k.manifest.schema import IMAGES
 
     wanted = read_classes(classes) if classes else open_manifest(manifests, IMAGES).classes()
     path = out or manifests / "labels" / "tree.json"
-    tree = write_tree(wanted, path)
+    tree = write_class_tree(wanted, path)
     num_roots = tree["level"].count(0)
     console.done(
         f"tree: {len(wanted):,} classes: {num_roots:,} roots, {len(wanted) - num_roots:,} below "

@@ -425,9 +425,9 @@ def warn_of_skipped(skipped: "list[Skipped]") -> bool:
 
 
 def _words_of(skipped: "list[Skipped]") -> str:
-    from vit21k.sources.folders import in_words
+    from vit21k.sources.folders import describe_skipped
 
-    return one_line(in_words(skipped))
+    return one_line(describe_skipped(skipped))
 
 
 def _of_manifest(manifest: Path, root: str | None) -> "ImageRows":

@@ -21,7 +21,7 @@ from vit21k.machine import num_threads
 
 if TYPE_CHECKING:
     from vit21k.pack.build import PackSummary
-    from vit21k.pack.levels import Level
+    from vit21k.pack.levels import PackLevel
 
 _QUALITY = 90
 _WHICH_LEVEL = "`--lossless`, `--short-side 256`, or `--raw --short-side 256`"
@@ -118,7 +118,7 @@ def pack_command(
 
 def _level(
     lossless: bool, short_side: int | None, quality: int | None, *, raw: bool, keep_metadata: bool
-) -> "Level":
+) -> "PackLevel":
     from vit21k.pack.levels import Lossless, Raw, Resized
     from vit21k.pack.tiles import require_recoder
 

@@ -71,7 +71,7 @@ def report_hash(summary: "HashSummary", manifests: Path) -> None:
     for kind, count in sorted(summary.problems.items()):
         say = console.note if kind.is_skipped else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
-    if known := known_problems.in_words(summary.num_known_problems):
+    if known := known_problems.describe_known(summary.num_known_problems):
         console.note(known)
     _warn_of_unusual_folders(summary.wnids)
     _report_cached(summary)
@@ -714,12 +714,13 @@ def get_dataset_command(
     if as_json:
         console.print_json({"counts": counts, "md5": md5, **asdict(prepared)})
     console.done(
-        f"get-dataset: {sum(counts.values()):,} files in `{folder / IMAGES}`; {in_words(prepared)}"
+        f"get-dataset: {sum(counts.values()):,} files in `{folder / IMAGES}`; "
+        f"{file_counts(prepared)}"
     )
     print_next(with_options(NEXT[name], manifests=folder / MANIFESTS))
 
 
-def in_words(prepared: "Prepared") -> str:
+def file_counts(prepared: "Prepared") -> str:
     """Return the counts of files as text; they add up."""
     problems = f", {prepared.num_problems:,} unusable" if prepared.num_problems else ""
     unused = f", {prepared.num_unused:,} in neither" if prepared.num_unused else ""
@@ -759,7 +760,7 @@ def prepare_data(path: Path, run_dir: Path, *, fresh: bool = False) -> Path:
         with _prepared_apart(folder / MANIFESTS, path, run_dir, has_begun) as manifests:
             prepared = prepare(path, manifests, on_layout=lambda found: console.note(found.line))
         warn_of_numbers(open_manifest(folder / MANIFESTS, IMAGES_KIND).classes())
-        console.done(f"data: {in_words(prepared)}; manifests in `{folder / MANIFESTS}`")
+        console.done(f"data: {file_counts(prepared)}; manifests in `{folder / MANIFESTS}`")
         return _copied_if_slow(folder / MANIFESTS, folder / "pack")
 
 

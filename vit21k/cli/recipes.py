@@ -16,7 +16,7 @@ RecipeName = Annotated[
 _FIRST_WEIGHTS = ("init_scheme", "head_init", "head_init_std", "head_bias_init")
 
 
-def list_command(
+def list_recipes(
     word: Annotated[
         str,
         typer.Argument(help="Only recipes with this in their name or source: pit, in21k, MindCV."),
@@ -67,7 +67,7 @@ def _in_json(source: str, name: str) -> dict[str, str]:
     }
 
 
-def show_command(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def show_recipe(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print a complete recipe: with its base, defaults and changes.
 
     [bold]Examples[/bold]

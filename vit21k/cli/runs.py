@@ -20,7 +20,7 @@ Folders = Annotated[
 ]
 
 
-def list_command(folders: Folders = None, as_json: AsJson = False) -> None:
+def list_runs(folders: Folders = None, as_json: AsJson = False) -> None:
     """Print the runs: state, step, loss, best metric.
 
     [bold]Examples[/bold]
@@ -50,12 +50,12 @@ def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
 
       vit21k runs compare runs --json
     """
-    from vit21k.runs.history import metric_table, names_of, recipe_differences
+    from vit21k.runs.history import metric_table, recipe_differences, run_names
 
     found = _read(folders)
     if len(found) < 2:
         raise UsageError("only one run to compare", hint="name two runs, or a folder of several")
-    names, differences, metrics = names_of(found), recipe_differences(found), metric_table(found)
+    names, differences, metrics = run_names(found), recipe_differences(found), metric_table(found)
     if as_json:
         console.print_json({"runs": names, "recipe": differences, "metrics": metrics})
     else:

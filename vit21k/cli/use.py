@@ -140,7 +140,7 @@ def _finish(
 def _reported(
     predictions: "Iterable[Prediction]",
     problems: list[Path],
-    progress: console.Progress | None = None,
+    progress: console.ProgressLine | None = None,
 ) -> "Iterator[Prediction]":
     """Yield *predictions*; warn about images that could not be read, and add them to *problems*."""
     for prediction in predictions:
@@ -248,7 +248,7 @@ def _extract(
     num_workers: int | None,
 ) -> "FeatureReport":
     """Write the features to *out*, a folder of shards or a file; warn about unread images."""
-    from vit21k.inference.features import extract_features, merge_shards
+    from vit21k.inference.features import extract_features, join_shards
     from vit21k.lock import locked
 
     is_file = out.suffix == ".parquet"
@@ -265,7 +265,7 @@ def _extract(
                 advance=progress.advance,
             )
         if is_file:
-            merge_shards(report.shards, out)
+            join_shards(report.shards, out)
     if is_file:
         shutil.rmtree(folder)
     for path, reason in report.problems:

@@ -17,7 +17,7 @@ from vit21k.checkpoint.model_folder import ModelCard, check_head
 from vit21k.data.decode import decode_rgb
 from vit21k.data.transforms import normalise
 from vit21k.errors import UsageError, one_line
-from vit21k.inference.predict import ClassScore, class_scores, eval_transform, select
+from vit21k.inference.predict import ClassScore, class_scores, eval_transform, select_classes
 from vit21k.models.layers import Attention
 from vit21k.models.vit import ImageClassifier, VisionTransformer
 
@@ -50,7 +50,7 @@ def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanat
     image_CHW = eval_transform(settings)(decode_rgb(content))
     images_BCHW = torch.from_numpy(image_CHW)[None]
     x_BCHW = normalise(images_BCHW.to(model.pos_embed.device), settings.mean, settings.std)
-    ((best,),) = select(class_scores(model, card, images_BCHW), card, top_k=1)
+    ((best,),) = select_classes(class_scores(model, card, images_BCHW), card, top_k=1)
     return Explanation(
         image_CHW,
         attention_rollout(model, x_BCHW)[0].cpu().numpy(),

@@ -56,7 +56,7 @@ def schema_of(shape: tuple[int, ...], dtype: Dtype) -> pa.Schema:
     )
 
 
-def rows_of(
+def feature_rows(
     paths: Sequence[str],
     label_rows_L: NDArray[np.int64],
     label_ids_L: NDArray[np.int64],
@@ -131,7 +131,7 @@ def is_shard(path: Path, schema: pa.Schema, num_images: int) -> bool:
     return same and is_read and found.num_rows + num_problems == num_images
 
 
-def merge_shards(shards: Sequence[Path], path: Path) -> None:
+def join_shards(shards: Sequence[Path], path: Path) -> None:
     """Write all *shards*, in order, to one file with a row group for each.
 
     Raises:
@@ -306,7 +306,7 @@ def _compute_part(
         for batch in loader:
             values = compute_features(model, card, batch.images_BCHW, options)
             tables.append(
-                rows_of(
+                feature_rows(
                     [printable(part.path(row)) for row in batch.rows_B.tolist()],
                     batch.label_rows_L.numpy(),
                     batch.label_ids_L.numpy(),

@@ -78,7 +78,7 @@ def predict(
     with image_loader(card, images, device_batch_size, num_workers) as loader:
         for batch in loader:
             scores_BK = class_scores(model, card, batch.images_BCHW, precision)
-            tops = select(scores_BK, card, top_k=top_k, threshold=threshold)
+            tops = select_classes(scores_BK, card, top_k=top_k, threshold=threshold)
             for row, top in zip(batch.rows_B.tolist(), tops, strict=True):
                 yield from _problems(images, loader, range(next_row, row))
                 yield Prediction(Path(images.path(row)), top)
@@ -124,7 +124,7 @@ def class_scores(
     return probabilities(logits_BK, card.activation)
 
 
-def select(
+def select_classes(
     probabilities_BK: Tensor, card: ModelCard, *, top_k: int | None, threshold: float = 0.0
 ) -> list[tuple[ClassScore, ...]]:
     """Return the *top_k* (None: all) classes of each image with *threshold* or more, best first."""

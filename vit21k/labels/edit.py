@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vit21k.errors import ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, TRAIN, VAL, ManifestKind
 from vit21k.manifest.wordnet import Above, distinct
 from vit21k.manifest.writer import manifest_writer, refuse_inside, write_manifest
@@ -267,7 +267,7 @@ def check_out(manifests: Path, out: Path, root: str) -> None:
     refuse_inside(out, root, option="--out")
 
 
-def derived_header(source: Manifest, out: Path, step: Mapping[str, Any]) -> Header:
+def derived_header(source: Manifest, out: Path, step: Mapping[str, Any]) -> ManifestHeader:
     """Return the header of a manifest in *out* that *step* makes from *source*."""
     folder = os.path.relpath(source.path.parent.resolve(), out.resolve())
     return replace(
@@ -277,15 +277,15 @@ def derived_header(source: Manifest, out: Path, step: Mapping[str, Any]) -> Head
     )
 
 
-def _with_step(header: Header, step: Mapping[str, Any]) -> Header:
+def _with_step(header: ManifestHeader, step: Mapping[str, Any]) -> ManifestHeader:
     """Return *header* with one more step of the labels."""
     steps = [*header.options.get("labels", []), dict(step)]
     return replace(header, options={**header.options, "labels": steps})
 
 
 def write_classes(
-    out: Path, header: Header, classes: LabelClasses, num_images_K: Ints, num_single_K: Ints
-) -> Header:
+    out: Path, header: ManifestHeader, classes: LabelClasses, num_images_K: Ints, num_single_K: Ints
+) -> ManifestHeader:
     """Write `classes.parquet` next to the `images.parquet` of *out*; return its header."""
     rows = pa.table(
         {
@@ -315,7 +315,7 @@ class _Writer:
         self._new = new
         self._summary = summary
 
-    def write_images(self, images: Manifest, header: Header) -> None:
+    def write_images(self, images: Manifest, header: ManifestHeader) -> None:
         size = len(self._new.classes)
         num_images_K, num_single_K = np.zeros((2, size), dtype=np.int64)
         summary = self._summary
@@ -356,7 +356,11 @@ class _Writer:
             yield old, self._change(old)
 
     def _write(
-        self, kind: ManifestKind, source: Manifest, header: Header, first_N: NDArray[np.int64]
+        self,
+        kind: ManifestKind,
+        source: Manifest,
+        header: ManifestHeader,
+        first_N: NDArray[np.int64],
     ) -> int:
         """Write the images with labels, ordered by first label; return how many."""
         is_ordered = bool((np.diff(first_N[first_N >= 0]) >= 0).all())

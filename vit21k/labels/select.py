@@ -169,7 +169,7 @@ class SelectSummary:
     split: SplitSummary | None = None
 
 
-def select(
+def select_labels(
     manifests: Path, out: Path, selection: Selection, *, hold_out: int | None = None
 ) -> SelectSummary:
     """Write a new folder with some of the classes and their images.
@@ -217,9 +217,9 @@ def select_21k_p(manifests: Path, out: Path) -> SelectSummary:
     """Make ImageNet-21K-P: classes with more than 500 files, with 50 images of each held out.
 
     The held-out images are the first with a single label; the original takes the first 50 files.
-    Args and errors are those of `select`.
+    Args and errors are those of `select_labels`.
     """
-    return select(manifests, out, Selection(more_than=P_MORE_THAN), hold_out=P_VAL_PER_CLASS)
+    return select_labels(manifests, out, Selection(more_than=P_MORE_THAN), hold_out=P_VAL_PER_CLASS)
 
 
 def _is_kept(manifests: Path, old: LabelClasses, selection: Selection) -> NDArray[np.bool_]:

@@ -138,7 +138,7 @@ def class_tree(classes: ClassList) -> dict[str, Any]:
     }
 
 
-def write_tree(classes: ClassList, path: Path) -> dict[str, Any]:
+def write_class_tree(classes: ClassList, path: Path) -> dict[str, Any]:
     """Write the tree of *classes* to *path*; return it.
 
     Raises:

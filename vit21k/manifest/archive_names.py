@@ -57,7 +57,7 @@ def _part(name: bytes) -> re.Match[bytes] | None:
     return None if is_whole else _PART.fullmatch(name)
 
 
-class Parts(NamedTuple):
+class PartFiles(NamedTuple):
     """The parts of multi-part tars in a folder.
 
     Attributes:
@@ -69,7 +69,7 @@ class Parts(NamedTuple):
     flaws: dict[bytes, str]
 
 
-def find_parts(names: Iterable[bytes]) -> Parts:
+def find_parts(names: Iterable[bytes]) -> PartFiles:
     """Return which of the files of a folder are parts: `a.tar.aa`, `a.tgz.part1`, `a.tar.gz.00`."""
     groups: dict[tuple[bytes, bool], dict[bytes, bytes]] = defaultdict(dict)
     for name in names:
@@ -77,13 +77,13 @@ def find_parts(names: Iterable[bytes]) -> Parts:
         if part:
             index = part["index"]
             groups[name.removesuffix(index), index.isdigit()][index] = name
-    parts = Parts({}, {})
+    parts = PartFiles({}, {})
     for group in groups.values():
         _add_group(parts, group)
     return parts
 
 
-def _add_group(parts: Parts, group: dict[bytes, bytes]) -> None:
+def _add_group(parts: PartFiles, group: dict[bytes, bytes]) -> None:
     first = min(filter(_is_first, group), default=None)
     if first is None:
         _note(parts, group, "the first part is missing")
@@ -100,7 +100,7 @@ def _add_group(parts: Parts, group: dict[bytes, bytes]) -> None:
     _note(parts, group, f"the part after `{last}` is missing")
 
 
-def _note(parts: Parts, group: dict[bytes, bytes], flaw: str) -> None:
+def _note(parts: PartFiles, group: dict[bytes, bytes], flaw: str) -> None:
     """Note what is wrong with the parts that are left, as far as their names are those of parts."""
     for index, name in group.items():
         if len(index) == _USUAL_LENGTH or index.isdigit():

@@ -75,7 +75,7 @@ class Table:
         )
 
 
-def read_table(path: Path) -> Table:
+def read_text_table(path: Path) -> Table:
     """Read a list of files with values, such as labels.
 
     Raises:
@@ -216,7 +216,7 @@ def read_names(path: Path) -> list[str]:
     text = read_list_text(path)
     if text.lstrip()[:1] not in ("{", "[") and path.suffix.lower() not in (".csv", ".tsv"):
         return list(dict.fromkeys(_name_in(line) for line in _lines(text) if line))
-    table = read_table(path)
+    table = read_text_table(path)
     return list(dict.fromkeys(name for name in table.column(table.file_column()) if name))
 
 

@@ -25,7 +25,7 @@ Metadata = Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class ManifestHeader:
     """Metadata of a manifest.
 
     Attributes:
@@ -46,7 +46,7 @@ class Header:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def to_metadata(kind: ManifestKind, header: Header, classes: ClassList | None) -> Metadata:
+def to_metadata(kind: ManifestKind, header: ManifestHeader, classes: ClassList | None) -> Metadata:
     """Return the schema metadata of a *kind* manifest; *classes* where its rows have labels."""
     fields = {"kind": kind.name, "version": kind.version, **asdict(header)}
     metadata = {_HEADER: json.dumps(fields, sort_keys=True).encode()}
@@ -73,11 +73,11 @@ def kind_and_version(path: Path, metadata: Metadata) -> tuple[str, int] | None:
     return fields["kind"], fields["version"]
 
 
-def parse_header(metadata: Metadata) -> Header:
+def parse_manifest_header(metadata: Metadata) -> ManifestHeader:
     """Return the header in the metadata of `to_metadata`."""
     fields = json.loads(metadata[_HEADER])
     del fields["kind"], fields["version"]
-    return Header(**fields)
+    return ManifestHeader(**fields)
 
 
 def parse_classes(metadata: Metadata) -> ClassList | None:
@@ -238,7 +238,7 @@ class Manifest:
         metadata = parquet.schema_arrow.metadata or {}
         self.path = path
         self.kind = kind
-        self.header = _with_root(parse_header(metadata), path)
+        self.header = _with_root(parse_manifest_header(metadata), path)
         self.fingerprint = fingerprint_of(path, parquet)
         self.num_rows = int(parquet.metadata.num_rows)
         self._parquet = parquet
@@ -292,7 +292,7 @@ class Manifest:
         return classes
 
 
-def _with_root(header: Header, path: Path) -> Header:
+def _with_root(header: ManifestHeader, path: Path) -> ManifestHeader:
     """Return *header* with an absolute root: for a pack, the folder of its manifests."""
     if header.root != OWN_FOLDER:
         return header

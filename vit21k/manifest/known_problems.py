@@ -27,7 +27,7 @@ def num_known(paths: Iterable[str]) -> int:
     return len(stems & UNREADABLE_IN_FALL11)
 
 
-def in_words(count: int) -> str:
+def describe_known(count: int) -> str:
     """Return what *count* known files mean, as a note; "" for none."""
     if not count:
         return ""

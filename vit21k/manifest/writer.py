@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vit21k.atomic import atomic_file
 from vit21k.errors import ManifestError, UsageError
 from vit21k.manifest.classes import ClassList
-from vit21k.manifest.io import ChecksummedFile, Header, Manifest, Metadata, to_metadata
+from vit21k.manifest.io import ChecksummedFile, Manifest, ManifestHeader, Metadata, to_metadata
 from vit21k.manifest.schema import ManifestKind
 
 ROW_GROUP_ROWS = 131_072
@@ -143,7 +143,7 @@ class ManifestWriter:
     def __init__(
         self,
         kind: ManifestKind,
-        header: Header,
+        header: ManifestHeader,
         parquet: pq.ParquetWriter,
         thread: ThreadPoolExecutor,
         row_group_rows: int | None = None,
@@ -201,7 +201,7 @@ class ManifestWriter:
 def manifest_writer(
     kind: ManifestKind,
     folder: Path,
-    header: Header,
+    header: ManifestHeader,
     classes: ClassList | None = None,
     *,
     row_group_rows: int | None = None,
@@ -259,7 +259,7 @@ def write_manifest(
     rows: pa.Table,
     kind: ManifestKind,
     folder: Path,
-    header: Header,
+    header: ManifestHeader,
     classes: ClassList | None = None,
 ) -> None:
     """Write *rows* as the *kind* manifest of *folder*, replacing an existing one atomically."""

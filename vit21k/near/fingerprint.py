@@ -24,11 +24,11 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError, ImageTreeError, ManifestError
 from vit21k.lock import locked
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import FINGERPRINTS, IMAGES
 from vit21k.manifest.writer import manifest_writer, write_manifest
 from vit21k.prep.file_digest import ALGORITHMS
-from vit21k.sources.folders import ARCHIVE, Skipped, in_words, list_folder
+from vit21k.sources.folders import ARCHIVE, Skipped, describe_skipped, list_folder
 from vit21k.sources.listing import list_images, read_path
 from vit21k.sources.read import ImageReader, Root, read_again, refuse_gone, why_unread
 
@@ -235,7 +235,7 @@ class Scanned(NamedTuple):
     problem: str | None
 
 
-def why_not_read(one: Scanned) -> str | None:
+def scan_problem(one: Scanned) -> str | None:
     """Return why an image could not be read; None if it was."""
     return None if one.content_digest else one.problem
 
@@ -345,7 +345,7 @@ class _Scanner:
     """Computes the fingerprints of the images of a manifest, in parts."""
 
     def __init__(
-        self, dataset: ImageDataset, header: Header, num_workers: int, on_images: OnImages
+        self, dataset: ImageDataset, header: ManifestHeader, num_workers: int, on_images: OnImages
     ) -> None:
         self._images = dataset
         self._header = header
@@ -410,7 +410,7 @@ class _Scanner:
         )
         if refuse_if_gone:
             is_all = len(numbers) == len(self._images)
-            scanned = refuse_gone(scanned, why_not_read, self._images.root, is_all=is_all)
+            scanned = refuse_gone(scanned, scan_problem, self._images.root, is_all=is_all)
         tables = []
         while some := list(islice(scanned, _CHUNK_ROWS)):
             tables.append(fingerprint_rows(some))
@@ -565,7 +565,7 @@ def scan_folder(
     paths, skipped = _list_with_archives(root, reader)
     if not paths:
         raise ImageTreeError(
-            f"no images below `{root}`" + (f", but {in_words(skipped)}" if skipped else ""),
+            f"no images below `{root}`" + (f", but {describe_skipped(skipped)}" if skipped else ""),
             hint="name a folder with .JPEG, .jpg, .png ... files",
         )
     scanned: list[Scanned] = []
@@ -575,11 +575,11 @@ def scan_folder(
         digest=ALGORITHMS[algorithm].at_once,
         num_workers=num_workers,
     )
-    for one in refuse_gone(each, why_not_read, root):
+    for one in refuse_gone(each, scan_problem, root):
         scanned.append(one)
         on_images(1, len(paths))
     by_path = list(zip(paths, scanned, strict=True))
-    unread = {path: why for path, one in by_path if (why := why_not_read(one))}
+    unread = {path: why for path, one in by_path if (why := scan_problem(one))}
     problems = {path: one.problem for path, one in by_path if one.problem and path not in unread}
     return ImageSet(
         root.resolve(), pa.array(paths, pa.string()), _as_set(scanned), problems, unread, skipped

@@ -34,7 +34,7 @@ from vit21k.near.fingerprint import (
     scan_folder,
     scan_images,
 )
-from vit21k.near.search import Level, Pairs, find_pairs
+from vit21k.near.search import MatchLevel, Pairs, find_pairs
 from vit21k.sources.folders import Skipped
 from vit21k.sources.read import Root
 
@@ -284,7 +284,7 @@ def pair_rows(
     other_paths: pa.ChunkedArray,
 ) -> pa.Table:
     """Return rows of `leaks.parquet` or `near_duplicates.parquet`."""
-    levels: Sequence[str] = [str(level) for level in Level]
+    levels: Sequence[str] = [str(level) for level in MatchLevel]
     return pa.table(
         {
             "digest": _digests(one.digest_N[pairs.one_P]),
@@ -314,8 +314,8 @@ def _by_level(level_P: NDArray[np.int64], image_P: NDArray[np.int64]) -> dict[st
     """Count distinct images by the first level of their pairs."""
     order = np.lexsort((level_P, image_P))
     _, first = np.unique(image_P[order], return_index=True)
-    count = np.bincount(level_P[order][first], minlength=len(Level))
-    return {str(level): int(count[index]) for index, level in enumerate(Level)}
+    count = np.bincount(level_P[order][first], minlength=len(MatchLevel))
+    return {str(level): int(count[index]) for index, level in enumerate(MatchLevel)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +336,7 @@ class RemoveSummary:
         return self.num_before - self.num_removed
 
 
-def remove_leaks(manifests: Path, level: Level, out: Path) -> RemoveSummary:
+def remove_leaks(manifests: Path, level: MatchLevel, out: Path) -> RemoveSummary:
     """Write the train manifest without its leaks into another folder, with val and classes.
 
     Args:
@@ -357,7 +357,7 @@ def remove_leaks(manifests: Path, level: Level, out: Path) -> RemoveSummary:
     train, leaks = open_manifest(manifests, TRAIN), open_manifest(manifests, LEAKS)
     refuse_inside(out, train.header.root, option="--out")
     rows = leaks.read(["path", "level"])
-    levels = list(Level)[: list(Level).index(level) + 1]
+    levels = list(MatchLevel)[: list(MatchLevel).index(level) + 1]
     is_leak = pc.is_in(rows["level"], pa.array([str(one) for one in levels]))
     leaked = rows["path"].filter(is_leak).combine_chunks()
     is_kept = pc.invert(pc.is_in(train.read(["path"])["path"], leaked))

@@ -312,7 +312,7 @@ PROBES = (*_CROPS, *mirrored(_CROPS))
 """The views of one side; the other is unchanged."""
 
 
-class Level(StrEnum):
+class MatchLevel(StrEnum):
     """How two images match; the first that holds counts."""
 
     EXACT = "exact"
@@ -325,7 +325,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         one_P, other_P: Rows of the first and the second set.
-        level_P: Index into `Level`'s members.
+        level_P: Index into `MatchLevel`'s members.
         distance_P: Hamming distance of their hashes, of 256 bits; 0 above `Level.NEAR`.
         similarity_P: Similarity of their thumbnails; 1 above `Level.NEAR`.
     """

@@ -17,13 +17,13 @@ from vit21k.manifest.io import open_manifest
 from vit21k.manifest.schema import CLASSES, IMAGES, PACKED, SKIPPED, TRAIN, VAL
 from vit21k.manifest.writer import refuse_inside
 from vit21k.pack.index import INFO, OPTION, has_val, is_complete, write_index
-from vit21k.pack.levels import Level
+from vit21k.pack.levels import PackLevel
 from vit21k.pack.plan import (
     PART_SCHEMA,
+    CompletedShard,
+    CompletedShards,
     PackPlan,
     Part,
-    Parts,
-    ShardFacts,
     Sources,
     open_images,
     open_sources,
@@ -37,7 +37,7 @@ _FROM_INDEX = [name for name in PART_SCHEMA.names if name not in ("row", "proble
 
 
 def restore_parts(
-    folder: Path, plan: PackPlan, parts: Parts, images: Mapping[str, ImageDataset]
+    folder: Path, plan: PackPlan, parts: CompletedShards, images: Mapping[str, ImageDataset]
 ) -> None:
     """Write the part of each intact shard of a complete pack in *folder*, from its index.
 
@@ -49,7 +49,7 @@ def restore_parts(
         OSError: The disk is full or failing.
     """
     index = open_manifest(folder, PACKED)
-    facts = [ShardFacts(**each) for each in index.header.options["shards"]]
+    facts = [CompletedShard(**each) for each in index.header.options["shards"]]
     has_skipped = (folder / SKIPPED.file_name).is_file()
     skipped = open_manifest(folder, SKIPPED).read().to_pylist() if has_skipped else []
     problems = {each["path"]: (each["kind"], each["detail"]) for each in skipped}
@@ -62,8 +62,8 @@ def restore_parts(
 
 
 def _by_shard(
-    batches: Iterator[pa.Table], facts: list[ShardFacts]
-) -> Iterator[tuple[ShardFacts, pa.Table]]:
+    batches: Iterator[pa.Table], facts: list[CompletedShard]
+) -> Iterator[tuple[CompletedShard, pa.Table]]:
     """Yield each shard with its rows of the index, which are consecutive."""
     rows = pa.schema([PART_SCHEMA.field(name) for name in _FROM_INDEX]).empty_table()
     for shard in facts:
@@ -152,7 +152,7 @@ class PackOptions:
 def pack(
     manifests: Path,
     out: Path,
-    level: Level,
+    level: PackLevel,
     options: PackOptions,
     *,
     root: Root | None = None,
@@ -184,7 +184,7 @@ def pack(
     plan = _plan_of(sources, level, options)
     _refuse_other_files(out, sources)
     with locked(out, command="pack"):
-        parts = Parts(out)
+        parts = CompletedShards(out)
         if options.fresh:
             _remove_pack(out, parts, plan)
         if is_complete(out, plan):
@@ -207,7 +207,7 @@ def pack(
         return _summary(out, num_kept=sum(map(len, shards.values())) - len(missing))
 
 
-def _plan_of(sources: Sources, level: Level, options: PackOptions) -> PackPlan:
+def _plan_of(sources: Sources, level: PackLevel, options: PackOptions) -> PackPlan:
     return PackPlan(
         name=options.name,
         level=dict(level.options),
@@ -218,8 +218,8 @@ def _plan_of(sources: Sources, level: Level, options: PackOptions) -> PackPlan:
     )
 
 
-def _facts_of_all(parts: Parts, plan: PackPlan) -> dict[str, list[ShardFacts]]:
-    by_split: dict[str, list[ShardFacts]] = {split: [] for split in plan.num_images}
+def _facts_of_all(parts: CompletedShards, plan: PackPlan) -> dict[str, list[CompletedShard]]:
+    by_split: dict[str, list[CompletedShard]] = {split: [] for split in plan.num_images}
     for shard in plan.shards():
         facts = parts.facts(shard.file_name)
         if facts is None:
@@ -234,13 +234,17 @@ def _refuse_other_files(out: Path, sources: Sources) -> None:
         raise UsageError(
             f"`{out}` is the folder of the manifests", hint="name a new folder: `--out DIR`"
         )
-    if not out.is_dir() or (out / PACKED.file_name).is_file() or Parts(out).folder.is_dir():
+    if (
+        not out.is_dir()
+        or (out / PACKED.file_name).is_file()
+        or CompletedShards(out).folder.is_dir()
+    ):
         return
     if any(path.name != ".lock" for path in out.iterdir()):
         raise UsageError(f"`{out}` is not empty", hint="name a new folder with `--out DIR`")
 
 
-def _refuse_other_plan(out: Path, parts: Parts, plan: PackPlan) -> None:
+def _refuse_other_plan(out: Path, parts: CompletedShards, plan: PackPlan) -> None:
     before = parts.plan()
     if before is None and (out / PACKED.file_name).is_file():
         before = open_manifest(out, PACKED).header.options[OPTION]
@@ -253,7 +257,7 @@ def _refuse_other_plan(out: Path, parts: Parts, plan: PackPlan) -> None:
         )
 
 
-def _remove_pack(out: Path, parts: Parts, plan: PackPlan) -> None:
+def _remove_pack(out: Path, parts: CompletedShards, plan: PackPlan) -> None:
     """Remove the files of a pack, its index last."""
     index = out / PACKED.file_name
     before: Any = parts.plan() or (plan.as_json() if index.is_file() else None)

@@ -22,11 +22,18 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import OWN_FOLDER, Header, Manifest, open_manifest
+from vit21k.manifest.io import OWN_FOLDER, Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGEST_BYTES, KINDS, PACKED, SKIPPED, VAL
 from vit21k.manifest.writer import manifest_writer
-from vit21k.pack.plan import TRAIN_SPLIT, PackPlan, Parts, ShardFacts, Sources, scratch_array
+from vit21k.pack.plan import (
+    TRAIN_SPLIT,
+    CompletedShard,
+    CompletedShards,
+    PackPlan,
+    Sources,
+    scratch_array,
+)
 
 
 class ShardIndex:
@@ -42,7 +49,9 @@ class ShardIndex:
         OSError: The disk is full or failing.
     """
 
-    def __init__(self, parts: Parts, shards: Sequence[ShardFacts], num_rows: int) -> None:
+    def __init__(
+        self, parts: CompletedShards, shards: Sequence[CompletedShard], num_rows: int
+    ) -> None:
         self._containers = [shard.file_name for shard in shards]
         self._shard_R = self._array(parts, np.int32, num_rows)  # from 1; 0: skipped
         self._offset_R = self._array(parts, np.int64, num_rows)
@@ -73,7 +82,7 @@ class ShardIndex:
         return rows
 
     @staticmethod
-    def _array(parts: Parts, dtype: type[np.generic], length: int) -> NDArray[Any]:
+    def _array(parts: CompletedShards, dtype: type[np.generic], length: int) -> NDArray[Any]:
         return scratch_array(parts.folder, np.dtype(dtype), length)
 
 
@@ -91,8 +100,8 @@ def write_index(
     folder: Path,
     sources: Sources,
     plan: PackPlan,
-    parts: Parts,
-    shards: Mapping[str, list[ShardFacts]],
+    parts: CompletedShards,
+    shards: Mapping[str, list[CompletedShard]],
 ) -> None:
     """Write all manifests of the pack in *folder*; its index, which marks it complete, last.
 
@@ -181,11 +190,11 @@ def _write_packed(
     folder: Path,
     sources: Sources,
     plan: PackPlan,
-    parts: Parts,
-    shards: Mapping[str, list[ShardFacts]],
+    parts: CompletedShards,
+    shards: Mapping[str, list[CompletedShard]],
 ) -> None:
     facts = [shard._asdict() for split in shards.values() for shard in split]
-    header = Header(
+    header = ManifestHeader(
         algorithm=next(iter(sources.by_split.values())).header.algorithm,
         root=OWN_FOLDER,
         options={OPTION: plan.as_json(), "shards": facts},
@@ -209,7 +218,7 @@ def _digests_of(manifest: Manifest, folder: Path) -> NDArray[Any]:
     return digests
 
 
-def _packed_rows(shard: ShardFacts, parts: Parts, digests: NDArray[Any]) -> pa.Table:
+def _packed_rows(shard: CompletedShard, parts: CompletedShards, digests: NDArray[Any]) -> pa.Table:
     rows = parts.rows(shard.file_name)
     rows = rows.filter(pc.is_null(rows["problem"]))
     count = rows.num_rows
@@ -226,9 +235,9 @@ def _packed_rows(shard: ShardFacts, parts: Parts, digests: NDArray[Any]) -> pa.T
 
 
 def _write_skipped(
-    folder: Path, plan: PackPlan, parts: Parts, shards: Mapping[str, list[ShardFacts]]
+    folder: Path, plan: PackPlan, parts: CompletedShards, shards: Mapping[str, list[CompletedShard]]
 ) -> None:
-    header = Header(algorithm="", root=OWN_FOLDER, options={OPTION: plan.as_json()})
+    header = ManifestHeader(algorithm="", root=OWN_FOLDER, options={OPTION: plan.as_json()})
     with manifest_writer(SKIPPED, folder, header) as writer:
         for shard in (shard for split in shards.values() for shard in split):
             rows = parts.rows(shard.file_name, ["path", "problem", "detail"])
@@ -236,7 +245,7 @@ def _write_skipped(
             writer.write(rows.rename_columns(["path", "kind", "detail"]))
 
 
-def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
+def _info(name: str, shards: Mapping[str, list[CompletedShard]]) -> str:
     """Return the `_info.json` of timm's `wds/` reader."""
     splits = {
         split: {
@@ -253,9 +262,9 @@ def _info(name: str, shards: Mapping[str, list[ShardFacts]]) -> str:
 def is_info_of(folder: Path, index: Manifest) -> bool:
     """Return whether `_info.json` lists the shards of *index*."""
     plan = index.header.options[OPTION]
-    shards: dict[str, list[ShardFacts]] = {split: [] for split in plan["num_images"]}
+    shards: dict[str, list[CompletedShard]] = {split: [] for split in plan["num_images"]}
     for facts in index.header.options["shards"]:
-        shards[facts["split"]].append(ShardFacts(**facts))
+        shards[facts["split"]].append(CompletedShard(**facts))
     path = folder / INFO
     return path.is_file() and path.read_bytes() == _info(plan["name"], shards).encode()
 

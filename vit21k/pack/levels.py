@@ -48,7 +48,7 @@ class Packed(NamedTuple):
     size: tuple[int, int]
 
 
-class Level(Protocol):
+class PackLevel(Protocol):
     """Re-encodes images; thread-safe."""
 
     @property

@@ -223,7 +223,7 @@ PART_SCHEMA = pa.schema(
 """A row for each image; skipped ones have only `row`, `path`, `problem` and `detail`."""
 
 
-class ShardFacts(NamedTuple):
+class CompletedShard(NamedTuple):
     """A completed shard.
 
     Attributes:
@@ -244,11 +244,11 @@ class ShardFacts(NamedTuple):
 class Part(NamedTuple):
     """A completed shard and its images; `rows` have `PART_SCHEMA`."""
 
-    facts: ShardFacts
+    facts: CompletedShard
     rows: pa.Table
 
 
-class Parts:
+class CompletedShards:
     """The completed shards of the unfinished pack in *folder*."""
 
     def __init__(self, folder: Path) -> None:
@@ -275,7 +275,7 @@ class Parts:
                 write_page_checksum=True,
             )  # fmt: skip
 
-    def finished(self, file_name: str) -> ShardFacts | None:
+    def finished(self, file_name: str) -> CompletedShard | None:
         """Return the facts of a shard; None if it must be written.
 
         The complete part is read, so that damage is found early.  A shard without an image that
@@ -288,7 +288,7 @@ class Parts:
         except ManifestError:
             return None
 
-    def facts(self, file_name: str) -> ShardFacts | None:
+    def facts(self, file_name: str) -> CompletedShard | None:
         """Return the facts of a shard; None if it has no part, or another size.
 
         Raises:
@@ -298,7 +298,7 @@ class Parts:
         if not path.is_file() or not tar.is_file():
             return None
         with damage_is_an_error(path):
-            facts = ShardFacts(*json.loads(pq.read_schema(path).metadata[_FACTS]))
+            facts = CompletedShard(*json.loads(pq.read_schema(path).metadata[_FACTS]))
         return facts if tar.stat().st_size == facts.num_bytes else None
 
     def rows(self, file_name: str, columns: Sequence[str] = PART_SCHEMA.names) -> pa.Table:

@@ -16,8 +16,8 @@ from vit21k.atomic import atomic_file
 from vit21k.data.dataset import ImageDataset, announced_rows
 from vit21k.errors import ImageError
 from vit21k.manifest.problems import ProblemKind
-from vit21k.pack.levels import Level, Packed
-from vit21k.pack.plan import PackShard, Part, Parts, ShardFacts, part_rows
+from vit21k.pack.levels import Packed, PackLevel
+from vit21k.pack.plan import CompletedShard, CompletedShards, PackShard, Part, part_rows
 from vit21k.prep.decode_worker import verdict_on
 from vit21k.sources.read import read_again, refuse_gone
 
@@ -165,11 +165,11 @@ class ShardBuilder:
         images: Mapping[str, ImageDataset],
         wnids: tuple[str, ...],
         *,
-        level: Level,
+        level: PackLevel,
         num_workers: int,
     ) -> None:
         self._folder = folder
-        self._parts = Parts(folder)
+        self._parts = CompletedShards(folder)
         self._images = images
         self._wnids = wnids
         self._level = level
@@ -317,7 +317,7 @@ class _OpenShard:
         if found != written:
             self._path.unlink()
             raise OSError(f"`{self._path}`: the disk returns other bytes than were written")
-        facts = ShardFacts(
+        facts = CompletedShard(
             self.shard.file_name,
             self.shard.split,
             self._num_images,

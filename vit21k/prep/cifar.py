@@ -29,7 +29,7 @@ _MAX_FILE_BYTES = 1 << 30
 _TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
-class Layout(NamedTuple):
+class CifarFiles(NamedTuple):
     """What the files of an archive are called, and the keys in them."""
 
     splits: Mapping[str, tuple[str, ...]]
@@ -39,10 +39,10 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "cifar10": Layout(
+    "cifar10": CifarFiles(
         {"train": _TRAIN_10, "test": ("test_batch",)}, "batches.meta", "label_names", "labels"
     ),
-    "cifar100": Layout(
+    "cifar100": CifarFiles(
         {"train": ("train",), "test": ("test",)}, "meta", "fine_label_names", "fine_labels"
     ),
 }

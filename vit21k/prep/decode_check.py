@@ -23,7 +23,7 @@ from vit21k.data.dataset import ImageDataset, LocatorColumns, announced_rows, fo
 from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, UNDECODABLE
@@ -252,7 +252,7 @@ def find_undecodable(
         refuse_inside(manifests, digests.header.root)
         images, rows = _distinct(digests, existing_root(digests.header.root, root))
         summary = DecodeSummary(num_images=len(rows))
-        header = Header(
+        header = ManifestHeader(
             algorithm=digests.header.algorithm,
             root=digests.header.root,
             inputs={"digests": digests.fingerprint},

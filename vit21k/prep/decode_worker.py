@@ -27,7 +27,7 @@ def verdict_on(content: bytes) -> tuple[ProblemKind, str] | None:
     return None
 
 
-def serve(images: BinaryIO, verdicts: BinaryIO) -> None:
+def answer_requests(images: BinaryIO, verdicts: BinaryIO) -> None:
     """Answer each image of *images* with a line of JSON, until there are no more.
 
     A line holds the verdict, and how often the decoder said what.
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     warnings.simplefilter("always")
     warnings.showwarning = lambda *args, **_more: _count(str(args[0]))
     _limit_memory(int(sys.argv[1]))
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    answer_requests(sys.stdin.buffer, sys.stdout.buffer)

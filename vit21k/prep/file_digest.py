@@ -16,7 +16,7 @@ import xxhash
 from vit21k.manifest.problems import ProblemKind
 
 
-class Hasher(Protocol):
+class HashFunction(Protocol):
     """What `hashlib` and `xxhash` give."""
 
     def update(self, content: memoryview, /) -> None:
@@ -35,14 +35,14 @@ class Algorithm(NamedTuple):
     """
 
     at_once: Callable[[memoryview], bytes]
-    piecewise: Callable[[], Hasher]
+    piecewise: Callable[[], HashFunction]
 
 
-def _md5() -> Hasher:
+def _md5() -> HashFunction:
     return hashlib.md5(usedforsecurity=False)
 
 
-def _blake2b() -> Hasher:
+def _blake2b() -> HashFunction:
     return hashlib.blake2b(digest_size=16)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit21k.manifest.io import Header
+from vit21k.manifest.io import ManifestHeader
 from vit21k.manifest.layout import LABEL_FILE_OPTION
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.prep.scan import HEAD, NO_ROWS, Label, NamedRows, decode, decode_label, encode
@@ -280,7 +280,7 @@ class HashCache:
 
 @contextmanager
 def hash_cache(
-    folder: Path, header: Header, *, is_fresh: bool, is_remote: bool
+    folder: Path, header: ManifestHeader, *, is_fresh: bool, is_remote: bool
 ) -> Iterator[HashCache]:
     """Open the cache in *folder*; save it at the end of the block, unless that fails.
 

@@ -25,7 +25,7 @@ from vit21k.prep.hash_archives import UnusableError
 from vit21k.prep.hash_chunks import ChunkHasher
 from vit21k.prep.scan import DONE, ChunkFiles
 from vit21k.sources.detect import SourceLayout
-from vit21k.sources.folders import Chunk, Level, Walker
+from vit21k.sources.folders import Chunk, FolderLevel, Walker
 from vit21k.sources.remote import NUM_CONNECTIONS, ObjectFacts, RemoteFile, RemoteTree
 
 _NUM_READS = 3
@@ -35,7 +35,7 @@ _Outcome = tuple[FileDigest | bytes | OSError | Flaw, ObjectFacts]
 
 
 @dataclass
-class _RemoteLevel(Level):
+class _RemoteLevel(FolderLevel):
     facts: dict[bytes, ObjectFacts] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ class RemoteWalker(Walker):
     def _remember(self, path: bytes) -> bytes | None:
         return None  # there are no links
 
-    def _open(self, path: bytes) -> Level:
+    def _open(self, path: bytes) -> FolderLevel:
         level = _RemoteLevel(path, [], {})
         archives: dict[bytes, str] = {}
         for entry in self._tree.listing(os.fsdecode(path)):

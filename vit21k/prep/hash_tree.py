@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from vit21k.errors import ImageTreeError, LayoutError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.archive_names import archive_stem
-from vit21k.manifest.io import Header
+from vit21k.manifest.io import ManifestHeader
 from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.layout import Layout, stem_of
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -215,7 +215,7 @@ def hash_tree(  # noqa: PLR0913
     judge = _judge(place, found)
     given = _non_default_options(mode, shard, place.archive)
     options = {**given, **found.options, "follow_symlinks": follow_symlinks}
-    header = Header(algorithm=algorithm, root=place.root, options=options)
+    header = ManifestHeader(algorithm=algorithm, root=place.root, options=options)
     hasher = hasher_of(header, found, is_quick=mode == MODE, recheck=recheck)
     hasher.indices = IndexFolder(manifests)
     out = shard.folder(manifests) if shard else manifests
@@ -325,7 +325,7 @@ def _layout_of(
 
 
 def hasher_of(
-    header: Header,
+    header: ManifestHeader,
     layout: SourceLayout,
     *,
     root: Root | None = None,
@@ -396,7 +396,7 @@ class _Run:
         self._num_workers = num_workers or suitable_workers(hasher)
         self._engine = engine or hash_in_threads
 
-    def write(self, out: Path, header: Header, on_look: OnChunk, on_chunk: OnChunk) -> None:
+    def write(self, out: Path, header: ManifestHeader, on_look: OnChunk, on_chunk: OnChunk) -> None:
         """Digest everything and write both manifests to *out*."""
         is_quick = isinstance(self._hasher, QuickHasher)
         if is_quick:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vit21k.atomic import atomic_file
 from vit21k.errors import DataError
 from vit21k.lock import locked
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.layout import LabelFrom, Layout
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS, TRAIN, VAL
@@ -327,7 +327,7 @@ def import_md5sum(
     if not md5sum.is_file():
         raise DataError(f"no such file: `{md5sum}`", hint=HINT)
     options = {LABEL_OPTION: label_from} if label_from else {}
-    header = Header(algorithm="md5", root=root_text, options=options)
+    header = ManifestHeader(algorithm="md5", root=root_text, options=options)
     layout = Layout(root_text or str(md5sum), label_from=label_from)
     read = partial(
         read_md5sum, name=str(md5sum), strip_prefix=strip_prefix, is_top=label_from == "top"
@@ -478,7 +478,7 @@ def _write(
     with atomic_file(path) as file:
         for rows in prefetched(_marked(manifest, is_in)):
             _refuse_blanks(rows["path"].combine_chunks(), allow_blanks=allow_blanks)
-            file.write(lines_of(rows))
+            file.write(plsc_lines(rows))
             num_lines += rows.num_rows
     return num_lines
 
@@ -491,7 +491,7 @@ def _marked(manifest: Manifest, is_in: NDArray[np.bool_] | None) -> Iterator[pa.
         row = stop
 
 
-def lines_of(rows: pa.Table) -> memoryview:
+def plsc_lines(rows: pa.Table) -> memoryview:
     r"""Return ``path 3,17\n`` for each of *rows*, one after the other."""
     labels = rows["label_ids"].combine_chunks()
     starts = pc.subtract(labels.offsets, labels.offsets[0])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vit21k.data.rng import GOLDEN_GAMMA
 from vit21k.errors import DataError
-from vit21k.manifest.io import Header
+from vit21k.manifest.io import ManifestHeader
 from vit21k.manifest.problems import ProblemKind
 from vit21k.prep.dedup import unproven_rows
 from vit21k.prep.file_digest import FileDigest, FileReader
@@ -124,7 +124,7 @@ _NUM_WORKERS = 16
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def hash_unproven(rows: pa.Table, repeated: NDArray[np.uint64], header: Header) -> pa.Table:
+def hash_unproven(rows: pa.Table, repeated: NDArray[np.uint64], header: ManifestHeader) -> pa.Table:
     """Read those of *rows* that may be duplicates of files in other shards; fill in their digests.
 
     Args:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.classes import CLASSES_OPTION, ClassList
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
     COPIES,
@@ -295,8 +295,8 @@ def classes_of_source(manifests: Path) -> ClassList | None:
 
 def _header_for(
     digests: Manifest, classes: ClassList, *, by: str, max_labels: int | None
-) -> Header:
-    return Header(
+) -> ManifestHeader:
+    return ManifestHeader(
         algorithm=digests.header.algorithm,
         root=digests.header.root,
         classes=classes.fingerprint,

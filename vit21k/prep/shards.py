@@ -22,7 +22,7 @@ import xxhash
 from vit21k.errors import DataError, UsageError
 from vit21k.lock import locked
 from vit21k.machine import allow_open_files
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer, refuse_inside
 from vit21k.prep.dedup import repeated_probes
@@ -123,7 +123,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     return out.num_rows
 
 
-def _common_header(parts: Sequence[Manifest]) -> Header:
+def _common_header(parts: Sequence[Manifest]) -> ManifestHeader:
     """Return the header of the whole, once *parts* are known to be all of it."""
     shards: dict[Shard, Path] = {}
     for part in parts:
@@ -148,12 +148,12 @@ def _common_header(parts: Sequence[Manifest]) -> Header:
     return header
 
 
-def _whole(header: Header) -> Header:
+def _whole(header: ManifestHeader) -> ManifestHeader:
     options = {name: value for name, value in header.options.items() if name != OPTION}
     return replace(header, options=options)
 
 
-def _require_equal(parts: Sequence[Manifest], header: Header) -> None:
+def _require_equal(parts: Sequence[Manifest], header: ManifestHeader) -> None:
     for part in parts:
         if (found := _whole(part.header)) != header:
             raise DataError(
@@ -162,7 +162,7 @@ def _require_equal(parts: Sequence[Manifest], header: Header) -> None:
             )
 
 
-def _difference(found: Header, wanted: Header) -> str:
+def _difference(found: ManifestHeader, wanted: ManifestHeader) -> str:
     pairs: list[tuple[str, Any, Any]] = [
         ("image root", found.root, wanted.root),
         ("algorithm", found.algorithm, wanted.algorithm),

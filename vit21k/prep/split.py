@@ -17,7 +17,7 @@ from vit21k.data.rng import derive_key, mix64
 from vit21k.errors import UsageError
 from vit21k.lock import locked
 from vit21k.manifest.file_lists import SUFFIX, FileNames, read_names, without_suffix
-from vit21k.manifest.io import Header, Manifest, open_manifest
+from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import COPIES, IMAGES, SOURCE_SPLITS, TRAIN, VAL
 from vit21k.manifest.writer import manifest_writer, refuse_inside, refuse_repeated
 from vit21k.prep.dedup import as_numbers, prefetched
@@ -219,7 +219,7 @@ def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 def write_split(
     images: Manifest,
     manifests: Path,
-    header: Header,
+    header: ManifestHeader,
     in_val: NDArray[np.bool_],
     in_train: NDArray[np.bool_] | None,
 ) -> tuple[int, int]:
@@ -367,7 +367,7 @@ def refuse_published(images: Manifest, command: str) -> None:
         )
 
 
-def _header(images: Manifest, options: Mapping[str, Any]) -> Header:
+def _header(images: Manifest, options: Mapping[str, Any]) -> ManifestHeader:
     """Return the header of a split whose val images are held out."""
     return replace(
         images.header,

@@ -27,7 +27,7 @@ _NAMED = re.compile(r"(Source|Reached there|Which value counts|Verified here): *
 _FIELD = re.compile(r"(?P<indent> *)(?P<name>\w+): *(?P<value>[^#]*?)(?: *# *(?P<remark>.*))?")
 
 
-class Header(NamedTuple):
+class RecipeHeader(NamedTuple):
     """The first comments of a recipe."""
 
     summary: str
@@ -38,7 +38,7 @@ class Header(NamedTuple):
     """Commands that run it, one per line; may be empty."""
 
 
-class Line(NamedTuple):
+class RecipeLine(NamedTuple):
     """A line of a recipe file that sets a field."""
 
     field: str
@@ -49,7 +49,7 @@ class Line(NamedTuple):
     """Its source."""
 
 
-def header_of(name_or_path: str) -> Header:
+def header_of(name_or_path: str) -> RecipeHeader:
     """Parse the first comments of a recipe.
 
     Raises:
@@ -67,7 +67,7 @@ def header_of(name_or_path: str) -> Header:
             notes[current] += f" {line}"
         elif not line:
             current = ""
-    return Header(summary.strip(), notes, command)
+    return RecipeHeader(summary.strip(), notes, command)
 
 
 def comments_of(name_or_path: str) -> list[str]:
@@ -84,7 +84,7 @@ def comments_of(name_or_path: str) -> list[str]:
     return lines
 
 
-def lines_of(name: str) -> Iterator[Line]:
+def recipe_lines(name: str) -> Iterator[RecipeLine]:
     """Yield the fields that a shipped recipe sets, without those of its base.
 
     Raises:
@@ -99,7 +99,7 @@ def lines_of(name: str) -> Iterator[Line]:
             section = f"{match['name']}."
         else:
             prefix = section if match["indent"] else ""
-            yield Line(prefix + match["name"], match["value"], match["remark"] or "")
+            yield RecipeLine(prefix + match["name"], match["value"], match["remark"] or "")
 
 
 def by_source(word: str = "") -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from vit21k import charts
 from vit21k.atomic import atomic_file, write_atomic
 from vit21k.charts import Line, short
 from vit21k.errors import UsageError
-from vit21k.runs.history import Run, names_of
+from vit21k.runs.history import Run, run_names
 
 XAxis = Literal["step", "images", "time"]
 
@@ -71,7 +71,7 @@ def plot_of(runs: Sequence[Run], *, metrics: Sequence[str] = (), x: XAxis = "ste
         raise UsageError(
             f"no run has measured `{unknown[0]}`", hint=f"there are: {', '.join(known)}"
         )
-    legend = [Line(name, (), (), css_class(run)) for run, name in enumerate(names_of(runs))]
+    legend = [Line(name, (), (), css_class(run)) for run, name in enumerate(run_names(runs))]
     x_name, unit_seconds = {"step": ("step", 1), "images": ("images seen", 1)}.get(x) or _time_unit(
         runs
     )

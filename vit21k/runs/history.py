@@ -46,7 +46,7 @@ State = Literal["running", "finished", "stopped"]
 _PREFERRED = ("mAP", "prec@1", "top5", "loss")
 
 
-class Point(NamedTuple):
+class MetricValue(NamedTuple):
     """A value of a metric, and the step at which it was measured."""
 
     step: int
@@ -105,16 +105,16 @@ class Run:
         names = dict.fromkeys(key for line in self.lines for key in line)
         return [name for name in names if name not in ("step", "eta_seconds", "seconds")]
 
-    def points(self, metric: str) -> list[Point]:
+    def points(self, metric: str) -> list[MetricValue]:
         """Return the values of *metric*, oldest first."""
-        return [Point(line["step"], line[metric]) for line in self.lines if metric in line]
+        return [MetricValue(line["step"], line[metric]) for line in self.lines if metric in line]
 
-    def last(self, metric: str) -> Point | None:
+    def last(self, metric: str) -> MetricValue | None:
         """Return the newest value of *metric*."""
         points = self.points(metric)
         return points[-1] if points else None
 
-    def best(self, metric: str) -> Point | None:
+    def best(self, metric: str) -> MetricValue | None:
         """Return the best value of *metric*: the minimum of a loss, the maximum of others."""
         best = min if metric.rpartition("/")[2] == "loss" else max
         return best(self.points(metric), key=lambda point: point.value, default=None)
@@ -192,7 +192,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return flat(values) if isinstance(values, dict) else {}
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def run_names(runs: Sequence[Run]) -> list[str]:
     """Return a name for each run: that of its folder, or its path if two have the same name."""
     names = [run.name for run in runs]
     return [

@@ -17,7 +17,7 @@ from torch import Tensor
 from vit21k.checkpoint.model_folder import ModelCard
 from vit21k.data.decode import decode_rgb
 from vit21k.errors import ImageError
-from vit21k.inference.predict import ClassScore, eval_transform, select
+from vit21k.inference.predict import ClassScore, eval_transform, select_classes
 from vit21k.machine import num_threads
 from vit21k.serving.batcher import Batcher, BatcherStoppedError, Pixels
 from vit21k.serving.limits import Arrivals, Limits, RefusedError, gone_away, read_body, read_number
@@ -129,7 +129,7 @@ class Service:
             raise RefusedError(400, "empty", "the body is empty; it must be an image file")
         with self._in_flight():
             scores_K = await _unless_gone(request, self._scores(content))
-        (top,) = select(scores_K[None], self._card, top_k=int(top_k), threshold=threshold)
+        (top,) = select_classes(scores_K[None], self._card, top_k=int(top_k), threshold=threshold)
         return top
 
     async def _scores(self, content: bytes) -> Tensor:

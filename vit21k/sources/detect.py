@@ -42,10 +42,10 @@ from vit21k.sources.webdataset import (
     LABEL_FIELDS,
     NO_FACTS,
     Sample,
-    ShardFacts,
+    ShardEntry,
     class_in_key,
     detect_labels,
-    in_words,
+    label_source,
     preview,
     read_webdataset,
     window_of,
@@ -96,7 +96,7 @@ class SourceLayout:
     name: LayoutName = "folders"
     labels: LabelOptions = NO_OPTIONS
     num_containers: int = 0
-    shards: Mapping[str, ShardFacts] = field(default_factory=dict)
+    shards: Mapping[str, ShardEntry] = field(default_factory=dict)
     is_said: bool = False
     label_file: Mapping[str, str] = field(default_factory=dict)
     splits: SplitFolders | None = None
@@ -110,7 +110,7 @@ class SourceLayout:
             names = ", ".join(f"`{one}`" for one in folders) or "folders of such names"
             splits = f" in published splits ({names})"
         if self.is_flat:
-            source = f"`{self.label_file['name']}`" if self.label_file else in_words("key")
+            source = f"`{self.label_file['name']}`" if self.label_file else label_source("key")
             return f"layout: files in any folders{splits}; class from {source}"
         what = {"folders": "class folders", "webdataset": "WebDataset"}.get(
             self.name, self.name.capitalize()
@@ -125,7 +125,7 @@ class SourceLayout:
             classes = f" and the class list of `{whose}`"
             if self.name in _TABLES and not self.labels.are_classes_given:
                 classes = f", which has {len(self.labels.class_names):,} classes"
-        return f"layout: {what}{splits}{count}; class from {in_words(label_from)}{classes}"
+        return f"layout: {what}{splits}{count}; class from {label_source(label_from)}{classes}"
 
     @property
     def is_flat(self) -> bool:
@@ -411,9 +411,9 @@ def _preview(tree: SourceTree, path: str) -> list[Sample]:
         return preview(file, path)
 
 
-def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardFacts]:
+def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardEntry]:
     """Return the entry of timm's `_info.json` of each shard, by its path."""
-    facts: dict[str, ShardFacts] = {}
+    facts: dict[str, ShardEntry] = {}
     for path in infos:
         splits = _read_info(tree, path).get("splits")
         for name, split in (splits if isinstance(splits, dict) else {}).items():
@@ -425,7 +425,7 @@ def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardFacts]
                 count = counts[index] if index < len(counts) else None
                 num_images = count if isinstance(count, int) else None
                 where = path.removesuffix(INFO) + str(shard)
-                facts[where] = ShardFacts(split_of(f"{name}/"), num_images)
+                facts[where] = ShardEntry(split_of(f"{name}/"), num_images)
     return facts
 
 

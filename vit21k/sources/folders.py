@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vit21k.errors import OUR_OWN_LIMITS, ImageTreeError, LayoutError, is_utf8, printable
+from vit21k.machine import file_system_of
 from vit21k.manifest.archive_names import archive_stem, find_parts, how_to_unpack
 from vit21k.manifest.layout import SPLIT_OF, Layout
 from vit21k.manifest.problems import Problem, ProblemKind
@@ -107,7 +108,6 @@ _REMOTE_NAMES = (
     "smbfs virtiofs wekafs"
 )
 _REMOTE = frozenset(_REMOTE_NAMES.split())
-_MOUNTS = Path("/proc/self/mountinfo")
 
 
 def is_remote(folder: Path) -> bool:
@@ -117,22 +117,6 @@ def is_remote(folder: Path) -> bool:
     """
     kind = file_system_of(folder)
     return kind in _REMOTE or kind.startswith("fuse")
-
-
-def file_system_of(folder: Path) -> str:
-    """Return the type of the file system of *folder*, such as "ext4"; "" if it is not known."""
-    path = os.path.realpath(folder)
-    longest, kind = -1, ""
-    try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:  # not Linux
-        return ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        mount = before.split(" ")[4].encode().decode("unicode_escape")  # blanks are \040
-        if len(mount) >= longest and Path(path).is_relative_to(mount):
-            longest, kind = len(mount), after.split(" ")[0]
-    return kind
 
 
 CHUNK_FILES = 128
@@ -216,7 +200,7 @@ def walk(
 
 
 @dataclass
-class Level:
+class FolderLevel:
     """A folder between the root and the position of the walk."""
 
     path: bytes
@@ -270,7 +254,7 @@ class Walker:
         self._root = root
         self._follow_symlinks = follow_symlinks
         self._names: dict[tuple[int, int], bytes] = {}
-        self._stack: list[Level] = []
+        self._stack: list[FolderLevel] = []
         self.list_files: ListFiles = lambda _folder: None
         self.kind_of: KindOf = kind_of_tar
 
@@ -293,7 +277,7 @@ class Walker:
             elif level.is_done:
                 self._stack.pop()
 
-    def _take(self, level: Level) -> Level | None:
+    def _take(self, level: FolderLevel) -> FolderLevel | None:
         """Take names until the chunk is full, the folder ends or a folder is entered."""
         if level.has_files_only and not level.waiting:
             names = level.keys[level.num_taken : level.num_taken + CHUNK_FILES]
@@ -311,14 +295,14 @@ class Walker:
                 return None
             if key.endswith(b"/"):
                 found = self._go_into(level.path + key, key)
-                if isinstance(found, Level):
+                if isinstance(found, FolderLevel):
                     return found
                 level.waiting.append((key, found))
             else:
                 level.waiting.append((key, problem_of(level.path, key, level.flaws)))
         return None
 
-    def _go_into(self, path: bytes, key: bytes) -> Level | Problem:
+    def _go_into(self, path: bytes, key: bytes) -> FolderLevel | Problem:
         if key.startswith(b"."):
             return Problem(printable(path), ProblemKind.HIDDEN, "")
         try:
@@ -339,12 +323,12 @@ class Walker:
         first = self._names.setdefault((status.st_dev, status.st_ino), path)
         return None if first is path else first
 
-    def _open(self, path: bytes) -> Level:
-        level = Level(path, [], {})
+    def _open(self, path: bytes) -> FolderLevel:
+        level = FolderLevel(path, [], {})
         is_usual = bool(path) and is_utf8(path)
         names = self.list_files(self._root + path) if is_usual else None
         if names and not _may_be_containers(names):
-            return Level(path, sorted(names), {}, has_files_only=True)
+            return FolderLevel(path, sorted(names), {}, has_files_only=True)
         archives: dict[bytes, str] = {}
         num_files = 0
         with os.scandir(self._root + path) as entries:
@@ -363,7 +347,7 @@ class Walker:
         self._add_archives(level, archives)
         return level
 
-    def _add_archives(self, level: Level, archives: dict[bytes, str]) -> None:
+    def _add_archives(self, level: FolderLevel, archives: dict[bytes, str]) -> None:
         """Add *archives*, kinds by name, to the other entries of a folder; sort them."""
         self._take_parts(level, archives)
         if archives:
@@ -371,7 +355,7 @@ class Walker:
             level.add_containers(archives)
         level.keys.sort()
 
-    def _take_parts(self, level: Level, archives: dict[bytes, str]) -> None:
+    def _take_parts(self, level: FolderLevel, archives: dict[bytes, str]) -> None:
         """Move the first parts of multi-part tars to *archives*; drop the others."""
         files = [*level.keys, *archives]
         if not any(mark in b"\0".join(files).lower() for mark in _MARKS_OF_PARTS):
@@ -390,7 +374,7 @@ class Walker:
         is_candidate = key[-1] in _ENDS_OF_ARCHIVES and not key.startswith(b".")
         return self.kind_of(key) if is_candidate else None
 
-    def _key(self, entry: os.DirEntry[bytes], level: Level) -> bytes:
+    def _key(self, entry: os.DirEntry[bytes], level: FolderLevel) -> bytes:
         """Return the sort key of *entry*; add its flaw, if any, to *level*."""
         if entry.is_file(follow_symlinks=False):
             return entry.name
@@ -424,7 +408,7 @@ def _may_be_containers(names: list[bytes]) -> bool:
     return any(suffix in text for suffix in _SUFFIXES_OF_CONTAINERS)
 
 
-def _followed_key(entry: os.DirEntry[bytes], level: Level) -> bytes:
+def _followed_key(entry: os.DirEntry[bytes], level: FolderLevel) -> bytes:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -638,7 +622,7 @@ def may_be_image(name: str) -> bool:
     return Path(name).suffix.lower() not in _NO_IMAGES
 
 
-def in_words(skipped: Sequence[Skipped]) -> str:
+def describe_skipped(skipped: Sequence[Skipped]) -> str:
     """Return how many entries were not read, with the names of the most important."""
     first = sorted(skipped, key=lambda one: not one.may_hold_images)[:_NUM_NAMED]
     named = ", ".join(f"`{one.path}` ({one.why})" for one in first)

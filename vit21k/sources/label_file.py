@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from vit21k.errors import LayoutError, ManifestError
 from vit21k.manifest.class_lists import DEVKIT, known_list
-from vit21k.manifest.file_lists import FileNames, Table, is_number, read_table
+from vit21k.manifest.file_lists import FileNames, Table, is_number, read_text_table
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import UNLABELLED, flaw_of_class_name
 
@@ -121,7 +121,7 @@ def read_label_file(
         ManifestError: No such file, it is no list of labels, or an image has two.
         LayoutError: What its columns or numbers mean is not clear; the hint says what settles it.
     """
-    table = read_table(path)
+    table = read_text_table(path)
     if len(table.rows[0]) == 1:
         return _read_lines(table, class_names, ground_truth)
     names = [_relative(name, path, root) for name in table.column(table.file_column())]
@@ -175,7 +175,7 @@ def read_zip_maps(
 def _read_map(path: Path) -> list[tuple[str, int]]:
     if not path.exists():
         return []
-    table = read_table(path)
+    table = read_text_table(path)
     if len(table.rows[0]) != 2 or not all(map(is_number, table.column(1))):  # noqa: PLR2004
         raise ManifestError(
             f"`{path}` is not a list of paths and class indices, as the one next to a zip is",

@@ -30,7 +30,7 @@ from vit21k.sources.container import (
 from vit21k.sources.parquet_format import (
     DICTIONARY,
     HOP_BYTES,
-    Chunk,
+    ColumnChunk,
     Footer,
     plain_values,
     read_pages,
@@ -189,7 +189,7 @@ class OpenParquet:
                 num_rows, row_groups=[group], columns=leaves, use_threads=False
             )
 
-    def _plan(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+    def _plan(self, chunks: Sequence[ColumnChunk]) -> tuple[int, int]:
         """Return how many rows of *chunks* to decode at a time, and the memory that it takes."""
         per_row, largest = 1, 0
         for chunk in chunks:

@@ -114,7 +114,7 @@ _PLAIN, _RLE, _BIT_PACKED = 0, 3, 4
 _MAX_LEVEL = 3
 
 
-class Chunk(NamedTuple):
+class ColumnChunk(NamedTuple):
     """The values of a column in a row group.
 
     Attributes:
@@ -167,7 +167,7 @@ class Footer:
             detail = f"{num_rows:,} rows in {self._num_bytes:,} bytes"
             raise DamagedError(detail, ProblemKind.ARCHIVE_BOMB)
 
-    def chunks(self, group: int, names: Sequence[str]) -> list[Chunk]:
+    def chunks(self, group: int, names: Sequence[str]) -> list[ColumnChunk]:
         """Return the chunks of columns in a row group.
 
         Args:
@@ -188,7 +188,7 @@ class Footer:
             raise DamagedError("a column is missing")
         return chunks
 
-    def _chunk(self, leaf: _Leaf, column: Fields) -> Chunk:
+    def _chunk(self, leaf: _Leaf, column: Fields) -> ColumnChunk:
         about = column[3]
         data_start, dictionary_start = about[9], about.get(11) or 0
         start = dictionary_start if 0 < dictionary_start < data_start else data_start
@@ -203,7 +203,7 @@ class Footer:
             and leaf.level <= _MAX_LEVEL
             and not leaf.is_repeated
         )
-        return Chunk(leaf.name, start, end, about[5], leaf.level, is_plain)
+        return ColumnChunk(leaf.name, start, end, about[5], leaf.level, is_plain)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def _parse_time(text: str) -> datetime | float:
     return 0.0
 
 
-class Entry(NamedTuple):
+class RemoteEntry(NamedTuple):
     """What a folder of a listing holds.
 
     Attributes:
@@ -193,7 +193,7 @@ class RemoteTree:
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def entries(self, folder: str = "") -> list[Entry]:
+    def entries(self, folder: str = "") -> list[RemoteEntry]:
         """Return what *folder* holds; nothing if it cannot be listed, which the walk reports.
 
         Raises:
@@ -206,18 +206,18 @@ class RemoteTree:
                 raise
             return []
 
-    def listing(self, folder: str = "") -> list[Entry]:
+    def listing(self, folder: str = "") -> list[RemoteEntry]:
         """Return what *folder* holds, in any order.
 
         Raises:
             OSError: It cannot be listed.
         """
         if self.only is not None:
-            return [Entry(self.only, False, self.facts(self.only))]
+            return [RemoteEntry(self.only, False, self.facts(self.only))]
         place = self._place(folder)
         infos = self._retried(lambda: self._files.ls(place, detail=True))
         return [
-            Entry(name, info["type"] == "directory", ObjectFacts.of(info))
+            RemoteEntry(name, info["type"] == "directory", ObjectFacts.of(info))
             for info in infos
             # An empty object stands for the folder itself; pages link to other folders, too.
             if (name := self._name_in(place, info["name"].rstrip("/")))

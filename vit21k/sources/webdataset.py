@@ -117,18 +117,18 @@ class _NoLabelError(Exception):
     """A sample has no label where it should have one."""
 
 
-class ShardFacts(NamedTuple):
+class ShardEntry(NamedTuple):
     """The entry of a shard in `_info.json`."""
 
     split: str | None
     num_images: int | None
 
 
-NO_FACTS = ShardFacts(None, None)
+NO_FACTS = ShardEntry(None, None)
 
 
 def read_webdataset(
-    source: ByteSource, path: str, labels: LabelOptions, facts: ShardFacts = NO_FACTS
+    source: ByteSource, path: str, labels: LabelOptions, facts: ShardEntry = NO_FACTS
 ) -> ContainerItems:
     """Yield the images of a shard, and what is wrong with it, in its order.
 
@@ -152,7 +152,7 @@ def read_webdataset(
 
 
 def _read_window(
-    window: Window, storage: str | None, path: str, labels: LabelOptions, facts: ShardFacts
+    window: Window, storage: str | None, path: str, labels: LabelOptions, facts: ShardEntry
 ) -> ContainerItems:
     read = _LabelReader(labels, path)
     split = facts.split or split_of(path)
@@ -429,12 +429,12 @@ def _contradiction(sample: Sample, label_from: str, names: Sequence[str]) -> str
         for other in _INDICES:
             value = _stored(sample, other)
             if isinstance(value, int) and value != index:
-                return f"{in_words(label_from)} is {index}, {in_words(other)} is {value}"
+                return f"{label_source(label_from)} is {index}, {label_source(other)} is {value}"
     if not names or not all(map(_WNID.fullmatch, names)):
         return None
     for other, wnid in _wnids_in(sample):
         if wnid not in names and other != label_from:
-            return f"{in_words(label_from)} is {names[0]}, {in_words(other)} is {wnid}"
+            return f"{label_source(label_from)} is {names[0]}, {label_source(other)} is {wnid}"
     return None
 
 
@@ -466,7 +466,7 @@ def _stored(sample: Sample, label_from: str) -> _Label | None:
         return None
 
 
-def in_words(label_from: str) -> str:
+def label_source(label_from: str) -> str:
     """Return where *label_from* takes the class from, for messages."""
     kind, _, name = label_from.partition(":")
     words = {

@@ -304,7 +304,7 @@ def _find_resumable(
     different = list(_differences(_recipe_of(checkpoint), identity.recipe))
     if different:
         raise CheckpointError(
-            f"`{run_dir}` holds a run of another recipe: {_in_words(different)}",
+            f"`{run_dir}` holds a run of another recipe: {_describe(different)}",
             hint="give another --run-dir for a new run; to continue this one with other settings, "
             f"fork it: `--resume-from {run_dir} --run-dir NEW`; or start over with --fresh",
         )
@@ -321,7 +321,7 @@ def _open_fork(fork: Fork, identity: Identity) -> Checkpoint:
     fixed = [one for one in different if not _may_change(one.name)]
     if fixed:
         raise UsageError(
-            f"a fork of `{fork.run_dir}` cannot change this: {_in_words(fixed)}",
+            f"a fork of `{fork.run_dir}` cannot change this: {_describe(fixed)}",
             hint="begin a new run with its weights instead: `--init` in place of `--resume-from`",
         )
     identity.check(checkpoint.state, fork.run_dir)
@@ -377,8 +377,8 @@ def _check_origin(
         return
     if its is None or any(its.get(key) != asked.get(key) for key in _ORIGIN_KEYS):
         raise CheckpointError(
-            f"`{run_dir}` holds a run that began with {_origin_in_words(its)}, "
-            f"not with {_origin_in_words(asked)}",
+            f"`{run_dir}` holds a run that began with {_describe_origin(its)}, "
+            f"not with {_describe_origin(asked)}",
             hint=f"name a new run with --run-dir; or remove {option} to resume this one",
         )
 
@@ -393,7 +393,7 @@ def _origin_asked(
     return {} if fork is None else _fork_origin(fork, _checkpoint_of(fork))
 
 
-def _origin_in_words(origin: Mapping[str, Any] | None) -> str:
+def _describe_origin(origin: Mapping[str, Any] | None) -> str:
     if origin is None:
         return "weights from scratch"
     if origin["kind"] == "fork":
@@ -449,5 +449,5 @@ def _differences(
             yield _Difference(f"{prefix}{name}", old, new)
 
 
-def _in_words(differences: list[_Difference]) -> str:
+def _describe(differences: list[_Difference]) -> str:
     return "; ".join(f"{name} is {old}, not {new}" for name, old, new in differences)

@@ -67,7 +67,7 @@ class Meters:
         Returns:
             ``weight_norm``: L2 norm of all parameters; ``mfu``: rate of the model's operations as
             a fraction of the peak, over all processes; ``data_wait``: fraction of the time that
-            this process waited for images; ``memory_bytes``: see `memory_bytes`.
+            this process waited for images; ``used_memory_bytes``: see `used_memory_bytes`.
         """
         waited, self._waited = self._waited, 0.0
         rate = num_images / seconds
@@ -75,7 +75,7 @@ class Meters:
             "weight_norm": norm_of(self.model),
             "mfu": rate * self.flops_per_image / self.peak_flops,
             "data_wait": min(1.0, waited / seconds),
-            "memory_bytes": memory_bytes(self.device),
+            "memory_bytes": used_memory_bytes(self.device),
         }
 
 
@@ -86,7 +86,7 @@ def norm_of(model: nn.Module) -> float:
     )
 
 
-def memory_bytes(device: torch.device) -> int:
+def used_memory_bytes(device: torch.device) -> int:
     """Return the peak allocation on a CUDA device; otherwise the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

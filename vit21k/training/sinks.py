@@ -159,7 +159,7 @@ class DetachedSink:
                 sink.write(*entry)
             sink.close()
         except (Exception, SystemExit) as error:
-            self._warn(f"not logging to {self._name} any more: {_in_words(error)}")
+            self._warn(f"not logging to {self._name} any more: {_describe(error)}")
             self._is_broken = True
 
 
@@ -167,12 +167,12 @@ def _long_name(name: str) -> str:
     return name if "/" in name else f"train/{name}"
 
 
-def plain_name(name: str) -> str:
+def sink_name(name: str) -> str:
     """Return *name* with the characters that TensorBoard and MLflow allow."""
     return name.replace("@", "_at_")
 
 
-def _in_words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, Vit21kError):
         return f"{error.message}; {error.hint}" if error.hint else error.message
     first = str(error).strip().partition("\n")[0]
@@ -200,7 +200,7 @@ class TensorBoardSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write each value."""
         for name, value in values.items():
-            self._writer.add_scalar(plain_name(name), value, step)
+            self._writer.add_scalar(sink_name(name), value, step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -287,7 +287,7 @@ class MlflowSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log all values in one request."""
         now = round(time.time() * 1000)
-        metrics = [self._metric(plain_name(k), value, now, step) for k, value in values.items()]
+        metrics = [self._metric(sink_name(k), value, now, step) for k, value in values.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def close(self) -> None:
