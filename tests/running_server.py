@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp
 
-from vit21k.serving.limits import Limits
-from vit21k.serving.server import bind, web_server
+from vit21k.serving.server import Limits, bind, web_server
 
 
 @contextmanager

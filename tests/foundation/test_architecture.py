@@ -19,7 +19,7 @@ IMPORT_WITHOUT_TORCH = """
 import importlib, pkgutil, sys
 for name in ("torch", "torchvision", "safetensors"):
     sys.modules[name] = None  # importing it raises
-import vit21k.demo_tree, vit21k.export.croissant, vit21k.export.datasets, vit21k.labels
+import vit21k.demo_tree, vit21k.export.datasets, vit21k.labels
 import vit21k.manifest, vit21k.prep, vit21k.recipe, vit21k.sources
 for package in (vit21k.labels, vit21k.manifest, vit21k.prep, vit21k.recipe, vit21k.sources):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):

@@ -10,7 +10,7 @@ from vit21k.data.dataset import ImageDataset
 from vit21k.data.loader import Batch
 from vit21k.distributed import World
 from vit21k.errors import DataError
-from vit21k.inference.real_labels import NUM_IMAGES, RealMetrics, check_classes, read_real_labels
+from vit21k.inference.metrics import NUM_IMAGES, RealMetrics, check_classes, read_real_labels
 from vit21k.manifest.classes import ClassList
 
 

@@ -1,7 +1,7 @@
-"""`vit21k.manifest.known_problems`: files of fall11 that are known to be unreadable."""
+"""`vit21k.manifest.problems`: files of fall11 that are known to be unreadable."""
 
 from vit21k.manifest.class_lists import known_list
-from vit21k.manifest.known_problems import UNREADABLE_IN_FALL11, describe_known, num_known
+from vit21k.manifest.problems import UNREADABLE_IN_FALL11, describe_known, num_known
 
 
 def test_27_files_of_fall11_are_known_20_of_them_in_classes_of_winter21() -> None:

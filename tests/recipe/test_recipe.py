@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from vit21k.errors import RecipeError
-from vit21k.recipe.comments import header_of
 from vit21k.recipe.load import (
     describe_fields,
     dump_recipe,
+    header_of,
     load_recipe,
     recipe_from,
     shipped_recipes,

@@ -13,8 +13,7 @@ import torch
 from vit21k.models.layers import DropPath
 from vit21k.models.registry import build_model
 from vit21k.optim.optimizers import param_groups
-from vit21k.recipe.comments import header_of, source_name
-from vit21k.recipe.load import load_recipe, shipped_recipes
+from vit21k.recipe.load import header_of, load_recipe, shipped_recipes, source_name
 from vit21k.training.builders import build_schedule
 from vit21k.training.context import model_args_of, new_model
 

@@ -4,8 +4,15 @@ import re
 
 import pytest
 
-from vit21k.recipe.comments import SOURCES, by_source, header_of, recipe_lines, source_name
-from vit21k.recipe.load import load_recipe, shipped_recipes
+from vit21k.recipe.load import (
+    SOURCES,
+    by_source,
+    header_of,
+    load_recipe,
+    recipe_lines,
+    shipped_recipes,
+    source_name,
+)
 
 PUBLISHED = [name for name in shipped_recipes() if source_name(name) != "ours"]
 

@@ -29,8 +29,14 @@ from vit21k.inference.predict import predict
 from vit21k.serving.app import Service
 from vit21k.serving.batcher import Batcher
 from vit21k.serving.graph import find_graph, open_graph, score_with
-from vit21k.serving.limits import Arrivals, Limits, connections_that_fit
-from vit21k.serving.server import address_of, bind, is_loopback
+from vit21k.serving.server import (
+    Arrivals,
+    Limits,
+    address_of,
+    bind,
+    connections_that_fit,
+    is_loopback,
+)
 
 LIMITS = Limits(max_body_bytes=20_000, max_pixels=10_000, max_in_flight=4, body_seconds=0.5)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from generated_block import write_or_check
 
-from vit21k.recipe.comments import SOURCES, by_source, header_of, recipe_lines
-from vit21k.recipe.load import base_of, load_recipe
+from vit21k.recipe.load import SOURCES, base_of, by_source, header_of, load_recipe, recipe_lines
 from vit21k.recipe.schema import Recipe
 
 CHECKOUT = Path(__file__).parents[2]

@@ -255,7 +255,7 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
         "labels": _Group(
             "New manifests with other labels; the old ones stay as they are.",
             {
-                "stats": labels.label_stats,
+                "stats": labels.print_label_stats,
                 "conflicts": labels.conflicts_command,
                 "reduce": labels.reduce_command,
                 "expand": labels.expand_command,

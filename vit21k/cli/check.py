@@ -85,8 +85,8 @@ def _verify_tree(
     decode: bool,
     as_json: bool,
 ) -> None:
-    from vit21k.manifest import known_problems
     from vit21k.manifest.io import open_manifest
+    from vit21k.manifest.problems import describe_known
     from vit21k.manifest.schema import DIGESTS
     from vit21k.manifest.writer import refuse_inside
     from vit21k.prep.verify import verify
@@ -122,7 +122,7 @@ def _verify_tree(
     if decoded:
         for kind, count in sorted(decoded.problems.items()):
             console.warn(f"{count:,} x {kind}: {kind.doc}")
-        if known := known_problems.describe_known(decoded.num_known_problems):
+        if known := describe_known(decoded.num_known_problems):
             console.note(known)
         if decoded.problems:
             console.note(f"listed in `{manifests / 'undecodable.parquet'}`")

@@ -99,8 +99,7 @@ def eval_command(
     require_torch("eval")
     from vit21k.distributed import explaining_lost_peers, init_world
     from vit21k.inference.evaluate import EvalOptions
-    from vit21k.inference.metrics import check_table_path, write_class_table
-    from vit21k.inference.real_labels import read_real_labels
+    from vit21k.inference.metrics import check_table_path, read_real_labels, write_class_table
 
     if per_class is not None:
         check_table_path(per_class)
@@ -176,7 +175,7 @@ def _open_images(manifest: Path | None, manifests: Path, split: str) -> "Manifes
 
 def _check_classes(card: "ModelCard", source: "Manifest", *, is_real: bool) -> None:
     """Refuse to evaluate a model on labels of another class list."""
-    from vit21k.inference.real_labels import check_classes
+    from vit21k.inference.metrics import check_classes
 
     if is_real:
         check_classes(card.classes)

@@ -322,11 +322,11 @@ def _export(to: str, manifests: Path, out: Path, root: str | None) -> dict[str, 
         from vit21k.prep.plsc import export_lists
 
         return export_lists(manifests, out)
-    from vit21k.export.croissant import write_croissant
     from vit21k.export.datasets import (
         Splits,
         open_splits,
         write_cleanlab,
+        write_croissant,
         write_hf,
         write_imagefolder,
     )

@@ -66,12 +66,12 @@ def hash_result(summary: "HashSummary") -> dict[str, object]:
 
 def report_hash(summary: "HashSummary", manifests: Path) -> None:
     """Report counts and problems (stderr)."""
-    from vit21k.manifest import known_problems
+    from vit21k.manifest.problems import describe_known
 
     for kind, count in sorted(summary.problems.items()):
         say = console.note if kind.is_skipped else console.warn
         say(f"{count:,} x {kind}: {kind.doc}")
-    if known := known_problems.describe_known(summary.num_known_problems):
+    if known := describe_known(summary.num_known_problems):
         console.note(known)
     _warn_of_unusual_folders(summary.wnids)
     _report_cached(summary)
@@ -830,7 +830,7 @@ def _check_same_split(before: Path, now: Path, path: Path, run_dir: Path) -> Non
 
 
 def _downloaded(name: str, folder: Path) -> Path:
-    from vit21k.prep.cifar_download import download_cifar
+    from vit21k.prep.cifar import download_cifar
 
     console.note(f"{name}: downloading with torchvision, unless it is already in `{folder}`")
     return download_cifar(name, folder)
@@ -844,7 +844,7 @@ def _md5_of(file: Path) -> str:
 
 
 def _compare_md5(name: str, file: Path, md5: str) -> None:
-    from vit21k.prep.cifar_download import published_md5
+    from vit21k.prep.cifar import published_md5
 
     published = published_md5(name)
     if published is not None and md5 != published:

@@ -33,7 +33,7 @@ def list_recipes(
 
       vit21k recipes list --json | jq -r '.[].reached_there'
     """
-    from vit21k.recipe.comments import by_source, header_of
+    from vit21k.recipe.load import by_source, header_of
 
     found = list(by_source(word))
     if as_json:
@@ -52,8 +52,7 @@ def list_recipes(
 
 
 def _in_json(source: str, name: str) -> dict[str, str]:
-    from vit21k.recipe.comments import header_of
-    from vit21k.recipe.load import load_recipe
+    from vit21k.recipe.load import header_of, load_recipe
 
     header = header_of(name)
     return {
@@ -76,8 +75,7 @@ def show_recipe(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson
 
       vit21k recipes show tiny --set optim.lr=1e-3 > mine.yaml
     """
-    from vit21k.recipe.comments import comments_of
-    from vit21k.recipe.load import dump_recipe, load_recipe
+    from vit21k.recipe.load import comments_of, dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     if as_json:
@@ -101,8 +99,7 @@ def check_command(recipe: RecipeName, overrides: Overrides = None) -> None:
       vit21k recipes check pretrain_l16_in21k --set model.img_size=256
     """
     from vit21k.models.registry import model_args
-    from vit21k.recipe.comments import header_of
-    from vit21k.recipe.load import load_recipe, shipped_recipes
+    from vit21k.recipe.load import header_of, load_recipe, shipped_recipes
 
     model = load_recipe(recipe, overrides or []).model
     given = model.model_dump(exclude={"name", "freeze", "pos_embed_resize", *_FIRST_WEIGHTS})

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from vit21k.launch import Job
     from vit21k.recipe.schema import Recipe
     from vit21k.training.context import Fork, RunOptions
-    from vit21k.training.dry_run import DryRun
     from vit21k.training.forecast import Forecast
+    from vit21k.training.run import DryRun
 
 _LONG_RUN_SECONDS = 14 * 86_400
 _MICRO_STEP_SECONDS = 10.0
@@ -444,7 +444,7 @@ def _train(
     recipe: "Recipe", options: "RunOptions", first: dict[str, Any], dry_run: DryRunOptions
 ) -> None:
     """Train, or report a dry run; *first* are the arguments for the first weights."""
-    from vit21k.training.dry_run import dry_run as dry_run_of
+    from vit21k.training.run import dry_run as dry_run_of
     from vit21k.training.run import train_run
 
     reporter = ConsoleReporter()

@@ -414,8 +414,14 @@ def serve_command(
     require_serving("serve", install="pip install 'vit21k[train,serve]'")
     from vit21k.serving.app import Service
     from vit21k.serving.batcher import Batcher
-    from vit21k.serving.limits import Limits, connections_that_fit
-    from vit21k.serving.server import address_of, bind, is_loopback, serve
+    from vit21k.serving.server import (
+        Limits,
+        address_of,
+        bind,
+        connections_that_fit,
+        is_loopback,
+        serve,
+    )
 
     listening = bind(host, port)
     try:

@@ -20,9 +20,10 @@ from vit21k.inference.metrics import (
     ClassTable,
     ConfusedPair,
     Confusion,
+    RealLabels,
+    RealMetrics,
     summary,
 )
-from vit21k.inference.real_labels import RealLabels, RealMetrics
 from vit21k.losses.sparse import LOSSES
 
 LossKind = Literal["sigmoid", "softmax"]

@@ -1,4 +1,4 @@
-"""CIFAR's published archive -> PNG files in class folders.
+"""CIFAR's published archive, downloaded by torchvision -> PNG files in class folders.
 
 The archive holds Python pickles.  They are read by an unpickler that knows numpy's arrays and
 nothing else: a pickle that names any other function is refused, so a local archive need not be
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vit21k.errors import DataError
+from vit21k.errors import DataError, MissingExtraError
 
 _SIDE = 32
 _MAX_FILE_BYTES = 1 << 30
@@ -176,3 +176,47 @@ def _as_png(image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image_HWC)).save(file, "PNG")
     return file.getvalue()
+
+
+def download_cifar(name: str, folder: Path) -> Path:
+    """Return the published archive in *folder*; it is loaded if it is not there, or not whole.
+
+    Args:
+        name: ``cifar10`` or ``cifar100``.
+        folder: Where it is kept.
+
+    Raises:
+        MissingExtraError: torchvision is not installed.
+        DataError: What came is not the published file.
+        OSError: The server cannot be reached, or the disk is full.
+    """
+    known = _torchvision()[name]
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415
+
+    try:
+        download_url(known.url, str(folder), filename=known.filename, md5=known.tgz_md5)
+    except RuntimeError as error:
+        raise DataError(
+            f"what came from {known.url} is not the published file",
+            hint="run the command again, or give the archive with --archive FILE",
+        ) from error
+    return folder / str(known.filename)
+
+
+def published_md5(name: str) -> str | None:
+    """Return the MD5 of the published archive, if torchvision is there to say it."""
+    try:
+        return str(_torchvision()[name].tgz_md5)
+    except MissingExtraError:
+        return None
+
+
+def _torchvision() -> dict[str, Any]:
+    try:
+        from torchvision.datasets import CIFAR10, CIFAR100  # noqa: PLC0415 - takes seconds
+    except ImportError as error:
+        raise MissingExtraError(
+            "CIFAR is loaded by torchvision, which is not installed",
+            hint="pip install 'vit21k[train]', or give the archive with --archive FILE",
+        ) from error
+    return {"cifar10": CIFAR10, "cifar100": CIFAR100}

@@ -24,8 +24,7 @@ from vit21k.data.decode import MESSAGES
 from vit21k.errors import ImageError
 from vit21k.lock import locked
 from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
-from vit21k.manifest.known_problems import num_known
-from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.problems import Problem, ProblemKind, num_known
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, UNDECODABLE
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.decode_worker import SIZE_BYTES

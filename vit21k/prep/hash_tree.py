@@ -25,9 +25,8 @@ from vit21k.errors import ImageTreeError, LayoutError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.archive_names import archive_stem
 from vit21k.manifest.io import ManifestHeader
-from vit21k.manifest.known_problems import num_known
 from vit21k.manifest.layout import Layout, stem_of
-from vit21k.manifest.problems import Problem, ProblemKind
+from vit21k.manifest.problems import Problem, ProblemKind, num_known
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import manifest_writer, refuse_inside
 from vit21k.prep.file_digest import UNKNOWN

@@ -23,7 +23,7 @@ from vit21k.errors import ImageError
 from vit21k.report.galleries import small_jpeg
 from vit21k.review.decisions import ACTIONS, Action, Decision, DecisionLog
 from vit21k.review.queue import Item, Queue
-from vit21k.serving.limits import Arrivals, Limits, RefusedError, read_body
+from vit21k.serving.server import Arrivals, Limits, RefusedError, read_body
 from vit21k.sources.read import why_unread
 
 MAX_ITEMS = 200

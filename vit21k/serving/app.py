@@ -20,7 +20,7 @@ from vit21k.errors import ImageError
 from vit21k.inference.predict import ClassScore, eval_transform, select_classes
 from vit21k.machine import num_threads
 from vit21k.serving.batcher import Batcher, BatcherStoppedError, Pixels
-from vit21k.serving.limits import Arrivals, Limits, RefusedError, gone_away, read_body, read_number
+from vit21k.serving.server import Arrivals, Limits, RefusedError, gone_away, read_body, read_number
 
 _TOP_K = 5
 _BUSY = 503
