@@ -412,36 +412,29 @@ def serve_command(
     """
     require_torch("serve")
     require_serving("serve", install="pip install 'vit21k[train,serve]'")
+    from vit21k.serving import server
     from vit21k.serving.app import Service
     from vit21k.serving.batcher import Batcher
-    from vit21k.serving.server import (
-        Limits,
-        address_of,
-        bind,
-        connections_that_fit,
-        is_loopback,
-        serve,
-    )
 
-    listening = bind(host, port)
+    listening = server.bind(host, port)
     try:
         score, card = _open(run, model_options, device, precision)
     except BaseException:
         listening.close()
         raise
-    limits = Limits(
+    limits = server.Limits(
         max_body_bytes=int(max_body_mb * 1e6),
         max_pixels=max_pixels,
         max_in_flight=max_in_flight,
-        max_connections=connections_that_fit(),
+        max_connections=server.connections_that_fit(),
     )
     wait_seconds = max_wait_ms / 1000
     batcher = Batcher(score, max_batch_size=max_batch_size, max_wait_seconds=wait_seconds)
     service = Service(card, batcher, limits)
-    if not is_loopback(host):
+    if not server.is_loopback(host):
         console.warn(f"anyone who can reach {host} can use this server")
-    address = address_of(listening)
-    serve(
+    address = server.address_of(listening)
+    server.serve(
         service.app(),
         limits,
         listening,
