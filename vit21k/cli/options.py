@@ -419,8 +419,8 @@ def warn_of_skipped(skipped: "list[Skipped]") -> bool:
     """Warn about skipped entries; return whether images may be among them."""
     if skipped:
         console.warn(_words_of(skipped))
-        if any(one.why == "an archive" for one in skipped):
-            console.note("next: name archives in a folder to read them: `DIR DIR/*.tar`")
+        if archive := next((one.path for one in skipped if one.why == "an archive"), None):
+            console.note(f"next: to read an archive in a folder, name it too: `{one_line(archive)}`")
     return any(one.may_hold_images for one in skipped)
 
 
