@@ -420,7 +420,7 @@ def warn_of_skipped(skipped: "list[Skipped]") -> bool:
     if skipped:
         console.warn(_words_of(skipped))
         if archive := next((one.path for one in skipped if one.why == "an archive"), None):
-            console.note(f"next: to read an archive in a folder, name it too: `{one_line(archive)}`")
+            console.note(f"next: to read an archive in a folder, name it: `{one_line(archive)}`")
     return any(one.may_hold_images for one in skipped)
 
 

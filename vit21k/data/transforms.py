@@ -14,6 +14,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -35,6 +36,7 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 _NUM_TRIES = 10
+_PADDING = 4
 _LARGEST = 255.0
 _FLIP, _TOP, _LEFT, _FIRST_TRY = range(4)
 
@@ -52,6 +54,7 @@ class Crop(NamedTuple):
         resized: Width and height of the resized box; None: those of the result.
         window: Left and top of the result in that.
         takes_columns_first: They are resized before rows, and rounded to 8 bits in between.
+        shift: Columns and rows by which the result begins later; edges are reflected.
     """
 
     box: Box
@@ -59,6 +62,7 @@ class Crop(NamedTuple):
     resized: tuple[int, int] | None = None
     window: tuple[int, int] = (0, 0)
     takes_columns_first: bool = False
+    shift: tuple[int, int] = (0, 0)
 
 
 def resample(pixels_HWC: NDArray[np.uint8], size: tuple[int, int], mode: str) -> Tensor:
@@ -88,11 +92,13 @@ class TrainTransform:
 
     Attributes:
         num_uniforms: How many numbers one image takes.
+        resampling: Library whose pixels these are.
 
     Source: torchvision's `RandomResizedCrop`, tries and fallback included.
     """
 
     num_uniforms = _FIRST_TRY + 2 * _NUM_TRIES
+    resampling: "Resampling" = "torch"
 
     def __init__(
         self,
@@ -132,6 +138,87 @@ class TrainTransform:
         """Return the crop of an image of (width, height), from its `num_uniforms` random values."""
         box = crop_box(size, uniforms, scale=self.crop_scale, ratio=self.crop_ratio)
         return Crop(box, uniforms[_FLIP] < self.hflip)
+
+
+class SimpleCropTransform(TrainTransform):
+    """Resize the shorter side, reflect the edges by 4 pixels, crop at random, flip at random.
+
+    Args:
+        img_size: Height and width of the result; 5 or more.
+        interpolation: How pixels are resampled, by Pillow.
+        hflip: Probability of a flip.
+
+    Source: facebookresearch/deit, augment.py, `--src` (DeiT III on ImageNet-21K): torchvision's
+    `Resize(img_size)`, `RandomCrop(img_size, padding=4, padding_mode="reflect")`.
+    """
+
+    num_uniforms = _FIRST_TRY
+    resampling: "Resampling" = "pillow"
+
+    def __init__(
+        self, img_size: int, interpolation: Interpolation = "bicubic", hflip: float = 0.5
+    ) -> None:
+        super().__init__(img_size, interpolation=interpolation, hflip=hflip)
+        self._resize = EvalTransform(img_size, interpolation=interpolation)
+
+    def __call__(
+        self,
+        image: Image.Image,
+        uniforms: NDArray[np.float64],
+        out: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return the image as (3, H, W); arguments as for `TrainTransform`.
+
+        Raises:
+            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
+        """
+        crop = self.crop(image.size, uniforms.tolist())
+        (left, top), side = crop.window, self.img_size
+        image = image.resize(crop.resized or image.size, _RESAMPLING[self.interpolation])
+        image_CHW = np.array(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
+        if crop.is_flipped:
+            image_CHW = image_CHW[:, :, ::-1]
+        return _written(shifted(image_CHW, crop.shift), out)
+
+    def crop(self, size: tuple[int, int], uniforms: Sequence[float]) -> Crop:
+        """Return the crop of an image of (width, height), from its `num_uniforms` random values.
+
+        Raises:
+            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
+        """
+        width, height = resized = self._resize.resized(size)
+        left, columns = self._start(width, uniforms[_LEFT])
+        top, rows = self._start(height, uniforms[_TOP])
+        is_flipped = uniforms[_FLIP] < self.hflip
+        return Crop(
+            (0, 0, *size),
+            is_flipped,
+            resized,
+            (left, top),
+            _takes_columns_first(size, resized),
+            (-columns if is_flipped else columns, rows),
+        )
+
+    def _start(self, length: int, uniform: float) -> tuple[int, int]:
+        """Return where a crop of a side begins, within the image, and what lies outside of it."""
+        last = length - self.img_size
+        start = int(uniform * (last + 2 * _PADDING + 1)) - _PADDING
+        inside = min(max(start, 0), last)
+        return inside, start - inside
+
+
+def shifted(image_CHW: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the image from the column and row *shift* on, continued by reflection.
+
+    Args:
+        image_CHW: Height and width are over the shifts.
+        shift: Columns and rows, each positive or negative.
+    """
+    columns, rows = (
+        np.abs(last - np.abs(last - np.arange(by, last + by + 1)))
+        for last, by in zip((image_CHW.shape[2] - 1, image_CHW.shape[1] - 1), shift, strict=True)
+    )
+    return image_CHW[:, rows[:, None], columns]
 
 
 class EvalTransform:
@@ -190,12 +277,16 @@ class EvalTransform:
         Raises:
             ImageError: The aspect ratio is so extreme that the result would not fit into memory.
         """
-        width, height = self._resized(size)
+        width, height = self.resized(size)
         left, top = (self._half((side - self.img_size) / 2) for side in (width, height))
         return Crop((0, 0, *size), resized=(width, height), window=(left, top))
 
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return (width, height) with the shorter side resized; the other is rounded down."""
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (width, height) with the shorter side resized; the other is rounded down.
+
+        Raises:
+            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
+        """
         if self.mode == "squash":
             return self.resize, self.resize
         short, long = sorted(size)
@@ -476,14 +567,20 @@ class RandomCrops:
         """
         if not self.decoder:
             return set()
-        mode = self.transform.interpolation
-        filled = fill_fast(self.decoder, contents, images_BCHW, self._crop, mode, "torch")
+        mode, resampling = self.transform.interpolation, self.transform.resampling
+        crops: dict[int, Crop] = {}
+
+        def crop_of(place: int, size: tuple[int, int]) -> Crop | None:
+            with suppress(ImageError):  # raised again when Pillow decodes the image
+                crops[place] = self.transform.crop(size, self.uniforms_BD[place].tolist())
+            return crops.get(place)
+
+        filled = fill_fast(self.decoder, contents, images_BCHW, crop_of, mode, resampling)
         for place in filled:
+            if any(crops[place].shift):
+                images_BCHW[place] = shifted(images_BCHW[place], crops[place].shift)
             self._finish(place, images_BCHW[place])
         return filled
-
-    def _crop(self, place: int, size: tuple[int, int]) -> Crop:
-        return self.transform.crop(size, self.uniforms_BD[place].tolist())
 
     def _finish(self, index: int, image_CHW: NDArray[np.uint8]) -> None:
         if self.policy:

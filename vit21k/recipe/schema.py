@@ -93,6 +93,9 @@ class DataSection(Section):
     """Maximum images in one forward pass of a device; gradients are accumulated."""
     drop_last: Flag = True
     """Skip the images of an epoch that do not fill a global batch."""
+    crop: Literal["random_resized", "simple"] = "random_resized"
+    """Of training: a random part of the image, resized; or the image with its short side resized to
+    the model's, edges reflected by 4 pixels, and cropped at random (DeiT III on ImageNet-21K)."""
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Area of a random crop as a fraction of the image: minimum and maximum."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)

@@ -10,7 +10,7 @@ from vit21k.data.augment import CutoutFirst, Policy, policy_named
 from vit21k.data.dataset import ImageRows
 from vit21k.data.mix import DeviceTransform, Eraser, Mixer
 from vit21k.data.sampler import ClassRows, StepSampler
-from vit21k.data.transforms import EvalTransform, TrainTransform
+from vit21k.data.transforms import EvalTransform, SimpleCropTransform, TrainTransform
 from vit21k.device import Precision
 from vit21k.distributed import World
 from vit21k.errors import UsageError
@@ -32,6 +32,8 @@ from vit21k.training.forecast import fit_device_batch_size
 
 def train_transform_of(data: DataSection, img_size: int) -> TrainTransform:
     """Return the random crop and flip of training images."""
+    if data.crop == "simple":
+        return SimpleCropTransform(img_size, data.interpolation, data.hflip_rate)
     return TrainTransform(
         img_size,
         crop_scale=data.crop_scale,
