@@ -46,6 +46,14 @@ def test_every_recipe_names_the_commits_of_its_source_or_says_why_there_is_none(
         ("pretrain_augreg_b16_in21k", ("nothing published", "aug medium1", "full[51200:]")),
         ("pretrain_augreg_l16_in21k", ("nothing published", "aug strong1")),
         ("pretrain_augreg_s16_in21k", ("nothing published", "0.03 instead of 0.1")),
+        ("pretrain_augreg_ti16_in21k", ("nothing published", "0.03 instead of 0.1")),
+        ("pretrain_augreg_s32_in21k", ("79.58", "class token instead of mean")),
+        ("pretrain_augreg_b32_in21k", ("nothing published", "aug light1")),
+        ("pretrain_augreg_b8_in21k", ("no figure",)),
+        ("pretrain_augreg_r26_s32_in21k", ("83.85", "384 pixels")),
+        ("pretrain_augreg_r50_l32_in21k", ("85.99", "384 pixels")),
+        ("pretrain_deit3_b16_in21k", ("56.46", "does not name", "85.7")),
+        ("finetune_deit3_b16_in21k_to_in1k", ("85.70", "pretrain_deit3_b16_in21k")),
         ("pretrain_pit_ti_in1k", ("73.0", "AdamP")),
         ("pretrain_deit3_b16_in1k", ("82.87", "192 pixels", "finetune_deit3_b16_in1k")),
     ],
@@ -63,6 +71,11 @@ DEIT_AUGMENT = {
     "policy": "rand_increasing", "num_ops": 2, "magnitude": 9, "magnitude_std": 0.5,
     "mixup_alpha": 0.8, "cutmix_alpha": 1, "mix_rate": 1, "switch_rate": 0.5,
 }  # fmt: skip
+DEIT3_AUGMENT = {
+    "policy": "three_augment", "color_jitter": 0.3, "cutmix_alpha": 1, "mix_rate": 1,
+    "erase_rate": 0,
+}  # fmt: skip
+SIMPLE = {"crop": "simple", "interpolation": "bicubic", "hflip_rate": 0.5}
 ERASED = {"erase_rate": 0.25, "erase_fill": "pixel"}
 CENTER_256 = {"eval_mode": "center_crop", "eval_resize": 256, "eval_interpolation": "bicubic"}
 SQUASHED = {"eval_mode": "squash", "eval_interpolation": "bilinear", "interpolation": "bilinear"}
@@ -134,6 +147,35 @@ VALUES = {
     },
     "pretrain_augreg_l16_in21k": {"augment": {"magnitude": 15, "mixup_alpha": 0.5}},
     "pretrain_augreg_s16_in21k": {"augment": {"magnitude": 0, "mixup_alpha": 0}},
+    "pretrain_augreg_ti16_in21k": {
+        "model": {"name": "vit_tiny_patch16_224", "global_pool": "avg"},
+        "augment": {"policy": None, "mixup_alpha": 0},
+    },
+    "pretrain_augreg_s32_in21k": {
+        "model": {"name": "vit_small_patch32_224", "global_pool": "avg"},
+        "augment": {"policy": None, "mixup_alpha": 0},
+    },
+    "pretrain_augreg_b32_in21k": {
+        "model": {"name": "vit_base_patch32_224", "global_pool": "avg"},
+        "augment": {"policy": "rand_big_vision", "magnitude": 10, "mixup_alpha": 0.2},
+    },
+    "pretrain_augreg_b8_in21k": {
+        "model": {"name": "vit_base_patch8_224", "global_pool": "token", "class_token": True,
+                  "representation_size": None, "drop_path_rate": 0, "proj_drop_rate": 0},
+        "augment": {"policy": "rand_big_vision", "magnitude": 15, "mixup_alpha": 0.2},
+        "optim": {"weight_decay": 0.1},
+    },
+    "pretrain_augreg_r26_s32_in21k": {
+        "model": {"name": "vit_small_r26_s32_224", "class_token": True, "drop_path_rate": 0},
+        "augment": {"policy": "rand_big_vision", "magnitude": 0, "mixup_alpha": 0},
+        "optim": {"weight_decay": 0.1},
+    },
+    "pretrain_augreg_r50_l32_in21k": {
+        "model": {"name": "vit_large_r50_s32_224", "class_token": True, "drop_path_rate": 0.1,
+                  "proj_drop_rate": 0.1, "pos_drop_rate": 0.1},
+        "augment": {"policy": "rand_big_vision", "magnitude": 15, "mixup_alpha": 0.2},
+        "optim": {"weight_decay": 0.1},
+    },
     "pretrain_miil_b16_in21kp": {
         "": {"epochs": 80},
         "model": {"qkv_bias": False},
@@ -225,6 +267,45 @@ VALUES = {
         "augment": {**DEIT_AUGMENT, "color_jitter": 0, "erase_rate": 0},
         "loss": {"kind": "softmax", "smoothing": 0.1, "mixed_labels": "weighted"},
         "optim": {**ADAM, "weight_decay": 0.1, "grad_clip_norm": None},
+    },
+    "pretrain_deit3_b16_in21k": {
+        "": {"epochs": 240},
+        "model": {"name": "vit_base_patch16_224", "img_size": 224, "drop_path_rate": 0.1,
+                  "drop_path_shape": "constant"},
+        "data": {"global_batch_size": 64 * 4 * 8, "repeats": 1, "eval_resize": 224, **SIMPLE},
+        "augment": {**DEIT3_AUGMENT, "mixup_alpha": 0},
+        "loss": {"kind": "softmax", "smoothing": 0.1, "mixed_labels": "weighted"},
+        "optim": {"kind": "lamb", "lr": 1e-3, "weight_decay": 0.02, "grad_clip_norm": 1},
+        "schedule": {"warmup_epochs": 5, "end_lr": 1e-5},
+    },
+    "pretrain_deit3_s16_in21k": {
+        "": {"epochs": 240}, "model": {"name": "vit_small_patch16_224", "drop_path_rate": 0.05},
+        "data": {"global_batch_size": 128 * 2 * 8, **SIMPLE},
+    },
+    "pretrain_deit3_l16_in21k": {
+        "": {"epochs": 240}, "model": {"name": "vit_large_patch16_224", "drop_path_rate": 0.3},
+    },
+    "pretrain_deit3_h14_in21k": {
+        "": {"epochs": 90},
+        "model": {"name": "vit_huge_patch14_224", "img_size": 9 * 14, "drop_path_rate": 0.5},
+    },
+    "finetune_deit3_b16_in21k_to_in1k": {
+        "": {"epochs": 50},
+        "model": {"name": "vit_base_patch16_224", "img_size": 224, "drop_path_rate": 0.15},
+        "data": {"global_batch_size": 64 * 4 * 8, "repeats": 1, **SIMPLE},
+        "augment": {**DEIT3_AUGMENT, "mixup_alpha": 0},
+        "loss": {"kind": "softmax", "smoothing": 0.1},
+        "optim": {"kind": "lamb", "lr": 3e-4, "weight_decay": 0.02},
+    },
+    "finetune_deit3_s16_in21k_to_in1k": {
+        "": {"epochs": 50}, "model": {"name": "vit_small_patch16_224", "drop_path_rate": 0.05},
+    },
+    "finetune_deit3_l16_in21k_to_in1k": {
+        "": {"epochs": 50}, "model": {"name": "vit_large_patch16_224", "drop_path_rate": 0.4},
+    },
+    "finetune_deit3_h14_in21k_to_in1k": {
+        "": {"epochs": 50},
+        "model": {"name": "vit_huge_patch14_224", "img_size": 224, "drop_path_rate": 0.45},
     },
     "pretrain_pit_ti_in1k": {
         "": {"epochs": 300},
@@ -328,6 +409,9 @@ LEARNING_RATES = {
     "pretrain_deit3_b16_in1k": (625, {
         epoch * 625 + at: deit_lr(epoch, peak=3e-3, epochs=800)
         for epoch in (0, 1, 2, 5, 6, 401, 799) for at in (0, 624)}),
+    "pretrain_deit3_b16_in21k": (6931, {
+        0: 1e-6, 2 * 6931: 1e-6 + (1e-3 - 1e-6) / 5, 6 * 6931: deit_lr(6, peak=1e-3, epochs=240),
+        120 * 6931: deit_lr(120, peak=1e-3, epochs=240)}),
     "finetune_deit3_b16_in1k": (2502, {0: 1e-6, 2502: 1e-6, 2 * 2502: 1e-6 + 9e-6 / 5,
                                        6 * 2502: 1e-5, 20 * 2502 - 1: 1e-5}),
     "pretrain_pit_ti_in1k": (S, {
@@ -361,7 +445,11 @@ def small(name):
         distilled = "_distilled" if "distilled" in recipe.model.name else ""
         changes = [f"model.name=pit_ti{distilled}_224", "model.img_size=32"]
     else:
-        changes = ["model.img_size=32", "model.patch_size=16", f"model.embed_dim={WIDTH}"]
+        patch_size = (
+            1 if "_s32_" in recipe.model.name else 16
+        )  # of a hybrid, after the convolutions
+        changes = ["model.img_size=32", f"model.patch_size={patch_size}"]
+        changes += [f"model.embed_dim={WIDTH}"]
         changes += ["model.depth=4", "model.num_heads=2"]
         if recipe.model.representation_size:
             changes.append("model.representation_size=32")

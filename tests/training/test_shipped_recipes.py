@@ -66,7 +66,10 @@ def small(name, teacher):
         distilled = "_distilled" if "distilled" in recipe.model.name else ""
         changes.append(f"model.name=pit_ti{distilled}_224")
     else:
-        changes += ["model.patch_size=16", "model.embed_dim=32", "model.depth=2"]
+        patch_size = (
+            1 if "_s32_" in recipe.model.name else 16
+        )  # of a hybrid, after the convolutions
+        changes += [f"model.patch_size={patch_size}", "model.embed_dim=32", "model.depth=2"]
         changes += ["model.num_heads=2", "model.mlp_ratio=2"]
         if recipe.model.representation_size:
             changes.append("model.representation_size=16")

@@ -200,7 +200,7 @@ class SimpleCropTransform(TrainTransform):
         )
 
     def _start(self, length: int, uniform: float) -> tuple[int, int]:
-        """Return where a crop of a side begins, within the image, and what lies outside of it."""
+        """Return where a crop of a side begins within the image, and by how much it is beyond."""
         last = length - self.img_size
         start = int(uniform * (last + 2 * _PADDING + 1)) - _PADDING
         inside = min(max(start, 0), last)
