@@ -26,6 +26,8 @@ class FlakyFiles(MemoryFileSystem):
     """Each is called with the operation and the path of a request; may raise, or answer."""
     tags: ClassVar[dict[str, str]] = {}
     latency_s = 0.0
+    lists_names_only = False
+    """As a page of links does."""
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -35,6 +37,8 @@ class FlakyFiles(MemoryFileSystem):
     def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
         self._request("ls", path)
         found = super().ls(path, detail=detail, **options)
+        if self.lists_names_only:
+            return [{**one, "size": None, "created": None} for one in found]
         return [self._tagged(info) for info in found] if detail else found
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def start_flaky_files() -> type[FlakyFiles]:
     for state in (FlakyFiles.store, FlakyFiles.requests, FlakyFiles.faults, FlakyFiles.tags):
         state.clear()
     FlakyFiles.pseudo_dirs[:] = [""]
-    FlakyFiles.latency_s = 0.0
+    FlakyFiles.latency_s, FlakyFiles.lists_names_only = 0.0, False
     return FlakyFiles
 
 

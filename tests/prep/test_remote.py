@@ -132,10 +132,12 @@ def _num_reads() -> int:
     return sum(name == "cat_file" for name, *_ in FlakyFiles.requests)
 
 
+@pytest.mark.parametrize("is_page", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_are_those_of_the_same_source_on_a_disk(
-    layout: str, make_tree: MakeTree, tmp_path: Path
+    layout: str, is_page: bool, make_tree: MakeTree, tmp_path: Path
 ) -> None:
+    FlakyFiles.lists_names_only = is_page
     files = LAYOUTS[layout]
     options = {"label_from": "folder"} if "folders" in layout or layout == "beside" else {}
     on_disk = _hash(make_tree(files), tmp_path / "disk", **options)

@@ -337,7 +337,13 @@ class RemoteTree:
             found = parts.of_first.get(os.fsencode(name), [])
             names = [os.fsdecode(part) for part in found] or names
         paths = [folder + slash + one for one in names]
-        return RemoteFile(self, {one: self.listed.get(one) or self.facts(one) for one in paths})
+        return RemoteFile(self, {one: self._known_facts(one) for one in paths})
+
+    def _known_facts(self, path: str) -> ObjectFacts:
+        listed = self.listed.get(path)
+        if listed is None or listed.num_bytes is None:  # pages have no sizes
+            return self.facts(path)
+        return listed
 
     def size(self, path: str | bytes) -> int | None:
         """Return the size of an object in bytes; None if there is none."""
