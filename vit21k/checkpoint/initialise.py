@@ -4,21 +4,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vit21k.checkpoint.foreign import OpenedWeights, WeightsChoice
-from vit21k.checkpoint.load import check_fit, open_weights
-from vit21k.checkpoint.model_folder import ModelCard, digest_of_tensors
+from vit21k.checkpoint.model_folder import ModelCard, check_fit, digest_of_tensors
 from vit21k.checkpoint.preprocessing import NOT_NEEDED
-from vit21k.convert.arrays import Which
 from vit21k.errors import CheckpointError, UsageError
 from vit21k.manifest.classes import ClassList
 from vit21k.models.pos_embed import ResizeMode, resize_pos_embed, resize_pos_map
 from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS
 from vit21k.models.vit import ImageClassifier
+
+if TYPE_CHECKING:
+    from vit21k.checkpoint.foreign import OpenedWeights
+    from vit21k.convert.arrays import Which
 
 
 class MappedHead(NamedTuple):
@@ -84,7 +85,7 @@ class InitSource:
     path: str | Path
     head: Literal["same-classes", "from-wnids"] = "same-classes"
     classes: ClassList | None = None
-    weights: Which | None = None
+    weights: "Which | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +208,15 @@ def _as_source(source: str | Path | InitSource) -> InitSource:
     return source if isinstance(source, InitSource) else InitSource(path=source)
 
 
-def _opened(source: InitSource, args: Mapping[str, Any]) -> OpenedWeights:
+def _opened(source: InitSource, args: Mapping[str, Any]) -> "OpenedWeights":
+    from vit21k.checkpoint.foreign import WeightsChoice  # noqa: PLC0415 (imports every format)
+    from vit21k.checkpoint.load import open_weights  # noqa: PLC0415
+
     choice = WeightsChoice(which=source.weights, fallback=_explicit(args))
     return open_weights(source.path, NOT_NEEDED, choice)
 
 
-def _origin(source: InitSource, opened: OpenedWeights) -> dict[str, Any]:
+def _origin(source: InitSource, opened: "OpenedWeights") -> dict[str, Any]:
     return {
         "kind": "init",
         "source": str(opened.card.path),
@@ -260,7 +264,7 @@ def _small_differences(card: ModelCard, args: Mapping[str, Any]) -> list[str]:
 
 
 def _skipped(
-    opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
+    opened: "OpenedWeights", target: Mapping[str, Tensor], source: InitSource, classes: ClassList
 ) -> tuple[str, ...]:
     """Return the prefixes of tensors that are not copied.
 
@@ -286,7 +290,7 @@ def _has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def _mapped(
-    opened: OpenedWeights, target: Mapping[str, Tensor], source: InitSource, classes: ClassList
+    opened: "OpenedWeights", target: Mapping[str, Tensor], source: InitSource, classes: ClassList
 ) -> MappedHead:
     if source.head != "from-wnids":
         return MappedHead({}, ())

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vit21k.checkpoint.foreign import (
     NO_CHOICE,
@@ -16,7 +15,7 @@ from vit21k.checkpoint.foreign import (
     open_weight_file,
     weights_in,
 )
-from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard
+from vit21k.checkpoint.model_folder import CONFIG, WEIGHTS, ModelCard, check_fit
 from vit21k.checkpoint.preprocessing import AS_FILES_SAY, Preprocessing
 from vit21k.checkpoint.store import EMA, POINTERS, STATE, find_latest, follow, load_checkpoint
 from vit21k.convert.arrays import Which
@@ -140,23 +139,3 @@ def _followed(path: Path) -> Path:
             f"`{path}` names no checkpoint", hint="give the folder of the run, or of a checkpoint"
         )
     return named
-
-
-def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Check that *found* has the names and shapes of *wanted*.
-
-    Raises:
-        CheckpointError: It has not; the message names the first difference of each kind.
-    """
-    problems = []
-    if missing := sorted(wanted.keys() - found.keys()):
-        problems.append(f"{len(missing)} tensors are missing, `{missing[0]}` first")
-    if unknown := sorted(found.keys() - wanted.keys()):
-        problems.append(f"{len(unknown)} are unknown, `{unknown[0]}` first")
-    for name in sorted(found.keys() & wanted.keys()):
-        if found[name].shape != wanted[name].shape:
-            here, there = tuple(found[name].shape), tuple(wanted[name].shape)
-            problems.append(f"`{name}` has shape {here}, the model {there}")
-            break
-    if problems:
-        raise CheckpointError(f"`{path}` does not fit the model: {'; '.join(problems)}")

@@ -353,3 +353,23 @@ def _parse(folder: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> M
         eval_settings=EvalSettings(**settings),
         loss_kind=own["loss_kind"],
     )
+
+
+def check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Check that *found* has the names and shapes of *wanted*.
+
+    Raises:
+        CheckpointError: It has not; the message names the first difference of each kind.
+    """
+    problems = []
+    if missing := sorted(wanted.keys() - found.keys()):
+        problems.append(f"{len(missing)} tensors are missing, `{missing[0]}` first")
+    if unknown := sorted(found.keys() - wanted.keys()):
+        problems.append(f"{len(unknown)} are unknown, `{unknown[0]}` first")
+    for name in sorted(found.keys() & wanted.keys()):
+        if found[name].shape != wanted[name].shape:
+            here, there = tuple(found[name].shape), tuple(wanted[name].shape)
+            problems.append(f"`{name}` has shape {here}, the model {there}")
+            break
+    if problems:
+        raise CheckpointError(f"`{path}` does not fit the model: {'; '.join(problems)}")
