@@ -73,7 +73,7 @@ class Form(NamedTuple):
     needs: str | None = None
 
 
-def read_files(root: Path, seed: int = 0) -> list[File]:
+def read_files(root: Path, *, num_copies: int = NUM_COPIES, seed: int = 0) -> list[File]:
     """Return the images below *root* and planted copies."""
     files = [
         File(path.parent.name, path.name, path.read_bytes())
@@ -82,7 +82,7 @@ def read_files(root: Path, seed: int = 0) -> list[File]:
     ]
     wnids = sorted({file.wnid for file in files})
     rng = random.Random(seed)
-    for number in range(NUM_COPIES):
+    for number in range(num_copies):
         file = rng.choice(files)
         wnid = file.wnid if number % 4 == 0 else rng.choice(wnids)
         files.append(File(wnid, f"{wnid}_copy{number}.JPEG", file.content))

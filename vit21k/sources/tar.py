@@ -1,6 +1,7 @@
 """Tars read in place: headers, members with their offsets, and what is wrong with them."""
 
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,9 +31,12 @@ def parse_pax(content: bytes) -> dict[bytes, bytes] | None:
 
 BLOCK_BYTES = 512
 
+_HEADER = struct.Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
+"""Name, size, checksum, type, magic and prefix."""
+
 _ADLER_MODULUS = 65_521
-_CHECKSUM = slice(148, 156)
 _SPACES = 256  # the checksum field counts as eight spaces
+_IS_EXTENDED_IN_PREFIX = 482 - 345
 _LAST_PLAIN_BYTE = 0x7F
 _NEGATIVE = 0xFF
 _MAX_NUMBER = 1 << 62
@@ -56,44 +60,47 @@ class Header(NamedTuple):
 
 def parse_header(block: memoryview) -> Header | None:
     """Parse *block*, 512 bytes; None if it is not a header."""
-    raw = bytes(block)
-    if not _has_its_checksum(raw):
-        return None
-    num_bytes = parse_number(raw[124:136])
+    name, size, checksum, kind, magic, prefix = _HEADER.unpack(block)
+    num_bytes = parse_number(size)
     if num_bytes is None or not 0 <= num_bytes < _MAX_NUMBER:
         return None
-    name = _text(raw[:100])
-    if raw[257:263] == b"ustar\0" and raw[345]:
-        name = _text(raw[345:500]) + b"/" + name
-    return Header(name, num_bytes, raw[156:157], bool(raw[482]))
+    if not _is_checksum(checksum, block):
+        return None
+    name = _text(name)
+    if magic == b"ustar\0" and prefix[0]:
+        name = _text(prefix) + b"/" + name
+    return Header(name, num_bytes, kind, prefix[_IS_EXTENDED_IN_PREFIX] != 0)
 
 
 def parse_number(field: bytes) -> int | None:
     """Parse a numeric field, octal or GNU base-256; None if it is neither."""
+    digits = field.rstrip(b"\0 ")
+    if not digits:
+        return 0
     if field[0] > _LAST_PLAIN_BYTE:
         if field[0] == _NEGATIVE:
             return int.from_bytes(field, "big", signed=True)
         return int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
-    digits = field.partition(b"\0")[0].strip() or field.strip(b"\0 ")
-    if not digits:
-        return 0
+    if not digits.isdigit():
+        digits = field.partition(b"\0")[0].strip() or field.strip(b"\0 ")
     try:
         return int(digits, 8) if digits.isdigit() else None
     except ValueError:  # 8, 9
         return None
 
 
-def _has_its_checksum(raw: bytes) -> bool:
-    """Return whether the checksum of a header block is correct.
+def _is_checksum(digits: bytes, block: memoryview) -> bool:
+    """Return whether *digits*, a field of a header block, are the checksum of the others.
 
     Adler-32 holds the sum in its lower half, modulo 65,521: 40 times as fast as `sum`.
     """
-    stored = parse_number(raw[_CHECKSUM])
+    stored = parse_number(digits)
     if not stored:  # an end block is all zeros
         return False
-    others = stored - _SPACES + sum(raw[_CHECKSUM])
-    if (1 + others - (zlib.adler32(raw) & 0xFFFF)) % _ADLER_MODULUS == 0:
+    others = stored - _SPACES + sum(digits)
+    if (1 + others - (zlib.adler32(block) & 0xFFFF)) % _ADLER_MODULUS == 0:
         return True
+    raw = bytes(block)
     # Old tars (Sun's) summed up signed bytes.
     signed = sum(raw[:148] + raw[156:]) - 256 * sum(
         byte > _LAST_PLAIN_BYTE for byte in raw[:148] + raw[156:]
@@ -182,7 +189,9 @@ class Window:
     def take(self, num_bytes: int) -> memoryview:
         """Return the next *num_bytes*, fewer if the stream ends; valid until the next call."""
         self.read_ahead(num_bytes)
-        stop = min(self._start + num_bytes, self._end)
+        stop = self._start + num_bytes
+        if stop > self._end:
+            stop = self._end
         view = self._buffer[self._start : stop]
         self.offset += stop - self._start
         self._start = stop
@@ -352,8 +361,8 @@ class _Reader:
                     return
 
     def _take(self, num_bytes: int) -> memoryview:
-        if self._end is not None:
-            num_bytes = max(min(num_bytes, self._end - self._window.offset), 0)
+        if self._end is not None and num_bytes > self._end - self._window.offset:
+            num_bytes = max(self._end - self._window.offset, 0)
         return self._window.take(num_bytes)
 
     def _go_to(self, stop: int) -> bool:

@@ -46,7 +46,7 @@ _PACKED = "json:wnids"
 
 _NAMES = (*(f"json:{name}" for name in (*_NAME_FIELDS, *_LABEL_FIELDS)), "cls")
 _WNIDS = ("key", *(f"json:{name}" for name in _PATH_FIELDS))
-_FIELDS = frozenset({*_NAME_FIELDS, *_LABEL_FIELDS, *_PATH_FIELDS})
+_FIELDS = sorted({*_NAME_FIELDS, *_LABEL_FIELDS, *_PATH_FIELDS})
 _INDICES = ("cls", *(f"json:{name}" for name in _LABEL_FIELDS))
 
 LABEL_FIELDS = frozenset({"cls", "json"})
@@ -443,8 +443,8 @@ def _wnids_in(sample: Sample) -> Iterator[tuple[str, str]]:
     if found := _WNID_KEY.fullmatch(sample.key):
         yield "key", found[1]
     fields = _json_of(sample)
-    for name in sorted(_FIELDS & fields.keys()):
-        value = fields[name]
+    for name in _FIELDS:
+        value = fields.get(name)
         if isinstance(value, str):
             value = _folder_of(value) if name in _PATH_FIELDS else value
             if _WNID.fullmatch(value):
