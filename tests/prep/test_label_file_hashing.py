@@ -13,7 +13,10 @@ from vit21k.cli.app import app
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.io import read_manifest
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS
+from vit21k.prep.hash_tree import hash_tree
+from vit21k.prep.shards import Shard, merge_shards
 from vit21k.prep.verify import verify
+from vit21k.sources.label_file import read_label_file
 
 FILES = {f"ILSVRC2012_val_{number:08d}.JPEG": b"%d" % number for number in (1, 2, 4)}
 WNIDS = "n01751748\nn09193705\nn02105855\n"
@@ -111,11 +114,48 @@ def test_labels_of_other_images_are_refused(make_tree: MakeTree, tmp_path: Path)
     assert not list((tmp_path / "m").glob("*.parquet"))
 
 
+def _hash_shards(root: Path, labels: Path, manifests: Path) -> list[Path]:
+    label_file = read_label_file(labels, root)
+    shards = [Shard(number, 3) for number in (1, 2, 3)]
+    for shard in shards:
+        hash_tree(root, manifests, shard=shard, label_file=label_file)
+        label_file = read_label_file(labels, root)
+    return [shard.folder(manifests) for shard in shards]
+
+
+def test_shards_of_a_labelled_tree_are_the_bytes_of_one_run(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    files = {f"{folder}/{number}.jpg": b"x" for folder in "abcdefgh" for number in (1, 2)}
+    root = make_tree({**files, "c/3.jpg": b"", "d/4.jpg": b"y"})
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(f"{name},{name[-5]}\n" for name in [*files, "a/gone.jpg", "z.jpg"]))
+    hash_tree(root, tmp_path / "m", label_file=read_label_file(labels, root))
+
+    merge_shards(_hash_shards(root, labels, tmp_path / "n"), tmp_path / "n")
+
+    problems = read_manifest(tmp_path / "n", PROBLEMS)["kind"].to_pylist()
+    assert problems == ["empty", "label_missing", "file_missing", "file_missing"]
+    for kind in (DIGESTS, PROBLEMS):
+        assert (tmp_path / "n" / kind.file_name).read_bytes() == (
+            tmp_path / "m" / kind.file_name
+        ).read_bytes()
+
+
+def test_a_name_of_images_in_several_shards_is_refused(make_tree: MakeTree, tmp_path: Path) -> None:
+    folders = [next(f for f in "abcdefgh" if Shard(n, 3).has(f"{f}/".encode())) for n in (1, 3)]
+    root = make_tree({f"{folder}/1.jpg": b"x" for folder in folders})
+    labels = tmp_path / "labels.csv"
+    labels.write_text("1.jpg,cat\n")
+
+    with pytest.raises(LayoutError, match=r"a name in `labels.csv` may be an image of one shard"):
+        merge_shards(_hash_shards(root, labels, tmp_path / "m"), tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ("--labels", "labels.csv", "--label-from", "top"),
-        ("--labels", "labels.csv", "--shard", "1/2"),
         ("--classes", "in1k"),
     ],
 )

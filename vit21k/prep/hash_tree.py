@@ -207,7 +207,6 @@ def hash_tree(  # noqa: PLR0913
     if not any((label_file, layout, label_from)):
         label_file = _zip_maps(place, class_names)
     refuse_inside(manifests, place.root)
-    _refuse_shard_of_labels(shard, label_file)
     labels = label_options(label_from, class_names, image_column)
     found = _layout_of(place, layout, labels, label_file)
     on_layout(found)
@@ -233,11 +232,6 @@ def _refuse_contradictions(root: Root, mode: str, engine: Engine | None) -> None
         )
     if mode == MODE and engine:
         raise UsageError("`--mode quick` runs on this machine only", hint="leave `--engine` out")
-
-
-def _refuse_shard_of_labels(shard: Shard | None, label_file: LabelFile | None) -> None:
-    if shard and label_file:
-        raise UsageError("`--labels` needs the whole tree", hint="leave `--shard` out")
 
 
 class _Place(NamedTuple):
@@ -410,6 +404,11 @@ class _Run:
                 self.summary.count(chunk, is_second_walk=is_quick)
                 rows.add(chunk)
                 on_chunk(chunk)
+            if self._label_file:
+                unused = HashedChunk("", 1.0, problems=self._label_file.unused())
+                rows.add(unused)
+                if not self._shard:  # other shards may have these images
+                    self.summary.count(unused, is_second_walk=is_quick)
             rows.flush()
             if not self._shard:
                 _refuse_nothing(self.summary, self._hasher.root)
@@ -430,16 +429,16 @@ class _Run:
         return chunk
 
     def _labelled(self, chunks: Iterator[HashedChunk]) -> Iterator[HashedChunk]:
-        """Yield *chunks* with the classes of the label file, if there is one; then its problems."""
+        """Yield *chunks* with the classes of the label file, if there is one, or in their paths."""
         class_of = self._hasher.layout.class_of_path
         if self._label_file is None:
             yield from (with_classes(chunk, class_of) for chunk in chunks) if class_of else chunks
             return
         for chunk in chunks:
             yield with_classes(chunk, self._label_file.class_of)
-        if not self.summary.num_files and self.summary.problems[ProblemKind.LABEL_MISSING]:
+        is_useless = self.summary.problems[ProblemKind.LABEL_MISSING] and not self.summary.num_files
+        if is_useless and not self._shard:
             self._label_file.refuse(printable(self._hasher.root[:-1]))
-        yield HashedChunk("", 1.0, problems=self._label_file.unused())
 
     def _walk(self) -> Iterator[HashedChunk]:
         """Yield what became of everything, in path order, the members of archives one by one."""

@@ -11,6 +11,7 @@ would have written.
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +20,18 @@ from typing import Any, Self
 import pyarrow as pa
 import xxhash
 
-from vit21k.errors import DataError, UsageError
+from vit21k.errors import DataError, LayoutError, UsageError
 from vit21k.lock import locked
 from vit21k.machine import allow_open_files
 from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
+from vit21k.manifest.layout import LABEL_FILE_OPTION
+from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
 from vit21k.manifest.writer import ROW_GROUP_ROWS, manifest_writer, refuse_inside
 from vit21k.prep.dedup import repeated_probes
 from vit21k.prep.quick import MODE, hash_unproven
 from vit21k.sources.detect import SourceLayout
+from vit21k.sources.label_file import WRITE_PATHS
 
 FOLDER = "shards"
 OPTION = "shard"
@@ -95,7 +99,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     Raises:
         ManifestError: One is missing, damaged, or a manifest of something else.
         DataError: They are not all the shards of one tree, each once, or no files are in them.
-        LayoutError: The folders of the tree cannot be classes.
+        LayoutError: The folders of the tree cannot be classes, or labels are not clear.
         UsageError: *manifests* is inside the image root.
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
@@ -106,14 +110,16 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     header = _common_header(digests)
     _require_equal(problems, header)
     refuse_inside(manifests, header.root)
-    if not any(part.num_rows for part in (*digests, *problems)):
-        raise DataError("no images in any of the shards", hint="is the image root right?")
+    is_labelled = LABEL_FILE_OPTION in header.options
+    if not any(part.num_rows for part in (digests if is_labelled else (*digests, *problems))):
+        what = "images with labels" if is_labelled else "images"
+        raise DataError(f"no {what} in any of the shards", hint="is the image root right?")
     with (
         locked(manifests, command="relabel"),
         manifest_writer(DIGESTS, manifests, header) as out,  # moves into place last
         manifest_writer(PROBLEMS, manifests, header) as listed,
     ):
-        listed.write(_sorted_problems(problems))
+        listed.write(_sorted_problems(problems, header))
         layout = SourceLayout.of_header(header.options).judge(header.root)
         repeated = repeated_probes(digests) if header.options.get("mode") == MODE else None
         for rows in merged([part.batches() for part in digests]):
@@ -234,11 +240,44 @@ def _refuse_repeats(paths: pa.StringArray) -> None:
         )
 
 
-def _sorted_problems(parts: Sequence[Manifest]) -> pa.Table:
-    """Return the problems of all *parts* in path order; in memory, for there are few."""
+def _sorted_problems(parts: Sequence[Manifest], header: ManifestHeader) -> pa.Table:
+    """Return the problems of all *parts* in path order; in memory, for there are few.
+
+    Names of a label file come last: each part has those that none of its own images has.
+    """
     rows = pa.concat_tables([part.read() for part in parts])
-    keys = [_raw(path) for path in rows["path"].to_pylist()]
-    return rows.take(pa.array(sorted(range(len(keys)), key=keys.__getitem__), pa.int64()))
+    paths = rows["path"].to_pylist()
+    is_name = [kind == ProblemKind.FILE_MISSING for kind in rows["kind"].to_pylist()]
+    unused = Counter(path for path, is_one in zip(paths, is_name, strict=True) if is_one)
+    if label_file := header.options.get(LABEL_FILE_OPTION):
+        _refuse_names_of_several(unused, len(parts), label_file)
+    others = [row for row, is_one in enumerate(is_name) if not is_one]
+    others.sort(key=lambda row: _raw(paths[row]))
+    names = [row for row in range(parts[0].num_rows) if is_name[row]]
+    missing = [row for row in names if unused[paths[row]] == len(parts)]
+    return rows.take(pa.array([*others, *missing], pa.int64()))
+
+
+def _refuse_names_of_several(
+    unused: Counter[str], num_shards: int, label_file: Mapping[str, Any]
+) -> None:
+    """Refuse a label file if images of several shards have one name in it.
+
+    Args:
+        unused: In how many shards no image has a name.
+        num_shards: How many there are.
+        label_file: As in the header.
+
+    Raises:
+        LayoutError: They have.
+    """
+    num_used = num_shards * label_file["num_labels"] - unused.total()
+    num_missing = sum(count == num_shards for count in unused.values())
+    if num_used > label_file["num_labels"] - num_missing:
+        raise LayoutError(
+            f"a name in `{label_file['name']}` may be an image of one shard or of another",
+            hint=WRITE_PATHS,
+        )
 
 
 def _raw(path: str) -> bytes:

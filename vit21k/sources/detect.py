@@ -88,7 +88,7 @@ class SourceLayout:
         num_containers: Archives, shards or Parquet files, as far as they were listed.
         shards: The entry of `_info.json` of each shard, by its path.
         is_said: The user has named the layout or `label_from`.
-        label_file: Name and SHA-256 of the file that the classes are from; empty: there is none.
+        label_file: `LabelFile.identity` of where the classes are from; empty: there is none.
             Images need not be in a folder then, and an archive is read as a folder of its name.
         splits: Folders that are published splits; None if there are none.
     """
@@ -98,7 +98,7 @@ class SourceLayout:
     num_containers: int = 0
     shards: Mapping[str, ShardEntry] = field(default_factory=dict)
     is_said: bool = False
-    label_file: Mapping[str, str] = field(default_factory=dict)
+    label_file: Mapping[str, str | int] = field(default_factory=dict)
     splits: SplitFolders | None = None
 
     @property

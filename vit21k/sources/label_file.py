@@ -38,21 +38,25 @@ GROUND_TRUTH = "323ca84ec5546dccc4dd11dbd2b3fc0094818728b5613f6089bd2f1428a04eaf
 _HUGGING_FACE = ("metadata.csv", "metadata.jsonl")
 _NUM_NAMED = 3
 
+WRITE_PATHS = "write the paths of the images relative to the image root into the label file"
+
 
 class LabelFile:
     """The labels of a file, by the names that it gives the images.
 
     Attributes:
-        identity: Name of the file, and SHA-256 of its bytes; of several, all names.
+        identity: Name of the file, SHA-256 of its bytes, and `num_labels`; of several, all names.
         form: How they were read, in words.
         num_labels: How many images have one.
     """
 
     def __init__(self, paths: Sequence[Path], label_of: dict[str, str], form: str) -> None:
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-        self.identity = {"name": ", ".join(path.name for path in paths), "sha256": digest}
         self.form = form
         self.num_labels = len(label_of)
+        name = ", ".join(path.name for path in paths)
+        self.identity: dict[str, str | int]
+        self.identity = {"name": name, "sha256": digest, "num_labels": self.num_labels}
         self._names = list(label_of)
         self._labels = list(label_of.values())
         self._matcher = FileNames(self._names)
@@ -69,14 +73,14 @@ class LabelFile:
             names = [self._names[index] for index in found]
             raise LayoutError(
                 f"`{path}` may be `{names[0]}` or `{names[1]}` of the label file",
-                hint=_WRITE_PATHS,
+                hint=WRITE_PATHS,
             )
         for index in found:
             if self._path_of.setdefault(index, path) != path:
                 raise LayoutError(
                     f"`{self._names[index]}` of the label file may be `{self._path_of[index]}` or "
                     f"`{path}`",
-                    hint=_WRITE_PATHS,
+                    hint=WRITE_PATHS,
                 )
         if not found:
             return Problem(path, ProblemKind.LABEL_MISSING, "not in the label file")
@@ -93,11 +97,8 @@ class LabelFile:
         raise LayoutError(
             f"no image of `{root}` has a label in `{self.identity['name']}`, which has labels of "
             f"`{self._names[0]}` and {self.num_labels - 1:,} more",
-            hint=_WRITE_PATHS,
+            hint=WRITE_PATHS,
         )
-
-
-_WRITE_PATHS = "write the paths of the images relative to the image root into the label file"
 
 
 def read_label_file(

@@ -189,9 +189,7 @@ class Window:
     def take(self, num_bytes: int) -> memoryview:
         """Return the next *num_bytes*, fewer if the stream ends; valid until the next call."""
         self.read_ahead(num_bytes)
-        stop = self._start + num_bytes
-        if stop > self._end:
-            stop = self._end
+        stop = min(self._start + num_bytes, self._end)
         view = self._buffer[self._start : stop]
         self.offset += stop - self._start
         self._start = stop
