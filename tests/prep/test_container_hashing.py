@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeTree
 from tar_files import tar_of
 
-from vit21k.errors import LayoutError
+from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGESTS, IMAGES, PROBLEMS
@@ -280,6 +280,21 @@ def test_a_damaged_stream_is_listed(make_tree: MakeTree, tmp_path: Path) -> None
     problems = read_manifest(tmp_path / "m", PROBLEMS, ["path", "kind"]).to_pylist()
     assert {"path": "a.tar.gz", "kind": "archive_truncated"} in problems
     assert {row["container"] for row in _rows(tmp_path / "m")} >= {"b.tar.gz"}
+
+
+def test_manifests_may_be_next_to_an_archive_that_is_hashed_alone(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    files = {f"{wnid}/{number}.jpg": JPEG + wnid.encode() for wnid in "ab" for number in (1, 2)}
+    folder = make_tree({"x.tar": tar_of(files)})
+
+    hash_tree(folder / "x.tar", folder / "m")
+    relabel(folder / "m")
+
+    assert open_manifest(folder / "m", IMAGES).num_rows == 2
+    assert verify(folder / "m").is_same
+    with pytest.raises(UsageError, match="is inside the image root"):
+        hash_tree(folder, folder / "m")
 
 
 BY_PATH: dict[str, tuple[Mapping[str, bytes], list[str], int]] = {

@@ -92,7 +92,7 @@ def _verify_tree(
     from vit21k.prep.verify import verify
 
     if combined:
-        tree = open_manifest(manifests, DIGESTS).header.root
+        tree = open_manifest(manifests, DIGESTS).header.image_folder
         refuse_inside(combined.absolute().parent, tree, option="--combined")
     with (
         _difference_lines(combined, print_lines=not as_json) as on_file,

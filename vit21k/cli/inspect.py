@@ -57,7 +57,8 @@ class SheetOptions:
         from vit21k.near.sheet import PairImages, sheet_pairs, write_sheets
 
         manifest = open_manifest(manifests, KINDS[kind])
-        for image_root in (manifest.header.root, manifest.header.options.get("against", "")):
+        header = manifest.header
+        for image_root in (header.image_folder, header.options.get("against", "")):
             refuse_inside(self.sheets, image_root, option="--sheets")
         pairs = PairImages(manifest, root=root, max_pairs=self.max_pairs)
         unread: list[str] = []
@@ -372,7 +373,9 @@ def review_command(
 
     queue = open_queue(manifests, root=root)
     path = decisions or manifests / FILE_NAME
-    refuse_inside(path.parent, open_manifest(manifests, IMAGES).header.root, option="--decisions")
+    refuse_inside(
+        path.parent, open_manifest(manifests, IMAGES).header.image_folder, option="--decisions"
+    )
     log = DecisionLog(path)
     try:
         listening = bind(HOST, port)

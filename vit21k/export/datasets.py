@@ -75,7 +75,7 @@ def open_splits(manifests: Path, out: Path, root: Root | None = None) -> Splits:
         refuse_published(images, "this export without a split")
         by_name = {"train": images}
     train = by_name["train"]
-    refuse_inside(out, str(root or train.header.root), option="--out")
+    refuse_inside(out, str(root or train.header.image_folder), option="--out")
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"`{out}` is not empty", hint="name a new folder with `--out DIR`")
     out.mkdir(parents=True, exist_ok=True)

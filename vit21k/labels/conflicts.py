@@ -72,7 +72,7 @@ def conflicts(manifests: Path, out: Path) -> ConflictSummary:
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
-    check_out(manifests, out, images.header.root)
+    check_out(manifests, out, images.header.image_folder)
     with locked(out, command="labels conflicts"):
         multi_label = _multi_label(images)
         hierarchy = Hierarchy.of(images.classes())

@@ -237,7 +237,7 @@ def rewrite_folder(
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
-    check_out(manifests, out, images.header.root)
+    check_out(manifests, out, images.header.image_folder)
     summary = RewriteSummary(num_classes=len(new.classes))
     with locked(out, command=f"labels {step['verb']}"):
         writer = _Writer(out, change, new, summary)

@@ -64,7 +64,7 @@ def expand(manifests: Path, out: Path, *, levels: int | None = None) -> ExpandSu
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
-    check_out(manifests, out, images.header.root)
+    check_out(manifests, out, images.header.image_folder)
     above = _above(Hierarchy.of(images.classes()), levels)
     header = derived_header(images, out, {"verb": "expand", "levels": levels})
     num_labels = num_hypernyms = num_without = 0

@@ -45,6 +45,15 @@ class ManifestHeader:
     inputs_in: str = "."
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def image_folder(self) -> str:
+        """Folder that is never written to: the image root; "" if it is that of a single archive."""
+        return "" if ARCHIVE_OPTION in self.options else self.root
+
+
+ARCHIVE_OPTION = "archive"
+"""Option of a header: the file that was hashed, where it was one and not a tree."""
+
 
 def to_metadata(kind: ManifestKind, header: ManifestHeader, classes: ClassList | None) -> Metadata:
     """Return the schema metadata of a *kind* manifest; *classes* where its rows have labels."""

@@ -355,7 +355,7 @@ def remove_leaks(manifests: Path, level: MatchLevel, out: Path) -> RemoveSummary
             hint="name another folder with `--out DIR`",
         )
     train, leaks = open_manifest(manifests, TRAIN), open_manifest(manifests, LEAKS)
-    refuse_inside(out, train.header.root, option="--out")
+    refuse_inside(out, train.header.image_folder, option="--out")
     rows = leaks.read(["path", "level"])
     levels = list(MatchLevel)[: list(MatchLevel).index(level) + 1]
     is_leak = pc.is_in(rows["level"], pa.array([str(one) for one in levels]))

@@ -180,7 +180,7 @@ def pack(
         OSError: The disk is full or failing; the same call resumes.
     """
     sources = open_sources(manifests)
-    refuse_inside(out, str(root or sources.manifests[0].header.root), option="--out")
+    refuse_inside(out, str(root or sources.manifests[0].header.image_folder), option="--out")
     plan = _plan_of(sources, level, options)
     _refuse_other_files(out, sources)
     with locked(out, command="pack"):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vit21k.atomic import write_atomic
 from vit21k.errors import ManifestError
-from vit21k.manifest.io import OWN_FOLDER, Manifest, ManifestHeader, open_manifest
+from vit21k.manifest.io import ARCHIVE_OPTION, OWN_FOLDER, Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.problems import ProblemKind
 from vit21k.manifest.schema import DIGEST_BYTES, KINDS, PACKED, SKIPPED, VAL
 from vit21k.manifest.writer import manifest_writer
@@ -148,12 +148,15 @@ def _write(
         inputs: Fingerprints of its inputs in this pack.
         rows_of: Row of each image in *offsets*; default: 0, 1, 2, ...
     """
+    of_images = {
+        name: one for name, one in manifest.header.options.items() if name != ARCHIVE_OPTION
+    }
     header = replace(
         manifest.header,
         root=OWN_FOLDER,
         inputs=dict(inputs),
         inputs_in=".",
-        options={**manifest.header.options, OPTION: plan.as_json()},
+        options={**of_images, OPTION: plan.as_json()},
     )
     start = 0
     with manifest_writer(manifest.kind, folder, header, manifest.classes()) as writer:

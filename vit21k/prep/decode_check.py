@@ -248,7 +248,7 @@ def find_undecodable(
     """
     with locked(manifests, command="verify"):
         digests = open_manifest(manifests, DIGESTS)
-        refuse_inside(manifests, digests.header.root)
+        refuse_inside(manifests, digests.header.image_folder)
         images, rows = _distinct(digests, existing_root(digests.header.root, root))
         summary = DecodeSummary(num_images=len(rows))
         header = ManifestHeader(

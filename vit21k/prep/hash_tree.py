@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from vit21k.errors import ImageTreeError, LayoutError, UsageError, printable
 from vit21k.lock import locked
 from vit21k.manifest.archive_names import archive_stem
-from vit21k.manifest.io import ManifestHeader
+from vit21k.manifest.io import ARCHIVE_OPTION, ManifestHeader
 from vit21k.manifest.layout import Layout, stem_of
 from vit21k.manifest.problems import Problem, ProblemKind, num_known
 from vit21k.manifest.schema import DIGESTS, PROBLEMS
@@ -145,8 +145,6 @@ class HashSummary:
 
 
 DEFAULT_ALGORITHM = "xxh3_128"
-ARCHIVE_OPTION = "archive"
-"""Option of a manifest's header: the file that was hashed, where it was one and not a tree."""
 
 
 OnChunk = Callable[[HashedChunk], None]
@@ -206,7 +204,7 @@ def hash_tree(  # noqa: PLR0913
     place = _place_of(root, is_flat=label_file is not None or label_from == "key")
     if not any((label_file, layout, label_from)):
         label_file = _zip_maps(place, class_names)
-    refuse_inside(manifests, place.root)
+    refuse_inside(manifests, "" if place.archive else place.root)
     labels = label_options(label_from, class_names, image_column)
     found = _layout_of(place, layout, labels, label_file)
     on_layout(found)

@@ -446,7 +446,7 @@ def export_lists(
     """
     with locked(manifests, command="export-lists"):
         images = open_manifest(manifests, IMAGES)
-        refuse_inside(out, images.header.root, option="--out")
+        refuse_inside(out, images.header.image_folder, option="--out")
         if per_class is not None or not (manifests / VAL.file_name).is_file():
             refuse_published(images, "`export-lists` without a split")
             in_val = _first_single_labels(images, per_class or PLSC_PER_CLASS)

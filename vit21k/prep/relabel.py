@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from vit21k.errors import DataError, ManifestError, UsageError
 from vit21k.lock import locked
 from vit21k.manifest.classes import CLASSES_OPTION, ClassList
-from vit21k.manifest.io import Manifest, ManifestHeader, open_manifest
+from vit21k.manifest.io import ARCHIVE_OPTION, Manifest, ManifestHeader, open_manifest
 from vit21k.manifest.schema import (
     CLASSES,
     COPIES,
@@ -252,7 +252,7 @@ def relabel(
         raise UsageError("on Ray, files are merged by all their bytes", hint="run without `--by`")
     with locked(manifests, command="relabel"):
         digests = open_manifest(manifests, DIGESTS)
-        refuse_inside(manifests, digests.header.root)
+        refuse_inside(manifests, digests.header.image_folder)
         wnid_N, wnids = _read_folders(digests)
         classes = classes or ClassList.from_folders(wnids)
         label_N = _replaced(wnid_N, _class_indices(wnids, classes))
@@ -296,12 +296,15 @@ def classes_of_source(manifests: Path) -> ClassList | None:
 def _header_for(
     digests: Manifest, classes: ClassList, *, by: str, max_labels: int | None
 ) -> ManifestHeader:
+    options: dict[str, Any] = {"by": by, "max_labels": max_labels}
+    if archive := digests.header.options.get(ARCHIVE_OPTION):
+        options[ARCHIVE_OPTION] = archive
     return ManifestHeader(
         algorithm=digests.header.algorithm,
         root=digests.header.root,
         classes=classes.fingerprint,
         inputs={"digests": digests.fingerprint},
-        options={"by": by, "max_labels": max_labels},
+        options=options,
     )
 
 

@@ -109,7 +109,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
     problems = [open_manifest(folder, PROBLEMS) for folder in folders]
     header = _common_header(digests)
     _require_equal(problems, header)
-    refuse_inside(manifests, header.root)
+    refuse_inside(manifests, header.image_folder)
     is_labelled = LABEL_FILE_OPTION in header.options
     if not any(part.num_rows for part in (digests if is_labelled else (*digests, *problems))):
         what = "images with labels" if is_labelled else "images"

@@ -71,7 +71,7 @@ def make_val(
     """
     with locked(manifests, command="make-val"):
         images = open_manifest(manifests, IMAGES)
-        refuse_inside(manifests, images.header.root)
+        refuse_inside(manifests, images.header.image_folder)
         if not is_any_split:
             refuse_published(images, "this split")
         wnids = images.classes().wnids
@@ -292,7 +292,7 @@ def split_by_source(manifests: Path) -> SourceSplitSummary:
     """
     with locked(manifests, command="make-val"):
         images = open_manifest(manifests, IMAGES)
-        refuse_inside(manifests, images.header.root)
+        refuse_inside(manifests, images.header.image_folder)
         split_P = published_splits(images)
         counts = {name: int((split_P == k).sum()) for k, name in enumerate(SOURCE_SPLITS)}
         val_split = next((name for name in HELD_OUT_SPLITS if counts[name]), None)
@@ -426,7 +426,7 @@ def split_by_list(manifests: Path, val_list: Path) -> ListSplitSummary:
     names = read_names(val_list)
     with locked(manifests, command="make-val"):
         images = open_manifest(manifests, IMAGES)
-        refuse_inside(manifests, images.header.root)
+        refuse_inside(manifests, images.header.image_folder)
         row_E = _rows_of(names, images, _copies_of(manifests))
         if (row_E < 0).all():
             raise UsageError(

@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit21k.errors import DataError, ImageError
-from vit21k.manifest.io import Manifest, damaged_manifests, open_manifest
+from vit21k.manifest.io import ARCHIVE_OPTION, Manifest, damaged_manifests, open_manifest
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.manifest.schema import DIGESTS, LOCATOR_COLUMNS, PROBLEMS
 from vit21k.prep.dedup import FileKeys, as_numbers, find_copies
@@ -22,7 +22,7 @@ from vit21k.prep.hash_chunks import (
     hash_in_threads,
     suitable_workers,
 )
-from vit21k.prep.hash_tree import ARCHIVE_OPTION, chunks_of, hasher_of
+from vit21k.prep.hash_tree import chunks_of, hasher_of
 from vit21k.prep.scan import FileRows, numbers
 from vit21k.prep.shards import OPTION, Shard
 from vit21k.sources.detect import SourceLayout

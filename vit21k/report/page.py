@@ -91,7 +91,7 @@ def write_report(
         UsageError: *out* is inside the image root.
     """
     numbers = read_numbers(manifests)
-    refuse_inside(out.parent, numbers.manifests[IMAGES.name].header.root, option="--out")
+    refuse_inside(out.parent, numbers.manifests[IMAGES.name].header.image_folder, option="--out")
     merged = MergedImages(numbers.manifests[IMAGES.name])
     budgets = {name: ThumbBudget(size) for name, size in _BUDGETS.items()}
     groups = galleries.show_groups(numbers, merged, budgets["groups"], root)

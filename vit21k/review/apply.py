@@ -187,7 +187,7 @@ def apply_decisions(manifests: Path, decisions: Path, out: Path) -> ApplySummary
         LockedError: Another run works on *out*.
     """
     images = open_manifest(manifests, IMAGES)
-    check_out(manifests, out, images.header.root)
+    check_out(manifests, out, images.header.image_folder)
     decided = in_effect(read_decisions(decisions))
     table = images.read()
     edit = Edit(table, images.classes(), _paths_of(decided))
