@@ -373,9 +373,8 @@ def review_command(
 
     queue = open_queue(manifests, root=root)
     path = decisions or manifests / FILE_NAME
-    refuse_inside(
-        path.parent, open_manifest(manifests, IMAGES).header.image_folder, option="--decisions"
-    )
+    image_folder = open_manifest(manifests, IMAGES).header.image_folder
+    refuse_inside(path.parent, image_folder, option="--decisions")
     log = DecisionLog(path)
     try:
         listening = bind(HOST, port)
@@ -398,9 +397,8 @@ def review_command(
         f"review: {len(queue):,} items; {len(log.in_effect):,} decisions in effect on "
         f"{decided.total():,} items" + (f": {kinds}" if kinds else "")
     )
-    out = shlex.quote(str(manifests / "reviewed"))
     apply = with_options("vit21k labels apply", manifests=manifests, decisions=decisions)
-    print_next(f"{apply} --out {out}")
+    print_next(f"{apply} --out {shlex.quote(str(manifests / 'reviewed'))}")
 
 
 def apply_command(
