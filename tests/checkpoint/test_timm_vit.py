@@ -52,6 +52,10 @@ def same(ours, theirs, size=32):
         {"act_layer": "gelu_tanh", "num_heads": 4, "mlp_ratio": 3.0},
         {"qkv_bias": False},
         {"init_values": 1e-5},
+        {"reg_tokens": 4},
+        {"no_embed_class": True},
+        {"qk_norm": True},
+        {"pre_norm": True},
     ],
 )
 def test_a_folder_that_timm_wrote_gives_timms_logits(tmp_path, overrides):
@@ -136,10 +140,9 @@ def test_hybrids_give_timms_logits(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("vit_tiny_patch16_224", {"reg_tokens": 4}),
-        ("vit_tiny_patch16_224", {"no_embed_class": True}),
-        ("vit_tiny_patch16_224", {"qk_norm": True}),
-        ("vit_tiny_patch16_224", {"pre_norm": True}),
+        ("vit_tiny_patch16_224", {"scale_attn_norm": True}),
+        ("vit_tiny_patch16_224", {"final_norm": False}),
+        ("vit_base_patch16_xp_224", {}),
     ],
 )
 def test_what_our_models_do_not_have_is_refused(tmp_path, name, args):
@@ -150,7 +153,7 @@ def test_what_our_models_do_not_have_is_refused(tmp_path, name, args):
 
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError):
-        load_model(tmp_path)
+        load_model(tmp_path, model_args={"num_heads": 2})
 
 
 def test_a_resnet_is_refused_with_the_names_it_has(tmp_path):

@@ -49,6 +49,34 @@ def test_parameter_counts_are_the_published_ones(name, overrides, expected):
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"reg_tokens": 4},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"distilled": True},
+        {"pre_norm": True, "norm_layer": "rmsnorm"},
+        {"pre_norm": True, "qk_norm": True, "init_values": 1e-5},
+        {"qk_norm": True, "norm_layer": "rmsnorm"},
+        {"mlp_layer": "swiglu", "mlp_ratio": 16 / 3},
+        {"global_pool": "map", "class_token": False, "norm_layer": "rmsnorm"},
+        {"global_pool": "token_avg"},
+    ],
+    ids=str,
+)
+def test_parameters_and_products_of_every_option_are_counted(overrides):
+    torch = pytest.importorskip("torch")
+    name, overrides = "vit_tiny_patch16_224", {"depth": 2, **overrides}
+    model, args = meta_model(name, overrides), model_args(name, **overrides)
+    counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode(display=False)
+    with counter, torch.device("meta"):
+        model.forward_head(model.forward_features(torch.zeros(1, 3, 224, 224)))
+
+    assert num_params(args) == sum(parameter.numel() for parameter in model.parameters())
+    # The query of MAP pooling is projected once for a batch.
+    assert 2 * macs_per_image(args) == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("name", list_models())
 def test_parameter_counts_are_those_of_the_model(name):
     overrides = {"num_classes": 0, "mlp_ratio": 3.5, "in_chans": 4}

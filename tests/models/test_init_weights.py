@@ -76,9 +76,26 @@ def test_the_generator_alone_decides(scheme):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+OPTIONS = [
+    {"representation_size": 8},
+    {"reg_tokens": 2, "qk_norm": True, "norm_layer": "rmsnorm", "global_pool": "map"},
+    {"distilled": True, "pre_norm": True, "mlp_layer": "swiglu"},
+]
+
+
+@pytest.mark.parametrize("args", OPTIONS, ids=str)
+def test_registers_and_the_distillation_token_do_not_start_equal(args):
+    model = get_model("vit_tiny_patch16_224", img_size=32, depth=1, **args)
+    init_vit(model, scheme="plsc")
+
+    tokens = [t[0] for t in (model.cls_token, model.dist_token, model.reg_token) if t is not None]
+    assert len(torch.cat(tokens).unique(dim=0)) == model.num_prefix_tokens
+
+
+@pytest.mark.parametrize("args", OPTIONS, ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_parameter_is_overwritten(scheme):
-    model = get_model("vit_tiny_patch16_224", img_size=32, depth=2, representation_size=8)
+def test_every_parameter_is_overwritten(scheme, args):
+    model = get_model("vit_tiny_patch16_224", img_size=32, depth=2, **args)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)

@@ -35,7 +35,15 @@ def loss_and_gradients(model, precision="fp32"):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "args", [{}, {"proj_drop_rate": 0.2, "drop_path_rate": 0.3}, {"global_pool": "avg"}], ids=str
+    "args",
+    [
+        {},
+        {"proj_drop_rate": 0.2, "drop_path_rate": 0.3},
+        {"global_pool": "avg"},
+        {"qk_norm": True, "mlp_layer": "swiglu", "norm_layer": "rmsnorm", "reg_tokens": 2},
+        {"global_pool": "map", "class_token": False, "pre_norm": True, "act_layer": "quick_gelu"},
+    ],
+    ids=str,
 )
 def test_recomputation_changes_no_bit_of_loss_and_gradients(precision, args):
     loss, gradients = loss_and_gradients(small_model(**args), precision)

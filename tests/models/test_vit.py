@@ -22,6 +22,8 @@ def randomised(model):
 
 
 def timm_twin(model, **args):
+    if args.get("mlp_layer") == "swiglu":
+        args = {**args, "mlp_layer": timm.layers.SwiGLUPacked, "act_layer": "silu"}
     twin = timm.models.VisionTransformer(num_classes=7, **{**SMALL, **args})
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin.eval()
@@ -49,6 +51,16 @@ def images(num_images=2, size=48):
         {"fc_norm": True},
         {"init_values": 1e-4},
         {"img_size": 50},
+        {"reg_tokens": 3},
+        {"reg_tokens": 3, "no_embed_class": True},
+        {"no_embed_class": True, "init_values": 1e-4},
+        {"reg_tokens": 2, "class_token": False, "global_pool": "avg"},
+        {"pre_norm": True, "act_layer": "quick_gelu"},
+        {"qk_norm": True},
+        {"norm_layer": "rmsnorm", "qk_norm": True, "global_pool": "avg"},
+        {"global_pool": "map", "class_token": False},
+        {"global_pool": "map", "reg_tokens": 1, "act_layer": "gelu_tanh"},
+        {"mlp_layer": "swiglu", "mlp_ratio": 5.25},
     ],
     ids=str,
 )
@@ -88,7 +100,40 @@ def loss_and_gradients(model, forward):
     return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("args", [{}, {"qkv_bias": False}, {"representation_size": 24}], ids=str)
+def test_a_distilled_model_has_timms_logits_and_features():
+    model = small_model(distilled=True)
+    twin = timm.models.deit.VisionTransformerDistilled(num_classes=7, **SMALL).eval()
+    twin.load_state_dict(model.state_dict(), strict=True)
+
+    with torch.no_grad():
+        torch.testing.assert_close(model(images()), twin(images()), atol=2e-5, rtol=1e-5)
+        features = twin.forward_head(twin.forward_features(images()), pre_logits=True)
+        torch.testing.assert_close(model.features(images()), features, atol=2e-5, rtol=1e-5)
+
+
+def test_token_and_mean_are_pooled_side_by_side_as_in_dinov2s_linear_classifier():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(hidden_size=32, num_labels=7)
+    classifier = transformers.Dinov2ForImageClassification(config).classifier
+    model = small_model(global_pool="token_avg", reg_tokens=2)
+    model.head.load_state_dict(classifier.state_dict())
+
+    with torch.no_grad():
+        tokens = model.forward_features(images())
+        expected = classifier(torch.cat([tokens[:, 0], tokens[:, 3:].mean(dim=1)], dim=1))
+        torch.testing.assert_close(model(images()), expected)
+
+
+ROOTS = [
+    {},
+    {"qkv_bias": False},
+    {"representation_size": 24},
+    {"distilled": True},
+    {"reg_tokens": 2, "qk_norm": True, "mlp_layer": "swiglu", "norm_layer": "rmsnorm"},
+]
+
+
+@pytest.mark.parametrize("args", ROOTS, ids=str)
 def test_a_last_block_for_the_class_token_alone_changes_neither_loss_nor_gradients(args):
     model = small_model(**args).double().train()
     short_loss, short_grads = loss_and_gradients(model, lambda x: model(x.double()))

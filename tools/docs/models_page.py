@@ -61,6 +61,8 @@ VERIFIED = {
     "torchvision": ("test_torchvision_vit", "test_export"),
     "transformers": ("test_transformers_vit", "test_export"),
     "google": ("test_google", "test_export"),
+    "clip": ("test_published_formats", ""),
+    "mmpretrain": ("test_published_formats", ""),
     "plsc": ("test_paddle_pickle", ""),
     "paddlevit": ("test_paddle_pickle", ""),
     "naver": ("test_pit", ""),

@@ -100,11 +100,12 @@ def _loss_kind(config: Mapping[str, Any], num_classes: int) -> Literal["sigmoid"
     return "sigmoid" if num_classes in _SIZES_OF_21K else "softmax"
 
 
-_INDEX = "model.safetensors.index.json"
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MAX_NAME = 250  # characters
 _PUBLISHED = re.compile(r"([\w.]+)-([0-9a-f]{8,64})\.(?:pth|pt)")
 # Files of weights in a folder, the best first.
-_IN_FOLDER = ("model.safetensors", _INDEX, "model.npz", "pytorch_model.bin", "model.pdparams")
+_IN_FOLDER = ("model.safetensors", _INDICES[0], "model.npz", "pytorch_model.bin", _INDICES[1],
+              "model.pdparams")  # fmt: skip
 _MAX_LISTED = 8
 # What reading malformed fields raises.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -155,7 +156,7 @@ def open_weight_file(
         UsageError: Nothing decides an argument that changes the logits.
     """
     config = _read_config(file.with_name(CONFIG))
-    read = _read_sharded if file.name == _INDEX else read_arrays
+    read = _read_sharded if file.name in _INDICES else read_arrays
     arrays = read(file, choice.which)
     own = None
     if "vit21k" in config:

@@ -271,7 +271,9 @@ def _skipped(
     A head belongs to its class list and to what it reads, and so does a norm after the pooling.
     """
     if _has(opened.tensors, "fc_norm.") != _has(target, "fc_norm."):
-        return (*_HEADS, "norm.", "fc_norm.")
+        return (*_HEADS, "norm.", "fc_norm.", "attn_pool.")
+    if _has(opened.tensors, "attn_pool.") != _has(target, "attn_pool."):
+        return (*_HEADS, "attn_pool.")
     if _has(opened.tensors, "pre_logits.") != _has(target, "pre_logits."):
         if source.head == "from-wnids":
             raise UsageError(
@@ -315,6 +317,9 @@ def _resize(
         tensors["pos_embed"] = resize_pos_map(before, model.grid_size, mode=mode)
     else:
         tensors["pos_embed"] = resize_pos_embed(
-            before, model.grid_size, num_prefix_tokens=model.num_prefix_tokens, mode=mode
+            before,
+            model.grid_size,
+            num_prefix_tokens=getattr(model, "num_prefix_positions", 0),
+            mode=mode,
         )
     return ("pos_embed",)

@@ -34,15 +34,21 @@ _UNKNOWN_TO_TIMM = (
 )
 
 
+_NEWER = ("reg_tokens", "no_embed_class", "pre_norm", "qk_norm", "norm_layer")
+
+
 def timm_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of *args* that timm's constructor has as well, under the same names."""
     declared = PIT_ARGUMENTS if is_pit(args) else VIT_ARGUMENTS
     shared = {key: value for key, value in args.items() if declared[key].in_timm}
     if is_pit(args):
         shared.pop("act_layer")  # timm's PiT has the exact GELU only; see `timm_name`
-    elif args["fc_norm"] is None:
+        return shared
+    if args["fc_norm"] is None:
         shared.pop("fc_norm")
-    return shared
+    # Left out where they change nothing, for the versions of timm that do not have them.
+    unused = [key for key in _NEWER if shared[key] == VIT_ARGUMENTS[key].default]
+    return {key: value for key, value in shared.items() if key not in unused}
 
 
 def timm_name(name: str, args: Mapping[str, Any]) -> str:
@@ -55,11 +61,15 @@ def timm_name(name: str, args: Mapping[str, Any]) -> str:
     name = name.replace("_384", "_224") if name in _UNKNOWN_TO_TIMM else name
     if is_pit(args):
         return f"{name}_with_gelu_tanh" if args["act_layer"] != "gelu" else name
-    if args["representation_size"] is not None:
-        return f"{name}_with_pre_logits"
-    if args["resnet_layers"] != model_args(name)["resnet_layers"]:
-        return f"{name}_with_another_resnet"
-    return name
+    if args["distilled"]:
+        return "deit_base_distilled_patch16_224"
+    lacking = {
+        "swiglu": args["mlp_layer"] == "swiglu",
+        "token_avg_pooling": args["global_pool"] == "token_avg",
+        "pre_logits": args["representation_size"] is not None,
+        "another_resnet": args["resnet_layers"] != model_args(name)["resnet_layers"],
+    }
+    return "_with_".join([name, *(part for part, is_there in lacking.items() if is_there)])
 
 
 def first_conv(args: Mapping[str, Any]) -> str:

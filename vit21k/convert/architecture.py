@@ -18,35 +18,42 @@ from vit21k.models.registry import SIZES, VARIANTS, model_args, name_of
 # Parts of a name: a pretrained tag; an image size and the pretraining data.
 _SUFFIX = re.compile(r"(\.\w[\w.]*)?$")
 _SIZE = re.compile(r"(_\d{2,4})?(_in21k|_miil|_miil_in21k)?$")
-# `vit_base`, `mae_vit_base_patch16`, `deit_base_patch16`: DINO, MAE, DeiT and timm.
-_PLAIN = re.compile(
-    r"(?:mae_)?(?:vit|deit)_(tiny|small|base|large|huge|giant|gigantic)"
-    r"(?:_patch\d+)?(?:_dec\d+d\d+b)?(?:_dinov2)?"
-)
 _TORCHVISION = {"vit_b": "base", "vit_l": "large", "vit_h": "huge"}
 _TORCHVISION_NAME = re.compile(r"(vit_[blh])_\d\d(?:_swag)?")
-# Other names in timm of networks like ours -> width, heads and GELU.  The width does not decide the
-# heads: 768 has 12 or 16.
-_OTHERS: Mapping[str, tuple[int, int, str]] = {
-    "vit_base_patch16_gap": (768, 16, "gelu"),
-    "vit_base_patch16_plus": (896, 14, "gelu"),
-    "vit_base_patch16_siglip_gap": (768, 12, "gelu"),
-    "vit_base_patch32_plus": (896, 14, "gelu"),
-    "vit_base_patch32_siglip_gap": (768, 12, "gelu_tanh"),
-    "vit_betwixt_patch16_gap": (640, 10, "gelu"),
-    "vit_giant_patch16_gap": (1408, 16, "gelu"),
-    "vit_giantopt_patch16_siglip_gap": (1536, 16, "gelu_tanh"),
-    "vit_huge_patch14_gap": (1280, 16, "gelu"),
-    "vit_huge_patch16_gap": (1280, 16, "gelu"),
-    "vit_intern300m_patch14": (1024, 16, "gelu"),
-    "vit_large_patch16_siglip_gap": (1024, 16, "gelu"),
-    "vit_medium_patch16_gap": (512, 8, "gelu"),
-    "vit_small_patch16_36x1": (384, 6, "gelu"),
-    "vit_so400m_patch14_siglip_gap": (1152, 16, "gelu"),
-    "vit_so400m_patch16_siglip_gap": (1152, 16, "gelu_tanh"),
-    "eva_large_patch14": (1024, 16, "gelu"),
-    "test_vit": (64, 2, "gelu"),
+# Names of DINO, MAE, DeiT and timm: a size, and words that change nothing hidden but what follows.
+_NAME = re.compile(
+    r"(?:mae_)?(?:vit|deit3?|flexivit)_(?P<size>[a-z]+(?:\d+m2?)?)(?:_distilled)?(?:_patch\d+)?"
+    r"(?:_dec\d+d\d+b)?(?P<words>(?:_(?:plus|reg\d+|gap|map|clip|quickgelu|siglip|dinov2|tipsv2"
+    r"|36x1))*)"
+)
+# Size -> width and heads.  The width does not decide the heads: 768 has 12 or 16.
+_HEADS: Mapping[str, tuple[int, int]] = {
+    **{name: (int(size["embed_dim"]), int(size["num_heads"])) for name, size in SIZES.items()},
+    "xsmall": (256, 4),
+    "wee": (256, 4),
+    "little": (320, 5),
+    "medium": (512, 8),
+    "mediumd": (512, 8),
+    "betwixt": (640, 10),
+    "so150m": (896, 14),
+    "so150m2": (832, 13),
+    "so400m": (1152, 16),
+    "giantopt": (1536, 16),
 }
+# Of a size with certain words in its name.
+_OTHER_HEADS: Mapping[tuple[str, str], tuple[int, int]] = {
+    ("base", "_gap"): (768, 16),
+    ("base", "_plus"): (896, 14),
+    ("base", "_plus_clip"): (896, 14),
+    ("giant", "_dinov2"): (1536, 24),
+    ("giant", "_reg4_dinov2"): (1536, 24),
+    ("giant", "_reg1_tipsv2"): (1536, 24),
+}
+_OTHERS: Mapping[str, tuple[int, int]] = {"eva_large_patch14": (1024, 16), "test_vit": (64, 2)}
+_TANH = re.compile(
+    r"vit_(?:(?:base_patch32|giantopt_patch16|so400m_patch16)_siglip(?:_gap)?_\d+"
+    r"|large_patch16_siglip(?:_gap)?_512)"
+)
 
 
 def known_architecture(
@@ -81,13 +88,15 @@ def known_architecture(
         )
     if "heads" not in known:
         averages = "fc_norm.weight" in tensors or "cls_token" not in tensors
-        known = {**known, "global_pool": "avg" if averages else "token"}
+        pooled = "map" if "attn_pool.latent" in tensors else "avg" if averages else "token"
+        known = {**known, "global_pool": pooled}
     return known, None
 
 
 def _of_name(full: str) -> tuple[int | None, dict[str, Any]] | None:
     """Return width and hidden arguments of an architecture; None: it is not one of ours."""
-    base = _SIZE.sub("", _SUFFIX.sub("", full))
+    full = _SUFFIX.sub("", full)
+    base = _SIZE.sub("", full)
     for name in VARIANTS:
         if _SIZE.sub("", name) == base and "heads" in VARIANTS[name]:
             return None, {"heads": VARIANTS[name]["heads"], "act_layer": "gelu"}
@@ -95,17 +104,23 @@ def _of_name(full: str) -> tuple[int | None, dict[str, Any]] | None:
             return _decided(VARIANTS[name]["embed_dim"], VARIANTS[name]["num_heads"])
     if base in _OTHERS:
         return _decided(*_OTHERS[base])
-    match = _PLAIN.fullmatch(base)
-    size = match[1] if match else None
-    if match := _TORCHVISION_NAME.fullmatch(_SUFFIX.sub("", full)):
-        size = _TORCHVISION[match[1]]
-    if size is None:
+    if match := _TORCHVISION_NAME.fullmatch(full):
+        return _decided(*_HEADS[_TORCHVISION[match[1]]])
+    match = _NAME.fullmatch(base)
+    if match is None or match["size"] not in _HEADS:
         return None
-    return _decided(int(SIZES[size]["embed_dim"]), int(SIZES[size]["num_heads"]))
+    size, words = match["size"], match["words"]
+    activation = "quick_gelu" if "_quickgelu" in words else "gelu"
+    if _TANH.fullmatch(full):
+        activation = "gelu_tanh"
+    sizes = _OTHER_HEADS.get((size, words), _HEADS[size])
+    return _decided(*sizes, activation, norm_eps=1e-5 if "_clip" in words else 1e-6)
 
 
-def _decided(width: int, num_heads: int, activation: str = "gelu") -> tuple[int, dict[str, Any]]:
-    return width, {"num_heads": num_heads, "act_layer": activation, "norm_eps": 1e-6}
+def _decided(
+    width: int, num_heads: int, activation: str = "gelu", norm_eps: float = 1e-6
+) -> tuple[int, dict[str, Any]]:
+    return width, {"num_heads": num_heads, "act_layer": activation, "norm_eps": norm_eps}
 
 
 # Arguments that no tensor shows -> the default of all constructors; None: they differ.
@@ -119,10 +134,16 @@ _HIDDEN: Mapping[str, Any] = {
 _PIT_HIDDEN: Mapping[str, Any] = {"heads": None, "act_layer": "gelu"}
 # Arguments that the user has to give before another architecture is read as ours.
 _DECIDING = ("num_heads", "act_layer", "norm_eps")
+_WORDS = {
+    "num_heads": "how many attention heads",
+    "heads": "how many attention heads",
+    "act_layer": "which activation",
+    "norm_eps": "which epsilon of norms",
+}
 _EXAMPLES = {
     "num_heads": "N",
     "heads": "[N,N,N]",
-    "act_layer": "gelu|gelu_tanh",
+    "act_layer": "gelu|gelu_tanh|quick_gelu",
     "norm_eps": "X",
     "global_pool": "token|avg",
 }
@@ -216,19 +237,21 @@ def _hidden(
     """Return the arguments that no tensor shows, and a warning on those that are assumed."""
     hidden: dict[str, Any] = {}
     assumed = []
+    missing = [key for key, usual in customary.items() if usual is None and key not in decided]
+    if missing:
+        raise UsageError(
+            f"nothing says {' and '.join(_WORDS[key] for key in missing)} these weights have: "
+            "no tensor shows it",
+            hint=f"set it: {_options(missing)}; `vit21k export` with it writes a folder that "
+            "records it",
+        )
     for key, usual in customary.items():
-        if key == "global_pool" and not shown["class_token"]:
-            hidden[key] = "avg"
+        if key == "global_pool" and _shows_pool(shown):
+            hidden[key] = shown[key]
         elif key == "stem_eps" and shown.get("resnet_layers") is None:
             continue
         elif key in decided:
             hidden[key] = decided[key]
-        elif usual is None:
-            raise UsageError(
-                "nothing says how many attention heads these weights have: no tensor shows it",
-                hint=f"set it: {_options([key])}; `vit21k export` with it writes a folder that "
-                "records it",
-            )
         else:
             hidden[key] = shown.get(key, usual)
             assumed.append(key)
@@ -236,6 +259,11 @@ def _hidden(
         return hidden, ()
     values = ", ".join(f"{key} {_text(hidden[key])}" for key in assumed)
     return hidden, (f"assumed, as nothing says it: {values} ({_options(assumed)})",)
+
+
+def _shows_pool(shown: Mapping[str, Any]) -> bool:
+    """Return whether there is but one pooling for such tensors."""
+    return shown["global_pool"] == "map" or shown["distilled"] or not shown["class_token"]
 
 
 def _options(keys: list[str]) -> str:
@@ -252,17 +280,25 @@ def _vit(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, A
     width, side = int(patch.shape[0]), int(patch.shape[2])
     stem = tensors.get("patch_embed.backbone.stem.conv.weight", patch)
     hidden = int(tensors["blocks.0.mlp.fc1.weight"].shape[0])
-    _grid(tensors)
     head = tensors.get("head.weight")
     representation = tensors.get("pre_logits.fc.weight")
-    pool_norm = "fc_norm.weight" in tensors
     class_token = "cls_token" in tensors
+    averages = not class_token or "fc_norm.weight" in tensors
+    attends = "attn_pool.latent" in tensors
+    second = tensors["blocks.0.mlp.fc2.weight"].shape[1]
+    registers = tensors.get("reg_token")
     return {
         "patch_size": side,
         "in_chans": int(stem.shape[1]),
         "num_classes": 0 if head is None else int(head.shape[0]),
-        "global_pool": "token" if class_token and not pool_norm else "avg",
+        "global_pool": "map" if attends else "avg" if averages else "token",
         "class_token": class_token,
+        "reg_tokens": 0 if registers is None else int(registers.shape[1]),
+        "distilled": "dist_token" in tensors,
+        "pre_norm": "norm_pre.weight" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "mlp_layer": "swiglu" if hidden == 2 * second else "mlp",
+        "norm_layer": "layernorm" if "blocks.0.norm1.bias" in tensors else "rmsnorm",
         "embed_dim": width,
         "depth": _count(tensors, r"blocks\.(\d+)\."),
         "mlp_ratio": _ratio(hidden, width),
@@ -303,7 +339,7 @@ def _completed(
         size = decided.get("img_size", least)
         fits = isinstance(size, int) and (size - args["patch_size"]) // max(1, stride) + 1 == grid
         return {**args, "img_size": size if fits else least, "base_dims": _base_dims(tensors, args)}
-    grid = _grid(tensors)
+    grid, no_embed_class = _grid(tensors, args, decided.get("no_embed_class"))
     layers, side = args["resnet_layers"], args["patch_size"]
     stride = side if layers is None else side * 2 ** (1 + len(layers))
     after_pool = "fc_norm.weight" in tensors
@@ -312,22 +348,41 @@ def _completed(
     fits = isinstance(size, int) and size > 0 and -(-size // stride) in (grid, grid + 1)
     return {
         **args,
+        "no_embed_class": no_embed_class,
         "fc_norm": None if customary else after_pool,
         "img_size": size if fits else grid * stride,
     }
 
 
-def _grid(tensors: Mapping[str, Tensor]) -> int:
-    """Return the side of the grid of positions of a Vision Transformer."""
-    shape, prefix = tuple(tensors["pos_embed"].shape), "cls_token" in tensors
-    num_patches = shape[1] - prefix if len(shape) == 3 else 0  # noqa: PLR2004 (1, N, D)
-    grid = isqrt(max(0, num_patches))
-    if grid * grid != num_patches or not grid:
+def _grid(
+    tensors: Mapping[str, Tensor], args: Mapping[str, Any], no_embed_class: bool | None
+) -> tuple[int, bool]:
+    """Return the side of the grid of positions, and whether only patches have a position.
+
+    Args:
+        tensors: Of a Vision Transformer.
+        args: Which tokens there are.
+        no_embed_class: What a config file says; None: nothing.
+    """
+    shape = tuple(tensors["pos_embed"].shape)
+    prefix = args["class_token"] + args["distilled"] + args["reg_tokens"]
+    possible = {}
+    for only_patches in (False, True) if no_embed_class is None else (no_embed_class,):
+        num_patches = shape[1] - (0 if only_patches else prefix) if len(shape) == 3 else 0  # noqa: PLR2004 (1, N, D)
+        grid = isqrt(max(0, num_patches))
+        if grid and grid * grid == num_patches:
+            possible[only_patches if prefix else False] = grid
+    if len(possible) > 1:
         raise CheckpointError(
-            f"`pos_embed` of shape {shape} is not that of a square grid"
-            + " and a class token" * prefix
+            f"`pos_embed` of shape {shape} may or may not have positions for the {prefix} tokens "
+            "before the patches",
+            hint="a `config.json` of timm with `no_embed_class` in its `model_args` says it",
         )
-    return grid
+    if not possible:
+        tokens = {0: "", 1: " and a class token"}.get(prefix, f" and {prefix} tokens before it")
+        raise CheckpointError(f"`pos_embed` of shape {shape} is not that of a square grid{tokens}")
+    ((only_patches, grid),) = possible.items()
+    return grid, only_patches
 
 
 def _base_dims(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> list[int]:

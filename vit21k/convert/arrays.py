@@ -44,9 +44,10 @@ _MAX_NPY_HEADER = 4096
 _NPY_NUMBERS = re.compile(r"[<>|][fiub][1248]|[<>|]V2")
 # Where training programs store weights, next to optimizers and the like.
 _NESTS: Mapping[Which, tuple[str, ...]] = {
-    "raw": ("state_dict", "model", "model_state_dict", "net", "params", "module", "student"),
+    "raw": ("state_dict", "model", "model_state_dict", "net", "params", "module", "student",
+            "encoder"),
     "ema": ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema",
-            "ema_model", "teacher"),
+            "ema_model", "teacher", "target_encoder"),
 }  # fmt: skip
 _MAX_NESTING = 4
 # Prefixes that wrappers add to names: data parallelism, compilation, a trainer's attribute; and
@@ -307,6 +308,8 @@ def _leaves_of(
         kind: [key for key in keys if isinstance(content.get(key), Mapping)]
         for kind, keys in _NESTS.items()
     }
+    if nests["ema"] and _is_mmengines(content):
+        nests = {"raw": nests["ema"], "ema": nests["raw"]}
     if depth < _MAX_NESTING and any(nests.values()):
         kind, notes = _choose({kind for kind, keys in nests.items() if keys}, which)
         if len(nests[kind]) > 1:
@@ -320,6 +323,15 @@ def _leaves_of(
         for name, value in content.items()
     }
     return {name: value for name, value in values.items() if isinstance(value, Leaf)}, ()
+
+
+def _is_mmengines(content: Mapping[Any, Any]) -> bool:
+    """Return whether MMEngine saved it, whose `EMAHook` swaps the weights and their average.
+
+    Source: mmengine/hooks/ema_hook.py, `before_save_checkpoint`.
+    """
+    meta = content.get("meta")
+    return isinstance(meta, Mapping) and "mmengine_version" in meta
 
 
 def _choose(available: set[Which], which: Which | None) -> tuple[Which, tuple[str, ...]]:

@@ -6,35 +6,60 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vit21k.convert import google, paddle, timm, torchvision, transformers
+from vit21k.convert import clip, google, mmpretrain, paddle, timm, torchvision, transformers
 from vit21k.convert.arrays import Arrays
 from vit21k.convert.naming import Converted
 from vit21k.errors import CheckpointError
 
-# What a trained model does not need: a token for masked images, the decoder of MAE and SimMIM, the
-# projection of DINO, an optimizer's state, counters.
+# What a trained image model does not need: a token for masked images, the decoder of MAE and
+# SimMIM, the projections of DINO, a text tower and the projections to a space that it shares, an
+# optimizer's state, counters.
 _DROPPABLE = re.compile(
     r"(.*[./])?mask_token|opt/(?!target/).*|.*position_ids|(.*\.)?decoder(_\w+)?(\..*)?|n_averaged|"
-    r"head\.(mlp|last_layer)\..*"
+    r"head\.(mlp\.(\d+\.)?(weight|bias)|last_layer\..*)|(dino|ibot)_head\..*|(.*\.)?logit_(scale|bias)|"
+    r"(text|text_model|text_projection|visual_projection|visual\.head)\..*"
 )
 _OURS = re.compile(
-    r"cls_token|pos_embed|(norm|fc_norm|head|head_dist|pre_logits\.fc)\.(weight|bias)|"
-    r"patch_embed\.(proj|conv)\.(weight|bias)|patch_embed\.backbone\.(stem|stages)\..+|"
-    r"(transformers\.\d+\.)?blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|"
-    r"ls[12]\.gamma)|transformers\.\d+\.pool\..+"
+    r"cls_token|dist_token|reg_token|pos_embed|patch_embed\.backbone\.(stem|stages)\..+|"
+    r"(norm|norm_pre|fc_norm|head|head_dist|pre_logits\.fc)\.(weight|bias)|"
+    r"patch_embed\.(proj|conv)\.(weight|bias)|transformers\.\d+\.pool\..+|"
+    r"attn_pool\.(latent|(q|kv|proj|norm|mlp\.fc[12])\.(weight|bias))|"
+    r"(transformers\.\d+\.)?blocks\.\d+\.(ls[12]\.gamma|"
+    r"(norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.(weight|bias))"
 )
 _Converter = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Converted]
-_PROJECTION = "embeddings.patch_embeddings.projection.weight"
-# Format, tensors that only this format has, converter.  PLSC has timm's names.
-_FORMATS: tuple[tuple[str, tuple[str, ...], _Converter], ...] = (
-    *(("google", (f"{prefix}embedding/kernel",), google.from_google) for prefix in google.PREFIXES),
-    ("torchvision", ("conv_proj.weight", "encoder.pos_embedding"), torchvision.from_torchvision),
-    ("transformers", (_PROJECTION,), transformers.from_transformers),
-    ("transformers", (f"vit.{_PROJECTION}",), transformers.from_transformers),
-    ("paddlevit", ("patch_embedding.patch_embedding.weight",), paddle.from_paddlevit),
-    ("pit", ("patch_embed.conv.weight", "transformers.0.blocks.0.norm1.weight"), timm.from_pit),
-    ("timm", ("patch_embed.proj.weight", "blocks.0.norm1.weight"), timm.from_timm),
-)
+
+
+class _Format(NamedTuple):
+    """Names of tensors in a library."""
+
+    name: str
+    """A key of `models.registry.FORMATS`."""
+    anchors: tuple[str, ...]
+    """Tensors that only this format has; what is before them is a prefix of all names."""
+    convert: _Converter
+    is_tower: bool = False
+    """Whether only the tensors under the prefix of the anchors are the image model."""
+
+
+_HF_PATCH = "embeddings.patch_embeddings.projection.weight"
+_HF_CLIP_PATCH = "embeddings.patch_embedding.weight"
+# PLSC has timm's names.
+_FORMATS = (
+    _Format("google", ("embedding/kernel",), google.from_google, is_tower=True),
+    _Format("torchvision", ("conv_proj.weight", "encoder.pos_embedding"),
+            torchvision.from_torchvision),
+    _Format("clip", ("class_embedding", "conv1.weight"), clip.from_clip, is_tower=True),
+    _Format("transformers", (_HF_PATCH,), transformers.from_transformers),
+    _Format("transformers", (_HF_CLIP_PATCH,), transformers.from_transformers),
+    _Format("mmpretrain", ("patch_embed.projection.weight", "layers.0.ln1.weight"),
+            mmpretrain.from_mmpretrain),
+    _Format("paddlevit", ("patch_embedding.patch_embedding.weight",), paddle.from_paddlevit),
+    _Format("pit", ("patch_embed.conv.weight", "transformers.0.blocks.0.norm1.weight"),
+            timm.from_pit),
+    _Format("timm", ("patch_embed.proj.weight", "blocks.0.norm1.weight"), timm.from_timm),
+    _Format("timm", ("patch_embed.proj.weight", "blocks.0.0.norm1.weight"), timm.from_timm),
+)  # fmt: skip
 
 
 class Ours(NamedTuple):
@@ -75,22 +100,56 @@ def to_ours(arrays: Arrays, config: Mapping[str, Any]) -> Ours:
                 hint="use the weights from before the quantisation",
             )
     ours = {key: tensor.float().contiguous() for key, tensor in converted.tensors.items()}
-    return Ours(name, converted._replace(tensors=ours, dropped=tuple(sorted(spare))))
+    return Ours(
+        name, converted._replace(tensors=ours, dropped=tuple(sorted({*spare, *converted.spare})))
+    )
 
 
 def _convert(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, is_paddle: bool
 ) -> tuple[str, Converted]:
-    found = next((row for row in _FORMATS if tensors.keys() >= set(row[1])), None)
-    if found is None:
-        first = ", ".join(f"`{name}`" for name in sorted(tensors)[:3])
-        raise CheckpointError(
-            f"the names of these tensors are those of no model that vit21k has: {first} ...",
-            hint="`vit21k models --formats` lists what it reads",
-        )
-    name, _, convert = found
+    found, prefix = _find(tensors, config)
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    outside: list[str] = []
+    if found.is_tower and prefix:
+        outside = [name for name in tensors if not name.startswith(prefix)]
+        inner = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+    elif len(inner) != len(tensors):
+        raise CheckpointError(f"two tensors have the same name without the prefix `{prefix:.40}`")
+    name, convert = found.name, found.convert
     if name == "timm" and is_paddle:
         name, convert = "plsc", paddle.from_plsc
     if name == "pit":
         name = "paddlevit" if is_paddle else "timm" if config else "naver"
-    return name, convert(tensors, config)
+    converted = convert(inner, config)
+    return name, converted._replace(spare=(*converted.spare, *outside))
+
+
+def _find(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[_Format, str]:
+    """Return the format of *tensors*, and the prefix that wrappers added to their names."""
+    for row in _FORMATS:
+        first = row.anchors[0]
+        prefixes = sorted(
+            prefix
+            for prefix in (name.removesuffix(first) for name in tensors if name.endswith(first))
+            if prefix[-1:] in ("", ".", "/")
+            and all(prefix + name in tensors for name in row.anchors)
+        )
+        if len(prefixes) > 1:
+            raise CheckpointError(
+                f"there are {len(prefixes)} models in it, under "
+                + " and ".join(f"`{prefix:.40}`" for prefix in prefixes[:3]),
+                hint="save the tensors of one of them",
+            )
+        if prefixes:
+            return row, prefixes[0]
+    transformers.check_kind(config)
+    first = ", ".join(f"`{name}`" for name in sorted(tensors)[:3])
+    raise CheckpointError(
+        f"the names of these tensors are those of no model that vit21k has: {first} ...",
+        hint="`vit21k models --formats` lists what it reads",
+    )

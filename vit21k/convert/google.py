@@ -1,4 +1,4 @@
-"""Google's ``.npz``: google-research/vision_transformer, published and own checkpoints.
+"""Google's ``.npz``: google-research/vision_transformer and big_vision, published and own files.
 
 Kernels are [in, out]; those of attention have separate dimensions for heads and width of a head;
 those of convolutions are [rows, columns, in, out].  flax numbers submodules by order of use or, in
@@ -6,7 +6,9 @@ newer files, by kind: both are read, the published one is written.
 
 Dimensions: D width, A heads, E width of a head.
 
-Source: vit_jax/checkpoint.py and vit_jax/models_vit.py.
+big_vision can hold all blocks in one array per kind, and its class token has no position.
+
+Source: vit_jax/checkpoint.py and vit_jax/models_vit.py; big_vision/models/vit.py.
 """
 
 import re
@@ -15,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vit21k.convert.naming import Converted, Names, fuse_qkv, split_qkv
+from vit21k.convert.naming import Converted, Names, fuse, split_qkv
 from vit21k.errors import CheckpointError
 
 _ATTENTION = "MultiHeadDotProductAttention_1/"
@@ -24,6 +26,15 @@ _NAMES = Names(
     outside={
         "embedding/": "patch_embed.proj/",
         "cls": "cls_token",
+        "pos_embedding": "pos_embed",
+        "MAPHead_0/probe": "attn_pool.latent",
+        f"MAPHead_0/{_ATTENTION}query/": "attn_pool.q/",
+        f"MAPHead_0/{_ATTENTION}key/": "attn_pool.k/",
+        f"MAPHead_0/{_ATTENTION}value/": "attn_pool.v/",
+        f"MAPHead_0/{_ATTENTION}out/": "attn_pool.proj/",
+        "MAPHead_0/LayerNorm_0/": "attn_pool.norm/",
+        "MAPHead_0/MlpBlock_3/Dense_0/": "attn_pool.mlp.fc1/",
+        "MAPHead_0/MlpBlock_3/Dense_1/": "attn_pool.mlp.fc2/",
         "Transformer/posembed_input/pos_embedding": "pos_embed",
         "Transformer/encoder_norm/": "norm/",
         "pre_logits/": "pre_logits.fc/",
@@ -45,7 +56,9 @@ _LINEN = {
     "LayerNorm_1/": "LayerNorm_2/",
     "MlpBlock_0/": "MlpBlock_3/",
 }
-PREFIXES = ("", "opt/target/", "params/")
+_SCANNED = "Transformer/encoderblock/"
+_OF_ATTENTION = re.compile(r"(?:\.attn|attn_pool)\.(?:[qkv]|(proj))\.(?:weight|bias)$")
+_BARE = ("cls_token", "pos_embed", "attn_pool.latent")
 _UNIT = re.compile(r"block(\d+)/unit(\d+)/(?:conv|gn)(\d|_proj)/(.+)")
 _OUR_UNIT = re.compile(
     r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.(downsample\.)?(conv|norm)(\d?)\.(\w+)"
@@ -63,13 +76,13 @@ def from_google(
     Google's GELU is the tanh approximation, and its mean pooling normalises before it: no array
     shows these.
     """
-    prefix = next(p for p in PREFIXES if f"{p}embedding/kernel" in arrays)
+    arrays = _unstacked(arrays)
     tensors: dict[str, Tensor] = {}
     dropped = []
-    for full_name, tensor in arrays.items():
-        name = _ours(full_name.removeprefix(prefix)) if full_name.startswith(prefix) else None
+    for their_name, tensor in arrays.items():
+        name = _ours(their_name)
         if name is None:
-            dropped.append(full_name)
+            dropped.append(their_name)
         else:
             tensors[name] = _tensor_of(name, tensor)
     known: dict[str, Any] = {
@@ -78,11 +91,23 @@ def from_google(
         "norm_eps": 1e-6,
         "global_pool": "token",
     }
-    if "cls_token" not in tensors:
+    if "cls_token" not in tensors and "attn_pool.latent" not in tensors:
         known |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
     if any(name.startswith(_STEM) for name in tensors):
         known["stem_eps"] = "google"
-    return Converted(fuse_qkv(tensors), known, tuple(dropped))
+    return Converted(fuse(tensors), known, tuple(dropped))
+
+
+def _unstacked(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *arrays* with separate arrays of each block."""
+    separate: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        if not name.startswith(_SCANNED):
+            separate[name] = array
+            continue
+        for index, one in enumerate(array):
+            separate[f"Transformer/encoderblock_{index}/{name.removeprefix(_SCANNED)}"] = one
+    return separate
 
 
 def to_google(tensors: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
@@ -134,12 +159,10 @@ def _theirs(name: str) -> str | None:
 
 def _tensor_of(name: str, array: Tensor) -> Tensor:
     """Return *array* in torch's layout."""
-    if name in ("cls_token", "pos_embed"):
+    if name in _BARE:
         return array
-    if ".attn.proj." in name and name.endswith("weight"):
-        return array.flatten(0, 1).T
-    if ".attn." in name and name.endswith("weight"):
-        return array.flatten(1).T
+    if (match := _OF_ATTENTION.search(name)) and name.endswith("weight"):
+        return array.flatten(0, 1).T if match[1] else array.flatten(1).T
     if "norm" in name or name.endswith("bias"):
         return array.flatten()  # norms of old hybrids have extra dimensions of 1
     return array.permute(3, 2, 0, 1) if array.ndim == _MAP else array.T

@@ -20,6 +20,8 @@ class Converted(NamedTuple):
     """Arguments that no tensor shows, but their layout or a config file does."""
     dropped: tuple[str, ...] = ()
     """Their names of tensors that none of our models has."""
+    spare: tuple[str, ...] = ()
+    """Their names of tensors that the image model does not need."""
     customary: Mapping[str, Any] = {}
     """Defaults of the library for arguments that nothing names, where they differ from timm's."""
     unknown: str | None = None
@@ -37,7 +39,7 @@ class Names:
         block: Prefix of a block's tensors, with ``{}`` for its index.
         outside: Their prefix -> ours, for tensors outside the blocks.
         inside: The same for the rest of a name in a block.  Where queries, keys and values are
-            separate, ours are ``attn.q.``, ``attn.k.`` and ``attn.v.``; see `fuse_qkv`.
+            separate, ours are ``attn.q.``, ``attn.k.`` and ``attn.v.``; see `fuse`.
     """
 
     block: str
@@ -86,20 +88,49 @@ def under_their_names(
     return converted
 
 
-def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return *tensors* with ``attn.q``, ``attn.k`` and ``attn.v`` joined to ``attn.qkv``."""
+# Tensors that others have separately -> ours, which holds them one after the other.
+_FUSED = {
+    ".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."),
+    ".mlp.fc1.": (".mlp.gate.", ".mlp.up."),
+    "attn_pool.kv.": ("attn_pool.k.", "attn_pool.v."),
+}
+
+
+def fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with ``attn.q``, ``attn.k`` and ``attn.v`` joined to ``attn.qkv``, ....
+
+    Raises:
+        CheckpointError: One of them is missing.
+    """
     fused: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if ".attn.q." in name:
-            parts = [tensors[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
-            fused[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
-        elif ".attn.k." not in name and ".attn.v." not in name:
+        found = ((ours, parts) for ours, parts in _FUSED.items() if any(p in name for p in parts))
+        ours, parts = next(found, ("", ()))
+        if not parts:
             fused[name] = tensor
+        elif parts[0] in name:
+            names = [name.replace(parts[0], part) for part in parts]
+            if missing := [part for part in names if part not in tensors]:
+                raise CheckpointError(f"there is `{name}`, but no `{missing[0]}`")
+            fused[name.replace(parts[0], ours)] = torch.cat([tensors[part] for part in names])
     return fused
 
 
+def without_class_position(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with the first position added to the class token, for DINOv2's registers.
+
+    Their class token has a position, and their registers, which follow it, have none.
+    """
+    positions = tensors["pos_embed"]
+    return {
+        **tensors,
+        "cls_token": tensors["cls_token"] + positions[:, :1],
+        "pos_embed": positions[:, 1:],
+    }
+
+
 def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `fuse_qkv`."""
+    """Undo `fuse` for queries, keys and values."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".attn.qkv." not in name:

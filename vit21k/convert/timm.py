@@ -1,4 +1,7 @@
-"""timm's ViT, whose names are ours, its ``config.json``, and the three layouts of a PiT."""
+"""timm's ViT, whose names are ours, its ``config.json``, and the three layouts of a PiT.
+
+DeiT, DeiT III, DINO, MAE and DINOv2 began as copies of timm's file; a table has their other names.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vit21k.convert.architecture import known_architecture
-from vit21k.convert.naming import Converted
+from vit21k.convert.naming import Converted, fuse, without_class_position
 from vit21k.errors import CheckpointError
 from vit21k.models.registry import PIT_ARGUMENTS, VIT_ARGUMENTS
 
@@ -18,7 +21,19 @@ _HARMLESS = frozenset(
      "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size"}
 )  # fmt: skip
 _SHOWN = frozenset({"in_chans", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias",
-                    "base_dims", "stride", "distilled"})  # fmt: skip
+                    "reg_tokens", "pre_norm", "qk_norm", "base_dims", "stride",
+                    "distilled"})  # fmt: skip
+# Pattern in their names -> ours.
+_ALIASES = (
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT III
+    (re.compile(r"^register_tokens$"), "reg_token"),  # DINOv2, and the rest
+    (re.compile(r"^linear_head\."), "head."),
+    (re.compile(r"^blocks\.\d+\.(\d+\.)"), r"blocks.\1"),  # chunks of blocks, for FSDP
+    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
+    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+    (re.compile(r"\.mlp\.fc1_g\."), ".mlp.gate."),  # timm's `SwiGLU`
+    (re.compile(r"\.mlp\.fc1_x\."), ".mlp.up."),
+)
 _POOLS = re.compile(r"pools\.(\d+)\.")
 _STAGE_POOL = re.compile(r"transformers\.(\d+)\.pool\.")
 
@@ -33,10 +48,29 @@ def from_timm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Conve
     Raises:
         CheckpointError: timm builds it with an argument that none of our models has.
     """
-    known, unknown = _known(config, tensors)
+    renamed = {_aliased(name): tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise CheckpointError("tensors have names of two releases of the same model")
+    renamed = fuse(renamed)
+    if "register_tokens" in tensors:
+        renamed = without_class_position(renamed)
+    known, unknown = _known(config, renamed)
     if any(name.startswith("patch_embed.backbone.") for name in tensors):
         known["stem_eps"] = "timm"
-    return Converted(dict(tensors), known, unknown=unknown)
+    if "register_tokens" in tensors:
+        known["no_embed_class"] = True
+    if "linear_head.weight" in tensors:
+        known["global_pool"] = "token_avg"
+    # timm has the norm before the blocks for CLIP only, of which there are two activations.
+    is_clip = "norm_pre.weight" in renamed
+    customary = {"act_layer": None, "norm_eps": None} if is_clip else {}
+    return Converted(renamed, known, customary=customary, unknown=unknown)
+
+
+def _aliased(name: str) -> str:
+    for pattern, ours in _ALIASES:
+        name = pattern.sub(ours, name)
+    return name
 
 
 def from_pit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:

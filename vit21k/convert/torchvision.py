@@ -20,6 +20,9 @@ _NAMES = Names(
         "encoder.pos_embedding": "pos_embed",
         "encoder.ln.": "norm.",
         "heads.pre_logits.": "pre_logits.fc.",
+        "heads.0.": "head.",  # of a user's own `nn.Sequential` or `nn.Linear`
+        "heads.weight": "head.weight",
+        "heads.bias": "head.bias",
         "heads.head.": "head.",
     },
     inside={

@@ -169,6 +169,20 @@ def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
     return ()
 
 
+def _options(args: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the options of a Vision Transformer that timm alone also has -> whether it has them."""
+    return {
+        "layer scale": args["init_values"] is not None,
+        "register tokens": args["reg_tokens"] > 0,
+        "position embedding of the patches alone": args["no_embed_class"] and args["class_token"],
+        "norm before the first block": args["pre_norm"],
+        "norm of queries and keys": args["qk_norm"],
+        "RMSNorm": args["norm_layer"] != "layernorm",
+        "attention pooling": args["global_pool"] == "map",
+        "distillation token": args["distilled"],
+    }
+
+
 def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
     """Return the parts of the model that the library lacks."""
     if is_pit(args):
@@ -177,28 +191,37 @@ def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
         return ["PiT"]
     hybrid = args["resnet_layers"] is not None
     mean = args["global_pool"] == "avg"
-    scaled = args["init_values"] is not None
     googles_mean = not args["class_token"] and args["fc_norm"] is False
+    nowhere = {
+        "SwiGLU": args["mlp_layer"] == "swiglu",
+        "pooling of the class token and the mean": args["global_pool"] == "token_avg",
+    }
     has = {
         "timm": {
+            **nowhere,
             "pre-logits": args["representation_size"] is not None,
             "ResNet of these stages": hybrid
             and args["resnet_layers"] != VARIANTS[name].get("resnet_layers"),
         },
         "transformers": {
+            **nowhere,
+            **_options(args),
             "pre-logits before a head": args["representation_size"] is not None,
             "ResNet": hybrid,
             "mean pooling": mean,
-            "layer scale": scaled,
         },
         "torchvision": {
-            "layer scale": scaled,
+            **nowhere,
+            **_options(args),
+            "quick GELU": args["act_layer"] == "quick_gelu",
             "ResNet": hybrid,
             "mean pooling": mean,
             "attention without biases": not args["qkv_bias"],
         },
         "npz": {
-            "layer scale": scaled,
+            **nowhere,
+            **_options(args),
+            "quick GELU": args["act_layer"] == "quick_gelu",
             "mean pooling with a class token, or before the norm": mean and not googles_mean,
             "attention without biases": not args["qkv_bias"],
         },

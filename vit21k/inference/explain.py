@@ -85,6 +85,11 @@ def attention_rollout(model: nn.Module, images_BCHW: Tensor) -> Tensor:
         flow_BNN = mixed_BNN if flow_BNN is None else mixed_BNN @ flow_BNN
     if flow_BNN is None:
         raise UsageError("the model has no blocks, hence no attention")
+    if model.global_pool not in ("token", "avg"):
+        raise UsageError(
+            f"attention rollout is not defined for `{model.global_pool}` pooling",
+            hint="it is for models that pool the class token or the mean",
+        )
     first = model.num_prefix_tokens
     read_BN = flow_BNN[:, 0] if model.global_pool == "token" else flow_BNN[:, first:].mean(dim=1)
     return read_BN[:, first:].unflatten(1, model.grid_size)
@@ -115,17 +120,14 @@ def position_similarity(model: nn.Module) -> Tensor:
         UsageError: The model is not a Vision Transformer.
     """
     model = _vision_transformer(model)
-    positions_PD = model.pos_embed[0, model.num_prefix_tokens :].float()
+    positions_PD = model.pos_embed[0, model.num_prefix_positions :].float()
     unit_PD = nn.functional.normalize(positions_PD, dim=1)
     return (unit_PD @ unit_PD.T).unflatten(1, model.grid_size)
 
 
 def _weights(attention: Attention, x_BND: Tensor) -> Tensor:
     """Return the attention weights (B, A, N, N) of normalised tokens."""
-    q_BND, k_BND, _ = attention.qkv(x_BND).chunk(3, dim=-1)
-    q_BANE, k_BANE = (
-        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q_BND, k_BND)
-    )
+    q_BANE, k_BANE, _ = attention.project(x_BND)
     scale = q_BANE.shape[-1] ** -0.5
     return (q_BANE @ k_BANE.transpose(-1, -2) * scale).softmax(dim=-1)
 

@@ -66,7 +66,7 @@ class _Conv(NamedTuple):
 
 
 def num_tokens(args: Mapping[str, Any]) -> int:
-    """Return the length of the sequence in the first block: patches and class tokens."""
+    """Return the length of the sequence in the first block: patches and tokens before them."""
     return grid_side(args) ** 2 + _num_prefix_tokens(args)
 
 
@@ -75,16 +75,30 @@ def num_params(args: Mapping[str, Any]) -> int:
     if is_pit(args):
         return _pit_params(args)
     width = args["embed_dim"]
-    tokens = (int(args["class_token"]) + num_tokens(args)) * width
+    norm = width if args["norm_layer"] == "rmsnorm" else 2 * width
+    num_prefix = _num_prefix_tokens(args)
+    positions = grid_side(args) ** 2 + (0 if args["no_embed_class"] else num_prefix)
     factors = 0 if args["init_values"] is None else 2 * width
-    block = _block_params(width, args["mlp_ratio"], args["qkv_bias"]) + factors
-    blocks = args["depth"] * block
+    qk_norms = 2 * norm // args["num_heads"] if args["qk_norm"] else 0
+    block = _block_params(width, args["mlp_ratio"], args["qkv_bias"])
+    block += factors + qk_norms + 2 * (norm - 2 * width)
+    if args["mlp_layer"] == "swiglu":
+        block -= width * (int(width * args["mlp_ratio"]) // 2)
+    pool = width + _block_params(width, args["mlp_ratio"], qkv_bias=True) - 4 * width + norm
     representation = args["representation_size"] or 0
-    features = representation or width
-    head = (features + 1) * args["num_classes"]
+    head = (_num_features(args) + 1) * args["num_classes"] * (1 + args["distilled"])
     stem = sum(conv.weights + 2 * conv.width for conv in _resnet(args))
-    patch = _patch_values(args) * width + width
-    return stem + patch + tokens + blocks + 2 * width + (width + 1) * representation + head
+    patch = _patch_values(args) * width + (norm if args["pre_norm"] else width)
+    return (
+        stem
+        + patch
+        + (num_prefix + positions) * width
+        + args["depth"] * block
+        + norm
+        + pool * (args["global_pool"] == "map")
+        + (width + 1) * representation
+        + head
+    )
 
 
 def macs_per_image(args: Mapping[str, Any]) -> int:
@@ -101,9 +115,15 @@ def macs_per_image(args: Mapping[str, Any]) -> int:
     stem = sum(conv.weights * conv.side**2 for conv in _resnet(args))
     patch = grid_side(args) ** 2 * _patch_values(args) * width
     blocks = args["depth"] * _block_macs(num_tokens(args), width, args["mlp_ratio"])
-    representation = args["representation_size"] or 0
-    features = representation or width
-    return stem + patch + blocks + width * representation + features * args["num_classes"]
+    if args["mlp_layer"] == "swiglu":  # the second layer reads one half of the first one's output
+        hidden = int(width * args["mlp_ratio"])
+        blocks -= args["depth"] * num_tokens(args) * width * (hidden // 2)
+    pool = width * (args["representation_size"] or 0)
+    if args["global_pool"] == "map":
+        patches, hidden = grid_side(args) ** 2, int(width * args["mlp_ratio"])
+        pool = 2 * width * (width + hidden) + 2 * patches * width * (width + 1)
+    heads = 1 + args["distilled"]
+    return stem + patch + blocks + pool + heads * _num_features(args) * args["num_classes"]
 
 
 def train_flops_per_image(args: Mapping[str, Any]) -> int:
@@ -160,7 +180,15 @@ def _recomputed_block_bytes(args: Mapping[str, Any], width: int, bytes_per_value
 
 
 def _num_prefix_tokens(args: Mapping[str, Any]) -> int:
-    return 1 + int(args["distilled"]) if is_pit(args) else int(args["class_token"])
+    if is_pit(args):
+        return 1 + int(args["distilled"])
+    return int(args["class_token"]) + int(args["distilled"]) + int(args["reg_tokens"])
+
+
+def _num_features(args: Mapping[str, Any]) -> int:
+    """Return the width of what the head of a Vision Transformer reads."""
+    pooled = args["embed_dim"] * (2 if args["global_pool"] == "token_avg" else 1)
+    return int(args["representation_size"] or pooled)
 
 
 def _block_params(width: int, mlp_ratio: float, qkv_bias: bool) -> int:

@@ -13,7 +13,9 @@
 | mindcv_v02 | N(0.01) | N(0.01) | N(0.01) | 0 | N(1) | N(1) |
 
 N(s) is normal with the standard deviation s, He N(sqrt(2 / fan_in)), LeCun N(sqrt(1 / fan_in));
-cuts are at two deviations.  torch's default is uniform within 1 / sqrt(fan_in), biases too.
+cuts are at two deviations.  Registers and the distillation token are N(0.02), in timm N(1e-6);
+the query of MAP pooling N(1 / sqrt(width)).  torch's default is uniform within 1 / sqrt(fan_in),
+biases too.
 `pre_logits` is LeCun in google, big_vision and (not cut) mmpretrain, else as `attn.proj`.  All
 other biases are 0, layer norms 1 and 0.  The ResNet of a hybrid: LeCun, group norms 1 and 0
 (Google; but for the last norm of a block, which Google starts at 0).
@@ -113,6 +115,9 @@ def _by_width(tensor: Tensor, _fan_in: int, generator: Generator | None) -> None
     nn.init.normal_(tensor, std=1 / math.sqrt(tensor.shape[-1]), generator=generator)
 
 
+_REGISTERS = _timms_normal(_TOKEN_STD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
     """A scheme: what each kind of tensor starts as."""
@@ -129,6 +134,8 @@ class _Rules:
     pre_logits: Draw
     positions: Draw
     class_token: Draw = _zeros
+    registers: Draw = _REGISTERS
+    """Of the distillation token too.  Equal registers would stay equal: none is 0."""
 
 
 _MLP_BIAS = _normal(1e-6)
@@ -151,6 +158,7 @@ _TIMM = _Rules(
     pre_logits=_timms_normal(0.02),
     positions=_timms_normal(_TOKEN_STD),
     class_token=_normal(1e-6),
+    registers=_normal(1e-6),
 )
 _MMPRETRAIN = _Rules(
     patch=_by_fan_in(1),
@@ -186,7 +194,7 @@ _VIT_RULES: dict[str, _Rules] = {
     "google": _GOOGLE,
     "big_vision": replace(_GOOGLE, positions=_by_width),
     "timm": _TIMM,
-    "deit": replace(_TIMM, class_token=_timms_normal(_TOKEN_STD)),
+    "deit": replace(_TIMM, class_token=_REGISTERS, registers=_REGISTERS),
     "mmpretrain": _MMPRETRAIN,
     "mmpretrain_mae": replace(
         _TIMM, mlp=_xavier, mlp_bias=_MLP_BIAS, pre_logits=_timms_normal(0.02), class_token=_zeros
@@ -232,6 +240,11 @@ def init_vit(
         rules.positions(model.pos_embed, 1, generator)
         if model.cls_token is not None:
             rules.class_token(model.cls_token, 1, generator)
+        for token in (model.dist_token, model.reg_token):
+            if token is not None:
+                rules.registers(token, 1, generator)
+        if model.global_pool == "map":
+            _by_width(model.attn_pool.latent, 1, generator)
     for head in (model.head, getattr(model, "head_dist", None)):
         if isinstance(head, nn.Linear):
             init_head(
@@ -268,13 +281,13 @@ def init_head(
 
 def _init_modules(model: VisionTransformer, rules: _Rules, generator: Generator | None) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             module.reset_parameters()
         elif isinstance(module, StdConv2d):
             _lecun(module.weight, module.weight[0].numel(), generator)
         elif isinstance(module, nn.Conv2d):
             _init_layer(module, rules.patch, rules.patch_bias, generator)
-        elif isinstance(module, nn.Linear) and name != "head":
+        elif isinstance(module, nn.Linear) and not name.startswith("head"):
             _init_layer(module, *_linear_rules(name, rules), generator)
 
 

@@ -75,15 +75,50 @@ def _ends_branch(operation: Any, inputs: tuple[Any, ...]) -> bool:
 
 
 LAYER_NORM_EPS = 1e-6  # flax's default, kept by PLSC and timm
-_GELU_FORM = {"gelu": "none", "gelu_tanh": "tanh"}
+ActName = Literal["gelu", "gelu_tanh", "quick_gelu"]
+NormName = Literal["layernorm", "rmsnorm"]
+MlpName = Literal["mlp", "swiglu"]
+
+
+class QuickGELU(nn.Module):
+    """``x * sigmoid(1.702 x)``, OpenAI CLIP's approximation of GELU."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Return the activations, of the same shape."""
+        return x_BND * torch.sigmoid(1.702 * x_BND)
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, computed in the precision of its weight: on a CPU, autocast has no rule for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised values, of the same shape."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+_NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
+
+
+def make_norm(name: NormName, width: int, eps: float) -> nn.Module:
+    """Return a norm of *width* values; *eps* is added to their variance or mean square."""
+    return _NORMS[name](width, eps=eps)
 
 
 class PatchEmbed(nn.Module):
     """Cut images into square patches and project each one to a token."""
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(
+        self, patch_size: int, in_chans: int, embed_dim: int, *, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return tokens_BND, row by row."""
@@ -128,18 +163,21 @@ class Attention(nn.Module):
         qkv_bias: bool,
         attn_drop_rate: float,
         proj_drop_rate: float,
+        make_qk_norm: Callable[[int], nn.Module] = lambda _width: nn.Identity(),
     ) -> None:
         super().__init__()
         self.backend: SDPBackend | None = None
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.q_norm = make_qk_norm(embed_dim // num_heads)
+        self.k_norm = make_qk_norm(embed_dim // num_heads)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """Mix the tokens: (B, N, D) -> (B, Q, D); Q is *num_queries*, or N if that is None."""
-        q_BAQE, k_BANE, v_BANE = self._project(x_BND, num_queries)
+        q_BAQE, k_BANE, v_BANE = self.project(x_BND, num_queries)
         with self._on_backend():
             y_BAQE = F.scaled_dot_product_attention(
                 q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
@@ -151,8 +189,13 @@ class Attention(nn.Module):
             return nullcontext()
         return sdpa_kernel([self.backend, SDPBackend.MATH], set_priority=True)
 
-    def _project(self, x_BND: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries of the first *num_queries* tokens, keys and values of all tokens."""
+    def project(
+        self, x_BND: Tensor, num_queries: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries of the first *num_queries* tokens, keys and values of all tokens.
+
+        They are (B, A, Q, E) and twice (B, A, N, E), after the norms of queries and keys.
+        """
         if num_queries is None:
             q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
         else:
@@ -161,7 +204,8 @@ class Attention(nn.Module):
             q_bias, kv_bias = (None, None) if bias is None else (bias[:D], bias[D:])
             q_BND = F.linear(x_BND[:, :num_queries], weight[:D], q_bias)
             k_BND, v_BND = F.linear(x_BND, weight[D:], kv_bias).chunk(2, dim=-1)
-        return self._split_heads(q_BND), self._split_heads(k_BND), self._split_heads(v_BND)
+        q_BAQE, k_BANE, v_BANE = map(self._split_heads, (q_BND, k_BND, v_BND))
+        return self.q_norm(q_BAQE), self.k_norm(k_BANE), v_BANE
 
     def _split_heads(self, x_BND: Tensor) -> Tensor:
         """Rearrange (B, N, D) -> (B, A, N, E)."""
@@ -169,20 +213,39 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them; dropout after each."""
+    """Two linear layers with an activation between them; dropout after each."""
 
     def __init__(
         self, embed_dim: int, hidden_dim: int, *, act_layer: str, drop_rate: float
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.act = nn.GELU(approximate=_GELU_FORM[act_layer])
+        self.act = _ACTIVATIONS[act_layer]()
         self.drop = nn.Dropout(drop_rate)
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Transform each token by itself: (B, N, D) -> (B, N, D)."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x_BND)))))
+
+
+class SwiGlu(nn.Module):
+    """One half of a linear layer's output times the SiLU of the other, then a second layer.
+
+    Source: Shazeer, arXiv:2002.05202; timm's `SwiGLUPacked`, where *hidden_dim* is both halves and
+    the first half is the gate.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int, *, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc2 = nn.Linear(hidden_dim // 2, embed_dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Transform each token by itself: (B, N, D) -> (B, N, D)."""
+        gate_BNH, value_BNH = self.fc1(x_BND).chunk(2, dim=-1)
+        return self.drop(self.fc2(self.drop(F.silu(gate_BNH) * value_BNH)))
 
 
 class DropPath(nn.Module):
@@ -258,24 +321,32 @@ class Block(nn.Module):
         proj_drop_rate: float,
         attn_drop_rate: float,
         drop_path_rate: float,
+        norm_layer: NormName = "layernorm",
         norm_eps: float = LAYER_NORM_EPS,
+        qk_norm: bool = False,
+        mlp_layer: MlpName = "mlp",
         init_values: float | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
         self._recompute = recompute
-        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        norm = partial(make_norm, norm_layer, eps=norm_eps)
+        hidden_dim = int(embed_dim * mlp_ratio)
+        self.norm1 = norm(embed_dim)
         self.attn = Attention(
             embed_dim,
             num_heads,
             qkv_bias=qkv_bias,
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=proj_drop_rate,
+            **({"make_qk_norm": norm} if qk_norm else {}),
         )
         self.ls1 = _layer_scale(embed_dim, init_values)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.mlp = Mlp(
-            embed_dim, int(embed_dim * mlp_ratio), act_layer=act_layer, drop_rate=proj_drop_rate
+        self.norm2 = norm(embed_dim)
+        self.mlp: Mlp | SwiGlu = (
+            SwiGlu(embed_dim, hidden_dim, drop_rate=proj_drop_rate)
+            if mlp_layer == "swiglu"
+            else Mlp(embed_dim, hidden_dim, act_layer=act_layer, drop_rate=proj_drop_rate)
         )
         self.ls2 = _layer_scale(embed_dim, init_values)
         self.drop_path = DropPath(drop_path_rate)

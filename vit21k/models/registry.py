@@ -67,10 +67,15 @@ _SOURCES = {
 
 FORMATS: Mapping[str, str] = {
     "vit21k": "run, checkpoint or model folder of vit21k",
-    "timm": "timm: folder, .safetensors or .pth, hybrids and PiT included",
+    "timm": "timm: folder, .safetensors or .pth, hybrids and PiT included; in the same names DeiT, "
+    "DeiT III, DINO, MAE and DINOv2 (`.pth` of their authors)",
     "torchvision": "torchvision `vit_*`: .pth or .safetensors",
-    "transformers": "transformers ViT: folder, in the names of version 4 or 5",
-    "google": "Google's .npz, published or Linen names, hybrids and mean pooling included",
+    "transformers": "transformers: folder of a ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2, or the image "
+    "tower of CLIP or SigLIP, in the names of version 4 or 5",
+    "google": "Google's .npz: vision_transformer (published or Linen names, hybrids and mean "
+    "pooling) and big_vision (MAP pooling, SigLIP's image tower)",
+    "clip": "image tower of OpenAI's CLIP or open_clip: state dict as .pt, .bin or .safetensors",
+    "mmpretrain": "MMPretrain and MMClassification ViT and DeiT: .pth",
     "plsc": "PLSC .pdparams",
     "paddlevit": "PaddleViT .pdparams, and paddle_pit's",
     "naver": "naver-ai PiT .pth",
@@ -202,8 +207,14 @@ VIT_ARGUMENTS: Mapping[str, Argument] = {
     "num_classes": Argument(
         1000, "count", least=0, most=10_000_000, decides="neither", in_timm=False
     ),
-    "global_pool": Argument("token", "choice", choices=("token", "avg"), decides="pooling"),
+    "global_pool": Argument(
+        "token", "choice", choices=("token", "avg", "map", "token_avg"), decides="pooling"
+    ),
     "class_token": Argument(True, "flag"),
+    "reg_tokens": Argument(0, "count", least=0, most=1024),
+    "no_embed_class": Argument(False, "flag"),
+    "distilled": Argument(False, "flag", in_timm=False),
+    "pre_norm": Argument(False, "flag"),
     "fc_norm": Argument(None, "flag", may_be_none=True, decides="pooling"),
     "embed_dim": Argument(768, "count", most=32_768),
     "depth": Argument(12, "count", most=256),
@@ -213,7 +224,10 @@ VIT_ARGUMENTS: Mapping[str, Argument] = {
     "representation_size": Argument(
         None, "count", most=65_536, may_be_none=True, decides="neither", in_timm=False
     ),
-    "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh")),
+    "qk_norm": Argument(False, "flag"),
+    "mlp_layer": Argument("mlp", "choice", choices=("mlp", "swiglu"), in_timm=False),
+    "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh", "quick_gelu")),
+    "norm_layer": Argument("layernorm", "choice", choices=("layernorm", "rmsnorm")),
     "norm_eps": Argument(1e-6, "rate", decides="neither", in_timm=False),
     "init_values": Argument(None, "rate", may_be_none=True, decides="neither"),
     "resnet_layers": Argument(None, "stages", may_be_none=True, in_timm=False),
@@ -230,13 +244,13 @@ PIT_ARGUMENTS: Mapping[str, Argument] = {
     "stride": Argument(8, "count", most=1024),
     "in_chans": VIT_ARGUMENTS["in_chans"],
     "num_classes": VIT_ARGUMENTS["num_classes"],
-    "global_pool": VIT_ARGUMENTS["global_pool"],
+    "global_pool": Argument("token", "choice", choices=("token",), decides="pooling"),
     "base_dims": Argument([48, 48, 48], "stages"),
     "depth": Argument([2, 6, 4], "stages"),
     "heads": Argument([2, 4, 8], "stages"),
     "mlp_ratio": VIT_ARGUMENTS["mlp_ratio"],
     "distilled": Argument(False, "flag"),
-    "act_layer": VIT_ARGUMENTS["act_layer"],
+    "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh")),
     **_DROP_RATES,
 }
 """Arguments of `PoolingTransformer`, in the order of its constructor."""
@@ -328,7 +342,7 @@ def build_model(
 
     if is_pit(args):
         return PoolingTransformer(**args, recompute=recompute, both_heads=both_heads)
-    return VisionTransformer(**args, recompute=recompute, any_size=any_size)
+    return VisionTransformer(**args, recompute=recompute, any_size=any_size, both_heads=both_heads)
 
 
 def _is_stages(value: object) -> bool:
@@ -346,8 +360,7 @@ def _check_pit(args: Mapping[str, Any]) -> None:
         raise UsageError(f"{', '.join(_STAGES)} must be lists of the same length")
     if args["global_pool"] != "token":
         raise UsageError("a PiT pools the class token only", hint="set global_pool=token")
-    for argument in ("act_layer", "drop_path_shape"):
-        _check_choice(args, argument)
+    _check_choices(args, PIT_ARGUMENTS)
     if args["img_size"] < args["patch_size"]:
         raise UsageError(
             f"`img_size` {args['img_size']} is smaller than `patch_size` {args['patch_size']}"
@@ -364,11 +377,21 @@ def _check(args: Mapping[str, Any]) -> None:
         raise UsageError(
             f"`embed_dim` {args['embed_dim']} is not a multiple of `num_heads` {args['num_heads']}"
         )
-    for argument, declared in VIT_ARGUMENTS.items():
-        if declared.kind == "choice":
-            _check_choice(args, argument)
-    if args["global_pool"] == "token" and not args["class_token"]:
+    _check_choices(args, VIT_ARGUMENTS)
+    if args["global_pool"].startswith("token") and not args["class_token"]:
         raise UsageError("without a class token there is none to pool", hint="set global_pool=avg")
+    if args["distilled"] and args["global_pool"] != "token":
+        raise UsageError("a distilled model pools its class tokens", hint="set global_pool=token")
+    if args["global_pool"] in ("map", "token_avg") and args["representation_size"] is not None:
+        raise UsageError(
+            f"a model with global_pool={args['global_pool']} has no pre-logits",
+            hint="set representation_size=null",
+        )
+    if args["mlp_layer"] == "swiglu" and int(args["embed_dim"] * args["mlp_ratio"]) % 2:
+        raise UsageError(
+            "the hidden layer of a SwiGLU has two halves, and its width is odd",
+            hint="set mlp_ratio so that embed_dim * mlp_ratio is even",
+        )
 
 
 def _did_you_mean(word: str, known: list[str]) -> str | None:
@@ -376,8 +399,8 @@ def _did_you_mean(word: str, known: list[str]) -> str | None:
     return f"did you mean `{close[0]}`?" if close else None
 
 
-def _check_choice(args: Mapping[str, Any], argument: str) -> None:
-    choices = VIT_ARGUMENTS[argument].choices
-    if args[argument] not in choices:
-        wanted = " or ".join(choices)
-        raise UsageError(f"`{argument}` is `{args[argument]!s:.60}`; it must be {wanted}")
+def _check_choices(args: Mapping[str, Any], known: Mapping[str, Argument]) -> None:
+    for argument, declared in known.items():
+        if declared.kind == "choice" and args[argument] not in declared.choices:
+            wanted = " or ".join(declared.choices)
+            raise UsageError(f"`{argument}` is `{args[argument]!s:.60}`; it must be {wanted}")

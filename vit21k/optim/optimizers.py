@@ -25,7 +25,7 @@ Named = Sequence[tuple[str, nn.Parameter]]
 # A transformer block of a ViT, or of a stage of a PiT; the pooling before a stage.
 _BLOCK = re.compile(r"(?:transformers\.(\d+)\.)?blocks\.(\d+)\.")
 _POOL = re.compile(r"transformers\.(\d+)\.pool\.")
-_EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
+_EMBEDDINGS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
 
 
 def param_groups(model: nn.Module, section: OptimSection) -> dict[str, tuple[float, float]]:

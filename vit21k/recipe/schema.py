@@ -163,10 +163,21 @@ class ModelSection(Section):
     """Number of blocks; null: what the name says."""
     num_heads: PositiveInt | None = None
     """Attention heads of a block; null: what the name says."""
-    global_pool: Literal["token", "avg"] = "token"
-    """What the head reads: the class token, or the mean of the patch tokens."""
+    global_pool: Literal["token", "avg", "map", "token_avg"] = "token"
+    """What the head reads: `token`, the class token; `avg`, the mean of the patch tokens; `map`,
+    attention of a learnt query to them (arXiv:2106.04560); `token_avg`, the first two side by side
+    (DINOv2's linear classifier)."""
     class_token: Flag | None = None
     """Whether there is a class token; null: there is."""
+    reg_tokens: NonNegativeInt | None = None
+    """Number of register tokens (arXiv:2309.16588); null: none."""
+    no_embed_class: Flag | None = None
+    """Whether only patches have a position, as in DeiT III (arXiv:2204.07118); null: all tokens."""
+    distilled: Flag | None = None
+    """Whether there is a distillation token with a head of its own (arXiv:2012.12877); null: what
+    the name says."""
+    pre_norm: Flag | None = None
+    """Normalise the tokens before the first block, as CLIP (arXiv:2103.00020); null: no."""
     fc_norm: Flag | None = None
     """Norm after the pooling, not before it; null: with `avg`, as in timm (not in Google's)."""
     mlp_ratio: Positive | None = None
@@ -179,8 +190,15 @@ class ModelSection(Section):
     """LayerScale: first value of the factors on both branches of a block; null: none."""
     representation_size: PositiveInt | None = None
     """Width of a tanh layer before the head (pre-logits); null: none."""
-    act_layer: Literal["gelu", "gelu_tanh"] = "gelu"
-    """Exact GELU, or its tanh approximation (Google's weights)."""
+    qk_norm: Flag | None = None
+    """Normalise queries and keys, each head by itself (ViT-22B, arXiv:2302.05442); null: no."""
+    mlp_layer: Literal["mlp", "swiglu"] | None = None
+    """`swiglu`: an MLP with a gate, which is half of `mlp_ratio` (arXiv:2002.05202); null: `mlp`,
+    without a gate."""
+    norm_layer: Literal["layernorm", "rmsnorm"] | None = None
+    """`rmsnorm`: without mean and bias (arXiv:1910.07467); null: `layernorm`."""
+    act_layer: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    """Exact GELU, its tanh approximation (Google's weights), or OpenAI CLIP's."""
     pos_drop_rate: DropRate = 0.0
     """Dropout after the position embedding is added."""
     proj_drop_rate: DropRate = 0.0
