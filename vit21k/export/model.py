@@ -170,7 +170,7 @@ def preprocessing_notes(to: Target, settings: EvalSettings) -> tuple[str, ...]:
 
 
 def _options(args: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the options of a Vision Transformer that timm alone also has -> whether it has them."""
+    """Return the options that only timm has too, and whether the model has them."""
     return {
         "layer scale": args["init_values"] is not None,
         "register tokens": args["reg_tokens"] > 0,
