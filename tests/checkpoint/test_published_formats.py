@@ -99,7 +99,7 @@ def test_a_number_of_positions_with_two_meanings_is_refused(tmp_path):
     assert load_model(tmp_path)[1].args["img_size"] == 24
 
 
-def test_mmengine_stores_the_average_under_the_plain_name(tmp_path):
+def test_mmengine_stores_the_average_as_the_state_dict(tmp_path):
     average, raw = vit(), vit()
     with torch.no_grad():
         raw.pos_embed.add_(1)
