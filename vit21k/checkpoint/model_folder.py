@@ -46,7 +46,7 @@ def timm_args(args: Mapping[str, Any]) -> dict[str, Any]:
         return shared
     if args["fc_norm"] is None:
         shared.pop("fc_norm")
-    # Left out where they change nothing, for the versions of timm that do not have them.
+    # Skipped where they change nothing, for the versions of timm that do not have them.
     unused = [key for key in _NEWER if shared[key] == VIT_ARGUMENTS[key].default]
     return {key: value for key, value in shared.items() if key not in unused}
 

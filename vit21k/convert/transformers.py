@@ -192,8 +192,8 @@ def _settle_pool(kind: str, tensors: dict[str, Tensor], known: dict[str, Any]) -
             del tensors[name]
         return spare
     if kind:
-        beside = has_head and kind.startswith("dinov2")
-        known["global_pool"] = "token_avg" if beside else "token"
+        both = has_head and kind.startswith("dinov2")
+        known["global_pool"] = "token_avg" if both else "token"
     return ()
 
 

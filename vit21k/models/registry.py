@@ -389,7 +389,7 @@ def _check(args: Mapping[str, Any]) -> None:
         )
     if args["mlp_layer"] == "swiglu" and int(args["embed_dim"] * args["mlp_ratio"]) % 2:
         raise UsageError(
-            "the hidden layer of a SwiGLU has two halves, and its width is odd",
+            "the hidden layer of a SwiGLU has two halves, and its width is not even",
             hint="set mlp_ratio so that embed_dim * mlp_ratio is even",
         )
 
