@@ -100,7 +100,12 @@ def test_a_model_is_built_from_its_arguments_alone():
         ("vit_tiny_patch16_224", {"act_layer": "relu"}, "gelu or gelu_tanh", None),
         ("vit_tiny_patch16_224", {"class_token": False}, "class token", "global_pool=avg"),
         ("vit_tiny_patch16_224", {"distilled": True, "global_pool": "avg"}, "distilled", "token"),
-        ("vit_tiny_patch16_224", {"mlp_layer": "swiglu", "mlp_ratio": 2.996}, "not even", "mlp_ratio"),
+        (
+            "vit_tiny_patch16_224",
+            {"mlp_layer": "swiglu", "mlp_ratio": 2.996},
+            "not even",
+            "mlp_ratio",
+        ),
         ("pit_ti_224", {"reg_tokens": 4}, "no argument `reg_tokens`", "arguments"),
         ("pit_ti_224", {"act_layer": "quick_gelu"}, "gelu or gelu_tanh", None),
     ],
