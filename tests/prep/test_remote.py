@@ -12,9 +12,10 @@ from typing import Any
 import flaky_files
 import pyarrow as pa
 import pytest
-from conftest import TINY_FILES, MakeTree
+from conftest import TINY_FILES, MakeTree, needs_extra
 from flaky_files import BackEndError, FlakyFiles, failing, put, short_answer
 from fsspec.implementations.memory import MemoryFileSystem
+from object_server import running
 from table_files import parquet_of, table
 from tar_files import tar_of, tar_of_tars
 
@@ -147,6 +148,24 @@ def test_rows_are_those_of_the_same_source_on_a_disk(
     assert _rows(tmp_path / "remote") == _rows(tmp_path / "disk")
     assert _rows(tmp_path / "remote", PROBLEMS) == _rows(tmp_path / "disk", PROBLEMS)
     assert behind.num_entries == on_disk.num_entries
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_faulty_server_gives_the_rows_of_a_disk(
+    layout: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    needs_extra("aiohttp")
+    options = {"label_from": "folder"} if "folders" in layout or layout == "beside" else {}
+    _hash(make_tree(LAYOUTS[layout]), tmp_path / "disk", **options)
+    drawn = random.Random(layout)
+    faults = ["500", "503", "reset", "short", *[None] * 8]
+    with running(LAYOUTS[layout]) as server:
+        server.fault = lambda _method, _path: drawn.choice(faults)
+
+        _hash(server.url, tmp_path / "remote", **options)
+
+    assert _rows(tmp_path / "remote") == _rows(tmp_path / "disk")
+    assert _rows(tmp_path / "remote", PROBLEMS) == _rows(tmp_path / "disk", PROBLEMS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
