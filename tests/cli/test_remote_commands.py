@@ -11,6 +11,8 @@ from flaky_files import BackEndError, FlakyFiles, failing, put
 from packable import write_manifests, write_tree
 from run_processes import run_command
 
+from vit21k.errors import UsageError
+from vit21k.inference.files import find_images
 from vit21k.manifest.io import open_manifest, read_manifest
 from vit21k.manifest.schema import FINGERPRINTS, LEAKS, TRAIN, UNDECODABLE
 from vit21k.sources import remote
@@ -157,6 +159,24 @@ def test_predictions_are_those_of_a_disk(home: Path, tmp_path: Path) -> None:
 
     assert far == run(*images, cwd=tmp_path)
     assert len(json.loads(far)) == open_manifest(home / "pack", TRAIN).num_rows
+
+
+def test_urls_are_refused_where_images_have_to_be_on_a_disk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaks = ("leaks", "--manifests", home / "manifests", "--against", TREE)
+
+    refused = run_command(*leaks, cwd=tmp_path)
+
+    assert refused.returncode == 2
+    hash_again = f"`vit21k hash {TREE} --manifests DIR`, `vit21k relabel --manifests DIR`"
+    assert f"`{TREE}` is not on a disk" in refused.stderr
+    assert hash_again in " ".join(refused.stderr.split())
+    with pytest.raises(UsageError, match="is not on a disk"):
+        find_images([Path(f"{TREE}/a.jpg")])
+    (tmp_path / "s3:" / "n1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_images([Path("s3:/n1")]) == []
 
 
 def test_status_does_not_miss_a_url(home: Path, tmp_path: Path) -> None:

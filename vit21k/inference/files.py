@@ -16,6 +16,7 @@ from vit21k.errors import printable
 from vit21k.sources.folders import Skipped, list_folder
 from vit21k.sources.listing import is_container_name, list_images, read_path
 from vit21k.sources.read import ImageReader
+from vit21k.sources.remote import refuse_url
 
 
 class Files:
@@ -116,10 +117,12 @@ def find_images(paths: Iterable[Path], skipped: list[Skipped] | None = None) -> 
 
     Raises:
         ImageError: An archive cannot be read.
+        UsageError: A path is a URL.
     """
     found: list[Path] = []
     others: list[Skipped] = [] if skipped is None else skipped
     for path in paths:
+        refuse_url(path, "`--manifest DIR/images.parquet`")
         if path.is_dir():
             inside, left = list_folder(path, any_name=True)
             found += sorted(path / name for name in inside)

@@ -37,6 +37,7 @@ from vit21k.near.fingerprint import (
 from vit21k.near.search import MatchLevel, Pairs, find_pairs
 from vit21k.sources.folders import Skipped
 from vit21k.sources.read import Root
+from vit21k.sources.remote import refuse_url
 
 
 def open_evaluation_set(
@@ -51,10 +52,11 @@ def open_evaluation_set(
         on_images: Progress.
 
     Raises:
-        UsageError: *against* is the image root of *images*, or has another hash algorithm.
+        UsageError: *against* is the image root of *images*, a URL, or has another hash algorithm.
         ManifestError: A manifest is missing, stale or damaged.
         ImageTreeError: The folder does not exist, or has no images.
     """
+    refuse_url(against, "`--against DIR`")
     manifest = _manifest_at(against)
     if manifest is None:
         if against.resolve() == Path(images.header.root).resolve():

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import random
+import re
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -19,12 +20,13 @@ from email.utils import parsedate_to_datetime
 from functools import reduce
 from itertools import accumulate, groupby
 from operator import xor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import xxhash
 
-from vit21k.errors import ImageTreeError, MissingExtraError
+from vit21k.errors import ImageTreeError, MissingExtraError, UsageError
 from vit21k.manifest.archive_names import find_parts, is_first_part
 from vit21k.sources.archive_file import ArchiveFile, FileStatus
 
@@ -67,6 +69,23 @@ T = TypeVar("T")
 def is_url(root: object) -> bool:
     """Return whether *root* is a URL for fsspec, and not a folder of this machine."""
     return "://" in str(root)
+
+
+def refuse_url(path: Path, option: str) -> None:
+    """Refuse a URL where images have to be on a disk; as a path it has a slash less.
+
+    Args:
+        path: As it was given.
+        option: How images behind a URL are named instead.
+
+    Raises:
+        UsageError: *path* is a URL.
+    """
+    found = re.match(r"([a-z][a-z0-9+.-]+):/+(?=[^/])", str(path))
+    if found and not path.exists():
+        url = f"{found[1]}://{str(path)[found.end() :]}"
+        commands = f"`vit21k hash {url} --manifests DIR`, `vit21k relabel --manifests DIR`"
+        raise UsageError(f"`{url}` is not on a disk", hint=f"{commands}, and {option}")
 
 
 class ObjectFacts(NamedTuple):
