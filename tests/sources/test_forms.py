@@ -1,5 +1,6 @@
 """Random trees in every form: each gives the same digests and classes, at offsets that are read."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -73,6 +74,22 @@ def _tree_tar(files: list[File], root: Path) -> None:
     _tar(root / "images.tar", members, format=tarfile.PAX_FORMAT)
 
 
+def _gzip_tar(files: list[File], root: Path) -> None:
+    _tree_tar(files, root)
+    tar = root / "images.tar"
+    (root / "images.tar.gz").write_bytes(gzip.compress(tar.read_bytes(), 1))
+    tar.unlink()
+
+
+def _gzip_tar_in_parts(files: list[File], root: Path) -> None:
+    _gzip_tar(files, root)
+    content = (root / "images.tar.gz").read_bytes()
+    (root / "images.tar.gz").unlink()
+    for number in range(3):
+        start, end = number * len(content) // 3, (number + 1) * len(content) // 3
+        (root / f"images.tar.gz.{number:02}").write_bytes(content[start:end])
+
+
 def _shards(files: list[File], root: Path, labels: Callable[[int, File], dict[str, bytes]]) -> None:
     """Write two shards in an order of their own, the label before or after its image."""
     order = sorted(enumerate(files), key=lambda pair: pair[1].content)
@@ -121,12 +138,13 @@ def _parquet(files: list[File], root: Path) -> None:
 
 
 FORMS = (
-    _folders, _class_tars, _tree_tar, _json_shards, _index_shards, _zip, _class_zips, _parquet,
+    _folders, _class_tars, _tree_tar, _gzip_tar, _gzip_tar_in_parts, _json_shards, _index_shards,
+    _zip, _class_zips, _parquet,
 )  # fmt: skip
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=9, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(files=TREES)
 def test_every_form_of_a_random_tree_gives_the_same_images(
     files: list[File], tmp_path_factory: pytest.TempPathFactory
