@@ -152,6 +152,18 @@ def test_rows_without_an_image_or_a_class_are_listed_or_unlabelled():
         assert (found[5].path, found[5].label) == ("a.parquet/00000005.jpg", None)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil.jpg", "a/..", "..", "/etc/passwd", "a\\..\\..", "a\nb", "x" * 300, "", None],
+)
+def test_the_path_that_an_image_is_stored_with_does_not_lead_out(name):
+    images = [{"bytes": content(1), "path": name}]
+
+    (image,) = read(parquet_of(table(["cat"], images=images)), path="x.parquet")
+
+    assert image.path in {f"x.parquet/00000000{end}" for end in ("/evil.jpg", "/passwd", ".jpg")}
+
+
 def test_a_list_of_labels_is_several_classes():
     rows = table([[0], [2, 1], [-1], []], names=NAMES)
 

@@ -723,9 +723,11 @@ def get_dataset_command(
 def file_counts(prepared: "Prepared") -> str:
     """Return the counts of files as text; they add up."""
     problems = f", {prepared.num_problems:,} unusable" if prepared.num_problems else ""
+    skipped = f", {prepared.num_skipped:,} skipped" if prepared.num_skipped else ""
     unused = f", {prepared.num_unused:,} in neither" if prepared.num_unused else ""
     return (
-        f"{prepared.num_files:,} files read{problems}: {prepared.num_train:,} images in train, "
+        f"{prepared.num_files:,} files read{problems}{skipped}: "
+        f"{prepared.num_train:,} images in train, "
         f"{prepared.num_val:,} in val ({prepared.split}){unused}, "
         f"{prepared.num_classes:,} classes"
     )

@@ -141,6 +141,7 @@ class Prepared:
     Attributes:
         num_files: Files that were read.
         num_problems: Files that could not be used; `problems.parquet` lists them.
+        num_skipped: Files that are no images, or have no label; listed there, too.
         num_train: Images to train on.
         num_val: Images to validate on.
         num_unused: Images that are for neither: in other folders, or with several labels in val.
@@ -150,6 +151,7 @@ class Prepared:
 
     num_files: int
     num_problems: int
+    num_skipped: int
     num_train: int
     num_val: int
     num_unused: int
@@ -198,7 +200,8 @@ def prepare(
         split = f"{per_class} of each class, held out"
     return Prepared(
         num_files=relabelled.num_files,
-        num_problems=sum(summary.problems.values()),
+        num_problems=summary.num_bad,
+        num_skipped=summary.num_skipped,
         num_train=num_train,
         num_val=num_val,
         num_unused=relabelled.num_images - num_train - num_val,
