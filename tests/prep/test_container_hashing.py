@@ -163,13 +163,17 @@ def test_the_last_of_two_members_of_one_name_counts(make_tree: MakeTree, tmp_pat
     assert problems == [{"path": "s.tar/a.jpg", "kind": "duplicate_member"}]
 
 
-def test_what_info_says_is_compared_with_the_shards(make_tree: MakeTree, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["_info.json", "info.json"])
+def test_what_info_says_is_compared_with_the_shards(
+    name: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
     shard = _shard({"a": {"label": 1}, "b": {"label": 0}})
+    of_label = {"filenames": ["s/x0.tar"], "shard_lengths": [1], "alt_label": "label_12k"}
     info = {
         "class_names": ["cat", "dog"],
-        "splits": {"val": {"filenames": ["x0.tar"], "shard_lengths": [3]}},
+        "splits": {"val": {**of_label, "shard_lengths": [3], "alt_label": None}, "x": of_label},
     }
-    files = {"x0.tar": shard, "_info.json": json.dumps(info).encode()}
+    files = {"in/s/x0.tar": shard, f"in/{name}": json.dumps(info).encode()}
     hash_tree(make_tree(files), tmp_path / "m")
 
     rows = _rows(tmp_path / "m")
@@ -178,7 +182,8 @@ def test_what_info_says_is_compared_with_the_shards(make_tree: MakeTree, tmp_pat
         ("cat", "validation"),
     ]
     problems = read_manifest(tmp_path / "m", PROBLEMS, ["path", "kind", "detail"]).to_pylist()
-    assert {"path": "x0.tar", "kind": "shard_differs", "detail": "has 2 of 3 images"} in problems
+    shard_differs = {"kind": "shard_differs", "detail": "has 2 of 3 images"}
+    assert {"path": "in/s/x0.tar", **shard_differs} in problems
 
 
 def test_an_image_file_next_to_the_shards_gets_no_class(

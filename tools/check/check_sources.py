@@ -212,7 +212,13 @@ def write_timm(files: Sequence[File], out: Path) -> None:
         "filenames": names,
         "shard_lengths": counts,
     }
-    info = {"name": "imagenet22k", "version": "1", "splits": {"train": train}}
+    fewer = {
+        **train,
+        "name": "train_12k",
+        "alt_label": "label_12k",
+        "shard_lengths": [0] * len(names),
+    }
+    info = {"name": "imagenet22k", "version": "1", "splits": {"train": train, "train_12k": fewer}}
     (out / "_info.json").write_text(json.dumps(info))
 
 

@@ -66,6 +66,7 @@ IMAGE_COLUMN_OPTION = "image_column"
 _TABLES: tuple[LayoutName, ...] = ("parquet", "arrow")
 
 INFO = "_info.json"
+_INFOS = (INFO, "info.json")  # as in timm
 _CLASS_LIST_FIELDS = ("class_names", "classes", "label_names")
 
 _MAX_FOLDERS = 64
@@ -309,7 +310,7 @@ def _note(survey: _Survey, path: str) -> None:
         survey.tars.append(path)
     elif kind := kind_of_table(os.fsencode(name)):
         survey.tables[kind].append(path)
-    elif name == INFO:
+    elif name in _INFOS:
         survey.infos.append(path)
     elif is_image_name(os.fsencode(name)):
         survey.images.append(path)
@@ -417,14 +418,15 @@ def _read_infos(tree: SourceTree, infos: Sequence[str]) -> dict[str, ShardEntry]
     for path in infos:
         splits = _read_info(tree, path).get("splits")
         for name, split in (splits if isinstance(splits, dict) else {}).items():
-            names = split.get("filenames", []) if isinstance(split, dict) else []
-            counts = split.get("shard_lengths", []) if isinstance(split, dict) else []
+            if not isinstance(split, dict) or split.get("alt_label"):
+                continue  # timm's `train_12k` counts those images of `train` that have that label
+            names, counts = split.get("filenames", []), split.get("shard_lengths", [])
             if not isinstance(names, list) or not isinstance(counts, list):
                 continue
             for index, shard in enumerate(names):
                 count = counts[index] if index < len(counts) else None
                 num_images = count if isinstance(count, int) else None
-                where = path.removesuffix(INFO) + str(shard)
+                where = f"{path[: path.rfind('/') + 1]}{shard}"
                 facts[where] = ShardEntry(split_of(f"{name}/"), num_images)
     return facts
 
