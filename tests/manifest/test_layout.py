@@ -68,6 +68,10 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], str]] = {
         {"a.tar.gz": gzip.compress(_web_dataset("cls", "jpg"))},
         "class indices without class names",
     ),
+    "tars named like classes": (
+        {f"{name}.tar": tar_of(_files("n02085620_1.jpg", "n02085782_2.jpg")) for name in "ab"},
+        "may be the name of its tar, `a`, or the WordNet id",
+    ),
     "an unpacked WebDataset": (
         _files("0000/1.jpg", "0000/2.jpg") | {"0000/1.cls": b"3"},
         "is a WebDataset",

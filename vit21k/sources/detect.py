@@ -21,7 +21,14 @@ import xxhash
 from vit21k.errors import LayoutError, UsageError
 from vit21k.manifest.archive_names import archive_stem, is_zip_name
 from vit21k.manifest.classes import CLASSES_OPTION
-from vit21k.manifest.layout import LABEL_FILE_OPTION, SPLITS_OPTION, Layout, class_of
+from vit21k.manifest.layout import (
+    LABEL_FILE_OPTION,
+    SPLITS_OPTION,
+    Layout,
+    class_of,
+    split_named,
+    stem_of,
+)
 from vit21k.manifest.layout import OPTION as LABEL_OPTION
 from vit21k.manifest.problems import Problem, ProblemKind
 from vit21k.sources.container import (
@@ -403,8 +410,23 @@ def _detect_webdataset(
             f"no shard of `{name}` holds an image",
             hint="expected tars with members such as `00000000.jpg` and `00000000.json`",
         )
-    labels = detect_labels(samples, labels, name)
-    return SourceLayout("webdataset", labels, len(survey.tars), shards)
+    found = detect_labels(samples, labels, name)
+    if found.is_detected and found.label_from == "key":
+        _refuse_names_of_classes(survey.tars, samples[0])
+    return SourceLayout("webdataset", found, len(survey.tars), shards)
+
+
+def _refuse_names_of_classes(tars: Sequence[str], sample: Sample) -> None:
+    """Refuse tars that are named like classes (`dog.tar`), with images that have a WordNet id."""
+    stems = [stem_of(path) for path in tars]
+    named = [stem for stem in stems if not stem[-1:].isdigit() and split_named(stem) is None]
+    if len(stems) > 1 and len(named) == len(stems):
+        raise LayoutError(
+            f"the class of `{sample.images[0].path}` may be the name of its tar, `{named[0]}`, or "
+            "the WordNet id in its own name",
+            hint="`--label-from key` takes the WordNet id, `--label-from folder` the name of the "
+            "tar",
+        )
 
 
 def _preview(tree: SourceTree, path: str) -> list[Sample]:
