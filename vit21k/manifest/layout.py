@@ -224,8 +224,8 @@ class Layout:
             raise LayoutError(
                 f"images are in `{self._in_split}/` of `{self._root}` itself, which is a published "
                 "split and no class",
-                hint=f"{_CLASS_FOLDERS}; or, if a file has their classes, `vit21k hash --labels "
-                "FILE`",
+                hint=f"{_CLASS_FOLDERS}; or, if a file has their classes, hash each split by "
+                f"itself, `{self._in_split}` with `vit21k hash --labels FILE`",
             )
 
     def _refuse_splits(self) -> None:
