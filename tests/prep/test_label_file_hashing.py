@@ -129,7 +129,9 @@ def test_shards_of_a_labelled_tree_are_the_bytes_of_one_run(
     files = {f"{folder}/{number}.jpg": b"x" for folder in "abcdefgh" for number in (1, 2)}
     root = make_tree({**files, "c/3.jpg": b"", "d/4.jpg": b"y"})
     labels = tmp_path / "labels.csv"
-    labels.write_text("".join(f"{name},{name[-5]}\n" for name in [*files, "a/gone.jpg", "z.jpg"]))
+    labels.write_text(
+        "".join(f"{name},{name[-5]}\n" for name in [*files, "a/gone.jpg", "c/3.jpg", "z.jpg"])
+    )
     hash_tree(root, tmp_path / "m", label_file=read_label_file(labels, root))
 
     merge_shards(_hash_shards(root, labels, tmp_path / "n"), tmp_path / "n")

@@ -433,6 +433,9 @@ class _Run:
             yield from (with_classes(chunk, class_of) for chunk in chunks) if class_of else chunks
             return
         for chunk in chunks:
+            for problem in chunk.problems:
+                if not problem.kind.is_skipped:
+                    self._label_file.class_of(problem.path)  # the file is there
             yield with_classes(chunk, self._label_file.class_of)
         is_useless = self.summary.problems[ProblemKind.LABEL_MISSING] and not self.summary.num_files
         if is_useless and not self._shard:
