@@ -60,6 +60,18 @@ def _samples() -> dict[str, bytes]:
     return members
 
 
+def _indexed(split: str) -> dict[str, bytes]:
+    """Return samples of timm's ImageNet-1k, in whose validation shards no name has a class."""
+    members = {}
+    for number, (path, data) in enumerate(IMAGES.items()):
+        if (split == "validation") == ("_0" in path):
+            wnid = path.partition("/")[0]
+            key = f"ILSVRC2012_val_{number:08}" if split == "validation" else f"{wnid}_{number}"
+            members[f"{key}.jpg"] = data
+            members[f"{key}.cls"] = b"%d" % CLASSES.index(wnid)
+    return members
+
+
 def _parquet() -> bytes:
     images = [{"bytes": data, "path": path} for path, data in IMAGES.items()]
     content = io.BytesIO()
@@ -79,6 +91,8 @@ def _published() -> dict[str, bytes]:
         "winter21_whole.tar.gz": _tar({f"w/{k}": v for k, v in class_tars.items()}, "w:gz"),
         "imagenet21k_resized.tar.gz": _tar({f"r/{k}": v for k, v in resized.items()}, "w:gz"),
         "imagenet-22k-wds/imagenet22k-train-0000.tar": _tar(_samples()),
+        "imagenet-1k-wds/imagenet1k-train-0000.tar": _tar(_indexed("train")),
+        "imagenet-1k-wds/imagenet1k-validation-00.tar": _tar(_indexed("validation")),
         "imagenet21k-parquet/data/train-00000-of-00001.parquet": _parquet(),
         **{f"ILSVRC2012/{path}": data for path, data in _in_splits("train", "val").items()},
         "ILSVRC2012_img_val.tar": _tar(val),
@@ -113,4 +127,4 @@ def test_a_command_reads_what_it_is_for(
 
 
 def test_the_page_has_a_command_for_each_form() -> None:
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
