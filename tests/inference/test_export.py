@@ -72,6 +72,7 @@ def logits(model):
         ("timm", {"distilled": True}),
         ("safetensors", {"mlp_layer": "swiglu", "norm_layer": "rmsnorm"}),
         ("safetensors", {"global_pool": "token_avg"}),
+        ("safetensors", {"rope": "axial", "rope_temperature": 50.0}),
         ("transformers", {"act_layer": "quick_gelu", "norm_eps": 1e-12}),
     ],
 )
@@ -327,6 +328,7 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(make, tmp_path, name, o
         ("torchvision", NAME, {"reg_tokens": 2}, "register tokens"),
         ("transformers", NAME, {"no_embed_class": True}, "position embedding of the patches"),
         ("transformers", NAME, {"qk_norm": True}, "norm of queries"),
+        ("timm", NAME, {"rope": "axial"}, "rotary positions"),
         ("timm", NAME, {"mlp_layer": "swiglu"}, "SwiGLU"),
         ("timm", NAME, {"global_pool": "token_avg"}, "class token and the mean"),
         ("transformers", "vit_small_r26_s32_224", {"patch_size": 1}, "ResNet"),

@@ -61,6 +61,7 @@ def test_parameter_counts_are_the_published_ones(name, overrides, expected):
         {"mlp_layer": "swiglu", "mlp_ratio": 16 / 3},
         {"global_pool": "map", "class_token": False, "norm_layer": "rmsnorm"},
         {"global_pool": "token_avg"},
+        {"pos_embed": "none", "rope": "dinov3", "reg_tokens": 4},
     ],
     ids=str,
 )

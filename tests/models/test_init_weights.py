@@ -79,7 +79,7 @@ def test_the_generator_alone_decides(scheme):
 OPTIONS = [
     {"representation_size": 8},
     {"reg_tokens": 2, "qk_norm": True, "norm_layer": "rmsnorm", "global_pool": "map"},
-    {"distilled": True, "pre_norm": True, "mlp_layer": "swiglu"},
+    {"distilled": True, "pre_norm": True, "mlp_layer": "swiglu", "pos_embed": "none"},
 ]
 
 

@@ -40,6 +40,7 @@ def loss_and_gradients(model, precision="fp32"):
         {},
         {"proj_drop_rate": 0.2, "drop_path_rate": 0.3},
         {"global_pool": "avg"},
+        {"rope": "dinov3", "pos_embed": "none"},
         {"qk_norm": True, "mlp_layer": "swiglu", "norm_layer": "rmsnorm", "reg_tokens": 2},
         {"global_pool": "map", "class_token": False, "pre_norm": True, "act_layer": "quick_gelu"},
     ],

@@ -73,7 +73,7 @@ def test_a_recipe_offers_the_choices_of_the_models():
             offered[name] = get_args(literals[0])
 
     assert offered == {name: VIT_ARGUMENTS[name].choices for name in offered}
-    assert len(offered) == 5
+    assert len(offered) == 7
 
 
 def test_a_model_is_built_from_its_arguments_alone():

@@ -111,6 +111,36 @@ def test_a_distilled_model_has_timms_logits_and_features():
         torch.testing.assert_close(model.features(images()), features, atol=2e-5, rtol=1e-5)
 
 
+ROPES = {
+    "axial": {"rope_grid_indexing": "xy", "rope_type": "cat"},
+    "dinov3": {"rope_type": "dinov3", "rope_rotate_half": True},
+}
+
+
+@pytest.mark.parametrize("ape", [False, True], ids=["rotary", "rotary and learnt"])
+@pytest.mark.parametrize("rope", ROPES)
+def test_rotary_positions_are_timms(rope, ape):
+    args = {"rope": rope, "pos_embed": "learn" if ape else "none", "init_values": 0.1}
+    model = small_model(**args)
+    twin = timm.models.eva.Eva(
+        **{**SMALL, **ROPES[rope]}, num_classes=7, attn_type="rope", use_rot_pos_emb=True,
+        use_abs_pos_emb=ape, rope_temperature=100.0, init_values=0.1, use_fc_norm=False,
+        global_pool="token",
+    ).eval()  # fmt: skip
+    state = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    twin.load_state_dict(state, strict=True)
+
+    with torch.no_grad():
+        torch.testing.assert_close(model(images()), twin(images()), atol=2e-5, rtol=1e-5)
+        every = torch.arange(9).expand(2, -1)
+        torch.testing.assert_close(model(images(), every), model(images()))
+        moved = every.flip(1)  # a patch keeps its position wherever it is in the sequence
+        torch.testing.assert_close(model(images(), moved), model(images()), atol=2e-5, rtol=1e-5)
+
+
 def test_token_and_mean_are_pooled_side_by_side_as_in_dinov2s_linear_classifier():
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(hidden_size=32, num_labels=7)
@@ -129,6 +159,7 @@ ROOTS = [
     {"qkv_bias": False},
     {"representation_size": 24},
     {"distilled": True},
+    {"rope": "axial", "pos_embed": "none"},
     {"reg_tokens": 2, "qk_norm": True, "mlp_layer": "swiglu", "norm_layer": "rmsnorm"},
 ]
 

@@ -496,6 +496,10 @@ OPENED: tuple[Case, ...] = (
         timm_folder(global_pool="map", class_token=False, act_layer="gelu_tanh"),
     ),
     Case("timm folder: CLIP", "timm", timm_folder("vit_base_patch32_clip_quickgelu_224")),
+    Case("timm folder: axial RoPE", "timm", timm_folder("vit_small_patch16_rope_224")),
+    Case("timm folder: axial RoPE and positions", "timm",
+         timm_folder("vit_small_patch16_rope_ape_224")),
+    Case("timm folder: DINOv3", "timm", timm_folder("vit_small_plus_patch16_dinov3")),
     Case("timm folder: DeiT, distilled", "timm", timm_folder("deit_tiny_distilled_patch16_224")),
     Case("big_vision .npz, class token", "google", npz("params/", **TOKEN)),
     Case("big_vision .npz, one array for all blocks", "google", npz("params/", scan=True, **TOKEN)),
@@ -558,6 +562,14 @@ OPENED: tuple[Case, ...] = (
         "transformers DINOv2 with registers",
         "transformers",
         hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", _logits),
+    ),
+    Case(
+        "transformers DINOv3", "transformers",
+        hf("DINOv3ViTModel", "DINOv3ViTConfig", _pooled, num_register_tokens=4),
+    ),
+    Case(
+        "transformers DINOv3, SwiGLU", "transformers",
+        hf("DINOv3ViTModel", "DINOv3ViTConfig", _pooled, use_gated_mlp=True, hidden_act="silu"),
     ),
     Case(
         "transformers CLIP, image tower",

@@ -311,7 +311,7 @@ def _resize(
 ) -> tuple[str, ...]:
     """Resize the position embedding in *tensors* to the grid of *model*; return its name if so."""
     before = tensors.get("pos_embed")
-    if before is None or before.shape == model.pos_embed.shape:
+    if before is None or model.pos_embed is None or before.shape == model.pos_embed.shape:
         return ()
     if before.ndim == model.pos_embed.ndim == 4:  # noqa: PLR2004 (the map of a PiT)
         tensors["pos_embed"] = resize_pos_map(before, model.grid_size, mode=mode)

@@ -34,7 +34,7 @@ _UNKNOWN_TO_TIMM = (
 )
 
 
-_NEWER = ("reg_tokens", "no_embed_class", "pre_norm", "qk_norm", "norm_layer")
+_NEWER = ("reg_tokens", "no_embed_class", "pos_embed", "pre_norm", "qk_norm", "norm_layer")
 
 
 def timm_args(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def timm_name(name: str, args: Mapping[str, Any]) -> str:
         return "deit_base_distilled_patch16_224"
     lacking = {
         "swiglu": args["mlp_layer"] == "swiglu",
+        "rope": args["rope"] != "none",
         "token_avg_pooling": args["global_pool"] == "token_avg",
         "pre_logits": args["representation_size"] is not None,
         "another_resnet": args["resnet_layers"] != model_args(name)["resnet_layers"],

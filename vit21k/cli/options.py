@@ -353,7 +353,7 @@ def precision_on(model: "ImageClassifier", precision: str) -> 'Literal["fp32", "
     """Return *precision*; "auto" becomes that of the device of *model*."""
     from vit21k.device import best_precision, is_emulated
 
-    device = model.pos_embed.device
+    device = model.device
     if precision == "auto":
         return best_precision(device) if device.type == "cuda" else "fp32"
     if precision == "bf16" and is_emulated(device, "bf16"):

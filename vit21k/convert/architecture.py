@@ -49,6 +49,12 @@ _OTHER_HEADS: Mapping[tuple[str, str], tuple[int, int]] = {
     ("giant", "_reg4_dinov2"): (1536, 24),
     ("giant", "_reg1_tipsv2"): (1536, 24),
 }
+# Names of timm's `Eva` with rotary positions -> those; sizes of DINOv3.
+_ROPE = re.compile(
+    r"vit_(?P<size>small|base|large|small_plus|huge_plus|7b)_patch16_"
+    r"(?:(?P<axial>rope|rope_ape)|dinov3(?:_qkvb)?)"
+)
+_DINOV3_HEADS = {"small_plus": (384, 6), "huge_plus": (1280, 20), "7b": (4096, 32)}
 _OTHERS: Mapping[str, tuple[int, int]] = {"eva_large_patch14": (1024, 16), "test_vit": (64, 2)}
 _TANH = re.compile(
     r"vit_(?:(?:base_patch32|giantopt_patch16|so400m_patch16)_siglip(?:_gap)?_\d+"
@@ -86,7 +92,7 @@ def known_architecture(
             f"the tensors are not those of the architecture `{name:.60}` that their config names: "
             f"{patch.shape[:1][0] if patch.ndim else 0} wide, not {width}"
         )
-    if "heads" not in known:
+    if "heads" not in known and "rope" not in known:
         averages = "fc_norm.weight" in tensors or "cls_token" not in tensors
         pooled = "map" if "attn_pool.latent" in tensors else "avg" if averages else "token"
         known = {**known, "global_pool": pooled}
@@ -106,6 +112,16 @@ def _of_name(full: str) -> tuple[int | None, dict[str, Any]] | None:
         return _decided(*_OTHERS[base])
     if match := _TORCHVISION_NAME.fullmatch(full):
         return _decided(*_HEADS[_TORCHVISION[match[1]]])
+    return _of_words(full, base)
+
+
+def _of_words(full: str, base: str) -> tuple[int | None, dict[str, Any]] | None:
+    """Return what the words in the *full* name of timm say; *base* has no size."""
+    if match := _ROPE.fullmatch(base):
+        axial, sizes = bool(match["axial"]), {**_HEADS, **_DINOV3_HEADS}[match["size"]]
+        width, known = _decided(*sizes, norm_eps=1e-6 if axial else 1e-5)
+        pooling = {"global_pool": "token" if axial else "avg", "fc_norm": False}
+        return width, {**known, **pooling, "rope": "axial" if axial else "dinov3"}
     match = _NAME.fullmatch(base)
     if match is None or match["size"] not in _HEADS:
         return None
@@ -131,6 +147,8 @@ _HIDDEN: Mapping[str, Any] = {
     "global_pool": "token",
     "stem_eps": "timm",
 }
+# The same, of a model that has no position embedding.
+_WITHOUT_POSITIONS: Mapping[str, Any] = {"rope": None, "img_size": None}
 _PIT_HIDDEN: Mapping[str, Any] = {"heads": None, "act_layer": "gelu"}
 # Arguments that the user has to give before another architecture is read as ours.
 _DECIDING = ("num_heads", "act_layer", "norm_eps")
@@ -138,12 +156,16 @@ _WORDS = {
     "num_heads": "how many attention heads",
     "heads": "how many attention heads",
     "act_layer": "which activation",
+    "rope": "which rotary positions",
+    "img_size": "which image size",
     "norm_eps": "which epsilon of norms",
 }
 _EXAMPLES = {
     "num_heads": "N",
     "heads": "[N,N,N]",
     "act_layer": "gelu|gelu_tanh|quick_gelu",
+    "rope": "axial|dinov3",
+    "img_size": "N",
     "norm_eps": "X",
     "global_pool": "token|avg",
 }
@@ -191,6 +213,8 @@ def infer_architecture(
     if converted.unknown is not None:
         _check_unknown(converted.unknown, decided)
     customary = {**(_PIT_HIDDEN if pit else _HIDDEN), **converted.customary}
+    if not pit:
+        customary |= {"rope": "none"} if "pos_embed" in tensors else _WITHOUT_POSITIONS
     hidden, assumed = _hidden(shown, {**(fallback or {}), **decided}, customary)
     try:
         found = _completed(tensors, {**shown, **hidden}, decided)
@@ -205,7 +229,9 @@ def _check_given(
     shown: Mapping[str, Any], converted: Converted, given: Mapping[str, Any], *, pit: bool
 ) -> None:
     """Raise a `UsageError` if *given* contradicts the weights, or does not apply to them."""
-    hidden = _PIT_HIDDEN if pit else _HIDDEN
+    hidden = _PIT_HIDDEN if pit else {**_HIDDEN, "rope": None}
+    if not pit and "pos_embed" not in converted.tensors:
+        hidden = {**hidden, **_WITHOUT_POSITIONS}
     for key, value in given.items():
         known = converted.known.get(key, shown.get(key) if key not in hidden else None)
         if known is not None and known != value:
@@ -252,6 +278,8 @@ def _hidden(
             continue
         elif key in decided:
             hidden[key] = decided[key]
+        elif key == "rope":
+            continue  # no checkpoint with both has come without the name of its architecture
         else:
             hidden[key] = shown.get(key, usual)
             assumed.append(key)
@@ -332,26 +360,31 @@ def _completed(
     tensors: Mapping[str, Tensor], args: dict[str, Any], decided: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return *args* with the image size, and the widths of a PiT."""
-    positions = tensors["pos_embed"]
     if "heads" in args:
+        positions = tensors["pos_embed"]
         grid, stride = int(positions.shape[-1]), args["stride"]
         least = (grid - 1) * stride + args["patch_size"]
         size = decided.get("img_size", least)
         fits = isinstance(size, int) and (size - args["patch_size"]) // max(1, stride) + 1 == grid
         return {**args, "img_size": size if fits else least, "base_dims": _base_dims(tensors, args)}
+    if "pos_embed" not in tensors:
+        return {**args, "pos_embed": "none", "fc_norm": _fc_norm(tensors, args)}
     grid, no_embed_class = _grid(tensors, args, decided.get("no_embed_class"))
     layers, side = args["resnet_layers"], args["patch_size"]
     stride = side if layers is None else side * 2 ** (1 + len(layers))
-    after_pool = "fc_norm.weight" in tensors
-    customary = after_pool == (args["global_pool"] == "avg")
     size = decided.get("img_size")
     fits = isinstance(size, int) and size > 0 and -(-size // stride) in (grid, grid + 1)
     return {
         **args,
         "no_embed_class": no_embed_class,
-        "fc_norm": None if customary else after_pool,
+        "fc_norm": _fc_norm(tensors, args),
         "img_size": size if fits else grid * stride,
     }
+
+
+def _fc_norm(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> bool | None:
+    after_pool = "fc_norm.weight" in tensors
+    return None if after_pool == (args["global_pool"] == "avg") else after_pool
 
 
 def _grid(

@@ -43,6 +43,7 @@ class _Format(NamedTuple):
 
 
 _HF_PATCH = "embeddings.patch_embeddings.projection.weight"
+_HF_DINOV3_PATCH = "embeddings.patch_embeddings.weight"
 _HF_CLIP_PATCH = "embeddings.patch_embedding.weight"
 # PLSC has timm's names.
 _FORMATS = (
@@ -52,6 +53,7 @@ _FORMATS = (
     _Format("clip", ("class_embedding", "conv1.weight"), clip.from_clip, is_tower=True),
     _Format("transformers", (_HF_PATCH,), transformers.from_transformers),
     _Format("transformers", (_HF_CLIP_PATCH,), transformers.from_transformers),
+    _Format("transformers", (_HF_DINOV3_PATCH,), transformers.from_transformers),
     _Format("mmpretrain", ("patch_embed.projection.weight", "layers.0.ln1.weight"),
             mmpretrain.from_mmpretrain),
     _Format("paddlevit", ("patch_embedding.patch_embedding.weight",), paddle.from_paddlevit),

@@ -18,11 +18,14 @@ _SHARED = {name for name, own in {**VIT_ARGUMENTS, **PIT_ARGUMENTS}.items() if o
 # Arguments of timm's constructor that change no logits; those that tensors show.
 _HARMLESS = frozenset(
     {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
-     "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size"}
+     "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size",
+     "dynamic_img_size"}
 )  # fmt: skip
 _SHOWN = frozenset({"in_chans", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias",
                     "reg_tokens", "pre_norm", "qk_norm", "base_dims", "stride",
                     "distilled"})  # fmt: skip
+# Arguments of timm's `Eva` -> those of its `VisionTransformer`.
+_EVA = {"num_reg_tokens": "reg_tokens", "use_fc_norm": "fc_norm"}
 # Pattern in their names -> ours.
 _ALIASES = (
     (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT III
@@ -96,12 +99,7 @@ def _known(
 ) -> tuple[dict[str, Any], str | None]:
     """Return the arguments in timm's *config*, and the architecture if it is not one of ours."""
     known, unknown = known_architecture(config, tensors)
-    args = config.get("model_args") or {}
-    if not isinstance(args, Mapping):
-        raise CheckpointError(f"`model_args` is a {type(args).__name__}, not a table")
-    if config.get("global_pool"):
-        args = {"global_pool": config["global_pool"], **args}
-    for key, value in args.items():
+    for key, value in _arguments(config, tensors).items():
         if key == "img_size" and isinstance(value, list | tuple) and value:
             known[key] = value[0]  # [height, width]; the grid is checked to be square
         elif key in _SHARED:
@@ -112,3 +110,17 @@ def _known(
                 "which no model of ours has"
             )
     return {key: value for key, value in known.items() if key not in _SHOWN}, unknown
+
+
+def _arguments(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of timm's constructor in *config*, by `VisionTransformer`'s names."""
+    args = config.get("model_args") or {}
+    if not isinstance(args, Mapping):
+        raise CheckpointError(f"`model_args` is a {type(args).__name__}, not a table")
+    found: dict[str, Any] = {}
+    pretrained = config.get("pretrained_cfg")
+    if "pos_embed" not in tensors and isinstance(pretrained, Mapping):
+        found["img_size"] = (pretrained.get("input_size") or [None])[-1:]
+    if config.get("global_pool"):
+        found["global_pool"] = config["global_pool"]
+    return {**found, **{_EVA.get(str(key), str(key)): value for key, value in args.items()}}

@@ -1,4 +1,4 @@
-"""transformers' ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2, CLIP and SigLIP: names and ``config.json``.
+"""transformers' ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2, DINOv3, CLIP, SigLIP: names, ``config.json``.
 
 Names of version 4 and of version 5 are read; those of version 4, which both read, are written.
 
@@ -67,6 +67,15 @@ _V4 = Names(
     },
 )
 _V5 = Names(block="layers.{}.", outside=_V4.outside, inside=_V4.inside)
+_DINOV3 = Names(
+    block="layer.{}.",
+    outside={
+        "embeddings.patch_embeddings.": "patch_embed.proj.",
+        "norm.": "norm.",
+        **_V4.outside,
+    },
+    inside=_V4.inside,
+)
 _CLIP = Names(
     block="encoder.layers.{}.",
     outside={
@@ -127,6 +136,7 @@ _KINDS = {
     "vit_msn": _Kind(1e-6),
     "dinov2": _Kind(1e-6),
     "dinov2_with_registers": _Kind(1e-6),
+    "dinov3_vit": _Kind(1e-5),
     "clip_vision_model": _Kind(1e-5, "quick_gelu"),
     "siglip_vision_model": _Kind(1e-6, "gelu_pytorch_tanh"),
 }
@@ -148,18 +158,34 @@ def from_transformers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
     kind, known = _known(config)
     is_clip = "embeddings.patch_embedding.weight" in tensors
     converted, dropped = renamed(tensors, _CLIP.to_ours if is_clip else _to_ours)
+    if kind == "dinov3_vit":
+        converted = _plain_dinov3(converted)
     converted = fuse(converted)
     if is_clip:
         converted = _split_pool(with_batch(converted))
     elif "dist_token" in converted and "head_dist.weight" not in converted:
         # A DeiT without the second head: the token only takes part in attention.
         converted["reg_token"] = converted.pop("dist_token")
-    elif "reg_token" in converted:
+    elif "reg_token" in converted and "pos_embed" in converted:
         converted = without_class_position(converted)
         known["no_embed_class"] = True
     spare = _settle_pool(kind, converted, known)
     customary = {"norm_eps": 1e-12} if not is_clip else {"act_layer": None, "norm_eps": None}
     return Converted(converted, known, dropped, spare, customary)
+
+
+def _plain_dinov3(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* of a DINOv3 with the names of other models, and zeros as biases of keys."""
+    gated = any(".mlp.gate." in name for name in tensors)
+    plain = {
+        name if gated else name.replace(".mlp.up.", ".mlp.fc1."): tensor
+        for name, tensor in tensors.items()
+        if tensor.numel()  # without registers there is an empty tensor
+    }
+    queries = [name for name in plain if name.endswith(".attn.q.bias")]
+    for name in queries:
+        plain.setdefault(name.replace(".q.", ".k."), torch.zeros_like(plain[name]))
+    return plain
 
 
 def _split_pool(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -198,7 +224,7 @@ def _settle_pool(kind: str, tensors: dict[str, Tensor], known: dict[str, Any]) -
 
 
 def _to_ours(name: str) -> str | None:
-    return _V4.to_ours(name) or _V5.to_ours(name)
+    return _V4.to_ours(name) or _V5.to_ours(name) or _DINOV3.to_ours(name)
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -244,17 +270,31 @@ def _known(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if config.get("quantization_config"):
         raise CheckpointError("the model is quantised (`quantization_config`), which is not read")
     activation = config.get("hidden_act", _KINDS[kind].activation)
+    if activation == "silu" and config.get("use_gated_mlp"):
+        activation = "gelu"  # of a SwiGLU it says what all have
     pooler = config.get("pooler_act", "tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"the model computes with `{activation!s:.40}`, which is not GELU")
     if pooler != "tanh":
         raise CheckpointError(f"the model's pooler computes with `{pooler!s:.40}`, not tanh")
+    rope = {}
+    if kind == "dinov3_vit":
+        rope = {"rope": "dinov3", "rope_temperature": _theta(config)}
     return kind, {
+        **rope,
         "num_heads": config.get("num_attention_heads", 12),
         "act_layer": _ACTIVATIONS[activation],
         "norm_eps": config.get("layer_norm_eps", _KINDS[kind].norm_eps),
         "img_size": _side(config.get("image_size", 224)),
     }
+
+
+def _theta(config: Mapping[str, Any]) -> float:
+    inner = config.get("rope_parameters")
+    theta = config.get(
+        "rope_theta", inner.get("rope_theta") if isinstance(inner, Mapping) else None
+    )
+    return float(theta) if isinstance(theta, int | float) else 100.0
 
 
 def check_kind(config: Mapping[str, Any]) -> None:

@@ -194,6 +194,8 @@ def _lacking(to: Target, name: str, args: Mapping[str, Any]) -> list[str]:
     googles_mean = not args["class_token"] and args["fc_norm"] is False
     nowhere = {
         "SwiGLU": args["mlp_layer"] == "swiglu",
+        "rotary positions": args["rope"] != "none",
+        "model without positions": args["pos_embed"] == "none",
         "pooling of the class token and the mean": args["global_pool"] == "token_avg",
     }
     has = {

@@ -49,7 +49,7 @@ def explain(model: ImageClassifier, card: ModelCard, content: bytes) -> Explanat
     settings = card.eval_settings
     image_CHW = eval_transform(settings)(decode_rgb(content))
     images_BCHW = torch.from_numpy(image_CHW)[None]
-    x_BCHW = normalise(images_BCHW.to(model.pos_embed.device), settings.mean, settings.std)
+    x_BCHW = normalise(images_BCHW.to(model.device), settings.mean, settings.std)
     ((best,),) = select_classes(class_scores(model, card, images_BCHW), card, top_k=1)
     return Explanation(
         image_CHW,
@@ -102,7 +102,7 @@ def attention_maps(model: VisionTransformer, images_BCHW: Tensor) -> list[Tensor
 
     def keep(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
         if isinstance(attention, Attention):
-            maps.append(_weights(attention, arguments[0]))
+            maps.append(_weights(attention, arguments[0], arguments[2] if arguments[2:] else None))
 
     with ExitStack() as hooks:
         for module in model.modules():
@@ -120,14 +120,16 @@ def position_similarity(model: nn.Module) -> Tensor:
         UsageError: The model is not a Vision Transformer.
     """
     model = _vision_transformer(model)
+    if model.pos_embed is None:
+        raise UsageError("the model has no position embedding")
     positions_PD = model.pos_embed[0, model.num_prefix_positions :].float()
     unit_PD = nn.functional.normalize(positions_PD, dim=1)
     return (unit_PD @ unit_PD.T).unflatten(1, model.grid_size)
 
 
-def _weights(attention: Attention, x_BND: Tensor) -> Tensor:
+def _weights(attention: Attention, x_BND: Tensor, angles: Tensor | None) -> Tensor:
     """Return the attention weights (B, A, N, N) of normalised tokens."""
-    q_BANE, k_BANE, _ = attention.project(x_BND)
+    q_BANE, k_BANE, _ = attention.project(x_BND, angles=angles)
     scale = q_BANE.shape[-1] ** -0.5
     return (q_BANE @ k_BANE.transpose(-1, -2) * scale).softmax(dim=-1)
 

@@ -283,7 +283,7 @@ def compute_features(
     model: ImageClassifier, card: ModelCard, images_BCHW: Tensor, options: FeatureOptions
 ) -> Tensor:
     """Return features_BD, or tokens_BND, of resized uint8 images."""
-    settings, device = card.eval_settings, model.pos_embed.device
+    settings, device = card.eval_settings, model.device
     with torch.inference_mode(), autocast(device, options.precision):
         x_BCHW = normalise(images_BCHW.to(device), settings.mean, settings.std)
         values = _forward(model, options)(x_BCHW)
@@ -337,7 +337,7 @@ def _is_damaged(images: ImageRows, row: int) -> bool:
 
 def _shape(model: ImageClassifier, options: FeatureOptions) -> tuple[int, ...]:
     """Return the shape of one image's features, from one forward pass."""
-    images_BCHW = model.pos_embed.new_zeros(1, 3, model.img_size, model.img_size)
+    images_BCHW = torch.zeros(1, 3, model.img_size, model.img_size, device=model.device)
     with torch.inference_mode():
         return tuple(_forward(model, options)(images_BCHW).shape[1:])
 

@@ -118,7 +118,7 @@ def class_scores(
     precision: Precision = "fp32",
 ) -> Tensor:
     """Return probabilities_BK of resized uint8 images."""
-    settings, device = card.eval_settings, model.pos_embed.device
+    settings, device = card.eval_settings, model.device
     with autocast(device, precision):
         logits_BK = model(normalise(images_BCHW.to(device), settings.mean, settings.std))
     return probabilities(logits_BK, card.activation)

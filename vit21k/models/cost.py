@@ -78,6 +78,7 @@ def num_params(args: Mapping[str, Any]) -> int:
     norm = width if args["norm_layer"] == "rmsnorm" else 2 * width
     num_prefix = _num_prefix_tokens(args)
     positions = grid_side(args) ** 2 + (0 if args["no_embed_class"] else num_prefix)
+    positions *= args["pos_embed"] == "learn"
     factors = 0 if args["init_values"] is None else 2 * width
     qk_norms = 2 * norm // args["num_heads"] if args["qk_norm"] else 0
     block = _block_params(width, args["mlp_ratio"], args["qkv_bias"])

@@ -237,14 +237,7 @@ def init_vit(
         assert isinstance(model, VisionTransformer)  # noqa: S101 (there is no third kind)
         rules = _VIT_RULES[scheme]
         _init_modules(model, rules, generator)
-        rules.positions(model.pos_embed, 1, generator)
-        if model.cls_token is not None:
-            rules.class_token(model.cls_token, 1, generator)
-        for token in (model.dist_token, model.reg_token):
-            if token is not None:
-                rules.registers(token, 1, generator)
-        if model.global_pool == "map":
-            _by_width(model.attn_pool.latent, 1, generator)
+        _init_tokens(model, rules, generator)
     for head in (model.head, getattr(model, "head_dist", None)):
         if isinstance(head, nn.Linear):
             init_head(
@@ -277,6 +270,20 @@ def init_head(
         _torch(head.bias, head.in_features, generator)
     else:
         nn.init.constant_(head.bias, bias_init)
+
+
+def _init_tokens(model: VisionTransformer, rules: _Rules, generator: Generator | None) -> None:
+    draws: tuple[tuple[Tensor | None, Draw], ...] = (
+        (model.pos_embed, rules.positions),
+        (model.cls_token, rules.class_token),
+        (model.dist_token, rules.registers),
+        (model.reg_token, rules.registers),
+    )
+    if model.global_pool == "map":
+        _by_width(model.attn_pool.latent, 1, generator)
+    for tokens, draw in draws:
+        if tokens is not None:
+            draw(tokens, 1, generator)
 
 
 def _init_modules(model: VisionTransformer, rules: _Rules, generator: Generator | None) -> None:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 )
 
 from vit21k.models.resnet_stem import ResNetStem, StemEps
+from vit21k.models.rope import Rope
 
 _EXPENSIVE_NAMES = (
     "mm",
@@ -164,9 +165,11 @@ class Attention(nn.Module):
         attn_drop_rate: float,
         proj_drop_rate: float,
         make_qk_norm: Callable[[int], nn.Module] = lambda _width: nn.Identity(),
+        rope: Rope | None = None,
     ) -> None:
         super().__init__()
         self.backend: SDPBackend | None = None
+        self._rope = rope
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
@@ -175,9 +178,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
-    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, num_queries: int | None = None, angles: Tensor | None = None
+    ) -> Tensor:
         """Mix the tokens: (B, N, D) -> (B, Q, D); Q is *num_queries*, or N if that is None."""
-        q_BAQE, k_BANE, v_BANE = self.project(x_BND, num_queries)
+        q_BAQE, k_BANE, v_BANE = self.project(x_BND, num_queries, angles)
         with self._on_backend():
             y_BAQE = F.scaled_dot_product_attention(
                 q_BAQE, k_BANE, v_BANE, dropout_p=self.attn_drop_rate if self.training else 0.0
@@ -190,11 +195,12 @@ class Attention(nn.Module):
         return sdpa_kernel([self.backend, SDPBackend.MATH], set_priority=True)
 
     def project(
-        self, x_BND: Tensor, num_queries: int | None = None
+        self, x_BND: Tensor, num_queries: int | None = None, angles: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the first *num_queries* tokens, keys and values of all tokens.
 
-        They are (B, A, Q, E) and twice (B, A, N, E), after the norms of queries and keys.
+        They are (B, A, Q, E) and twice (B, A, N, E), after the norms and the rotations (*angles*,
+        see `Rope.table`) of queries and keys.
         """
         if num_queries is None:
             q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
@@ -205,7 +211,12 @@ class Attention(nn.Module):
             q_BND = F.linear(x_BND[:, :num_queries], weight[:D], q_bias)
             k_BND, v_BND = F.linear(x_BND, weight[D:], kv_bias).chunk(2, dim=-1)
         q_BAQE, k_BANE, v_BANE = map(self._split_heads, (q_BND, k_BND, v_BND))
-        return self.q_norm(q_BAQE), self.k_norm(k_BANE), v_BANE
+        q_BAQE, k_BANE = self.q_norm(q_BAQE), self.k_norm(k_BANE)
+        if self._rope is None or angles is None:
+            return q_BAQE, k_BANE, v_BANE
+        if num_queries is None:  # else only tokens that have no position are asked for
+            q_BAQE = self._rope.rotate(q_BAQE, angles)
+        return q_BAQE, self._rope.rotate(k_BANE, angles), v_BANE
 
     def _split_heads(self, x_BND: Tensor) -> Tensor:
         """Rearrange (B, N, D) -> (B, A, N, E)."""
@@ -326,6 +337,7 @@ class Block(nn.Module):
         qk_norm: bool = False,
         mlp_layer: MlpName = "mlp",
         init_values: float | None = None,
+        rope: Rope | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -339,6 +351,7 @@ class Block(nn.Module):
             qkv_bias=qkv_bias,
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=proj_drop_rate,
+            rope=rope,
             **({"make_qk_norm": norm} if qk_norm else {}),
         )
         self.ls1 = _layer_scale(embed_dim, init_values)
@@ -351,14 +364,22 @@ class Block(nn.Module):
         self.ls2 = _layer_scale(embed_dim, init_values)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        """Return the first *num_queries* tokens after this block (None: all of them)."""
-        if self._recompute:
-            return recompute_cheap(self._forward, x_BND, num_queries)
-        return self._forward(x_BND, num_queries)
+    def forward(
+        self, x_BND: Tensor, num_queries: int | None = None, angles: Tensor | None = None
+    ) -> Tensor:
+        """Return the first *num_queries* tokens after this block (None: all of them).
 
-    def _forward(self, x_BND: Tensor, num_queries: int | None) -> Tensor:
-        attended_BQD = self.ls1(self.attn(self.norm1(x_BND), num_queries))
+        Args:
+            x_BND: All tokens.
+            num_queries: At most the number of tokens before those of the patches.
+            angles: Of rotary positions; see `Rope.table`.
+        """
+        if self._recompute:
+            return recompute_cheap(self._forward, x_BND, num_queries, angles)
+        return self._forward(x_BND, num_queries, angles)
+
+    def _forward(self, x_BND: Tensor, num_queries: int | None, angles: Tensor | None) -> Tensor:
+        attended_BQD = self.ls1(self.attn(self.norm1(x_BND), num_queries, angles))
         x_BQD = x_BND[:, :num_queries] + self.drop_path(attended_BQD)
         return x_BQD + self.drop_path(self.ls2(self.mlp(self.norm2(x_BQD))))
 

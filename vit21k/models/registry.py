@@ -70,8 +70,8 @@ FORMATS: Mapping[str, str] = {
     "timm": "timm: folder, .safetensors or .pth, hybrids and PiT included; in the same names DeiT, "
     "DeiT III, DINO, MAE and DINOv2 (`.pth` of their authors)",
     "torchvision": "torchvision `vit_*`: .pth or .safetensors",
-    "transformers": "transformers: folder of a ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2, or the image "
-    "tower of CLIP or SigLIP, in the names of version 4 or 5",
+    "transformers": "transformers: folder of a ViT, DeiT, ViT-MAE, ViT-MSN, DINOv2, DINOv3, or the "
+    "image tower of CLIP or SigLIP, in the names of version 4 or 5",
     "google": "Google's .npz: vision_transformer (published or Linen names, hybrids and mean "
     "pooling) and big_vision (MAP pooling, SigLIP's image tower)",
     "clip": "image tower of OpenAI's CLIP or open_clip: state dict as .pt, .bin or .safetensors",
@@ -224,6 +224,9 @@ VIT_ARGUMENTS: Mapping[str, Argument] = {
     "representation_size": Argument(
         None, "count", most=65_536, may_be_none=True, decides="neither", in_timm=False
     ),
+    "pos_embed": Argument("learn", "choice", choices=("learn", "none")),
+    "rope": Argument("none", "choice", choices=("none", "axial", "dinov3"), in_timm=False),
+    "rope_temperature": Argument(100.0, "rate", in_timm=False),
     "qk_norm": Argument(False, "flag"),
     "mlp_layer": Argument("mlp", "choice", choices=("mlp", "swiglu"), in_timm=False),
     "act_layer": Argument("gelu", "choice", choices=("gelu", "gelu_tanh", "quick_gelu")),
@@ -386,6 +389,12 @@ def _check(args: Mapping[str, Any]) -> None:
         raise UsageError(
             f"a model with global_pool={args['global_pool']} has no pre-logits",
             hint="set representation_size=null",
+        )
+    if args["rope"] != "none" and args["embed_dim"] // args["num_heads"] % 4:
+        raise UsageError(
+            f"rotary positions need heads of 4, 8, ... values, not {args['embed_dim']} / "
+            f"{args['num_heads']}",
+            hint="set embed_dim and num_heads so that a head has a multiple of 4 values",
         )
     if args["mlp_layer"] == "swiglu" and int(args["embed_dim"] * args["mlp_ratio"]) % 2:
         raise UsageError(

@@ -31,6 +31,7 @@ from vit21k.models.layers import (
 )
 from vit21k.models.pos_embed import resize_pos_embed
 from vit21k.models.resnet_stem import StemEps
+from vit21k.models.rope import Rope, RopeName
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -47,7 +48,7 @@ class ImageClassifier(nn.Module):
         num_prefix_tokens: Tokens before those of the patches: class token, distillation token,
             registers.
         grid_size: Patches of an image, (rows, columns).
-        pos_embed: Learnt positions.
+        pos_embed: Learnt positions; None: there are none.
     """
 
     num_classes: int
@@ -55,7 +56,12 @@ class ImageClassifier(nn.Module):
     num_features: int
     num_prefix_tokens: int
     grid_size: tuple[int, int]
-    pos_embed: nn.Parameter
+    pos_embed: nn.Parameter | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BK of normalised float images."""
@@ -109,6 +115,9 @@ class VisionTransformer(ImageClassifier):
         representation_size: Width of a tanh layer before the head (`pre_logits`); None: no layer.
         init_values: First value of the learnt factors on both branches of a block (LayerScale);
             None: no factors.
+        pos_embed: "learn": positions are added to the tokens; "none": none are.
+        rope: Rotary positions of the patches; see `models.rope`.
+        rope_temperature: The longest period of the rotations, roughly.
         qk_norm: Normalise queries and keys, each head by itself (arXiv:2302.05442).
         mlp_layer: "mlp", or "swiglu" (arXiv:2002.05202), of whose *mlp_ratio* half is the gate.
         act_layer: "gelu" is exact; "gelu_tanh" is the approximation that Google's weights need,
@@ -128,6 +137,8 @@ class VisionTransformer(ImageClassifier):
         any_size: Accept images of another size, with positions that are resized at every call.
         both_heads: Whether a distilled model in train mode returns the logits of each head.
     """
+
+    rope_table: Tensor | None
 
     def __init__(  # noqa: PLR0913 (timm's arguments)
         self,
@@ -149,6 +160,9 @@ class VisionTransformer(ImageClassifier):
         mlp_ratio: float,
         qkv_bias: bool,
         representation_size: int | None,
+        pos_embed: Literal["learn", "none"],
+        rope: RopeName,
+        rope_temperature: float,
         qk_norm: bool,
         mlp_layer: MlpName,
         act_layer: ActName,
@@ -183,7 +197,12 @@ class VisionTransformer(ImageClassifier):
             if resnet_layers is None
             else HybridEmbed(resnet_layers, patch_size, in_chans, embed_dim, stem_eps)
         )
-        self._add_tokens(int(class_token), int(distilled), reg_tokens, no_embed_class)
+        has_positions = {"embedded": pos_embed == "learn", "of_prefix": not no_embed_class}
+        self._add_tokens(int(class_token), int(distilled), reg_tokens, **has_positions)
+        head_width = embed_dim // num_heads
+        self.rope = None if rope == "none" else Rope(rope, head_width, rope_temperature)
+        table = None if self.rope is None else self.rope.table(self.grid_size)
+        self.register_buffer("rope_table", table, persistent=False)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         norm = partial(make_norm, norm_layer, embed_dim, norm_eps)
         self.norm_pre = norm() if pre_norm else nn.Identity()
@@ -196,6 +215,7 @@ class VisionTransformer(ImageClassifier):
             **shared,
             qkv_bias=qkv_bias,
             qk_norm=qk_norm,
+            rope=self.rope,
             mlp_layer=mlp_layer,
             init_values=init_values,
             proj_drop_rate=proj_drop_rate,
@@ -215,17 +235,24 @@ class VisionTransformer(ImageClassifier):
         self.head_dist = _head(self.num_features, num_classes) if distilled else None
 
     def _add_tokens(
-        self, num_class: int, num_distillation: int, num_registers: int, no_embed_class: bool
+        self,
+        num_class: int,
+        num_distillation: int,
+        num_registers: int,
+        *,
+        embedded: bool,
+        of_prefix: bool,
     ) -> None:
-        """Add the tokens before those of the patches, and positions."""
+        """Add the tokens before those of the patches, and positions if they are *embedded*."""
         width, num_prefix = self.embed_dim, num_class + num_distillation + num_registers
         self.num_prefix_tokens = num_prefix
-        self.num_prefix_positions = 0 if no_embed_class else num_prefix
+        self.num_prefix_positions = num_prefix if embedded and of_prefix else 0
         num_positions = self.num_prefix_positions + self.grid_size[0] * self.grid_size[1]
         self.cls_token = _tokens(num_class, width, std=0.0)
         self.dist_token = _tokens(num_distillation, width)
         self.reg_token = _tokens(num_registers, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, width).normal_(std=0.02))
+        positions = torch.empty(1, num_positions, width).normal_(std=0.02)
+        self.pos_embed = nn.Parameter(positions) if embedded else None
 
     def forward(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
         """Return logits_BK of normalised float images; of the patches *kept_BM*, if given.
@@ -248,7 +275,10 @@ class VisionTransformer(ImageClassifier):
 
     def forward_features(self, images_BCHW: Tensor, kept_BM: Tensor | None = None) -> Tensor:
         """Return all tokens_BND after the last block (normalised, unless `fc_norm` does it)."""
-        return self.norm(self.blocks(self._embed(images_BCHW, kept_BM)))
+        x_BND, angles = self._embed(images_BCHW, kept_BM)
+        for block in self.blocks:
+            x_BND = block(x_BND, angles=angles)
+        return self.norm(x_BND)
 
     def forward_head(self, tokens_BND: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits_BK of tokens_BND, or what the head would read if *pre_logits*."""
@@ -271,10 +301,11 @@ class VisionTransformer(ImageClassifier):
         if self.global_pool != "token" or not len(self.blocks):
             return self.forward_features(images_BCHW, kept_BM)
         *blocks, last_block = self.blocks
-        x_BND = self._embed(images_BCHW, kept_BM)
+        x_BND, angles = self._embed(images_BCHW, kept_BM)
         for block in blocks:
-            x_BND = block(x_BND)
-        return self.norm(last_block(x_BND, num_queries=1 if self.head_dist is None else 2))
+            x_BND = block(x_BND, angles=angles)
+        num_queries = 1 if self.head_dist is None else 2
+        return self.norm(last_block(x_BND, num_queries=num_queries, angles=angles))
 
     def _pooled(self, tokens_BND: Tensor) -> Tensor:
         """Return the pooled tokens, (B, D), or (B, 2 D) with "token_avg"."""
@@ -291,32 +322,39 @@ class VisionTransformer(ImageClassifier):
     def _features_of(self, pooled_BD: Tensor) -> Tensor:
         return self.head_drop(self.pre_logits(self.fc_norm(pooled_BD)))
 
-    def _embed(self, images_BCHW: Tensor, kept_BM: Tensor | None) -> Tensor:
-        """Return the input of the first block: prefix tokens and patches, (B, N, D)."""
-        positions_1ND = self._positions(images_BCHW)
-        num_prefix = self.num_prefix_positions
-        x_BND = self.patch_embed(images_BCHW) + positions_1ND[:, num_prefix:]
-        if kept_BM is not None:
-            x_BND = x_BND.gather(1, kept_BM[:, :, None].expand(-1, -1, self.embed_dim))
+    def _embed(self, images_BCHW: Tensor, kept_BM: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the input of the first block, (B, N, D), and the angles of rotary positions."""
+        num_prefix, grid = self.num_prefix_positions, self._grid(images_BCHW)
+        x_BND = self.patch_embed(images_BCHW)
         prefix: list[Tensor] = [
             t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None
         ]
-        if prefix:
-            prefix_1ND = torch.cat(prefix, dim=1)
-            if num_prefix:
+        prefix_1ND = torch.cat(prefix, dim=1) if prefix else None
+        if self.pos_embed is not None:
+            positions_1ND: Tensor = self.pos_embed
+            if grid != self.grid_size:
+                positions_1ND = resize_pos_embed(positions_1ND, grid, num_prefix_tokens=num_prefix)
+            x_BND = x_BND + positions_1ND[:, num_prefix:]
+            if prefix_1ND is not None and num_prefix:
                 prefix_1ND = prefix_1ND + positions_1ND[:, :num_prefix]
+        angles = self.rope_table
+        if self.rope is not None and grid != self.grid_size:
+            angles = self.rope.table(grid).to(x_BND.device)
+        if kept_BM is not None:
+            x_BND = x_BND.gather(1, kept_BM[:, :, None].expand(-1, -1, self.embed_dim))
+            angles = None if angles is None else angles[:, kept_BM].unsqueeze(2)
+        if prefix_1ND is not None:
             x_BND = torch.cat([prefix_1ND.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
-        return self.norm_pre(self.pos_drop(x_BND))
+        return self.norm_pre(self.pos_drop(x_BND)), angles
 
-    def _positions(self, images_BCHW: Tensor) -> Tensor:
-        """Return the position embedding for the size of *images_BCHW*."""
+    def _grid(self, images_BCHW: Tensor) -> tuple[int, int]:
+        """Return the patches of *images_BCHW*, (rows, columns)."""
         height, width = images_BCHW.shape[2:]
         if (height, width) == (self.img_size, self.img_size):
-            return self.pos_embed
+            return self.grid_size
         if not self._any_size:
             raise ValueError(f"images of {(height, width)} for a model of {self.img_size} pixels")
-        grid = (height // self.patch_size, width // self.patch_size)
-        return resize_pos_embed(self.pos_embed, grid, num_prefix_tokens=self.num_prefix_positions)
+        return height // self.patch_size, width // self.patch_size
 
 
 def _tokens(number: int, width: int, std: float = 0.02) -> nn.Parameter | None:

@@ -190,6 +190,13 @@ class ModelSection(Section):
     """LayerScale: first value of the factors on both branches of a block; null: none."""
     representation_size: PositiveInt | None = None
     """Width of a tanh layer before the head (pre-logits); null: none."""
+    pos_embed: Literal["learn", "none"] | None = None
+    """`none`: no positions are added to the tokens, as with rotary ones; null: `learn`."""
+    rope: Literal["none", "axial", "dinov3"] | None = None
+    """Rotary positions of the patches over rows and columns: `axial` (arXiv:2403.13298), `dinov3`
+    (arXiv:2508.10104); null: `none`."""
+    rope_temperature: Positive | None = None
+    """The longest period of the rotations, roughly; null: 100, as in both papers."""
     qk_norm: Flag | None = None
     """Normalise queries and keys, each head by itself (ViT-22B, arXiv:2302.05442); null: no."""
     mlp_layer: Literal["mlp", "swiglu"] | None = None
