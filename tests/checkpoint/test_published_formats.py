@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +151,11 @@ def test_names_of_timms_models_decide_heads_activation_and_epsilon():
         assert found == (known["num_heads"], known["act_layer"], known["norm_eps"]), name
         compared += 1
     assert compared > 25
+
+
+def test_the_page_has_a_row_for_every_case():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+    rows = [f"| {case.name} | {case.format} |" for case in OPENED]
+    assert [row for row in rows if row not in page] == [], "run tools/docs/opened_page.py"
+    assert page.count("| equal |") >= len(rows)

@@ -70,6 +70,32 @@ def test_models_lists_the_formats_that_are_read(vit21k):
     assert vit21k("models", "--formats").stdout.count("\n") == len(formats) + 1
 
 
+def test_models_show_prints_how_a_checkpoint_is_opened(vit21k, tmp_path):
+    torch = pytest.importorskip("torch")
+    from vit21k.models.registry import get_model  # noqa: PLC0415 (with torch)
+
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    model = get_model("vit_tiny_patch16_224", num_classes=5, reg_tokens=2, **shape)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+
+    refused = vit21k("models", "show", "w.pth")
+    found = json.loads(
+        vit21k("models", "show", "w.pth", "--set", "model.num_heads=3", "--mean", "0.1", "0.2",
+               "0.3", "--json").stdout
+    )  # fmt: skip
+    unknown = vit21k("models", "list")
+
+    assert refused.code == 2
+    assert "how many attention heads" in refused.stderr
+    assert (found["format"], found["num_classes"]) == ("timm", 5)
+    assert found["args"]["reg_tokens"] == 2
+    assert found["num_params"] == sum(p.numel() for p in model.parameters())
+    assert found["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert any("images are prepared" in warning for warning in found["warnings"])
+    assert unknown.code == 2
+    assert "models show PATH" in unknown.stderr
+
+
 _WITHOUT = """
 import sys
 for name in sys.argv[1].split(","):

@@ -26,6 +26,7 @@ _HINT = (
 _HALVES: Triple = (0.5, 0.5, 0.5)
 _IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_IMAGENET = (_IMAGENET_MEAN, _IMAGENET_STD)
 _CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 # Pillow's numbers, in which transformers writes them.
@@ -119,7 +120,8 @@ def find_preprocessing(
     stated = None if wanted.is_complete else _stated(format_, size, config, file)
     if stated is not None:
         return FoundPreprocessing(wanted.applied_to(stated))
-    found = wanted.applied_to(_assumed(format_, args))
+    custom = _CUSTOM_OF.get(str(config.get("model_type")), format_)
+    found = wanted.applied_to(_assumed(custom, args))
     return FoundPreprocessing(found, None if wanted.is_complete else _warning(found, wanted))
 
 
@@ -167,18 +169,23 @@ class _Custom(NamedTuple):
     resize: float | None
     """Short side before the crop, in sides of the crop; None: squashed."""
     interpolation: Interpolation
-    imagenet: bool = False
-    """Whether mean and standard deviation are ImageNet's, or 0.5."""
+    mean_and_std: tuple[Triple, Triple] = (_HALVES, _HALVES)
 
 
 _CUSTOMS = {
     "google": _Custom(None, "bilinear"),
     "timm": _Custom(1 / 0.9, "bicubic"),
-    "torchvision": _Custom(256 / 224, "bilinear", imagenet=True),
+    "torchvision": _Custom(256 / 224, "bilinear", _IMAGENET),
     "plsc": _Custom(256 / 224, "bicubic"),
     "paddlevit": _Custom(256 / 224, "bicubic"),
-    "pit": _Custom(1 / 0.9, "bicubic", imagenet=True),
+    "pit": _Custom(1 / 0.9, "bicubic", _IMAGENET),
+    "mmpretrain": _Custom(256 / 224, "bicubic", _IMAGENET),
+    "deit": _Custom(256 / 224, "bicubic", _IMAGENET),
+    "clip": _Custom(1.0, "bicubic", (_CLIP_MEAN, _CLIP_STD)),
 }
+_CUSTOM_OF = {"deit": "deit", "dinov2": "deit", "dinov2_with_registers": "deit", "clip": "clip",
+              "clip_vision_model": "clip"}  # fmt: skip
+"""By transformers' `model_type`, where it is not `transformers`'."""
 _FINE_TUNED_FROM = 384  # pixels; PLSC and PaddleViT then squash, as Google
 
 
@@ -187,13 +194,14 @@ def _assumed(format_: str, args: Mapping[str, Any]) -> EvalSettings:
     if custom in ("plsc", "paddlevit") and size >= _FINE_TUNED_FROM:
         custom = "google"
     how = _CUSTOMS.get(custom, _CUSTOMS["google"])
+    mean, std = how.mean_and_std
     return EvalSettings(
         img_size=size,
         mode="squash" if how.resize is None else "center_crop",
         resize=None if how.resize is None else int(size * how.resize),
         interpolation=how.interpolation,
-        mean=_IMAGENET_MEAN if how.imagenet else _HALVES,
-        std=_IMAGENET_STD if how.imagenet else _HALVES,
+        mean=mean,
+        std=std,
     )
 
 
@@ -286,7 +294,14 @@ _PROCESSORS = {
     "ConvNext": _Processor({"shortest_edge": 384}),
 }
 _SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
-_PROCESSOR_OF = {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "dinov2": "Bit"}
+_PROCESSOR_OF = {
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn"), "ViT"),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "Bit"),
+    **dict.fromkeys(("clip", "clip_vision_model"), "CLIP"),
+    **dict.fromkeys(("siglip", "siglip_vision_model"), "Siglip"),
+    "deit": "DeiT",
+    "beit": "Beit",
+}
 """By `model_type`, for a file that does not name its class."""
 _READ = frozenset(
     {"image_processor_type", "feature_extractor_type", "size", "default_to_square", "resample",

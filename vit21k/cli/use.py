@@ -462,6 +462,10 @@ def _open(
 
 
 def models_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[show PATH]", help="Show what a checkpoint is opened as."),
+    ] = None,
     img_size: Annotated[
         int | None,
         typer.Option(min=1, metavar="PIXELS", help="Image size; default: that of the model."),
@@ -469,6 +473,8 @@ def models_command(
     formats: Annotated[
         bool, typer.Option("--formats", help="List the weight formats instead.")
     ] = False,
+    *,
+    model_options: ModelOptions,
     as_json: AsJson = False,
 ) -> None:
     """List the architectures: parameters, GMACs per image, activation memory, source, formats.
@@ -484,7 +490,20 @@ def models_command(
       vit21k models --img-size 384 --json
 
       vit21k models --formats
+
+      vit21k models show hf://timm/vit_large_patch16_224.augreg_in21k
     """
+    if words:
+        if words[0] != "show" or len(words) != 2:
+            raise UsageError(
+                f"`models` has no command `{' '.join(words):.60}`",
+                hint="use `vit21k models show PATH`",
+            )
+        require_torch("models show")
+        from vit21k.cli.show_model import show_model
+
+        show_model(words[1], model_options, as_json=as_json)
+        return
     if formats:
         _list_formats(as_json=as_json)
         return

@@ -273,14 +273,14 @@ def init_head(
 
 
 def _init_tokens(model: VisionTransformer, rules: _Rules, generator: Generator | None) -> None:
-    draws: tuple[tuple[Tensor | None, Draw], ...] = (
+    draws: list[tuple[Tensor | None, Draw]] = [
         (model.pos_embed, rules.positions),
         (model.cls_token, rules.class_token),
         (model.dist_token, rules.registers),
         (model.reg_token, rules.registers),
-    )
+    ]
     if model.global_pool == "map":
-        _by_width(model.attn_pool.latent, 1, generator)
+        draws.append((model.attn_pool.latent, _by_width))
     for tokens, draw in draws:
         if tokens is not None:
             draw(tokens, 1, generator)

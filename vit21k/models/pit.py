@@ -46,6 +46,8 @@ class PoolingTransformer(ImageClassifier):
         both_heads: In train mode a distilled model returns the logits of both heads.
     """
 
+    pos_embed: nn.Parameter
+
     def __init__(  # noqa: PLR0913 (timm's arguments)
         self,
         *,
