@@ -68,7 +68,7 @@ def test_parameter_counts_are_the_published_ones(name, overrides, expected):
 def test_parameters_and_products_of_every_option_are_counted(overrides):
     torch = pytest.importorskip("torch")
     name, overrides = "vit_tiny_patch16_224", {"depth": 2, **overrides}
-    model, args = meta_model(name, overrides), model_args(name, **overrides)
+    model, args = meta_model(name, overrides).to("meta"), model_args(name, **overrides)
     counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode(display=False)
     with counter, torch.device("meta"):
         model.forward_head(model.forward_features(torch.zeros(1, 3, 224, 224)))

@@ -199,10 +199,7 @@ class VisionTransformer(ImageClassifier):
         )
         has_positions = {"embedded": pos_embed == "learn", "of_prefix": not no_embed_class}
         self._add_tokens(int(class_token), int(distilled), reg_tokens, **has_positions)
-        head_width = embed_dim // num_heads
-        self.rope = None if rope == "none" else Rope(rope, head_width, rope_temperature)
-        table = None if self.rope is None else self.rope.table(self.grid_size)
-        self.register_buffer("rope_table", table, persistent=False)
+        self._add_rope(rope, embed_dim // num_heads, rope_temperature)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         norm = partial(make_norm, norm_layer, embed_dim, norm_eps)
         self.norm_pre = norm() if pre_norm else nn.Identity()
@@ -233,6 +230,11 @@ class VisionTransformer(ImageClassifier):
         self.head_drop = nn.Dropout(head_drop_rate)
         self.head = _head(self.num_features, num_classes)
         self.head_dist = _head(self.num_features, num_classes) if distilled else None
+
+    def _add_rope(self, name: RopeName, head_width: int, temperature: float) -> None:
+        self.rope = None if name == "none" else Rope(name, head_width, temperature)
+        table = None if self.rope is None else self.rope.table(self.grid_size)
+        self.register_buffer("rope_table", table, persistent=False)
 
     def _add_tokens(
         self,
