@@ -163,7 +163,7 @@ def open_weight_file(
         own = override(parse_card(file.parent, config), preprocessing)
         own = replace(own, warnings=arrays.notes)
         _check_own(own, choice.args)
-        if arrays.container == "safetensors" and "pos_embed" in arrays.tensors:
+        if arrays.container == "safetensors" and _has_our_names(arrays):
             return OpenedWeights(own, arrays.tensors, "vit21k")
     format_, converted = to_ours(arrays, _merged(file, arrays.settings, config))
     if own is not None:  # an export in the format of another program
@@ -180,6 +180,10 @@ def open_weight_file(
     card = _card_of(path, file, format_, found, config, preprocessing)
     warnings = (*arrays.notes, *card.warnings, *_warnings(converted))
     return OpenedWeights(replace(card, warnings=warnings), converted.tensors, format_)
+
+
+def _has_our_names(arrays: Arrays) -> bool:
+    return any(name.startswith("patch_embed.") for name in arrays.tensors)
 
 
 def _warnings(converted: Converted) -> Iterator[str]:
