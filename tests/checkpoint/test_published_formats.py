@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,16 @@ def test_the_page_has_a_row_for_every_case():
     rows = [f"| {case.name} | {case.format} |" for case in OPENED]
     assert [row for row in rows if row not in page] == [], "run tools/docs/opened_page.py"
     assert page.count("| equal |") >= len(rows)
+
+
+def test_a_torchscript_program_is_refused_with_a_way_to_its_weights(tmp_path):
+    # The members that `torch.jit.save` writes, in which OpenAI publishes CLIP.
+    with zipfile.ZipFile(tmp_path / "ViT-B-32.pt", "w") as archive:
+        archive.writestr("clip/data.pkl", b"\x80\x02}.")
+        archive.writestr("clip/constants.pkl", b"\x80\x02).")
+        archive.writestr("clip/code/model.py", b"pass", zipfile.ZIP_DEFLATED)
+
+    with pytest.raises(CheckpointError, match="TorchScript program") as caught:
+        load_model(tmp_path / "ViT-B-32.pt")
+
+    assert "torch.jit.load('ViT-B-32.pt').state_dict()" in caught.value.hint

@@ -194,13 +194,17 @@ def _torch_zip(path: Path) -> Iterator[object]:
     """Open a file of `torch.save`; a storage is read when a tensor of it is loaded."""
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: record for record in archive.infolist()}
-        _check_members(archive, path.stat().st_size, compressed=False)
         pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError("an archive without the one `data.pkl` that torch writes")
         folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in records:
-            raise PickleRefusedError("it is a TorchScript program, not a table of tensors")
+        if f"{folder}constants.pkl" in records:  # as OpenAI publishes CLIP
+            raise CheckpointError(
+                f"`{path}` is a TorchScript program, which is not run",
+                hint="if you trust it, save its weights with torch and read that file: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')",
+            )
+        _check_members(archive, path.stat().st_size, compressed=False)
         order = f"{folder}byteorder"
         if order in records and archive.read(order) != b"little":
             raise ValueError("its numbers are big-endian")
