@@ -13,8 +13,11 @@ from pathlib import Path
 
 from generated_block import write_or_check
 
+from vit21k.bench.plan import GPUS
+from vit21k.models.cost import train_flops_per_image
 from vit21k.recipe.load import SOURCES, base_of, by_source, header_of, load_recipe, recipe_lines
 from vit21k.recipe.schema import Recipe
+from vit21k.training.context import model_args_of
 
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / "docs"
@@ -26,6 +29,36 @@ EMPTY_PAGE = """\
 <!-- begin recipes -->
 <!-- end recipes -->
 """
+TOP1 = {
+    "pretrain_augreg_b16_in21k": "85.49",
+    "pretrain_augreg_b32_in21k": "83.59",
+    "pretrain_augreg_l16_in21k": "85.59",
+    "pretrain_augreg_r26_s32_in21k": "83.85",
+    "pretrain_augreg_r50_l32_in21k": "85.99",
+    "pretrain_augreg_s16_in21k": "83.73",
+    "pretrain_augreg_s32_in21k": "79.58",
+    "pretrain_augreg_ti16_in21k": "78.22",
+    "pretrain_b16_in1k": "75.196",
+    "pretrain_deit3_b16_in1k": "83.8",
+    "pretrain_deit3_b16_in21k": "85.7",
+    "pretrain_deit3_h14_in21k": "87.2",
+    "pretrain_deit3_l16_in21k": "87.0",
+    "pretrain_deit3_s16_in21k": "83.1",
+    "pretrain_google_b16_in21k": "84.53",
+    "pretrain_google_l16_in21k": "85.05",
+    "pretrain_l16_in21k": "85.03",
+    "pretrain_miil_b16_in21kp": "84.4",
+    "pretrain_mindcv_b32_in1k": "77.45",
+    "pretrain_mindcv_l16_in1k": "81.25",
+    "pretrain_mm_b16_mae_in1k": "82.37",
+    "pretrain_pit_b_in1k": "82.0",
+    "pretrain_pit_s_in1k": "80.9",
+    "pretrain_pit_ti_in1k": "73.0",
+    "pretrain_pit_xs_in1k": "78.1",
+}
+"""ImageNet-1K top-1 in percent that the note "Reached there" of a recipe states."""
+
+NUM_IMAGES = {"in21k": 14_197_122, "in21kp": 11_060_223, "in1k": 1_281_167}
 _TEST = re.compile(r"\b(tests/\w+/test_\w+\.py)")
 
 
@@ -73,6 +106,37 @@ def numbers(recipe: Recipe) -> Iterator[str]:
     yield recipe.loss.kind.replace("_", " ") + smoothing
 
 
+def choice() -> str:
+    """Return a row for each recipe with a published accuracy, from cheap to expensive."""
+    lines = [
+        f"| recipe | top-1 | {' | '.join(f'{gpu.name.split()[0]}-days' for gpu in GPUS.values())} |",
+        f"|---|--:|{'--:|' * len(GPUS)}",
+    ]
+    for name in sorted(TOP1, key=num_flops):
+        if TOP1[name] not in header_of(name).notes["Reached there"]:
+            raise ValueError(f"{TOP1[name]} is not in the note of `{name}`")
+        days = [
+            num_flops(name) / (gpu.peak_flops * gpu.assumed_share * 86_400) for gpu in GPUS.values()
+        ]
+        cells = [
+            f"[`{name}`](recipes/{slug(sources()[name])}.md#{name})",
+            TOP1[name],
+        ]
+        lines.append(f"| {' | '.join([*cells, *(f'{day:,.3g}' for day in days)])} |")
+    return "\n".join(lines)
+
+
+@cache
+def num_flops(name: str) -> float:
+    """Return the floating-point operations of a whole run."""
+    recipe = load_recipe(name)
+    num_images = NUM_IMAGES[name.rpartition("_")[2]] * (recipe.epochs or 0)
+    if recipe.total_steps is not None:
+        num_images = recipe.total_steps * recipe.data.global_batch_size
+    num_classes = 1000 if name.endswith("_in1k") else 21_841
+    return num_images * train_flops_per_image(model_args_of(recipe, num_classes=num_classes))
+
+
 def slug(source: str) -> str:
     """Return the file name of the page of a source, without its suffix."""
     return source.lower().replace("_", "-").replace(" ", "-")
@@ -118,7 +182,9 @@ def quoted(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Rewrite or check all pages; return the exit status."""
     is_check = "--check" in arguments
-    status = write_or_check(DOCS / "recipes.md", {"overview": overview()}, check=is_check)
+    status = write_or_check(
+        DOCS / "recipes.md", {"choice": choice(), "overview": overview()}, check=is_check
+    )
     for source in dict.fromkeys(sources().values()):
         path = DOCS / "recipes" / f"{slug(source)}.md"
         if not is_check and not path.exists():
