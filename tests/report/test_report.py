@@ -196,7 +196,7 @@ def test_a_page_without_leaks_val_or_merges_names_the_commands(tmp_path: Path) -
     path = tmp_path / "tree" / "a" / "0.jpg"
     path.parent.mkdir(parents=True)
     path.write_bytes(encoded(photolike(0)))
-    hash_tree(tmp_path / "tree", tmp_path / "m", num_workers=1)
+    hash_tree(tmp_path / "tree", tmp_path / "m", num_workers=1, label_from="folder")
     relabel(tmp_path / "m")
 
     write_report(tmp_path / "m", tmp_path / "report.html")
