@@ -66,8 +66,10 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BAD_DATA = 3
 EXIT_DIFFERENCES = 4
+EXIT_UNREACHABLE = 69
 EXIT_STORAGE = 74
 EXIT_LOCKED = 75
+EXIT_NO_PERMISSION = 77
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -77,8 +79,10 @@ EXIT_CODES = {
     EXIT_USAGE: "wrong usage or recipe",
     EXIT_BAD_DATA: "some inputs are invalid (they are listed), or data do not match their manifest",
     EXIT_DIFFERENCES: "a check found differences",
-    EXIT_STORAGE: "a file could not be written or read (disk full, no permission, I/O error)",
+    EXIT_UNREACHABLE: "a server could not be reached",
+    EXIT_STORAGE: "a file could not be written or read (disk full, I/O error)",
     EXIT_LOCKED: "another run works on the same folder",
+    EXIT_NO_PERMISSION: "no permission to read or write a file",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "terminated; a checkpoint is saved",
 }
@@ -179,3 +183,7 @@ class InterruptedRunError(Vit21kError):
     """Ctrl-C stopped the run after a checkpoint was saved."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class UnreachableError(OSError):
+    """A server could not be reached: no such name, no network, or no service at its port."""

@@ -1,6 +1,7 @@
 """`vit21k bench`, in this process, on a model that takes no time."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_manifests_say_how_many_images_and_classes_there_are(manifests_of_images
 
     assert (source.num_images, source.num_classes) == (6, 2)
     assert "train.parquet" in source.name
+
+
+def test_small_manifests_of_the_default_folder_do_not_shrink_the_dataset_of_a_recipe(
+    manifests_of_images, monkeypatch, capsys
+):
+    monkeypatch.chdir(manifests_of_images.parent)
+    manifests_of_images.rename("data_manifests")
+
+    source = bench_module.bench_images(Path("data_manifests"), None, "finetune_l16_384_in1k")
+
+    assert (source.num_images, source.num_classes) == (1_281_167, 1_000)
+    assert "`--num-images 6` plans for those" in capsys.readouterr().err
 
 
 @pytest.fixture

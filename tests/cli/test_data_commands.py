@@ -192,7 +192,7 @@ def test_two_locales_and_time_zones_give_the_same_bytes(
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message", "hint"),
     [
-        (("hash", "nowhere"), 3, "no such folder: `nowhere`", "class folders"),
+        (("hash", "nowhere"), 3, "`nowhere` does not exist", "class folders"),
         (("hash", "file"), 3, "`file` is a file, not a folder", "class folders"),
         (("hash", "empty"), 2, "`empty` holds no class folders", "n01440764/"),
         (("hash", "tree", "--manifests", "tree/m"), 2, "inside the image root", "--manifests"),

@@ -24,7 +24,7 @@ def test_eval_measures_every_image_of_a_dummy_split_under_its_name(vit21k, image
     assert metrics["dummy_val/top5"] == 1.0
     assert 0 < metrics["dummy_val/loss"] < 10
     assert metrics["model"].endswith("step-00000005")
-    assert "6 images" in result.stderr.splitlines()[-1]
+    assert "6 images" in result.stderr
 
 
 def test_eval_agrees_with_predict(vit21k, images, run_dir):
@@ -103,7 +103,7 @@ def test_eval_leaves_bad_images_out_and_counts_them_if_asked(vit21k, images, run
     assert metrics["dummy_val/num_skipped"] == 1
     assert metrics["dummy_val/num_images"] == len(images) - 1
     assert f"warning: `{images[3]['path']}`" in result.stderr
-    assert result.stderr.endswith("; 1 images could not be decoded\n")
+    assert "; 1 images could not be decoded\n" in result.stderr
 
 
 def test_eval_of_bad_images_alone_is_refused(vit21k, images, run_dir, tmp_path):
@@ -141,7 +141,7 @@ def test_eval_says_how_many_classes_have_no_images(vit21k, images, run_dir, tmp_
 
     result = vit21k("eval", run_dir, "--manifests", "some", "--per-class", "c.csv")
 
-    assert "3 classes, 1 of them without images here" in result.stderr.splitlines()[-1]
+    assert "3 classes, 1 of them without images here" in result.stderr
     assert pd.read_csv(tmp_path / "c.csv")["average_precision"].isna().tolist() == [0, 1, 0]
 
 

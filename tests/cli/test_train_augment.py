@@ -141,7 +141,7 @@ def test_pairs_must_fit_the_processes():
     recipe = load_recipe("tiny", ["augment.cutmix_alpha=1.0", "data.global_batch_size=6"])
 
     with pytest.raises(UsageError, match="not a multiple of pairs for each of the 2 processes"):
-        sampler_of(recipe.data, range(100), World(rank=0, world_size=2), in_pairs=True, seed=0)
+        sampler_of(recipe, range(100), World(rank=0, world_size=2), in_pairs=True)
     assert [complete_pairs(recipe.augment, size) for size in (1, 2, 5, 8)] == [2, 2, 4, 8]
     assert complete_pairs(load_recipe("tiny", []).augment, 5) == 5
 

@@ -298,7 +298,7 @@ def test_the_image_root_is_kept_where_it_is_given(tiny_tree: Path, tmp_path: Pat
     assert open_manifest(tmp_path / "m", DIGESTS).header.root == str(tiny_tree)
     with pytest.raises(UsageError, match="is inside the image root"):
         import_md5sum(lines, tiny_tree / "m", root=tiny_tree)
-    with pytest.raises(ImageTreeError, match="no such folder"):
+    with pytest.raises(ImageTreeError, match="does not exist"):
         import_md5sum(lines, tmp_path / "m", root=tmp_path / "nowhere")
 
 

@@ -124,9 +124,7 @@ def context_of(options: argparse.Namespace, recipe: Recipe) -> RunContext:
         num_workers=0,
         device_batch_size=None,
     )
-    sampler = sampler_of(
-        recipe.data, data.train, World(), in_pairs=recipe.augment.mixes, seed=recipe.seed
-    )
+    sampler = sampler_of(recipe, data.train, World(), in_pairs=recipe.augment.mixes)
     return RunContext(
         recipe=recipe,
         options=run_options,

@@ -150,9 +150,7 @@ def train_by_hand(recipe: Recipe, options: RunOptions, *, exact: bool = False) -
             the logit, so that in float32 its value, not its gradient, is off by 1e-4 here.
     """
     data = open_split_data(options.manifests, None)
-    sampler = sampler_of(
-        recipe.data, data.train, World(), in_pairs=recipe.augment.mixes, seed=recipe.seed
-    )
+    sampler = sampler_of(recipe, data.train, World(), in_pairs=recipe.augment.mixes)
     schedule = build_schedule(recipe, sampler.steps_per_epoch)
     model = timm_model(recipe, len(data.classes))
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n.endswith("weight")]

@@ -170,9 +170,7 @@ def _our_losses(recipe: Recipe, manifests: Path, run_dir: Path) -> Iterator[floa
 
 
 def _batches(recipe: Recipe, data: SplitData, root: Path) -> Iterator[list[ImageRow]]:
-    sampler = sampler_of(
-        recipe.data, data.train, World(), in_pairs=recipe.augment.mixes, seed=recipe.seed
-    )
+    sampler = sampler_of(recipe, data.train, World(), in_pairs=recipe.augment.mixes)
     for step in range(recipe.total_steps or 0):
         rows = sampler.batch(step).rows_B.tolist()
         yield [(root / data.train.path(row), data.train.label_ids(row)) for row in rows]

@@ -1,6 +1,8 @@
 """Run the DuckDB queries of docs/queries.md, and put what they give below each.
 
-python tools/docs/run_queries.py FOLDER    FOLDER holds `data_manifests/`, with a split and conflicts
+python tools/docs/run_queries.py FOLDER            FOLDER holds `data_manifests/`, with a split and
+                                                   conflicts
+python tools/docs/run_queries.py --query FILE      run the query in FILE in the current folder
 """
 
 import re
@@ -50,7 +52,10 @@ def _cell(value: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite the page; return the exit status."""
+    """Rewrite the page, or run one query; return the exit status."""
+    if arguments[0] == "--query":
+        print(as_text(*run(Path(arguments[1]).read_text(encoding="utf-8"), Path.cwd())), end="")
+        return 0
     folder = Path(arguments[0]).resolve()
     text = PAGE.read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ from vit21k.cli.app import app
 from vit21k.errors import EXIT_CODES
 
 CHECKOUT = Path(__file__).parents[2]
-FIRST_SCREEN = ("hash", "relabel", "make-val", "train --stage pretrain")
+FIRST_SCREEN = ("hash", "relabel", "make-val", "train", "predict")
 LONG_LINES, HEAD_LINES, TAIL_LINES = 9, 3, 3
 
 

@@ -72,7 +72,7 @@ def open_weights(
     if not path.exists():
         raise CheckpointError(
             f"no run or model at `{path}`",
-            hint="give the folder of a run (`runs/...`), of a checkpoint, or of a model, "
+            hint="give the folder of a run, of a checkpoint, or of a model, "
             "a file of weights, or an address",
         )
     if not _is_in_run(path):

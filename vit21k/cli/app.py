@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vit21k import errors
 from vit21k.cli import (
@@ -41,6 +41,7 @@ def main() -> None:
     """Run the command line; entry point of `vit21k`."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    _ensure_utf8()
     _forget_service_links()
     _expand_home_folders()
     try:
@@ -59,6 +60,13 @@ def main() -> None:
         message, hint, code = _storage_problem(error)
         console.fail_with(message, hint)
         sys.exit(code)
+
+
+def _ensure_utf8() -> None:
+    """Start again in UTF-8 mode if the locale has another encoding, which no path may depend on."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (this program)
 
 
 def _forget_service_links() -> None:
@@ -108,17 +116,21 @@ def _storage_problem(error: OSError) -> tuple[str, str | None, int]:
         return f"`{error.filename}` {what}", "name another path", errors.EXIT_USAGE
     if error.filename and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
         return f"{error.strerror}: `{error.filename}`", None, errors.EXIT_USAGE
+    if isinstance(error, errors.UnreachableError):
+        return str(error), "check the address and the network", errors.EXIT_UNREACHABLE
     hints = {
         errno.ENOSPC: "free some space, then rerun the same command",
         errno.EDQUOT: "your disk quota is used up; free some space, then rerun the same command",
-        errno.EACCES: "check the permissions",
+        errno.EACCES: f"check the permissions; this process has the user id {os.geteuid()}",
         errno.EROFS: "the file system is mounted read-only; give another folder",
         errno.EMFILE: "too many open files; raise the limit: `ulimit -n 4096`",
         errno.EIO: "the disk may be failing; check the system log",
     }
     where = f": `{error.filename}`" if error.filename else ""
     message = f"{error.strerror or error}{where}"
-    return message, hints.get(error.errno or 0), errors.EXIT_STORAGE
+    is_forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    code = errors.EXIT_NO_PERMISSION if is_forbidden else errors.EXIT_STORAGE
+    return message, hints.get(error.errno or 0), code
 
 
 def _print_version(wanted: bool) -> None:
@@ -163,7 +175,7 @@ def _add(
     """
     for name, command in commands.items():
         if isinstance(command, _Group):
-            group = typer.Typer(no_args_is_help=True, help=command.help)
+            group = typer.Typer(cls=_CommandGroup, no_args_is_help=True, help=command.help)
             _add(group, command.commands, is_listed=is_listed)
             app.add_typer(group, name=name, rich_help_panel=panel)
         else:
@@ -177,26 +189,48 @@ def _listed() -> None:
 
 
 class _Command(TyperCommand):
-    """A command with a hint for unknown options."""
+    """A command with hints for unknown options and invalid values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse *args*.
 
         Raises:
-            UsageError: There is an unknown option.
+            UsageError: There is an unknown option, an invalid value, or an argument is missing.
         """
         typed = list(args)
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:  # click's NoSuchOption, which Typer does not export
-            option = getattr(error, "option_name", None)
-            if not hasattr(error, "possibilities") or option is None:
-                raise
-            from vit21k.cli.hints import unknown_option
+        except Exception as error:  # click's UsageError, which Typer does not export
+            from vit21k.cli.hints import invalid_usage, unknown_option
 
             words = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
+            option = getattr(error, "option_name", None)
+            if option is None and hasattr(error, "format_message"):
+                raise invalid_usage(words, error.format_message()) from error
+            if not hasattr(error, "possibilities") or option is None:
+                raise
             known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
             raise unknown_option(words, typed, option, known) from error
+
+
+class _CommandGroup(TyperGroup):
+    """A group of commands with a hint for unknown ones."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that *args* name.
+
+        Raises:
+            UsageError: There is none.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:  # click's NoSuchCommand
+            if not hasattr(error, "format_message"):
+                raise
+            from vit21k.cli.hints import unknown_command
+
+            words = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
+            raise unknown_command(words, args, self.commands) from error
 
 
 def _joined(text: str) -> str:
@@ -316,6 +350,7 @@ _COMMANDS: dict[str, Commands] = {  # by help panel, in the order of `--help`
 def _app_of(names: Container[str], *, is_listed: bool = False) -> typer.Typer:
     """Return an application with the commands and groups of these *names*."""
     app = typer.Typer(
+        cls=_CommandGroup,
         name="vit21k",
         help="ImageNet-21K, cleaned and split, and a Vision Transformer trained on it.",
         no_args_is_help=True,

@@ -92,7 +92,7 @@ def bench_command(
     if gpu is None and peak_share is not None:
         raise UsageError("--mfu needs a published peak", hint="add --gpu a100|h100|h200")
     loaded = load_recipe(recipe, overrides or [])
-    source = bench_measure.bench_images(manifests, root)
+    source = bench_measure.bench_images(manifests, root, recipe)
     found = bench_measure.measure(
         loaded,
         source,

@@ -18,6 +18,7 @@ from vit21k.bench.rates import (
     measure_images,
     measure_step,
 )
+from vit21k.cli import console
 from vit21k.cli.options import DEFAULT_MANIFESTS
 from vit21k.cli.train import ConsoleReporter
 from vit21k.data.dataset import ImageDataset, ImageRows
@@ -31,6 +32,8 @@ from vit21k.training import context
 from vit21k.training.builders import activation_bytes_of, build_schedule, bytes_per_param_of
 
 _IN21K_IMAGES = 14_197_122  # https://image-net.org, before duplicates are merged
+_DATASETS = {"in21k": (_IN21K_IMAGES, 21_841), "in1k": (1_281_167, 1_000)}
+"""Images and classes of the dataset at the end of a recipe's name."""
 _NUM_CLASSES = {"pretrain": 21_841, "finetune": 1000}
 
 
@@ -121,8 +124,10 @@ class BenchImages(NamedTuple):
         return f"images of {self.manifest}" if self.manifest else "generated images"
 
 
-def bench_images(manifests: Path, root: str | None) -> BenchImages:
-    """Return the images of train.parquet, or generated ones.
+def bench_images(manifests: Path, root: str | None, recipe: str = "") -> BenchImages:
+    """Return the images of train.parquet, or generated ones, and the size of the dataset to plan.
+
+    It is the one that *recipe* is named after, if the default folder has less than half of it.
 
     Raises:
         ManifestError: A folder was named that has no train.parquet.
@@ -131,8 +136,14 @@ def bench_images(manifests: Path, root: str | None) -> BenchImages:
         return BenchImages(MadeImages(), None, _IN21K_IMAGES, None)
     manifest = open_manifest(manifests, TRAIN)
     images = ImageDataset.from_manifest(manifest, root)
-    num_classes = len(manifest.classes())
-    return BenchImages(images, manifest.path, len(images), num_classes)
+    dataset = _DATASETS.get(recipe.rpartition("_")[2])
+    if manifests == DEFAULT_MANIFESTS and dataset and 2 * len(images) < dataset[0]:
+        console.note(
+            f"planning for {dataset[0]:,} images, which the recipe is for; `{manifest.path}` has "
+            f"{len(images):,}: `--num-images {len(images)}` plans for those"
+        )
+        return BenchImages(images, None, *dataset)
+    return BenchImages(images, manifest.path, len(images), len(manifest.classes()))
 
 
 def assumed_dataset(source: BenchImages, num_images: int | None, found: Measured) -> str:
@@ -140,9 +151,10 @@ def assumed_dataset(source: BenchImages, num_images: int | None, found: Measured
     num_classes = found.args["num_classes"]
     if num_images is not None:
         return f"{num_images:,} training images, as given, and {num_classes:,} classes"
-    whose = source.manifest or "ImageNet-21K's"
+    published = "ImageNet-1k's" if source.num_images == _DATASETS["in1k"][0] else "ImageNet-21K's"
     return (
-        f"{source.num_images:,} training images and {num_classes:,} classes ({whose}); "
+        f"{source.num_images:,} training images and {num_classes:,} classes "
+        f"({source.manifest or published}); "
         "`--num-images` plans for others"
     )
 

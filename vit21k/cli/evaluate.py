@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.next_steps import predict_command_for, print_next
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     AsJson,
@@ -124,6 +125,7 @@ def eval_command(
     if per_class is not None:
         write_class_table(per_class, found.table, card.classes)
     _report(found, card, source, as_json=as_json)
+    print_next(predict_command_for(str(run), source, root))
     if found.metrics.get("num_skipped"):
         raise typer.Exit(EXIT_BAD_DATA)
 

@@ -1,5 +1,6 @@
 """Hints for options of other tools: ``--lr 1e-3`` is ``--set optim.lr=1e-3``."""
 
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -59,10 +60,9 @@ _SAME = (
 _NOTES = {
     "--resume": "a run resumes from its newest checkpoint; `--resume-from RUN` starts a new run "
     "from another one",
-    "--amp": "`--set precision=auto` uses bfloat16 if the device has it",
+    "--amp": "it uses bfloat16 if the device has it",
     "--batch-size": "it is the batch of a step over all processes; `--device-batch-size` is that "
     "of one forward pass",
-    "--gpus": "start a process per GPU: `torchrun --standalone --nproc-per-node=N -m vit21k train`",
 }
 _DESTRUCTIVE = ("--fresh", "--remove")
 
@@ -79,6 +79,8 @@ def unknown_option(
         known: All options of the command.
     """
     message = f"`vit21k {command}` has no option {option}"
+    if command == "train" and option == "--gpus":
+        return UsageError(message, hint=_torchrun(arguments))
     typed, changed = list(arguments), []
     position = 0
     while position < len(typed):
@@ -102,6 +104,36 @@ def unknown_option(
     meant = f"did you mean {close[0]}? " if close else ""
     meant = f"{_NOTES[option]}; " if option in _NOTES else meant
     return UsageError(message, hint=f"{meant}`vit21k {command} -h` lists its options")
+
+
+def _torchrun(arguments: Sequence[str]) -> str:
+    """Return the hint for ``train --gpus N``."""
+    words = " ".join(map(shlex.quote, arguments))
+    num_gpus = (re.findall(r"--gpus[= ](\d+)", words) or ["8"])[0]
+    words = re.sub(r"--gpus([= ]\d+)? ?", "", words).strip()
+    start = f"torchrun --standalone --nproc-per-node={num_gpus} -m vit21k train"
+    return f"one process for each GPU: `{' '.join(filter(None, [start, words]))}`"
+
+
+def unknown_command(group: str, typed: Sequence[str], known: Collection[str]) -> UsageError:
+    """Return the error for an unknown command of *group*; "" for those of the program."""
+    program = " ".join(filter(None, ["vit21k", group]))
+    close = get_close_matches(typed[0], sorted(known), 1)
+    meant = shlex.join([*program.split(), *close, *typed[1:]]) if close else ""
+    return UsageError(
+        f"there is no command `{program} {typed[0]}`",
+        hint=f"`{meant}`" if close else f"`{program} -h` lists the commands",
+    )
+
+
+def invalid_usage(command: str, message: str) -> UsageError:
+    """Return the error for a missing argument or an invalid value; *message* is that of click."""
+    message = " ".join(message.split()).removesuffix(".")
+    message = re.sub(
+        r"^Invalid value for '(.+?)'(?: \(env var.*?\))?: (?:Value error, )?", r"\1: ", message
+    )
+    message = re.sub(r"(^|: )(Missing|Input) ", lambda found: found[0].lower(), message)
+    return UsageError(message, hint=f"`vit21k {command} -h` shows arguments, options and examples")
 
 
 def _translation(command: str, option: str, known: Collection[str]) -> str | None:

@@ -10,6 +10,7 @@ from vit21k.machine import has_nvidia_gpu
 from vit21k.manifest import with_folder
 
 if TYPE_CHECKING:
+    from vit21k.manifest.io import Manifest
     from vit21k.sources.read import Root
 
 _MANY_IMAGES = 500_000
@@ -78,6 +79,16 @@ def train_command_for(manifests: Path, root: "Root | None" = None) -> str:
     """Return the command that trains on *manifests*."""
     options = suggested_training(num_training_images(manifests)).options
     return with_options(f"vit21k train {options}", manifests=manifests, root=root)
+
+
+def predict_command_for(run: str, source: "Manifest", root: "Root | None" = None) -> str:
+    """Return the command that predicts the first image of *source*; all of them in a container."""
+    row = next(source.batches(["path"])).slice(0, 1).to_pylist()[0]
+    image = Path(str(root or source.header.root)) / row["path"]
+    if image.is_file():
+        return shlex.join(["vit21k", "predict", run, str(image)])
+    words = ["vit21k", "predict", run, "--manifest", str(source.path)]
+    return shlex.join([*words, *(["--root", str(root)] if root else [])])
 
 
 def next_stage(manifests: Path, root: "Root | None" = None) -> str:

@@ -401,7 +401,8 @@ class ImageOptions:
         paths, manifest, from_file = self.paths, self.manifest, self.from_file
         if sum((bool(paths), manifest is not None, from_file is not None)) != 1:
             raise UsageError(
-                "which images?", hint="give IMAGE..., or --manifest FILE, or --from-file LIST"
+                "which images?",
+                hint="name images or folders, or give --manifest FILE, or --from-file LIST",
             )
         if manifest:
             rows = _of_manifest(manifest, self.root)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, urldefrag, urlsplit
 import xxhash
 
 from vit21k.atomic import write_atomic
-from vit21k.errors import CheckpointError, UsageError, one_line
+from vit21k.errors import CheckpointError, UnreachableError, UsageError, one_line
 from vit21k.lock import locked
 from vit21k.machine import user_cache
 
@@ -48,7 +48,7 @@ def _open_url(url: str, headers: dict[str, str]) -> Any:
     Raises:
         MissingFileError: The server has no such file.
         ConnectionError: The connection broke, or the server failed: worth another try.
-        OSError: The server cannot be reached.
+        UnreachableError: The server cannot be reached.
     """
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 (https, or loopback)
     try:
@@ -68,7 +68,7 @@ def _open_url(url: str, headers: dict[str, str]) -> Any:
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError | ConnectionResetError):
             raise ConnectionError(str(error.reason)) from error
-        raise OSError(f"`{url}` cannot be reached: {error.reason}") from error
+        raise UnreachableError(f"`{url}` cannot be reached: {error.reason}") from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -303,7 +303,7 @@ def fetch(address: str, *, on_progress: OnProgress | None = None) -> Path:
     Raises:
         UsageError: It is none of these.
         CheckpointError: There is no such file, or it differs from what was announced.
-        OSError: The server cannot be reached.
+        UnreachableError: The server cannot be reached.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:

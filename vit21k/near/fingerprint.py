@@ -560,7 +560,7 @@ def scan_folder(
         ImageTreeError: No such folder, or no images in it.
     """
     if not root.is_dir():
-        raise ImageTreeError(f"no such folder: `{root}`", hint="name a folder of images")
+        raise ImageTreeError(f"`{root}` does not exist", hint="name a folder of images")
     reader = ImageReader(root, unpacks=True)
     paths, skipped = _list_with_archives(root, reader)
     if not paths:

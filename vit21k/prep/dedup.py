@@ -105,7 +105,7 @@ def refuse_unproven(digests: Manifest) -> None:
     if num_files := sum(len(unproven_rows(rows, repeated)) for rows in batches):
         raise DataError(
             f"{num_files:,} files may be duplicates, but have no digest in `{digests.path}`",
-            hint="merge the shards again: `vit21k relabel SHARD...` with all of them",
+            hint="merge the shards again: `vit21k relabel` with the folders of all of them",
         )
 
 

@@ -177,7 +177,7 @@ def prepare(
         on_layout: Called with the layout that was detected.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or there is one of each class.
         LayoutError: Its folders cannot be classes, or there is only one.
         UsageError: *manifests* is inside *root*.
         OSError: The disk is full or failing.
@@ -197,6 +197,12 @@ def prepare(
         per_class = held_out_of_each(manifests)
         drawn = make_val(manifests, per_class=per_class, holdout=True, seed=0)
         num_train, num_val = drawn.num_train, drawn.num_val
+        if not num_train:
+            raise DataError(
+                f"nothing is left to train on: the {num_val} images of `{root}` are of as many "
+                "classes, and one image of each is held out for validation",
+                hint="put at least two images into the folder of each class",
+            )
         split = f"{per_class} of each class, held out"
     return Prepared(
         num_files=relabelled.num_files,

@@ -272,7 +272,7 @@ def read_text(name_or_path: str) -> str:
         meant = f"; did you mean `{close[0]}`?" if close else ""
         raise RecipeError(
             f"no recipe is called `{name_or_path}`{meant}",
-            hint=f"shipped recipes: {', '.join(known)}; or give a path that ends in .yaml",
+            hint="`vit21k recipes list` lists the shipped ones; a file ends in .yaml",
         )
     return (_SHIPPED / f"{name_or_path}.yaml").read_text(encoding="utf-8")
 
@@ -281,7 +281,7 @@ def _read_file(path: Path) -> str:
     if not path.is_file():
         raise RecipeError(
             f"no such recipe file: `{path}`",
-            hint=f"shipped recipes, by name: {', '.join(shipped_recipes())}",
+            hint="`vit21k recipes list` lists the shipped ones, which have names without .yaml",
         )
     try:
         return path.read_text(encoding="utf-8")

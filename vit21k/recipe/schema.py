@@ -445,7 +445,8 @@ class Recipe(Section):
                 yield f"give one of {' and '.join(set_ones)}"
         if total_steps is not None and schedule.warmup_steps >= total_steps:
             warmup = f"schedule.warmup_steps ({schedule.warmup_steps})"
-            yield f"{warmup} must be less than total_steps ({total_steps})"
+            fitting = f"--set schedule.warmup_steps={total_steps // 10}"
+            yield f"{warmup} must be less than total_steps ({total_steps}): `{fitting}`"
         if schedule.decay == "step" and not schedule.step_percents:
             yield "schedule.decay `step` needs schedule.step_percents"
         if list(schedule.step_percents) != sorted(schedule.step_percents):

@@ -451,8 +451,11 @@ def image_root(root: Path, *, is_flat: bool = False) -> tuple[Path, str | None]:
         return root.parent, root.name
     if not root.is_dir():
         raise ImageTreeError(
-            f"no such folder: `{root}`", hint="give the folder that holds the class folders"
+            f"`{root}` does not exist",
+            hint="name the folder that holds the class folders, or an archive",
         )
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
     refuse_empty(FolderTree(root), str(root), is_flat=is_flat)
     return root.resolve(), None
 

@@ -97,21 +97,19 @@ def device_transform_of(
     )
 
 
-def sampler_of(
-    data: DataSection, pixels: ImageRows, world: World, *, in_pairs: bool, seed: int
-) -> StepSampler:
+def sampler_of(recipe: Recipe, pixels: ImageRows, world: World, *, in_pairs: bool) -> StepSampler:
     """Return the order of the images for this process.
 
     Args:
-        data: Batch size, repeats and sampling.
+        recipe: Batch size, repeats, sampling and seed.
         pixels: The training images.
         world: The processes.
         in_pairs: Whether pairs of images are mixed.
-        seed: Of the run.
 
     Raises:
         UsageError: The global batch does not fit the images or the processes.
     """
+    data = recipe.data
     size, num_images = data.global_batch_size, len(pixels)
     unit = 2 * world.world_size if in_pairs else world.world_size
     if size % unit:
@@ -124,19 +122,33 @@ def sampler_of(
     if data.drop_last and num_images < size:
         raise UsageError(
             f"data.global_batch_size ({size}) is more than the {num_images:,} training images",
-            hint=f"lower it: `--set data.global_batch_size={max(1, num_images // 4)}`",
+            hint=f"lower it: `{_smaller_batch(recipe, num_images, unit)}`",
         )
     balanced = data.sampling == "class_balanced"
     return StepSampler(
         num_images,
         global_batch_size=size,
-        seed=seed,
+        seed=recipe.seed,
         rank=world.rank,
         world_size=world.world_size,
         drop_last=data.drop_last,
         repeats=data.repeats,
         class_rows=ClassRows.from_images(pixels) if balanced else None,
     )
+
+
+def _smaller_batch(recipe: Recipe, num_images: int, unit: int) -> str:
+    """Return the settings for a batch of a quarter of the images, and a warm-up that fits it."""
+    size = max(1, num_images // 4 // unit) * unit
+    settings = f"--set data.global_batch_size={size}"
+    data = recipe.data.model_copy(update={"global_batch_size": size})
+    smaller = recipe.model_copy(update={"data": data})
+    steps_per_epoch = max(1, num_images // size)
+    total_steps = recipe.total_steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    warmup_steps = _warmup_steps(smaller, total_steps, steps_per_epoch)
+    if warmup_steps >= total_steps:
+        settings += f" {_shorter_warmup(recipe.schedule, total_steps)}"
+    return settings
 
 
 def build_schedule(recipe: Recipe, steps_per_epoch: int) -> LrSchedule:
@@ -185,12 +197,10 @@ def _share(percent: float | None, total_steps: int) -> int:
 def _check_lengths(schedule: LrSchedule, section: ScheduleSection) -> None:
     warmup_steps, total_steps = schedule.warmup_steps, schedule.total_steps
     if warmup_steps >= total_steps:
-        names = ("warmup_epochs", "warmup_images", "warmup_percent")
-        resets = [f" --set schedule.{name}=null" for name in names if getattr(section, name)]
         raise UsageError(
             f"the warm-up ({warmup_steps:,} steps) must be less than the "
             f"{total_steps:,} steps of the run",
-            hint=f"shorten it: `--set schedule.warmup_steps={total_steps // 10}{''.join(resets)}`",
+            hint=f"shorten it: `{_shorter_warmup(section, total_steps)}`",
         )
     if warmup_steps + schedule.cooldown_steps > total_steps:
         raise UsageError(
@@ -201,6 +211,13 @@ def _check_lengths(schedule: LrSchedule, section: ScheduleSection) -> None:
         raise UsageError(
             f"schedule.decay_epochs ({section.decay_epochs:g}) must be more than the warm-up"
         )
+
+
+def _shorter_warmup(section: ScheduleSection, total_steps: int) -> str:
+    """Return the settings for a warm-up over the first tenth of the run."""
+    names = ("warmup_epochs", "warmup_images", "warmup_percent")
+    resets = [f" --set schedule.{name}=null" for name in names if getattr(section, name)]
+    return f"--set schedule.warmup_steps={total_steps // 10}{''.join(resets)}"
 
 
 def freeze(model: nn.Module, section: ModelSection) -> None:

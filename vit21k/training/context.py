@@ -17,6 +17,7 @@ from vit21k.data.sampler import StepSampler
 from vit21k.device import Precision, best_precision, is_emulated
 from vit21k.distributed import World
 from vit21k.errors import ManifestError
+from vit21k.manifest import with_folder
 from vit21k.manifest.classes import ClassList
 from vit21k.manifest.io import Manifest, open_manifest, read_manifest
 from vit21k.manifest.schema import CLASSES, TRAIN, VAL
@@ -78,12 +79,16 @@ def open_split_data(
             f"`{train.path}` and `{val.path}` are labelled by different class lists",
             hint="make both again with `vit21k make-val`",
         )
-    for manifest in (train, val):
-        if not manifest.num_rows:
-            raise ManifestError(
-                f"`{manifest.path}` holds no images",
-                hint="only images with one label are in val: `vit21k make-val` says how many",
-            )
+    if not train.num_rows:
+        raise ManifestError(
+            f"`{train.path}` holds no images: all of them are held out for val",
+            hint=f"`{with_folder('vit21k make-val --per-class 1', manifests)}` keeps them in train",
+        )
+    if not val.num_rows:
+        raise ManifestError(
+            f"`{val.path}` holds no images",
+            hint="only images with one label are in val: `vit21k make-val` says how many",
+        )
     data = SplitData(
         train=ImageDataset.from_manifest(train, root, mapped=True, note=note, cache=cache),
         val=ImageDataset.from_manifest(val, root, mapped=True, note=note, cache=cache),

@@ -146,7 +146,7 @@ def open_run(recipe: Recipe, options: RunOptions, reporter: Reporter, world: Wor
     data = open_split_data(options.manifests, options.root, reporter.note, options.cache)
     objective = build_objective(recipe, data.classes, torch.device(options.device), reporter)
     in_pairs = recipe.augment.mixes
-    sampler = sampler_of(recipe.data, data.train, world, in_pairs=in_pairs, seed=recipe.seed)
+    sampler = sampler_of(recipe, data.train, world, in_pairs=in_pairs)
     return RunContext(
         recipe=recipe,
         options=options,
