@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ import typer
 
 from vit21k import errors, machine
 from vit21k.cli import console
+from vit21k.cli.next_steps import print_next
 from vit21k.cli.options import (
     DEFAULT_MANIFESTS,
     INSTALL_SERVE,
@@ -307,7 +309,7 @@ def doctor_command(
     )
     if counts["bad"]:
         raise typer.Exit(errors.EXIT_FAILED)
-    console.note("next: `vit21k demo`")
+    print_next("vit21k hash -h" if find_spec("torch") is None else "vit21k demo")
 
 
 def _show(facts: "list[Fact]") -> None:

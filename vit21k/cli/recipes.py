@@ -47,7 +47,8 @@ def list_recipes(
         last = source
     console.print_table(["from", "recipe", "what it is"], rows)
     console.note(
-        f"{len(found)} recipes; next: `vit21k recipes show NAME`, or `vit21k train --recipe NAME`"
+        f"{len(found)} recipes; next: `vit21k recipes show {found[0][1]}` shows its fields, "
+        f"`vit21k train --recipe {found[0][1]}` trains"
     )
 
 

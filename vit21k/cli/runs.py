@@ -1,11 +1,13 @@
 """`runs list | compare | plot`: training runs."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vit21k.cli import console
+from vit21k.cli.next_steps import print_next
 from vit21k.cli.options import AsJson
 from vit21k.errors import UsageError
 
@@ -38,7 +40,8 @@ def list_runs(folders: Folders = None, as_json: AsJson = False) -> None:
     states = [run.state for run in found]
     counts = [f"{states.count(s)} {s}" for s in ("running", "finished", "stopped") if s in states]
     console.done(f"runs list: {len(found)} runs: {', '.join(counts)}")
-    console.note("next: `vit21k runs compare RUN RUN`, or `vit21k runs plot`")
+    word = "compare" if len(found) > 1 else "plot"
+    print_next(shlex.join(["vit21k", "runs", word, *map(str, folders or ())]))
 
 
 def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
@@ -72,7 +75,7 @@ def compare_command(folders: Folders = None, as_json: AsJson = False) -> None:
         f"runs compare: {len(found)} runs, {len(differences)} fields of the recipe differ, "
         f"{len(metrics)} metrics"
     )
-    console.note("next: `vit21k runs plot` plots them")
+    print_next(shlex.join(["vit21k", "runs", "plot", *map(str, folders or ())]))
 
 
 def plot_command(
