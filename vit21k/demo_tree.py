@@ -1,4 +1,4 @@
-"""A seed -> an image tree in the shape of ImageNet-21K, with faults planted in it.
+"""Generate an image tree with the structure and the faults of ImageNet-21K.
 
 Twelve real classes; their images are drawn, each class by its shape, colours and texture, with
 position, size, turn, light and noise varying, so that a small model can learn them in a minute.
@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Look:
-    """How the images of one class look: a shape, filled with two colours by a texture."""
+    """Appearance of a class: a shape, filled with two colours by a texture."""
 
     wnid: str
     shape: str
@@ -86,7 +86,7 @@ _TEXTURES: dict[str, Callable[[Plane, Plane], npt.NDArray[np.bool_]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTree:
-    """What was made, to compare with what the commands find.
+    """Facts of the tree, to compare with the results of commands.
 
     Attributes:
         root: The image root.
@@ -140,7 +140,7 @@ class _Folders:
 
 
 def make_demo_tree(root: Path, *, seed: int = 0, images_per_class: int = 60) -> DemoTree:
-    """Write the tree below *root*, which should not be there yet.
+    """Write the tree below *root*, which must not exist.
 
     Args:
         root: The files become ``root/images/<wnid>/<wnid>_<number>.JPEG``.
@@ -175,7 +175,7 @@ def make_demo_tree(root: Path, *, seed: int = 0, images_per_class: int = 60) -> 
 
 
 def _plant_copies(folders: _Folders) -> None:
-    """File some images again: number 1 to 6 under other classes, 7 to 11 in their own."""
+    """Copy some images: number 1 to 6 under other classes, 7 to 11 in their own."""
     for number, (wnid, others) in enumerate(COPIED_TO, start=1):
         for other in others:
             folders.add(other, folders.read(wnid, number))

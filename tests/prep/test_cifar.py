@@ -130,5 +130,5 @@ def test_an_archive_that_was_cut_off_is_refused(tmp_path):
     archive = write_archive(tmp_path / "c.tar.gz", cifar10_files())
     archive.write_bytes(archive.read_bytes()[:3000])
 
-    with pytest.raises(DataError, match="not a whole tar archive"):
+    with pytest.raises(DataError, match="not a complete tar archive"):
         list(read_cifar(archive, "cifar10"))

@@ -159,7 +159,7 @@ def test_images_without_a_digest_cannot_be_drawn(tree: Path, tmp_path: Path) -> 
     hash_tree(tree, tmp_path / "m", mode="quick")
     relabel(tmp_path / "m")
 
-    with pytest.raises(UsageError, match="no digest to draw them by"):
+    with pytest.raises(UsageError, match="a quick run hashed only some images"):
         make_val(tmp_path / "m", seed=1)
 
     assert make_val(tmp_path / "m", per_class=1).num_val == 3

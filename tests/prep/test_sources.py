@@ -48,7 +48,7 @@ def test_a_zip_without_the_folders_or_cut_off_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no images in"):
         list(read_zip(whole))
     whole.write_bytes(whole.read_bytes()[:-10])
-    with pytest.raises(DataError, match="not a whole zip"):
+    with pytest.raises(DataError, match="not a complete zip"):
         list(read_zip(whole))
 
 

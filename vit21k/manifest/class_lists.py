@@ -20,14 +20,14 @@ from vit21k.manifest.wordnet import names_of
 
 @dataclass(frozen=True, kw_only=True)
 class KnownList:
-    """A class list that comes with vit21k.
+    """A class list of vit21k.
 
     Attributes:
         name: Its name on the command line.
         num_classes: Its length.
-        what: What is labelled by it, and what is known of its order.
+        what: Data sets that use it, and its order.
         source: Repository and path of the file it was read from, with its licence.
-        fingerprint: That of its `ClassList`.
+        fingerprint: Fingerprint of its `ClassList`.
     """
 
     name: str
@@ -103,7 +103,7 @@ KNOWN_LISTS = {
         ),
     )
 }
-"""The class lists that data sets and models are numbered by, by name."""
+"""Class lists that define the class indices of data sets and models, by name."""
 
 DEVKIT, UNSAFE_PERSONS = "in1k-devkit", "persons-unsafe"
 
@@ -129,7 +129,7 @@ OTHER_LISTS = {
         ),
     )
 }
-"""Lists to read labels by or to select classes with, that no data set or model is numbered by."""
+"""Lists to read labels or to select classes with; they define no class indices."""
 
 _FILE = Path(__file__).parent / "data" / "class_lists.parquet"
 
@@ -139,7 +139,7 @@ def known_list(name: str) -> ClassList:
     """Return a list of `KNOWN_LISTS` or `OTHER_LISTS`, with the names of its classes.
 
     Raises:
-        UsageError: No list is called *name*.
+        UsageError: There is no list *name*.
         ManifestError: The table of lists was not installed with vit21k, or is damaged.
     """
     wnids = wnids_of(name)
@@ -158,7 +158,7 @@ def wnids_of(name: str) -> tuple[str, ...]:
 
 
 def is_known(name: str) -> bool:
-    """Return whether a list that comes with vit21k is called *name*."""
+    """Return whether *name* is a list of vit21k."""
     return name in KNOWN_LISTS or name in OTHER_LISTS
 
 
@@ -234,7 +234,7 @@ def _is_wnid(name: str) -> bool:
 
 
 def map_ids(source: ClassList, target: ClassList) -> NDArray[np.int64]:
-    """Return for each class index of *source* that of the same class in *target*; -1 if none."""
+    """Map class indices of *source* to those of *target*; -1 for missing classes."""
     index_of = {wnid: index for index, wnid in enumerate(target.wnids)}
     return np.array([index_of.get(wnid, -1) for wnid in source.wnids], dtype=np.int64)
 
@@ -261,15 +261,15 @@ def table_of(lists: Mapping[str, Iterable[str]]) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """How a list compares with a known one.
+    """Comparison of a list with a known one.
 
     Attributes:
         name: The known one.
         num_known: Its length.
         num_common: Classes in both.
-        missing: Classes of the known one that are not there, in its order.
-        extra: Classes that the known one does not have.
-        is_same_order: Whether the common classes come in the same order.
+        missing: Classes of the known list only, in its order.
+        extra: Classes that the known list lacks.
+        is_same_order: Whether the common classes are in the same order.
     """
 
     name: str
@@ -281,17 +281,17 @@ class Match:
 
     @property
     def is_equal(self) -> bool:
-        """Whether it is that list, class indices and all."""
+        """Whether both lists are equal, including class indices."""
         return not self.missing and not self.extra and self.is_same_order
 
     @property
     def is_part(self) -> bool:
-        """Whether all classes are of that list, and some of that list are missing."""
+        """Whether the list is a proper subset of the known one."""
         return bool(self.missing) and not self.extra and self.num_common > 0
 
 
 def identify(classes: ClassList) -> list[Match]:
-    """Compare *classes* with every list of `KNOWN_LISTS`; the most alike come first.
+    """Compare *classes* with every list of `KNOWN_LISTS`; the most similar first.
 
     Raises:
         ManifestError: The table of lists was not installed with vit21k, or is damaged.
@@ -315,7 +315,7 @@ def _match(name: str, wnids: Sequence[str]) -> Match:
 
 
 def wholes(classes: ClassList) -> list[Match]:
-    """Return the known lists that *classes* are only a part of, the shortest first."""
+    """Return the known lists of which *classes* are a subset, the shortest first."""
     here = set(classes.wnids)
     names = [name for name in KNOWN_LISTS if here < set(wnids_of(name))]
     return sorted((_match(name, classes.wnids) for name in names), key=lambda m: m.num_known)

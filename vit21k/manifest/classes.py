@@ -1,4 +1,4 @@
-"""The class list: which wnid is class 0, 1, 2, ..."""
+"""Class lists: the wnids of classes 0, 1, 2, ..."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ class ClassList:
             raise ManifestError(f"the class list `{path}` is empty")
         if (wrong := next((name for name, _ in entries if not _is_folder(name)), None)) is not None:
             raise ManifestError(
-                f"`{path}` is no class list: {wrong[:80]!r} is not the name of a folder",
+                f"`{path}` is not a class list: {wrong[:80]!r} is not the name of a folder",
                 hint="write one class folder per line, in the order of the class indices",
             )
         return cls(tuple(wnid for wnid, _ in entries), tuple(name for _, name in entries))
@@ -109,7 +109,7 @@ def _parse_json(text: str, path: Path) -> list[tuple[str, str | None]]:
         entries = [_json_entry(entry) for entry in found]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise ManifestError(
-            f"`{path}` is no class list: JSON of another form",
+            f"`{path}` is not a class list: JSON of another form",
             hint='write `{"0": ["n01440764", "tench"], "1": ...}`, `{"n01440764": 0, ...}` or an '
             "array of class folders",
         ) from None

@@ -1,4 +1,4 @@
-"""Lists of files that others wrote: read them, and match their names with paths.
+"""Read lists of file names in common formats, and match the names with paths.
 
 Forms: one name per line; a table (CSV, TSV, cells separated by blanks) with or without a header;
 JSON (an array of names, pairs or objects; an object from names to values, or from values to arrays
@@ -26,7 +26,7 @@ FILE_COLUMNS = (
     *("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path"),
     *("image_id", "imageid", "image_name", "img", "img_path", "name", "fname", "id"),
 )
-"""What columns with the names of files are called, in lower case."""
+"""Names of columns that contain file names, in lower case."""
 
 _CELLS = re.compile(rf"(\S.*{_SUFFIX}|.*\S)\s+(\S.*)", re.IGNORECASE)
 _LABELLED = re.compile(rf"(.*?{_SUFFIX})[\s,;].*|(\S+)\s+-?\d+", re.IGNORECASE)
@@ -109,7 +109,7 @@ def read_list_text(path: Path) -> str:
 def _read_cells(path: Path, text: str) -> list[tuple[str, ...]]:
     """Return the cells of each line; all lines have as many.
 
-    Blank lines count where each line is one cell, for its place says what it is of.
+    Blank lines count if each line is one cell, as its number identifies the file.
     """
     lines = _lines(text)
     separator = next((char for char in _SEPARATORS if char in lines[0]), None)
@@ -137,7 +137,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _with_header(path: Path, rows: list[tuple[str, ...]]) -> Table:
-    """Return a table whose first row is its header if it differs from all others as one does."""
+    """Return a table; its first row is the header if it differs from the others like one."""
     names = tuple(cell.lower() for cell in rows[0])
     others = rows[1:]
     is_header = len(names) > 1 and (
@@ -232,7 +232,7 @@ def without_suffix(name: str) -> str:
 
 
 class FileNames:
-    """Finds which name of a list a path is meant by.
+    """Finds the name in a list that matches a path.
 
     In this order: the path itself or what is left of it without its first folders is a name; a name
     is the path below other folders; the same without the suffixes of images, so that `.webp` copies
@@ -249,7 +249,7 @@ class FileNames:
         self._below: dict[tuple[int, bool], dict[str, list[int]]] = {}
 
     def find(self, path: str) -> list[int]:
-        """Return the indices of the names that mean *path*; several if that is ambiguous."""
+        """Return the indices of the names that match *path*; several if it is ambiguous."""
         return self._find(path, self._exact, False) or self._find(
             without_suffix(path), self._stems, True
         )

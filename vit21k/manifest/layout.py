@@ -18,13 +18,13 @@ from vit21k.errors import LayoutError
 from vit21k.manifest.archive_names import archive_stem
 
 LabelFrom = str
-"""What the class of an image comes from: `folder`, `top` ... (`sources.container.LabelOptions`)."""
+"""Source of the class of an image: `folder`, `top` ... (`sources.container.LabelOptions`)."""
 
 OPTION = "label_from"
-"""Option of a manifest's header, where the user has said which."""
+"""Option of a manifest's header, if the user has set it."""
 
 LABEL_FILE_OPTION = "label_file"
-"""Option of a manifest's header: the file that the classes are from, and its SHA-256."""
+"""Option of a manifest's header: file with the classes, and its SHA-256."""
 
 _ALIASES = {
     "train": ("train", "training"),
@@ -32,10 +32,10 @@ _ALIASES = {
     "test": ("test", "testing"),
 }
 SPLIT_OF = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
-"""Published splits by what folders of them are called, in lower case."""
+"""Published splits by names of their folders, in lower case."""
 
 SPLITS_OPTION = "splits"
-"""Option of a manifest's header: the folders that were taken as published splits."""
+"""Option of a manifest's header: the folders of published splits."""
 
 _NO_CLASSES = re.compile(
     r"images?|imgs?|images|photos|data|dataset|jpegs?|jpegimages|all", re.IGNORECASE
@@ -75,8 +75,8 @@ class Layout:
 
     Args:
         root: The image root, for messages.
-        label_from: What the user has said; nothing is refused then.
-        inside: Returns what is left of a folder below a published split; "" for its own folder.
+        label_from: Option of the user; if set, nothing is refused.
+        inside: Returns the path of a folder below its published split; "" for its own folder.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Layout:
         self._label_beside: tuple[str, str] | None = None
 
     def like(self) -> "Layout":
-        """Return another one, of nothing yet."""
+        """Return an empty one for another tree."""
         return Layout(self._root, label_from=self._label_from, inside=self._inside)
 
     def add(self, folder: str, stem: str | None = None) -> None:
@@ -109,7 +109,7 @@ class Layout:
 
         Args:
             folder: Relative to the root, without a slash at its end.
-            stem: Name, without suffix, of the archive that contains they, if they do.
+            stem: Name, without suffix, of the archive that contains them, if any.
         """
         if folder in self._folders or self._label_from:
             return
@@ -181,10 +181,10 @@ class Layout:
         """Refuse the tree if its folders cannot be classes.
 
         Args:
-            is_complete: Whether all folders have been noted, not only some.
+            is_complete: Whether all folders have been noted.
 
         Raises:
-            LayoutError: They cannot; the message says why, and the hint what settles it.
+            LayoutError: They cannot; the hint names the option to use.
         """
         if self._label_from:
             return
@@ -260,7 +260,7 @@ class Layout:
             )
 
     def _refuse_one_class(self) -> None:
-        """Refuse a single folder, which is more often one of all images than one of a class."""
+        """Refuse a single folder, which usually contains images of all classes."""
         name = min(self._classes, default="n0")
         if len(self._classes) == 1 and not _SYNSET.fullmatch(name) and not self._has_splits:
             raise LayoutError(
@@ -282,7 +282,7 @@ class Layout:
 
 
 def stem_of(archive: str) -> str:
-    """Return the name of an archive without its suffix: what it would be unpacked to."""
+    """Return the name of an archive without its suffix: the folder that it would be unpacked to."""
     name = archive.rpartition("/")[2].encode(errors="surrogateescape")
     return (archive_stem(name) or name).decode(errors="surrogateescape")
 
@@ -297,7 +297,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _key(path: str) -> str:
-    """Return what a file of a WebDataset shares with those of its sample."""
+    """Return the key of a sample of a WebDataset from the name of a file."""
     folder, slash, name = path.rpartition("/")
     return folder + slash + name.partition(".")[0]
 

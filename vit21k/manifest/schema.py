@@ -1,4 +1,4 @@
-"""What a kind of manifest is, and the columns that several of them have.
+"""Definition of every manifest, column by column.
 
 Column-by-column definition of every manifest.
 
@@ -21,7 +21,7 @@ class ManifestKind:
         name: File stem, also stored in the file ("digests", "images", ...).
         version: Raised when a column is added, removed or redefined.
         schema: Arrow schema; every field carries a ``doc`` metadata entry.
-        row: What one row is.
+        row: Content of one row.
         order: The order of the rows, in words.
         made_by: The command that writes it.
         may_be_null: Columns that may hold nulls; all others never do.
@@ -72,12 +72,12 @@ CONTAINER = column(
 OFFSET = column(
     "offset",
     pa.int64(),
-    "Where its bytes begin in the container, or its row in a Parquet file; null for a plain file.",
+    "Offset of its bytes in the container, or its row in a Parquet file; null for a plain file.",
 )
 STORAGE = column(
     "storage",
     pa.string(),
-    "How the container stores it. Null: as it is. `deflate`: a raw deflate stream begins at "
+    "How the container stores it. Null: unchanged. `deflate`: a raw deflate stream begins at "
     "`offset`. `gzip`: `offset` counts in what the compressed tar unpacks to. `parquet:COLUMN`: "
     "`offset` is the row in that column.",
 )
@@ -129,11 +129,13 @@ DIGESTS = ManifestKind(
                 pa.binary(DIGEST_BYTES),
                 "xxh3_128 of the first and the last 4,096 bytes; quick runs only.",
             ),
-            column("format", pa.string(), "What the first bytes say it is; null if not read."),
-            column("width", pa.int32(), "Pixels; null if its header does not say."),
-            column("height", pa.int32(), "Pixels; null if its header does not say."),
-            column("components", pa.int32(), "Colour components; null if it does not say."),
-            column("has_end", pa.bool_(), "Whether the end marker was seen; null if not looked."),
+            column("format", pa.string(), "Format by the first bytes; null if not read."),
+            column("width", pa.int32(), "Pixels; null if unknown."),
+            column("height", pa.int32(), "Pixels; null if unknown."),
+            column("components", pa.int32(), "Number of colour components; null if unknown."),
+            column(
+                "has_end", pa.bool_(), "Whether the end marker was found; null if not searched."
+            ),
             CONTAINER,
             OFFSET,
             STORAGE,
@@ -169,8 +171,8 @@ PROBLEMS = ManifestKind(
     schema=pa.schema(
         [
             column("path", pa.string(), "POSIX path; bytes that are not UTF-8 as `\\xNN`."),
-            column("kind", pa.string(), "What is wrong, from the closed list below."),
-            column("detail", pa.string(), "What the system said, or what was found."),
+            column("kind", pa.string(), "Kind of problem, from the list below."),
+            column("detail", pa.string(), "Message of the system, or details."),
         ]
     ),
     row="file or folder that was not used",
@@ -196,7 +198,7 @@ IMAGES = ManifestKind(
             KEPT_PATH,
             MEMBER_BYTES,
             LABEL_IDS,
-            column("num_files", pa.int64(), "How many files have this content."),
+            column("num_files", pa.int64(), "Number of files with this content."),
             CONTAINER,
             OFFSET,
             STORAGE,
@@ -250,12 +252,12 @@ CLASSES = ManifestKind(
     version=1,
     schema=pa.schema(
         [
-            column("class_index", pa.int64(), "0, 1, 2, ...: what `label_ids` hold."),
+            column("class_index", pa.int64(), "0, 1, 2, ...: the values of `label_ids`."),
             column("wnid", pa.string(), "Name of the class folder."),
-            column("name", pa.string(), "Name in words, where one is known."),
+            column("name", pa.string(), "Name, if known."),
             column("num_files", pa.int64(), "Files in the folders of this class."),
-            column("num_images", pa.int64(), "Images that carry this label."),
-            column("num_single_label", pa.int64(), "Images that carry this label alone."),
+            column("num_images", pa.int64(), "Images with this label."),
+            column("num_single_label", pa.int64(), "Images with only this label."),
         ]
     ),
     row="class",
@@ -328,8 +330,8 @@ _PAIR_SCHEMA = pa.schema(
         column("other_digest", pa.binary(DIGEST_BYTES), "Digest of the other image's file."),
         column("other_path", pa.string(), "Path of the other, relative to its own root."),
         column("level", pa.string(), "`exact`: same bytes; `pixel`: same pixels; `near`."),
-        column("distance", pa.int64(), "In how many of 256 bits the hashes differ, 0 to 256."),
-        column("similarity", pa.float64(), "Of the thumbnails' detail: 1 the same, 0 unrelated."),
+        column("distance", pa.int64(), "Hamming distance of the hashes, 0 to 256."),
+        column("similarity", pa.float64(), "Similarity of the thumbnails: 1 equal, 0 unrelated."),
     ]
 )
 
@@ -337,16 +339,16 @@ LEAKS = ManifestKind(
     name="leaks",
     version=1,
     schema=_PAIR_SCHEMA,
-    row="training image and an image of an evaluation set that are the same",
-    order="by level, the most alike first",
+    row="training image and an equal or similar image of an evaluation set",
+    order="by level, the most similar first",
     made_by="vit21k leaks",
 )
 NEAR_DUPLICATES = ManifestKind(
     name="near_duplicates",
     version=1,
     schema=_PAIR_SCHEMA,
-    row="two images of the set that are the same but for their bytes",
-    order="by level, the most alike first",
+    row="two images of the set that differ only in their bytes, or are similar",
+    order="by level, the most similar first",
     made_by="vit21k labels near-duplicates",
 )
 
@@ -364,7 +366,11 @@ CHANGES = ManifestKind(
             ),
             column("before", pa.list_(pa.int64()), "Its class indices, before."),
             column("after", pa.list_(pa.int64()), "Its class indices, after."),
-            column("other_path", pa.string(), "What it was joined or removed for; or empty."),
+            column(
+                "other_path",
+                pa.string(),
+                "Path of the image it was joined with or removed for; or empty.",
+            ),
         ]
     ),
     row="image that decisions changed",
@@ -401,10 +407,10 @@ CONFLICTS = ManifestKind(
             column(
                 "relation",
                 pa.string(),
-                "How the two of its labels that fit least relate: `far`, `unknown`, `near`, "
+                "Relation of its two least related labels: `far`, `unknown`, `near`, "
                 "`siblings` or `ancestor`.",
             ),
-            column("first_id", pa.int64(), "Class index of the one, the smaller."),
+            column("first_id", pa.int64(), "Class index of one, the smaller."),
             column("second_id", pa.int64(), "Class index of the other."),
             column(
                 "common_wnid",
@@ -416,7 +422,7 @@ CONFLICTS = ManifestKind(
         ]
     ),
     row="image with several labels",
-    order="by relation as listed, then what has least in common first",
+    order="by relation as listed, then the least related first",
     made_by="vit21k labels conflicts",
     may_be_null=MAY_BE_NULL_IN_IMAGES | {"common_wnid"},
 )
@@ -434,7 +440,7 @@ PACKED = ManifestKind(
             column("path", pa.string(), "Path of that file, relative to its image root."),
             column("split", pa.string(), "`train` or `validation`."),
             column("container", pa.string(), "Name of the shard."),
-            column("offset", pa.int64(), "Where the image begins in the shard."),
+            column("offset", pa.int64(), "Offset of the image in the shard."),
             column("num_bytes", pa.int64(), "How many bytes it has there."),
             column("packed_digest", pa.binary(DIGEST_BYTES), "xxh3_128 of those bytes."),
             column(
@@ -446,8 +452,8 @@ PACKED = ManifestKind(
                 "`tiles`: JPEG with restart markers, the same pixels; `as_is`: the same file; "
                 "`resized`: a smaller JPEG; `raw`: RGB pixels.",
             ),
-            column("note", pa.string(), "Why an image with `as_is` is not otherwise; else null."),
-            column("source_bytes", pa.int64(), "How many bytes the file had before."),
+            column("note", pa.string(), "Reason for `as_is`; else null."),
+            column("source_bytes", pa.int64(), "Size of the original file in bytes."),
             column("width", pa.int32(), "Pixels, in the pack."),
             column("height", pa.int32(), "Pixels, in the pack."),
         ]

@@ -30,7 +30,7 @@ _TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
 class CifarFiles(NamedTuple):
-    """What the files of an archive are called, and the keys in them."""
+    """Names of the files of an archive, and the keys in them."""
 
     splits: Mapping[str, tuple[str, ...]]
     meta: str
@@ -49,7 +49,7 @@ LAYOUTS = {
 
 
 class NamedImage(NamedTuple):
-    """An image on its way into the tree: its path there, and the content of the file."""
+    """An image to write to the tree: its path there, and the content of the file."""
 
     path: str
     content: bytes
@@ -100,11 +100,11 @@ def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise DataError(f"`{archive}` is not a whole tar archive: {error}") from error
+        raise DataError(f"`{archive}` is not a complete tar archive: {error}") from error
     if missing := sorted(wanted - set(found)):
         raise DataError(
             f"`{archive}` has no `{missing[0]}`",
-            hint="is it the python version of the other CIFAR? name that: cifar10 or cifar100",
+            hint="for the archive of the other CIFAR, give its name: cifar10 or cifar100",
         )
     return found
 
@@ -145,7 +145,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads lists, dicts, numbers, text and numpy arrays; refuses all else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may call."""
+        """Return a function that pickles may call."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _empty_array
         if (module, name) == ("numpy", "ndarray"):
@@ -179,15 +179,15 @@ def _as_png(image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 
 
 def download_cifar(name: str, folder: Path) -> Path:
-    """Return the published archive in *folder*; it is loaded if it is not there, or not whole.
+    """Return the published archive in *folder*; it is downloaded if it is missing or incomplete.
 
     Args:
         name: ``cifar10`` or ``cifar100``.
-        folder: Where it is kept.
+        folder: Folder of the archive.
 
     Raises:
         MissingExtraError: torchvision is not installed.
-        DataError: What came is not the published file.
+        DataError: The download is not the published file.
         OSError: The server cannot be reached, or the disk is full.
     """
     known = _torchvision()[name]
@@ -197,14 +197,14 @@ def download_cifar(name: str, folder: Path) -> Path:
         download_url(known.url, str(folder), filename=known.filename, md5=known.tgz_md5)
     except RuntimeError as error:
         raise DataError(
-            f"what came from {known.url} is not the published file",
+            f"the download from {known.url} is not the published file",
             hint="run the command again, or give the archive with --archive FILE",
         ) from error
     return folder / str(known.filename)
 
 
 def published_md5(name: str) -> str | None:
-    """Return the MD5 of the published archive, if torchvision is there to say it."""
+    """Return the MD5 of the published archive, if torchvision is installed."""
     try:
         return str(_torchvision()[name].tgz_md5)
     except MissingExtraError:
@@ -216,7 +216,7 @@ def _torchvision() -> dict[str, Any]:
         from torchvision.datasets import CIFAR10, CIFAR100  # noqa: PLC0415 - takes seconds
     except ImportError as error:
         raise MissingExtraError(
-            "CIFAR is loaded by torchvision, which is not installed",
+            "CIFAR is downloaded by torchvision, which is not installed",
             hint="pip install 'vit21k[train]', or give the archive with --archive FILE",
         ) from error
     return {"cifar10": CIFAR10, "cifar100": CIFAR100}

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded, and why: undecodable.parquet."""
+"""Decode all images; list failures in undecodable.parquet."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from vit21k.sources.read import Root, existing_root, read_again, refuse_gone, wh
 
 SECONDS = 30.0
 MEMORY_BYTES = 3 << 30
-"""Far above the budget of `open_image`, which decides: only a decoder that misbehaves gets here."""
+"""Far above the budget of `open_image`, which decides: only a misbehaving decoder reaches it."""
 
 _KINDS = {str(kind): kind for kind in ProblemKind}
 _MAX_WAITING = 6  # as long as it may compute
@@ -44,7 +44,7 @@ _AHEAD = 8  # images a worker
 
 
 class Verdict(NamedTuple):
-    """What became of an image; *kind* is None if it was decoded."""
+    """Result of decoding an image; *kind* is None if it was decoded."""
 
     row: int
     kind: ProblemKind | None
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 
 def why_not_read(verdict: Verdict) -> str | None:
-    """Return why an image could not be read; None if it was, whatever became of it then."""
+    """Return why an image could not be read; None if it was read, decoded or not."""
     is_unread = verdict.kind in (ProblemKind.VANISHED, ProblemKind.UNREADABLE)
     return verdict.detail if is_unread else None
 
@@ -71,7 +71,7 @@ def check_images(
         read: Gives the content of an image; called from several threads.
         rows: Which.
         num_workers: Processes that decode.
-        seconds: Computing time that one image may take; on a busy machine it may wait longer.
+        seconds: CPU time limit of an image.
         memory_bytes: Memory that one image may take.
     """
     workers = _Workers(read, seconds, memory_bytes)
@@ -159,7 +159,7 @@ class _Worker:
         return (_KINDS[verdict[0]], verdict[1]) if verdict else (None, "")
 
     def _put(self, content: bytes) -> bool:
-        """Send an image; return whether there was somebody to take it."""
+        """Send an image; return whether the process is alive."""
         assert self._process.stdin is not None  # noqa: S101 (for the type checker)
         try:
             self._process.stdin.write(len(content).to_bytes(SIZE_BYTES, "little") + content)

@@ -1,4 +1,4 @@
-"""A process that decodes images for `decode_check`: a size and an image in, a verdict out.
+"""Decode images in a process of its own for `decode_check`: a size and an image in, a verdict out.
 
 It is a process of its own because a decoder that is given hostile bytes may loop, take all memory
 or crash: whatever happens here is one image's verdict.
@@ -41,7 +41,7 @@ def answer_requests(images: BinaryIO, verdicts: BinaryIO) -> None:
 
 
 def _limit_memory(num_bytes: int) -> None:
-    """Let this process have *num_bytes* more than it has now."""
+    """Limit the memory of this process to *num_bytes* more than now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -18,7 +18,7 @@ _Item = TypeVar("_Item")
 
 
 def prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Yield *items* in order, and fetch the next one in a thread meanwhile.
+    """Yield *items* in order, prefetching the next one in a thread.
 
     An exception of *items* is raised in place of the item.
     """
@@ -78,7 +78,7 @@ def repeated_probes(manifests: Iterable[Manifest]) -> NDArray[np.uint64]:
 
 
 def unproven_rows(rows: pa.Table, repeated: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return which of *rows* have no digest although they may be duplicates.
+    """Return which of *rows* lack a digest and may be duplicates.
 
     Args:
         rows: The columns `PROBE_COLUMNS` of some files.
@@ -129,7 +129,7 @@ def refuse_without_content(digests: Manifest) -> None:
 
 
 def _filled(digests: pa.FixedSizeBinaryArray, start: int) -> NDArray[np.uint64]:
-    """Return *digests* as numbers, with others in place of nulls."""
+    """Return *digests* as numbers, with unique values for nulls."""
     if not digests.null_count:
         return as_numbers(digests)
     is_null_B = digests.is_null().to_numpy(zero_copy_only=False)
@@ -185,7 +185,7 @@ _SLICE_ROWS = 1 << 20
 
 
 class CopyGroups(NamedTuple):
-    """Files that share their content with another one.
+    """Groups of files with equal content.
 
     Attributes:
         rows_M: Their row numbers: group by group, ascending in each.
@@ -258,7 +258,7 @@ def _rows_in_runs(
 
 
 def _digests_of(rows: NDArray[np.int64], parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Return the whole digests of some rows."""
+    """Return the complete digests of some rows."""
     digests = np.empty((len(rows), 2), dtype=np.uint64)
     order = np.argsort(rows)
     ascending = rows[order]
@@ -290,7 +290,7 @@ _LABEL_MASK = np.uint64(0xFFFF_FFFF)
 
 @dataclass(frozen=True, kw_only=True)
 class DedupResult:
-    """Which files are one image, and which labels it has.
+    """Images of files, with labels.
 
     Attributes:
         label_N: Class index of each file, int32.
@@ -323,7 +323,7 @@ class DedupResult:
 
     @property
     def copy_row_C(self) -> NDArray[np.int64]:
-        """Which files those of `group_C` are."""
+        """The files of `group_C`."""
         return np.flatnonzero(self.is_copy_N)
 
     def num_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
@@ -339,19 +339,19 @@ class DedupResult:
         return num_files_K
 
     def num_lone_files_of_classes(self, num_classes: int) -> NDArray[np.int64]:
-        """Return how many files of each class have no copy at all."""
+        """Count the files without a copy in each class."""
         in_groups = np.concatenate([self.label_N[self.first_row_G], self.label_N[self.is_copy_N]])
         return self.num_files_of_classes(num_classes) - np.bincount(
             in_groups, minlength=num_classes
         )
 
     def num_images_of_classes(self, num_classes: int) -> NDArray[np.int64]:
-        """Return how many images carry each label."""
+        """Count the images with each label."""
         in_groups = np.bincount(self.label_ids_L, minlength=num_classes)
         return self.num_lone_files_of_classes(num_classes) + in_groups
 
     def num_single_label_of_classes(self, num_classes: int) -> NDArray[np.int64]:
-        """Return how many images carry each label alone."""
+        """Count the images with only this label, for each label."""
         is_single = np.repeat(self.num_labels_G == 1, self.num_labels_G)
         in_groups = np.bincount(self.label_ids_L[is_single], minlength=num_classes)
         return self.num_lone_files_of_classes(num_classes) + in_groups
@@ -408,7 +408,7 @@ class DedupResult:
 def merge_groups(
     groups: CopyGroups, label_N: NDArray[np.int32], *, max_labels: int | None = None
 ) -> DedupResult:
-    """Make one image of each group of files, with the labels of them all.
+    """Merge each group of files into an image with all their labels.
 
     Args:
         groups: Files with the same content.

@@ -1,4 +1,4 @@
-"""Two folders of manifests -> what is in one and not in the other, image by image.
+"""Two folders of manifests -> differences, image by image.
 
 Images are matched by the digest of their bytes, so that neither renamed files nor another
 order count as a difference.  Labels are compared as sets of class folders, not of class indices:
@@ -27,7 +27,7 @@ Change = Literal["added", "removed", "relabelled", "moved"]
 
 
 class Difference(NamedTuple):
-    """One image that is not the same in both.
+    """An image that differs.
 
     Attributes:
         change: Its labels have changed, or the split it is in; or it is in one folder only.
@@ -123,7 +123,7 @@ def diff_manifests(before: Path, after: Path) -> tuple[DiffSummary, Iterator[Dif
 
 
 class _Side:
-    """What is compared of one folder."""
+    """Columns of one folder to compare."""
 
     def __init__(self, folder: Path) -> None:
         self.images = open_manifest(folder, IMAGES)
@@ -155,7 +155,7 @@ _SPLITS: tuple[tuple[int, ManifestKind], ...] = ((1, TRAIN), (2, VAL))
 
 @dataclass
 class _Found:
-    """Which images differ, before their paths and labels are looked up."""
+    """Rows of images that differ, without paths and labels."""
 
     old: _Side
     new: _Side

@@ -59,7 +59,7 @@ def write_tree(
         if (out / IMAGES).exists():
             if record.get("source") != source:
                 raise UsageError(
-                    f"`{out / IMAGES}` is there already, and is not of this source",
+                    f"`{out / IMAGES}` exists and is of another source",
                     hint="name another folder, or remove that one",
                 )
             return dict(record["counts"])
@@ -82,7 +82,7 @@ def write_tree(
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """Return the file *path* below *folder*; names of classes and splits come from strangers."""
+    """Return the file *path* below *folder*; names of classes and splits are not trusted."""
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise DataError(f"an image is called {path!r}, which is no path within a tree")
@@ -114,7 +114,7 @@ def read_zip(archive: Path) -> Iterator[NamedImage]:
         for member in read_zip_members(file):
             path = _path_of(member.name)
             if member.flaw is not None and member.flaw[0] in _DAMAGE:
-                raise DataError(f"`{archive}` is not a whole zip archive: {member.flaw[1]}")
+                raise DataError(f"`{archive}` is not a complete zip archive: {member.flaw[1]}")
             if path is not None and member.flaw is None:
                 splits.add(path.partition("/")[0])
                 yield NamedImage(path, bytes(member.content))
@@ -136,7 +136,7 @@ _HELD_OUT_SHARE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What was made of an image tree.
+    """Counts of an imported image tree.
 
     Attributes:
         num_files: Files that were read.
@@ -144,7 +144,7 @@ class Prepared:
         num_skipped: Files that are no images, or have no label; listed there, too.
         num_train: Images to train on.
         num_val: Images to validate on.
-        num_unused: Images that are for neither: in other folders, or with several labels in val.
+        num_unused: Images in no split: in other folders, or with several labels in val.
         num_classes: Length of the class list.
         split: Where val is from, in words.
     """
@@ -217,7 +217,7 @@ def prepare(
 
 
 def held_out_of_each(manifests: Path) -> int:
-    """Return how many images of each class to hold out: a fifth of the smallest, 1 to 50."""
+    """Return the number of images of each class to hold out: a fifth of the smallest, 1 to 50."""
     counts: Sequence[int] = read_manifest(manifests, CLASSES, ["num_single_label"])[
         "num_single_label"
     ].to_pylist()

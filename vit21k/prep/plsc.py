@@ -27,7 +27,7 @@ from vit21k.prep.dedup import as_digests, prefetched
 from vit21k.prep.split import choose, refuse_published, single_labels
 from vit21k.sources.folders import image_root
 
-HINT = "it must be all of what `md5sum FILE...`, or `md5sum -z FILE...`, has printed"
+HINT = "expected the complete output of `md5sum FILE...` or `md5sum -z FILE...`"
 
 _BLOCK_BYTES = 1 << 22
 _NUM_HEX_DIGITS = 32
@@ -49,8 +49,8 @@ def read_md5sum(
 
     Args:
         file: What md5sum printed.
-        name: What to call it in an error.
-        strip_prefix: A folder, taken off the paths; it must contain every path.
+        name: Its name in messages.
+        strip_prefix: A folder to remove from the paths; it must contain every path.
         is_top: The class of a file is the first folder of its path, not the last.
 
     Raises:
@@ -69,7 +69,7 @@ def read_md5sum(
 
 
 def _blocks(file: IO[bytes], name: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield pieces of whole lines, each with what its lines end in."""
+    """Yield blocks of complete lines, with their line terminator."""
     rest = b""
     end_of_line = _end_of_line(file)
     while piece := file.read(_BLOCK_BYTES):
@@ -119,7 +119,7 @@ class _Block:
         self._is_text = end_of_line == b"\n"
 
     def rows(self, prefix: bytes, *, is_top: bool) -> pa.Table:
-        """Return the rows; *prefix* is taken off the paths."""
+        """Return the rows; *prefix* is removed from the paths."""
         digests = self._digests()
         path_B = self._paths(prefix)
         folder_B, slash_B = self._class_folders(path_B)
@@ -135,7 +135,7 @@ class _Block:
         )
 
     def _without_escapes(self, block: bytes) -> bytes:
-        """Return the lines with what is escaped put back, each ended by NUL."""
+        """Return the unescaped lines, each ended by NUL."""
         lines = block[:-1].split(b"\n")
         for index, line in enumerate(lines):
             if line.startswith(b"\\"):
@@ -205,9 +205,9 @@ class _Block:
         self._refuse_where(slash_B < path_B, _NO_CLASS)
         folder_B = np.maximum(slashes[last - 1] + 1, path_B)
         is_empty = (folder_B == slash_B) | (slash_B + 1 == self._stop_B)
-        self._refuse_where(is_empty, "has a path with an empty part")
+        self._refuse_where(is_empty, "has a path with an empty component")
         self._refuse_upwards(path_B)
-        self._refuse_inside(b"//", path_B, "has a path with an empty part")
+        self._refuse_inside(b"//", path_B, "has a path with an empty component")
         self._refuse_inside(b"/./", path_B, "has a path with a part `.`")
         return folder_B, slash_B
 
@@ -287,7 +287,7 @@ class ImportSummary:
 
     Attributes:
         num_files: Lines, and rows of `digests.parquet`.
-        num_empty: Of those, how many have the MD5 of an empty file.
+        num_empty: Lines with the MD5 of an empty file.
     """
 
     num_files: int
@@ -307,7 +307,7 @@ def import_md5sum(
     Args:
         md5sum: The file.
         manifests: Folder to write to.
-        strip_prefix: The folder that every path begins with, to be taken off.
+        strip_prefix: The folder that every path begins with, to be removed.
         root: The image root, for the commands that open images; the paths are relative to it.
         label_from: Which folder of an image is its class; None: the nearest one, if that can be
             a class.
@@ -364,7 +364,7 @@ class _PathHashes:
         self._hashes.frombytes(_hashes_of(rows).tobytes())
 
     def repeated(self) -> NDArray[np.int64]:
-        """Return those that came more than once."""
+        """Return the repeated ones."""
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
         hashes.sort()
         repeated: NDArray[np.int64] = hashes[1:][hashes[1:] == hashes[:-1]]
@@ -503,7 +503,7 @@ def plsc_lines(rows: pa.Table) -> memoryview:
 
 
 def _refuse_blanks(paths: pa.StringArray, *, allow_blanks: bool) -> None:
-    """Refuse what the lists cannot hold: line breaks, and blanks unless they are allowed."""
+    """Refuse line breaks, and blanks unless they are allowed."""
     text = np.frombuffer(paths.buffers()[2] or b"", dtype=np.uint8)
     if not (text <= _BLANK).any():
         return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # `relabel` uses this module and reads no images
     from vit21k.sources.folders import Chunk
 
 _CHUNKS_PER_TASK = 16
-"""About 2,000 files, 0.2 GB: long enough to make a task's millisecond of overhead small."""
+"""About 2,000 files, 0.2 GB: the overhead of a task, a millisecond, is small."""
 
 _TASKS_PER_CPU = 3
 _NUM_RETRIES = 5

@@ -55,7 +55,7 @@ from vit21k.prep.ray import RayCluster
 _COLUMNS = ["digest", *LOCATOR_COLUMNS, "source_split"]
 
 ROWS_IN_MEMORY = 2_000_000
-"""How many rows of `images` are held at a time when they must be put in another order."""
+"""Rows of `images` in memory when they are reordered."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class RowSource:
     """Makes the rows of `images` and `copies`.
 
     Attributes:
-        digests: Where paths and sizes come from.
-        result: What became of its files.
+        digests: Paths and sizes.
+        result: Images of its files.
         wnids: The class list.
         split_N: Published split of each image at its kept file, an index into `SOURCE_SPLITS`, -1
             for none; None if no file has one.
@@ -151,7 +151,7 @@ class _NotKept:
         self._digests_G2 = np.empty((len(result.first_row_G), 2), dtype=np.uint64)
 
     def among(self, start: int, files: pa.Table) -> dict[str, pa.Table]:
-        """Return those of *files* that an earlier file is equal to, and the over-labelled."""
+        """Return those of *files* that are copies, and the over-labelled."""
         stop = start + files.num_rows
         digests_B2 = as_numbers(files["digest"].combine_chunks())
         first_row_G = self._dedup.first_row_G
@@ -184,7 +184,7 @@ class _NotKept:
 
 
 MANY_LABELS = 20
-"""An image under more classes than this is hardly an image of them all."""
+"""More labels than this on one image are rarely all true."""
 
 _SLICE_ROWS = 1 << 20
 
@@ -284,7 +284,7 @@ def relabel(
 
 
 def classes_of_source(manifests: Path) -> ClassList | None:
-    """Return the class list that the hashed source has itself; None if it has none.
+    """Return the class list of the hashed source; None if it has none.
 
     Raises:
         ManifestError: `digests.parquet` is missing or damaged.
@@ -373,7 +373,7 @@ def _class_indices(wnids: list[str], classes: ClassList) -> NDArray[np.int32]:
 
 
 def _replaced(place_N: NDArray[np.int32], values: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return *place_N*, in which each number has given way to the value at its place."""
+    """Replace each index in *place_N* by its element of *values*, in place."""
     for start in range(0, len(place_N), _SLICE_ROWS):
         slice_N = place_N[start : start + _SLICE_ROWS]
         slice_N[:] = values[slice_N]

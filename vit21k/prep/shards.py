@@ -1,4 +1,4 @@
-"""One tree, many machines: each hashes a share of the folders; their manifests are put together.
+"""Hash a tree on several machines: each hashes a shard of the folders; their manifests are merged.
 
 A folder belongs to the share that a hash of its path gives, so that every machine knows its own
 without talking to the others, and a tree that grows moves nothing.  A share writes to a folder of
@@ -43,7 +43,7 @@ _ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the shares of a tree.
+    """A shard of a tree.
 
     Attributes:
         number: Which one; 1 is the first.
@@ -55,16 +55,14 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the shard that ``3/8`` is.
+        """Parse a shard such as ``3/8``.
 
         Raises:
             UsageError: It is none.
         """
         found = _FORM.fullmatch(text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise UsageError(
-                f"`{text}` is not a shard", hint="write `3/8` for the third of eight; 1 is first"
-            )
+            raise UsageError(f"`{text}` is not a shard", hint="write `3/8` for the third of eight")
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -75,7 +73,7 @@ class Shard:
         return xxhash.xxh3_64_intdigest(folder) % self.count == self.number - 1
 
     def folder(self, manifests: Path) -> Path:
-        """Return where its manifests go."""
+        """Return the folder of its manifests."""
         return manifests / FOLDER / f"{self.number:04}-of-{self.count:04}"
 
     @property
@@ -130,7 +128,7 @@ def merge_shards(folders: Sequence[Path], manifests: Path) -> int:
 
 
 def _common_header(parts: Sequence[Manifest]) -> ManifestHeader:
-    """Return the header of the whole, once *parts* are known to be all of it."""
+    """Return the header of the merged manifests, after checking that *parts* are complete."""
     shards: dict[Shard, Path] = {}
     for part in parts:
         if OPTION not in part.header.options:
@@ -199,7 +197,7 @@ def merged(sources: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
 
 
 class _Head:
-    """The rows of one source that are in memory: some of a row group."""
+    """Rows of one source in memory: some of a row group."""
 
     def __init__(self, source: Iterator[pa.Table]) -> None:
         self._source = source

@@ -57,8 +57,8 @@ def make_val(
 
     Args:
         manifests: The folder that holds `images.parquet`.
-        per_class: How many single-label images of each class to choose, where there are so many.
-        holdout: Take them out of train.  An image is distinct content, so that no copy stays.
+        per_class: Number of single-label images of each class to choose, at most.
+        holdout: Exclude them from train.  An image is distinct content, so that no copy stays.
         seed: Draw them, instead of taking the first; 64 bits.
         is_any_split: Ignore in which split the images were published.
 
@@ -113,9 +113,9 @@ class Singles(NamedTuple):
     """The images with one label, in images order, which is by label.
 
     Attributes:
-        is_single_P: Which rows of `images.parquet` they are.
+        is_single_P: Which rows of `images.parquet` have one label.
         label_R: Their labels; ascending.
-        num_images_K: How many images, with one label or more, carry each label.
+        num_images_K: Number of images with each label.
     """
 
     is_single_P: NDArray[np.bool_]
@@ -195,8 +195,8 @@ def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]
     for rows in prefetched(images.batches(["digest"])):
         if rows["digest"].null_count:
             raise UsageError(
-                "images that a quick run has not read have no digest to draw them by",
-                hint="leave `--seed` out, or run `vit21k hash` without `--mode quick`",
+                "a quick run hashed only some images, and `--seed` chooses by digest",
+                hint="skip `--seed`, or run `vit21k hash` without `--mode quick`",
             )
         digests_B2 = as_numbers(rows["digest"].combine_chunks())
         scores = keyed_hash(digests_B2[singles.is_single_P[row : row + rows.num_rows]], seed)
@@ -207,7 +207,7 @@ def _scores(images: Manifest, singles: Singles, seed: int) -> NDArray[np.uint64]
 
 
 def keyed_hash(digests_B2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """Return a number for each digest that looks random, and another one for another seed."""
+    """Return a pseudo-random number for each digest and *seed*."""
     key = np.uint64(derive_key(seed))
     hash_B = np.empty(len(digests_B2), dtype=np.uint64)
     for start in range(0, len(digests_B2), _SLICE_ROWS):
@@ -322,7 +322,7 @@ def split_by_source(manifests: Path) -> SourceSplitSummary:
 
 
 def has_published_split(manifests: Path) -> bool:
-    """Return whether some images were published for training, and some for something else.
+    """Return whether there are images of a published train split and of another one.
 
     Raises:
         ManifestError: `images.parquet` is missing, stale or damaged.
@@ -332,7 +332,7 @@ def has_published_split(manifests: Path) -> bool:
 
 
 def command_to_split(manifests: Path) -> str:
-    """Return the `make-val` to type next for the images in *manifests*."""
+    """Return the next command, a `make-val`, for the images in *manifests*."""
     return MAKE_VAL + (" --from-source" if has_published_split(manifests) else "")
 
 
@@ -348,7 +348,7 @@ def published_splits(images: Manifest) -> NDArray[np.int8]:
 
 
 def refuse_published(images: Manifest, command: str) -> None:
-    """Refuse to use all images for training where some were published for something else.
+    """Refuse to train on all images if some were published as validation or test data.
 
     Args:
         images: All images.
@@ -390,7 +390,7 @@ class ListSplitSummary:
         num_images: Rows of `images.parquet`: the sum of the next four.
         num_train: Rows of `train.parquet`.
         num_val: Rows of `val.parquet`.
-        num_several_labels: Images of the list with more than one label, which are in none.
+        num_several_labels: Images of the list with several labels, which are in no split.
         num_held_out: Images that are not in the list, but were published as validation or test
             data, which are in none.
         num_names: Names in the list.
@@ -478,7 +478,7 @@ def _rows_of(names: Sequence[str], images: Manifest, copies: Manifest | None) ->
 
 
 class _Found:
-    """Which image each name of a list means, while copies and then images are read."""
+    """Matches names of a list with images, while copies and then images are read."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.row_E = np.full(len(names), -1)

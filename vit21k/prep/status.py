@@ -1,4 +1,4 @@
-"""A folder of manifests -> which stages are done, which are stale, and what to type next.
+"""A folder of manifests -> finished stages, stale stages, and the next command.
 
 Only footers are read: it takes milliseconds, whatever the number of images.
 """
@@ -22,19 +22,19 @@ STAGES: Mapping[str, tuple[ManifestKind, ...]] = {
     "relabel": (IMAGES,),
     "make-val": (TRAIN, VAL),
 }
-"""What must be there to train, in the order in which it is made."""
+"""Manifests that training needs, in the order of their stages."""
 
 AFTER_ALL = "vit21k train --stage pretrain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestStatus:
-    """How one manifest is.
+    """State of a manifest.
 
     Attributes:
         kind: Its name.
-        state: Fresh, if nothing it was made from has changed since.
-        detail: What has changed, or what is wrong; empty if nothing is.
+        state: Fresh, if none of its inputs has changed.
+        detail: The change or the problem; empty if there is none.
         num_rows: How many rows it has; None if it cannot be opened.
         row: What a row of it is.
         next: The command that makes it (right).
@@ -50,13 +50,13 @@ class ManifestStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How a folder of manifests is.
+    """State of a folder of manifests.
 
     Attributes:
         root: The image root that was hashed; empty if it is not known.
         has_root: Whether that is there; a URL is not asked for.
         manifests: Those of `STAGES`, and what else is there, in the order of `KINDS`.
-        next: The command to type next.
+        next: The next command.
     """
 
     root: str
@@ -66,7 +66,7 @@ class Status:
 
 
 def status_of(folder: Path) -> Status:
-    """Look at the manifests in *folder*, which need not be there."""
+    """Return the state of the manifests in *folder*, which may be missing."""
     needed = {kind.name for kinds in STAGES.values() for kind in kinds}
     found = [
         _status(folder, kind)

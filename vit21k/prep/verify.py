@@ -39,9 +39,9 @@ class VerifySummary:
 
     Attributes:
         num_files: Rows of `digests.parquet`: the sum of the next four.
-        num_same: Files that are as they were.
+        num_same: Unchanged files.
         num_different: Files with other bytes.
-        num_missing: Files that are not there any more.
+        num_missing: Files that no longer exist.
         num_unreadable: Files that cannot be read.
         num_new: Files, and new problems, that the manifests do not list.
         num_by_size: Of those that are the same, how many only by their size, because a quick run
@@ -90,7 +90,7 @@ class FileComparison:
         self.summary = VerifySummary(num_files=num_files)
 
     def take(self, chunk: HashedChunk) -> None:
-        """Compare what became of a chunk."""
+        """Compare the rows of a chunk."""
         chunk = _without_repeats(chunk)
         if chunk.files:
             rows_B = self._rows_of(chunk.paths)
@@ -130,7 +130,7 @@ class FileComparison:
                 self._on_file("!", path)
 
     def finish(self) -> None:
-        """Report the rows that were not met."""
+        """Report the rows that were not found."""
         start = 0
         for rows in self._manifest.batches(["path"]):
             is_missing = ~self._is_met_N[start : start + rows.num_rows]
@@ -201,7 +201,7 @@ def verify(
     on_file: OnFile = lambda _sign, _path: None,
     on_chunk: Callable[[HashedChunk], None] = lambda _chunk: None,
 ) -> VerifySummary:
-    """Digest the tree again, and compare it with `digests.parquet`; read the other manifests.
+    """Hash the tree again, and compare it with `digests.parquet`; read the other manifests.
 
     Args:
         manifests: The folder that holds `digests.parquet`, and `problems.parquet`.

@@ -312,15 +312,15 @@ def _survey(tree: SourceTree) -> _Survey:
 
 
 def _note(survey: _Survey, path: str) -> None:
-    name = path.rpartition("/")[2]
-    if kind_of_tar(os.fsencode(name)) and not is_zip_name(os.fsencode(name)):
-        survey.tars.append(path)
-    elif kind := kind_of_table(os.fsencode(name)):
-        survey.tables[kind].append(path)
-    elif name in _INFOS:
-        survey.infos.append(path)
-    elif is_image_name(os.fsencode(name)):
+    name = os.fsencode(path.rpartition("/")[2])
+    if is_image_name(name):  # first: most files are
         survey.images.append(path)
+    elif kind_of_tar(name) and not is_zip_name(name):
+        survey.tars.append(path)
+    elif kind := kind_of_table(name):
+        survey.tables[kind].append(path)
+    elif os.fsdecode(name) in _INFOS:
+        survey.infos.append(path)
 
 
 def _layout_of(tree: SourceTree, name: str, survey: _Survey) -> LayoutName:
