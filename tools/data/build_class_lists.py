@@ -46,10 +46,13 @@ def table(timm: Path, folder: Path | None) -> pa.Table:
     """Return all lists; refuse a file that is not the list that its fingerprint says it is."""
     lists = {}
     for known in (*KNOWN_LISTS.values(), *OTHER_LISTS.values()):
-        path = (
-            timm / name if (name := timm_file(known)) else folder and folder / f"{known.name}.txt"
-        )
-        classes = ClassList.read_text(path) if path else ClassList(wnids_of(known.name))
+        path = folder / f"{known.name}.txt" if folder else None
+        if name := timm_file(known):
+            path = timm / name
+        if path and path.exists():
+            classes = ClassList.read_text(path)
+        else:
+            classes = ClassList(wnids_of(known.name))
         if classes.fingerprint != known.fingerprint or len(classes) != known.num_classes:
             raise SystemExit(f"{path or PATH} is not `{known.name}`: {classes.fingerprint}")
         lists[known.name] = classes.wnids

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from vit21k.checkpoint.model_folder import EvalSettings, ModelCard, read_json
+from vit21k.data.augment import Interpolation
 from vit21k.errors import CheckpointError, UsageError, one_line
 
 Triple = tuple[float, float, float]
 CropMode = Literal["center", "squash"]
-Interpolation = Literal["bicubic", "bilinear"]
 
 _HINT = (
     "set how images are prepared with --mean, --std, --crop-pct or --crop-mode, and "
