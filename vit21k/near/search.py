@@ -326,8 +326,8 @@ class Pairs(NamedTuple):
     Attributes:
         one_P, other_P: Rows of the first and the second set.
         level_P: Index into `MatchLevel`'s members.
-        distance_P: Hamming distance of their hashes, of 256 bits; 0 above `Level.NEAR`.
-        similarity_P: Similarity of their thumbnails; 1 above `Level.NEAR`.
+        distance_P: Hamming distance of their hashes, of 256 bits; 0 above `MatchLevel.NEAR`.
+        similarity_P: Similarity of their thumbnails; 1 above `MatchLevel.NEAR`.
     """
 
     one_P: NDArray[np.int64]

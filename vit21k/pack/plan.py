@@ -158,7 +158,7 @@ class PackPlan:
 
     Attributes:
         name: Prefix of the shard names.
-        level: `Level.options`.
+        level: `PackLevel.options`.
         per_shard: Images per shard; the last one of a split may have fewer.
         seed: Seed of the order; None: the order of the manifest.
         num_images: Number of images of each split.

@@ -493,7 +493,7 @@ class FileReader:
         """Make an instance.
 
         Args:
-            algorithm: A key of `algorithms.ALGORITHMS`.
+            algorithm: A key of `ALGORITHMS`.
             flags: To open files with.
         """
         self._algorithm = ALGORITHMS[algorithm]

@@ -5,8 +5,8 @@ digests.parquet -> images, copies, over-labelled, classes.parquet: one row per i
 The same image is filed under several classes of ImageNet-21K.  Files with equal digests are one
 image, and its labels are the folders that contain them.
 
-Algorithm: a number made of the digest (`copies.find_copies`) and a class index are held for each
-file, 12 bytes, which identify the images (`images.merge_groups`).  Digests and paths are never
+Algorithm: a number made of the digest (`dedup.find_copies`) and a class index are held for each
+file, 12 bytes, which identify the images (`dedup.merge_groups`).  Digests and paths are never
 held: later passes over the manifest carry them from row group to row group.
 
 Source: PLSC, task/classification/vit/README.md, "ImageNet21K data preparation".  From the same list

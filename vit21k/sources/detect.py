@@ -161,7 +161,7 @@ class SourceLayout:
         return class_of(inside or folder, self.labels.label_from)
 
     def kind_of(self, name: bytes) -> str | None:
-        """Return how a file is read as a container (`ArchivePart.kind`); None if it is not one."""
+        """Return the `ContainerRange.kind` of a file; None if it is not a container."""
         kind = kind_of_tar(name)
         if self.name == "webdataset" and kind is not None and not is_zip_name(name):
             return "webdataset"
