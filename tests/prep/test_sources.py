@@ -86,7 +86,7 @@ def test_no_image_is_written_outside_the_tree(tmp_path, name):
 def test_a_tree_of_another_source_is_not_written_over(tmp_path):
     write_tree(IMAGES, tmp_path, {"md5": "a"})
 
-    with pytest.raises(UsageError, match="not of this source"):
+    with pytest.raises(UsageError, match="is of another source"):
         write_tree(IMAGES, tmp_path, {"md5": "b"})
 
 
