@@ -20,11 +20,10 @@ from PIL import Image
 from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from torchvision.transforms import v2
 
-from vit21k.data.augment import Policy, augment_in_place, policy_named
+from vit21k.data.augment import Policy, PolicyName, augment_in_place, policy_named
 from vit21k.data.decode import decode_rgb
 from vit21k.data.rng import uniform_values
 from vit21k.data.transforms import TrainTransform
-from vit21k.recipe.schema import PolicyName
 
 MEAN = (0.485, 0.456, 0.406)
 SIDE = 224

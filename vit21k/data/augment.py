@@ -3,14 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-
-if TYPE_CHECKING:
-    from vit21k.recipe.schema import PolicyName
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -275,6 +272,11 @@ OPS: dict[str, Op] = {
 """By name; amounts are degrees, bits kept, thresholds, factors (1: as it is) or pixels."""
 
 
+PolicyName = Literal[
+    "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
+    "auto_paddle", "three_augment",
+]  # fmt: skip
+
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _GREY = (128, 128, 128)
 _LARGEST = 255
@@ -495,7 +497,7 @@ class ThreeAugment:
 
 
 def policy_named(
-    name: "PolicyName",
+    name: PolicyName,
     *,
     num_ops: int,
     magnitude: float,

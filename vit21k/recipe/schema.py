@@ -19,10 +19,6 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 DropRate = Annotated[Number, Field(ge=0, lt=1)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 Interpolation = Literal["bicubic", "bilinear"]
-PolicyName = Literal[
-    "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
-    "auto_paddle", "three_augment",
-]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -40,7 +36,10 @@ _Alpha = Annotated[Number, Field(ge=0, le=1)]
 class AugmentSection(Section):
     """Augmentation of training crops, and mixing of pairs of them; by default there is none."""
 
-    policy: PolicyName | None = None
+    policy: Literal[
+        "rand", "rand_increasing", "rand_big_vision", "rand_miil", "auto", "auto_mmpretrain",
+        "auto_paddle", "three_augment", None,
+    ] = None  # fmt: skip
     """`rand`: timm's and MindCV's RandAugment; `rand_increasing`: the same with `inc1`, as DeiT;
     `rand_big_vision`: AugReg's; `rand_miil`: MIIL's; `auto`: AutoAugment's 25 pairs for ImageNet;
     `auto_mmpretrain`, `auto_paddle`: the same as in MMPretrain's and PaddleViT's code;
