@@ -76,6 +76,21 @@ def test_which_gelu_a_clip_has_is_asked(tmp_path, rename):
     assert "`--set model.act_layer=gelu|gelu_tanh|quick_gelu`" in caught.value.hint
 
 
+def test_the_numbers_in_openais_files_say_heads_and_activation(tmp_path):
+    shape = {"embed_dim": 128, "num_heads": 2, "num_classes": 0, **QUICK}
+    model = vit(**shape)
+    sizes = {
+        name: torch.tensor(32) for name in ("input_resolution", "context_length", "vocab_size")
+    }
+    torch.save({**clip(model.state_dict()), **sizes}, tmp_path / "w.pth")
+
+    found, card = load_model(tmp_path / "w.pth")
+
+    assert (card.args["num_heads"], card.args["act_layer"]) == (2, "quick_gelu")
+    with torch.no_grad():
+        assert torch.allclose(found(IMAGES), outputs(model), rtol=1e-4, atol=1e-5)
+
+
 def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
     path, _ = saved(clip, num_classes=0, **QUICK)(tmp_path)
 

@@ -34,18 +34,31 @@ _NAMES = Names(
 )
 
 
-def from_clip(tensors: Mapping[str, Tensor], _config: Mapping[str, Any]) -> Converted:
+# Numbers that only OpenAI's programs hold, next to their weights.
+_OPENAIS = frozenset({"input_resolution", "context_length", "vocab_size"})
+_OPENAI_HEAD_WIDTH = 64  # `build_model` computes the heads from the width
+
+
+def from_clip(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Converted:
     """Return *tensors* under our names.
 
     Both programs write the same names; one computes with the quick GELU, the other mostly not.
+
+    Args:
+        tensors: Of the image tower.
+        config: ``outside``: the names of all other tensors of the file.
     """
+    known: dict[str, Any] = {"norm_eps": 1e-5, "global_pool": "token"}
+    if set(config.get("outside", ())) >= _OPENAIS:
+        num_heads = len(tensors["class_embedding"]) // _OPENAI_HEAD_WIDTH
+        known |= {"act_layer": "quick_gelu", "num_heads": num_heads}
     spare = tuple(name for name in tensors if name == "proj")
     converted, dropped = renamed(
         {name: tensor for name, tensor in tensors.items() if name not in spare}, _NAMES.to_ours
     )
     return Converted(
         with_batch(converted),
-        {"norm_eps": 1e-5, "global_pool": "token"},
+        known,
         dropped,
         spare,
         {"act_layer": None},

@@ -127,7 +127,7 @@ def _convert(
         name, convert = "plsc", paddle.from_plsc
     if name == "pit":
         name = "paddlevit" if is_paddle else "timm" if config else "naver"
-    converted = convert(inner, config)
+    converted = convert(inner, {**config, "outside": outside} if outside else config)
     return name, converted._replace(spare=(*converted.spare, *outside))
 
 
