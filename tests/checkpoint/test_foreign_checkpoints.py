@@ -145,7 +145,9 @@ def test_a_published_name_counts_if_the_digest_in_it_is_right(tmp_path):
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
     right = (tmp_path / "w.pth").rename(tmp_path / f"deit_tiny_patch16_224-{digest}.pth")
 
-    assert load_model(right)[1].args["num_heads"] == 3
+    card = load_model(right)[1]
+    assert card.args["num_heads"] == 3
+    assert card.eval_settings.mean == (0.485, 0.456, 0.406)  # of DeiT's authors
     wrong = right.rename(tmp_path / "deit_tiny_patch16_224-00000000.pth")
     with pytest.raises(UsageError, match="attention heads"):
         load_model(wrong)

@@ -165,7 +165,8 @@ def open_weight_file(
         _check_own(own, choice.args)
         if arrays.container == "safetensors" and _has_our_names(arrays):
             return OpenedWeights(own, arrays.tensors, "vit21k")
-    format_, converted = to_ours(arrays, _merged(file, arrays.settings, config))
+    merged = _merged(file, arrays.settings, config)
+    format_, converted = to_ours(arrays, merged)
     if own is not None:  # an export in the format of another program
         return OpenedWeights(own, converted.tensors, format_)
     try:
@@ -177,7 +178,7 @@ def open_weight_file(
             f"`{file}` is a model of images of {found.args['in_chans']} channels; vit21k reads "
             "red, green and blue"
         )
-    card = _card_of(path, file, format_, found, config, preprocessing)
+    card = _card_of(path, file, format_, found, merged, preprocessing)
     warnings = (*arrays.notes, *card.warnings, *_warnings(converted))
     return OpenedWeights(replace(card, warnings=warnings), converted.tensors, format_)
 

@@ -121,6 +121,8 @@ def find_preprocessing(
     if stated is not None:
         return FoundPreprocessing(wanted.applied_to(stated))
     custom = _CUSTOM_OF.get(str(config.get("model_type")), format_)
+    if str(config.get("architecture")).startswith(_OF_DEIT):
+        custom = "deit"
     found = wanted.applied_to(_assumed(custom, args))
     return FoundPreprocessing(found, None if wanted.is_complete else _warning(found, wanted))
 
@@ -186,6 +188,7 @@ _CUSTOMS = {
 _CUSTOM_OF = {"deit": "deit", "dinov2": "deit", "dinov2_with_registers": "deit", "clip": "clip",
               "clip_vision_model": "clip"}  # fmt: skip
 """By transformers' `model_type`, where it is not `transformers`'."""
+_OF_DEIT = ("deit", "mae_vit")  # architectures of Facebook's, in timm's names
 _FINE_TUNED_FROM = 384  # pixels; PLSC and PaddleViT then squash, as Google
 
 
