@@ -180,8 +180,8 @@ class PairSummary:
 
 
 def find_leaks(
-    manifests: Path,
-    against: Path,
+    manifests: str | Path,
+    against: str | Path,
     *,
     root: Root | None = None,
     num_workers: int = DEFAULT_NUM_WORKERS,
@@ -206,6 +206,7 @@ def find_leaks(
         UsageError: *against* is the image root itself.
         LockedError: Another run works on *manifests*.
     """
+    manifests, against = Path(manifests), Path(against)
     images = open_manifest(manifests, IMAGES)
     other = open_evaluation_set(against, images, num_workers, on_others)
     scanned = scan_images(manifests, root=root, num_workers=num_workers, on_images=on_images)

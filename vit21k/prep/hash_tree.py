@@ -152,7 +152,7 @@ OnChunk = Callable[[HashedChunk], None]
 
 def hash_tree(  # noqa: PLR0913
     root: Root,
-    manifests: Path,
+    manifests: str | Path,
     *,
     algorithm: str = DEFAULT_ALGORITHM,
     num_workers: int | None = None,
@@ -200,6 +200,7 @@ def hash_tree(  # noqa: PLR0913
         LockedError: Another run works on *manifests*.
         OSError: *manifests* cannot be written to.
     """
+    manifests = Path(manifests)
     _refuse_contradictions(root, mode, engine)
     place = _place_of(root, is_flat=label_file is not None or label_from == "key")
     if not any((label_file, layout, label_from)):

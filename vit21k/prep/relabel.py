@@ -224,7 +224,7 @@ class RelabelSummary:
 
 
 def relabel(
-    manifests: Path,
+    manifests: str | Path,
     *,
     classes: ClassList | None = None,
     by: Literal["bytes", "content"] = "bytes",
@@ -248,6 +248,7 @@ def relabel(
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
+    manifests = Path(manifests)
     if cluster and by == "content":
         raise UsageError("on Ray, files are merged by all their bytes", hint="run without `--by`")
     with locked(manifests, command="relabel"):
@@ -267,12 +268,11 @@ def relabel(
         result = merge_groups(groups, label_N, max_labels=max_labels)
         header = _header_for(digests, classes, by=by, max_labels=max_labels)
         num_classes_before = _num_classes_before(manifests, classes)
-        is_distinct = cluster is None  # all digests were sorted: no two groups share theirs
         with ExitStack() as stack:
             writers = {
                 kind.name: stack.enter_context(
-                    manifest_writer(kind, manifests, header, classes, is_distinct=is_distinct)
-                )
+                    manifest_writer(kind, manifests, header, classes, is_distinct=cluster is None)
+                )  # without a cluster all digests were sorted: no two groups share theirs
                 for kind in (IMAGES, COPIES, OVERLABELLED, CLASSES)
             }
             writers["classes"].write(class_rows(classes, result))

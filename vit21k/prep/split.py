@@ -46,7 +46,7 @@ class SplitSummary:
 
 
 def make_val(
-    manifests: Path,
+    manifests: str | Path,
     *,
     per_class: int = 20,
     holdout: bool = False,
@@ -69,6 +69,7 @@ def make_val(
         LockedError: Another run works on *manifests*.
         OSError: The disk is full or failing.
     """
+    manifests = Path(manifests)
     with locked(manifests, command="make-val"):
         images = open_manifest(manifests, IMAGES)
         refuse_inside(manifests, images.header.image_folder)
