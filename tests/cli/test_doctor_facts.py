@@ -46,7 +46,7 @@ def test_an_interpreter_that_does_not_start_is_bad(monkeypatch: pytest.MonkeyPat
 
     fact = _facts_of_torch()["import torch"]
 
-    assert (fact.state, fact.value) == (
+    assert (fact.mark, fact.value) == (
         "bad",
         "`/no/python` does not start: No such file or directory",
     )

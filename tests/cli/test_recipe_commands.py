@@ -7,7 +7,7 @@ import pytest
 import yaml
 from run_processes import run_command
 
-from vit21k.recipe.load import load_recipe, shipped_recipes
+from vit21k.recipe.load import load_recipe, shipped_recipes, source_name
 
 
 def recipes(*arguments, cwd=None):
@@ -31,7 +31,8 @@ def test_list_groups_recipes_by_their_source_and_can_be_narrowed():
 
     assert lines[0].split()[:2] == ["from", "recipe"]
     assert lines[1].startswith("Google")
-    assert all(line.startswith(" ") and "google" in line for line in lines[2:])
+    assert all(line.startswith(" ") for line in lines[2:])
+    assert {source_name(line.split()[0]) for line in lines[2:]} == {"Google"}
     assert f"{len(lines) - 1} recipes" in result.stderr
 
 

@@ -201,7 +201,7 @@ def test_an_unknown_recipe_is_refused_and_the_closest_named():
     with pytest.raises(RecipeError, match="did you mean `tiny_finetune`") as caught:
         load_recipe("tiny_finetun")
 
-    assert all(name in caught.value.hint for name in shipped_recipes())
+    assert "vit21k recipes list" in caught.value.hint
 
 
 def test_a_missing_recipe_file_is_refused_by_name(tmp_path):
