@@ -19,7 +19,7 @@ from vit21k.models.registry import model_args
         (["eval", "runs/small", "--device", "abacus"], 2, "cannot compute on `abacus`"),
         (["predict", "nowhere", "tree"], 3, "no run or model at `nowhere`"),
         (["predict", "runs/small", "runs"], 2, "no images in `runs`"),
-        (["predict", "runs/small"], 2, "IMAGE"),
+        (["predict", "runs/small"], 2, "which images?"),
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(vit21k, images, run_dir, arguments, code, message):

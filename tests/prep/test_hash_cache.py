@@ -536,13 +536,11 @@ def test_file_systems_are_detected(tmp_path: Path) -> None:
         (r"1 0 0:1 / / rw - ext4 /dev/sda rw" + "\n" + r"2 1 0:2 / /a\040b rw - lustre x rw", True),
     ],
 )
-def test_remote_file_systems_are_detected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: bool
-) -> None:
-    (tmp_path / "mountinfo").write_text(line + "\n")
-    monkeypatch.setattr("vit21k.sources.folders._MOUNTS", tmp_path / "mountinfo")
+def test_remote_file_systems_are_detected(tmp_path: Path, line: str, expected: bool) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "mountinfo").write_text(line + "\n")
 
-    assert is_remote(Path("/a b/c")) is expected
+    assert is_remote(Path("/a b/c"), tmp_path) is expected
 
 
 def test_digests_of_a_resumed_run_hold_all_columns(images: Path, tmp_path: Path) -> None:

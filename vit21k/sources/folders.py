@@ -110,12 +110,16 @@ _REMOTE_NAMES = (
 _REMOTE = frozenset(_REMOTE_NAMES.split())
 
 
-def is_remote(folder: Path) -> bool:
+def is_remote(folder: Path, root: Path = Path("/")) -> bool:
     """Return whether *folder* is on a network file system.
 
     Inodes and status-change times may differ there between machines and mounts.
+
+    Args:
+        folder: A path that need not exist.
+        root: Where ``proc/self/mountinfo`` is read.
     """
-    kind = file_system_of(folder)
+    kind = file_system_of(folder, root)
     return kind in _REMOTE or kind.startswith("fuse")
 
 
