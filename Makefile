@@ -41,7 +41,6 @@ check: $(DEV) ## All that CI runs: format, lint, types, imports, docs, wheel, te
 	$(BIN)/python tools/docs/update_docs.py --check
 	$(BIN)/python tools/docs/models_page.py --check
 	$(BIN)/python tools/docs/recipes_page.py --check
-	$(BIN)/python tools/docs/run_doc_commands.py --fast
 	$(BIN)/python tools/check/check_wheel.py
 	$(MAKE) test
 

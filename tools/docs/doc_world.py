@@ -118,6 +118,10 @@ def _make_sources(world: Path, data: Path, tree: Path) -> None:
     _write_tar(data / "fall11_whole.tar", class_tars)
     _write_tar(data / "winter21_whole.tar.gz", class_tars, mode="w:gz")
     shutil.copy(data / "winter21_whole.tar.gz", world)
+    content = (data / "fall11_whole.tar").read_bytes()
+    (data / "fall11_whole.tar.aa").write_bytes(content[: len(content) // 2])
+    (data / "fall11_whole.tar.ab").write_bytes(content[len(content) // 2 :])
+    _write_swin_zips(data / "ImageNet-Zip", files)
     _write_shard(data / "imagenet-22k-wds" / "imagenet22k-train-0000.tar", files[:50])
     _write_parquet(data / "imagenet-1k" / "data" / "train-00000-of-00001.parquet", files[:50])
     (data / "flat").mkdir()
@@ -140,6 +144,19 @@ def _write_tar(path: Path, members: Iterable[Path], *, mode: str = "w") -> None:
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for member in sorted(members):
             tar.add(member, member.name)
+
+
+def _write_swin_zips(folder: Path, files: list[Path]) -> None:
+    """Write train.zip and val.zip with their lists, as Swin Transformer reads them."""
+    folder.mkdir()
+    indices = {name: i for i, name in enumerate(sorted({file.parent.name for file in files}))}
+    for split, chosen in (("train", files[::2]), ("val", files[1::2])):
+        names = {f"{file.parent.name}/{file.name}": file for file in chosen}
+        with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
+            for name, file in names.items():
+                archive.write(file, name)
+        lines = [f"{name}\t{indices[file.parent.name]}\n" for name, file in names.items()]
+        (folder / f"{split}_map.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _write_shard(path: Path, files: list[Path]) -> None:
