@@ -34,7 +34,7 @@ RULES: dict[str, Any] = tomllib.loads(
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 SHELLS = ("sh", "bash", "console")
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300
 VOLATILE = re.compile(r"images/s|MFU|step \d|probability|tree.* s$")
 NUMBER = re.compile(r"\d[\d,]*(?:\\?\.\d+)?(?:e[+\\-]*\d+)?")
 
