@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from cifar_archives import cifar10_files, write_archive
+from conftest import needs_extension
 from file_server import serving
 from PIL import Image
 from small_run import SMALL as SIZES
@@ -215,6 +216,7 @@ def test_compressed_parquet_files_are_copied_once_to_be_trained_on(vit21k, tmp_p
     assert classes.to_pylist() == ["dog", "cat"]
 
 
+@needs_extension
 def test_compressed_parquet_files_are_not_trained_on_in_place(vit21k, tmp_path):
     pytest.importorskip("torch")
     _parquet_files(tmp_path / "hub")

@@ -38,7 +38,7 @@ TRAIN_OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(native_extension: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree, its manifests and a pack of it."""
     home = tmp_path_factory.mktemp("home")
     write_manifests(write_tree(home / "tree"), home / "manifests", holdout=True)
