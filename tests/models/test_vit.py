@@ -143,7 +143,7 @@ def test_rotary_positions_are_timms(rope, ape):
 
 def test_token_and_mean_are_pooled_side_by_side_as_in_dinov2s_linear_classifier():
     transformers = pytest.importorskip("transformers")
-    config = transformers.Dinov2Config(hidden_size=32, num_labels=7)
+    config = transformers.Dinov2Config(hidden_size=32, num_attention_heads=2, num_labels=7)
     classifier = transformers.Dinov2ForImageClassification(config).classifier
     model = small_model(global_pool="token_avg", reg_tokens=2)
     model.head.load_state_dict(classifier.state_dict())
