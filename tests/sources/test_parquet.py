@@ -85,7 +85,11 @@ def test_images_may_be_a_column_of_bytes_and_labels_names(dtype):
         }
     )
 
-    images = check(parquet_of(rows, compression="none", use_dictionary=False), None, "bab")
+    try:
+        content_of_file = parquet_of(rows, compression="none", use_dictionary=False)
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"this version of pyarrow does not write {dtype}")
+    images = check(content_of_file, None, "bab")
 
     assert images[0].path == "train-00000-of-00001.parquet/00000000.jpg"
     assert images[0].storage is None
