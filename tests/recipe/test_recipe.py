@@ -334,3 +334,9 @@ def test_no_field_of_a_recipe_takes_what_is_no_finite_number(value):
     for name in names:
         with pytest.raises(RecipeError):
             load_recipe("tiny", [f"{name}={value}"])
+
+
+@pytest.mark.parametrize("field", ["crop_scale=[0.5,1]", "crop_ratio=[1,1]"])
+def test_settings_of_random_resized_crops_are_refused_for_simple_ones(field):
+    with pytest.raises(RecipeError, match=r"is for data\.crop `random_resized`"):
+        load_recipe("tiny", ["data.crop=simple", f"data.{field}"])

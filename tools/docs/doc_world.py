@@ -49,7 +49,7 @@ def environment(scratch: Path) -> dict[str, str]:
     }
 
 
-def make(scratch: Path, env: dict[str, str], images: Path | None, *, with_runs: bool) -> Path:
+def make(scratch: Path, env: dict[str, str], images: Path | None) -> Path:
     """Make the folder below *scratch*, of generated images or of those in *images*."""
     world = scratch / "world"
     data = scratch / "data"
@@ -60,8 +60,7 @@ def make(scratch: Path, env: dict[str, str], images: Path | None, *, with_runs: 
     _make_inputs(world, data, tree)
     _make_sources(world, data, tree)
     _make_manifests(world, env)
-    if with_runs:
-        _make_runs(world, env)
+    _make_runs(world, env)
     return world
 
 

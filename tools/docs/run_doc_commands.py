@@ -1,7 +1,6 @@
 """Run every command block of README and docs/ on small data, and compare the output with the page.
 
 python tools/docs/run_doc_commands.py [PAGE ...]    all pages, or those named: docs/use.md
-    --fast            only the pages that need no torch: data preparation
     --images DIR      a tree of class folders in place of the generated one
     --keep DIR        keep the scratch folder there
 
@@ -191,13 +190,9 @@ class Page:
             server.communicate(timeout=30)
 
 
-def run_page(
-    name: str, world: Path, scratch: Path, environment: dict[str, str], *, is_fast: bool = False
-) -> list[Outcome]:
+def run_page(name: str, world: Path, scratch: Path, environment: dict[str, str]) -> list[Outcome]:
     """Run the commands of one page in a copy of *world*."""
     found = list(commands_of((CHECKOUT / name).read_text(encoding="utf-8")))
-    if is_fast:
-        found = [each for each in found if not rule_for("slow", name, each.text)]
     if all(rule_for("skip", name, each.text) for each in found):
         return [Outcome(e, "not run", rule_for("skip", name, e.text)["reason"]) for e in found]  # type: ignore[index]
     folder = scratch / name.replace("/", "-").removesuffix(".md")
@@ -243,20 +238,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run the pages; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("pages", nargs="*")
-    parser.add_argument("--fast", action="store_true")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args(arguments)
     started_at = time.monotonic()
-    pages = args.pages or (RULES["fast"] if args.fast else pages_with_commands())
+    pages = args.pages or pages_with_commands()
     with tempfile.TemporaryDirectory(prefix="vit21k-docs-") as temporary:
         scratch = (args.keep or Path(temporary)).resolve()
         environment = doc_world.environment(scratch)
-        world = doc_world.make(scratch, environment, args.images, with_runs=not args.fast)
+        world = doc_world.make(scratch, environment, args.images)
         results = {}
         for page in pages:
             page_started_at = time.monotonic()
-            results[page] = run_page(page, world, scratch, environment, is_fast=args.fast)
+            results[page] = run_page(page, world, scratch, environment)
             print(f"{page}: {time.monotonic() - page_started_at:.1f} s", flush=True)
             for outcome in results[page]:
                 if outcome.verdict == "otherwise":

@@ -126,13 +126,18 @@ class TrainTransform:
             image: RGB.
             uniforms: `num_uniforms` random values, 0 <= x < 1.
             out: (3, H, W) uint8 to write to.
+
+        Raises:
+            ImageError: The aspect ratio is too extreme to resize the complete image.
         """
-        crop = self.crop(image.size, uniforms.tolist())
+        return _written(self._cut(image, self.crop(image.size, uniforms.tolist())), out)
+
+    def _cut(self, image: Image.Image, crop: Crop) -> NDArray[np.uint8]:
         size = (self.img_size, self.img_size)
         image_CHW = resample(np.array(image.crop(crop.box)), size, self.interpolation)
         if crop.is_flipped:
             image_CHW = image_CHW.flip(2)  # torch's: a copy of NumPy's reversed view takes longer
-        return _written(image_CHW.numpy(), out)
+        return image_CHW.numpy()
 
     def crop(self, size: tuple[int, int], uniforms: Sequence[float]) -> Crop:
         """Return the crop of an image of (width, height), from its `num_uniforms` random values."""
@@ -161,24 +166,13 @@ class SimpleCropTransform(TrainTransform):
         super().__init__(img_size, interpolation=interpolation, hflip=hflip)
         self._resize = EvalTransform(img_size, interpolation=interpolation)
 
-    def __call__(
-        self,
-        image: Image.Image,
-        uniforms: NDArray[np.float64],
-        out: NDArray[np.uint8] | None = None,
-    ) -> NDArray[np.uint8]:
-        """Return the image as (3, H, W); arguments as for `TrainTransform`.
-
-        Raises:
-            ImageError: The aspect ratio is so extreme that the result would not fit into memory.
-        """
-        crop = self.crop(image.size, uniforms.tolist())
+    def _cut(self, image: Image.Image, crop: Crop) -> NDArray[np.uint8]:
         (left, top), side = crop.window, self.img_size
         image = image.resize(crop.resized or image.size, _RESAMPLING[self.interpolation])
         image_CHW = np.array(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
         if crop.is_flipped:
             image_CHW = image_CHW[:, :, ::-1]
-        return _written(shifted(image_CHW, crop.shift), out)
+        return shifted(image_CHW, crop.shift)
 
     def crop(self, size: tuple[int, int], uniforms: Sequence[float]) -> Crop:
         """Return the crop of an image of (width, height), from its `num_uniforms` random values.

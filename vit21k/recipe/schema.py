@@ -489,6 +489,8 @@ _SIGMOID = ("loss.kind", ("sigmoid",))
 _ONLY_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
     "augment.color_jitter": ("augment.policy", ("three_augment",)),
     "augment.magnitude_std": ("augment.policy", ("rand", "rand_increasing")),
+    "data.crop_ratio": ("data.crop", ("random_resized",)),
+    "data.crop_scale": ("data.crop", ("random_resized",)),
     "data.eval_resize": ("data.eval_mode", ("center_crop",)),
     "distill.kind": ("loss.kind", ("softmax",)),
     "distill.teacher": ("distill.kind", ("hard", "soft")),
